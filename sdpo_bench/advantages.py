@@ -1,0 +1,109 @@
+"""From rewards to advantages: discounted returns and the normalisation modes, with their running statistics.
+
+The paper's point is *what* a return is compared with: all returns of the same prompt at the same denoising step
+(``per-step-prompt``). The other modes exist for its ablation and for methods that came with them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Normalisation = Literal["per-step-prompt", "per-prompt", "per-step", "batch", "none"]
+STD_EPSILON = 1e-6  # added to every standard deviation (official trackers)
+BATCH_EPSILON = 1e-8  # the batch mode's own (official ablation code)
+
+
+def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
+    """``G_i = r_i + gamma G_{i+1}`` along the last axis ``[..., T]``; gamma 0 returns the rewards themselves."""
+    returns = [rewards[..., -1]]
+    for i in range(rewards.shape[-1] - 2, -1, -1):
+        returns.append(rewards[..., i] + gamma * returns[-1])
+    return torch.stack(returns[::-1], -1)
+
+
+class Normaliser:
+    """Turns returns into advantages and remembers what it has seen of each prompt.
+
+    The official buffer rule: a prompt's new values are appended to its buffer of ``buffer_size`` samples; while the
+    buffer holds fewer than ``min_count``, mean and standard deviation are those of this batch, afterwards those of the
+    buffer. Standard deviations are population ones.
+    """
+
+    def __init__(self, mode: Normalisation, buffer_size: int = 32, min_count: int = 16):
+        self.mode = mode
+        self.buffer_size = buffer_size
+        self.min_count = min_count
+        self.buffers: dict[str, deque[np.ndarray]] = {}
+
+    def __call__(self, returns: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Advantages of ``returns [R, K]`` (one row a trajectory, one prompt a row), same shape and dtype."""
+        values = returns.detach().cpu().numpy()
+        result = _MODES[self.mode](self, values, np.array(prompts))
+        return torch.from_numpy(result).to(returns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later advantages depend on, as tensors ``[n, K]`` by prompt (oldest first)."""
+        return {prompt: torch.from_numpy(np.stack(rows)) for prompt, rows in self.buffers.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.buffers = {p: deque(rows.numpy().copy(), maxlen=self.buffer_size) for p, rows in state.items()}
+
+    def _per_prompt(self, values: np.ndarray, prompts: np.ndarray, axis: int | None) -> np.ndarray:
+        """Per-prompt statistics with the buffer rule; ``axis`` 0 keeps steps apart, ``None`` pools them."""
+        result = np.empty_like(values)
+        for prompt in np.unique(prompts):
+            mine = prompts == prompt
+            buffer = self.buffers.setdefault(str(prompt), deque(maxlen=self.buffer_size))
+            buffer.extend(values[mine])
+            sample = np.stack(buffer) if len(buffer) >= self.min_count else values
+            result[mine] = (values[mine] - sample.mean(axis)) / (sample.std(axis) + STD_EPSILON)
+        return result
+
+    def _per_step_prompt(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return self._per_prompt(values, prompts, axis=0)
+
+    def _pooled_prompt(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return self._per_prompt(values, prompts, axis=None)
+
+    def _per_step(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return (values - values.mean(0)) / (values.std(0) + STD_EPSILON)
+
+    def _batch(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return (values - values.mean()) / (values.std() + BATCH_EPSILON)
+
+    def _none(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        return values.copy()
+
+
+_MODES: dict[str, Callable[[Normaliser, np.ndarray, np.ndarray], np.ndarray]] = {
+    "per-step-prompt": Normaliser._per_step_prompt,
+    "per-prompt": Normaliser._pooled_prompt,
+    "per-step": Normaliser._per_step,
+    "batch": Normaliser._batch,
+    "none": Normaliser._none,
+}
+
+
+def advantages(
+    rewards: Tensor, prompts: Sequence[str], normaliser: Normaliser, *, gamma: float, clip: float, sparse: bool
+) -> Tensor:
+    """Clipped advantages ``[N, G, T]`` of step rewards ``[N, G, T]`` of N prompts.
+
+    With a sparse reward and gamma 1 every step has the same return, so one column is normalised and shared, exactly
+    as trajectory-level methods do it. Rows enter the buffers member by member (all first members, then all second
+    ones), which is the official order.
+    """
+    n, g, steps = rewards.shape
+    returns = discounted_returns(rewards, gamma)
+    if sparse and gamma == 1:
+        returns = returns[..., -1:]
+    rows = returns.transpose(0, 1).reshape(n * g, -1)
+    normalised = normaliser(rows, list(prompts) * g)
+    members_first = normalised.view(g, n, -1).transpose(0, 1)
+    clipped = members_first.clamp(-clip, clip) if clip > 0 else members_first
+    return clipped.expand(n, g, steps).contiguous()

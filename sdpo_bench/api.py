@@ -1,0 +1,144 @@
+"""The whole plugin contract: what a method and a reward must say about themselves, and the data they meet.
+
+A method says which trajectories it wants, which reward signal it learns from and what the loss of one minibatch is.
+The engine owns everything else: sampling, reward queries, the order of updates, the optimiser, the budget, logging,
+checkpoints. A reward maps images and prompts to numbers. Both are one file with one class and a frozen settings
+dataclass beside it; see ``docs/add-a-method.md``.
+
+Shapes use the field's letters: ``N`` prompt groups, ``G`` members (trajectories) of a group, ``T`` denoising steps in
+sampling order, ``b`` groups of a minibatch, ``K`` steps of a minibatch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RewardMode = Literal["sparse", "predicted", "full"]
+RewardGuard = Literal["convex", "official"]
+Granularity = Literal["step", "trajectory"]
+Signal = Literal["advantage", "preference"]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Settings of a plugin that has none."""
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What the loss sees: ``b`` groups of ``G`` members at ``K`` steps (1, or all T for trajectory-level losses).
+
+    All tensors are float32 on one device. Log-probabilities are means over latent dimensions (nats per element) and
+    already carry the engine's step weight: ``log_probs - old_log_probs`` and ``log_probs - ref_log_probs`` are the
+    weighted log-ratios, whatever ``update.step_weight`` says.
+    """
+
+    log_probs: "Tensor"
+    """``[b, G, K]`` under the current policy; the only tensor that carries gradients (with ``kl``)."""
+    old_log_probs: "Tensor"
+    """``[b, G, K]`` under the policy that sampled."""
+    ref_log_probs: "Tensor | None"
+    """``[b, G, K]`` under the base model (adapter off); only for methods with ``needs_reference``."""
+    advantages: "Tensor | None"
+    """``[b, G, K]`` normalised and clipped; only for methods with ``signal = "advantage"``."""
+    rewards: "Tensor"
+    """``[b, G, K]`` reward of each step as the method asked for (sparse: zero before the last step)."""
+    final_rewards: "Tensor"
+    """``[b, G]`` reward of the final image."""
+    steps: "Tensor"
+    """int64 ``[b, K]``: step index i, 0 is the noisiest."""
+    num_steps: int
+    kl: "Tensor | None" = None
+    """``[b, G, K]`` KL(policy step || base step) per latent element; only for methods with ``needs_kl``."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Scalar ``value`` to minimise (mean over the ``b`` groups) and detached scalars worth logging."""
+
+    value: "Tensor"
+    metrics: Mapping[str, "Tensor"] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """A fine-tuning method. Subclass it in one file; the first line of the docstring is what ``list`` prints."""
+
+    Settings: ClassVar[type] = NoSettings
+    """Frozen dataclass of the method's own settings (``--set method.KEY=VALUE``)."""
+    members: ClassVar[int] = 1
+    """Trajectories sampled for each drawn prompt."""
+    shared_noise: ClassVar[bool] = False
+    """Whether the members of a group start from the same initial noise."""
+    signal: ClassVar[Signal] = "advantage"
+    """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings."""
+    final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
+    """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
+    needs_reference: ClassVar[bool] = False
+    needs_kl: ClassVar[bool] = False
+    granularity: ClassVar[Granularity] = "step"
+    """``step``: the loss of one step needs that step alone; ``trajectory``: it needs the sum over all steps."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the engine that the method changes unless the user says otherwise, e.g. ``update.order``."""
+
+    def __init__(self, settings: Any):
+        self.settings = settings
+
+    @property
+    def reward_mode(self) -> RewardMode:
+        """Rewards the method learns from: ``sparse`` unless it says otherwise."""
+        return "sparse"
+
+    @property
+    def reward_guard(self) -> RewardGuard:
+        """How ``predicted`` rewards treat negative similarity weights (``sdpo_bench.dense``)."""
+        return "convex"
+
+    @abstractmethod
+    def loss(self, batch: Minibatch) -> Loss:
+        """Loss of one minibatch. Must not touch global state or draw random numbers."""
+
+
+class Reward(ABC):
+    """A scalar reward of images and prompts. The first line of the docstring is what ``list`` prints."""
+
+    Settings: ClassVar[type] = NoSettings
+    version: ClassVar[str]
+    """Part of every result; raise it whenever a score can change."""
+    scale: ClassVar[str]
+    """What one unit means, e.g. ``nats`` or ``cosine similarity``."""
+    source: ClassVar[str]
+    """Paper, code or checkpoint the definition comes from."""
+    native_model: ClassVar[str]
+    """Base model it is normally used with; chosen when the user names none."""
+    differentiable: ClassVar[bool] = False
+    """Whether gradients flow from the score to the images."""
+
+    def __init__(self, settings: Any, device: str = "cpu"):
+        self.settings = settings
+        self.device = device
+
+    @property
+    def full_version(self) -> str:
+        """Version that results carry; a reward whose settings change its scores extends it."""
+        return self.version
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why the reward cannot be used on this machine, with what to type; ``None`` if it can. Must be quick."""
+        return None
+
+    @abstractmethod
+    def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
+        """Scores, higher is better.
+
+        Args:
+            images: ``[B, 3, H, W]`` float32 in [0, 1].
+            prompts: B texts.
+
+        Returns:
+            ``[B]`` float32; row b depends on image b and prompt b alone, whatever the batch.
+        """

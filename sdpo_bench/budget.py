@@ -1,0 +1,138 @@
+"""The ledger: what a run has cost so far, on every axis, and where it must stop.
+
+"Samples" alone hides most of the bill: per trajectory one method asks three rewards and takes many optimiser steps
+where another asks one and takes few. Every denoiser and reward call is charged here, and nothing else decides when
+training ends.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from sdpo_bench.errors import UsageError
+
+Axis = Literal["images", "denoiser_calls", "reward_calls", "optimiser_steps", "seconds"]
+AXES: tuple[str, ...] = Axis.__args__  # type: ignore[attr-defined]
+Phase = Literal["rollout", "update", "reference", "diagnostic"]
+
+
+@dataclass
+class Ledger:
+    """Counts since the start of a run (calls count single latents or images, not batches).
+
+    ``forward`` is denoiser evaluations by phase (sampling, training forward, reference model, diagnostics),
+    ``backward`` those that were differentiated, ``rewards`` images scored by reward name.
+    """
+
+    images: int = 0
+    forward: dict[str, int] = field(default_factory=dict)
+    backward: int = 0
+    rewards: dict[str, int] = field(default_factory=dict)
+    optimiser_steps: int = 0
+    seconds: float = 0.0
+    phase: Phase = "diagnostic"
+
+    def charge_call(self, latents: int) -> None:
+        """Charge one denoiser call to the present phase (the policy reports every call here)."""
+        self.forward[self.phase] = self.forward.get(self.phase, 0) + latents
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Calls inside this context are charged to ``phase``."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    def charge_reward(self, name: str, images: int) -> None:
+        self.rewards[name] = self.rewards.get(name, 0) + images
+
+    @property
+    def denoiser_calls(self) -> int:
+        """Forward evaluations of all phases plus backward ones."""
+        return sum(self.forward.values()) + self.backward
+
+    @property
+    def reward_calls(self) -> int:
+        return sum(self.rewards.values())
+
+    def used(self, axis: str) -> float:
+        """Amount used on one axis of :data:`AXES`."""
+        return float(getattr(self, axis))
+
+    def bill(self) -> dict[str, Any]:
+        """Everything but the time, as plain data with sorted keys (identical for identical runs)."""
+        counts = {k: v for k, v in asdict(self).items() if k not in ("seconds", "phase")}
+        counts["forward"] = dict(sorted(self.forward.items()))
+        counts["rewards"] = dict(sorted(self.rewards.items()))
+        return counts | {"denoiser_calls": self.denoiser_calls, "reward_calls": self.reward_calls}
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Ledger":
+        return cls(**state)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one prompt group costs in one epoch; known before it is sampled."""
+
+    images: int
+    forward: int
+    backward: int
+    rewards: int
+
+    def of(self, axis: str) -> float:
+        if axis == "denoiser_calls":
+            return self.forward + self.backward
+        return {"images": self.images, "reward_calls": self.rewards}.get(axis, 0)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Stop when ``axis`` reaches ``amount``."""
+
+    axis: str
+    amount: float
+
+    def reached(self, ledger: Ledger) -> bool:
+        return ledger.used(self.axis) >= self.amount
+
+    def groups_left(self, ledger: Ledger, group: Cost, wanted: int, overhead: float = 0.0) -> int:
+        """How many of ``wanted`` prompt groups still fit (0: stop now).
+
+        Images, reward calls and denoiser calls are known in advance, so the last epoch is cut to whole groups that
+        fit; ``overhead`` is what the epoch costs besides its groups. Optimiser steps and seconds stop inside an epoch.
+        """
+        each = group.of(self.axis)
+        left = self.amount - ledger.used(self.axis)
+        if left <= 0:
+            return 0
+        if each == 0:
+            return wanted
+        return max(0, min(wanted, int((left - overhead) // each)))
+
+
+def parse_budget(text: str) -> tuple[str, float]:
+    """``"images=3000"`` -> ``("images", 3000.0)``; suffixes k and M are understood.
+
+    Raises:
+        UsageError: no ``=``, an unknown axis, or an amount that is not a positive number.
+    """
+    axis, _, amount = text.partition("=")
+    axis = axis.strip().replace("-", "_")
+    example = f"Valid: {', '.join(AXES)}. Example: --budget images=3000"
+    if axis not in AXES:
+        raise UsageError(f"unknown budget axis '{axis}' in '{text}'. {example}")
+    scale = {"k": 1e3, "M": 1e6}.get(amount[-1:], 1.0)
+    try:
+        value = float(amount[:-1] if scale > 1 else amount) * scale
+    except ValueError:
+        raise UsageError(f"'{amount}' is not an amount of {axis}. {example}") from None
+    if not 0 < value < float("inf"):
+        raise UsageError(f"a budget is a positive number, got {axis}={amount}. {example}")
+    return axis, value

@@ -1,0 +1,262 @@
+"""From what a person asked for to one fully resolved run configuration, knowing where every value came from.
+
+Layers, later ones winning: defaults of the settings classes, of the base model, of the method, the preset, the user's
+own ``--set`` and flags. Keys are ``section.key``; plugins' own settings are ``method.key`` and ``reward.key``.
+Validation happens once, here, and speaks to the person who typed the value.
+"""
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sdpo_bench.budget import AXES
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.identity import canonical, run_id
+from sdpo_bench.models import known_model
+from sdpo_bench.presets import Preset, automatic_preset, find_preset
+from sdpo_bench.registry import Plugin, find
+from sdpo_bench.settings import SECTIONS, BudgetSettings, PluginChoice, RunConfig
+
+DEFAULT_METHOD = "sdpo"
+DEFAULT_MODEL = "emoji-turbo"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; ``None`` means "choose for me"."""
+
+    method: str | None = None
+    reward: str | None = None
+    model: str | None = None
+    preset: str | None = None
+    seed: int | None = None
+    overrides: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A valid configuration with its identity and the origin of each value."""
+
+    config: RunConfig
+    sources: dict[str, str]
+    preset: str
+    method: Any
+    reward: Any
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The configuration as canonical plain data (all of it, evaluation included)."""
+        return canonical(asdict(self.config))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions that decide the numbers besides the settings."""
+        return {"reward": f"{self.config.reward.name}/{self.reward.version}"}
+
+    @property
+    def run_id(self) -> str:
+        """Folder name; evaluation settings are not part of it (a checkpoint can be judged many times)."""
+        training = {key: value for key, value in self.data.items() if key != "eval"}
+        return run_id(training, versions=self.versions)
+
+
+def resolve(request: Request) -> Resolved:
+    """Merge all layers and validate.
+
+    Raises:
+        UsageError: unknown names or keys, wrong types, values out of range, settings that do not fit together.
+        MissingError: a plugin whose package is not installed.
+    """
+    layers, method, reward, preset = _layers(request)
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        merged |= layer
+        sources |= dict.fromkeys(layer, source)
+    config, method_class, reward_class = _build(merged, sources, method, reward)
+    check_fit(config, method_class, sources)
+    return Resolved(config, sources, preset.name if preset else "", method_class, reward_class)
+
+
+def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin, Plugin, Preset | None]:
+    overrides = dict(request.overrides or {})
+    preset = find_preset(request.preset) if request.preset else None
+    base = preset.common if preset else {}
+    pick = lambda key, given, default: str(overrides.pop(key, None) or given or base.get(key) or default)  # noqa: E731
+    method = find("methods", pick("method.name", request.method, DEFAULT_METHOD))
+    wanted_reward = overrides.get("reward.name") or request.reward or base.get("reward.name")
+    fallback_model = find("rewards", wanted_reward).load().native_model if wanted_reward else DEFAULT_MODEL
+    model = known_model(pick("model.name", request.model, fallback_model))
+    reward = find("rewards", pick("reward.name", request.reward, model.native_reward or "jpeg-compressibility"))
+    preset = preset or automatic_preset(model.name, reward.name)
+    own = {"seed": request.seed} if request.seed is not None else {}
+    layers = [
+        (f"model {model.name}", dict(model.defaults)),
+        (f"method {method.name}", dict(method.load().defaults)),
+    ]
+    if preset:
+        layers.append((f"preset {preset.name}", preset.settings_for(method.name)))
+    names = {"method.name": method.name, "reward.name": reward.name, "model.name": model.name}
+    layers += [("names", names), ("you", overrides | own)]
+    return [(source, _budget(layer)) for source, layer in layers], method, reward, preset
+
+
+def _budget(layer: dict[str, Any]) -> dict[str, Any]:
+    """``budget.images = 3000`` means axis and amount; only one axis can stop a run."""
+    axes = [axis for axis in AXES if f"budget.{axis}" in layer]
+    if not axes:
+        return layer
+    if len(axes) > 1:
+        raise UsageError(f"a run stops on one budget axis, got {', '.join(axes)}.")
+    amount = layer.pop(f"budget.{axes[0]}")
+    return layer | {"budget.axis": axes[0], "budget.amount": amount}
+
+
+def _build(
+    merged: dict[str, Any], sources: dict[str, str], method: Plugin, reward: Plugin
+) -> tuple[RunConfig, Any, Any]:
+    owners: dict[str, type] = {name: owner for name, owner in SECTIONS.items()}
+    method_class, reward_class = method.load(), reward.load()
+    owners |= {"method": method_class.Settings, "reward": reward_class.Settings}
+    tables: dict[str, dict[str, Any]] = {name: {} for name in owners}
+    seed = merged.pop("seed", 0)
+    for key, value in merged.items():
+        section, _, name = key.partition(".")
+        if section in ("method", "reward") and name == "name":
+            continue
+        _check_key(key, owners, sources.get(key, ""))
+        tables[section][name] = value
+    built = {name: validate(owner, tables[name], name) for name, owner in owners.items()}
+    choices = {
+        "method": PluginChoice(method.name, asdict(built.pop("method"))),
+        "reward": PluginChoice(reward.name, asdict(built.pop("reward"))),
+    }
+    if method_class.signal != "advantage":
+        built["advantage"] = None
+    return RunConfig(seed=_seed(seed), **choices, **built), method_class, reward_class
+
+
+def _seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise UsageError(f"seed: got {value!r}, expected a whole number from 0 on.")
+    return value
+
+
+def _check_key(key: str, owners: Mapping[str, type], source: str) -> None:
+    section, _, name = key.partition(".")
+    valid = [f"{s}.{f.name}" for s, owner in owners.items() for f in fields(owner)] + ["seed"]
+    if key not in valid:
+        close = valid if section not in owners else [v for v in valid if v.startswith(f"{section}.")]
+        where = f" (from {source})" if source and source != "you" else ""
+        raise UsageError(f"unknown setting '{key}'{where}.{nearest(key, close or valid)}")
+
+
+def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
+    """An instance of the settings dataclass ``owner`` from plain values.
+
+    Raises:
+        UsageError: one line for each wrong value: the key, what was given, what is valid.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = typing.get_type_hints(owner, include_extras=True)
+    prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
+    try:
+        return TypeAdapter(owner).validate_python(prepared)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(problem, section) for problem in error.errors())) from None
+
+
+def _split(value: Any, hint: Any) -> Any:
+    """``"1,2,4"`` for a setting that is a tuple."""
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+    is_tuple = typing.get_origin(base) is tuple
+    if is_tuple and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if is_tuple and isinstance(value, int | float):
+        return [value]
+    if isinstance(value, bool) and base in (int, float):
+        return str(value)  # true is not a number here
+    return value
+
+
+def _explain(problem: Mapping[str, Any], section: str) -> str:
+    place = ".".join([section, *(str(part) for part in problem["loc"][:1])])
+    message = str(problem["msg"]).removeprefix("Input should be ").replace("valid ", "")
+    return f"{place}: got {problem['input']!r}, expected {message}."
+
+
+def check_fit(config: RunConfig, method: Any, sources: Mapping[str, str]) -> None:
+    """Settings that are each valid but do not fit together: batch geometry, update order, unused sections.
+
+    Raises:
+        UsageError: names the setting to change and a value that works.
+    """
+    unused = [key for key, source in sources.items() if key.startswith("advantage.") and source == "you"]
+    if method.signal != "advantage" and unused:
+        raise UsageError(
+            f"{config.method.name} learns from preferences, so {', '.join(unused)} would have no effect. Leave it out."
+        )
+    if method.granularity == "trajectory" and config.update.order != "accumulated":
+        raise UsageError(
+            f"{config.method.name}'s loss needs whole trajectories, so the update order can only be 'accumulated'. "
+            "Use --set update.order=accumulated."
+        )
+    _check_geometry(config, method.members)
+
+
+def _check_geometry(config: RunConfig, members: int) -> None:
+    images = config.sample.images_per_epoch
+    if images % members:
+        raise UsageError(
+            f"sample.images_per_epoch = {images} is not a multiple of {members}, the trajectories of one prompt group "
+            f"of {config.method.name}. Use {max(members, images - images % members)}."
+        )
+    groups, window = images // members, config.update.minibatch * config.update.accumulation
+    if groups % window:
+        valid = max(1, groups // window) * window * members
+        raise UsageError(
+            f"{groups} prompt groups an epoch (sample.images_per_epoch = {images}, {members} a group) do not divide "
+            f"into optimiser steps of update.minibatch x update.accumulation = {config.update.minibatch} x "
+            f"{config.update.accumulation} = {window} groups. Use --set sample.images_per_epoch={valid}, or change "
+            "update.minibatch."
+        )
+    budget: BudgetSettings = config.budget
+    if budget.axis == "images" and budget.amount % members:
+        raise UsageError(
+            f"a budget of {budget.amount:g} images is not a multiple of {members}, the trajectories of one prompt "
+            f"group of {config.method.name}. Use --budget images={int(budget.amount // members) * members or members}."
+        )
+
+
+def parse_set(texts: Sequence[str]) -> dict[str, Any]:
+    """``["update.lr=1e-3", "eval.steps=1,2,4"]`` -> values as TOML reads them, plain text where it cannot.
+
+    Raises:
+        UsageError: an entry without ``=``.
+    """
+    result: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set takes section.key=value, got '{text}'. Example: --set update.lr=1e-3")
+        try:
+            parsed = tomllib.loads(f"x = {value}")
+            result[key.strip()] = parsed["x"] if set(parsed) == {"x"} else value.strip()
+        except tomllib.TOMLDecodeError:
+            result[key.strip()] = value.strip()
+    return result
+
+
+def describe_type(hint: Any) -> str:
+    """A settings type in words, for ``list settings``."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return describe_type(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(a) for a in typing.get_args(hint))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(describe_type(a) for a in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

@@ -1,0 +1,39 @@
+"""Errors a person can act on: each says what was given, what is valid and what to type next.
+
+The command line prints ``str(error)`` and exits with ``exit_code``; a traceback appears only with ``--debug``.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SdpoBenchError(Exception):
+    """Base of every error that is shown as a message instead of a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(SdpoBenchError, ValueError):
+    """The request itself is wrong: an unknown name, a value out of range, settings that do not fit together."""
+
+    exit_code = 2
+
+
+class MissingError(SdpoBenchError):
+    """Something the request needs is not here: a package, a checkpoint, a writable folder."""
+
+    exit_code = 3
+
+
+class RunFailed(SdpoBenchError):
+    """A run stopped because its numbers can no longer be trusted (NaN loss, black images, a broken reward)."""
+
+    exit_code = 1
+
+
+def nearest(given: str, valid: Iterable[str]) -> str:
+    """The end of an "unknown name" message: the closest valid name if there is one, and the whole list."""
+    names = sorted(set(valid))
+    close = get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{hint} Valid: {', '.join(names) if names else '(none)'}."

@@ -1,0 +1,113 @@
+"""Presets: named sets of settings in TOML, shipped or given by path, with parts that apply to one method only.
+
+A preset file looks like this::
+
+    description = "one line for the list"
+    [match]                       # chosen when the user names no preset
+    model = "emoji-turbo"
+    reward = ["emoji-align"]      # absent: any
+    [update]                      # any section of the settings
+    lr = 1e-3
+    [for.ddpo.update]             # the same sections, for one method
+    lr = 2e-3
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.registry import plugin_tag
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset file, read."""
+
+    name: str
+    description: str
+    match: Mapping[str, Any]
+    common: dict[str, Any]
+    by_method: dict[str, dict[str, Any]]
+
+    def settings_for(self, method: str) -> dict[str, Any]:
+        """Flat ``section.key`` settings for a method: the common ones, then its own."""
+        return self.common | self.by_method.get(plugin_tag(method), {})
+
+    def fits(self, model: str, reward: str) -> bool:
+        """Whether this preset is the automatic choice for the model and reward."""
+        if not self.match:
+            return False
+        return _in(model, self.match.get("model")) and _in(reward, self.match.get("reward"))
+
+
+def _in(value: str, allowed: Any) -> bool:
+    if allowed is None:
+        return True
+    names = [allowed] if isinstance(allowed, str) else allowed
+    return plugin_tag(value) in {plugin_tag(name) for name in names}
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables to ``section.key`` entries."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def preset_folder() -> Path:
+    return Path(str(files("sdpo_bench"))) / "presets"
+
+
+def shipped_presets() -> dict[str, Preset]:
+    """All presets in the package, by name."""
+    return {path.stem: read_preset(path) for path in sorted(preset_folder().glob("*.toml"))}
+
+
+def read_preset(path: Path) -> Preset:
+    """Parse a preset file.
+
+    Raises:
+        UsageError: not TOML. MissingError: not readable.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingError(f"preset file '{path}' cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"preset file '{path}' is not valid TOML: {error}.") from error
+    description = str(data.pop("description", ""))
+    match = data.pop("match", {})
+    by_method = data.pop("for", {})
+    if not isinstance(by_method, Mapping) or not all(isinstance(v, Mapping) for v in by_method.values()):
+        raise UsageError(f"preset file '{path}': [for] holds one table a method, e.g. [for.ddpo.update].")
+    methods = {plugin_tag(name): flatten(table) for name, table in by_method.items()}
+    return Preset(path.stem, description, match, flatten(data), methods)
+
+
+def find_preset(name: str) -> Preset:
+    """A shipped preset by name, or a TOML file by path.
+
+    Raises:
+        UsageError: neither; the message has the nearest name.
+    """
+    if name.endswith(".toml"):
+        return read_preset(Path(name))
+    available = shipped_presets()
+    if name not in available:
+        raise UsageError(f"unknown preset '{name}'.{nearest(name, available)} A path ending in .toml works too.")
+    return available[name]
+
+
+def automatic_preset(model: str, reward: str) -> Preset | None:
+    """The shipped preset that matches; the one naming the reward goes before one that takes any."""
+    fitting = [p for p in shipped_presets().values() if p.fits(model, reward)]
+    fitting.sort(key=lambda p: ("reward" not in p.match, p.name))
+    return fitting[0] if fitting else None

@@ -1,0 +1,179 @@
+"""Find plugins without importing them, and import exactly the one that is asked for.
+
+Built-in plugins are the files of two folders; third parties announce theirs through the entry-point groups
+``sdpo_bench.methods`` and ``sdpo_bench.rewards``. Listing reads names and first docstring lines from the source text,
+so ``sdpo-bench list`` needs no torch. The rest of the package knows plugins by name only.
+"""
+
+import ast
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.api import Method, Reward
+from sdpo_bench.errors import MissingError, UsageError, nearest
+
+KINDS: dict[str, type] = {"methods": Method, "rewards": Reward}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that was found but not imported."""
+
+    name: str
+    kind: str
+    owner: str
+    """``built-in`` or the distribution that brought it."""
+    module: str
+    class_name: str
+    summary: str
+    path: Path | None
+
+    def load(self) -> Any:
+        """The plugin class.
+
+        Raises:
+            MissingError: the module needs a package that is not installed.
+            UsageError: the class does not derive from the base class of its kind.
+        """
+        try:
+            found = getattr(importlib.import_module(self.module), self.class_name)
+        except ModuleNotFoundError as error:
+            raise MissingError(
+                f"{self.kind[:-1]} '{self.name}' ({self.owner}) needs the package '{error.name}'. "
+                f"Install it with: pip install {error.name}"
+            ) from error
+        except (ImportError, AttributeError) as error:
+            raise MissingError(f"{self.kind[:-1]} '{self.name}' ({self.owner}) cannot be imported: {error}") from error
+        base = KINDS[self.kind]
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise UsageError(f"'{self.module}:{self.class_name}' is not a subclass of sdpo_bench.api.{base.__name__}.")
+        return found
+
+    @property
+    def tag(self) -> str:
+        """How the name is compared: hyphens and underscores are the same."""
+        return plugin_tag(self.name)
+
+
+def plugin_tag(name: str) -> str:
+    """Canonical form of a plugin name for look-up."""
+    return name.strip().lower().replace("_", "-")
+
+
+def plugins(kind: str) -> dict[str, Plugin]:
+    """All plugins of ``"methods"`` or ``"rewards"`` by name, built-in ones first.
+
+    Raises:
+        UsageError: two plugins share a name; the message names both owners.
+    """
+    found: dict[str, Plugin] = {}
+    by_tag: dict[str, Plugin] = {}
+    for plugin in [*_builtin(kind), *_third_party(kind)]:
+        other = by_tag.get(plugin.tag)
+        if other:
+            raise UsageError(
+                f"two {kind} are called '{plugin.name}': one from {other.owner} ({other.module}), "
+                f"one from {plugin.owner} ({plugin.module}). Uninstall one of them."
+            )
+        by_tag[plugin.tag] = found[plugin.name] = plugin
+    return found
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The plugin of that name.
+
+    Raises:
+        UsageError: no such plugin; the message has the nearest valid name.
+    """
+    available = plugins(kind)
+    for plugin in available.values():
+        if plugin.tag == plugin_tag(name):
+            return plugin
+    raise UsageError(f"unknown {kind[:-1]} '{name}'.{nearest(name, available)} See: sdpo-bench list {kind}")
+
+
+@lru_cache(maxsize=4)
+def _builtin(kind: str) -> tuple[Plugin, ...]:
+    spec = find_spec(f"sdpo_bench.{kind}")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(f for folder in folders for f in Path(folder).glob("*.py") if not f.name.startswith("_"))
+    made = (_from_source(kind, file, f"sdpo_bench.{kind}.{file.stem}", "built-in") for file in files)
+    return tuple(plugin for plugin in made if plugin)
+
+
+def _third_party(kind: str) -> list[Plugin]:
+    result = []
+    for entry in metadata.entry_points(group=f"sdpo_bench.{kind}"):
+        module, _, class_name = entry.value.partition(":")
+        owner = entry.dist.name if entry.dist else "unknown distribution"
+        path = _source_path(module)
+        found = _from_source(kind, path, module, owner, class_name or None) if path else None
+        summary = found.summary if found else ""
+        result.append(Plugin(entry.name, kind, owner, module, class_name, summary, path))
+    return result
+
+
+def _source_path(module: str) -> Path | None:
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _from_source(kind: str, path: Path, module: str, owner: str, wanted: str | None = None) -> Plugin | None:
+    """Read the plugin class of a file: the named class, or its last public class that has bases."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.bases and not n.name.startswith("_")]
+    if wanted:
+        classes = [n for n in classes if n.name == wanted]
+    if not classes:
+        return None
+    node = classes[-1]
+    doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
+    name = _literal(node, "name") or path.stem
+    return Plugin(name, kind, owner, module, node.name, doc.strip().split("\n")[0], path)
+
+
+def _literal(node: ast.ClassDef, attribute: str) -> str | None:
+    for statement in node.body:
+        targets: list[ast.expr] = []
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        value = getattr(statement, "value", None)
+        named = any(isinstance(t, ast.Name) and t.id == attribute for t in targets)
+        if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
+    return None
+
+
+def field_docs(owner: type) -> dict[str, str]:
+    """Docstrings that stand below the fields of a settings dataclass, by field name."""
+    import inspect
+    import textwrap
+
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    except (OSError, TypeError):
+        return {}
+    docs: dict[str, str] = {}
+    previous: str | None = None
+    for statement in getattr(body, "body", []):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            previous = statement.target.id
+            continue
+        value = getattr(statement, "value", None)
+        if previous and isinstance(statement, ast.Expr) and isinstance(value, ast.Constant):
+            docs[previous] = " ".join(str(value.value).split())
+        previous = None
+    return docs
+
+

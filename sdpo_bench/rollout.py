@@ -1,0 +1,149 @@
+"""The shared sampling engine: denoising trajectories for every method, from the same prompts and the same noise.
+
+Members of a group that start from the same noise share their first denoiser call (same latents, same output, same
+predicted original); everything else is independent. All randomness comes from named seeds, so neither micro-batches
+nor the number of processes change a trajectory.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdpo_bench import seeds
+from sdpo_bench.policy import Conditioning, Policy
+from sdpo_bench.schedule import Schedule, gaussian_log_prob
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Denoising trajectories of N prompt groups with G members each; float32 on the policy's device.
+
+    Attributes:
+        prompts: N texts.
+        conditioning: text conditioning, one row a group.
+        latents: ``[N, G, T+1, C, h, w]``; ``latents[:, :, i]`` is the state before step i, the last one the sample.
+        x0: ``[N, G, T, C, h, w]`` predicted original of each step.
+        log_probs: ``[N, G, T]`` mean log-density of each step under the policy that sampled.
+        shared_start: whether ``latents[:, :, 0]`` (and so ``x0[:, :, 0]``) is the same for all members.
+    """
+
+    prompts: tuple[str, ...]
+    conditioning: Conditioning
+    latents: Tensor
+    x0: Tensor
+    log_probs: Tensor
+    shared_start: bool
+
+    @property
+    def num_steps(self) -> int:
+        return self.x0.shape[2]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Where a rollout's randomness comes from: ``axes`` name it, e.g. ``(seed, "train", epoch)``.
+
+    Groups are named by number or by text, members by number; the name alone decides the noise.
+    """
+
+    axes: tuple[seeds.Axis, ...]
+
+    def initial(self, shape: tuple[int, ...], groups: Sequence[seeds.Axis], members: int, shared: bool) -> Tensor:
+        """``[N, G, C, h, w]``: one draw a group where it is shared, else one a member."""
+        rows = [
+            [seeds.normal(shape, *self.axes, "initial", g, 0 if shared else m) for m in range(members)]
+            for g in groups
+        ]
+        return torch.stack([torch.stack(row) for row in rows])
+
+    def steps(self, shape: tuple[int, ...], groups: Sequence[seeds.Axis], members: int, num_steps: int) -> Tensor:
+        """``[N, G, T, C, h, w]`` step noise, independent for every member."""
+        rows = [
+            [seeds.normal((num_steps, *shape), *self.axes, "step", num_steps, g, m) for m in range(members)]
+            for g in groups
+        ]
+        return torch.stack([torch.stack(row) for row in rows])
+
+
+@torch.no_grad()
+def rollout(
+    policy: Policy,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    noise: Noise,
+    *,
+    groups: Sequence[seeds.Axis],
+    members: int = 1,
+    shared_noise: bool = False,
+    micro_batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Trajectories:
+    """Sample ``members`` trajectories for each prompt.
+
+    Args:
+        prompts: N texts, one a group.
+        groups: N global group names; they decide the noise, so a process may sample any part of an epoch.
+        micro_batch: at most this many latents in one denoiser call; changes no result.
+        progress: called with the number of latents denoised by one step.
+    """
+    start = noise.initial(policy.latent_shape, groups, members, shared_noise)
+    steps = noise.steps(policy.latent_shape, groups, members, schedule.num_steps)
+    return replay(
+        policy, schedule, prompts, start, steps,
+        shared_start=shared_noise and members > 1, micro_batch=micro_batch, progress=progress,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def replay(
+    policy: Policy,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    start: Tensor,
+    step_noise: Tensor,
+    *,
+    shared_start: bool,
+    micro_batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+    conditioning: Conditioning | None = None,
+) -> Trajectories:
+    """Trajectories from given initial latents ``[N, G, C, h, w]`` and step noise ``[N, G, T, C, h, w]``."""
+    conditioning = conditioning or policy.encode(prompts)
+    n, g = start.shape[:2]
+    current = start.to(policy.device)
+    latents, x0s, log_probs = [current], [], []
+    for i in range(schedule.num_steps):
+        first = shared_start and i == 0
+        # The members' first state is identical, so its output is computed for one and given to all.
+        states = current[:, :1] if first else current
+        output = _predict(policy, schedule, states, i, conditioning, micro_batch)
+        output = output.expand(n, g, *output.shape[2:])
+        flat = current.flatten(0, 1)
+        step = schedule.denoise(output.flatten(0, 1), flat, torch.full((n * g,), i))
+        following = step.mean + step.std * step_noise[:, :, i].to(flat).flatten(0, 1)
+        log_probs.append(gaussian_log_prob(following, step.mean, step.std).view(n, g))
+        current = following.view_as(current)
+        latents.append(current)
+        x0s.append(step.x0.view_as(current))
+        if progress is not None:
+            progress(n * g)
+    return Trajectories(
+        tuple(prompts), conditioning, torch.stack(latents, 2), torch.stack(x0s, 2),
+        torch.stack(log_probs, 2), shared_start,
+    )  # fmt: skip
+
+
+def _predict(
+    policy: Policy, schedule: Schedule, states: Tensor, i: int, conditioning: Conditioning, micro_batch: int
+) -> Tensor:
+    """Model output ``[N, G', C, h, w]`` for states of the same shape, in micro-batches."""
+    n, g = states.shape[:2]
+    rows = torch.arange(n).repeat_interleave(g)
+    flat = states.flatten(0, 1)
+    outputs = [
+        policy.predict(flat[part], schedule.timesteps[i].expand(len(part)), conditioning[rows[part]])
+        for part in torch.arange(n * g).split(micro_batch)
+    ]
+    return torch.cat(outputs).view(states.shape)

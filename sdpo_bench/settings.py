@@ -1,0 +1,196 @@
+"""The settings of a run, section by section: names, meaning, valid values and defaults, each declared once.
+
+Everything here can change a number and is therefore part of a run's identity, except ``Evaluation`` (a checkpoint may
+be judged many times) and ``Runtime`` (where and how fast). How layers of settings are merged is in ``config``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Steps = Annotated[int, Ge(1), Le(1000)]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The base model and its adapter."""
+
+    name: str = "emoji-turbo"
+    """Known model, local pipeline folder or hub id (``sdpo-bench list models``)."""
+    revision: str | None = None
+    """Hub revision; the commit it resolves to is recorded with the run."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Compute dtype of frozen weights; LoRA weights and log-probabilities are always float32."""
+    guidance_scale: Annotated[float, Ge(1)] = 1.0
+    """Classifier-free guidance, in sampling and training alike; 1 is none (SDPO)."""
+    lora_rank: Count = 4
+    """Rank of the adapter (official code: 4)."""
+    lora_alpha: Positive = 4.0
+    """Scale of the adapter times rank (official code: equal to the rank)."""
+    lora_targets: Annotated[tuple[str, ...], MinLen(1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Modules of the UNet that get an adapter (official code: attention projections)."""
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Denoising steps of the training trajectories."""
+
+    steps: Steps = 50
+    """T (paper: 50)."""
+    eta: NonNegative = 1.0
+    """Noise of a step, 0 deterministic to 1 ancestral (paper: 1)."""
+    spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    """Placement of timesteps (SD-Turbo: trailing)."""
+    prev_timestep: Literal["grid", "official"] = "grid"
+    """Where a step lands: the next timestep of the list, or the official ``t - 1000 // T``."""
+    std_floor: NonNegative = 0.0
+    """Lower bound of a step's standard deviation; 0 refuses schedules with deterministic steps."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What is sampled in one epoch."""
+
+    prompts: str = "simple-animals"
+    """Prompt set name or text file, one prompt a line."""
+    images_per_epoch: Count = 256
+    """Images (trajectories) sampled for one epoch over all processes, so that methods see equal numbers
+    whatever their group size (official: 32 pairs on each of 4 GPUs)."""
+    draw: Literal["random", "cycle"] = "random"
+    """Prompts with replacement (official), or in a shuffled cycle."""
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """From step rewards to advantages."""
+
+    normalisation: Literal["per-step-prompt", "per-prompt", "per-step", "batch", "none"] = "per-step-prompt"
+    """What a return is compared with (paper: per-step-prompt)."""
+    gamma: Annotated[float, Ge(0), Le(1)] = 0.99
+    """Discount of later rewards (paper: 0.99)."""
+    clip: NonNegative = 5.0
+    """Advantages are clipped to this magnitude; 0 is no clipping (official code: 5)."""
+    buffer_size: Count = 32
+    """Samples remembered for each prompt (official code: 32)."""
+    min_count: Count = 16
+    """Samples of a prompt before its own statistics are used (official code: 16)."""
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """Gradient updates from one epoch's trajectories."""
+
+    order: Literal["step-shuffled", "accumulated"] = "step-shuffled"
+    """An optimiser step after single denoising steps (SDPO), or after whole trajectories (DDPO, D3PO)."""
+    step_weight: Literal["official", "skip-last", "equal-gain"] = "official"
+    """Weight of each denoising step's log-ratio: 1, 1 but 0 for the last, or inverse to its gradient gain."""
+    minibatch: Count = 8
+    """Prompt groups in a minibatch, over all processes."""
+    accumulation: Count = 8
+    """Minibatches whose gradients are averaged for one optimiser step."""
+    inner_epochs: Count = 1
+    """Passes over one epoch's trajectories."""
+    lr: Positive = 1e-4
+    """AdamW learning rate (official: 1e-4 aesthetic, 5e-5 to 6e-5 others)."""
+    betas: tuple[Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Le(1)]] = (0.9, 0.999)
+    """AdamW momentum terms."""
+    weight_decay: NonNegative = 1e-4
+    """AdamW weight decay (official code: 1e-4)."""
+    epsilon: Positive = 1e-8
+    """AdamW epsilon."""
+    max_grad_norm: Positive = 1.0
+    """Gradient norm is clipped to this (official code: 1)."""
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """Where training stops."""
+
+    axis: Literal["images", "denoiser_calls", "reward_calls", "optimiser_steps", "seconds"] = "images"
+    """What is counted; all methods of a comparison stop at the same amount of it."""
+    amount: Positive = 25600
+    """How much of it (paper, aesthetic: 100 epochs of 256 images)."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How checkpoints are judged; never the training sampler's settings."""
+
+    steps: Annotated[tuple[Steps, ...], MinLen(1)] = (1, 2, 4, 8, 16, 50)
+    """Numbers of denoising steps; each is a run of its own (paper: 1, 2, 4, 8, 16, 50)."""
+    train: str = "simple-animals"
+    """Prompt set of the ``train`` split (the prompts of training)."""
+    validation: str = ""
+    """Prompt set of the ``validation`` split; empty: not evaluated."""
+    unseen: str = ""
+    """Prompt set of the ``unseen`` split; empty: not evaluated."""
+    images_per_prompt: Count = 4
+    """Images of every prompt and step count."""
+    rewards: tuple[str, ...] = ()
+    """Rewards scored besides the trained one (held-out scores)."""
+    eta: NonNegative = 1.0
+    """Noise of the evaluation sampler."""
+    spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    """Placement of its timesteps."""
+    guidance_scale: Annotated[float, Ge(1)] = 1.0
+    """Its classifier-free guidance."""
+    image: Literal["sample", "predicted"] = "sample"
+    """Decode the sample that a k-step run returns, or the predicted original of its last step."""
+    noise_bank: Annotated[int, Ge(0)] = 0
+    """Number of the noise bank; equal numbers give every method and the base model the same noise."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how fast; changes no number."""
+
+    out: Path = Path("results")
+    """Results folder; runs live in its ``runs/``."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    micro_batch: Count = 64
+    """Most latents in one denoiser call."""
+    checkpoint_every: Count = 5
+    """Epochs between checkpoints."""
+    threads: Annotated[int, Ge(0)] = 0
+    """CPU threads of torch; 0 leaves its default."""
+
+
+@dataclass(frozen=True)
+class PluginChoice:
+    """A plugin by name, with its settings as validated plain data."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One fully resolved run: nothing is left to a default that lives elsewhere."""
+
+    seed: int
+    method: PluginChoice
+    reward: PluginChoice
+    model: ModelSettings
+    schedule: ScheduleSettings
+    sample: SampleSettings
+    advantage: AdvantageSettings | None
+    update: UpdateSettings
+    budget: BudgetSettings
+    eval: EvaluationSettings
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSettings,
+    "schedule": ScheduleSettings,
+    "sample": SampleSettings,
+    "advantage": AdvantageSettings,
+    "update": UpdateSettings,
+    "budget": BudgetSettings,
+    "eval": EvaluationSettings,
+}

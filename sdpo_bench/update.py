@@ -1,0 +1,351 @@
+"""Gradient updates from one epoch's trajectories: the order of steps and samples, memory, and what gets logged.
+
+A method's loss sees a minibatch of log-probabilities and nothing else. This module recomputes them with the current
+policy, one denoising step's graph at a time even for losses over whole trajectories, and steps the optimiser in the
+order the settings ask for. Log-ratios carry the step weight here, so that no method needs to know about it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.api import Method, Minibatch
+from sdpo_bench.budget import Ledger
+from sdpo_bench.errors import RunFailed
+from sdpo_bench.policy import Policy
+from sdpo_bench.rollout import Trajectories
+from sdpo_bench.schedule import Schedule, gaussian_log_prob
+from sdpo_bench.settings import UpdateSettings
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One epoch's trajectories with their learning signals; tensors as in :class:`~sdpo_bench.api.Minibatch`.
+
+    ``rewards [N, G, T]``, ``final_rewards [N, G]``, ``advantages`` and ``ref_log_probs`` ``[N, G, T]`` or ``None``.
+    """
+
+    trajectories: Trajectories
+    rewards: Tensor
+    final_rewards: Tensor
+    advantages: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """Order of one inner epoch: ``groups [N]`` a permutation of groups, ``steps [N, T]`` one of steps a group."""
+
+    groups: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """One backward pass: these groups at these steps, counting for ``share`` of the optimiser step it belongs to."""
+
+    groups: Tensor
+    steps: Tensor
+    share: float
+
+
+@dataclass(frozen=True)
+class StepPass:
+    """One step under the current policy: ``log_probs [b, G]``, ``kl [b, G]`` to the base where asked for, and the
+    model ``output [u, C, h, w]`` with the step ``output_steps [u]`` of each of its rows."""
+
+    log_probs: Tensor
+    kl: Tensor | None
+    output: Tensor
+    output_steps: Tensor
+
+
+@dataclass
+class UpdateLog:
+    """What happened in the updates of one epoch; detached, flat in memory."""
+
+    num_steps: int
+    sums: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    grad_norms: list[float] = field(default_factory=list)
+    grad_square: Tensor = field(init=False)
+    zero_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.grad_square = torch.zeros(self.num_steps, dtype=torch.float64)
+
+    def add(self, name: str, value: Tensor, weight: int) -> None:
+        """Add a mean over ``weight`` groups, so that micro-batches of unequal size do not tilt the average."""
+        total, count = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
+        self.sums[name] = (total + value.detach().double().cpu() * weight, count + weight)
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """Means over groups, and the share of the squared output gradient by denoising step."""
+        means = {name: float(value) / max(1, count) for name, (value, count) in self.sums.items()}
+        total = float(self.grad_square.sum())
+        shares = (self.grad_square / total).tolist() if total > 0 else [0.0] * self.num_steps
+        return means | {
+            "grad_norm": math.fsum(self.grad_norms) / max(1, len(self.grad_norms)),
+            "ratio_at_zero_update": self.zero_gap,
+            "gradient_share_by_step": [round(share, 6) for share in shares],
+        }
+
+
+def windows(order: Order, settings: UpdateSettings, granularity: str) -> Iterator[list[Task]]:
+    """The backward passes of one inner epoch, one list for each optimiser step.
+
+    ``step-shuffled``: for every slot of the step permutation, windows of ``accumulation`` minibatches at that slot, so
+    T times more optimiser steps. ``accumulated``: windows of ``accumulation`` minibatches over all slots (the order of
+    DDPO and D3PO). Trajectory-level losses take each minibatch with all steps at once. An epoch that was cut to fit a
+    budget ends with a smaller window in which every sample keeps the same weight.
+    """
+    chunks = order.groups.split(settings.minibatch)
+    whole = [chunks[i : i + settings.accumulation] for i in range(0, len(chunks), settings.accumulation)]
+    slots = order.steps.shape[1]
+    if granularity == "trajectory":
+        for window in whole:
+            total = sum(len(chunk) for chunk in window)
+            yield [Task(chunk, order.steps[chunk], len(chunk) / total) for chunk in window]
+    elif settings.order == "step-shuffled":
+        for slot in range(slots):
+            for window in whole:
+                total = sum(len(chunk) for chunk in window)
+                yield [Task(c, order.steps[c, slot : slot + 1], len(c) / total) for c in window]
+    else:
+        for window in whole:
+            total = sum(len(chunk) for chunk in window) * slots
+            yield [Task(c, order.steps[c, j : j + 1], len(c) / total) for c in window for j in range(slots)]
+
+
+class Updater:
+    """Turns experience into optimiser steps on the LoRA weights."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        schedule: Schedule,
+        method: Method,
+        settings: UpdateSettings,
+        weights: Tensor,
+        ledger: Ledger,
+        micro_batch: int = 64,
+    ):
+        self.policy = policy
+        self.schedule = schedule
+        self.method = method
+        self.settings = settings
+        self.weights = weights
+        self.ledger = ledger
+        self.micro_batch = micro_batch
+        self.parameters = policy.lora_parameters()
+        self.optimiser = torch.optim.AdamW(
+            [{"params": list(self.parameters.values())}],
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            eps=settings.epsilon,
+        )
+
+    def inner_epoch(
+        self,
+        experience: Experience,
+        order: Order,
+        log: UpdateLog,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] | None = None,
+    ) -> bool:
+        """One pass over the experience; returns whether ``stop`` (asked before every optimiser step) ended it early.
+
+        Raises:
+            RunFailed: a loss or gradient that is not finite; the weights are then still those of the step before.
+        """
+        for window in windows(order, self.settings, self.method.granularity):
+            if stop():
+                return True
+            fresh = not log.grad_norms
+            for task in window:
+                self._backward(experience, task, log, fresh)
+                if progress is not None:
+                    progress(len(task.groups))
+            self._optimiser_step(log)
+        return False
+
+    def _optimiser_step(self, log: UpdateLog) -> None:
+        parameters = list(self.parameters.values())
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
+            self.optimiser.zero_grad(set_to_none=True)
+            raise RunFailed(f"the gradient norm is {norm} at optimiser step {self.ledger.optimiser_steps}.")
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.ledger.optimiser_steps += 1
+        log.grad_norms.append(norm)
+
+    def _backward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        """Accumulate the gradient of one task, in micro-batches of groups."""
+        if self.method.granularity == "step":
+            task = self._without_idle_steps(task)
+        if not len(task.groups):
+            return
+        members = experience.trajectories.latents.shape[1]
+        size = max(1, self.micro_batch // members)
+        for part in torch.arange(len(task.groups)).split(size):
+            share = task.share * len(part) / len(task.groups)
+            piece = Task(task.groups[part], task.steps[part], share)
+            if self.method.granularity == "step":
+                self._backward_step(experience, piece, log, fresh)
+            else:
+                self._backward_trajectory(experience, piece, log, fresh)
+
+    def _without_idle_steps(self, task: Task) -> Task:
+        """Leave out groups whose step has weight 0: they could not move anything, so they are not computed."""
+        active = self.weights[task.steps[:, 0]] > 0
+        if active.all():
+            return task
+        return Task(task.groups[active], task.steps[active], task.share * active.float().mean().item())
+
+    def _backward_step(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        now = self._pass(experience.trajectories, task.groups, task.steps[:, 0])
+        kl = None if now.kl is None else now.kl[..., None]
+        batch = self._minibatch(experience, task, now.log_probs[..., None], kl)
+        (self._loss(batch, log, fresh) * task.share).backward()
+        self._record_gradient(now, log)
+        self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
+
+    def _backward_trajectory(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        """Exact gradient of a loss over all steps with one step's graph in memory.
+
+        First all log-probabilities without gradients, then ``d loss / d log_prob`` of each, then every step again
+        with its graph and that coefficient (chain rule).
+        """
+        trajectories, groups = experience.trajectories, task.groups
+        in_order = torch.arange(trajectories.num_steps).expand(len(groups), -1)
+        task = Task(groups, in_order, task.share)
+        with torch.no_grad():
+            passes = [self._pass(trajectories, groups, step) for step in in_order.T]
+        leaf = torch.stack([p.log_probs for p in passes], -1).requires_grad_()
+        kls = [p.kl for p in passes if p.kl is not None]
+        kl_leaf = torch.stack(kls, -1).requires_grad_() if kls else None
+        loss = self._loss(self._minibatch(experience, task, leaf, kl_leaf), log, fresh) * task.share
+        inputs = [leaf] if kl_leaf is None else [leaf, kl_leaf]
+        slopes = torch.autograd.grad(loss, inputs, allow_unused=True)
+        for i, step in enumerate(in_order.T):
+            self._backward_slopes(trajectories, groups, step, [s if s is None else s[..., i] for s in slopes], log)
+        self._record_ratio(experience, task, leaf.detach(), log, fresh)
+
+    def _backward_slopes(
+        self, trajectories: Trajectories, groups: Tensor, step: Tensor, slopes: list[Tensor | None], log: UpdateLog
+    ) -> None:
+        if not any(slope is not None and bool(slope.any()) for slope in slopes):
+            return
+        now = self._pass(trajectories, groups, step)
+        pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]
+        torch.autograd.backward([value for value, _ in pairs], [slope for _, slope in pairs])
+        self._record_gradient(now, log)
+
+    def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
+        loss = self.method.loss(batch)
+        if not torch.isfinite(loss.value):
+            raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")
+        count = len(batch.log_probs)
+        log.add("loss", loss.value, count)
+        for name, value in loss.metrics.items():
+            log.add(name, value, count)
+            if fresh and name == "clip_fraction":
+                log.add("clip_fraction_at_zero_update", value, count)
+        return loss.value
+
+    def _minibatch(self, experience: Experience, task: Task, current: Tensor, kl: Tensor | None) -> Minibatch:
+        """Slices ``[b, G, K]`` of the experience, log-ratios carrying the step weight."""
+        device = current.device
+        groups, steps = task.groups.to(device), task.steps.to(device)
+        pick = lambda values: None if values is None else take(values, groups, steps)  # noqa: E731
+        weight = self.weights.to(device)[steps][:, None]
+        old = take(experience.trajectories.log_probs, groups, steps)
+        reference = pick(experience.ref_log_probs)
+        return Minibatch(
+            log_probs=old + weight * (current - old),
+            old_log_probs=old,
+            ref_log_probs=None if reference is None else old + weight * (reference - old),
+            advantages=pick(experience.advantages),
+            rewards=take(experience.rewards, groups, steps),
+            final_rewards=experience.final_rewards.to(device)[groups],
+            steps=steps,
+            num_steps=experience.trajectories.num_steps,
+            kl=kl,
+        )
+
+    def _pass(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> StepPass:
+        """One step ``[b]`` of each group. Members that share their first state share its denoiser call here too."""
+        b, g = len(groups), trajectories.latents.shape[1]
+        rows, inverse = unique_rows(steps, g, trajectories.shared_start)
+        before, after, at = _gather_states(trajectories, groups, steps)
+        conditioning = trajectories.conditioning[groups[rows // g]]
+        timesteps = self.schedule.timesteps[at[rows]]
+        with self.ledger.during("update"):
+            output = self.policy.predict(before[rows], timesteps, conditioning)
+        if output.requires_grad:
+            output.retain_grad()
+            self.ledger.backward += len(rows) * (2 if self.policy.guidance_scale > 1 else 1)
+        denoised = self.schedule.denoise(output[inverse], before, at)
+        log_probs = gaussian_log_prob(after, denoised.mean, denoised.std).view(b, g)
+        if not self.method.needs_kl:
+            return StepPass(log_probs, None, output, at[rows])
+        with self.policy.reference(), self.ledger.during("reference"):
+            base_output = self.policy.predict(before[rows], timesteps, conditioning)
+        base = self.schedule.denoise(base_output[inverse], before, at)
+        kl = gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
+        return StepPass(log_probs, kl, output, at[rows])
+
+    def _record_gradient(self, now: StepPass, log: UpdateLog) -> None:
+        if now.output.grad is not None:
+            square = now.output.grad.detach().double().flatten(1).square().sum(1).cpu()
+            log.grad_square.index_add_(0, now.output_steps, square)
+
+    def _record_ratio(
+        self, experience: Experience, task: Task, current: Tensor, log: UpdateLog, fresh: bool
+    ) -> None:
+        groups, steps = task.groups.to(current.device), task.steps.to(current.device)
+        gap = current - take(experience.trajectories.log_probs, groups, steps)
+        log.add("ratio_mean", gap.exp().mean(), len(groups))
+        log.add("approx_kl", 0.5 * gap.square().mean(), len(groups))
+        if fresh:
+            log.zero_gap = max(log.zero_gap, float((gap.exp() - 1).abs().max()))
+
+
+def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor, Tensor]:
+    """Which of ``b * G`` states need a denoiser call, and where each state finds its output.
+
+    Args:
+        steps: int64 ``[b]``, the step of each group.
+
+    Returns:
+        ``rows [u]`` (flat state numbers, ascending) and ``inverse [b * G]`` with ``state = rows[inverse]``.
+    """
+    source = torch.arange(len(steps) * members).view(-1, members)
+    if shared_start:
+        source = torch.where(steps.cpu()[:, None] == 0, source[:, :1], source)
+    return source.flatten().unique(return_inverse=True)
+
+
+def gaussian_kl(mean: Tensor, base_mean: Tensor, std: Tensor) -> Tensor:
+    """KL of two Gaussians with the same standard deviation, mean over latent elements: ``[n]`` nats an element."""
+    return ((mean - base_mean) ** 2 / (2 * std**2)).flatten(1).mean(1)
+
+
+def _gather_states(trajectories: Trajectories, groups: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States before and after the step of each group's members, ``[b * G, C, h, w]``, and step numbers ``[b * G]``."""
+    latents = trajectories.latents
+    where = groups.to(latents.device), slice(None), steps.to(latents.device)
+    # Advanced indices around a slice put the indexed axis first: [b, G, C, h, w].
+    before = latents[where[0], :, where[2]].flatten(0, 1)
+    after = latents[where[0], :, where[2] + 1].flatten(0, 1)
+    return before, after, steps.repeat_interleave(latents.shape[1])
+
+
+def take(values: Tensor, groups: Tensor, steps: Tensor) -> Tensor:
+    """``values [N, G, T]`` at groups ``[b]`` and steps ``[b, K]`` -> ``[b, G, K]``."""
+    picked = values.to(groups.device)[groups]
+    return picked.gather(-1, steps[:, None].expand(-1, picked.shape[1], -1))
