@@ -8,12 +8,12 @@ training ends.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sdpo_bench.errors import UsageError
 
 Axis = Literal["images", "denoiser_calls", "reward_calls", "optimiser_steps", "seconds"]
-AXES: tuple[str, ...] = Axis.__args__  # type: ignore[attr-defined]
+AXES: tuple[str, ...] = get_args(Axis)
 Phase = Literal["rollout", "update", "reference", "diagnostic"]
 
 

@@ -129,8 +129,8 @@ def _build(
             continue
         _check_key(key, owners, sources.get(key, ""))
         tables[section][name] = value
-    built = {name: validate(owner, tables[name], name) for name, owner in owners.items()}
-    choices = {
+    built: dict[str, Any] = {name: validate(owner, tables[name], name) for name, owner in owners.items()}
+    choices: dict[str, Any] = {
         "method": PluginChoice(method.name, asdict(built.pop("method"))),
         "reward": PluginChoice(reward.name, asdict(built.pop("reward"))),
     }
@@ -146,7 +146,7 @@ def _seed(value: Any) -> int:
 
 
 def _check_key(key: str, owners: Mapping[str, type], source: str) -> None:
-    section, _, name = key.partition(".")
+    section = key.partition(".")[0]
     valid = [f"{s}.{f.name}" for s, owner in owners.items() for f in fields(owner)] + ["seed"]
     if key not in valid:
         close = valid if section not in owners else [v for v in valid if v.startswith(f"{section}.")]

@@ -84,6 +84,19 @@ def resolve_location(model: BaseModel) -> str:
     return str(asset_folder(rest)) if kind == "asset" else model.location
 
 
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the terminal; their errors still come through."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def load_pipeline(settings: "ModelSettings") -> Any:
     """The diffusers pipeline of a base model, weights in float32 on the CPU.
 
@@ -91,6 +104,7 @@ def load_pipeline(settings: "ModelSettings") -> Any:
         UsageError: a local folder that is not a pipeline.
         MissingError: hub weights that are neither cached nor reachable.
     """
+    quiet_libraries()
     import torch
     from diffusers import DiffusionPipeline
 
@@ -165,7 +179,9 @@ def pick_device(wanted: str) -> str:
     except RuntimeError as error:
         raise UsageError(f"unknown device '{wanted}'. Valid: auto, cpu, cuda, cuda:N, mps.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MissingError(f"device '{wanted}' is not here ({torch.cuda.device_count()} CUDA devices). Use --device cpu.")
+        raise MissingError(
+            f"device '{wanted}' is not here ({torch.cuda.device_count()} CUDA devices). Use --device cpu."
+        )
     if device.type == "mps" and not has_mps:
         raise MissingError("device 'mps' is not here. Use --device cpu.")
     return wanted

@@ -60,7 +60,7 @@ class Policy:
         device: str = "cpu",
     ):
         self.pipeline = pipeline
-        self.unet: nn.Module = pipeline.unet
+        self.unet: Any = pipeline.unet
         self.vae = pipeline.vae
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
@@ -81,9 +81,7 @@ class Policy:
         """
         from peft import LoraConfig
 
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian"
-        )
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
         try:
             self.unet.add_adapter(config, adapter_name=ADAPTER)
         except ValueError as error:
@@ -129,6 +127,12 @@ class Policy:
             if "lora_" in name:
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(True)
+
+    def set_guidance(self, scale: float) -> None:
+        """Change the guidance scale; conditioning is encoded anew where the unconditional branch comes or goes."""
+        if (scale > 1) != (self.guidance_scale > 1):
+            self._cache.clear()
+        self.guidance_scale = scale
 
     # -- text, denoiser, pictures ----------------------------------------------------------------------------
 
@@ -193,5 +197,5 @@ class Policy:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
-        config: Any = self.unet.config
+        config = self.unet.config
         return config.in_channels, config.sample_size, config.sample_size

@@ -7,7 +7,6 @@ so ``sdpo-bench list`` needs no torch. The rest of the package knows plugins by 
 
 import ast
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -175,5 +174,3 @@ def field_docs(owner: type) -> dict[str, str]:
             docs[previous] = " ".join(str(value.value).split())
         previous = None
     return docs
-
-

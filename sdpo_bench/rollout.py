@@ -5,7 +5,7 @@ predicted original); everything else is independent. All randomness comes from n
 nor the number of processes change a trajectory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo_bench import seeds
 from sdpo_bench.policy import Conditioning, Policy
-from sdpo_bench.schedule import Schedule, gaussian_log_prob
+from sdpo_bench.schedule import Denoised, Schedule, gaussian_log_prob
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,9 @@ class Noise:
 
     def initial(self, shape: tuple[int, ...], groups: Sequence[seeds.Axis], members: int, shared: bool) -> Tensor:
         """``[N, G, C, h, w]``: one draw a group where it is shared, else one a member."""
-        rows = [
-            [seeds.normal(shape, *self.axes, "initial", g, 0 if shared else m) for m in range(members)]
-            for g in groups
-        ]
-        return torch.stack([torch.stack(row) for row in rows])
+        drawn = 1 if shared else members
+        rows = [[seeds.normal(shape, *self.axes, "initial", g, m) for m in range(drawn)] for g in groups]
+        return torch.stack([torch.stack(row) for row in rows]).expand(-1, members, *shape)
 
     def steps(self, shape: tuple[int, ...], groups: Sequence[seeds.Axis], members: int, num_steps: int) -> Tensor:
         """``[N, G, T, C, h, w]`` step noise, independent for every member."""
@@ -112,27 +110,63 @@ def replay(
     """Trajectories from given initial latents ``[N, G, C, h, w]`` and step noise ``[N, G, T, C, h, w]``."""
     conditioning = conditioning or policy.encode(prompts)
     n, g = start.shape[:2]
-    current = start.to(policy.device)
-    latents, x0s, log_probs = [current], [], []
-    for i in range(schedule.num_steps):
-        first = shared_start and i == 0
-        # The members' first state is identical, so its output is computed for one and given to all.
-        states = current[:, :1] if first else current
-        output = _predict(policy, schedule, states, i, conditioning, micro_batch)
-        output = output.expand(n, g, *output.shape[2:])
-        flat = current.flatten(0, 1)
-        step = schedule.denoise(output.flatten(0, 1), flat, torch.full((n * g,), i))
-        following = step.mean + step.std * step_noise[:, :, i].to(flat).flatten(0, 1)
-        log_probs.append(gaussian_log_prob(following, step.mean, step.std).view(n, g))
-        current = following.view_as(current)
-        latents.append(current)
-        x0s.append(step.x0.view_as(current))
+    latents, x0s, log_probs = [start.to(policy.device)], [], []
+    for step, following in _walk(policy, schedule, start, step_noise, conditioning, shared_start, micro_batch):
+        log_probs.append(gaussian_log_prob(following.flatten(0, 1), step.mean, step.std).view(n, g))
+        x0s.append(step.x0.view_as(following))
+        latents.append(following)
         if progress is not None:
             progress(n * g)
     return Trajectories(
         tuple(prompts), conditioning, torch.stack(latents, 2), torch.stack(x0s, 2),
         torch.stack(log_probs, 2), shared_start,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    schedule: Schedule,
+    prompts: Sequence[str],
+    noise: Noise,
+    *,
+    groups: Sequence[seeds.Axis],
+    micro_batch: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """The samples and the last step's predicted originals alone, ``[N, C, h, w]`` each: what evaluation looks at."""
+    samples, originals = [], []
+    for part in torch.arange(len(prompts)).split(micro_batch):
+        chosen = [groups[i] for i in part.tolist()]
+        start = noise.initial(policy.latent_shape, chosen, 1, shared=False)
+        steps = noise.steps(policy.latent_shape, chosen, 1, schedule.num_steps)
+        conditioning = policy.encode([prompts[i] for i in part.tolist()])
+        for step, following in _walk(policy, schedule, start, steps, conditioning, False, micro_batch):
+            last = step.x0, following[:, 0]
+        originals.append(last[0])
+        samples.append(last[1])
+    return torch.cat(samples), torch.cat(originals)
+
+
+def _walk(
+    policy: Policy,
+    schedule: Schedule,
+    start: Tensor,
+    step_noise: Tensor,
+    conditioning: Conditioning,
+    shared_start: bool,
+    micro_batch: int,
+) -> Iterator[tuple[Denoised, Tensor]]:
+    """Denoise step by step: the Gaussian of each step (flat ``[N * G, ...]``) and the state drawn from it."""
+    n, g = start.shape[:2]
+    current = start.to(policy.device)
+    for i in range(schedule.num_steps):
+        # The members' first state is identical, so its output is computed for one and given to all.
+        states = current[:, :1] if shared_start and i == 0 else current
+        output = _predict(policy, schedule, states, i, conditioning, micro_batch)
+        output = output.expand(n, g, *output.shape[2:])
+        step = schedule.denoise(output.flatten(0, 1), current.flatten(0, 1), torch.full((n * g,), i))
+        current = (step.mean + step.std * step_noise[:, :, i].to(current).flatten(0, 1)).view(current.shape)
+        yield step, current
 
 
 def _predict(

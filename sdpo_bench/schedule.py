@@ -8,7 +8,7 @@ Index ``i = 0..T-1`` counts steps in sampling order, ``i = 0`` being the noisies
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ SCHEDULER_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Denoised:
-    """The Gaussian of one denoising step: ``mean`` and ``x0`` like the latents ``[n, C, h, w]``, ``std [n, 1, 1, 1]``."""
+    """The Gaussian of one denoising step: ``mean``, ``x0`` like the latents ``[n, C, h, w]``, ``std [n, 1, 1, 1]``."""
 
     mean: Tensor
     std: Tensor
@@ -91,6 +91,14 @@ class Schedule:
         x0, epsilon = self._original_and_noise(model_output, sample, alpha_t)
         direction = (1 - alpha_prev - std**2).clamp(min=0) ** 0.5
         return Denoised(mean=alpha_prev**0.5 * x0 + direction * epsilon, std=std, x0=x0)
+
+    def mean_from_original(self, x0: Tensor, sample: Tensor, index: Tensor) -> Tensor:
+        """Mean of step ``index`` whose predicted original is already known; shapes as in :meth:`denoise`."""
+        alpha_t = _column(self.alpha_t, index, sample)
+        alpha_prev = _column(self.alpha_prev, index, sample)
+        std = _column(self.std(sample.dtype), index, sample)
+        epsilon = (sample - alpha_t**0.5 * x0) / (1 - alpha_t) ** 0.5
+        return alpha_prev**0.5 * x0 + (1 - alpha_prev - std**2).clamp(min=0) ** 0.5 * epsilon
 
     def _original_and_noise(self, output: Tensor, sample: Tensor, alpha_t: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = alpha_t**0.5, (1 - alpha_t) ** 0.5
@@ -155,7 +163,7 @@ def make_schedule(
         raise UsageError(f"{steps} denoising steps asked for; this model has 1 to {total}.")
     if eta < 0 or std_floor < 0:
         raise UsageError(f"eta and std_floor are 0 or more, got eta={eta}, std_floor={std_floor}.")
-    if config["prediction_type"] not in PredictionType.__args__:
+    if config["prediction_type"] not in get_args(PredictionType):
         raise UsageError(f"unknown prediction type '{config['prediction_type']}' in the model's scheduler file.")
     alphas = DDIMScheduler(**config).alphas_cumprod
     timesteps = spaced_timesteps(steps, total, spacing, int(config["steps_offset"]))

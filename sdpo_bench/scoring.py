@@ -48,7 +48,9 @@ class Scorer:
     def _check(self, scores: object, count: int) -> None:
         if not isinstance(scores, Tensor) or scores.shape != (count,):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise RunFailed(f"reward '{self.name}' returned {got} for {count} images; a tensor of shape ({count},) is due.")
+            raise RunFailed(
+                f"reward '{self.name}' returned {got} for {count} images; a tensor of shape ({count},) is due."
+            )
         bad = (~torch.isfinite(scores)).sum().item()
         if bad:
             raise RunFailed(f"reward '{self.name}' returned {bad} scores of {count} that are NaN or infinite.")

@@ -83,7 +83,9 @@ class UpdateLog:
 
     def summary(self) -> dict[str, float | list[float]]:
         """Means over groups, and the share of the squared output gradient by denoising step."""
-        means = {name: float(value) / max(1, count) for name, (value, count) in self.sums.items()}
+        means: dict[str, float | list[float]] = {
+            name: float(value) / max(1, count) for name, (value, count) in self.sums.items()
+        }
         total = float(self.grad_square.sum())
         shares = (self.grad_square / total).tolist() if total > 0 else [0.0] * self.num_steps
         return means | {
@@ -304,9 +306,7 @@ class Updater:
             square = now.output.grad.detach().double().flatten(1).square().sum(1).cpu()
             log.grad_square.index_add_(0, now.output_steps, square)
 
-    def _record_ratio(
-        self, experience: Experience, task: Task, current: Tensor, log: UpdateLog, fresh: bool
-    ) -> None:
+    def _record_ratio(self, experience: Experience, task: Task, current: Tensor, log: UpdateLog, fresh: bool) -> None:
         groups, steps = task.groups.to(current.device), task.steps.to(current.device)
         gap = current - take(experience.trajectories.log_probs, groups, steps)
         log.add("ratio_mean", gap.exp().mean(), len(groups))

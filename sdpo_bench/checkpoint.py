@@ -1,0 +1,139 @@
+"""Exact resume: all that the future of a run depends on, in one file that is either whole or absent.
+
+Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the optimiser's moments,
+the normaliser's buffers, the ledger and the length of the logs. It is one safetensors file with JSON in its header:
+loading runs no code from the file.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.advantages import Normaliser
+from sdpo_bench.errors import UsageError
+from sdpo_bench.store import RunFolder, atomic_write
+from sdpo_bench.update import Updater
+
+KEEP = 2
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: ``epoch`` is the number of completed epochs."""
+
+    epoch: int
+    ledger: dict[str, Any]
+    log_size: int
+    timing_size: int
+
+
+def pack(progress: Progress, updater: Updater, normaliser: Normaliser) -> bytes:
+    """The checkpoint after ``progress.epoch`` epochs, as the bytes of its file."""
+    from safetensors.torch import save as to_bytes
+
+    buffers = normaliser.state_dict()
+    prompts = list(buffers)
+    tensors = {f"lora/{name}": p.detach() for name, p in updater.parameters.items()}
+    tensors |= _optimiser_tensors(updater)
+    tensors |= {f"buffer/{i}": buffers[prompt] for i, prompt in enumerate(prompts)}
+    header = {
+        "format": FORMAT,
+        "epoch": progress.epoch,
+        "ledger": progress.ledger,
+        "log_size": progress.log_size,
+        "timing_size": progress.timing_size,
+        "prompts": prompts,
+    }
+    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    return to_bytes(plain, metadata={"state": json.dumps(header, sort_keys=True)})
+
+
+def write(run: RunFolder, epoch: int, packed: bytes) -> Path:
+    """Put a packed checkpoint on disk and drop all but the last :data:`KEEP`."""
+    run.checkpoints.mkdir(exist_ok=True)
+    path = run.checkpoints / f"epoch-{epoch:06d}.safetensors"
+    atomic_write(path, packed)
+    for old in _files(run)[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def _files(run: RunFolder) -> list[Path]:
+    return sorted(run.checkpoints.glob("epoch-*.safetensors")) if run.checkpoints.is_dir() else []
+
+
+def _optimiser_tensors(updater: Updater) -> dict[str, Tensor]:
+    state = updater.optimiser.state
+    return {
+        f"optimiser/{key}/{name}": value
+        for name, parameter in updater.parameters.items()
+        for key, value in state.get(parameter, {}).items()
+    }
+
+
+def latest(run: RunFolder) -> tuple[Path | None, list[str]]:
+    """The newest readable checkpoint, and a warning for each damaged one that was passed over."""
+    warnings: list[str] = []
+    for path in reversed(_files(run)):
+        try:
+            read(path)
+        except UsageError as error:
+            warnings.append(f"{error} Going back to the checkpoint before it.")
+            continue
+        return path, warnings
+    return None, warnings
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint.
+
+    Raises:
+        UsageError: the file is damaged or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UsageError(f"checkpoint '{path}' is damaged ({error}).") from error
+    if header.get("format") != FORMAT:
+        raise UsageError(f"checkpoint '{path}' has format {header.get('format')}, this version reads {FORMAT}.")
+    return header, tensors
+
+
+def restore(path: Path, updater: Updater, normaliser: Normaliser) -> Progress:
+    """Put weights, optimiser and buffers back as they were, bit for bit."""
+    header, tensors = read(path)
+    _check_shapes(path, tensors, updater)
+    for name, parameter in updater.parameters.items():
+        with torch.no_grad():
+            parameter.copy_(tensors[f"lora/{name}"])
+    _restore_optimiser(tensors, updater)
+    normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
+    return Progress(header["epoch"], header["ledger"], header["log_size"], header["timing_size"])
+
+
+def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:
+    updater.optimiser.state.clear()
+    for key, value in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind == "optimiser":
+            moment, _, name = rest.partition("/")
+            parameter = updater.parameters[name]
+            # AdamW counts steps on the CPU whatever the parameter's device.
+            placed = value if moment == "step" else value.to(parameter.device)
+            updater.optimiser.state[parameter][moment] = placed
+
+
+def _check_shapes(path: Path, tensors: dict[str, Tensor], updater: Updater) -> None:
+    for name, parameter in updater.parameters.items():
+        stored = tensors.get(f"lora/{name}")
+        if stored is None or stored.shape != parameter.shape:
+            raise UsageError(f"checkpoint '{path}' does not fit this model: '{name}' is missing or of another shape.")

@@ -1,0 +1,280 @@
+"""The ``sdpo-bench`` command: thin, with late imports, so that help and lists never wait for torch."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from sdpo_bench import __version__
+from sdpo_bench.errors import SdpoBenchError, nearest
+
+OUT = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    envvar="SDPO_BENCH_OUT", help="Results folder.",
+)  # fmt: skip
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+THREADS = click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads of torch (0: its default).")
+MICRO_BATCH = click.option(
+    "--micro-batch", type=click.IntRange(1), default=64, show_default=True,
+    help="Most latents in one denoiser call; changes memory and speed, no result.",
+)  # fmt: skip
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: treated like Ctrl-C, with exit code 143."""
+
+
+class Group(click.Group):
+    """A command group that suggests the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            ctx.fail(f"no command '{name}'.{nearest(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Shell completion of plugin, model, preset or run names."""
+
+    def names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in _names(kind, context) if name.startswith(incomplete)]
+
+    return names
+
+
+def _names(kind: str, context: click.Context) -> list[str]:
+    if kind in ("methods", "rewards"):
+        from sdpo_bench.registry import plugins
+
+        return list(plugins(kind))
+    if kind == "models":
+        from sdpo_bench.models import KNOWN
+
+        return list(KNOWN)
+    if kind == "presets":
+        from sdpo_bench.presets import shipped_presets
+
+        return list(shipped_presets())
+    from sdpo_bench.store import run_folders
+
+    return [run.run_id for run in run_folders(Path(context.params.get("out") or "results"))]
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sdpo-bench")
+@click.option("--debug", is_flag=True, help="Show tracebacks instead of short messages.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Benchmark harness for RL alignment of few-step diffusion models.
+
+    \b
+    sdpo-bench run                                   train and judge the embedded model on a CPU
+    sdpo-bench run --method ddpo --seed 1            another method, another seed
+    sdpo-bench run --method sdpo --reward hpsv2      SD-Turbo, as published (needs a GPU and its weights)
+    sdpo-bench list methods                          what there is
+    """
+    context.obj = {"debug": debug}
+
+
+# -- run -----------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--method", shell_complete=complete("methods"), help="Method plugin [default: sdpo].")
+@click.option("--reward", shell_complete=complete("rewards"), help="Reward plugin [default: the model's own].")
+@click.option(
+    "--model",
+    shell_complete=complete("models"),
+    help="Known model, pipeline folder or hub id [default: the reward's own].",
+)
+@click.option(
+    "--preset", shell_complete=complete("presets"), help="Preset name or TOML file [default: the one that fits]."
+)
+@click.option("--seed", type=click.IntRange(0), help="Training seed [default: 0].")
+@click.option("--budget", help="Where training stops: AXIS=AMOUNT, e.g. images=3000 or reward_calls=5k.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting (sdpo-bench list settings); repeatable."
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and the cost, do nothing.")
+@OUT
+@DEVICE
+@THREADS
+@MICRO_BATCH
+@click.option(
+    "--checkpoint-every", type=click.IntRange(1), default=5, show_default=True, help="Epochs between checkpoints."
+)
+@JSON
+def run(**options: Any) -> None:
+    """Train one method with one reward, then judge it at every step count.
+
+    A run that is already done is shown again; an interrupted one goes on where it stopped.
+
+    \b
+    Examples:
+      sdpo-bench run
+      sdpo-bench run --method ddpo --budget images=3000 --seed 1
+      sdpo-bench run --set update.lr=2e-3 --set eval.steps=1,4
+      sdpo-bench run --reward jpeg-compressibility --dry-run
+    """
+    from sdpo_bench.commands import run_command
+
+    run_command(**options)
+
+
+# -- eval, export --------------------------------------------------------------------------------------------
+
+
+@cli.command("eval")
+@click.argument("runs", nargs=-1, required=True, shell_complete=complete("runs"))
+@click.option("--steps", help="Step counts, e.g. 1,2,4,8 [default: the run's own].")
+@click.option("--rewards", help="Rewards, comma-separated, also ones not trained on [default: the run's own].")
+@click.option("--images", type=click.IntRange(1), help="Images per prompt [default: the run's own].")
+@click.option("--unseen", help="Prompt set of the unseen split, e.g. emoji-unseen.")
+@click.option("--validation", help="Prompt set of the validation split.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Other eval.* settings; repeatable.")
+@OUT
+@DEVICE
+@THREADS
+@MICRO_BATCH
+@JSON
+def evaluate(**options: Any) -> None:
+    """Score checkpoints and their base model over step counts, prompts and rewards.
+
+    Scores are added to the run's eval.parquet; what is already there is not computed again.
+
+    \b
+    Examples:
+      sdpo-bench eval sdpo-emoji_align
+      sdpo-bench eval RUN --steps 1,3,100 --rewards emoji-style,jpeg-compressibility
+      sdpo-bench eval RUN --unseen emoji-unseen
+    """
+    from sdpo_bench.commands import eval_command
+
+    eval_command(**options)
+
+
+@cli.command()
+@click.argument("run_name", metavar="RUN", shell_complete=complete("runs"))
+@click.option(
+    "--to", "target", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."
+)
+@click.option("--force", is_flag=True, help="Overwrite an adapter that is already there.")
+@OUT
+def export(run_name: str, target: Path, force: bool, out: Path) -> None:
+    """Write a run's LoRA so that stock diffusers loads it with load_lora_weights.
+
+    \b
+    Example:
+      sdpo-bench export sdpo-emoji_align --to my-lora
+    """
+    from sdpo_bench.commands import export_command
+
+    export_command(run_name, target, force, out)
+
+
+# -- list ----------------------------------------------------------------------------------------------------
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(["methods", "rewards", "models", "presets", "prompts", "settings", "runs"]))
+@OUT
+@JSON
+def list_(what: str, out: Path, as_json: bool) -> None:
+    """Show what there is: methods, rewards, models, presets, prompts, settings or runs.
+
+    \b
+    Examples:
+      sdpo-bench list methods
+      sdpo-bench list settings --json
+    """
+    from sdpo_bench.listing import show
+
+    show(what, out, as_json)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the shell completion script.
+
+    \b
+    Example (bash):
+      sdpo-bench completion bash > ~/.local/share/bash-completion/completions/sdpo-bench
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    if found is None:
+        raise click.UsageError(f"no completion for '{shell}'.")
+    click.echo(found(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
+
+
+# -- entry point ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line: short messages, exit codes 0, 1, 2, 3, 130 (Ctrl-C) or 143 (SIGTERM)."""
+    debug = "--debug" in (arguments if arguments is not None else sys.argv[1:])
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        _interrupted(stop)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except SdpoBenchError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"Error: unexpected {type(error).__name__}: {error}\n"
+            "This is a defect. Run again with 'sdpo-bench --debug ...' and report the traceback.",
+            err=True,
+        )
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def _interrupted(stop: BaseException) -> NoReturn:
+    command = "sdpo-bench " + shlex.join(sys.argv[1:])
+    click.echo(f"\nInterrupted; whole epochs are saved. Resume with:\n  {command}", err=True)
+    sys.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def echo_json(data: Any) -> None:
+    """JSON on standard output, keys sorted, NaN as null."""
+    click.echo(json.dumps(_plain(data), indent=1, sort_keys=True, ensure_ascii=False))
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(item) for item in data]
+    if isinstance(data, float) and data != data:
+        return None
+    return str(data) if isinstance(data, Path) else data

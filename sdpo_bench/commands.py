@@ -1,0 +1,229 @@
+"""What the commands that need torch do; imported by the command line only when one of them is called."""
+
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdpo_bench import evaluate as ev
+from sdpo_bench.budget import parse_budget
+from sdpo_bench.cli import echo_json
+from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
+from sdpo_bench.cost import group_cost, probe_cost
+from sdpo_bench.errors import UsageError
+from sdpo_bench.models import load_policy, pick_device
+from sdpo_bench.policy import LORA_FILE
+from sdpo_bench.progress import Watcher
+from sdpo_bench.runner import Outcome, evaluate_base, make_scorer, run_cell
+from sdpo_bench.schedule import make_schedule, step_weights
+from sdpo_bench.seeds import seed_for
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
+from sdpo_bench.store import RunFolder, find_run
+from sdpo_bench.terminal import Live, print_step_table, print_table
+
+
+def run_command(
+    *, method: str | None, reward: str | None, model: str | None, preset: str | None, seed: int | None,
+    budget: str | None, sets: tuple[str, ...], dry_run: bool, out: Path, device: str, threads: int, micro_batch: int,
+    checkpoint_every: int, as_json: bool,
+) -> None:  # fmt: skip
+    """``sdpo-bench run``."""
+    overrides = parse_set(sets)
+    if budget:
+        axis, amount = parse_budget(budget)
+        overrides[f"budget.{axis}"] = amount
+    resolved = resolve(Request(method, reward, model, preset, seed, overrides))
+    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads)
+    if dry_run:
+        _show_plan(resolved, out, as_json)
+        return
+    label = f"{resolved.config.method.name} on {resolved.config.reward.name}"
+    with Live(label) as live:
+        outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation))
+    _show_outcome(resolved, outcome, as_json)
+
+
+def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
+    rows = outcome.run.log()
+    bill = rows[-1]["bill"] if rows else {}
+    seconds = sum(row["seconds"] for row in outcome.run.log("timing.jsonl"))
+    if as_json:
+        echo_json(
+            {
+                "run": outcome.run.run_id,
+                "folder": outcome.run.path,
+                "trained_now": outcome.trained_now,
+                "table": outcome.table,
+                "bill": bill,
+                "training_seconds": seconds,
+            }
+        )
+        return
+    print_step_table(outcome.table, resolved.config.reward.name)
+    if not outcome.trained_now:
+        click.echo("This run was done before; nothing was trained. Another --seed gives a new run.")
+    click.echo(bill_text(bill, seconds))
+    click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
+    click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
+    click.echo(str(outcome.run.path))
+
+
+def bill_text(bill: dict[str, Any], seconds: float) -> str:
+    """The whole bill in one line."""
+    if not bill:
+        return "bill: nothing"
+    forward = " + ".join(f"{count:,} {phase}" for phase, count in bill["forward"].items())
+    rewards = ", ".join(f"{count:,} {name}" for name, count in bill["rewards"].items())
+    return (
+        f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
+        f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"
+    )
+
+
+def plan(resolved: Resolved) -> dict[str, Any]:
+    """Cost of a run before it starts, from its settings alone."""
+    config = resolved.config
+    method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
+    steps = config.schedule.steps
+    # Weights are 0 or positive whatever the model's noise levels, so a stand-in schedule gives the right counts.
+    stand_in = make_schedule({}, steps, spacing=config.schedule.spacing, std_floor=1e-3)
+    weights = step_weights(stand_in, config.update.step_weight).tolist()
+    guided = config.model.guidance_scale > 1
+    cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided)
+    groups = config.sample.images_per_epoch // method.members
+    per_epoch = {
+        "groups": groups,
+        "images": groups * cost.images,
+        "denoiser_forward": groups * cost.forward + probe_cost(method, steps, groups, guided=guided),
+        "denoiser_backward": groups * cost.backward,
+        "reward_calls": groups * cost.rewards,
+        "optimiser_steps": optimiser_steps(resolved, groups),
+    }
+    return {
+        "run": resolved.run_id,
+        "preset": resolved.preset,
+        "budget": asdict(config.budget),
+        "cost_per_epoch": per_epoch,
+    }
+
+
+def optimiser_steps(resolved: Resolved, groups: int) -> int:
+    """Optimiser steps of one full epoch."""
+    update = resolved.config.update
+    windows = groups // (update.minibatch * update.accumulation)
+    slots = resolved.config.schedule.steps if update.order == "step-shuffled" else 1
+    return windows * slots * update.inner_epochs
+
+
+def _show_plan(resolved: Resolved, out: Path, as_json: bool) -> None:
+    run = RunFolder(out / "runs" / resolved.run_id)
+    data = plan(resolved) | {"state": run.state, "config": resolved.data, "sources": resolved.sources}
+    if as_json:
+        echo_json(data)
+        return
+    rows = [[key, value, resolved.sources.get(key, "default")] for key, value in flat_settings(resolved)]
+    print_table(["setting", "value", "from"], rows, title=f"{resolved.run_id} ({run.state})")
+    costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
+    print_table(["one epoch costs", ""], costs)
+    budget = resolved.config.budget
+    click.echo(f"stops at {budget.amount:,.0f} {budget.axis.replace('_', ' ')}; nothing was run (--dry-run)")
+
+
+def flat_settings(resolved: Resolved) -> list[tuple[str, str]]:
+    """``section.key`` and value of every setting of a run."""
+    result = [("seed", str(resolved.config.seed))]
+    for section, values in resolved.data.items():
+        if not isinstance(values, dict):
+            continue
+        nested = values if section not in ("method", "reward") else {"name": values["name"], **values["settings"]}
+        result += [(f"{section}.{key}", _text(value)) for key, value in nested.items()]
+    return result
+
+
+def _text(value: Any) -> str:
+    return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)
+
+
+# -- eval, export --------------------------------------------------------------------------------------------
+
+
+def eval_command(
+    *, runs: tuple[str, ...], steps: str | None, rewards: str | None, images: int | None, unseen: str | None,
+    validation: str | None, sets: tuple[str, ...], out: Path, device: str, threads: int, micro_batch: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """``sdpo-bench eval``."""
+    folders = [find_run(out, name) for name in runs]
+    changes: dict[str, Any] = {"steps": steps, "images_per_prompt": images, "unseen": unseen, "validation": validation}
+    for key, value in parse_set(sets).items():
+        if not key.startswith("eval."):
+            raise UsageError(f"--set {key}: only eval.* settings can change here; training is done.")
+        changes[key.removeprefix("eval.")] = value
+    runtime = Runtime(out, device, micro_batch, threads=threads)
+    results = []
+    for folder in folders:
+        table, trained = _eval_one(folder, {k: v for k, v in changes.items() if v is not None}, rewards, runtime)
+        results.append({"run": folder.run_id, "folder": folder.path, "table": table})
+        if not as_json:
+            click.echo(f"\n{folder.run_id}")
+            print_step_table(table, trained)
+            click.echo(str(folder.evaluation))
+    if as_json:
+        echo_json(results)
+
+
+def _eval_one(
+    folder: RunFolder, changes: dict[str, Any], rewards: str | None, runtime: Runtime
+) -> tuple[list[dict[str, Any]], str]:
+    record = folder.record()
+    if record.get("kind") != "run" or not (folder.lora / LORA_FILE).exists():
+        raise UsageError(
+            f"run '{folder.run_id}' has no trained adapter yet (state: {folder.state}). "
+            "Finish it first: sdpo-bench list runs"
+        )
+    config = record["config"]
+    settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
+    model: ModelSettings = validate(ModelSettings, config["model"], "model")
+    device = pick_device(runtime.device)
+    trained = config["reward"]["name"]
+    names = [n.strip() for n in rewards.split(",") if n.strip()] if rewards else [trained, *settings.rewards]
+    scorers = [
+        make_scorer(name, config["reward"]["settings"] if name == trained else {}, device)
+        for name in dict.fromkeys(names)
+    ]
+    settings = replace(settings, rewards=tuple(names))
+    policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
+    with Live(folder.run_id) as live:
+        watcher = Watcher(live.tick, live.evaluation)
+        base = evaluate_base(policy, model, settings, scorers, runtime, watcher, device=device)
+        policy.load(folder.lora)
+        subject = ev.Subject(folder.run_id, config["method"]["name"], config["seed"])
+        with folder.locked():
+            tuned = ev.evaluate(
+                policy, settings, scorers, folder, subject,
+                micro_batch=runtime.micro_batch, progress=live.evaluation,
+            )  # fmt: skip
+    return ev.step_table(base, tuned), trained
+
+
+def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
+    """``sdpo-bench export``."""
+    folder = find_run(out, run_name)
+    source = folder.lora / LORA_FILE
+    if not source.exists():
+        raise UsageError(f"run '{folder.run_id}' has no trained adapter yet (state: {folder.state}).")
+    destination = target / LORA_FILE
+    if destination.exists() and not force:
+        raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
+    target.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_suffix(".tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(destination)
+    config = folder.record()["config"]
+    click.echo(
+        f"In Python, with a pipeline of {config['model']['name']}:\n"
+        f'  pipeline.load_lora_weights("{target}", weight_name="{LORA_FILE}")'
+    )
+    click.echo(str(destination))

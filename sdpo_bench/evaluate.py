@@ -1,0 +1,241 @@
+"""Judge checkpoints and the base model at any number of denoising steps: one row an image, step count and reward.
+
+Evaluation owns its sampler. A k-step score is that of a k-step run; every method, every training seed and the base
+model meet the same prompts and the same noise bank, so that differences are paired. Rows already there are kept:
+a second call adds rewards, splits or step counts, and an interrupted one goes on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sdpo_bench import pictures
+from sdpo_bench.errors import UsageError
+from sdpo_bench.models import scheduler_config
+from sdpo_bench.policy import Policy
+from sdpo_bench.prompts import load_prompts
+from sdpo_bench.rollout import Noise, sample
+from sdpo_bench.schedule import Schedule, lint, make_schedule
+from sdpo_bench.scoring import Scorer
+from sdpo_bench.settings import EvaluationSettings
+from sdpo_bench.store import RunFolder, atomic_write
+
+KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
+COLUMNS = [*KEYS, "score", *pictures.STATISTICS]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose checkpoint is judged; part of every row."""
+
+    run: str
+    method: str
+    seed: int
+
+
+def sampler_id(settings: EvaluationSettings) -> str:
+    """What the evaluation sampler is, in words; rows with different samplers never share a table."""
+    return (
+        f"ddim {settings.spacing} eta={settings.eta:g} guidance={settings.guidance_scale:g} "
+        f"{settings.image} bank={settings.noise_bank}"
+    )
+
+
+def splits(settings: EvaluationSettings) -> dict[str, list[str]]:
+    """Prompts of each split that is to be evaluated."""
+    named = {"train": settings.train, "validation": settings.validation, "unseen": settings.unseen}
+    chosen = {split: load_prompts(name) for split, name in named.items() if name}
+    if not chosen:
+        raise UsageError("no prompts to evaluate: set eval.train, eval.validation or eval.unseen.")
+    return chosen
+
+
+def evaluation_schedule(policy: Policy, settings: EvaluationSettings, steps: int) -> Schedule:
+    """Schedule of a k-step run of the evaluation sampler."""
+    schedule = make_schedule(scheduler_config(policy), steps, eta=settings.eta, spacing=settings.spacing)
+    lint(schedule, needs_log_prob=False)
+    return schedule
+
+
+def evaluate(
+    policy: Policy,
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    run: RunFolder,
+    subject: Subject,
+    *,
+    micro_batch: int = 64,
+    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+) -> pd.DataFrame:
+    """Complete ``eval.parquet`` of a run for the asked step counts, splits and rewards; returns those rows.
+
+    Args:
+        scorers: rewards to score with (not charged to any training budget).
+        progress: called with a text, denoiser calls done and in all.
+
+    Raises:
+        UsageError: a step count outside the model's range. RunFailed: images or scores that are not finite.
+    """
+    known = read_rows(run)
+    blocks = [(split, texts, k) for split, texts in splits(settings).items() for k in settings.steps]
+    schedules = {k: evaluation_schedule(policy, settings, k) for k in settings.steps}
+    guidance = policy.guidance_scale
+    total = sum(k * len(texts) * settings.images_per_prompt for _, texts, k in blocks)
+    done = 0
+    policy.set_guidance(settings.guidance_scale)
+    try:
+        for split, texts, k in blocks:
+            wanted = _missing(known, settings, scorers, split, texts, k)
+            if wanted:
+                progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
+                block = _block(policy, schedules[k], settings, wanted, texts, micro_batch)
+                known = _add(known, block, subject, settings, split, k)
+                write_rows(run, known)
+            done += k * len(texts) * settings.images_per_prompt
+    finally:
+        policy.set_guidance(guidance)
+    progress("evaluated", total, total)
+    return select(known, settings, [s.name for s in scorers])
+
+
+def _missing(
+    known: pd.DataFrame,
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    split: str,
+    texts: Sequence[str],
+    steps: int,
+) -> list[Scorer]:
+    """Scorers whose rows for this block are not all there yet."""
+    mine = known[(known.sampler == sampler_id(settings)) & (known.split == split) & (known.steps == steps)]
+    mine = mine[mine.image < settings.images_per_prompt]
+    needed = {(text, i) for text in texts for i in range(settings.images_per_prompt)}
+    missing = []
+    for scorer in scorers:
+        rows = mine[(mine.reward == scorer.name) & (mine.version == scorer.reward.full_version)]
+        if not needed <= set(zip(rows.prompt, rows.image)):
+            missing.append(scorer)
+    return missing
+
+
+def _block(
+    policy: Policy,
+    schedule: Schedule,
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    texts: Sequence[str],
+    micro_batch: int,
+) -> pd.DataFrame:
+    """Sample one split at one step count and score every image with every reward."""
+    pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
+    frames = []
+    for start in range(0, len(pairs), micro_batch):
+        part = pairs[start : start + micro_batch]
+        images = sample_images(policy, schedule, settings, part, micro_batch)
+        numbers = {name: value.tolist() for name, value in pictures.statistics(images).items()}
+        base = {"prompt": [text for text, _ in part], "image": [i for _, i in part], **numbers}
+        for scorer in scorers:
+            scores = scorer(images, [text for text, _ in part]).tolist()
+            named = {"reward": scorer.name, "version": scorer.reward.full_version, "score": scores}
+            frames.append(pd.DataFrame(base | named))
+    return pd.concat(frames, ignore_index=True)
+
+
+@torch.no_grad()
+def sample_images(
+    policy: Policy,
+    schedule: Schedule,
+    settings: EvaluationSettings,
+    pairs: Sequence[tuple[str, int]],
+    micro_batch: int = 64,
+) -> Tensor:
+    """Images ``[n, 3, H, W]`` of (prompt, image number) pairs; the noise depends on the pair and the bank alone."""
+    noise = Noise(("evaluation", settings.noise_bank))
+    names = [f"{prompt}\n{number}" for prompt, number in pairs]
+    prompts = [prompt for prompt, _ in pairs]
+    final, original = sample(policy, schedule, prompts, noise, groups=names, micro_batch=micro_batch)
+    latents = final if settings.image == "sample" else original
+    return torch.cat([policy.decode(chunk) for chunk in latents.split(micro_batch)])
+
+
+def _add(
+    known: pd.DataFrame, block: pd.DataFrame, subject: Subject, settings: EvaluationSettings, split: str, steps: int
+) -> pd.DataFrame:
+    """Known rows plus the new block, which replaces rows with the same keys; in one fixed order."""
+    block = block.assign(
+        run=subject.run, method=subject.method, seed=subject.seed, sampler=sampler_id(settings), split=split,
+        steps=steps,
+    )  # fmt: skip
+    both = pd.concat([known, block[COLUMNS]], ignore_index=True) if len(known) else block[COLUMNS]
+    return both.drop_duplicates(KEYS, keep="last").sort_values(KEYS, ignore_index=True)
+
+
+def select(rows: pd.DataFrame, settings: EvaluationSettings, rewards: Sequence[str]) -> pd.DataFrame:
+    """Rows of these evaluation settings and rewards."""
+    prompts = splits(settings)
+    mine = rows[
+        (rows.sampler == sampler_id(settings))
+        & rows.steps.isin(settings.steps)
+        & rows.reward.isin(list(rewards))
+        & (rows.image < settings.images_per_prompt)
+    ]
+    in_split = [prompt in prompts.get(split, []) for split, prompt in zip(mine.split, mine.prompt)]
+    return mine[in_split].reset_index(drop=True)
+
+
+def empty_rows() -> pd.DataFrame:
+    return pd.DataFrame({name: [] for name in COLUMNS})
+
+
+def read_rows(run: RunFolder) -> pd.DataFrame:
+    """Evaluation rows of a run, empty where it has not been evaluated.
+
+    Raises:
+        UsageError: the file is damaged or lacks columns.
+    """
+    if not run.evaluation.exists():
+        return empty_rows()
+    try:
+        rows = pd.read_parquet(run.evaluation)
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise UsageError(
+            f"'{run.evaluation}' is damaged ({error}). Delete it and run: sdpo-bench eval {run.run_id}"
+        ) from error
+    lacking = [name for name in COLUMNS if name not in rows.columns]
+    if lacking:
+        raise UsageError(f"'{run.evaluation}' lacks the columns {', '.join(lacking)}.")
+    return rows[COLUMNS]
+
+
+def write_rows(run: RunFolder, rows: pd.DataFrame) -> None:
+    """Write ``eval.parquet`` in one piece."""
+    stream = BytesIO()
+    rows.to_parquet(stream, index=False, compression="zstd")
+    atomic_write(run.evaluation, stream.getvalue())
+
+
+def step_table(base: pd.DataFrame, tuned: pd.DataFrame) -> list[dict[str, Any]]:
+    """Base against tuned by split, reward and step count, paired over images.
+
+    ``standard_error`` is that of the mean paired difference over images: how well this one checkpoint is measured.
+    It says nothing about other training seeds.
+    """
+    keys = ["split", "reward", "version", "steps", "prompt", "image"]
+    paired = base[[*keys, "score"]].merge(tuned[[*keys, "score"]], on=keys, suffixes=("_base", "_tuned"))
+    table = []
+    for (split, reward, steps), rows in paired.groupby(["split", "reward", "steps"], sort=True):
+        difference = rows.score_tuned - rows.score_base
+        error = float(difference.std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else float("nan")
+        table.append(
+            {
+                "split": split, "reward": reward, "steps": int(steps), "images": len(rows),
+                "base": float(rows.score_base.mean()), "tuned": float(rows.score_tuned.mean()),
+                "difference": float(difference.mean()), "standard_error": error,
+            }
+        )  # fmt: skip
+    return table

@@ -1,0 +1,103 @@
+"""``sdpo-bench list``: what there is, read from names, sources and run folders, without importing torch."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.cli import echo_json
+from sdpo_bench.registry import field_docs, plugins
+
+
+def show(what: str, out: Path, as_json: bool) -> None:
+    """Print one list as a table or as JSON."""
+    columns, rows = _LISTS[what](out)
+    if as_json:
+        echo_json([dict(zip(columns, row)) for row in rows])
+        return
+    if not rows:
+        print(f"no {what}" + (f" in '{out}'. Start one with: sdpo-bench run" if what == "runs" else "."))
+        return
+    from sdpo_bench.terminal import print_table
+
+    print_table(columns, [[str(cell) for cell in row] for row in rows])
+
+
+Listing = tuple[list[str], list[list[Any]]]
+
+
+def _plugins(kind: str) -> Listing:
+    found = plugins(kind)
+    return ["name", "from", "what"], [[p.name, p.owner, p.summary] for p in found.values()]
+
+
+def _models(out: Path) -> Listing:
+    from sdpo_bench.models import KNOWN, asset_folder
+
+    rows = []
+    for model in KNOWN.values():
+        embedded = model.location.startswith("asset:")
+        here = asset_folder(model.location.removeprefix("asset:")).is_dir() if embedded else None
+        where = "in the package" if here else "missing from the package" if embedded else f"hub: {model.location}"
+        rows.append([model.name, where, model.native_reward, model.summary])
+    return ["name", "weights", "own reward", "what"], rows
+
+
+def _presets(out: Path) -> Listing:
+    from sdpo_bench.presets import shipped_presets
+
+    rows = []
+    for preset in shipped_presets().values():
+        match = "; ".join(f"{k} = {v if isinstance(v, str) else ', '.join(v)}" for k, v in preset.match.items())
+        rows.append([preset.name, match or "only when named", preset.description])
+    return ["name", "chosen for", "what"], rows
+
+
+def _prompts(out: Path) -> Listing:
+    from sdpo_bench.prompts import load_prompts, shipped_sets
+
+    rows = []
+    for name in shipped_sets():
+        texts = load_prompts(name)
+        rows.append([name, len(texts), "; ".join(texts[:3]) + (" ..." if len(texts) > 3 else "")])
+    return ["name", "prompts", "first ones"], rows
+
+
+def _settings(out: Path) -> Listing:
+    from typing import get_type_hints
+
+    from sdpo_bench.config import describe_type
+    from sdpo_bench.settings import SECTIONS
+
+    rows: list[list[Any]] = []
+    for section, owner in SECTIONS.items():
+        docs, hints = field_docs(owner), get_type_hints(owner, include_extras=True)
+        for field in fields(owner):
+            default = "" if field.default is MISSING else field.default
+            shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            kind = describe_type(hints[field.name])
+            rows.append([f"{section}.{field.name}", kind, shown, docs.get(field.name, "")])
+    return ["setting", "type", "default", "meaning"], rows
+
+
+def _runs(out: Path) -> Listing:
+    from sdpo_bench.store import run_folders
+
+    rows = []
+    for run in run_folders(out):
+        lines = run.log()
+        bill = lines[-1]["bill"] if lines else {}
+        images = f"{bill['images']:,}" if bill else "-"
+        reward = f"{lines[-1]['reward_mean']:.4g}" if lines else "-"
+        rows.append([run.run_id, run.state, images, reward, run.status["message"]])
+    return ["run", "state", "images", "last training reward", "message"], rows
+
+
+_LISTS = {
+    "methods": lambda out: _plugins("methods"),
+    "rewards": lambda out: _plugins("rewards"),
+    "models": _models,
+    "presets": _presets,
+    "prompts": _prompts,
+    "settings": _settings,
+    "runs": _runs,
+}

@@ -1,0 +1,222 @@
+"""Run folders: everything a report needs is in them, and a killed process never leaves one that reads as done.
+
+A run is its folder ``<out>/runs/<run id>``::
+
+    run.json         resolved settings, where each came from, versions, git commit, plugin hashes, hardware
+    status           one JSON line: state (new, running, interrupted, failed, done), message, budget used
+    train.jsonl      one line an epoch, numbers only (identical for identical runs)
+    timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)
+    checkpoints/     what is needed to go on
+    lora/            the adapter in diffusers' own format
+    eval.parquet     one row an image, reward and step count
+    grid.png         the same prompts and noise, base beside tuned
+
+Every file but the two append-only logs is written to a temporary name, synced and renamed.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from sdpo_bench.errors import MissingError, UsageError, nearest
+
+State = Literal["new", "running", "interrupted", "failed", "done"]
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable (a no-op where folders cannot be opened)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk; reading never changes it."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def lora(self) -> Path:
+        return self.path / "lora"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "eval.parquet"
+
+    def create(self, record: Mapping[str, Any]) -> None:
+        """Make the folder and its ``run.json``; a folder that exists keeps its first record."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / "run.json").exists():
+                atomic_write(self.path / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            raise MissingError(
+                f"the results folder '{self.path}' cannot be written: {error.strerror}. "
+                "Choose another with --out FOLDER."
+            ) from error
+
+    def record(self) -> dict[str, Any]:
+        """Content of ``run.json``.
+
+        Raises:
+            UsageError: missing or damaged.
+        """
+        return _read_json(self.path / "run.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """State and message; ``new`` where nothing has been written yet."""
+        if not (self.path / "status").exists():
+            return {"state": "new", "message": ""}
+        return _read_json(self.path / "status")
+
+    @property
+    def state(self) -> State:
+        state: State = self.status["state"]
+        return state
+
+    def set_status(self, state: State, message: str = "", **more: Any) -> None:
+        atomic_write(self.path / "status", json.dumps({"state": state, "message": message, **more}, sort_keys=True))
+
+    # -- append-only logs ------------------------------------------------------------------------------------
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one line to ``train.jsonl`` or ``timing.jsonl``."""
+        with open(self.path / name, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def size(self, name: str) -> int:
+        path = self.path / name
+        return path.stat().st_size if path.exists() else 0
+
+    def truncate(self, name: str, size: int) -> None:
+        """Forget what was logged after a checkpoint, so that resuming repeats no line."""
+        path = self.path / name
+        if path.exists() and path.stat().st_size > size:
+            with open(path, "rb+") as stream:
+                stream.truncate(size)
+                os.fsync(stream.fileno())
+
+    def log(self, name: str = "train.jsonl") -> list[dict[str, Any]]:
+        """Lines of a log, oldest first; a last line that a killed process left unfinished is skipped."""
+        path = self.path / name
+        rows: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with suppress(json.JSONDecodeError):
+                    rows.append(json.loads(line))
+        return rows
+
+    @contextmanager
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the run for this process; the kernel frees the lock when a process dies, however it dies.
+
+        Raises:
+            UsageError: another living process holds it (and ``wait`` is off).
+        """
+        with open(self.path / "lock", "a+") as handle:
+            if not _try_lock(handle, wait):
+                raise UsageError(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
+            yield
+
+
+def _try_lock(handle: IO[str], wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this platform
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"'{path.parent}' is not a run folder: it has no {path.name}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"'{path}' is damaged: {error}.") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"'{path}' is damaged: an object was expected.")
+    return data
+
+
+def check_writable(out: Path) -> None:
+    """Fail before any work if results cannot be written.
+
+    Raises:
+        MissingError: no permission, a file in the way, or a read-only disk.
+    """
+    probe = out / "runs" / f".probe-{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise MissingError(
+            f"the results folder '{out}' cannot be written: {error.strerror}. Choose another with --out FOLDER."
+        ) from error
+
+
+def run_folders(out: Path) -> list[RunFolder]:
+    """All runs of a results folder, sorted by id."""
+    root = out / "runs"
+    if not root.is_dir():
+        return []
+    return [RunFolder(p) for p in sorted(root.iterdir()) if (p / "run.json").is_file()]
+
+
+def find_run(out: Path, name: str) -> RunFolder:
+    """A run by id, by the unique beginning of one, or by path.
+
+    Raises:
+        UsageError: none or several fit.
+    """
+    direct = Path(name)
+    if (direct / "run.json").is_file():
+        return RunFolder(direct.resolve())
+    runs = {run.run_id: run for run in run_folders(out)}
+    fitting = [run for run_id, run in runs.items() if run_id == name or run_id.startswith(name)]
+    exact = [run for run in fitting if run.run_id == name]
+    if exact or len(fitting) == 1:
+        return (exact or fitting)[0]
+    if fitting:
+        raise UsageError(f"'{name}' fits {len(fitting)} runs: {', '.join(r.run_id for r in fitting)}.")
+    raise UsageError(f"no run '{name}' in '{out}'.{nearest(name, runs)} See: sdpo-bench list runs")

@@ -1,0 +1,328 @@
+"""The training loop: sample, score, compare, update, record, until the budget is spent.
+
+The trainer owns everything that methods share. A method adds its loss and says what it needs; a run is a pure function
+of its resolved configuration, wherever and however often it was interrupted.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench import checkpoint, pictures, seeds
+from sdpo_bench.advantages import Normaliser, advantages
+from sdpo_bench.api import Method, Reward
+from sdpo_bench.budget import Ledger, Limit
+from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
+from sdpo_bench.dense import choose_queries, step_rewards
+from sdpo_bench.errors import UsageError
+from sdpo_bench.models import scheduler_config
+from sdpo_bench.policy import Policy
+from sdpo_bench.progress import Tick
+from sdpo_bench.prompts import draw_prompts, load_prompts
+from sdpo_bench.rollout import Noise, Trajectories, rollout
+from sdpo_bench.schedule import Schedule, gaussian_log_prob, lint, make_schedule, step_weights
+from sdpo_bench.scoring import Scorer, ask_rewards
+from sdpo_bench.settings import RunConfig, Runtime
+from sdpo_bench.store import RunFolder
+from sdpo_bench.update import Experience, Order, UpdateLog, Updater, gaussian_kl, unique_rows
+
+
+def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
+    """The schedule of the training trajectories, checked for finite log-probabilities.
+
+    Raises:
+        UsageError: from the lint.
+    """
+    s = config.schedule
+    schedule = make_schedule(
+        scheduler, s.steps, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep, std_floor=s.std_floor
+    )
+    lint(schedule, needs_log_prob=True)
+    return schedule
+
+
+class Trainer:
+    """One run's training.
+
+    Args:
+        policy: carries a fresh adapter drawn from the run's seed.
+        watch: called with a :class:`Tick` now and then.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        runtime: Runtime,
+        run: RunFolder,
+        policy: Policy,
+        method: Method,
+        reward: Reward,
+        watch: Callable[[Tick], None] = lambda tick: None,
+    ):
+        self.config, self.runtime, self.run = config, runtime, run
+        self.policy, self.method, self.watch = policy, method, watch
+        self.prompts = load_prompts(config.sample.prompts)
+        self.schedule = training_schedule(config, scheduler_config(policy))
+        self.weights = step_weights(self.schedule, config.update.step_weight)
+        if not bool((self.weights > 0).any()):
+            raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
+        self.ledger = Ledger()
+        self.scorer = Scorer(config.reward.name, reward, self.ledger)
+        self.limit = Limit(config.budget.axis, config.budget.amount)
+        a = config.advantage
+        self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
+        self.updater = Updater(
+            policy, self.schedule, method, config.update, self.weights, self.ledger, runtime.micro_batch
+        )
+        self.epoch = 0
+        self.metrics: dict[str, Any] = {}
+        self._packed: tuple[int, bytes] = (0, b"")
+        self._saved_epoch = -1
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train until the budget is spent, from the latest checkpoint if there is one.
+
+        Raises:
+            RunFailed: numbers that can no longer be trusted; the last checkpoint is intact.
+            KeyboardInterrupt: passed on; whole epochs since the last checkpoint are saved first.
+        """
+        self._resume()
+        self.policy.on_call = self.ledger.charge_call
+        wanted = self.config.sample.images_per_epoch // self.method.members
+        try:
+            while groups := self._groups_left(wanted):
+                self._run_epoch(groups, wanted)
+                if self.epoch % self.runtime.checkpoint_every == 0:
+                    self.save()
+        finally:
+            # However the loop ends, the last whole epoch is what stays; a half one leaves no trace.
+            self.policy.on_call = None
+            self.save()
+
+    def _groups_left(self, wanted: int) -> int:
+        guided = self.policy.guidance_scale > 1
+        cost = group_cost(
+            self.method, self.weights.tolist(), inner_epochs=self.config.update.inner_epochs, guided=guided
+        )
+        on_calls = self.limit.axis == "denoiser_calls"
+        overhead = probe_cost(self.method, self.schedule.num_steps, wanted, guided=guided) if on_calls else 0
+        groups = self.limit.groups_left(self.ledger, cost, wanted, overhead)
+        if groups == 0 and self.epoch == 0:
+            raise UsageError(
+                f"a budget of {self.limit.amount:g} {self.limit.axis} is less than one prompt group costs "
+                f"({cost.of(self.limit.axis) + overhead:g}). Use a larger --budget."
+            )
+        return groups
+
+    def _run_epoch(self, groups: int, wanted: int) -> None:
+        started = time.monotonic()
+        self.metrics, timing = self._epoch(groups, wanted)
+        seconds = time.monotonic() - started
+        self.ledger.seconds += seconds
+        self.epoch += 1
+        timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
+        self.run.append("train.jsonl", self.metrics)
+        self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
+        self._packed = self._pack()
+        self._tell("epoch")
+
+    def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
+        clock = Stopwatch()
+        trajectories = self._sample(groups, wanted)
+        clock.lap("sample_seconds")
+        experience, metrics = self._signals(trajectories)
+        clock.lap("reward_seconds")
+        metrics |= self._learn(experience, groups)
+        clock.lap("update_seconds")
+        bill = self.ledger.bill()
+        return {"epoch": self.epoch + 1, "groups": groups, **metrics, "bill": bill}, clock.laps
+
+    # -- stages ----------------------------------------------------------------------------------------------
+
+    def _sample(self, groups: int, wanted: int) -> Trajectories:
+        self._tell("sampling")
+        config = self.config
+        rule = config.sample.draw
+        drawn = draw_prompts(self.prompts, wanted, seed=config.seed, epoch=self.epoch, rule=rule)
+        with self.ledger.during("rollout"):
+            trajectories = rollout(
+                self.policy,
+                self.schedule,
+                drawn[:groups],
+                Noise((config.seed, "train", self.epoch)),
+                groups=range(groups),
+                members=self.method.members,
+                shared_noise=self.method.shared_noise,
+                micro_batch=self.runtime.micro_batch,
+            )
+        self.ledger.images += groups * self.method.members
+        return trajectories
+
+    def _signals(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
+        """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics."""
+        self._tell("scoring")
+        method, mode = self.method, self.method.reward_mode
+        queries = choose_queries(trajectories.x0, mode)
+        decode_sample = mode == "sparse" and method.final_image == "sample"
+        answers = ask_rewards(
+            self.policy, trajectories, queries, self.scorer,
+            decode_sample=decode_sample, micro_batch=self.runtime.micro_batch,
+        )  # fmt: skip
+        queried = answers.rewards.to(trajectories.x0)
+        rewards = step_rewards(queries, queried, mode, method.reward_guard)
+        normalised = self._advantages(rewards, trajectories.prompts)
+        reference, kl = self._reference(trajectories)
+        metrics = _reward_metrics(queried, rewards, mode) | {"kl_to_base": kl}
+        if normalised is not None:
+            metrics |= _spread("advantage", normalised)
+        metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
+        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference), metrics
+
+    def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
+        settings = self.config.advantage
+        if settings is None:
+            return None
+        sparse = self.method.reward_mode == "sparse"
+        return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
+
+    def _reference(self, trajectories: Trajectories) -> tuple[Tensor | None, float]:
+        """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
+        groups otherwise): sum over steps of the mean over latent elements, nats."""
+        groups = len(trajectories.prompts)
+        chosen = groups if self.method.needs_reference else min(PROBE_GROUPS, groups)
+        phase = "reference" if self.method.needs_reference else "diagnostic"
+        with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
+            log_probs, kl = base_statistics(
+                self.policy, self.schedule, trajectories, range(chosen), self.runtime.micro_batch
+            )
+        return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())
+
+    def _learn(self, experience: Experience, groups: int) -> dict[str, Any]:
+        log = UpdateLog(self.schedule.num_steps)
+        stop = (lambda: self.limit.reached(self.ledger)) if self.limit.axis == "optimiser_steps" else (lambda: False)
+        if self.limit.axis == "seconds":
+            stop = self._seconds_stop()
+        for inner in range(self.config.update.inner_epochs):
+            order = self._order(groups, inner)
+            if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
+                break
+        return log.summary()
+
+    def _seconds_stop(self) -> Callable[[], bool]:
+        started = time.monotonic()
+        return lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount
+
+    def _order(self, groups: int, inner: int) -> Order:
+        """Samples and, independently for each group, steps in a fresh random order."""
+        axes = (self.config.seed, "order", self.epoch, inner)
+        steps = [seeds.permutation(self.schedule.num_steps, *axes, "steps", g) for g in range(groups)]
+        return Order(seeds.permutation(groups, *axes, "groups"), torch.stack(steps))
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint of the last whole epoch, unless it is there already."""
+        epoch, packed = self._packed
+        if epoch != self._saved_epoch:
+            checkpoint.write(self.run, epoch, packed)
+            self._saved_epoch = epoch
+
+    def _pack(self) -> tuple[int, bytes]:
+        progress = checkpoint.Progress(
+            self.epoch, self.ledger.state_dict(), self.run.size("train.jsonl"), self.run.size("timing.jsonl")
+        )
+        return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser)
+
+    def _resume(self) -> None:
+        path, warnings = checkpoint.latest(self.run)
+        for warning in warnings:
+            self.watch(self._tick("warning", {"warning": warning}))
+        progress = checkpoint.restore(path, self.updater, self.normaliser) if path else None
+        self.run.truncate("train.jsonl", progress.log_size if progress else 0)
+        self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
+        if progress:
+            self.epoch = self._saved_epoch = progress.epoch
+            self.ledger.__dict__.update(progress.ledger)
+            rows = self.run.log()
+            self.metrics = rows[-1] if rows else {}
+        self._packed = self._pack()
+
+    def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:
+        used = self.ledger.used(self.limit.axis)
+        return Tick(self.epoch, used, self.limit.amount, self.limit.axis, phase, metrics)
+
+    def _tell(self, phase: str) -> None:
+        self.watch(self._tick(phase, self.metrics))
+
+
+@torch.no_grad()
+def base_statistics(
+    policy: Policy, schedule: Schedule, trajectories: Trajectories, groups: Sequence[int], micro_batch: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities under the present (reference) model and KL of the sampling policy to it, both ``[n, G, T]``.
+
+    The sampling policy's mean is recovered from the stored predicted originals, so only the reference model is called.
+    """
+    g, steps = trajectories.latents.shape[1], trajectories.num_steps
+    log_probs, kls = [], []
+    for part in torch.tensor(list(groups)).split(max(1, micro_batch // g)):
+        for i in range(steps):
+            rows, inverse = unique_rows(torch.full((len(part),), i), g, trajectories.shared_start)
+            before = trajectories.latents[part, :, i].flatten(0, 1)
+            at = torch.full((len(before),), i)
+            output = policy.predict(
+                before[rows], schedule.timesteps[at[rows]], trajectories.conditioning[part[rows // g]]
+            )
+            base = schedule.denoise(output[inverse], before, at)
+            after = trajectories.latents[part, :, i + 1].flatten(0, 1)
+            log_probs.append(gaussian_log_prob(after, base.mean, base.std).view(-1, g))
+            mean = schedule.mean_from_original(trajectories.x0[part, :, i].flatten(0, 1), before, at)
+            kls.append(gaussian_kl(mean, base.mean, base.std).view(-1, g))
+    by_part = [torch.stack(log_probs[k : k + steps], -1) for k in range(0, len(log_probs), steps)]
+    kl_parts = [torch.stack(kls[k : k + steps], -1) for k in range(0, len(kls), steps)]
+    return torch.cat(by_part), torch.cat(kl_parts)
+
+
+class Stopwatch:
+    """Seconds of consecutive stages."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 4)
+        self._last = now
+
+
+def _spread(name: str, values: Tensor) -> dict[str, float]:
+    flat = values.double()
+    return {
+        f"{name}_mean": float(flat.mean()),
+        f"{name}_std": float(flat.std(correction=0)),
+        f"{name}_max_abs": float(flat.abs().max()),
+    }
+
+
+def _reward_metrics(queried: Tensor, rewards: Tensor, mode: str) -> dict[str, Any]:
+    """Mean and spread of the final reward, of each queried step, and the range of the dense rewards."""
+    final = rewards[..., -1].double()
+    names = ["first", "last", "anchor"] if queried.shape[-1] == 3 and mode == "predicted" else None
+    by_query = {}
+    for q in range(queried.shape[-1]):
+        label = names[q] if names else f"query_{q}"
+        column = queried[..., q].double()
+        by_query[label] = {"mean": float(column.mean()), "std": float(column.std(correction=0))}
+    return {
+        "reward_mean": float(final.mean()),
+        "reward_std": float(final.std(correction=0)),
+        "reward_by_query": by_query,
+        "dense_reward_min": float(rewards.min()),
+        "dense_reward_max": float(rewards.max()),
+    }
