@@ -1,0 +1,44 @@
+"""Shared test machinery: one CPU thread, a tiny pipeline, and rewards and policies that are quick to build."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+OFFICIAL = Path(os.environ.get("SDPO_BENCH_FIXTURES", HERE / "fixtures" / "official"))
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def official() -> Path:
+    """Folder of numbers computed by the official implementations (``SDPO_BENCH_FIXTURES`` names another set)."""
+    if not OFFICIAL.is_dir():
+        pytest.fail(f"no fixtures at {OFFICIAL}; SDPO_BENCH_FIXTURES must name a folder with a_ddim_step.npz and so on")
+    return OFFICIAL
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe(official: Path) -> Path:
+    """A random Stable-Diffusion pipeline of 0.43 M parameters with SD-Turbo's scheduler settings."""
+    return official / "tiny_pipe"
+
+
+@pytest.fixture
+def tiny_policy(tiny_pipe: Path):
+    """A fresh policy of the tiny pipeline with a LoRA whose B matrices are not zero, so that it differs from base."""
+    from sdpo_bench.models import load_policy
+    from sdpo_bench.settings import ModelSettings
+
+    policy = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in policy.lora_parameters().items():
+        if "lora_B" in name:
+            parameter.data = 0.02 * torch.randn(parameter.shape, generator=generator)
+    return policy

@@ -1,0 +1,90 @@
+"""Small experiments for tests: resolved configurations, trainers and experiences on the tiny pipeline."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdpo_bench.budget import Ledger
+from sdpo_bench.config import Request, Resolved, resolve, validate
+from sdpo_bench.models import load_policy
+from sdpo_bench.registry import find
+from sdpo_bench.rollout import Noise, Trajectories, rollout
+from sdpo_bench.runner import make_scorer
+from sdpo_bench.schedule import make_schedule
+from sdpo_bench.seeds import seed_for
+from sdpo_bench.settings import Runtime, UpdateSettings
+from sdpo_bench.store import RunFolder
+from sdpo_bench.train import Trainer
+from sdpo_bench.update import Experience, Updater
+
+METHODS = ("sdpo", "ddpo", "d3po", "sparse_dpo")
+PROMPTS = ["cat", "dog", "butterfly", "horse", "bee"]
+
+
+def make_method(name: str, **settings: Any) -> Any:
+    plugin = find("methods", name).load()
+    return plugin(validate(plugin.Settings, settings, "method"))
+
+
+def make_resolved(tiny_pipe: Path, method: str = "sdpo", **overrides: Any) -> Resolved:
+    """A run of three denoising steps, eight images an epoch, sixteen images in all."""
+    settings = {
+        "schedule.steps": 3,
+        "sample.images_per_epoch": 8,
+        "update.minibatch": 2,
+        "update.accumulation": 1,
+        "update.lr": 1e-3,
+        "budget.images": 16,
+        "eval.steps": "1,2",
+        "eval.images_per_prompt": 1,
+    }
+    if not any(key.startswith("budget.") for key in overrides):
+        overrides = {"budget.images": settings["budget.images"]} | overrides
+    settings = {k: v for k, v in settings.items() if not k.startswith("budget.")} | overrides
+    return resolve(Request(method=method, model=str(tiny_pipe), reward="jpeg-incompressibility", overrides=settings))
+
+
+def make_trainer(resolved: Resolved, out: Path, **runtime: Any) -> Trainer:
+    """A trainer with a fresh policy and a run folder below ``out``."""
+    config = resolved.config
+    run = RunFolder(out / "runs" / resolved.run_id)
+    run.create({"kind": "run", "config": resolved.data})
+    policy = load_policy(config.model, lora_seed=seed_for(config.seed, "lora"))
+    method = make_method(config.method.name, **config.method.settings)
+    reward = make_scorer(config.reward.name, config.reward.settings, "cpu").reward
+    return Trainer(config, replace(Runtime(out=out, device="cpu"), **runtime), run, policy, method, reward)
+
+
+def sample_groups(
+    policy: Any, steps: int = 3, groups: int = 4, members: int = 2, **options: Any
+) -> tuple[Any, Trajectories]:
+    """A schedule and trajectories of it."""
+    schedule = make_schedule(dict(policy.pipeline.scheduler.config), steps)
+    prompts = (PROMPTS * groups)[:groups]
+    trajectories = rollout(
+        policy, schedule, prompts, Noise((0, "test")),
+        groups=range(groups), members=members, shared_noise=options.pop("shared_noise", True), **options,
+    )  # fmt: skip
+    return schedule, trajectories
+
+
+def random_experience(trajectories: Trajectories, reference: torch.Tensor | None = None, seed: int = 0) -> Experience:
+    """Random learning signals for given trajectories."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = trajectories.log_probs.shape
+    advantages = torch.randn(shape, generator=generator)
+    return Experience(trajectories, advantages, torch.randn(shape[:2], generator=generator), advantages, reference)
+
+
+def make_updater(
+    policy: Any, schedule: Any, method: Any, weights: torch.Tensor | None = None, **settings: Any
+) -> Updater:
+    """An updater with its own ledger."""
+    micro_batch = settings.pop("micro_batch", 64)
+    update = UpdateSettings(**{"minibatch": 2, "accumulation": 1, "order": "accumulated", **settings})
+    weights = torch.ones(schedule.num_steps) if weights is None else weights
+    ledger = Ledger()
+    policy.on_call = ledger.charge_call
+    return Updater(policy, schedule, method, update, weights, ledger, micro_batch)

@@ -1,0 +1,269 @@
+"""Laws that hold whatever the numbers are: invariances, exact ratios, independence of the base model."""
+
+from collections import Counter
+
+import pytest
+import torch
+from factories import METHODS, make_method, make_updater, random_experience, sample_groups
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdpo_bench import seeds
+from sdpo_bench.rollout import Noise, rollout
+from sdpo_bench.schedule import gaussian_log_prob
+from sdpo_bench.settings import UpdateSettings
+from sdpo_bench.train import base_statistics
+from sdpo_bench.update import Order, UpdateLog, unique_rows, windows
+
+FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=100, deadline=None)
+
+
+def reference_of(policy, schedule, trajectories):
+    with policy.reference():
+        return base_statistics(policy, schedule, trajectories, range(len(trajectories.prompts)), 64)[0]
+
+
+def order_of(groups, steps, seed=0):
+    rows = [seeds.permutation(steps, seed, "s", g) for g in range(groups)]
+    return Order(seeds.permutation(groups, seed, "g"), torch.stack(rows))
+
+
+# -- sampling ----------------------------------------------------------------------------------------------------
+
+
+@given(micro_batch=st.integers(1, 9))
+@FEW
+def test_micro_batches_do_not_change_trajectories(tiny_policy, micro_batch):
+    _, whole = sample_groups(tiny_policy)
+    _, parts = sample_groups(tiny_policy, micro_batch=micro_batch)
+    assert torch.allclose(whole.latents, parts.latents, atol=2e-5)
+    assert torch.allclose(whole.log_probs, parts.log_probs, atol=1e-5)
+
+
+@given(permutation=st.permutations(range(4)))
+@FEW
+def test_permuting_prompts_permutes_trajectories(tiny_policy, permutation):
+    schedule, whole = sample_groups(tiny_policy)
+    permuted = rollout(
+        tiny_policy, schedule, [whole.prompts[i] for i in permutation], Noise((0, "test")),
+        groups=list(permutation), members=2, shared_noise=True,
+    )  # fmt: skip
+    assert torch.allclose(permuted.latents, whole.latents[list(permutation)], atol=2e-5)
+
+
+def test_a_part_of_an_epoch_is_the_same_part_of_the_whole(tiny_policy):
+    """What one of several processes, or an epoch cut by a budget, samples."""
+    schedule, whole = sample_groups(tiny_policy)
+    part = rollout(
+        tiny_policy, schedule, whole.prompts[2:], Noise((0, "test")), groups=[2, 3], members=2, shared_noise=True
+    )
+    assert torch.allclose(part.latents, whole.latents[2:], atol=2e-5)
+
+
+def test_pairs_share_their_start_and_nothing_else(tiny_policy):
+    _, pairs = sample_groups(tiny_policy)
+    assert torch.equal(pairs.latents[:, 0, 0], pairs.latents[:, 1, 0])
+    assert torch.equal(pairs.x0[:, 0, 0], pairs.x0[:, 1, 0])
+    assert not torch.allclose(pairs.latents[:, 0, 1], pairs.latents[:, 1, 1])
+    assert len({row.sum().item() for row in pairs.latents[:, 0, 0]}) == len(pairs.prompts)
+
+
+def test_the_shared_first_step_is_computed_once(tiny_policy):
+    calls = []
+    tiny_policy.on_call = calls.append
+    sample_groups(tiny_policy, steps=3, groups=4)
+    assert sum(calls) == 4 * (1 + 2 * 2)  # 4 pairs: one shared call, then two steps of two members
+    calls.clear()
+    sample_groups(tiny_policy, steps=3, groups=4, shared_noise=False)
+    assert sum(calls) == 4 * 3 * 2
+
+
+def test_sharing_the_first_step_changes_no_number(tiny_policy):
+    schedule, shared = sample_groups(tiny_policy)
+    for g in range(2):
+        alone = rollout(
+            tiny_policy, schedule, shared.prompts, Noise((0, "test")), groups=range(4), members=2, shared_noise=True
+        )
+        assert torch.equal(alone.latents[:, g], shared.latents[:, g])
+
+
+@given(side=st.integers(2, 40), scale=st.floats(0.01, 3), seed=st.integers(0, 1000))
+@MANY
+def test_mean_log_prob_does_not_grow_with_resolution(side, scale, seed):
+    """Tiling a latent four times leaves the mean log-density as it is (a sum would grow fourfold)."""
+    generator = torch.Generator().manual_seed(seed)
+    value, mean = torch.randn(2, 1, 4, side, side, generator=generator).double()
+    std = torch.full((1, 1, 1, 1), scale, dtype=torch.float64)
+    tile = lambda x: x.repeat(1, 1, 2, 2)  # noqa: E731
+    small, large = gaussian_log_prob(value, mean, std), gaussian_log_prob(tile(value), tile(mean), std)
+    assert torch.allclose(small, large, rtol=1e-12)
+
+
+# -- seeds -------------------------------------------------------------------------------------------------------
+
+
+def test_no_two_draws_of_a_run_share_a_seed(monkeypatch, tiny_pipe, tmp_path):
+    """Every seed that three epochs of training ask for is asked for once; two seeds of a run share none."""
+    from factories import make_resolved, make_trainer
+
+    original = seeds.seed_for
+    used = Counter()
+
+    def watched(*axes):
+        used[original(*axes)] += 1
+        return original(*axes)
+
+    monkeypatch.setattr(seeds, "seed_for", watched)
+    for seed in (0, 1):
+        make_trainer(make_resolved(tiny_pipe, seed=seed, **{"budget.images": 24}), tmp_path).train()
+    assert len(used) > 2 * 3 * 4 * 4
+    assert [s for s, n in used.items() if n > 1] == []
+
+
+@given(a=st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=4),
+       b=st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=4))  # fmt: skip
+@MANY
+def test_seeds_differ_where_axes_differ(a, b):
+    assert (seeds.seed_for(*a) == seeds.seed_for(*b)) == (a == b)
+
+
+def test_axes_that_only_look_alike_have_different_seeds():
+    assert (
+        len({seeds.seed_for("a", 11), seeds.seed_for("a1", 1), seeds.seed_for("a", "11"), seeds.seed_for("a", 1, 1)})
+        == 4
+    )
+    with pytest.raises(TypeError):
+        seeds.seed_for(1.0)
+
+
+# -- updates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ratio_is_one_before_the_first_update(tiny_policy, name):
+    method = make_method(name)
+    schedule, trajectories = sample_groups(tiny_policy, members=method.members, shared_noise=method.shared_noise)
+    reference = reference_of(tiny_policy, schedule, trajectories) if method.needs_reference else None
+    updater = make_updater(tiny_policy, schedule, method)
+    log = UpdateLog(3)
+    updater.inner_epoch(random_experience(trajectories, reference), order_of(4, 3), log)
+    assert log.zero_gap < 1e-5
+    assert log.summary()["ratio_mean"] != 1.0, "later minibatches meet a changed policy"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("micro_batch", [2, 3])
+def test_micro_batches_do_not_change_gradients(tiny_policy, name, micro_batch):
+    method = make_method(name)
+    schedule, trajectories = sample_groups(tiny_policy, members=method.members, shared_noise=method.shared_noise)
+    reference = reference_of(tiny_policy, schedule, trajectories) if method.needs_reference else None
+    experience = random_experience(trajectories, reference)
+    results = []
+    for size in (64, micro_batch):
+        updater = make_updater(tiny_policy, schedule, method, minibatch=4, micro_batch=size)
+        window = next(iter(windows(order_of(4, 3), updater.settings, method.granularity)))
+        for task in window:
+            updater._backward(experience, task, UpdateLog(3), fresh=True)
+        results.append({n: p.grad.clone() for n, p in updater.parameters.items()})
+        updater.optimiser.zero_grad(set_to_none=True)
+    for parameter, gradient in results[0].items():
+        scale = gradient.abs().max() + 1e-12
+        assert (results[1][parameter] - gradient).abs().max() / scale < 1e-3, parameter
+
+
+def test_trajectory_gradient_equals_the_direct_one(tiny_policy):
+    """The two-pass gradient of a loss over all steps equals autograd through the whole sum at once."""
+    method = make_method("sparse_dpo", beta=2.0)
+    schedule, trajectories = sample_groups(tiny_policy, groups=2)
+    reference = reference_of(tiny_policy, schedule, trajectories)
+    experience = random_experience(trajectories, reference)
+    updater = make_updater(tiny_policy, schedule, method)
+    (task,) = next(iter(windows(order_of(2, 3), updater.settings, "trajectory")))
+    updater._backward(experience, task, UpdateLog(3), fresh=True)
+    two_pass = {n: p.grad.clone() for n, p in updater.parameters.items()}
+    updater.optimiser.zero_grad(set_to_none=True)
+    groups = task.groups
+    steps = [updater._pass(trajectories, groups, torch.full((2,), i)).log_probs for i in range(3)]
+    in_order = type(task)(groups, torch.arange(3).expand(2, -1), 1.0)
+    method.loss(updater._minibatch(experience, in_order, torch.stack(steps, -1), None)).value.backward()
+    for name, parameter in updater.parameters.items():
+        assert torch.allclose(parameter.grad, two_pass[name], rtol=1e-4, atol=1e-8), name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_the_adapter_learns_and_base_stays_base(tiny_policy, name):
+    method = make_method(name)
+    frozen = {n: p.detach().clone() for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n}
+    latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
+    conditioning = tiny_policy.encode(["cat", "dog"])
+    with tiny_policy.reference():
+        before = tiny_policy.predict(latents, times, conditioning)
+    schedule, trajectories = sample_groups(tiny_policy, members=method.members, shared_noise=method.shared_noise)
+    reference = reference_of(tiny_policy, schedule, trajectories) if method.needs_reference else None
+    updater = make_updater(tiny_policy, schedule, method, lr=1e-2)
+    adapter = {n: p.detach().clone() for n, p in updater.parameters.items()}
+    updater.inner_epoch(random_experience(trajectories, reference), order_of(4, 3), UpdateLog(3))
+    assert all(torch.equal(p, frozen[n]) for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n)
+    assert all(p.grad is None for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n)
+    assert any(not torch.equal(p, adapter[n]) for n, p in updater.parameters.items())
+    with tiny_policy.reference():
+        assert torch.equal(tiny_policy.predict(latents, times, conditioning), before)
+    with torch.no_grad():
+        assert not torch.allclose(tiny_policy.predict(latents, times, conditioning), before, atol=1e-4)
+
+
+def test_an_adapter_switched_off_is_the_pipeline_that_was_loaded(tiny_pipe):
+    from diffusers import StableDiffusionPipeline
+
+    from sdpo_bench.models import load_policy
+    from sdpo_bench.settings import ModelSettings
+
+    plain = StableDiffusionPipeline.from_pretrained(tiny_pipe, dtype=torch.float32, safety_checker=None)
+    policy = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=3)
+    latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
+    conditioning = policy.encode(["cat", "dog"])
+    with torch.no_grad():
+        theirs = plain.unet(latents, times, conditioning.positive["encoder_hidden_states"]).sample
+    with policy.reference():
+        assert torch.equal(policy.predict(latents, times, conditioning), theirs)
+
+
+def test_a_step_of_weight_zero_is_not_computed_and_changes_nothing(tiny_policy):
+    method = make_method("sdpo")
+    schedule, trajectories = sample_groups(tiny_policy)
+    experience = random_experience(trajectories)
+    weights = torch.tensor([1.0, 1.0, 0.0])
+    updater = make_updater(tiny_policy, schedule, method, weights=weights, order="step-shuffled")
+    log = UpdateLog(3)
+    updater.inner_epoch(experience, order_of(4, 3), log)
+    assert updater.ledger.forward["update"] == 4 * (1 + 2)
+    assert log.summary()["gradient_share_by_step"][2] == 0
+
+
+@given(groups=st.integers(1, 12), slots=st.integers(1, 5), minibatch=st.integers(1, 5), accumulation=st.integers(1, 4),
+       order=st.sampled_from(["step-shuffled", "accumulated"]))  # fmt: skip
+@MANY
+def test_every_sample_is_used_once_and_weighs_the_same(groups, slots, minibatch, accumulation, order):
+    update = UpdateSettings(order=order, minibatch=minibatch, accumulation=accumulation)
+    plan = list(windows(order_of(groups, slots), update, "step"))
+    seen = Counter((int(g), int(s)) for window in plan for t in window for g, s in zip(t.groups, t.steps[:, 0]))
+    assert seen == Counter({(g, s): 1 for g in range(groups) for s in range(slots)})
+    for window in plan:
+        assert sum(task.share for task in window) == pytest.approx(1.0)
+        each = {round(task.share / len(task.groups), 12) for task in window}
+        assert len(each) == 1
+    full = groups % (minibatch * accumulation) == 0
+    if full:  # official count: T * B / (batch * accumulation), or B / (batch * accumulation)
+        expected = groups // (minibatch * accumulation) * (slots if order == "step-shuffled" else 1)
+        assert len(plan) == expected
+
+
+@given(steps=st.lists(st.integers(0, 4), min_size=1, max_size=6), members=st.integers(1, 4), shared=st.booleans())
+@MANY
+def test_states_find_their_denoiser_output(steps, members, shared):
+    rows, inverse = unique_rows(torch.tensor(steps), members, shared)
+    states = [(g, 0 if shared and s == 0 else m) for g, s in enumerate(steps) for m in range(members)]
+    computed = [states[row] for row in rows.tolist()]
+    assert [computed[i] for i in inverse.tolist()] == states
+    assert len(set(computed)) == len(computed)
