@@ -1,0 +1,23 @@
+"""Text-image alignment of emoji pictures: does the picture show what the prompt names?"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sdpo_bench.api import Reward
+
+
+class EmojiAlign(Reward):
+    """Bounded, calibrated log-probability that the picture shows what the prompt names."""
+
+    name = "emoji-align"
+    version = "1"
+    scale = "nats, bounded to [-4, 0], to [-8, 0] for prompts that name a background"
+    source = "network `align` of sdpo_bench/assets/emoji_scorers, trained by tools/emoji_turbo"
+    native_model = "emoji-turbo"
+    differentiable = True
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        from sdpo_bench.emoji_scorer import alignment, load_scorer
+
+        return alignment(load_scorer("align", self.device), images.to(self.device), prompts).cpu()
