@@ -40,7 +40,7 @@ KNOWN: dict[str, BaseModel] = {
         BaseModel(
             "emoji-turbo",
             "asset:emoji_turbo",
-            "Embedded 2 M-parameter few-step latent diffusion model of emoji animals, 32x32 pixels, CPU",
+            "Embedded 1.3 M-parameter few-step latent diffusion model of emoji animals, 32x32 pixels, CPU",
             "emoji-align",
             _PUBLISHED_SCHEDULE | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": ""},
         ),

@@ -7,6 +7,8 @@ so ``sdpo-bench list`` needs no torch. The rest of the package knows plugins by 
 
 import ast
 import importlib
+import inspect
+import textwrap
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -155,10 +157,14 @@ def _literal(node: ast.ClassDef, attribute: str) -> str | None:
 
 
 def field_docs(owner: type) -> dict[str, str]:
-    """Docstrings that stand below the fields of a settings dataclass, by field name."""
-    import inspect
-    import textwrap
+    """Docstrings that stand below the fields of a settings dataclass (inherited ones too), by field name."""
+    docs: dict[str, str] = {}
+    for base in reversed(owner.__mro__[:-1]):
+        docs |= _own_field_docs(base)
+    return docs
 
+
+def _own_field_docs(owner: type) -> dict[str, str]:
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except (OSError, TypeError):

@@ -18,6 +18,7 @@ from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device, scheduler_config
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.progress import Watcher
+from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import find
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.seeds import seed_for
@@ -65,7 +66,10 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
     check_writable(runtime.out)
     run = RunFolder(runtime.out / "runs" / resolved.run_id)
     policy = _LazyPolicy(config, device)
-    training_schedule(config, policy.scheduler)  # refuse a bad schedule before anything is written
+    # Whatever can be refused is refused before anything is written.
+    load_prompts(config.sample.prompts)
+    ev.splits(config.eval)
+    training_schedule(config, policy.scheduler)
     scorers = evaluation_scorers(config, device)
     run.create(_record(resolved, policy.scheduler, device))
     with run.locked():

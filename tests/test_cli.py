@@ -1,0 +1,301 @@
+"""The command line: what a person types, what comes back, and with which exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "sdpo_bench"]
+QUICK = ["--set", "schedule.steps=2", "--set", "sample.images_per_epoch=4", "--set", "update.minibatch=2",
+         "--set", "update.accumulation=1", "--set", "eval.steps=1,2", "--set", "eval.images_per_prompt=1",
+         "--budget", "images=8", "--reward", "jpeg-incompressibility"]  # fmt: skip
+
+
+def call(*arguments, cwd=None, **environment):
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240, cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def few_prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "few.txt"
+    path.write_text("# three prompts\ncat\ndog\nbee\n")
+    return path
+
+
+def quick_run(tiny_pipe, out, prompts, *more):
+    named = ["--set", f"sample.prompts={prompts}", "--set", f"eval.train={prompts}"]
+    return ["run", "--model", tiny_pipe, "--out", out, *QUICK, *named, *more]
+
+
+def test_help_and_lists_never_import_torch():
+    script = (
+        "import sys, sdpo_bench.cli as c\n"
+        "for a in (['--help'], ['run', '--help'], ['list', 'methods'], ['list', 'rewards'], ['list', 'models'],\n"
+        "          ['list', 'presets'], ['list', 'prompts'], ['list', 'settings'], ['list', 'runs']):\n"
+        "    try: c.main(a)\n"
+        "    except SystemExit as stop: assert not stop.code, (a, stop.code)\n"
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lists_name_every_plugin_with_its_first_line():
+    methods = {row["name"]: row["what"] for row in json.loads(call("list", "methods", "--json").stdout)}
+    assert {"sdpo", "ddpo", "d3po", "sparse_dpo"} <= set(methods)
+    assert all(methods.values())
+    rewards = {row["name"] for row in json.loads(call("list", "rewards", "--json").stdout)}
+    assert {"emoji-align", "emoji-style", "emoji-accuracy", "jpeg-compressibility", "jpeg-incompressibility"} <= {
+        name.replace("_", "-") for name in rewards
+    }
+    settings = json.loads(call("list", "settings", "--json").stdout)
+    assert all(row["meaning"] for row in settings), [r["setting"] for r in settings if not r["meaning"]]
+
+
+WRONG = [
+    (["run", "--method", "spdo"], "unknown method 'spdo'", "sdpo"),
+    (["run", "--reward", "emoji-aling"], "unknown reward 'emoji-aling'", "emoji"),
+    (["run", "--model", "emoji-turbos"], "unknown model 'emoji-turbos'", "emoji-turbo"),
+    (["run", "--preset", "embeded"], "unknown preset 'embeded'", "embedded"),
+    (["run", "--set", "update.lrr=1"], "unknown setting 'update.lrr'", "update.lr"),
+    (["run", "--set", "upd.lr=1"], "unknown setting 'upd.lr'", "update.lr"),
+    (["run", "--set", "method.clip_rang=1"], "unknown setting 'method.clip_rang'", "method.clip_range"),
+    (["run", "--set", "update.lr=fast"], "update.lr: got 'fast'", "number"),
+    (["run", "--set", "update.lr=-1"], "update.lr: got -1", "greater than 0"),
+    (["run", "--set", "schedule.steps=0"], "schedule.steps: got 0", "greater than or equal to 1"),
+    (["run", "--set", "schedule.steps=1001"], "schedule.steps: got 1001", "less than or equal to 1000"),
+    (["run", "--set", "schedule.steps=2.5"], "schedule.steps: got 2.5", "integer"),
+    (["run", "--set", "eval.steps=0,1"], "eval.steps: got '0'", "greater than or equal to 1"),
+    (["run", "--set", "update.order=random"], "update.order: got 'random'", "'step-shuffled'"),
+    (["run", "--set", "schedule.eta=0"], "eta = 0", "schedule.eta"),
+    (
+        ["run", "--set", "schedule.steps=700"],
+        "standard deviation is 0",
+        "std_floor",
+    ),
+    (["run", "--set", "sample.images_per_epoch=7"], "not a multiple of 2", "Use 6"),
+    (["run", "--set", "update.minibatch=5"], "update.minibatch", "sample.images_per_epoch="),
+    (["run", "--set", "lr"], "--set takes section.key=value", "update.lr"),
+    (["run", "--budget", "pictures=3"], "unknown budget axis 'pictures'", "images"),
+    (["run", "--budget", "images=-3"], "positive number", "images=3000"),
+    (["run", "--budget", "images=3001"], "not a multiple of 2", "images=3000"),
+    (["run", "--budget", "images=many"], "not an amount", "images=3000"),
+    (["run", "--seed", "-1"], "-1", "range"),
+    (["run", "--device", "tpu"], "unknown device 'tpu'", "cpu"),
+    (["run", "--set", "sample.prompts=nowhere.txt"], "unknown prompt set", "simple-animals"),
+    (["run", "--method", "d3po", "--set", "advantage.gamma=0.5"], "no effect", "advantage.gamma"),
+    (["run", "--method", "sparse_dpo", "--set", "update.order=step-shuffled"], "whole trajectories", "accumulated"),
+    (["run", "--set", "model.lora_targets=conv9"], "fit no module", "to_q"),
+    (["rum"], "no command 'rum'", "run"),
+    (["eval", "nothing"], "no run 'nothing'", "list runs"),
+    (["export", "nothing", "--to", "x"], "no run 'nothing'", "list runs"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said", "hint"), WRONG, ids=[" ".join(a)[:60] for a, _, _ in WRONG])
+def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, arguments, said, hint):
+    from sdpo_bench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2, message
+    assert said in message
+    assert hint in message
+    assert "Traceback" not in message
+    assert not list(tmp_path.rglob("run.json")), "nothing half-written"
+
+
+def test_a_folder_that_is_no_pipeline(tmp_path):
+    done = call("run", "--model", tmp_path, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "model_index.json" in done.stderr
+
+
+def test_a_device_that_is_not_here(tmp_path):
+    done = call("run", "--device", "cuda:7", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "--device cpu" in done.stderr
+
+
+def test_hub_weights_that_cannot_be_reached(tmp_path):
+    done = call(
+        "run", "--model", "nobody/nothing", "--reward", "jpeg-compressibility", cwd=tmp_path, HF_HUB_OFFLINE="1"
+    )
+    assert done.returncode == 3, done.stderr
+    assert "neither cached here nor reachable" in done.stderr
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path, tiny_pipe):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    done = call("run", "--model", tiny_pipe, "--reward", "jpeg-compressibility", "--out", blocked / "results")
+    assert done.returncode == 3, done.stderr
+    assert "cannot be written" in done.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    done = call("run", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["state"] == "new"
+    assert plan["cost_per_epoch"]["images"] == plan["config"]["sample"]["images_per_epoch"]
+    assert plan["sources"]["update.lr"].startswith("preset")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, few_prompts):
+    """A finished run of the tiny pipeline, as the command line makes it."""
+    from conftest import OFFICIAL
+
+    out = tmp_path_factory.mktemp("results")
+    done = call(*quick_run(OFFICIAL / "tiny_pipe", out, few_prompts))
+    assert done.returncode == 0, done.stderr
+    return out, Path(done.stdout.strip().splitlines()[-1]), done
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    _, folder, done = finished
+    names = {p.name for p in folder.iterdir()}
+    assert {
+        "run.json",
+        "status",
+        "train.jsonl",
+        "timing.jsonl",
+        "eval.parquet",
+        "lora",
+        "grid.png",
+        "checkpoints",
+    } <= names
+    assert json.loads((folder / "status").read_text())["state"] == "done"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["schedule"]["steps"] == 2
+    assert record["schedule"]["beta_schedule"] == "scaled_linear"
+    assert set(record["plugin_sha256"]) == {"method", "reward"}
+    assert "SE over images" in done.stdout
+    assert "1 training seed" in done.stdout
+    assert "8 images" in done.stdout
+
+
+def test_a_finished_run_is_shown_again_and_not_repeated(finished, tiny_pipe, few_prompts):
+    out, folder, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name not in ("status", "lock")}
+    done = call(*quick_run(tiny_pipe, out, few_prompts, "--json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["trained_now"] is False
+    assert {row["steps"] for row in result["table"]} == {1, 2}
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_another_seed_is_another_run(finished, tiny_pipe, few_prompts):
+    out, folder, _ = finished
+    done = call(*quick_run(tiny_pipe, out, few_prompts, "--seed", "5", "--dry-run", "--json"))
+    assert json.loads(done.stdout)["run"] != folder.name
+
+
+def test_eval_adds_rows_and_keeps_the_others(finished):
+    import pandas as pd
+
+    out, folder, _ = finished
+    before = pd.read_parquet(folder / "eval.parquet")
+    done = call("eval", folder.name[:12], "--out", out, "--steps", "1,3", "--rewards", "jpeg-compressibility", "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)
+    assert {row["steps"] for row in result["table"]} == {1, 3}
+    after = pd.read_parquet(folder / "eval.parquet")
+    keys = ["split", "prompt", "image", "steps", "reward"]
+    merged = before.merge(after, on=keys, suffixes=("", "_after"))
+    assert len(merged) == len(before)
+    assert (merged.score == merged.score_after).all()
+    assert set(after.reward) == {"jpeg-incompressibility", "jpeg-compressibility"}
+
+
+def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    out, folder, _ = finished
+    done = call("export", folder.name, "--to", tmp_path / "lora", "--out", out)
+    assert done.returncode == 0, done.stderr
+    again = call("export", folder.name, "--to", tmp_path / "lora", "--out", out)
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipe, dtype=torch.float32, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    draw = lambda: pipeline(  # noqa: E731
+        "cat", num_inference_steps=2, guidance_scale=1.0, output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    base = draw()
+    pipeline.load_lora_weights(str(tmp_path / "lora"), weight_name="pytorch_lora_weights.safetensors")
+    assert not torch.allclose(draw(), base, atol=1e-5)
+
+
+def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pipe, tmp_path):
+    import torch
+
+    from sdpo_bench.models import load_policy
+    from sdpo_bench.settings import ModelSettings
+
+    latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
+    tiny_policy.save(tmp_path)
+    fresh = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
+    fresh.load(tmp_path)
+    with torch.no_grad():
+        conditioning = tiny_policy.encode(["cat", "dog"])
+        assert torch.equal(
+            fresh.predict(latents, times, conditioning), tiny_policy.predict(latents, times, conditioning)
+        )
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe, few_prompts, sent, code):
+    arguments = quick_run(tiny_pipe, tmp_path, few_prompts, "--checkpoint-every", "1")
+    arguments[arguments.index("images=8")] = "images=400"
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("epoch-000002.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "Resume with" in said
+    assert "Traceback" not in said
+    (folder,) = [p.parent for p in tmp_path.rglob("train.jsonl")]
+    assert json.loads((folder / "status").read_text())["state"] == "interrupted"
+    epochs = [json.loads(line)["epoch"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_two_processes_do_not_work_on_one_run(finished, tiny_pipe, few_prompts):
+    from sdpo_bench.store import RunFolder
+
+    out, folder, _ = finished
+    with RunFolder(folder).locked():
+        done = call(*quick_run(tiny_pipe, out, few_prompts))
+    assert done.returncode == 2
+    assert "another process" in done.stderr
+
+
+def test_completion_scripts():
+    for shell in ("bash", "zsh", "fish"):
+        assert "_SDPO_BENCH_COMPLETE" in call("completion", shell).stdout
+    done = call(COMP_WORDS="sdpo-bench run --method sd", COMP_CWORD="3", _SDPO_BENCH_COMPLETE="bash_complete")
+    assert "plain,sdpo" in done.stdout
