@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from sdpo_bench.rewards.jpeg_compressibility import jpeg_kilobytes
 from torch import Tensor
 
 from sdpo_bench.api import Reward
+from sdpo_bench.rewards.jpeg_compressibility import jpeg_kilobytes
 
 
 class JpegIncompressibility(Reward):

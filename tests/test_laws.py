@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-from factories import METHODS, make_method, make_updater, random_experience, sample_groups
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from factories import METHODS, make_method, make_updater, random_experience, sample_groups
 from sdpo_bench import seeds
 from sdpo_bench.rollout import Noise, rollout
 from sdpo_bench.schedule import gaussian_log_prob

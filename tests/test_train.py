@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from factories import METHODS, make_resolved, make_trainer
 
+from factories import METHODS, make_resolved, make_trainer
 from sdpo_bench import checkpoint
 from sdpo_bench.errors import RunFailed, UsageError
 
