@@ -1,0 +1,193 @@
+"""Packaging, the registry, presets, identity and the store: the parts that hold a run together."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdpo_bench import registry
+from sdpo_bench.config import Request, resolve
+from sdpo_bench.errors import UsageError
+from sdpo_bench.identity import canonical_json, run_id
+from sdpo_bench.presets import shipped_presets
+from sdpo_bench.prompts import draw_prompts, load_prompts, shipped_sets
+from sdpo_bench.store import RunFolder, atomic_write, find_run
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_folder_of_code_is_a_listed_package():
+    """Setuptools leaves unlisted packages out of the wheel without a word."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    mapped = {ROOT / folder for folder in project["package-dir"].values()}
+    assert set(project["packages"]) == set(project["package-dir"])
+    holding_code = {p.parent for top in ("sdpo_bench", "methods", "rewards") for p in (ROOT / top).rglob("*.py")}
+    assert holding_code == mapped
+    data = [p for p in (ROOT / "sdpo_bench").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    patterns = project["package-data"]["sdpo_bench"]
+    for path in data:
+        relative = path.relative_to(ROOT / "sdpo_bench")
+        below = any(p.endswith("**/*") and str(relative).startswith(p.removesuffix("**/*")) for p in patterns)
+        assert below or any(relative.match(pattern) for pattern in patterns), relative
+
+
+def test_plugin_folders_are_not_importable_by_themselves():
+    script = f"import sys; sys.path = [p for p in sys.path if p not in ('', {str(ROOT)!r})]\nimport methods"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd="/")
+    assert "No module named 'methods'" in done.stderr
+
+
+def test_the_core_imports_no_plugin():
+    for path in (ROOT / "sdpo_bench").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert not name.startswith(("sdpo_bench.methods", "sdpo_bench.rewards")), (path.name, name)
+
+
+def test_a_name_clash_names_both_owners(monkeypatch):
+    twin = registry.find("methods", "sdpo").__class__("SDPO", "methods", "other-package", "other.module", "X", "", None)
+    monkeypatch.setattr(registry, "_third_party", lambda kind: [twin])
+    with pytest.raises(UsageError, match=r"built-in.*other-package"):
+        registry.plugins("methods")
+
+
+def test_hyphens_and_underscores_are_the_same():
+    assert registry.find("methods", "sparse-dpo") == registry.find("methods", "sparse_dpo")
+
+
+@pytest.mark.parametrize("name", sorted(shipped_presets()))
+@pytest.mark.parametrize("method", ["sdpo", "ddpo", "d3po", "sparse_dpo"])
+def test_every_preset_is_valid_for_every_method(name, method):
+    preset = shipped_presets()[name]
+    model = preset.match["model"]
+    reward = preset.match.get("reward", ["emoji-align"])
+    reward = reward if isinstance(reward, str) else reward[0]
+    resolved = resolve(Request(method=method, model=model, reward=reward))
+    assert resolved.preset == name
+    assert resolve(Request(method=method, model=model, reward=reward, preset=name)).run_id == resolved.run_id
+
+
+def test_official_hyperparameters():
+    """Table in the official configuration (config_sdpo.py), batches of four GPUs counted as one."""
+    for reward, lr, minibatch, accumulation, images in [
+        ("aesthetic", 1e-4, 8, 8, 25600), ("imagereward", 5e-5, 4, 32, 51200),
+        ("hpsv2", 5e-5, 4, 32, 51200), ("pickscore", 6e-5, 4, 16, 51200),
+    ]:  # fmt: skip
+        config = resolve(Request(reward=reward)).config
+        assert config.model.name == "sd-turbo"
+        assert (config.update.lr, config.update.minibatch, config.update.accumulation) == (lr, minibatch, accumulation)
+        assert (config.schedule.steps, config.budget.amount, config.update.order) == (50, images, "step-shuffled")
+        assert config.method.settings["clip_range"] == 1e-4
+        assert (config.advantage.gamma, config.advantage.buffer_size, config.advantage.min_count) == (0.99, 32, 16)
+
+
+# -- identity ----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_have_the_same_id_whatever_their_form():
+    a = resolve(Request(overrides={"update.lr": 0.001, "budget.images": 640}))
+    b = resolve(Request(overrides={"update.lr": "1e-3", "budget.images": 640.0}))
+    assert a.run_id == b.run_id
+    assert resolve(Request(seed=1)).run_id != resolve(Request(seed=2)).run_id
+    assert resolve(Request(overrides={"eval.steps": "1,3"})).run_id == resolve(Request()).run_id
+
+
+def test_every_training_setting_is_part_of_the_id():
+    base = resolve(Request()).run_id
+    for key, value in [
+        ("update.lr", 0.5), ("schedule.steps", 7), ("advantage.gamma", 0.5), ("method.log_scale", 2.0),
+        ("model.lora_rank", 8), ("sample.draw", "cycle"), ("budget.images", 64), ("update.step_weight", "official"),
+    ]:  # fmt: skip
+        assert resolve(Request(overrides={key: value})).run_id != base, key
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_a_run_id_is_always_a_plain_file_name(method, model):
+    config = {"method": {"name": method}, "reward": {"name": "../../x"}, "model": {"name": model}, "seed": 1}
+    name = run_id(config, versions={})
+    assert Path(name).name == name
+    assert name.isascii() and name not in (".", "..") and len(name) < 200
+
+
+def test_canonical_form():
+    assert canonical_json({"b": 1.0, "a": (1, 2.5)}) == '{"a":[1,2.5],"b":1}'
+    with pytest.raises(ValueError, match="finite"):
+        canonical_json(float("nan"))
+
+
+# -- store and prompts -------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "status"
+    atomic_write(path, "old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["status"]
+
+
+def test_a_log_line_cut_by_a_kill_is_skipped(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append("train.jsonl", {"epoch": 1})
+    with open(tmp_path / "train.jsonl", "a") as stream:
+        stream.write('{"epoch": 2, "rew')
+    assert run.log() == [{"epoch": 1}]
+
+
+def test_runs_are_found_by_id_beginning_and_path(tmp_path):
+    for name in ("sdpo-a-1", "sdpo-b-2"):
+        RunFolder(tmp_path / "runs" / name).create({"kind": "run"})
+    assert find_run(tmp_path, "sdpo-a").run_id == "sdpo-a-1"
+    assert find_run(tmp_path, str(tmp_path / "runs" / "sdpo-b-2")).run_id == "sdpo-b-2"
+    with pytest.raises(UsageError, match="fits 2 runs"):
+        find_run(tmp_path, "sdpo")
+    (tmp_path / "runs" / "sdpo-a-1" / "run.json").write_text("{")
+    with pytest.raises(UsageError, match="damaged"):
+        find_run(tmp_path, "sdpo-a").record()
+
+
+def test_prompt_sets():
+    assert len(load_prompts("simple-animals")) == 45
+    assert len(load_prompts("complex-animals")) >= 4
+    assert not set(load_prompts("emoji-unseen")) & set(load_prompts("simple-animals"))
+    assert set(shipped_sets()) >= {"simple-animals", "complex-animals", "emoji-unseen"}
+
+
+def test_a_cut_epoch_keeps_the_prompts_of_its_first_groups():
+    texts = [f"p{i}" for i in range(5)]
+    drawn = draw_prompts(texts, 12, seed=3, epoch=2, rule="random")
+    assert set(drawn) <= set(texts)
+    assert drawn != draw_prompts(texts, 12, seed=3, epoch=3, rule="random")
+    laps = [p for e in range(5) for p in draw_prompts(texts, 3, seed=3, epoch=e, rule="cycle")]
+    assert sorted(laps) == sorted(texts * 3), "a cycle shows every prompt equally often"
+
+
+def test_prompt_files_that_are_wrong(tmp_path):
+    for content, said in [(b"", "no prompts"), (b"cat\ncat\n", "twice"), (b"\xff\xfe\x00", "not UTF-8")]:
+        path = tmp_path / "p.txt"
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=said):
+            load_prompts(str(path))
+
+
+def test_run_records_are_plain_json(tmp_path):
+    run = RunFolder(tmp_path / "r")
+    run.create({"kind": "run", "config": resolve(Request()).data})
+    assert json.loads((run.path / "run.json").read_text())["config"]["method"]["name"] == "sdpo"
+    assert run.state == "new"
