@@ -1,0 +1,126 @@
+"""Statistics across rewards: standardised, robust, resampled by training seed."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from evaluation_rows import make_rows
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from sdpo_bench.aggregates import iqm, probability_of_improvement, standardised_gains, stratified_bootstrap
+from sdpo_bench.errors import UsageError
+
+
+def test_gains_are_in_the_base_models_standard_deviations():
+    # base images 1, 3: mean 2, sd sqrt(2); seed means 4 and 6: gains 2/sqrt(2) and 4/sqrt(2).
+    # The second reward is the first times 1000, so its gains must be the same.
+    base = make_rows(np.array([[[[1.0]], [[3.0]]]]), method="base", steps=(1,))
+    mine = make_rows(np.array([[[[3.0]], [[5.0]]], [[[6.0]], [[6.0]]]]), steps=(1,))
+    both = [pd.concat([rows, rows.assign(reward="pickscore", score=rows["score"] * 1000)]) for rows in (mine, base)]
+    found = standardised_gains(*both, endpoint=1)
+    assert list(found.columns) == ["hpsv2", "pickscore"]
+    assert found.index.tolist() == [0, 1]
+    assert found.to_numpy() == pytest.approx(np.array([[2, 2], [4, 4]]) / np.sqrt(2))
+    unseeded = standardised_gains(both[0], both[1].assign(seed=np.nan), endpoint=1)
+    pd.testing.assert_frame_equal(unseeded, found)
+
+
+def test_gains_pair_seeds_when_the_base_was_evaluated_under_each():
+    base = make_rows(np.array([[[[0.0]]], [[[2.0]]]]), method="base", steps=(1,))  # sd sqrt(2)
+    mine = make_rows(np.array([[[[1.0]]], [[[5.0]]]]), steps=(1,))
+    found = standardised_gains(mine, base, endpoint=1)["hpsv2"]
+    assert found.tolist() == pytest.approx([1 / np.sqrt(2), 3 / np.sqrt(2)])
+
+
+def test_gains_refuse_incomplete_rewards():
+    base = make_rows(np.array([[[[1.0]], [[3.0]]]]), method="base", steps=(1,))
+    mine = make_rows(np.zeros((2, 2, 1, 1)), steps=(1,))
+    with pytest.raises(UsageError, match="no scores under reward 'pickscore'"):
+        standardised_gains(mine.assign(reward="pickscore"), base, endpoint=1)
+    fewer = mine[mine["seed"] == 0].assign(reward="pickscore")
+    bases = pd.concat([base, base.assign(reward="pickscore")])
+    with pytest.raises(UsageError, match="different seeds"):
+        standardised_gains(pd.concat([mine, fewer]), bases, endpoint=1)
+
+
+def test_iqm_cuts_a_quarter_at_each_end_of_all_values():
+    # 1 .. 8: without 1, 2 and 7, 8 the mean of 3, 4, 5, 6 is 4.5; outliers at the ends change nothing
+    assert iqm([[1, 2, 3, 4], [5, 6, 7, 8]]) == 4.5
+    assert iqm([[-1e9, 2, 3, 4], [5, 6, 7, 1e9]]) == 4.5
+    assert iqm([1.0, 2.0, 6.0]) == 3.0  # fewer than four values: the mean
+    with pytest.raises(UsageError, match="1 NaN or infinite"):
+        iqm([1.0, np.nan])
+
+
+few_scores = st.lists(st.integers(0, 5), min_size=1, max_size=8)
+
+
+@given(few_scores, few_scores)
+def test_probability_of_improvement_is_mann_whitneys_u_over_nm(a, b):
+    expected = scipy_stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))
+    assert probability_of_improvement(a, b) == pytest.approx(expected)
+    assert probability_of_improvement(a, b) + probability_of_improvement(b, a) == pytest.approx(1)
+
+
+def test_probability_of_improvement_averages_over_rewards():
+    # reward 0: 2 > 1, 4 > 1, 2 < 3, 4 > 3 -> 3/4; reward 1: all ties -> 1/2
+    assert probability_of_improvement([[2, 0], [4, 0]], [[1, 0], [3, 0]]) == 0.625
+    with pytest.raises(UsageError, match="or \\[n, R\\] and \\[m, R\\]"):
+        probability_of_improvement([[1, 2]], [[1, 2, 3]])
+
+
+def test_bootstrap_is_a_function_of_its_seed():
+    gains = np.random.default_rng(0).normal(size=(2, 12))
+    found = stratified_bootstrap(gains, seed=1)
+    assert found == stratified_bootstrap(gains, seed=1)
+    assert found.low != stratified_bootstrap(gains, seed=2).low
+    assert found.low < found.value == iqm(gains) < found.high
+    assert (found.kind, found.note) == ("bootstrap", "")
+
+
+def test_bootstrap_matches_the_normal_theory_of_a_mean():
+    # 40 seeds, one stratum: the bootstrap error of a mean is sd(ddof=0)/sqrt(n)
+    gains = np.random.default_rng(4).normal(size=(1, 40))
+    found = stratified_bootstrap(gains, np.mean, seed=0, resamples=8000)
+    error = gains.std() / np.sqrt(40)
+    assert found.standard_error == pytest.approx(error, rel=0.04)
+    expected = (gains.mean() - 1.96 * error, gains.mean() + 1.96 * error)
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.2 * error)
+
+
+def test_bootstrap_draws_seeds_within_strata_and_everything_else_jointly():
+    gains = np.zeros((2, 3, 2, 4))  # strata, seeds, methods, step counts
+    gains += np.arange(2)[:, None, None, None] * 100 + np.arange(3)[None, :, None, None]
+    seen = []
+
+    def record(sample):
+        seen.append(sample.copy())
+        return 0.0
+
+    stratified_bootstrap(gains, record, seed=0)
+    draws = np.array(seen[1:])
+    assert len(draws) == 2000
+    assert (draws == draws[..., :1, :1]).all()  # one seed for all methods and step counts
+    assert (draws[:, 0] < 100).all()
+    assert (draws[:, 1] >= 100).all()  # never across strata
+    picked = draws[..., 0, 0] % 100
+    assert (picked[:, 0] != picked[:, 1]).any()  # strata are drawn apart
+    assert [(picked == seed).mean() for seed in range(3)] == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_bootstrap_is_descriptive_below_ten_seeds_and_absent_with_one():
+    gains = np.random.default_rng(0).normal(size=(3, 10))
+    assert stratified_bootstrap(gains, seed=0).note == ""
+    assert stratified_bootstrap(gains[:, :9], seed=0).note == "descriptive: 9 seeds, fewer than 10"
+    single = stratified_bootstrap(gains[:, :1], seed=0)
+    assert (single.low, single.note) == (None, "1 seed, no interval")
+
+
+def test_bootstrap_refuses_what_it_cannot_do():
+    with pytest.raises(UsageError, match="at least 2000 resamples"):
+        stratified_bootstrap(np.zeros((1, 5)), seed=0, resamples=1999)
+    with pytest.raises(UsageError, match="strata, seeds"):
+        stratified_bootstrap(np.zeros(5), seed=0)
+    with pytest.raises(TypeError):
+        stratified_bootstrap(np.zeros((1, 5)))  # the seed must be given
