@@ -76,8 +76,14 @@ def probability_of_improvement(a: object, b: object) -> float:
     return float(compare(x[:, None], y[None, :]).mean())
 
 
-def stratified_bootstrap(gains: object, statistic: Callable[[np.ndarray], float] = iqm, *, seed: int,
-                         resamples: int = MIN_RESAMPLES, level: float = 0.95) -> Estimate:
+def stratified_bootstrap(
+    gains: object,
+    statistic: Callable[[np.ndarray], float] = iqm,
+    *,
+    seed: int,
+    resamples: int = MIN_RESAMPLES,
+    level: float = 0.95,
+) -> Estimate:
     """Percentile interval of a statistic across rewards; descriptive below 10 seeds, and marked so.
 
     Args:
@@ -93,8 +99,10 @@ def stratified_bootstrap(gains: object, statistic: Callable[[np.ndarray], float]
     values = finite(gains, "gains")
     check_level(level)
     if resamples < MIN_RESAMPLES or values.ndim < 2:
-        raise UsageError(f"a bootstrap needs gains [strata, seeds, ...], at least {MIN_RESAMPLES} resamples; "
-                         f"got {values.shape} and {resamples}")
+        raise UsageError(
+            f"a bootstrap needs gains [strata, seeds, ...], at least {MIN_RESAMPLES} resamples; "
+            f"got {values.shape} and {resamples}"
+        )
     strata, n_seeds = values.shape[:2]
     value = float(statistic(values))
     if n_seeds == 1:
@@ -104,5 +112,6 @@ def stratified_bootstrap(gains: object, statistic: Callable[[np.ndarray], float]
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     few = n_seeds < DESCRIPTIVE_BELOW
     note = f"descriptive: {n_seeds} seeds, fewer than {DESCRIPTIVE_BELOW}" if few else ""
-    return Estimate(value, float(low), float(high), level, n_seeds, None, float(found.std(ddof=1)), None,
-                    "bootstrap", note)
+    return Estimate(
+        value, float(low), float(high), level, n_seeds, None, float(found.std(ddof=1)), None, "bootstrap", note
+    )

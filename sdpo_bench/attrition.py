@@ -49,23 +49,28 @@ def run_counts(rows: pd.DataFrame, failed: Mapping[str, str] | None = None) -> t
     """
     check_columns(rows)
     failed = dict(failed or {})
-    table = pd.DataFrame({"run": rows["run"].astype(str), "method": rows["method"].astype(str),
-                          "bad": not_finite(rows)})
+    table = pd.DataFrame(
+        {"run": rows["run"].astype(str), "method": rows["method"].astype(str), "bad": not_finite(rows)}
+    )
     bad = table.groupby(["method", "run"], sort=True)["bad"].sum()
     found = []
     for method in sorted({*table["method"], *failed.values()}):
         mine = {run: int(n) for (owner, run), n in bad.items() if owner == method}
-        found.append(RunCounts(
-            method,
-            scored=tuple(run for run, n in mine.items() if n == 0 and run not in failed),
-            diverged=tuple(run for run, n in mine.items() if n > 0 and run not in failed),
-            failed=tuple(sorted(run for run, owner in failed.items() if owner == method)),
-            bad_scores=sum(mine.values())))
+        found.append(
+            RunCounts(
+                method,
+                scored=tuple(run for run, n in mine.items() if n == 0 and run not in failed),
+                diverged=tuple(run for run, n in mine.items() if n > 0 and run not in failed),
+                failed=tuple(sorted(run for run, owner in failed.items() if owner == method)),
+                bad_scores=sum(mine.values()),
+            )
+        )
     return tuple(found)
 
 
-def scored_runs(rows: pd.DataFrame,
-                failed: Mapping[str, str] | None = None) -> tuple[pd.DataFrame, tuple[RunCounts, ...]]:
+def scored_runs(
+    rows: pd.DataFrame, failed: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, tuple[RunCounts, ...]]:
     """The rows of runs whose scores are all finite, together with the count of the others.
 
     Diverged runs are set apart whole, never image by image. What is computed from the remaining rows holds

@@ -1,32 +1,17 @@
 """The ``sdpo-bench`` command: thin, with late imports, so that help and lists never wait for torch."""
 
-import json
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from sdpo_bench import __version__
+from sdpo_bench import __version__, cli_report
+from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, THREADS, complete
 from sdpo_bench.errors import SdpoBenchError, nearest
-
-OUT = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
-    envvar="SDPO_BENCH_OUT", help="Results folder.",
-)  # fmt: skip
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-THREADS = click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads of torch (0: its default).")
-MICRO_BATCH = click.option(
-    "--micro-batch", type=click.IntRange(1), default=64, show_default=True,
-    help="Most latents in one denoiser call; changes memory and speed, no result.",
-)  # fmt: skip
-JSON = click.option(
-    "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
-)
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,33 +26,6 @@ class Group(click.Group):
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             ctx.fail(f"no command '{name}'.{nearest(name, self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
-
-
-def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """Shell completion of plugin, model, preset or run names."""
-
-    def names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-        return [name for name in _names(kind, context) if name.startswith(incomplete)]
-
-    return names
-
-
-def _names(kind: str, context: click.Context) -> list[str]:
-    if kind in ("methods", "rewards"):
-        from sdpo_bench.registry import plugins
-
-        return list(plugins(kind))
-    if kind == "models":
-        from sdpo_bench.models import KNOWN
-
-        return list(KNOWN)
-    if kind == "presets":
-        from sdpo_bench.presets import shipped_presets
-
-        return list(shipped_presets())
-    from sdpo_bench.store import run_folders
-
-    return [run.run_id for run in run_folders(Path(context.params.get("out") or "results"))]
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -219,6 +177,10 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
 
 
+for _command in (cli_report.report, cli_report.compare, cli_report.sample):
+    cli.add_command(_command)
+
+
 # -- entry point ---------------------------------------------------------------------------------------------
 
 
@@ -267,18 +229,3 @@ def _interrupted(stop: BaseException) -> NoReturn:
     click.echo(f"\nInterrupted; whole epochs are saved. Resume with:\n  {command}", err=True)
     # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
     sys.exit(143 if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated) else 130)
-
-
-def echo_json(data: Any) -> None:
-    """JSON on standard output, keys sorted, NaN as null."""
-    click.echo(json.dumps(_plain(data), indent=1, sort_keys=True, ensure_ascii=False))
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {str(key): _plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_plain(item) for item in data]
-    if isinstance(data, float) and data != data:
-        return None
-    return str(data) if isinstance(data, Path) else data

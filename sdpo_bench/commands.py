@@ -9,7 +9,7 @@ import click
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench.budget import parse_budget
-from sdpo_bench.cli import echo_json
+from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.errors import UsageError

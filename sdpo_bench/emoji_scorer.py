@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"align": AlignScorer, "accuracy": A
 
 
 @lru_cache(maxsize=8)
-def load_scorer(name: str, device: str = "cpu") -> nn.Module:
+def load_scorer(name: str, device: str = "cpu") -> Any:
     """The frozen scorer ``align`` or ``accuracy`` in float32.
 
     Raises:

@@ -4,7 +4,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.cli import echo_json
+from sdpo_bench.cli_options import echo_json
 from sdpo_bench.registry import field_docs, plugins
 
 
@@ -80,16 +80,9 @@ def _settings(out: Path) -> Listing:
 
 
 def _runs(out: Path) -> Listing:
-    from sdpo_bench.store import run_folders
+    from sdpo_bench.headline import list_runs
 
-    rows = []
-    for run in run_folders(out):
-        lines = run.log()
-        bill = lines[-1]["bill"] if lines else {}
-        images = f"{bill['images']:,}" if bill else "-"
-        reward = f"{lines[-1]['reward_mean']:.4g}" if lines else "-"
-        rows.append([run.run_id, run.state, images, reward, run.status["message"]])
-    return ["run", "state", "images", "last training reward", "message"], rows
+    return list_runs(out)
 
 
 _LISTS = {

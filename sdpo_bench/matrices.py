@@ -65,8 +65,10 @@ class Matrix:
             if len(set(labels)) != len(labels):
                 raise UsageError(f"a {what} label occurs twice: {_listed(labels)}")
         if not np.isfinite(values).all():
-            raise UsageError(f"{self.name or 'the matrix'} holds values that are not finite; a diverged run "
-                             "is counted (run_counts), never averaged")
+            raise UsageError(
+                f"{self.name or 'the matrix'} holds values that are not finite; a diverged run "
+                "is counted (run_counts), never averaged"
+            )
 
     @property
     def seed_means(self) -> np.ndarray:
@@ -195,8 +197,7 @@ def paired(a: Matrix, b: Matrix, *, common_seeds: bool = False) -> Matrix:
     return Matrix(difference, seeds, a.prompts, a.measure, f"{a.name} - {b.name}", "; ".join(notes))
 
 
-def win_matrix(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, endpoint: Endpoint,
-               common_seeds: bool = False) -> Matrix:
+def win_matrix(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, endpoint: Endpoint, common_seeds: bool = False) -> Matrix:
     """How often A's image beats B's image of the same seed, prompt, step count and noise: ``[S, P]``.
 
     Each pair gives 1 (A higher), 0 (B higher) or one half (tie); pairs are averaged like scores.
@@ -238,15 +239,18 @@ def _check_rows(rows: pd.DataFrame) -> None:
         raise UsageError("rows without a seed: a model that was not trained here goes through as_fixed_model")
     bad = not_finite(rows)
     if bad.any():
-        raise UsageError(f"{bad.sum()} of {len(rows)} scores are NaN or infinite (runs: "
-                         f"{_listed(rows['run'][bad].unique())}); a diverged run is counted, never averaged: "
-                         "see run_counts and scored_runs")
+        raise UsageError(
+            f"{bad.sum()} of {len(rows)} scores are NaN or infinite (runs: "
+            f"{_listed(rows['run'][bad].unique())}); a diverged run is counted, never averaged: "
+            "see run_counts and scored_runs"
+        )
 
 
 def _not_empty(rows: pd.DataFrame, endpoint: Endpoint, steps: Sequence[Any]) -> pd.DataFrame:
     if rows.empty:
-        raise UsageError(f"no scores at endpoint {endpoint!r}; valid: 'mean', 'area' or a step count in "
-                         f"{_listed(steps)}")
+        raise UsageError(
+            f"no scores at endpoint {endpoint!r}; valid: 'mean', 'area' or a step count in {_listed(steps)}"
+        )
     return rows
 
 
@@ -260,8 +264,9 @@ def _only(rows: pd.DataFrame, key: str) -> Any:
 def _one_run_per_seed(rows: pd.DataFrame) -> None:
     for seed, runs in rows.groupby("seed")["run"]:
         if runs.nunique() > 1:
-            raise UsageError(f"seed {seed} is claimed by {runs.nunique()} runs ({_listed(runs.unique())}); "
-                             "keep one run per seed")
+            raise UsageError(
+                f"seed {seed} is claimed by {runs.nunique()} runs ({_listed(runs.unique())}); keep one run per seed"
+            )
 
 
 def _complete(counts: np.ndarray, labels: tuple[tuple[Any, ...], ...]) -> None:
@@ -276,8 +281,10 @@ def _complete(counts: np.ndarray, labels: tuple[tuple[Any, ...], ...]) -> None:
 def _same_measure(name_a: str, a: Measure, name_b: str, b: Measure) -> None:
     for key in ("reward", "version", "split", "endpoint"):
         if getattr(a, key) != getattr(b, key):
-            raise UsageError(f"{name_a or 'a'} and {name_b or 'b'} cannot be compared: {key} is "
-                             f"{getattr(a, key)!r} for one and {getattr(b, key)!r} for the other")
+            raise UsageError(
+                f"{name_a or 'a'} and {name_b or 'b'} cannot be compared: {key} is "
+                f"{getattr(a, key)!r} for one and {getattr(b, key)!r} for the other"
+            )
 
 
 def _difference(name_a: str, a: Sequence[Any], name_b: str, b: Sequence[Any]) -> str:
@@ -288,18 +295,23 @@ def _difference(name_a: str, a: Sequence[Any], name_b: str, b: Sequence[Any]) ->
 
 def _same_labels(what: str, name_a: str, a: Sequence[Any], name_b: str, b: Sequence[Any]) -> None:
     if set(a) != set(b):
-        raise UsageError(f"cannot pair {name_a or 'a'} with {name_b or 'b'}: their {what} differ "
-                         f"({_difference(name_a, a, name_b, b)}); evaluate both on the same {what}")
+        raise UsageError(
+            f"cannot pair {name_a or 'a'} with {name_b or 'b'}: their {what} differ "
+            f"({_difference(name_a, a, name_b, b)}); evaluate both on the same {what}"
+        )
 
 
-def _shared_seeds(name_a: str, a: Sequence[int], name_b: str, b: Sequence[int],
-                  common: bool) -> tuple[tuple[int, ...], str]:
+def _shared_seeds(
+    name_a: str, a: Sequence[int], name_b: str, b: Sequence[int], common: bool
+) -> tuple[tuple[int, ...], str]:
     if set(a) == set(b):
         return tuple(a), ""
     shared, extra = tuple(seed for seed in a if seed in set(b)), _difference(name_a, a, name_b, b)
     if not common or not shared:
-        raise UsageError(f"cannot pair {name_a or 'a'} with {name_b or 'b'}: their seeds differ ({extra}); "
-                         f"run the missing seeds{', or ask for the common seeds only' if shared else ''}")
+        raise UsageError(
+            f"cannot pair {name_a or 'a'} with {name_b or 'b'}: their seeds differ ({extra}); "
+            f"run the missing seeds{', or ask for the common seeds only' if shared else ''}"
+        )
     return shared, f"seeds left out for want of a partner ({extra})"
 
 

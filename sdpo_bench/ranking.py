@@ -20,7 +20,9 @@ SIGN_FLIP_FROM = 6
 RESAMPLES = 9999
 """Sign patterns drawn at most; up to 13 seeds all 2**S are enumerated and p is exact."""
 ENDPOINT_WORDS: dict[Literal["mean", "area"], str] = {
-    "mean": "on the mean over step counts", "area": "on the area under the step curve"}
+    "mean": "on the mean over step counts",
+    "area": "on the area under the step curve",
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,14 @@ def paired_test(difference: Matrix, *, seed: int = 0) -> PairedTest:
         return PairedTest(None, f"no test ({ONE_SEED})", None, 1)
     if n_seeds < SIGN_FLIP_FROM:
         return PairedTest(seed_interval(difference).p_value(), "paired t test", 0.0, n_seeds)
-    found = scipy_stats.permutation_test((means,), np.mean, permutation_type="samples", vectorized=True,
-                                         n_resamples=RESAMPLES, rng=np.random.default_rng(seed))
+    found = scipy_stats.permutation_test(
+        (means,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(seed),
+    )
     exact = 2**n_seeds <= RESAMPLES
     smallest = 2 / 2**n_seeds if exact else 2 / (RESAMPLES + 1)
     name = f"{'exact' if exact else 'random'} sign-flip test"
@@ -104,8 +112,9 @@ class Comparison:
     note: str = ""
 
 
-def against_reference(matrices: Mapping[str, Matrix], reference: str, *, level: float = 0.95,
-                      seed: int = 0) -> tuple[Comparison, ...]:
+def against_reference(
+    matrices: Mapping[str, Matrix], reference: str, *, level: float = 0.95, seed: int = 0
+) -> tuple[Comparison, ...]:
     """The declared family: each method against the reference, tests adjusted by Holm. Sorted by method.
 
     Raises:
@@ -119,7 +128,8 @@ def against_reference(matrices: Mapping[str, Matrix], reference: str, *, level: 
     adjusted = _holm_where_known([test.p for test in tests])
     return tuple(
         Comparison(name, crossed_interval(difference, level), test, p, _reach(test, len(others), 1 - level))
-        for name, difference, test, p in zip(others, differences, tests, adjusted))
+        for name, difference, test, p in zip(others, differences, tests, adjusted)
+    )
 
 
 def _holm_where_known(p: list[float | None]) -> list[float | None]:
@@ -134,8 +144,10 @@ def _reach(test: PairedTest, family: int, alpha: float) -> str:
         return ONE_SEED
     if test.smallest_p * family <= alpha:
         return ""
-    return (f"{test.n_seeds} seeds cannot show a difference in a family of {family}: the smallest adjusted p "
-            f"is {test.smallest_p * family:.3g}")
+    return (
+        f"{test.n_seeds} seeds cannot show a difference in a family of {family}: the smallest adjusted p "
+        f"is {test.smallest_p * family:.3g}"
+    )
 
 
 @dataclass(frozen=True)
@@ -181,13 +193,15 @@ def rank_with_ties(matrices: Mapping[str, Matrix], *, level: float = 0.95) -> tu
     while left := [name for name in names if name not in ranks]:
         rank, rivals = len(ranks) + 1, _against_leader(matrices, left, level)
         ranks |= {name: rank for name in left if name not in rivals or not rivals[name][0].excludes_zero}
-    return tuple(Standing(name, float(matrices[name].values.mean()), ranks[name],
-                          *against_best.get(name, (None, None)))
-                 for name in sorted(names, key=lambda name: ranks[name]))  # stable: by mean within a rank
+    return tuple(
+        Standing(name, float(matrices[name].values.mean()), ranks[name], *against_best.get(name, (None, None)))
+        for name in sorted(names, key=lambda name: ranks[name])
+    )  # stable: by mean within a rank
 
 
-def _against_leader(matrices: Mapping[str, Matrix], names: list[str],
-                    level: float) -> dict[str, tuple[Estimate, float | None]]:
+def _against_leader(
+    matrices: Mapping[str, Matrix], names: list[str], level: float
+) -> dict[str, tuple[Estimate, float | None]]:
     """Interval (method minus ``names[0]``) and Holm-adjusted p of all but the first name.
 
     Holm stops at the first p above ``alpha / (m - k)``, k being the number of hypotheses rejected before. An
@@ -198,8 +212,10 @@ def _against_leader(matrices: Mapping[str, Matrix], names: list[str],
     adjusted = _holm_where_known([crossed_interval(difference).p_value() for difference in differences])
     rejected = sum(p is not None and p < 1 - level for p in adjusted)
     family = max(1, len(others) - rejected)
-    return {name: (crossed_interval(difference, 1 - (1 - level) / family), p)
-            for name, difference, p in zip(others, differences, adjusted)}
+    return {
+        name: (crossed_interval(difference, 1 - (1 - level) / family), p)
+        for name, difference, p in zip(others, differences, adjusted)
+    }
 
 
 def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
@@ -220,8 +236,12 @@ def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
     known = {key: p for key, estimate in estimates.items() if (p := estimate.p_value()) is not None}
     adjusted = dict(zip(known, benjamini_hochberg(list(known.values()))))
     groups: dict[str, list[Endpoint]] = {
-        f"{a} is better": [], f"{b} is better": [], "no difference shown": [], "unclear": [],
-        f"{ONE_SEED}, so no verdict": []}
+        f"{a} is better": [],
+        f"{b} is better": [],
+        "no difference shown": [],
+        "unclear": [],
+        f"{ONE_SEED}, so no verdict": [],
+    }
     for key in _in_order(estimates):
         groups[_finding(estimates[key], adjusted.get(key), a, b)].append(key)
     texts = [f"{finding} {_where(keys)}" for finding, keys in groups.items() if keys]

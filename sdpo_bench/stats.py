@@ -63,8 +63,7 @@ class Estimate:
 
     def scaled(self, factor: float) -> "Estimate":
         """The estimate in other units (``factor > 0``); the factor counts as known."""
-        low, high, error = (None if x is None else x * factor
-                            for x in (self.low, self.high, self.standard_error))
+        low, high, error = (None if x is None else x * factor for x in (self.low, self.high, self.standard_error))
         return replace(self, value=self.value * factor, low=low, high=high, standard_error=error)
 
     def words(self, digits: int = 3) -> str:
@@ -95,8 +94,11 @@ def mean_squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     def total(part: np.ndarray) -> np.ndarray:
         return (part**2).sum(axis=(-2, -1))
 
-    return (n_prompts * total(seeds) / (n_seeds - 1), n_seeds * total(prompts) / (n_prompts - 1),
-            total(residual) / ((n_seeds - 1) * (n_prompts - 1)))
+    return (
+        n_prompts * total(seeds) / (n_seeds - 1),
+        n_seeds * total(prompts) / (n_prompts - 1),
+        total(residual) / ((n_seeds - 1) * (n_prompts - 1)),
+    )
 
 
 def crossed_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,8 +121,11 @@ def crossed_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     total = np.maximum(ms_seed + ms_prompt - ms_residual, ms_residual)
     # Ratios rather than squares of mean squares: those of very small scores would underflow to 0.
     scale = np.where(total > 0, total, 1.0)
-    spread = ((ms_seed / scale) ** 2 / (n_seeds - 1) + (ms_prompt / scale) ** 2 / (n_prompts - 1)
-              + (ms_residual / scale) ** 2 / ((n_seeds - 1) * (n_prompts - 1)))
+    spread = (
+        (ms_seed / scale) ** 2 / (n_seeds - 1)
+        + (ms_prompt / scale) ** 2 / (n_prompts - 1)
+        + (ms_residual / scale) ** 2 / ((n_seeds - 1) * (n_prompts - 1))
+    )
     df = np.maximum(1.0, 1 / np.where(total > 0, spread, 1.0))
     return values.mean(axis=(-2, -1)), total / (n_seeds * n_prompts), df
 
@@ -192,8 +197,10 @@ def finite(scores: object, what: str) -> np.ndarray:
     """The scores as float64. Raises UsageError, naming ``what``, if there are none or some are not finite."""
     values = np.asarray(scores, dtype=np.float64)
     if values.size == 0 or not np.isfinite(values).all():
-        raise UsageError(f"{what} must be finite numbers, at least one, got {values.size} with "
-                         f"{int((~np.isfinite(values)).sum())} NaN or infinite")
+        raise UsageError(
+            f"{what} must be finite numbers, at least one, got {values.size} with "
+            f"{int((~np.isfinite(values)).sum())} NaN or infinite"
+        )
     return values
 
 
@@ -205,12 +212,23 @@ def image_standard_error(scores: object) -> Estimate:
     """
     values = finite(scores, "image scores").ravel()
     error = float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else None
-    return Estimate(float(values.mean()), None, None, 0.95, 1, None, error, None, "images",
-                    "standard error over images, one seed, not a method interval")
+    return Estimate(
+        float(values.mean()),
+        None,
+        None,
+        0.95,
+        1,
+        None,
+        error,
+        None,
+        "images",
+        "standard error over images, one seed, not a method interval",
+    )
 
 
-def win_rate(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, endpoint: Endpoint, level: float = 0.95,
-             common_seeds: bool = False) -> Estimate:
+def win_rate(
+    rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, endpoint: Endpoint, level: float = 0.95, common_seeds: bool = False
+) -> Estimate:
     """Paired image win rate of A against B (ties one half) with its crossed interval, cut to [0, 1].
 
     One half means no preference: test it with ``p_value(0.5)``.

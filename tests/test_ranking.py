@@ -53,8 +53,10 @@ def test_below_six_seeds_the_t_test_is_used():
 
 
 def test_many_seeds_draw_patterns_reproducibly():
-    found = paired_test(with_seed_means(*range(1, 16)), seed=3)
-    assert found == paired_test(with_seed_means(*range(1, 16)), seed=3)
+    means = np.random.default_rng(0).normal(0.3, size=15)
+    assert paired_test(with_seed_means(*means), seed=3) == paired_test(with_seed_means(*means), seed=3)
+    assert paired_test(with_seed_means(*means), seed=3).p != paired_test(with_seed_means(*means), seed=4).p
+    found = paired_test(with_seed_means(*range(1, 16)))
     assert found.name == "random sign-flip test"
     assert found.smallest_p == 2 / 10000  # (0 + 1) / (9999 + 1), doubled
     assert found.p >= found.smallest_p
@@ -106,8 +108,10 @@ def methods(seed, offsets, n_seeds=5, n_prompts=20, noise=0.3):
     """Methods that share prompt effects and differ by their offsets."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(n_seeds, n_prompts))
-    return {name: make_matrix(shared + offset + noise * rng.normal(size=shared.shape), name)
-            for name, offset in offsets.items()}
+    return {
+        name: make_matrix(shared + offset + noise * rng.normal(size=shared.shape), name)
+        for name, offset in offsets.items()
+    }
 
 
 def test_clear_differences_rank_apart_and_ties_share_a_rank():
@@ -119,6 +123,8 @@ def test_clear_differences_rank_apart_and_ties_share_a_rank():
     leader = found[0]
     assert (leader.against_best, leader.adjusted_p) == (None, None)
     assert found[1].adjusted_p > 0.05 > found[2].adjusted_p
+    for standing in found[1:]:
+        assert standing.against_best.value == pytest.approx(standing.value - leader.value)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -202,16 +208,20 @@ def test_verdict_in_words():
     assert found == "sdpo is better at 1, 2, 4 steps; no difference shown at 50 steps"
     estimates = {1: estimate(-9), 8: estimate(9), "area": estimate(0), "mean": estimate(9)}
     found = verdict(estimates, "sdpo", "ddpo")
-    assert found == ("sdpo is better at 8 steps and on the mean over step counts; ddpo is better at 1 step; "
-                     "no difference shown on the area under the step curve")
+    assert found == (
+        "sdpo is better at 8 steps and on the mean over step counts; ddpo is better at 1 step; "
+        "no difference shown on the area under the step curve"
+    )
 
 
 def test_verdict_corrects_for_looking_at_many_step_counts():
     # 2.4 standard errors at 10 df: p = .037 alone, .149 as the smallest of four
     assert verdict({1: estimate(2.4)}, "sdpo", "ddpo") == "sdpo is better at 1 step"
     found = verdict({1: estimate(2.4), 2: estimate(0), 4: estimate(0), 8: estimate(0)}, "sdpo", "ddpo")
-    assert found == ("no difference shown at 2, 4, 8 steps; unclear at 1 step (the interval excludes 0, but "
-                     "not after correction for 4 endpoints)")
+    assert found == (
+        "no difference shown at 2, 4, 8 steps; unclear at 1 step (the interval excludes 0, but "
+        "not after correction for 4 endpoints)"
+    )
 
 
 def test_verdict_of_one_seed_is_no_verdict():

@@ -1,0 +1,307 @@
+"""From a results folder to a report: what belongs on it and in which order, before any format is chosen.
+
+A report is a function of the run folders alone: no date, no path of the machine, everything sorted. Two reports of
+the same results are equal, byte for byte.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdpo_bench import ablation
+from sdpo_bench import tabular as t
+from sdpo_bench.comparable import Setting, amount, apart, differences, group_settings, shown
+from sdpo_bench.cost_tables import bill_table, picture_table
+from sdpo_bench.errors import UsageError
+from sdpo_bench.figures import Figure, board_figures, training_figures
+from sdpo_bench.matrices import Endpoint
+from sdpo_bench.panels import Panel, base_scores, panels_of
+from sdpo_bench.results import Notice, Results, Run, read_all_scores
+from sdpo_bench.run_tables import configuration_table, runs_table, versions_table
+from sdpo_bench.scoreboard import PRIMARY, Board, scoreboard
+from sdpo_bench.scores import Scores
+from sdpo_bench.select_runs import SPLIT, Selection, select
+from sdpo_bench.tables import leaderboard, step_table, version_of
+
+MOST_ILLUSTRATED = 6
+"""Settings with figures and picture grids on one page; the tables of the others are all there."""
+MOST_GRIDS = 6
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a report is asked for."""
+
+    selection: Selection = field(default_factory=dict)
+    group_by: tuple[str, ...] = ()
+    endpoint: Endpoint = PRIMARY
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A run's picture grid."""
+
+    caption: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """One way of judging the arms of a setting: sampler, split, prompts."""
+
+    title: str
+    sampler: str
+    finding: str
+    tables: tuple[t.Table, ...]
+    figures: tuple[Figure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything about one setting."""
+
+    name: str
+    title: str
+    reason: str
+    """Why it is kept apart from the others."""
+    facts: tuple[tuple[str, str], ...]
+    parts: tuple[Part, ...]
+    tables: tuple[t.Table, ...]
+    """Bill and ablations."""
+    figures: tuple[Figure, ...]
+    grids: tuple[Grid, ...]
+    configuration: t.Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report."""
+
+    title: str
+    summary: tuple[str, ...]
+    main: tuple[t.Table, ...]
+    """The paper's table shape over all rewards, and the summary across rewards."""
+    sections: tuple[Section, ...]
+    runs: t.Table
+    versions: t.Table
+    notices: tuple[Notice, ...]
+    selection: str = ""
+
+    @property
+    def tables(self) -> list[tuple[str, t.Table]]:
+        """Every table with the title of its section."""
+        found = [("", table) for table in self.main]
+        for section in self.sections:
+            within = [table for part in section.parts for table in part.tables]
+            found += [(section.title, table) for table in (*within, *section.tables)]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A setting with its boards, in the order of panels."""
+
+    setting: Setting
+    boards: tuple[Board, ...]
+    base_pictures: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]
+
+
+def build_report(results: Results, request: Request) -> Report:
+    """Read the selected runs' scores and make all tables.
+
+    Raises:
+        UsageError: a selection, group key or metric that fits nothing.
+    """
+    chosen = select(results, request.selection)
+    settings, repeated = group_settings(chosen.runs)
+    ablation.check_group_keys(request.group_by, settings)
+    done = [run for run in chosen.runs if run.state == "done"]
+    scores, problems = read_all_scores((*done, *chosen.bases))
+    judged = [_judge(setting, scores, chosen.bases, request) for setting in settings]
+    _check_metric(judged, request)
+    notices = sorted({*chosen.notices, *repeated, *problems, *_run_notices(chosen.runs, scores)})
+    boards = [board for one in judged for board in one.boards]
+    families = _families(boards, request)
+    sections = tuple(
+        _section(one, settings, scores, families, illustrated=i < MOST_ILLUSTRATED, number=i)
+        for i, one in enumerate(judged)
+    )
+    return Report(
+        "sdpo-bench report",
+        tuple(_summary(chosen, settings)),
+        tuple(_main_tables(boards)),
+        sections,
+        runs_table(settings),
+        versions_table(chosen.runs),
+        tuple(notices),
+        "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
+    )
+
+
+def _judge(setting: Setting, scores: Mapping[str, Scores], bases: Sequence[Run], request: Request) -> Judged:
+    base = base_scores(setting, bases, scores)
+    panels = panels_of(setting, scores, base.blocks)
+    splits = request.selection.get(SPLIT)
+    kept = [panel for panel in panels if not splits or panel.key.split in splits]
+    if splits and panels and not kept:
+        valid = sorted({panel.key.split for panel in panels})
+        raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
+    boards = tuple(scoreboard(panel, request.endpoint, level=request.level) for panel in kept)
+    return Judged(setting, boards, base.pictures)
+
+
+def _check_metric(judged: Iterable[Judged], request: Request) -> None:
+    steps = {step for one in judged for board in one.boards for step in board.panel.steps}
+    if steps and not isinstance(request.endpoint, str) and request.endpoint not in steps:
+        raise UsageError(
+            f"no run has scores at {request.endpoint} steps. Valid: mean, area, {', '.join(map(str, sorted(steps)))}."
+        )
+
+
+def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Notice]:
+    """Runs that are in no table, or not with all they should have."""
+    found = []
+    for run in runs:
+        if run.state != "done":
+            message = f" ({run.message})" if run.message else ""
+            found.append(Notice(run.id, f"not in the tables: its state is '{run.state}'{message}"))
+        elif run.id not in scores and not run.folder.evaluation.exists():
+            found.append(Notice(run.id, f"not in the tables: it has no evaluation. sdpo-bench eval {run.id}"))
+        elif run.id in scores and scores[run.id].bad:
+            bad = scores[run.id].bad
+            found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
+    return found
+
+
+def _summary(results: Results, settings: Sequence[Setting]) -> list[str]:
+    states: dict[str, int] = {}
+    for run in results.runs:
+        states[run.state] = states.get(run.state, 0) + 1
+    counted = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
+    methods = {run.method for run in results.runs}
+    runs, several = len(results.runs), len(settings) != 1
+    text = f"{runs:,} run{'s' * (runs != 1)} ({counted}) of {len(methods):,} method{'s' * (len(methods) != 1)}"
+    return [f"{text} in {len(settings)} setting{'s' * several}" + (" that are not comparable." if several else ".")]
+
+
+# -- main tables ---------------------------------------------------------------------------------------------
+
+
+def _main_tables(boards: Sequence[Board]) -> list[t.Table]:
+    """One table for each model, sampler, split and set of prompts: a block for each trained reward."""
+    groups: dict[tuple[str, ...], list[Board]] = {}
+    for board in boards:
+        if board.panel.trained:
+            key = board.panel.key
+            place = (board.panel.setting.model, key.sampler, key.split, *board.panel.prompts)
+            groups.setdefault(place, []).append(board)
+    tables = []
+    for i, members in enumerate(groups.values()):
+        first = members[0].panel
+        title = f"Main table: {first.setting.model}, {first.key.split} prompts"
+        tables.append(step_table(members, f"main-{i + 1}", title, lambda b: _block_title(b.panel)))
+        if _one_a_reward(members) and (across := ablation.across_rewards(members, f"across-{i + 1}")):
+            tables.append(across)
+    return tables
+
+
+def _block_title(panel: Panel) -> str:
+    return f"{panel.setting.title} (version {panel.key.version})"
+
+
+def _one_a_reward(boards: Sequence[Board]) -> bool:
+    """Across-reward statistics need one setting a reward, alike in everything but the reward."""
+    rewards = [board.panel.key.reward for board in boards]
+    first = boards[0].panel.setting.settings
+    keys = {key for b in boards for key, _, _ in differences(first, b.panel.setting.settings)}
+    return len(set(rewards)) == len(rewards) > 1 and all(key.startswith("reward.") for key in keys)
+
+
+def _families(boards: Sequence[Board], request: Request) -> list[ablation.Family]:
+    trained = [board for board in boards if board.panel.trained]
+    keys = list(dict.fromkeys([*ablation.ABLATIONS, *request.group_by]))
+    return [family for key in keys for family in ablation.families(trained, key)]
+
+
+# -- sections ------------------------------------------------------------------------------------------------
+
+
+def _section(
+    one: Judged, settings: Sequence[Setting], scores: Mapping[str, Scores],
+    families: Sequence[ablation.Family], *, illustrated: bool, number: int,
+) -> Section:  # fmt: skip
+    setting, name = one.setting, f"setting-{number + 1}"
+    mine = [f for f in families if f.variants[0].board.panel.setting is setting]
+    tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(mine)]
+    if any(arm.done for arm in setting.arms):
+        tables.insert(0, bill_table(setting, f"{name}-bill"))
+    return Section(
+        name,
+        setting.title,
+        apart(setting, settings),
+        tuple(_facts(setting)),
+        tuple(_parts(one, scores, name, illustrated=illustrated)),
+        tuple(tables),
+        tuple(training_figures(setting.arms, name)) if illustrated else (),
+        tuple(_grids(setting)) if illustrated else (),
+        configuration_table(setting, f"{name}-configuration"),
+    )
+
+
+def _facts(setting: Setting) -> list[tuple[str, str]]:
+    s = setting.settings
+    return [
+        ("model", setting.model),
+        ("trained reward", f"{setting.reward}, version {version_of(setting)}"),
+        ("training prompts", shown(s.get("sample.prompts"))),
+        ("denoising steps in training", shown(s.get("schedule.steps"))),
+        ("budget", amount(s)),
+    ]
+
+
+def _parts(one: Judged, scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> list[Part]:
+    """Boards by (sampler, split, prompts): the trained reward leads, held-out rewards and pictures follow."""
+    groups: dict[tuple[str, ...], list[Board]] = {}
+    for board in one.boards:
+        key = board.panel.key
+        groups.setdefault((key.sampler, key.split, *board.panel.prompts), []).append(board)
+    return [
+        _part(one, members, scores, f"{name}-{i + 1}", illustrated=illustrated)
+        for i, members in enumerate(groups.values())
+    ]
+
+
+def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> Part:
+    trained = [board for board in boards if board.panel.trained]
+    held_out = [board for board in boards if not board.panel.trained]
+    panel = boards[0].panel
+    tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}") for i, board in enumerate(trained)]
+    if held_out:
+        title = f"Held-out rewards, {panel.key.split} prompts"
+        tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
+    base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
+    tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
+    figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
+    prompts = len(panel.prompts)
+    title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"
+    finding = " ".join(board.finding for board in trained)
+    return Part(
+        title, f"Evaluation sampler: {panel.key.sampler}", finding, tuple(tables), tuple(figures) if illustrated else ()
+    )
+
+
+def _held_out_title(panel: Panel) -> str:
+    return f"{panel.key.reward} (version {panel.key.version}), not trained on"
+
+
+def _grids(setting: Setting) -> list[Grid]:
+    """The first finished run of each arm that has a grid."""
+    found = []
+    for arm in setting.arms:
+        for run in arm.done:
+            path = run.folder.path / "grid.png"
+            if path.is_file():
+                found.append(Grid(f"{arm.label}, seed {run.seed}", path))
+                break
+    return found[:MOST_GRIDS]

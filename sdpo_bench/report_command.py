@@ -1,0 +1,105 @@
+"""What ``sdpo-bench report`` and ``sdpo-bench compare`` do; imported only when one of them is called. No torch."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from sdpo_bench.cli_options import echo_json
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.render_terminal import make_console, terminal
+from sdpo_bench.report import Report, Request, build_report
+from sdpo_bench.results import load_results
+from sdpo_bench.scoreboard import parse_metric
+from sdpo_bench.select_runs import SPLIT, parse_select
+from sdpo_bench.select_runs import select as selected
+from sdpo_bench.store import atomic_write
+
+SUFFIXES = {"terminal": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json", "html": ".html"}
+
+
+def render(report: Report, style: str) -> str:
+    """The report in one format; imports only what that format needs."""
+    from sdpo_bench import render_text as text
+
+    if style == "html":
+        from sdpo_bench.render_html import html
+
+        return html(report)
+    renderers: dict[str, Callable[[Report], str]] = {
+        "terminal": terminal, "markdown": text.markdown, "csv": text.as_csv, "latex": text.latex, "json": text.as_json,
+    }  # fmt: skip
+    return renderers[style](report)
+
+
+def report_command(
+    *,
+    results: Path,
+    select: tuple[str, ...],
+    group_by: tuple[str, ...],
+    metric: str,
+    style: str | None,
+    out: Path | None,
+) -> None:
+    """``sdpo-bench report``."""
+    style = style or _style_of(out)
+    request = Request(parse_select(select), group_by, parse_metric(metric))
+    report = build_report(load_results(results), request)
+    if style == "all":
+        _write_all(report, out or results / "report")
+    elif out is not None or style == "html":
+        target = out or results / "report.html"
+        _write(target, render(report, style))
+        click.echo(str(target))
+    elif style == "terminal" and sys.stdout.isatty():
+        click.echo(terminal(report, width=shutil.get_terminal_size().columns, colour=True), nl=False, color=True)
+    else:
+        click.echo(render(report, style), nl=False)
+    if report.notices and style != "terminal":
+        click.echo(f"{len(report.notices)} notices about runs that are missing or damaged; see the report.", err=True)
+
+
+def _style_of(out: Path | None) -> str:
+    if out is None:
+        return "terminal"
+    styles = {suffix: style for style, suffix in SUFFIXES.items()}
+    if out.suffix not in styles:
+        known = ", ".join(sorted(styles))
+        raise UsageError(f"'{out}' does not tell its format (known: {known}). Add --format, e.g. --format html")
+    return styles[out.suffix]
+
+
+def _write_all(report: Report, folder: Path) -> None:
+    for style, suffix in SUFFIXES.items():
+        target = folder / f"report{suffix}"
+        _write(target, render(report, style))
+        click.echo(str(target))
+
+
+def _write(target: Path, content: str) -> None:
+    """In one piece: an old file stays until the new one is whole."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(target, content)
+    except OSError as error:
+        raise MissingError(f"'{target}' cannot be written: {error.strerror}. Choose another with --out.") from error
+
+
+def compare_command(*, a: str, b: str, results: Path, select: tuple[str, ...], metric: str, as_json: bool) -> None:
+    """``sdpo-bench compare``."""
+    from sdpo_bench.compare import compare_sides
+    from sdpo_bench.compare_view import comparison_data, print_comparison
+    from sdpo_bench.sides import find_sides
+
+    selection, endpoint = parse_select(select), parse_metric(metric)
+    found = selected(load_results(results), selection)
+    side_a, side_b = find_sides(found, a, b, selection)
+    comparison = compare_sides(found, side_a, side_b, endpoint, splits=selection.get(SPLIT, ()))
+    if as_json:
+        echo_json(comparison_data(comparison))
+        return
+    tty = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if tty else None
+    print_comparison(make_console(width=width, colour=tty), comparison)

@@ -1,0 +1,214 @@
+"""What is in a results folder, as plain data: the only place where reports read run folders.
+
+A results folder is the work of days and of many processes, so any file in it can be missing, cut short or damaged.
+Each such problem becomes a :class:`Notice` that every report prints; the other runs are reported all the same.
+Nothing here imports torch.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.identity import canonical
+from sdpo_bench.scores import Scores, read_scores
+from sdpo_bench.store import RunFolder
+
+TAIL = 1 << 16  # bytes; far more than one line of train.jsonl
+SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$')
+"""In a line of timing.jsonl; parsing every line as JSON takes ten times as long."""
+REQUIRED = ("method.name", "reward.name", "model.name", "seed", "budget.axis", "budget.amount")
+
+
+@dataclass(frozen=True, order=True)
+class Notice:
+    """Something a reader of the numbers must know: where it was seen, and what it is."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder, read once; everything but the scores and the curves."""
+
+    folder: RunFolder
+    record: Mapping[str, Any]
+    """``run.json``."""
+    settings: Mapping[str, Any]
+    """The configuration by ``section.key``, plugins' settings as ``method.key`` and ``reward.key``."""
+    state: str
+    message: str
+
+    @property
+    def id(self) -> str:
+        return self.folder.run_id
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method.name"])
+
+    @property
+    def reward(self) -> str:
+        """The reward that was trained on."""
+        return str(self.settings["reward.name"])
+
+    @property
+    def model(self) -> str:
+        return str(self.settings["model.name"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @cached_property
+    def last_epoch(self) -> dict[str, Any]:
+        """The last whole line of the training log; empty before the first epoch."""
+        return last_line(self.folder.path / "train.jsonl") or {}
+
+    @cached_property
+    def bill(self) -> dict[str, Any]:
+        """What training has cost so far; empty before the first epoch."""
+        return clean_bill(self.last_epoch.get("bill"))
+
+    @cached_property
+    def seconds(self) -> float:
+        """Seconds of training on whatever machine it was; whole lines of the log count."""
+        with suppress(OSError, ValueError):
+            text = (self.folder.path / "timing.jsonl").read_text(encoding="utf-8")
+            return math.fsum(float(found[1]) for line in text.splitlines() if (found := SECONDS.search(line)))
+        return 0.0
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Training log, one row an epoch, oldest first; damaged lines are left out."""
+        with suppress(OSError, UnicodeDecodeError):
+            return [row for row in self.folder.log() if isinstance(row, dict)]
+        return []
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All runs of a results folder, sorted by id, and what was wrong with the rest."""
+
+    out: Path
+    runs: tuple[Run, ...]
+    bases: tuple[Run, ...]
+    """Folders of base models' scores."""
+    notices: tuple[Notice, ...] = ()
+
+    def keep(self, runs: Iterable[Run]) -> "Results":
+        """The same results with fewer runs, and without the notices of the others."""
+        chosen = tuple(runs)
+        gone = {run.id for run in self.runs} - {run.id for run in chosen}
+        return Results(self.out, chosen, self.bases, tuple(n for n in self.notices if n.where not in gone))
+
+
+def load_results(out: Path) -> Results:
+    """Read every run folder of ``out`` except scores and curves.
+
+    Raises:
+        UsageError: no results folder, or no run in it.
+    """
+    root = out / "runs"
+    if not root.is_dir():
+        raise UsageError(f"no runs in '{out}': it has no folder 'runs'. Start one with: sdpo-bench run")
+    runs: list[Run] = []
+    bases: list[Run] = []
+    notices: list[Notice] = []
+    for path in sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")):
+        try:
+            run, kind = _read_run(Path(path))
+        except (UsageError, OSError) as error:
+            notices.append(Notice(Path(path).name, str(error)))
+            continue
+        (bases if kind == "base" else runs).append(run)
+    if not runs and not notices:
+        raise UsageError(f"no runs in '{out}'. Start one with: sdpo-bench run")
+    return Results(out, tuple(runs), tuple(bases), tuple(notices))
+
+
+def _read_run(path: Path) -> tuple[Run, str]:
+    folder = RunFolder(path)
+    record = folder.record()
+    kind = str(record.get("kind"))
+    if kind not in ("run", "base"):
+        raise UsageError(f"'{path / 'run.json'}' is damaged: kind is {kind!r}, not 'run' or 'base'.")
+    try:
+        settings = canonical(flat_settings(record))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"'{path / 'run.json'}' is damaged: {error}.") from error
+    if kind == "run":
+        lacking = [key for key in REQUIRED if settings.get(key) in (None, "")]
+        if lacking or not isinstance(settings["seed"], int):
+            raise UsageError(f"'{path / 'run.json'}' is damaged: it lacks {', '.join(lacking) or 'a whole seed'}.")
+    state, message = _status(folder)
+    return Run(folder, record, settings, state, message), kind
+
+
+def _status(folder: RunFolder) -> tuple[str, str]:
+    """State and message; a status file that cannot be read is a state of its own."""
+    try:
+        status = folder.status
+        return str(status["state"]), str(status.get("message", ""))
+    except (UsageError, OSError, KeyError):
+        return "unknown", "its status file is damaged; the command that made the run mends it"
+
+
+def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of ``run.json``'s configuration by ``section.key``, with the reward version beside it."""
+    config = record.get("config")
+    flat: dict[str, Any] = {}
+    for section, values in (config if isinstance(config, dict) else {}).items():
+        if not isinstance(values, dict):
+            flat[section] = values
+            continue
+        nested = values.get("settings") if section in ("method", "reward") else None
+        own = {k: v for k, v in values.items() if not (isinstance(nested, dict) and k == "settings")}
+        flat |= {f"{section}.{key}": value for key, value in (own | (nested or {})).items()}
+    return flat | {"reward.version": record.get("reward_version", "")}
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole JSON line of a log, read from its end; ``None`` where there is none."""
+    with suppress(OSError), open(path, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
+        for line in reversed(stream.read().splitlines()):
+            with suppress(json.JSONDecodeError, UnicodeDecodeError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    return row
+    return None
+
+
+def clean_bill(bill: Any) -> dict[str, Any]:
+    """A bill whose counts are all numbers, as the tables expect it; empty where it is something else."""
+    if not isinstance(bill, dict):
+        return {}
+    flat = {key: _number(value) for key, value in bill.items() if not isinstance(value, dict)}
+    nested = {key: value for key, value in bill.items() if isinstance(value, dict)}
+    return flat | {key: {name: _number(count) for name, count in value.items()} for key, value in nested.items()}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
+def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:
+    """Scores of each run that has any, by run id, and what was wrong with the evaluation files."""
+    listed = [run for run in runs if run.folder.evaluation.exists()]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(lambda run: read_scores(run.folder.evaluation), listed))
+    notices = []
+    for run, scores in zip(listed, found):
+        notices += [Notice(run.id, problem) for problem in scores.problems]
+        if scores.damaged:
+            notices.append(Notice(run.id, f"score it again: delete its eval.parquet, then sdpo-bench eval {run.id}"))
+    return {run.id: scores for run, scores in zip(listed, found) if scores.blocks}, notices

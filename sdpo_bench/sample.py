@@ -1,0 +1,89 @@
+"""``sdpo-bench sample``: see what a run has learnt, on any prompt and at any number of steps."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.store import RunFolder, find_run
+from sdpo_bench.tabular import clean
+
+
+def sample_command(
+    *, run_name: str, prompts: tuple[str, ...], steps: str, images: int, out: Path, results: Path, device: str,
+    threads: int, micro_batch: int,
+) -> None:  # fmt: skip
+    """``sdpo-bench sample``."""
+    folder = find_run(results, run_name)
+    counts = parse_steps(steps)
+    texts = [text.strip() for text in prompts]
+    if not all(texts):
+        raise UsageError("--prompt is empty. Say what to draw, e.g. --prompt cat")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out is a PNG file, got '{out}'. Example: --out sample.png")
+    draw(
+        folder, list(dict.fromkeys(texts)), counts, images, out, device=device, threads=threads, micro_batch=micro_batch
+    )
+    click.echo(str(out))
+
+
+def parse_steps(text: str) -> list[int]:
+    """``"1,2,4"`` -> ``[1, 2, 4]``.
+
+    Raises:
+        UsageError: not whole numbers from 1 to 1000.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 1000 for part in parts):
+        raise UsageError(f"--steps takes whole numbers from 1 to 1000, got '{text}'. Example: --steps 1,2,4,8")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def draw(
+    folder: RunFolder, prompts: list[str], steps: list[int], images: int, out: Path, *, device: str, threads: int,
+    micro_batch: int,
+) -> None:  # fmt: skip
+    """Sample base and tuned model from the same noise and write the grid.
+
+    Raises:
+        UsageError: the run has no adapter yet. MissingError: the file cannot be written.
+    """
+    import torch
+
+    from sdpo_bench import pictures
+    from sdpo_bench.config import validate
+    from sdpo_bench.evaluate import evaluation_schedule, sample_images
+    from sdpo_bench.models import load_policy, pick_device
+    from sdpo_bench.policy import LORA_FILE
+    from sdpo_bench.seeds import seed_for
+    from sdpo_bench.settings import EvaluationSettings, ModelSettings
+
+    record = folder.record()
+    if record.get("kind") != "run" or not (folder.lora / LORA_FILE).exists():
+        raise UsageError(f"run '{folder.run_id}' has no trained adapter yet. See: sdpo-bench list runs")
+    if threads:
+        torch.set_num_threads(threads)
+    config = record["config"]
+    settings: EvaluationSettings = validate(EvaluationSettings, config["eval"], "eval")
+    model: ModelSettings = validate(ModelSettings, config["model"], "model")
+    policy = load_policy(model, device=pick_device(device), lora_seed=seed_for(config["seed"], "lora"))
+    policy.load(folder.lora)
+    policy.set_guidance(settings.guidance_scale)
+    pairs = [(prompt, i) for prompt in prompts for i in range(images)]
+    by_model: dict[str, list[Any]] = {}
+    for name, context in (("base", policy.reference()), ("tuned", nullcontext())):
+        with context:
+            schedules = [evaluation_schedule(policy, settings, k) for k in steps]
+            by_model[name] = [sample_images(policy, s, settings, pairs, micro_batch).cpu() for s in schedules]
+    rows = [
+        (clean(f"{prompt} ({name})"), torch.stack([column[r] for column in columns]))
+        for r, (prompt, _) in enumerate(pairs)
+        for name, columns in by_model.items()
+    ]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pictures.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in steps], out)
+    except OSError as error:
+        raise MissingError(f"'{out}' cannot be written: {error.strerror}. Choose another with --out.") from error
