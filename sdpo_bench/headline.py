@@ -5,9 +5,7 @@ step counts), on the first split it was judged on. It is one seed's number: what
 business of ``compare`` and ``report``.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from sdpo_bench.comparable import MODEL_KEYS
 from sdpo_bench.errors import UsageError
 from sdpo_bench.panels import SPLITS
-from sdpo_bench.results import Run, load_results
+from sdpo_bench.results import Run, load_results, read_many
 from sdpo_bench.scores import Block, PanelKey, Scores, read_scores
 
 COLUMNS = ["run", "state", "budget used", "score - base", "judged by", "message"]
@@ -36,8 +34,10 @@ def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
     except UsageError:
         return COLUMNS, []
     bases = _base_panels(results.bases)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(lambda run: _row(run, bases), results.runs))
+    evaluated = [run for run in results.runs if run.folder.evaluation.exists()]
+    found = read_many([run.folder.evaluation for run in evaluated], pictures=False)
+    scores = {run.id: one for run, one in zip(evaluated, found)}
+    rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
     rows += [[notice.where, "damaged", None, None, None, notice.text] for notice in results.notices]
     return COLUMNS, sorted(rows, key=lambda row: row[0])
 
@@ -54,14 +54,13 @@ def _base_panels(bases: Sequence[Run]) -> Bases:
     return found
 
 
-def _row(run: Run, bases: Bases) -> list[Any]:
-    evaluated = run.folder.evaluation.exists()
-    scores = read_scores(run.folder.evaluation, pictures=False) if evaluated else Scores()
+def _row(run: Run, evaluated: Scores | None, bases: Bases) -> list[Any]:
+    scores = evaluated or Scores()
     found = headline(run, scores, bases.get(tuple(run.settings.get(key) for key in MODEL_KEYS), {}))
     problems = [] if not scores.problems else [scores.problems[0]]
     if scores.bad:
         problems.append(f"diverged: {scores.bad} scores are NaN or infinite")
-    if run.state == "done" and not evaluated:
+    if run.state == "done" and evaluated is None:
         problems.append("not evaluated")
     message = "; ".join(text for text in (run.message, *problems) if text)
     value = round(found.value, 4) if found else None

@@ -23,8 +23,9 @@ from sdpo_bench.scores import Scores
 from sdpo_bench.select_runs import SPLIT, Selection, select
 from sdpo_bench.tables import leaderboard, step_table, version_of
 
-MOST_ILLUSTRATED = 6
-"""Settings with figures and picture grids on one page; the tables of the others are all there."""
+MOST_ILLUSTRATED = 8
+"""A report of more settings draws figures for the first :data:`SOME_ILLUSTRATED` of them; all tables are there."""
+SOME_ILLUSTRATED = 4
 MOST_GRIDS = 6
 
 
@@ -72,6 +73,8 @@ class Section:
     figures: tuple[Figure, ...]
     grids: tuple[Grid, ...]
     configuration: t.Table
+    omitted: str = ""
+    """What is left out for the size of the report."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,9 @@ def build_report(results: Results, request: Request) -> Report:
     notices = sorted({*chosen.notices, *repeated, *problems, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
     families = _families(boards, request)
+    most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
     sections = tuple(
-        _section(one, settings, scores, families, illustrated=i < MOST_ILLUSTRATED, number=i)
-        for i, one in enumerate(judged)
+        _section(one, settings, scores, families, illustrated=i < most, number=i) for i, one in enumerate(judged)
     )
     return Report(
         "sdpo-bench report",
@@ -246,6 +249,7 @@ def _section(
         tuple(training_figures(setting.arms, name)) if illustrated else (),
         tuple(_grids(setting)) if illustrated else (),
         configuration_table(setting, f"{name}-configuration"),
+        "" if illustrated else "Figures and picture grids are drawn for the first settings only; --select narrows.",
     )
 
 

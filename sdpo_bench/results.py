@@ -9,11 +9,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from sdpo_bench.identity import canonical
 from sdpo_bench.scores import Scores, read_scores
 from sdpo_bench.store import RunFolder
 
+MANY = 1500  # files from which on starting processes pays
 TAIL = 1 << 16  # bytes; far more than one line of train.jsonl
 SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$')
 """In a line of timing.jsonl; parsing every line as JSON takes ten times as long."""
@@ -201,11 +204,21 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
+def read_many(paths: Sequence[Path], *, pictures: bool = True) -> list[Scores]:
+    """Scores of many files in the order given; thousands of them are shared among processes (threads gain nothing)."""
+    read = partial(read_scores, pictures=pictures)
+    if len(paths) >= MANY:
+        with suppress(OSError, BrokenProcessPool):  # a machine that allows no processes reads them one by one
+            workers = min(8, os.cpu_count() or 1)
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                return list(pool.map(read, paths, chunksize=64))
+    return [read(path) for path in paths]
+
+
 def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:
     """Scores of each run that has any, by run id, and what was wrong with the evaluation files."""
     listed = [run for run in runs if run.folder.evaluation.exists()]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda run: read_scores(run.folder.evaluation), listed))
+    found = read_many([run.folder.evaluation for run in listed])
     notices = []
     for run, scores in zip(listed, found):
         notices += [Notice(run.id, problem) for problem in scores.problems]

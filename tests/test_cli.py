@@ -269,6 +269,8 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell that starts the tests in the background leaves SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("epoch-000002.safetensors")) and time.monotonic() < deadline:
