@@ -19,7 +19,7 @@ def show(what: str, out: Path, as_json: bool) -> None:
         return
     from sdpo_bench.terminal import print_table
 
-    print_table(columns, [[str(cell) for cell in row] for row in rows])
+    print_table(columns, [["-" if cell is None else str(cell) for cell in row] for row in rows])
 
 
 Listing = tuple[list[str], list[list[Any]]]

@@ -84,6 +84,9 @@ def draw_charts(
         size: width and height of one chart in inches.
     """
     rows = -(-len(charts) // columns)
+    drawn = {series.label for chart in charts for series in chart.series}
+    labels = [label for label in styles if label in drawn]
+    legend_columns = _legend_columns(labels, size[0] * columns)
 
     def fill(figure: Any) -> None:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -91,19 +94,20 @@ def draw_charts(
             _draw_chart(ax, chart, styles)
         for ax in axes[len(charts) :]:
             ax.set_visible(False)
-        drawn = {series.label for chart in charts for series in chart.series}
-        _legend(figure, [label for label in styles if label in drawn], styles, size[0] * columns)
+        _legend(figure, labels, styles, legend_columns)
 
-    return _svg(fill, (size[0] * columns, size[1] * rows + 0.35))
+    legend_rows = -(-len(labels) // legend_columns)
+    return _svg(fill, (size[0] * columns, size[1] * rows + 0.15 + 0.2 * legend_rows))
 
 
 def _draw_chart(ax: Any, chart: Chart, styles: Mapping[str, dict[str, Any]]) -> None:
+    alpha = 0.16 if len(chart.series) <= 7 else 0.05  # many bands on top of each other hide the lines
     for series in chart.series:
         style = styles[series.label]
         few = len(series.x) <= 24
         ax.plot(series.x, series.y, markersize=4.5 if few else 0, **style)
         if len(series.low):
-            ax.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.16, linewidth=0)
+            ax.fill_between(series.x, series.low, series.high, color=style["color"], alpha=alpha, linewidth=0)
     if chart.zero:
         ax.axhline(0, color=MUTED, linewidth=0.9)
     ax.set(title=chart.title, xlabel=chart.x_label, ylabel=safe(chart.y_label))
@@ -132,14 +136,18 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _legend(figure: Any, labels: Sequence[str], styles: Mapping[str, dict[str, Any]], width: float) -> None:
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """As many as fit side by side in ``width`` inches."""
+    longest = max((len(safe(label)) for label in labels), default=0)
+    return max(1, min(len(labels), int(width / (0.55 + 0.075 * longest))))
+
+
+def _legend(figure: Any, labels: Sequence[str], styles: Mapping[str, dict[str, Any]], columns: int) -> None:
     from matplotlib.lines import Line2D
 
     if not labels:
         return
     handles = [Line2D([], [], markersize=4.5, **styles[label]) for label in labels]
-    longest = max(len(safe(label)) for label in labels)
-    columns = max(1, min(len(labels), int(width / (0.55 + 0.075 * longest))))
     figure.legend(handles, [safe(label) for label in labels], loc="outside lower left", ncols=columns, fontsize=9)
 
 

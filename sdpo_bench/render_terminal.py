@@ -69,8 +69,9 @@ def print_tables(console: Any, tables: Iterable[Table]) -> None:
     tables = list(tables)
     for table in tables:
         console.print(f"\n{clean(table.title)}", style="bold")
-        for columns in _pieces(table, console.width):
-            _print_piece(console, table, columns)
+        widths = _widths(table, console.width // 2)
+        for columns in _pieces(table, widths, console.width):
+            _print_piece(console, table, columns, widths)
     for note in dict.fromkeys(note for table in tables for note in table.all_notes):
         console.print(clean(note), style="dim")
 
@@ -80,17 +81,18 @@ def _texts(table: Table, column: int) -> list[str]:
     return [clean(table.columns[column].title), *cells]
 
 
-def _widths(table: Table) -> list[int]:
+def _widths(table: Table, most_name: int) -> list[int]:
+    """Columns of the terminal that each column of the table takes; long names of rows are cut."""
     from rich.cells import cell_len
 
     widths = [max(cell_len(text) for text in _texts(table, i)) for i in range(len(table.columns))]
     name = text_column(table)
-    return [min(width, MOST_NAME) if i == name else width for i, width in enumerate(widths)]
+    return [min(width, MOST_NAME, most_name) if i == name else width for i, width in enumerate(widths)]
 
 
-def _pieces(table: Table, width: int) -> list[list[int]]:
+def _pieces(table: Table, widths: Sequence[int], width: int) -> list[list[int]]:
     """Column numbers of each piece; all but the first piece start with the rows' names."""
-    widths, name = _widths(table), text_column(table)
+    name = text_column(table)
     pieces: list[list[int]] = [[]]
     used = 0
     for i in range(len(table.columns)):
@@ -102,8 +104,7 @@ def _pieces(table: Table, width: int) -> list[list[int]]:
     return pieces
 
 
-def _print_piece(console: Any, table: Table, columns: Sequence[int]) -> None:
-    widths = _widths(table)
+def _print_piece(console: Any, table: Table, columns: Sequence[int], widths: Sequence[int]) -> None:
     titles = Row(tuple(Cell(column.title) for column in table.columns))
     console.print(_line(table, titles, columns, widths), style="underline", no_wrap=True, crop=False)
     for group in table.groups:

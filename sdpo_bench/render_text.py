@@ -150,7 +150,10 @@ def _csv_field(value: Any) -> Any:
         return ""
     if isinstance(value, float):
         return repr(value)
-    return f"'{value}" if isinstance(value, str) and re.match(r"[=@\t\r]|[+-](?![\d.]|$)", value) else value
+    if not isinstance(value, str):
+        return value
+    text = clean(value)
+    return f"'{text}" if re.match(r"[=@]|[+-](?![\d.]|$)", text) else text
 
 
 def as_json(report: Report) -> str:

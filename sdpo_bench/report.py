@@ -6,9 +6,10 @@ the same results are equal, byte for byte.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from sdpo_bench import ablation
+from sdpo_bench import ablation, results
 from sdpo_bench import tabular as t
 from sdpo_bench.comparable import Setting, amount, apart, differences, group_settings, shown
 from sdpo_bench.cost_tables import bill_table, picture_table
@@ -25,7 +26,7 @@ from sdpo_bench.tables import leaderboard, step_table, version_of
 
 MOST_ILLUSTRATED = 8
 """A report of more settings draws figures for the first :data:`SOME_ILLUSTRATED` of them; all tables are there."""
-SOME_ILLUSTRATED = 4
+SOME_ILLUSTRATED = 2
 MOST_GRIDS = 6
 
 
@@ -110,18 +111,19 @@ class Judged:
     base_pictures: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]
 
 
-def build_report(results: Results, request: Request) -> Report:
+def build_report(found: Results, request: Request) -> Report:
     """Read the selected runs' scores and make all tables.
 
     Raises:
         UsageError: a selection, group key or metric that fits nothing.
     """
-    chosen = select(results, request.selection)
+    chosen = select(found, request.selection)
     settings, repeated = group_settings(chosen.runs)
     ablation.check_group_keys(request.group_by, settings)
     done = [run for run in chosen.runs if run.state == "done"]
     scores, problems = read_all_scores((*done, *chosen.bases))
-    judged = [_judge(setting, scores, chosen.bases, request) for setting in settings]
+    judged = _judge_all(settings, scores, chosen.bases, request)
+    settings = [one.setting for one in judged]
     _check_metric(judged, request)
     notices = sorted({*chosen.notices, *repeated, *problems, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
@@ -142,8 +144,20 @@ def build_report(results: Results, request: Request) -> Report:
     )
 
 
-def _judge(setting: Setting, scores: Mapping[str, Scores], bases: Sequence[Run], request: Request) -> Judged:
-    base = base_scores(setting, bases, scores)
+def _judge_all(
+    settings: Sequence[Setting], scores: Mapping[str, Scores], bases: Sequence[Run], request: Request
+) -> list[Judged]:
+    """Each setting on its own; of very many runs several settings at a time."""
+    parts = []
+    for setting in settings:
+        mine = {run.id: scores[run.id] for arm in setting.arms for run in arm.runs if run.id in scores}
+        parts.append((setting, mine, base_scores(setting, bases, scores)))
+    many = len(scores) >= results.MANY and len(settings) > 1
+    return results.shared_map(partial(_judge, request=request), parts, many=many)
+
+
+def _judge(part: tuple[Setting, Mapping[str, Scores], Scores], request: Request) -> Judged:
+    setting, scores, base = part
     panels = panels_of(setting, scores, base.blocks)
     splits = request.selection.get(SPLIT)
     kept = [panel for panel in panels if not splits or panel.key.split in splits]
@@ -177,13 +191,13 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
     return found
 
 
-def _summary(results: Results, settings: Sequence[Setting]) -> list[str]:
+def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
     states: dict[str, int] = {}
-    for run in results.runs:
+    for run in chosen.runs:
         states[run.state] = states.get(run.state, 0) + 1
     counted = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
-    methods = {run.method for run in results.runs}
-    runs, several = len(results.runs), len(settings) != 1
+    methods = {run.method for run in chosen.runs}
+    runs, several = len(chosen.runs), len(settings) != 1
     text = f"{runs:,} run{'s' * (runs != 1)} ({counted}) of {len(methods):,} method{'s' * (len(methods) != 1)}"
     return [f"{text} in {len(settings)} setting{'s' * several}" + (" that are not comparable." if several else ".")]
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -206,13 +206,17 @@ def _number(value: Any) -> float:
 
 def read_many(paths: Sequence[Path], *, pictures: bool = True) -> list[Scores]:
     """Scores of many files in the order given; thousands of them are shared among processes (threads gain nothing)."""
-    read = partial(read_scores, pictures=pictures)
-    if len(paths) >= MANY:
-        with suppress(OSError, BrokenProcessPool):  # a machine that allows no processes reads them one by one
+    return shared_map(partial(read_scores, pictures=pictures), paths, many=len(paths) >= MANY, chunk=64)
+
+
+def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, chunk: int = 1) -> list[Any]:
+    """``[work(item) for item in items]``, by several processes if there is much to do."""
+    if many:
+        with suppress(OSError, BrokenProcessPool):  # a machine that allows no processes does it alone
             workers = min(8, os.cpu_count() or 1)
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                return list(pool.map(read, paths, chunksize=64))
-    return [read(path) for path in paths]
+                return list(pool.map(work, items, chunksize=chunk))
+    return [work(item) for item in items]
 
 
 def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:

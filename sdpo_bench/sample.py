@@ -1,5 +1,6 @@
 """``sdpo-bench sample``: see what a run has learnt, on any prompt and at any number of steps."""
 
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ def sample_command(
         raise UsageError("--prompt is empty. Say what to draw, e.g. --prompt cat")
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG file, got '{out}'. Example: --out sample.png")
-    draw(
-        folder, list(dict.fromkeys(texts)), counts, images, out, device=device, threads=threads, micro_batch=micro_batch
-    )
+    _check_place(out)
+    chosen = list(dict.fromkeys(texts))
+    draw(folder, chosen, counts, images, out, device=device, threads=threads, micro_batch=micro_batch)
     click.echo(str(out))
 
 
@@ -48,7 +49,7 @@ def draw(
     """Sample base and tuned model from the same noise and write the grid.
 
     Raises:
-        UsageError: the run has no adapter yet. MissingError: the file cannot be written.
+        UsageError: the run has no adapter yet.
     """
     import torch
 
@@ -78,12 +79,18 @@ def draw(
             schedules = [evaluation_schedule(policy, settings, k) for k in steps]
             by_model[name] = [sample_images(policy, s, settings, pairs, micro_batch).cpu() for s in schedules]
     rows = [
-        (clean(f"{prompt} ({name})"), torch.stack([column[r] for column in columns]))
+        (clean(f"{name}: {prompt}"), torch.stack([column[r] for column in columns]))
         for r, (prompt, _) in enumerate(pairs)
         for name, columns in by_model.items()
     ]
+    pictures.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in steps], out)
+
+
+def _check_place(out: Path) -> None:
+    """Fail before minutes of sampling if the picture cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pictures.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in steps], out)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
         raise MissingError(f"'{out}' cannot be written: {error.strerror}. Choose another with --out.") from error

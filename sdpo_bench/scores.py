@@ -17,6 +17,7 @@ from sdpo_bench.matrices import Cells, Endpoint, Matrix, Measure
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
+WIDEST = 1 << 12  # range of whole numbers up to which counting beats sorting
 PICTURES = ("brightness", "contrast", "saturation", "sharpness")
 BASE = "base model"
 """How the base model is called in every table; no plugin's name has a space."""
@@ -149,37 +150,45 @@ def _columns(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
     """Label columns as :class:`Coded`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
     import pyarrow.parquet as parquet
 
-    text = [*PANEL_COLUMNS, "prompt"]
+    text, needed = [*PANEL_COLUMNS, "prompt"], [*PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
     with parquet.ParquetFile(path, read_dictionary=text, pre_buffer=False) as stored:
-        names = set(stored.schema_arrow.names)
-        lacking = [name for name in (*PANEL_COLUMNS, *AXIS_COLUMNS, "score") if name not in names]
-        if lacking:
-            raise ValueError(f"it lacks the columns {', '.join(lacking)}")
-        pictures = [name for name in wanted if name in names]
-        table = stored.read([*PANEL_COLUMNS, *AXIS_COLUMNS, "score", *pictures], use_threads=False)
-    columns: dict[str, Any] = {name: _coded(table.column(name), name, str) for name in text}
-    columns |= {name: _coded(table.column(name), name, int) for name in ("steps", "image")}
-    for name in ("score", *pictures):
-        columns[name] = np.asarray(table.column(name).to_numpy(), dtype=np.float64)
+        table = stored.read([*needed, *wanted], use_threads=False)
+    found = dict(zip(table.column_names, table.columns))
+    if lacking := [name for name in needed if name not in found]:
+        raise ValueError(f"it lacks the columns {', '.join(lacking)}")
+    for name in needed[:-1]:
+        if found[name].null_count:
+            raise ValueError(f"the column {name} has {found[name].null_count} empty fields")
+    columns: dict[str, Any] = {name: _text(found[name]) for name in text}
+    columns |= {name: _whole(found[name].to_numpy(), name) for name in ("steps", "image")}
+    for name in ("score", *wanted):
+        if name in found:
+            columns[name] = np.asarray(found[name].to_numpy(), dtype=np.float64)
     return columns
 
 
-def _coded(column: Any, name: str, kind: type) -> Coded:
-    import pyarrow
-
-    if column.null_count:
-        raise ValueError(f"the column {name} has {column.null_count} empty fields")
-    if not pyarrow.types.is_dictionary(column.type):
+def _text(column: Any) -> Coded:
+    if not hasattr(column.type, "index_type"):  # written without a dictionary
         column = column.dictionary_encode()
-    chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    labels = chunk.dictionary.to_pylist()
-    if kind is int and not all(type(label) is int for label in labels):
-        raise ValueError(f"the column {name} must hold whole numbers")
-    labels = [kind(label) for label in labels]
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    labels = [str(label) for label in chunk.dictionary.to_pylist()]
     order = sorted(range(len(labels)), key=labels.__getitem__)
     place = np.empty(len(labels), dtype=np.int64)
     place[order] = np.arange(len(labels))
     return Coded([labels[i] for i in order], place[chunk.indices.to_numpy()])
+
+
+def _whole(values: np.ndarray, name: str) -> Coded:
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"the column {name} must hold whole numbers")
+    if not len(values):
+        return Coded([], values)
+    low, high = int(values.min()), int(values.max())
+    if high - low > WIDEST:
+        labels, codes = np.unique(values, return_inverse=True)
+        return Coded(labels.tolist(), codes)
+    offsets, codes = _used(values - low, high - low + 1)
+    return Coded((offsets + low).tolist(), codes)
 
 
 def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,8 @@ SUMMARIES: tuple[tuple[Endpoint, str, str], ...] = (
 
 
 def score_digits(board: Board) -> int:
-    """Decimals of a panel's scores: four significant digits of the base model's, else of all."""
-    rows = [board.base] if board.base else board.lines
+    """Decimals of a panel's scores: four significant digits of the largest."""
+    rows = [*board.lines, *([board.base] if board.base else [])]
     return t.digits_for(found.value for line in rows for found in line.scores.values())
 
 
@@ -91,13 +91,15 @@ def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable
         heading: of a board's block.
     """
     steps = sorted({step for board in boards for step in board.panel.steps})
+    endpoint = boards[0].endpoint
+    summary: list[Endpoint] = [endpoint] if isinstance(endpoint, str) and len(steps) > 1 else []
     columns = (
         t.Column("method", "method", numeric=False),
         *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
-        t.Column("primary", _primary_title(boards)),
-        t.Column("gain", "gain over base"),
+        *(t.Column(str(key), str(key)) for key in summary),
+        t.Column("gain", "gain over base", help=f"Paired difference to the base model {endpoint_words(endpoint)}"),
     )
-    groups = tuple(t.Group(heading(board), _step_rows(board, steps)) for board in boards)
+    groups = tuple(t.Group(heading(board), _step_rows(board, [*steps, *summary])) for board in boards)
     notes = [note for b in boards for note in (*panel_notes(b.panel), *interval_notes(b))]
     if any(board.panel.trained for board in boards):
         notes.append("Bold: not told apart from the best of its column, each column on its own.")
@@ -106,22 +108,13 @@ def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable
     return t.Table(name, title, columns, groups, tuple(dict.fromkeys(notes)), cautions, tuple(prompts))
 
 
-def _primary_title(boards: Sequence[Board]) -> str:
-    endpoint = boards[0].endpoint
-    return str(endpoint) if isinstance(endpoint, str) else f"primary ({endpoint_words(endpoint)})"
-
-
-def _step_rows(board: Board, steps: Sequence[int]) -> tuple[t.Row, ...]:
+def _step_rows(board: Board, endpoints: Sequence[Endpoint]) -> tuple[t.Row, ...]:
     digits = score_digits(board)
-    endpoints = (*steps, board.endpoint) if board.panel.trained else ()
-    leaders = {k: step_leaders(board.panel, k, board.level) for k in endpoints}
+    leaders = {k: step_leaders(board.panel, k, board.level) for k in endpoints} if board.panel.trained else {}
     lines = [*([board.base] if board.base else []), *sorted(board.lines, key=lambda line: line.label)]
     rows = []
     for line in lines:
-        scores = [
-            t.estimate(line.scores.get(k), digits, strong=line.label in leaders.get(k, ()))
-            for k in (*steps, board.endpoint)
-        ]
+        scores = [t.estimate(line.scores.get(k), digits, strong=line.label in leaders.get(k, ())) for k in endpoints]
         cells = (t.word(line.label), *scores, t.estimate(line.gain, digits, signed=True))
         rows.append(t.Row(cells, base=line.label == BASE))
     return tuple(rows)

@@ -21,6 +21,8 @@ from report_factory import (
 )
 from scipy import stats as scipy_stats
 
+from sdpo_bench.ablation import fast_iqm
+from sdpo_bench.aggregates import iqm
 from sdpo_bench.errors import UsageError
 from sdpo_bench.headline import list_runs
 from sdpo_bench.matrices import cells, matrix
@@ -111,6 +113,30 @@ def test_metric_moves_the_primary_endpoint(tmp_path):
     assert first == {"mean": "sdpo", "1": "ddpo"}
 
 
+def test_a_base_model_with_more_prompts_is_paired_by_prompt(tmp_path):
+    base = spread([0, 0, 0], prompts=4) + np.arange(4)[:, None, None] * 10
+    make_base(tmp_path, base_frame(base, prompts=("ant", *PROMPTS)))
+    for seed in (0, 1):
+        make_run(tmp_path, "sdpo", seed, base[1:] + 1 + seed)
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert cell(table, "sdpo", "gain").value == pytest.approx(1.5)
+    assert cell(table, "base model", "mean").value == pytest.approx(20, abs=0.2)  # without the ant
+
+
+def test_the_base_model_stands_at_its_rank(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in (0, 1, 2):
+        make_run(tmp_path, "sdpo", seed, spread([5 + 0.01 * seed] * 3))
+        make_run(tmp_path, "d3po", seed, spread([-1 - 0.01 * seed] * 3))
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert [(row.cells[0].text, row.cells[1].text) for row in table.rows] == [
+        ("1", "sdpo"),
+        ("2", "base model"),
+        ("3", "d3po"),
+    ]
+    assert {c.key for c, found in zip(table.columns, table.rows[0].cells) if found.strong} == {"method", "mean"}
+
+
 def test_equal_methods_share_a_rank(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0, 0])))
     rng = np.random.default_rng(0)
@@ -134,12 +160,21 @@ def test_main_table_has_base_methods_and_a_block_a_reward(out):
         ["base model", "ddpo", "sdpo"],
         ["base model", "sdpo"],
     ]
-    assert [column.key for column in table.columns] == ["method", "steps_1", "steps_2", "steps_4", "primary", "gain"]
+    assert [column.key for column in table.columns] == ["method", "steps_1", "steps_2", "steps_4", "mean", "gain"]
     across = table_of(report, "across-1")
     assert cell(across, "sdpo", "seeds").value == 3
     # Gains 1, 2, 3 in the base model's standard deviation and 1, 1, 1 likewise: IQM of 6 values cuts one at each end.
     sd = np.std(spread([0])[:, 0], ddof=1)
     assert cell(across, "sdpo", "iqm").value == pytest.approx(np.mean([1, 1, 1, 2]) / sd)
+
+
+def test_rewards_under_unlike_budgets_are_not_summed_up(out):
+    for seed in (0, 1, 2):
+        make_run(out, "sdpo", seed, spread([9, 9, 9]), reward="jpeg", version="3", **{"budget.amount": 256})
+    make_base(out, base_frame(spread([8, 8, 8]), reward="jpeg", version="3"), name="base-z")
+    report = report_of(out)
+    assert len(table_of(report, "main-1").groups) == 2
+    assert not any("across" in table.name for _, table in report.tables)
 
 
 def test_bill_is_the_last_line_of_the_log(out):
@@ -185,6 +220,15 @@ def test_arrays_agree_with_the_statistics_module(tmp_path):
         assert (found.seeds, found.prompts, found.measure) == (theirs.seeds, theirs.prompts, theirs.measure)
 
 
+def test_many_files_are_read_by_processes_to_the_same_result(out, monkeypatch):
+    whole = as_csv(report_of(out))
+    monkeypatch.setattr("sdpo_bench.results.MANY", 2)
+    make_run(out, "sdpo", 0, spread([1, 1, 1]), **{"budget.amount": 256})  # two settings, judged side by side
+    shared = as_csv(report_of(out))
+    monkeypatch.setattr("sdpo_bench.results.MANY", 1000)
+    assert shared == as_csv(report_of(out)) != whole
+
+
 # -- one edit, one cell --------------------------------------------------------------------------------------
 
 
@@ -211,7 +255,7 @@ def test_editing_one_score_changes_its_cells_and_nothing_else(out):
     assert tables == {"main-1", "setting-1-1-leaderboard-1"}
     assert {row for _, row, _ in changed} == {"ddpo"}
     columns = {column for _, _, column in changed}
-    assert columns == {"steps_2", "primary", "gain", "mean", "area", "adjusted_p"}
+    assert columns == {"steps_2", "gain", "mean", "area", "adjusted_p"}
     # One of 3 prompts, 2 images and 3 seeds: the mean of 2 steps rises by 0.9 / 18.
     found = cell(table_of(report, "leaderboard-1"), "ddpo", "steps_2").value
     assert found == pytest.approx(0.5 + 0.9 / 18)
@@ -345,6 +389,7 @@ def repeat_rows(folder: Path) -> None:
         (lambda folder: (folder / "run.json").write_text("[1]"), "is damaged"),
         (lambda folder: (folder / "run.json").write_text('{"kind": "run", "config": {"seed": NaN}}'), "is damaged"),
         (lambda folder: (folder / "run.json").write_text('{"kind": "run"}'), "lacks method.name"),
+        (lambda folder: (folder / "run.json").write_text('{"kind": "x", "config": {}}'), "kind is 'x'"),
         (lambda folder: (folder / "run.json").unlink(), "is not a run folder"),
         (lambda folder: (folder / "status").write_text("?"), "state is 'unknown'"),
         (lambda folder: (folder / "status").write_text('{"state": "running", "message": ""}'), "state is 'running'"),
@@ -505,6 +550,13 @@ def test_select_refusals(out, select, words):
         report_of(out, select)
 
 
+def test_fast_iqm_is_the_iqm():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 4, 5, 8, 11):
+        values = rng.normal(size=(2, n))
+        assert fast_iqm(values) == pytest.approx(iqm(values))
+
+
 def test_select_split(out):
     make_run(out, "d3po", 0, spread([1, 1, 1]), frames=[lambda **who: frame(spread([2] * 3), **who, split="unseen")])
     parts = report_of(out, "split=unseen").sections[0].parts
@@ -529,9 +581,10 @@ def test_list_runs_gives_state_budget_and_headline(out):
 
 
 def test_headline_needs_the_same_prompts_and_images(tmp_path):
-    make_base(tmp_path, base_frame(spread([0, 1, 2]), prompts=PROMPTS[::-1], steps=STEPS))
+    # Without the ant, which the run was not judged on, the base model is one lower everywhere.
+    base = np.concatenate([np.full((1, 3, 2), 50.0), spread([0, 1, 2])])
+    make_base(tmp_path, base_frame(base, prompts=("ant", *PROMPTS), steps=STEPS))
     folder = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
-    # Base rows come in another order of prompts: their offsets -0.3, 0, 0.3 cancel in the mean.
     assert list_runs(tmp_path)[1][0][3] == pytest.approx(1)
     edit_scores(folder, lambda rows: rows.loc.__setitem__((rows.index[0], "score"), float("nan")))
     row = list_runs(tmp_path)[1][0]

@@ -48,7 +48,7 @@ def hostile(tmp_path_factory) -> Path:
             scores = spread([gain + 0.1 * seed] * 3, prompts=len(prompts))
             rows = lambda scores=scores, **who: frame(scores, **who, prompts=prompts)  # noqa: E731
             make_run(out, method, seed, None, frames=[rows], **{"sample.prompts": HOSTILE[2]})
-    make_run(out, HOSTILE[5], 0, None, state="failed", message=HOSTILE[1])
+    make_run(out, HOSTILE[5], 0, None, state="failed", message=HOSTILE[1] + HOSTILE[4] + HOSTILE[6])
     make_run(out, "sdpo", 3, None, **{"model.name": HOSTILE[3]})
     return out
 
@@ -302,8 +302,12 @@ def test_terminal_tables_fit_and_carry_no_control_characters(report, width):
     text = terminal(report, width=width)
     lines = text.splitlines()
     assert max(cell_len(line) for line in lines) <= max(width, 60)
+    assert "reversed" in text and "break" in text  # from a run's message
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e]", text)
-    assert any(line.split()[:2] == ["1", "sdpo"] or line.split()[:2] == ["1=", "sdpo"] for line in lines)
+    board = next(table for _, table in report.tables if table.name.endswith("leaderboard-1"))
+    for column, found in zip(board.columns, next(row for row in board.rows if row.cells[1].text == "sdpo").cells):
+        assert column.title in text
+        assert found.text in text
 
 
 def test_numbers_in_print():
