@@ -1,4 +1,4 @@
-"""Gradient updates from one epoch's trajectories: the order of steps and samples, memory, and what gets logged.
+"""Gradient updates from one epoch's trajectories: exact gradients in little memory, and what gets logged.
 
 A method's loss sees a minibatch of log-probabilities and nothing else. This module recomputes them with the current
 policy, one denoising step's graph at a time even for losses over whole trajectories, and steps the optimiser in the
@@ -6,7 +6,7 @@ order the settings ask for. Log-ratios carry the step weight here, so that no me
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from sdpo_bench.api import Method, Minibatch
 from sdpo_bench.budget import Ledger
 from sdpo_bench.errors import RunFailed
+from sdpo_bench.order import Order, Task, windows
 from sdpo_bench.policy import Policy
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import Schedule, gaussian_log_prob
@@ -33,23 +34,6 @@ class Experience:
     final_rewards: Tensor
     advantages: Tensor | None = None
     ref_log_probs: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Order:
-    """Order of one inner epoch: ``groups [N]`` a permutation of groups, ``steps [N, T]`` one of steps a group."""
-
-    groups: Tensor
-    steps: Tensor
-
-
-@dataclass(frozen=True)
-class Task:
-    """One backward pass: these groups at these steps, counting for ``share`` of the optimiser step it belongs to."""
-
-    groups: Tensor
-    steps: Tensor
-    share: float
 
 
 @dataclass(frozen=True)
@@ -93,32 +77,6 @@ class UpdateLog:
             "ratio_at_zero_update": self.zero_gap,
             "gradient_share_by_step": [round(share, 6) for share in shares],
         }
-
-
-def windows(order: Order, settings: UpdateSettings, granularity: str) -> Iterator[list[Task]]:
-    """The backward passes of one inner epoch, one list for each optimiser step.
-
-    ``step-shuffled``: for every slot of the step permutation, windows of ``accumulation`` minibatches at that slot, so
-    T times more optimiser steps. ``accumulated``: windows of ``accumulation`` minibatches over all slots (the order of
-    DDPO and D3PO). Trajectory-level losses take each minibatch with all steps at once. An epoch that was cut to fit a
-    budget ends with a smaller window in which every sample keeps the same weight.
-    """
-    chunks = order.groups.split(settings.minibatch)
-    whole = [chunks[i : i + settings.accumulation] for i in range(0, len(chunks), settings.accumulation)]
-    slots = order.steps.shape[1]
-    if granularity == "trajectory":
-        for window in whole:
-            total = sum(len(chunk) for chunk in window)
-            yield [Task(chunk, order.steps[chunk], len(chunk) / total) for chunk in window]
-    elif settings.order == "step-shuffled":
-        for slot in range(slots):
-            for window in whole:
-                total = sum(len(chunk) for chunk in window)
-                yield [Task(c, order.steps[c, slot : slot + 1], len(c) / total) for c in window]
-    else:
-        for window in whole:
-            total = sum(len(chunk) for chunk in window) * slots
-            yield [Task(c, order.steps[c, j : j + 1], len(c) / total) for c in window for j in range(slots)]
 
 
 class Updater:
