@@ -140,6 +140,22 @@ def export(run_name: str, target: Path, force: bool, out: Path) -> None:
     export_command(run_name, target, force, out)
 
 
+@cli.command()
+@click.argument("names", nargs=-1, required=True, shell_complete=complete("rewards"))
+@click.option("--dry-run", is_flag=True, help="Print what would be downloaded, with sizes, and stop.")
+def fetch(names: tuple[str, ...], dry_run: bool) -> None:
+    """Put the weights of rewards and base models in the hub cache, for a machine without network.
+
+    \b
+    Examples:
+      sdpo-bench fetch hpsv2 sd-turbo --dry-run
+      sdpo-bench fetch imagereward
+    """
+    from sdpo_bench.fetching import fetch_command
+
+    fetch_command(names, dry_run)
+
+
 # -- list ----------------------------------------------------------------------------------------------------
 
 

@@ -127,7 +127,7 @@ def load_pipeline(settings: "ModelSettings") -> Any:
             raise UsageError(f"the pipeline folder '{location}' cannot be loaded: {reason}") from error
         raise MissingError(
             f"the weights of '{model.name}' ({location}) are neither cached here nor reachable: {reason} "
-            f"On a machine with network: huggingface-cli download {location}"
+            f"On a machine with network: sdpo-bench fetch {model.name}"
         ) from error
     _check_parts(pipeline, location)
     pipeline.set_progress_bar_config(disable=True)
