@@ -12,6 +12,7 @@ sampling order, ``b`` groups of a minibatch, ``K`` steps of a minibatch.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -117,9 +118,20 @@ class Reward(ABC):
     differentiable: ClassVar[bool] = False
     """Whether gradients flow from the score to the images."""
 
+    commits: Mapping[str, str] = MappingProxyType({})
+    """Commit of each hub repository that :meth:`load` read."""
+
     def __init__(self, settings: Any, device: str = "cpu"):
         self.settings = settings
         self.device = device
+
+    def load(self) -> Any:
+        """Get ready to score; called before anything is sampled, so that missing weights are found at once.
+
+        Raises:
+            MissingError: a checkpoint or package that is not here.
+        """
+        return self
 
     @property
     def full_version(self) -> str:

@@ -12,19 +12,19 @@ import torch
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import pictures, provenance
+from sdpo_bench.api import Reward
 from sdpo_bench.config import Resolved, validate
-from sdpo_bench.errors import RunFailed
+from sdpo_bench.errors import SdpoBenchError
 from sdpo_bench.identity import canonical, digest
-from sdpo_bench.models import load_policy, pick_device, scheduler_config
+from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.progress import Watcher
-from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import find
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig, Runtime
 from sdpo_bench.store import RunFolder, check_writable
-from sdpo_bench.train import Trainer, training_schedule
+from sdpo_bench.train import Trainer
 
 GRID_PROMPTS = 5
 
@@ -65,47 +65,30 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
     _set_threads(runtime.threads)
     check_writable(runtime.out)
     run = RunFolder(runtime.out / "runs" / resolved.run_id)
-    policy = _LazyPolicy(config, device)
     # Whatever can be refused is refused before anything is written.
-    load_prompts(config.sample.prompts)
     ev.splits(config.eval)
-    training_schedule(config, policy.scheduler)
+    policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
     scorers = evaluation_scorers(config, device)
-    run.create(_record(resolved, policy.scheduler, device))
+    trained_now = not (run.lora / LORA_FILE).exists()
+    trainer = _trainer(resolved, runtime, run, policy, scorers[0].reward, watcher)
+    for scorer in scorers:
+        scorer.reward.load()
+    run.create(_record(resolved, trainer, scorers, device))
     with run.locked():
-        trained_now = not (run.lora / LORA_FILE).exists()
         try:
             if trained_now:
                 run.set_status("running", "training")
-                _train(resolved, runtime, run, policy.get(), watcher, device)
-            table = _judge(config, runtime, run, policy, scorers, watcher)
+                trainer.train()
+                policy.save(run.lora)
+            table = _judge(config, runtime, run, policy, scorers, watcher, device)
         except KeyboardInterrupt:
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
-        except RunFailed as error:
+        except SdpoBenchError as error:
             run.set_status("failed", str(error))
             raise
         run.set_status("done")
     return Outcome(run, table, trained_now)
-
-
-class _LazyPolicy:
-    """The policy, loaded once and only if something needs it (a finished run is shown without it)."""
-
-    def __init__(self, config: RunConfig, device: str):
-        self.config = config
-        self.device = device
-        self._policy: Policy | None = None
-
-    def get(self) -> Policy:
-        if self._policy is None:
-            seed = seed_for(self.config.seed, "lora")
-            self._policy = load_policy(self.config.model, device=self.device, lora_seed=seed)
-        return self._policy
-
-    @property
-    def scheduler(self) -> dict[str, Any]:
-        return scheduler_config(self.get())
 
 
 def _set_threads(threads: int) -> None:
@@ -113,9 +96,8 @@ def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _record(resolved: Resolved, scheduler: dict[str, Any], device: str) -> dict[str, Any]:
+def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device: str) -> dict[str, Any]:
     config = resolved.config
-    schedule = training_schedule(config, scheduler)
     return {
         "kind": "run",
         "run": resolved.run_id,
@@ -123,36 +105,42 @@ def _record(resolved: Resolved, scheduler: dict[str, Any], device: str) -> dict[
         "sources": resolved.sources,
         "preset": resolved.preset,
         "reward_version": resolved.versions["reward"],
-        "schedule": canonical(dict(schedule.resolved)),
+        "reward_commits": {s.name: dict(s.reward.commits) for s in scorers if s.reward.commits},
+        "schedule": canonical(dict(trainer.schedule.resolved)),
         **provenance.record(config.method.name, config.reward.name, device),
     }
 
 
-def _train(resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, watcher: Watcher, device: str) -> None:
+def _trainer(
+    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, reward: Reward, watcher: Watcher
+) -> Trainer:
+    """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
     method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
-    reward = make_scorer(config.reward.name, config.reward.settings, device).reward
-    trainer = Trainer(config, runtime, run, policy, method, reward, watcher.train)
-    trainer.train()
-    policy.save(run.lora)
+    return Trainer(config, runtime, run, policy, method, reward, watcher.train)
 
 
 def _judge(
-    config: RunConfig, runtime: Runtime, run: RunFolder, policy: _LazyPolicy, scorers: list[Scorer], watcher: Watcher
+    config: RunConfig,
+    runtime: Runtime,
+    run: RunFolder,
+    policy: Policy,
+    scorers: list[Scorer],
+    watcher: Watcher,
+    device: str,
 ) -> list[dict[str, Any]]:
     """Evaluation rows of the run and of its base model, the grid, and the table."""
     settings = config.eval
     run.set_status("running", "evaluating")
-    tuned_policy = policy.get()
-    base_rows = evaluate_base(tuned_policy, config.model, settings, scorers, runtime, watcher, device=policy.device)
-    tuned_policy.load(run.lora)
+    base_rows = evaluate_base(policy, config.model, settings, scorers, runtime, watcher, device=device)
+    policy.load(run.lora)
     subject = ev.Subject(run.run_id, config.method.name, config.seed)
     tuned_rows = ev.evaluate(
-        tuned_policy, settings, scorers, run, subject,
+        policy, settings, scorers, run, subject,
         micro_batch=runtime.micro_batch, progress=watcher.evaluation,
     )  # fmt: skip
     if not (run.path / "grid.png").exists():
-        draw_grid(tuned_policy, settings, run, runtime.micro_batch)
+        draw_grid(policy, settings, run, runtime.micro_batch)
     return ev.step_table(base_rows, tuned_rows)
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from sdpo_bench import checkpoint, pictures, seeds
 from sdpo_bench.advantages import Normaliser, advantages
 from sdpo_bench.api import Method, Reward
-from sdpo_bench.budget import Ledger, Limit
+from sdpo_bench.budget import Cost, Ledger, Limit
 from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
 from sdpo_bench.dense import choose_queries, step_rewards
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models import scheduler_config
+from sdpo_bench.order import Order
 from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
@@ -27,7 +28,7 @@ from sdpo_bench.schedule import Schedule, gaussian_log_prob, lint, make_schedule
 from sdpo_bench.scoring import Scorer, ask_rewards
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Experience, Order, UpdateLog, Updater, gaussian_kl, unique_rows
+from sdpo_bench.update import Experience, UpdateLog, Updater, gaussian_kl, unique_rows
 
 
 def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
@@ -81,6 +82,8 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
         self._packed: tuple[int, bytes] = (0, b"")
         self._saved_epoch = -1
+        self.groups_per_epoch = config.sample.images_per_epoch // method.members
+        self._refuse_small_budget()
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ class Trainer:
         """
         self._resume()
         self.policy.on_call = self.ledger.charge_call
-        wanted = self.config.sample.images_per_epoch // self.method.members
+        wanted = self.groups_per_epoch
         try:
             while groups := self._groups_left(wanted):
                 self._run_epoch(groups, wanted)
@@ -105,19 +108,25 @@ class Trainer:
             self.save()
 
     def _groups_left(self, wanted: int) -> int:
+        cost, overhead = self._costs(wanted)
+        return self.limit.groups_left(self.ledger, cost, wanted, overhead)
+
+    def _costs(self, wanted: int) -> tuple[Cost, int]:
+        """Cost of one group, and what an epoch costs on the budget's axis besides its groups."""
         guided = self.policy.guidance_scale > 1
-        cost = group_cost(
-            self.method, self.weights.tolist(), inner_epochs=self.config.update.inner_epochs, guided=guided
-        )
+        inner = self.config.update.inner_epochs
+        cost = group_cost(self.method, self.weights.tolist(), inner_epochs=inner, guided=guided)
         on_calls = self.limit.axis == "denoiser_calls"
-        overhead = probe_cost(self.method, self.schedule.num_steps, wanted, guided=guided) if on_calls else 0
-        groups = self.limit.groups_left(self.ledger, cost, wanted, overhead)
-        if groups == 0 and self.epoch == 0:
+        probe = probe_cost(self.method, self.schedule.num_steps, wanted, guided=guided) if on_calls else 0
+        return cost, probe
+
+    def _refuse_small_budget(self) -> None:
+        cost, overhead = self._costs(self.groups_per_epoch)
+        if self.limit.groups_left(Ledger(), cost, self.groups_per_epoch, overhead) == 0:
             raise UsageError(
                 f"a budget of {self.limit.amount:g} {self.limit.axis} is less than one prompt group costs "
                 f"({cost.of(self.limit.axis) + overhead:g}). Use a larger --budget."
             )
-        return groups
 
     def _run_epoch(self, groups: int, wanted: int) -> None:
         started = time.monotonic()

@@ -91,6 +91,7 @@ WRONG = [
     (["run", "--budget", "images=-3"], "positive number", "images=3000"),
     (["run", "--budget", "images=3001"], "not a multiple of 2", "images=3000"),
     (["run", "--budget", "images=many"], "not an amount", "images=3000"),
+    (["run", "--budget", "reward_calls=2"], "less than one prompt group", "larger --budget"),
     (["run", "--seed", "-1"], "-1", "range"),
     (["run", "--device", "tpu"], "unknown device 'tpu'", "cpu"),
     (["run", "--set", "sample.prompts=nowhere.txt"], "unknown prompt set", "simple-animals"),
@@ -294,6 +295,31 @@ def test_two_processes_do_not_work_on_one_run(finished, tiny_pipe, few_prompts):
         done = call(*quick_run(tiny_pipe, out, few_prompts))
     assert done.returncode == 2
     assert "another process" in done.stderr
+
+
+def test_fetch_prints_sizes_first_and_says_when_the_hub_is_out_of_reach(tmp_path):
+    cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    plan = call("fetch", "hpsv2", "sd-turbo", "emoji-turbo", "--dry-run", **cache)
+    assert plan.returncode == 0, plan.stderr
+    assert "xswu/HPSv2: HPS_v2_compressed.pt (1.97 GB)" in plan.stdout
+    assert "sd-turbo: stabilityai/sd-turbo" in plan.stdout
+    assert "emoji-turbo" not in plan.stdout, "the embedded model is in the package"
+    for name in ("hpsv2", "sd-turbo"):
+        done = call("fetch", name, **cache)
+        assert done.returncode == 3, done.stderr
+        assert "Type the same command again" in done.stderr
+    unknown = call("fetch", "hpsv3")
+    assert unknown.returncode == 2
+    assert "Did you mean 'hpsv2'" in unknown.stderr
+
+
+def test_missing_weights_are_found_before_anything_is_sampled(tmp_path, tiny_pipe):
+    cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = call("run", "--model", tiny_pipe, "--reward", "hpsv2", "--out", tmp_path / "out", "--set",
+                "schedule.steps=2", **cache)  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "sdpo-bench fetch hpsv2" in done.stderr
+    assert not list(tmp_path.rglob("run.json"))
 
 
 def test_completion_scripts():

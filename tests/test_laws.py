@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from factories import METHODS, make_method, make_updater, random_experience, sample_groups
 from sdpo_bench import seeds
+from sdpo_bench.order import Order, windows
 from sdpo_bench.rollout import Noise, rollout
 from sdpo_bench.schedule import gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
 from sdpo_bench.train import base_statistics
-from sdpo_bench.update import Order, UpdateLog, unique_rows, windows
+from sdpo_bench.update import UpdateLog, unique_rows
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=100, deadline=None)
@@ -189,6 +190,35 @@ def test_trajectory_gradient_equals_the_direct_one(tiny_policy):
     method.loss(updater._minibatch(experience, in_order, torch.stack(steps, -1), None)).value.backward()
     for name, parameter in updater.parameters.items():
         assert torch.allclose(parameter.grad, two_pass[name], rtol=1e-4, atol=1e-8), name
+
+
+@pytest.mark.parametrize("granularity", ["step", "trajectory"])
+def test_kl_to_the_base_model_has_the_value_and_the_gradient(tiny_policy, granularity):
+    """A loss of the KL alone: its value is that of the sampled trajectories, and following it shrinks the KL."""
+    from sdpo_bench.api import Loss, Method
+
+    class Anchored(Method):
+        """Pull to the base model."""
+
+        needs_kl = True
+
+        def loss(self, batch):
+            return Loss(batch.kl.sum(-1).mean())
+
+    Anchored.granularity = granularity
+    schedule, trajectories = sample_groups(tiny_policy, members=1, shared_noise=False)
+    with tiny_policy.reference():
+        _, kl = base_statistics(tiny_policy, schedule, trajectories, range(4), 64)
+    updater = make_updater(tiny_policy, schedule, Anchored(None), minibatch=4, lr=3e-3)
+    log = UpdateLog(3)
+    updater.inner_epoch(random_experience(trajectories), order_of(4, 3), log)
+    scale = 3 if granularity == "step" else 1  # a step's loss is averaged over the steps
+    assert log.summary()["loss"] * scale == pytest.approx(float(kl.sum(-1).mean()), rel=1e-4)
+    assert updater.ledger.forward["reference"] == 4 * 3 * (1 if granularity == "step" else 2)
+    for _ in range(5):
+        again = UpdateLog(3)
+        updater.inner_epoch(random_experience(trajectories), order_of(4, 3), again)
+    assert again.summary()["loss"] < 0.7 * log.summary()["loss"]
 
 
 @pytest.mark.parametrize("name", METHODS)

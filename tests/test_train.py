@@ -75,9 +75,8 @@ def test_seconds_stop_a_run(tiny_pipe, tmp_path):
 
 
 def test_a_budget_below_one_group_is_refused(tiny_pipe, tmp_path):
-    trainer = make_trainer(make_resolved(tiny_pipe, "sdpo", **{"budget.reward_calls": 2}), tmp_path)
     with pytest.raises(UsageError, match="less than one prompt group"):
-        trainer.train()
+        make_trainer(make_resolved(tiny_pipe, "sdpo", **{"budget.reward_calls": 2}), tmp_path)
 
 
 class Stop(Exception):
