@@ -10,7 +10,7 @@ import click
 from sdpo_bench import evaluate as ev
 from sdpo_bench.budget import parse_budget
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
+from sdpo_bench.config import Request, Resolved, parse_set, refuse_reported, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models import load_policy, pick_device
@@ -20,7 +20,7 @@ from sdpo_bench.runner import Outcome, evaluate_base, make_scorer, run_cell
 from sdpo_bench.schedule import make_schedule, step_weights
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
-from sdpo_bench.store import RunFolder, find_run
+from sdpo_bench.store import RunFolder, best_row, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 
 
@@ -57,6 +57,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
                 "trained_now": outcome.trained_now,
                 "table": outcome.table,
                 "bill": bill,
+                "validation": outcome.run.log("validation.jsonl"),
                 "training_seconds": seconds,
             }
         )
@@ -65,6 +66,8 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     if not outcome.trained_now:
         click.echo("This run was done before; nothing was trained. Another --seed gives a new run.")
     click.echo(bill_text(bill, seconds))
+    if candidates := outcome.run.log("validation.jsonl"):
+        click.echo(choice_text(candidates))
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
@@ -79,6 +82,16 @@ def bill_text(bill: dict[str, Any], seconds: float) -> str:
     return (
         f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
         f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"
+    )
+
+
+def choice_text(candidates: list[dict[str, Any]]) -> str:
+    """Which checkpoint was chosen, from how many, at what cost beside the training bill."""
+    best = best_row(candidates)
+    calls, rewards = (sum(row[key] for row in candidates) for key in ("denoiser_calls", "reward_calls"))
+    return (
+        f"checkpoint: epoch {best['epoch']}, best of {len(candidates)} on validation prompts ({best['score']:.4f}); "
+        f"choosing took {calls:,} more denoiser calls and {rewards:,} more reward calls"
     )
 
 
@@ -185,6 +198,8 @@ def _eval_one(
         )
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
+    if chosen := config.get("checkpoint"):
+        refuse_reported(chosen["prompts"], settings, f"'{folder.run_id}' was chosen on checkpoint.prompts, and this")
     model: ModelSettings = validate(ModelSettings, config["model"], "model")
     device = pick_device(runtime.device)
     trained = config["reward"]["name"]

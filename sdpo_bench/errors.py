@@ -25,6 +25,10 @@ class MissingError(SdpoBenchError):
     exit_code = 3
 
 
+class DiskFull(MissingError):
+    """No space left where results are written; what was whole before still is."""
+
+
 class RunFailed(SdpoBenchError):
     """A run stopped because its numbers can no longer be trusted (NaN loss, black images, a broken reward)."""
 

@@ -3,7 +3,7 @@
 Every step looks at the run folder first, so calling this again does only what is still missing.
 """
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,8 @@ import torch
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import pictures, provenance
-from sdpo_bench.api import Reward
 from sdpo_bench.config import Resolved, validate
-from sdpo_bench.errors import SdpoBenchError
+from sdpo_bench.errors import DiskFull, SdpoBenchError
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import LORA_FILE, Policy
@@ -25,6 +24,7 @@ from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig, Runtime
 from sdpo_bench.store import RunFolder, check_writable
 from sdpo_bench.train import Trainer
+from sdpo_bench.validation import Validator
 
 GRID_PROMPTS = 5
 
@@ -70,7 +70,7 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
     scorers = evaluation_scorers(config, device)
     trained_now = not (run.lora / LORA_FILE).exists()
-    trainer = _trainer(resolved, runtime, run, policy, scorers[0].reward, watcher)
+    trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher)
     for scorer in scorers:
         scorer.reward.load()
     run.create(_record(resolved, trainer, scorers, device))
@@ -79,16 +79,26 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
             if trained_now:
                 run.set_status("running", "training")
                 trainer.train()
-                policy.save(run.lora)
+                _export(trainer, policy, run)
             table = _judge(config, runtime, run, policy, scorers, watcher, device)
         except KeyboardInterrupt:
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
         except SdpoBenchError as error:
-            run.set_status("failed", str(error))
+            with suppress(DiskFull):  # then not even the status fits
+                run.set_status("failed", str(error))
             raise
         run.set_status("done")
     return Outcome(run, table, trained_now)
+
+
+def _export(trainer: Trainer, policy: Policy, run: RunFolder) -> None:
+    """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
+    if trainer.validator is not None:
+        policy.load(trainer.validator.best_adapter())
+    policy.save(run.lora)
+    if trainer.validator is not None:
+        trainer.validator.clear()
 
 
 def _set_threads(threads: int) -> None:
@@ -112,12 +122,14 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
 
 
 def _trainer(
-    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, reward: Reward, watcher: Watcher
+    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, scorer: Scorer, watcher: Watcher
 ) -> Trainer:
     """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
     method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
-    return Trainer(config, runtime, run, policy, method, reward, watcher.train)
+    chosen = config.checkpoint
+    validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher) if chosen else None
+    return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator)
 
 
 def _judge(

@@ -6,6 +6,7 @@ A run is its folder ``<out>/runs/<run id>``::
     status           one JSON line: state (new, running, interrupted, failed, done), message, budget used
     train.jsonl      one line an epoch, numbers only (identical for identical runs)
     timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)
+    validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
     checkpoints/     what is needed to go on
     lora/            the adapter in diffusers' own format
     eval.parquet     one row an image, reward and step count
@@ -14,25 +15,30 @@ A run is its folder ``<out>/runs/<run id>``::
 Every file but the two append-only logs is written to a temporary name, synced and renamed.
 """
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.errors import DiskFull, MissingError, UsageError, nearest
 
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
+    """Write a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        DiskFull: no space left.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with disk_space(path), open(temporary, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -51,6 +57,24 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def disk_space(path: Path) -> Iterator[None]:
+    """Say in words that the disk is full.
+
+    Raises:
+        DiskFull: in the place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"'{path}' cannot be written: {error.strerror}. Whole epochs up to the last checkpoint are safe. "
+            "Free some space and give the same command again; it goes on from there."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,7 @@ class RunFolder:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to ``train.jsonl`` or ``timing.jsonl``."""
-        with open(self.path / name, "a", encoding="utf-8") as stream:
+        with disk_space(self.path / name), open(self.path / name, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -152,6 +176,19 @@ class RunFolder:
             if not _try_lock(handle, wait):
                 raise UsageError(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
             yield
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a living process works on the run just now."""
+        if not (self.path / "lock").exists():
+            return False
+        with open(self.path / "lock", "a+") as handle:
+            return not _try_lock(handle, wait=False)
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The best candidate of a run's ``validation.jsonl``; the earliest of equals."""
+    return max(rows, key=lambda row: row["score"])
 
 
 def _try_lock(handle: IO[str], wait: bool) -> bool:
