@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 from sdpo_bench.budget import AXES
@@ -164,14 +165,21 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
     Raises:
         UsageError: one line for each wrong value: the key, what was given, what is valid.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     hints = typing.get_type_hints(owner, include_extras=True)
     prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
     try:
-        return TypeAdapter(owner).validate_python(prepared)
+        return _adapter(owner).validate_python(prepared)
     except ValidationError as error:
         raise UsageError("\n".join(_explain(problem, section) for problem in error.errors())) from None
+
+
+@lru_cache
+def _adapter(owner: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(owner)
 
 
 def _split(value: Any, hint: Any) -> Any:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sdpo_bench.errors import DiskFull, MissingError, UsageError, nearest
+from sdpo_bench.errors import Busy, DiskFull, MissingError, UsageError, nearest
 
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
@@ -134,6 +134,17 @@ class RunFolder:
     def set_status(self, state: State, message: str = "", **more: Any) -> None:
         atomic_write(self.path / "status", json.dumps({"state": state, "message": message, **more}, sort_keys=True))
 
+    def record_failure(self, message: str) -> None:
+        """Say why a run ended whose own process could not: it never began, or it was killed.
+
+        Raises:
+            Busy: the run has begun again elsewhere, so nothing has ended.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            if self.state != "done":
+                self.set_status("failed", message)
+
     # -- append-only logs ------------------------------------------------------------------------------------
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -170,11 +181,11 @@ class RunFolder:
         """Hold the run for this process; the kernel frees the lock when a process dies, however it dies.
 
         Raises:
-            UsageError: another living process holds it (and ``wait`` is off).
+            Busy: another living process holds it (and ``wait`` is off).
         """
         with open(self.path / "lock", "a+") as handle:
             if not _try_lock(handle, wait):
-                raise UsageError(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
+                raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
             yield
 
     @property
