@@ -52,11 +52,10 @@ def child(job: Job) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with _log(job) as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
+    with _log(job) as stream, redirect_stdout(stream), redirect_stderr(stream):
+        for descriptor in (1, 2):  # of libraries that do not ask Python
+            os.dup2(stream.fileno(), descriptor)
         code = work(job)
-        sys.stdout.flush()
     os._exit(code)
 
 

@@ -12,6 +12,7 @@ from sdpo_bench.results import Run
 from sdpo_bench.scoreboard import Board
 from sdpo_bench.suite_records import SuiteRecord
 
+BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
 STATES = ("done", "failed", "unfinished", "not run")
 
 
@@ -71,10 +72,7 @@ def _search_table(suite: SuiteRecord, name: str) -> t.Table:
         t.Column("tried", "tried"),
         t.Column("failed", "failed"),
         t.Column("score", "tuning score"),
-        *(
-            t.Column(key, key.replace("_", " "))
-            for key in ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
-        ),
+        *(t.Column(key, key.replace("_", " ")) for key in BILL),
     )
     rows = tuple(_search_row(choice, variants) for choice in suite.choices)
     s = suite.search or {}
@@ -99,6 +97,6 @@ def _search_row(choice: Mapping[str, Any], variants: bool) -> t.Row:
             t.word(choice["method"]), t.word(choice["reward"]),
             *([t.word(choice["variant"])] if variants else []),
             t.word(words), t.count(len(choice["candidates"])), t.count(failed), t.number(choice["score"], 4),
-            *(t.count(cost.get(key)) for key in ("images", "denoiser_calls", "reward_calls", "optimiser_steps")),
+            *(t.count(cost.get(key)) for key in BILL),
         )
     )  # fmt: skip

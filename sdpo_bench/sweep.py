@@ -146,9 +146,10 @@ class Sweep:
 
     def _start(self, key: tuple[str, ...], cell: Cell) -> None:
         p = self.progress
+        if cell.role == "reported" and self._tuning_left(cell):
+            return
         if cell.state == "waiting":
-            if not self._tuning_left(cell):
-                self._replan()
+            self._replan()
             return
         if not cell.run_id:
             p.outcomes[key] = "failed"
@@ -207,7 +208,8 @@ class Sweep:
     def _settle(self, key: tuple[str, ...], outcome: Outcome, line: str) -> None:
         self.progress.outcomes[key] = outcome
         self.tell(self.progress, line)
-        if key[0] == "tuning":
+        cell = self.progress.cells[key]
+        if cell.role == "tuning" and not self._tuning_left(cell):
             self._replan()
 
     def _replan(self) -> None:

@@ -1,0 +1,206 @@
+"""The plan: what it says a run will cost is what the ledger counts, and it knows how far everything has come."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from suite_files import SUITE, finish, leave_scores, write_suite
+
+from factories import METHODS, make_resolved, make_trainer
+from sdpo_bench.config import Request, resolve
+from sdpo_bench.estimate import Rates, choice_work, evaluation_work, make_method, seconds, trained_steps, training_work
+from sdpo_bench.plan import make_plan, record_of
+from sdpo_bench.store import RunFolder
+from sdpo_bench.suite import read_suite
+
+
+def ledger_of(resolved, tmp_path):
+    trainer = make_trainer(resolved, tmp_path)
+    trainer.train()
+    return trainer.ledger.bill()
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        *((name, {"budget.images": 12}) for name in METHODS),
+        ("sdpo", {"budget.reward_calls": 31}),
+        ("sparse_dpo", {"budget.denoiser_calls": 150, "update.inner_epochs": 2}),
+        ("sdpo", {"budget.optimiser_steps": 5}),
+        ("sparse_dpo", {"budget.optimiser_steps": 3}),
+    ],
+)
+def test_the_estimate_is_the_bill(tiny_pipe, tmp_path, name, extra):
+    """Also where the last epoch is cut: 12 images are an epoch of 8 and one of 4."""
+    resolved = make_resolved(tiny_pipe, name, **{"schedule.steps": 2, **extra})
+    bill, work = ledger_of(resolved, tmp_path), training_work(resolved)
+    assert work.images == bill["images"]
+    assert (work.reward_calls, work.optimiser_steps) == (bill["reward_calls"], bill["optimiser_steps"])
+    if "budget.optimiser_steps" in extra:  # ends inside an epoch, so its calls are an estimate
+        assert bill["optimiser_steps"] == extra["budget.optimiser_steps"]
+    else:
+        assert (work.forward, work.backward) == (sum(bill["forward"].values()), bill["backward"])
+
+
+@pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain"])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_trained_steps_are_those_with_a_weight(rule, steps):
+    from sdpo_bench.schedule import make_schedule, step_weights
+
+    weights = step_weights(make_schedule({}, steps, std_floor=1e-3), rule)
+    assert trained_steps(rule, steps) == (weights > 0).float().tolist()
+
+
+def test_only_the_clock_knows_what_a_budget_of_seconds_buys():
+    resolved = resolve(Request("sdpo", "emoji-align", overrides={"budget.seconds": 100, "eval.rewards": ""}))
+    assert training_work(resolved) is None
+    # 45 prompts x 4 images at 1, 2, 4, 8, 16 and 50 steps: 14,580 calls and 1,080 images.
+    assert seconds(resolved, None, Rates(0.01, 1, 0.1, 1, {"emoji-align": 0.2})) == pytest.approx(100 + 145.8 + 324)
+
+
+def test_time_is_counts_times_rates():
+    """DDPO, 8 images, T = 10: 80 sampling, 80 training calls and 20 to measure the KL; 8 rewards; one window."""
+    overrides = {"budget.images": 8, "sample.images_per_epoch": 8, "update.minibatch": 8, "eval.steps": "1",
+                 "eval.images_per_prompt": 1, "eval.rewards": ""}  # fmt: skip
+    resolved = resolve(Request("ddpo", "emoji-align", overrides=overrides))
+    work = training_work(resolved)
+    assert (work.forward, work.backward, work.reward_calls, work.optimiser_steps) == (180, 80, 8, 1)
+    assert seconds(resolved, work, Rates(1, 0, 0, 0)) == 100
+    assert seconds(resolved, work, Rates(0, 1, 0, 0)) == 80
+    assert seconds(resolved, work, Rates(0, 0, 1, 0, {"emoji-align": 2})) == 8 * 3
+    assert seconds(resolved, work, Rates(0, 0, 0, 5)) == 5
+    outside = evaluation_work(resolved.config)
+    assert (outside.outside_forward, outside.outside_images) == (45, 45)
+
+
+def test_choosing_a_checkpoint_is_paid_for():
+    """2,560 images are 40 epochs: candidates at 15, 30 and 40; 44 prompts x 2 images at 1 and 4 steps each."""
+    resolved = resolve(
+        Request("sdpo", "emoji-align", overrides={"checkpoint.choose": "validation", "checkpoint.every": 15,
+                                                  "checkpoint.images_per_prompt": 2})
+    )  # fmt: skip
+    prompts = len([x for x in Path("sdpo_bench/prompts/emoji-validation.txt").read_text().splitlines() if x[:1] != "#"])
+    work = choice_work(resolved.config, training_work(resolved), make_method(resolved))
+    assert work.outside_images == 3 * prompts * 2 * 2
+    assert work.outside_forward == 3 * prompts * 2 * 5
+
+
+def test_states_are_facts_about_folders(tmp_path):
+    suite = read_suite(write_suite(tmp_path))
+    cells = make_plan(suite, tmp_path).cells
+    assert [cell.state for cell in cells] == ["new"] * 4
+    for cell, state in zip(cells, ("done", "running", "failed", "interrupted")):
+        folder = RunFolder(tmp_path / "runs" / cell.run_id)
+        folder.path.mkdir(parents=True)
+        folder.set_status(state, "because" if state == "failed" else "")
+    again = make_plan(suite, tmp_path)
+    assert [cell.state for cell in again.cells] == ["done", "unfinished", "failed", "unfinished"]
+    assert again.cells[2].message == "because"
+    (tmp_path / "runs" / cells[0].run_id / "status").write_text("{")
+    assert make_plan(suite, tmp_path).cells[0].state == "unfinished"
+
+
+# -- search --------------------------------------------------------------------------------------------------
+
+SEARCH = f"""{SUITE}
+[search]
+seed = 9
+steps = [1, 4]
+[search.budget]
+images = 64
+[search.grid.update]
+lr = [1e-3, 2e-3]
+[search.for.sdpo.method]
+clip_range = [1e-4, 1e-3, 1e-2]
+"""
+
+
+@pytest.fixture
+def searching(tmp_path):
+    return read_suite(write_suite(tmp_path, SEARCH))
+
+
+def jobs(plan, role="tuning"):
+    from sdpo_bench.cell_process import Job
+    from sdpo_bench.settings import Runtime
+
+    return [(c, Job(c.label, c.run_id, c.request, Runtime(out=plan.out), "")) for c in plan.cells if c.role == role]
+
+
+def test_every_method_is_tuned_with_the_same_grid_and_budget(searching, tmp_path):
+    plan = make_plan(searching, tmp_path)
+    tuning = [cell for cell in plan.cells if cell.role == "tuning"]
+    assert [cell.method for cell in tuning] == ["sdpo"] * 6 + ["ddpo"] * 2
+    assert plan.cells[: len(tuning)] == tuple(tuning), "tuning comes first"
+    assert {(cell.seed, cell.settings["budget.amount"], cell.settings["eval.unseen"]) for cell in tuning} == {
+        (9, 64, "")
+    }
+    assert {(c.settings["update.lr"], c.settings["method.clip_range"]) for c in tuning if c.method == "sdpo"} == {
+        (lr, clip) for lr in (1e-3, 2e-3) for clip in (1e-4, 1e-3, 1e-2)
+    }
+    reported = [cell for cell in plan.cells if cell.role == "reported"]
+    assert [(cell.state, cell.run_id) for cell in reported] == [("waiting", "")] * 4
+    assert all(cell.work is not None for cell in plan.cells), "costs are known before anything is chosen"
+
+
+def test_the_best_mean_score_is_chosen_and_its_cost_recorded(searching, tmp_path):
+    plan = make_plan(searching, tmp_path)
+    scores = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.8, 0.7])
+    for _, job in jobs(plan):
+        leave_scores(job, next(scores), "emoji-align", [1, 4])
+        finish(job)
+    plan = make_plan(searching, tmp_path)
+    reported = {c.method: c for c in plan.cells if c.role == "reported" and c.seed == 0}
+    sdpo, ddpo = reported["sdpo"], reported["ddpo"]
+    assert (sdpo.settings["update.lr"], sdpo.settings["method.clip_range"], sdpo.state) == (1e-3, 1e-2, "new")
+    assert ddpo.settings["update.lr"] == 1e-3
+    assert sdpo.settings["budget.amount"] == 128
+    assert [choice.cost["images"] for choice in plan.choices] == [6 * 64, 2 * 64]
+    record = record_of(plan)
+    assert record["choices"][0]["chosen"] == {"update.lr": 1e-3, "method.clip_range": 1e-2}
+    assert set(record["tuning"]).isdisjoint(record["reported"])
+
+
+def test_a_failed_candidate_is_never_chosen_and_all_failed_is_said(searching, tmp_path):
+    plan = make_plan(searching, tmp_path)
+    for cell, job in jobs(plan):
+        if cell.method == "ddpo" or cell.settings["update.lr"] == 1e-3:
+            finish(job, "failed", "the loss is NaN")
+        else:
+            leave_scores(job, -5.0, "emoji-align", [1, 4])
+            finish(job)
+    plan = make_plan(searching, tmp_path)
+    sdpo, ddpo = (c for c in plan.cells if c.role == "reported" and c.seed == 0)
+    assert sdpo.settings["update.lr"] == 2e-3
+    assert (ddpo.state, ddpo.run_id) == ("failed", "")
+    assert "all its tuning runs failed" in ddpo.message
+
+
+def test_a_choice_on_validation_prompts_reads_that_split(tmp_path):
+    text = SEARCH.replace("seed = 9", 'seed = 9\nby = "validation"\nprompts = "emoji-validation"')
+    suite = read_suite(write_suite(tmp_path, text))
+    plan = make_plan(suite, tmp_path)
+    tuning = jobs(plan)
+    assert {(c.settings["eval.train"], c.settings["eval.validation"]) for c, _ in tuning} == {("", "emoji-validation")}
+    for i, (_, job) in enumerate(tuning):
+        leave_scores(job, float(i), "emoji-align", [1, 4], split="train" if i in (5, 7) else "validation")
+        finish(job)
+    lrs = [c.chosen.settings["update.lr"] for c in make_plan(suite, tmp_path).choices]
+    assert lrs == [2e-3, 1e-3], "the last candidate of each method was not judged on the validation prompts"
+
+
+def test_a_plan_can_be_written_as_json(searching, tmp_path):
+    from sdpo_bench.sweep_view import plan_data, plan_table, plan_words, totals
+
+    plan = make_plan(searching, tmp_path, lambda resolved: Rates(0.01, 0.02, 0.001, 0.01, {}))
+    assert json.dumps(plan_data(plan))
+    columns, rows = plan_table(plan)
+    assert all(len(row) == len(columns) for row in rows)
+    sums = totals(plan.cells)
+    assert sums["images"] == 8 * 64 + 4 * 128
+    assert sums["seconds"] == pytest.approx(sum(cell.seconds for cell in plan.cells))
+    assert "8 new, 4 waiting" in plan_words(plan, 2, "")[0]
+    unknown = replace(plan, cells=(*plan.cells[:-1], replace(plan.cells[-1], seconds=None, work=None)))
+    assert totals(unknown.cells)["seconds"] is None and totals(unknown.cells)["images"] is None
+    assert "not known: no weights" in plan_words(unknown, 1, "no weights")[-1]

@@ -1,0 +1,219 @@
+"""Suite files: what ships is sound, and what is wrong is refused in words before anything is written."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from suite_files import SUITE, write_suite
+
+from sdpo_bench.cli import main
+from sdpo_bench.errors import UsageError
+from sdpo_bench.plan import keep, make_plan
+from sdpo_bench.suite import find_suite, read_suite, shipped_suites
+
+ABLATIONS = ("normalisation", "updates", "rewards")
+NAMES = {"smoke", *(f"{where}-main" for where in ("paper", "embedded")),
+         *(f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plans():
+    return {name: make_plan(suite, Path("/nowhere")) for name, suite in shipped_suites().items()}
+
+
+def test_every_suite_ships_and_says_what_it_reproduces_and_departs_from(plans):
+    assert set(plans) == NAMES
+    for plan in plans.values():
+        assert all((plan.suite.description, plan.suite.reproduces, plan.suite.departs))
+    package_data = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "suites/*.toml" in package_data["sdpo_bench"]
+
+
+def test_the_main_suites_are_the_papers_table(plans):
+    paper = plans["paper-main"].cells
+    assert len(paper) == 4 * 4 * 3
+    assert {cell.settings["schedule.steps"] for cell in paper} == {50}
+    assert {tuple(cell.settings["eval.steps"]) for cell in paper} == {(1, 2, 4, 8, 16, 50)}
+    assert {cell.method for cell in paper} == {"sdpo", "ddpo", "d3po", "sparse_dpo"}
+    assert {cell.seed for cell in plans["embedded-main"].cells} == set(range(5))
+    assert {c.settings["budget.axis"] for c in plans["embedded-main"].cells} == {"images"}
+
+
+@pytest.mark.parametrize("where", ["paper", "embedded"])
+@pytest.mark.parametrize(
+    ("what", "key", "values"),
+    [
+        ("normalisation", "advantage.normalisation", {"per-step-prompt", "per-prompt", "batch"}),
+        ("updates", "update.order", {"step-shuffled", "accumulated"}),
+        ("rewards", "method.reward", {"predicted", "full", "sparse"}),
+    ],
+)
+def test_an_ablation_varies_one_setting(plans, where, what, key, values):
+    plan = plans[f"{where}-ablation-{what}"]
+    assert plan.suite.variant_keys == (key,)
+    assert values <= {cell.settings[key] for cell in plan.cells}
+    others = [{k: v for k, v in cell.settings.items() if k not in (key, "seed")} for cell in plan.cells]
+    assert all(other == others[0] for other in others)
+    assert len({cell.seed for cell in plan.cells}) == (5 if where == "embedded" else 3)
+
+
+def test_smoke_is_every_method_with_every_embedded_reward(plans):
+    from sdpo_bench.registry import plugins
+
+    cells = plans["smoke"].cells
+    pairs = {(cell.method, cell.reward) for cell in cells}
+    embedded = {"emoji-align", "emoji-style", "emoji-accuracy", "jpeg-compressibility", "jpeg-incompressibility"}
+    assert pairs == {(method, reward) for method in plugins("methods") for reward in embedded}
+    assert all(cell.work.images <= 64 for cell in cells)
+
+
+def test_planning_an_embedded_suite_never_imports_torch():
+    script = (
+        "import sys, pathlib\n"
+        "from sdpo_bench.plan import make_plan\n"
+        "from sdpo_bench.suite import find_suite, shipped_suites\n"
+        "import sdpo_bench.sweep_command, sdpo_bench.sweep_view\n"
+        "shipped_suites()\n"
+        "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).cells) == 60\n"
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+SEARCH = (
+    SUITE + "[search]\nseed = 9\nsteps = [1]\n[search.budget]\nimages = 64\n[search.grid.update]\nlr = [1e-3, 2e-3]\n"
+)
+
+BAD = {
+    "an unknown method": ({"method": '["sdpoo"]'}, "unknown method 'sdpoo'", "Did you mean 'sdpo'"),
+    "an unknown reward": ({"reward": '["emoji-alin"]'}, "unknown reward", "Did you mean 'emoji-align'"),
+    "an unknown model": ({"model": '"emoji"'}, "unknown model 'emoji'", "emoji-turbo"),
+    "an unknown key": ({"images": "128\n[updates]\nlr = 1"}, "unknown key 'updates'", "Did you mean 'update'"),
+    "an unknown setting": ({"images": "128\n[update]\nlrr = 1"}, "unknown setting 'update.lrr'", "'update.lr'"),
+    "an unknown cell key": ({"seed": "[0]\nseeds = [1]"}, "unknown key cells.'seeds'", "Did you mean 'seed'"),
+    "a wrong value": ({"images": "128\n[update]\nlr = -1"}, "update.lr: got -1", "greater than 0"),
+    "a value that does not fit": ({"images": "127"}, "not a multiple of 2", "images="),
+    "no methods": ({"method": "[]"}, "nothing to run: cells.method is empty", "sdpo"),
+    "no seeds": ({"seed": "[]"}, "nothing to run: cells.seed is empty", "seed = "),
+    "a seed twice": ({"seed": "[0, 1, 0]"}, "names 0 twice", "once"),
+    "a seed that is text": ({"seed": '["0"]'}, "cells.seed: got '0'", "seed = "),
+    "a cell twice": ({"images": "128\n[variants.a]\n[variants.b.update]\nlr = 4e-3"}, "the same run", "emoji-align b"),
+    "no TOML": ({"images": "= 1"}, "not valid TOML", "line"),
+    "a budget for one method": ({"images": "128\n[for.ddpo.budget]\nimages = 64"}, "sets budget.images", "top"),
+    "an evaluation for one variant": ({"images": "128\n[variants.a.eval]\nsteps = [1]"}, "sets eval.steps", "top"),
+    "two budgets": ({"images": "128\nreward_calls = 3"}, "one budget axis", "images, reward_calls"),
+}  # fmt: skip
+
+BAD_SEARCH = {
+    "a reported tuning seed": ({"cells.seed": "[0, 9]"}, "among the reported seeds", "1009"),
+    "nothing to try": ({"lr": "[]"}, "no list of values", "update.lr"),
+    "an unknown search key": ({"steps": "[1]\nwhy = 1"}, "unknown key search.'why'", "Valid"),
+    "prompts without validation": ({"steps": '[1]\nprompts = "emoji-validation"'}, "both or neither", "validation"),
+    "reported validation prompts": (
+        {"steps": '[1]\nby = "validation"\nprompts = "simple-animals"'}, "shares 45 prompts with eval.train", "report",
+    ),
+    "a search for nobody": ({"lr": "[1e-3]\n[search.for.d3po.method]\nbeta = [0.1]"}, "not among the suite's", "d3po"),
+    "a searched budget": ({"lr": "[1e-3]\n[search.grid.budget]\nimages = [4]"}, "not a hyperparameter", "budget"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*BAD, *BAD_SEARCH])
+def test_a_wrong_suite_is_refused_before_anything_is_written(tmp_path, capsys, what):
+    changes, said, hint = (BAD | BAD_SEARCH)[what]
+    text = SUITE
+    if what in BAD_SEARCH:
+        text = SEARCH.replace("seed = [0, 1]", f"seed = {changes.get('cells.seed', '[0, 1]')}")
+        changes = {key: value for key, value in changes.items() if key != "cells.seed"}
+    path = write_suite(tmp_path, text, **changes)
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(path), "--out", str(tmp_path / "out")])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2, message
+    assert said in message
+    assert hint in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_that_would_stop_at_different_budgets_are_refused(tmp_path):
+    """Without a [budget] each preset brings its own; D3PO's here is smaller."""
+    (tmp_path / "own.toml").write_text("[budget]\nimages = 128\n[for.ddpo.budget]\nimages = 64\n")
+    text = SUITE.replace("[budget]\nimages = 128", "").replace("seed =", f'preset = "{tmp_path / "own.toml"}"\nseed =')
+    with pytest.raises(UsageError, match=r"stops at 128 images but .*ddpo.* at 64 images.*Add \[budget\]"):
+        make_plan(read_suite(write_suite(tmp_path, text)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("embedded-man", 2, "Did you mean 'embedded-main'"), ("no/where.toml", 3, "cannot be read")],
+)
+def test_a_suite_that_is_not_there(capsys, name, code, said):
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", name, "--dry-run"])
+    assert stop.value.code == code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("metod=sdpo", "no cell has a key 'metod'"), ("method=sdp", "Did you mean 'sdpo'"), ("method", "--filter takes")],
+)
+def test_a_filter_that_fits_nothing(capsys, tmp_path, text, said):
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(write_suite(tmp_path)), "--filter", text, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_filter_takes_names_values_and_any_setting(tmp_path):
+    plan = make_plan(read_suite(write_suite(tmp_path)), tmp_path)
+    assert {cell.method for cell in keep(plan, {"method.name": ["sdpo"]}).cells} == {"sdpo"}
+    assert len(keep(plan, {"seed": ["1"], "budget.amount": ["128"]}).cells) == 2
+    assert len(keep(plan, {"state": ["new"]}).cells) == 4
+
+
+def test_for_and_variants_set_what_they_say(tmp_path):
+    more = "[for.ddpo.update]\nlr = 2e-3\n[variants.plain]\n[variants.slow.update]\nlr = 1e-5\n"
+    plan = make_plan(read_suite(write_suite(tmp_path, SUITE + more)), tmp_path)
+    rates = {(cell.method, cell.variant): cell.settings["update.lr"] for cell in plan.cells}
+    assert rates == {("sdpo", "plain"): 4e-3, ("ddpo", "plain"): 2e-3, ("sdpo", "slow"): 1e-5, ("ddpo", "slow"): 1e-5}
+    assert [cell.seed for cell in plan.cells] == [0] * 4 + [1] * 4, "one seed of everything, then the next"
+
+
+def test_a_cell_is_a_plain_run(tmp_path):
+    """The command in a cell's log makes the same run."""
+    import click
+
+    from sdpo_bench.cli import cli
+    from sdpo_bench.config import Request, parse_set, resolve
+
+    more = (
+        "[variants.a.eval]\n".replace(".eval", ".update")
+        + 'order = "accumulated"\n[eval]\nsteps = [1, 4]\nrewards = []\n'
+    )
+    for cell in make_plan(read_suite(write_suite(tmp_path, SUITE + more)), tmp_path).cells:
+        command = cli.get_command(click.Context(cli), "run")
+        words = command.make_context("run", cell.command()[1:]).params
+        again = resolve(
+            Request(
+                words["method"],
+                words["reward"],
+                words["model"],
+                words["preset"],
+                words["seed"],
+                parse_set(words["sets"]),
+            )
+        )
+        assert again.run_id == cell.run_id
+        assert again.config == resolve(cell.request).config
+
+
+def test_suites_are_listed_and_completed(capsys):
+    with pytest.raises(SystemExit):
+        main(["list", "suites", "--json"])
+    said = capsys.readouterr().out
+    assert all(f'"{name}"' in said for name in NAMES)
+    assert find_suite("smoke").name == "smoke"

@@ -1,0 +1,202 @@
+"""Sweeps with real processes on the smallest model: failures, kills, two at once, and the same bytes in the end."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from suite_files import tiny_suite
+
+import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
+from sdpo_bench import executors
+from sdpo_bench.cli import main
+from sdpo_bench.plan import make_plan
+from sdpo_bench.store import RunFolder
+from sdpo_bench.suite import read_suite
+
+BROKEN = "[variants.good]\n[variants.broken.update]\nlr = 1e30\n"
+FILES = ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors", "status")
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    """Processes are forked from this one, which has imported everything already."""
+    monkeypatch.setattr(executors, "_start_method", lambda: "fork")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def sweep(path, out, *more):
+    """Exit code of the command, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(path), "--out", str(out), "--threads", "1", *more])
+    return stop.value.code
+
+
+def cells(path, out):
+    return make_plan(read_suite(path), out).cells
+
+
+def content(out):
+    """What every run left, but for its lock, times and place."""
+    folders = sorted(path for path in (out / "runs").iterdir() if path.name != "lock")
+    return {(f.name, name): (f / name).read_bytes() for f in folders for name in FILES if (f / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_pipe):
+    """A suite and its results, swept one cell after the other."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    path = tiny_suite(place, tiny_pipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executors, "_start_method", lambda: "fork")
+        assert sweep(path, place / "out") == 0
+    return path, place / "out"
+
+
+def test_a_sweep_leaves_finished_runs_logs_and_a_record(undisturbed, capfd):
+    path, out = undisturbed
+    assert {cell.state for cell in cells(path, out)} == {"done"}
+    for cell in cells(path, out):
+        log = (out / "logs" / f"{cell.run_id}.log").read_text()
+        assert f"sdpo-bench run --method {cell.method}" in log
+        assert log.count("\n== sdpo-bench") == 1
+    record = json.loads((out / "suites" / "mine.json").read_text())
+    assert set(record["reported"]) == {cell.run_id for cell in cells(path, out)}
+    before = content(out)
+    assert sweep(path, out) == 0
+    assert content(out) == before
+    assert "2 of 2 cells done" in capfd.readouterr().out
+
+
+def test_a_failed_cell_gives_exit_code_1_and_the_others_go_on(tmp_path, tiny_pipe, capfd):
+    path = tiny_suite(tmp_path, tiny_pipe, BROKEN, method='["ddpo"]')
+    assert sweep(path, tmp_path / "out", "--jobs", "2", "--json") == 1
+    data = json.loads(capfd.readouterr().out)
+    by_variant = {cell["variant"]: cell for cell in data["cells"]}
+    assert by_variant["good"]["state"] == "done"
+    assert by_variant["broken"]["state"] == "failed"
+    assert data["failed"] == 1
+    message = by_variant["broken"]["message"]
+    assert message
+    log = (tmp_path / "out" / "logs" / f"{by_variant['broken']['run']}.log").read_text()
+    assert message.split(".")[0] in log
+    assert sweep(path, tmp_path / "out", "--only-failed") == 1
+    said = capfd.readouterr()
+    assert "started: ddpo jpeg-incompressibility good" not in said.err
+    assert "--only-failed" in said.out and message.split()[0] in said.out
+
+
+def background(path, out, *more):
+    """The same sweep in a process group of its own."""
+
+    def run():
+        os.setsid()
+        os.environ["OMP_NUM_THREADS"] = "1"
+        main(["sweep", str(path), "--out", str(out), "--threads", "1", *more])
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited for too long"
+        time.sleep(0.01)
+
+
+def test_killed_at_random_and_started_again_it_reaches_the_same_bytes(undisturbed, tmp_path):
+    """SIGKILL of the whole group, three times at moments drawn once and for all."""
+    path, whole = undisturbed
+    out = tmp_path / "out"
+    moments = random.Random(4)
+    for _ in range(3):
+        process = background(path, out, "--jobs", "2", "--checkpoint-every", "1")
+        wait_for(lambda: list(out.glob("runs/*/train.jsonl")))
+        time.sleep(moments.uniform(0.0, 0.4))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    assert any(cell.state != "done" for cell in cells(path, out)), "killed too late to show anything"
+    assert sweep(path, out, "--jobs", "2") == 0
+    assert content(out) == content(whole)
+
+
+def test_two_sweeps_at_once_share_the_work(undisturbed, tmp_path):
+    path, whole = undisturbed
+    processes = [background(path, tmp_path / "out") for _ in range(2)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert content(tmp_path / "out") == content(whole)
+    for cell in cells(path, tmp_path / "out"):
+        rows = RunFolder(tmp_path / "out" / "runs" / cell.run_id).log("timing.jsonl")
+        epochs = [row["epoch"] for row in rows]
+        assert epochs == list(range(1, 4)), "no epoch was done twice"
+
+
+def test_children_end_when_the_sweep_is_killed_alone(tmp_path, tiny_pipe):
+    path = tiny_suite(tmp_path, tiny_pipe, images="40000", method='["ddpo"]')
+    process = background(path, tmp_path / "out", "--checkpoint-every", "1")
+    (cell,) = cells(path, tmp_path / "out")
+    folder = RunFolder(tmp_path / "out" / "runs" / cell.run_id)
+    wait_for(lambda: list(folder.path.glob("checkpoints/*")))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    wait_for(lambda: not folder.is_locked)
+    assert folder.state == "interrupted"
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path, tiny_pipe, capsys):
+    path = tiny_suite(tmp_path, tiny_pipe)
+    (tmp_path / "file").write_text("")
+    assert sweep(path, tmp_path / "file" / "out") == 3
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_weights_that_are_missing_fail_the_cell_not_the_sweep(tmp_path, tiny_pipe, capfd, monkeypatch):
+    """Found when the cell starts, before it has a record; plan and report still know why."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = tiny_suite(tmp_path, tiny_pipe, model='["nobody/nothing"]', method='["ddpo"]')
+    out = tmp_path / "out"
+    assert sweep(path, out) == 1
+    assert "neither cached here nor reachable" in capfd.readouterr().out
+    (cell,) = cells(path, out)
+    assert cell.state == "failed"
+    from sdpo_bench.results import load_results
+
+    (notice,) = load_results(out).notices
+    assert notice.text.startswith("failed before training began: the weights of 'nobody/nothing'")
+
+
+@pytest.mark.parametrize("options", [["--address", "x:1"], ["--gpus-per-cell", "1"], ["--max-hours", "0"]])
+def test_options_that_would_do_nothing_are_refused(tmp_path, tiny_pipe, options, capsys):
+    assert sweep(tiny_suite(tmp_path, tiny_pipe), tmp_path / "out", *options) == 2
+    assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_itself_stops_on_ctrl_c_and_goes_on(tmp_path, tiny_pipe):
+    """As a shell runs it: SIGINT to the whole group, exit code 130, and the printed command finishes the work."""
+    path = tiny_suite(tmp_path, tiny_pipe, images="40", method='["ddpo"]')
+    words = ["sweep", str(path), "--out", str(tmp_path / "out"), "--checkpoint-every", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdpo_bench", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    wait_for(lambda: list((tmp_path / "out").glob("runs/*/checkpoints/*")))
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Resume with" in said and "Traceback" not in said
+    (cell,) = cells(path, tmp_path / "out")
+    assert RunFolder(tmp_path / "out" / "runs" / cell.run_id).state == "interrupted"
+    assert sweep(path, tmp_path / "out") == 0
+    assert Path(tmp_path / "out" / "runs" / cell.run_id / "grid.png").exists()
