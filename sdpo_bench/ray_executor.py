@@ -43,7 +43,7 @@ class RayExecutor:
         self, address: str, out: Path, *, cpus: int = 1, gpus: float = 0.0, device: str = "auto",
         shared: bool | None = None, **init: Any,
     ):  # fmt: skip
-        self._ray = _connect(address, init)
+        self._ray, self._mine = _connect(address, init)
         self.out, self.cpus, self.gpus, self.device = out, cpus, gpus, device
         self._probe = out / f".shared-{uuid.uuid4().hex}"
         self._probe.touch()
@@ -107,7 +107,8 @@ class RayExecutor:
         """Leave the cluster (and end it, if it was started here)."""
         if self._ray.is_initialized():
             self.kill()
-            self._ray.shutdown()
+            if self._mine:
+                self._ray.shutdown()
         for _, held in self._running.values():
             held.close()
         self._running.clear()
@@ -125,11 +126,14 @@ class RayExecutor:
         return all(self._ray.get(answers))
 
 
-def _connect(address: str, init: dict[str, Any]) -> Any:
+def _connect(address: str, init: dict[str, Any]) -> tuple[Any, bool]:
+    """Ray, and whether the connection was made here (one that a program has already is used as it is)."""
     try:
         import ray
     except ImportError as error:
         raise MissingError('Ray is not installed. Install it with: pip install "sdpo-bench[ray]"') from error
+    if ray.is_initialized():
+        return ray, False
     host = address.removeprefix("ray://")
     if address not in ("auto", "local"):
         _refuse_silence(host, address)
@@ -141,7 +145,7 @@ def _connect(address: str, init: dict[str, Any]) -> Any:
         raise MissingError(
             f"no Ray cluster answers at '{address}': {reason[0] if reason else type(error).__name__} {hint}".rstrip()
         ) from error
-    return ray
+    return ray, True
 
 
 def _refuse_silence(host: str, address: str) -> None:

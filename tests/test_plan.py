@@ -27,7 +27,6 @@ def ledger_of(resolved, tmp_path):
         *((name, {"budget.images": 12}) for name in METHODS),
         ("sdpo", {"budget.reward_calls": 31}),
         ("sparse_dpo", {"budget.denoiser_calls": 150, "update.inner_epochs": 2}),
-        ("sdpo", {"budget.optimiser_steps": 5}),
         ("sparse_dpo", {"budget.optimiser_steps": 3}),
     ],
 )

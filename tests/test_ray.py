@@ -1,0 +1,144 @@
+"""The Ray executor on a real cluster of two worker processes: same results, lost workers, files brought back."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from suite_files import tiny_suite, write_suite
+
+import sdpo_bench.warm  # noqa: F401
+from sdpo_bench.cli import main
+from sdpo_bench.config import resolve
+from sdpo_bench.plan import make_plan
+from sdpo_bench.runner import run_cell
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder
+from sdpo_bench.suite import read_suite
+from sdpo_bench.sweep import Sweep
+
+FILES = ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors", "status")
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(write_suite(tmp_path)), "--out", str(tmp_path / "out"), "--executor", "ray"])
+    assert stop.value.code == 3
+    assert 'pip install "sdpo-bench[ray]"' in capsys.readouterr().err
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "no-address", "auto"])
+def test_an_address_that_does_not_answer(tmp_path, capsys, form):
+    pytest.importorskip("ray")
+    address = form.format(closed_port())
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(write_suite(tmp_path)), "--out", str(tmp_path / "out"), "--executor", "ray",
+              "--address", address])  # fmt: skip
+    assert stop.value.code == 3
+    assert time.monotonic() - started < 60
+    message = capsys.readouterr().err
+    assert f"'{address}'" in message
+    assert not list((tmp_path / "out" / "runs").iterdir())
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, tiny_pipe):
+    """A suite of two cells, and what they leave when run in this process."""
+    place = tmp_path_factory.mktemp("local")
+    path = tiny_suite(place, tiny_pipe, images="24")
+    for cell in make_plan(read_suite(path), place).cells:
+        run_cell(resolve(cell.request), Runtime(out=place, device="cpu", threads=1))
+    return path, place
+
+
+def content(out: Path):
+    return {(f.name, n): (f / n).read_bytes() for f in (out / "runs").iterdir() for n in FILES if (f / n).exists()}
+
+
+def ray_sweep(path, out, tell=lambda progress, line: None, **options):
+    from sdpo_bench.ray_executor import RayExecutor
+
+    out.mkdir()
+    executor = RayExecutor("local", out, device="cpu", **options)
+    sweep = Sweep(lambda: make_plan(read_suite(path), out), executor, Runtime(out=out, checkpoint_every=1), tell=tell)
+    return sweep.run("again"), executor
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
+    path, reference = local
+    out = tmp_path / "out"
+    killed = []
+
+    def kill_once(progress, line):
+        if not killed and list(out.glob("runs/*/checkpoints/*")):
+            processes = psutil.Process().children(recursive=True)
+            busy = [p for p in processes if "ray::remote_cell" in f"{p.name()} {p.cmdline()}"]
+            if busy:
+                killed.append(busy[0].pid)
+                os.kill(busy[0].pid, signal.SIGKILL)
+
+    progress, executor = ray_sweep(path, out, kill_once)
+    assert killed and executor.slots == 2 and executor.shared
+    assert (progress.count("done"), progress.count("failed")) == (2, 0)
+    assert content(out) == content(reference)
+    logs = [log.read_text().count("\n== sdpo-bench") for log in (out / "logs").iterdir()]
+    assert sorted(logs) == [1, 2], "the lost cell began again, the other did not"
+    assert not list(out.glob(".shared-*"))
+
+
+@pytest.mark.slow
+def test_results_are_brought_back_from_nodes_that_do_not_see_the_folder(cluster, local, tmp_path):
+    path, reference = local
+    progress, _ = ray_sweep(path, tmp_path / "out", shared=False)
+    assert progress.count("done") == 2
+    assert content(tmp_path / "out") == content(reference)
+    assert len(list((tmp_path / "out" / "logs").iterdir())) == 2
+    assert not list((tmp_path / "out").glob(".arriving-*"))
+
+
+def test_base_scores_from_two_nodes_are_joined(tmp_path):
+    import pandas as pd
+    from report_factory import base_frame, make_base
+
+    from sdpo_bench.ray_executor import pack, unpack
+
+    make_base(tmp_path / "here", base_frame([[[1.0]]], prompts=["cat"], steps=[1]))
+    folder = make_base(tmp_path / "there", base_frame([[[1.0]], [[2.0]]], prompts=["cat", "dog"], steps=[1]))
+    unpack(pack(tmp_path / "there", [folder.name]), tmp_path / "here")
+    rows = pd.read_parquet(tmp_path / "here" / "runs" / folder.name / "eval.parquet")
+    assert list(zip(rows.prompt, rows.score)) == [("cat", 1.0), ("dog", 2.0)]
+
+
+def test_a_node_without_the_shared_folder_says_so(tmp_path):
+    from sdpo_bench.cell_process import FAILED, Job
+    from sdpo_bench.config import Request
+    from sdpo_bench.ray_executor import remote_cell
+
+    job = Job("a cell", "run", Request(), Runtime(out=tmp_path / "nowhere"), "")
+    code, words, files = remote_cell(job, str(tmp_path / "no-probe"), None)
+    assert (code, files) == (FAILED, None)
+    assert "does not see the results folder" in words
+    assert not RunFolder(tmp_path / "nowhere" / "runs" / "run").path.exists()
