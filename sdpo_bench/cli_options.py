@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 OUT = click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
-    envvar="SDPO_BENCH_OUT", help="Results folder.",
+    "--results", "--out", "out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"),
+    show_default=True, envvar="SDPO_BENCH_OUT", help="Results folder.",
 )  # fmt: skip
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 THREADS = click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads of torch (0: its default).")
