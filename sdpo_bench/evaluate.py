@@ -99,7 +99,7 @@ def evaluate(
             done += k * len(texts) * settings.images_per_prompt
     finally:
         policy.set_guidance(guidance)
-    progress("evaluated", total, total)
+    progress(f"{subject.method}: done", total, total)
     return select(known, settings, [s.name for s in scorers])
 
 

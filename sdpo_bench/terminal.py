@@ -53,7 +53,8 @@ class Live:
             self._print(f"warning: {tick.metrics['warning']}")
             return
         reward = tick.metrics.get("reward_mean")
-        text = f"{self.label}: epoch {tick.epoch + (tick.phase != 'epoch')} {tick.phase}"
+        doing = f"epoch {tick.epoch} done" if tick.phase == "epoch" else f"epoch {tick.epoch + 1} {tick.phase}"
+        text = f"{self.label}: {doing}"
         text += f", {tick.used:,.0f}/{tick.limit:,.0f} {tick.axis.replace('_', ' ')}"
         text += f", reward {reward:.4g}" if reward is not None else ""
         self._show(text, tick.used, tick.limit, tick.phase == "epoch")
