@@ -24,11 +24,11 @@ from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
 from sdpo_bench.rollout import Noise, Trajectories, rollout
-from sdpo_bench.schedule import Schedule, gaussian_log_prob, lint, make_schedule, step_weights
+from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob, lint, make_schedule, step_weights
 from sdpo_bench.scoring import Scorer, ask_rewards
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Experience, UpdateLog, Updater, gaussian_kl, unique_rows
+from sdpo_bench.update import Experience, UpdateLog, Updater, unique_rows
 
 
 def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
