@@ -17,11 +17,12 @@ from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorer, run_cell
-from sdpo_bench.schedule import make_schedule, step_weights
+from sdpo_bench.schedule import step_weights
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
 from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
+from sdpo_bench.train import training_schedule
 
 
 def run_command(
@@ -87,8 +88,8 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     config = resolved.config
     method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
     steps = config.schedule.steps
-    # Weights are 0 or positive whatever the model's noise levels, so a stand-in schedule gives the right counts.
-    stand_in = make_schedule({}, steps, spacing=config.schedule.spacing, std_floor=1e-3)
+    # Weights are 0 or positive whatever the model's noise levels, so a stand-in model gives the right counts.
+    stand_in = training_schedule(config, {})
     weights = step_weights(stand_in, config.update.step_weight).tolist()
     guided = config.model.guidance_scale > 1
     cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided)

@@ -20,13 +20,14 @@ from sdpo_bench.denoising import (
     gaussian_log_prob,
 )
 from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.lcm import LCM
 
 __all__ = [
     "SAMPLERS", "Denoised", "Schedule", "StepOptions", "gaussian_kl", "gaussian_log_prob", "lint", "make_schedule",
     "sampler_family", "spaced_timesteps", "step_weights",
 ]  # fmt: skip
 
-SAMPLERS: dict[str, type[Schedule]] = {family.sampler: family for family in (DDIM,)}
+SAMPLERS: dict[str, type[Schedule]] = {family.sampler: family for family in (DDIM, LCM)}
 
 
 def sampler_family(name: str) -> type[Schedule]:
@@ -54,6 +55,7 @@ def make_schedule(
 
     Args:
         scheduler_config: the pipeline's scheduler settings (any Stable-Diffusion-family scheduler file).
+        sampler: family, a key of :data:`SAMPLERS`; ``spacing``, ``eta`` and ``prev_timestep`` are DDIM's alone.
         prev_timestep: ``"grid"`` lands on the next timestep of the list; ``"official"`` on ``t - N // T``, which is
             what the published code does and which leaves the list where T does not divide N.
 
@@ -73,7 +75,7 @@ def lint(schedule: Schedule, *, needs_log_prob: bool) -> list[str]:
     """
     times = schedule.timesteps.tolist()
     if len(set(times)) < len(times):
-        raise UsageError(f"spacing '{schedule.resolved['spacing']}' repeats timesteps at {len(times)} steps.")
+        raise UsageError(f"this schedule repeats timesteps at {len(times)} steps: {times[:8]} ...")
     if needs_log_prob:
         _refuse_zero_std(schedule)
     off_grid = (schedule.prev_timesteps[:-1] != schedule.timesteps[1:]).sum().item()

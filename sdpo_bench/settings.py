@@ -42,8 +42,11 @@ class ScheduleSettings:
 
     steps: Steps = 50
     """T (paper: 50)."""
+    sampler: Literal["ddim", "lcm"] = "ddim"
+    """Sampler family: stochastic DDIM (the paper's), or a latent consistency model's own multistep sampler, whose last
+    step is deterministic and therefore not trained (unless ``std_floor`` makes it random)."""
     eta: NonNegative = 1.0
-    """Noise of a step, 0 deterministic to 1 ancestral (paper: 1)."""
+    """Noise of a DDIM step, 0 deterministic to 1 ancestral (paper: 1)."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     """Placement of timesteps (SD-Turbo: trailing)."""
     prev_timestep: Literal["grid", "official"] = "grid"
@@ -133,6 +136,8 @@ class EvaluationSettings:
     """Images of every prompt and step count."""
     rewards: tuple[str, ...] = ()
     """Rewards scored besides the trained one (held-out scores)."""
+    sampler: Literal["ddim", "lcm"] = "ddim"
+    """Family of the evaluation sampler."""
     eta: NonNegative = 1.0
     """Noise of the evaluation sampler."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"

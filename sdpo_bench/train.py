@@ -39,8 +39,9 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
     """
     s = config.schedule
     schedule = make_schedule(
-        scheduler, s.steps, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep, std_floor=s.std_floor
-    )
+        scheduler, s.steps, sampler=s.sampler, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep,
+        std_floor=s.std_floor,
+    )  # fmt: skip
     lint(schedule, needs_log_prob=True)
     return schedule
 
