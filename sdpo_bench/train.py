@@ -114,7 +114,7 @@ class Trainer:
 
     def _costs(self, wanted: int) -> tuple[Cost, int]:
         """Cost of one group, and what an epoch costs on the budget's axis besides its groups."""
-        guided = self.policy.guidance_scale > 1
+        guided = self.policy.branches > 1
         inner = self.config.update.inner_epochs
         cost = group_cost(self.method, self.weights.tolist(), inner_epochs=inner, guided=guided)
         on_calls = self.limit.axis == "denoiser_calls"

@@ -248,7 +248,7 @@ class Updater:
             output = self.policy.predict(before[rows], timesteps, conditioning)
         if output.requires_grad:
             output.retain_grad()
-            self.ledger.backward += len(rows) * (2 if self.policy.guidance_scale > 1 else 1)
+            self.ledger.backward += len(rows) * self.policy.branches
         denoised = self.schedule.denoise(output[inverse], before, at)
         log_probs = gaussian_log_prob(after, denoised.mean, denoised.std).view(b, g)
         if not self.method.needs_kl:
