@@ -7,7 +7,7 @@ is missing of it. For known models that are not on this machine the package ship
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ class PipelineFiles:
     Attributes:
         configs: configuration of each part of :data:`CONFIGS` that the pipeline has.
         parameters: number of parameters of each network.
+        measured: memory of one latent, of known models (see ``sdpo_bench.memory``).
     """
 
     configs: Mapping[str, Mapping[str, Any]]
     parameters: Mapping[str, int]
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 def published(name: str) -> PipelineFiles | None:
@@ -37,7 +39,7 @@ def published(name: str) -> PipelineFiles | None:
     if not path.is_file():
         return None
     data = json.loads(path.read_text(encoding="utf-8"))
-    return PipelineFiles(data["configs"], data["parameters"])
+    return PipelineFiles(data["configs"], data["parameters"], data.get("measured", {}))
 
 
 def read_folder(folder: Path) -> PipelineFiles:
@@ -112,7 +114,7 @@ def _count(folder: Path) -> int:
 
 
 def _header_count(path: Path) -> int:
-    """Elements of all tensors of a safetensors file.
+    """Parameters of a safetensors file.
 
     Raises:
         MissingError: the header is damaged or the file is shorter than it says.
@@ -126,7 +128,8 @@ def _header_count(path: Path) -> int:
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         if path.stat().st_size < 8 + length + end:
             raise ValueError(f"it ends {8 + length + end - path.stat().st_size:,} bytes too early")
-        return sum(prod(entry["shape"]) for entry in entries.values())
+        # Older files also hold the text encoder's position numbers, which are no parameters.
+        return sum(prod(entry["shape"]) for name, entry in entries.items() if not name.endswith("position_ids"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise MissingError(
             f"the weights '{path}' are damaged: {error}. Fetch or copy them again; for a hub model, delete its folder "

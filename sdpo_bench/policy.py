@@ -231,7 +231,7 @@ def _statistics(config: Any) -> tuple[Any, Any]:
 
 def picture_stride(pipeline: Any) -> int:
     """Pixels on the side of one latent element."""
-    return 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    return int(pipeline.vae_scale_factor)
 
 
 def latent_side(pipeline: Any, resolution: int | None) -> int:
