@@ -8,20 +8,22 @@ from typing import Any
 import click
 
 from sdpo_bench import evaluate as ev
+from sdpo_bench import memory
 from sdpo_bench.budget import parse_budget
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
-from sdpo_bench.errors import UsageError
-from sdpo_bench.models import load_policy, pick_device
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorer, run_cell
-from sdpo_bench.schedule import make_schedule, step_weights
+from sdpo_bench.schedule import step_weights
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
 from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
+from sdpo_bench.train import training_schedule
 
 
 def run_command(
@@ -37,8 +39,9 @@ def run_command(
     resolved = resolve(Request(method, reward, model, preset, seed, overrides))
     runtime = Runtime(out, device, micro_batch, checkpoint_every, threads)
     if dry_run:
-        _show_plan(resolved, out, as_json)
+        _show_plan(resolved, runtime, as_json)
         return
+    _say_memory(resolved, runtime)
     label = f"{resolved.config.method.name} on {resolved.config.reward.name}"
     with Live(label) as live:
         outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation))
@@ -82,15 +85,45 @@ def bill_text(bill: dict[str, Any], seconds: float) -> str:
     )
 
 
+def needed_memory(resolved: Resolved, runtime: Runtime) -> dict[str, Any]:
+    """Estimated memory of a run on its device as plain data, with a warning where it will hardly fit."""
+    model, device = resolved.config.model, pick_device(runtime.device)
+    needed = memory.estimate(resolved.config, runtime.micro_batch, device)
+    if needed is None:
+        return {"unknown": f"the architecture of '{model.name}' is not known before it is fetched"}
+    free = memory.available_bytes(device)
+    data = needed.as_data() | {"device": device, "free_bytes": free}
+    try:
+        return data | {"warning": memory.check(needed, free, model)}
+    except MissingError as error:
+        return data | {"warning": str(error)}
+
+
+def _say_memory(resolved: Resolved, runtime: Runtime) -> None:
+    """One line on standard error before anything is loaded.
+
+    Raises:
+        MissingError: the run cannot fit.
+    """
+    needed = memory.estimate(resolved.config, runtime.micro_batch, device := pick_device(runtime.device))
+    if needed is None:
+        return
+    free = memory.available_bytes(device)
+    warning = memory.check(needed, free, resolved.config.model)
+    text = f"memory: about {memory.gigabytes(needed.total)} of {memory.gigabytes(free)} free on {device}"
+    click.echo(f"warning: {warning}" if warning else text, err=True)
+
+
 def plan(resolved: Resolved) -> dict[str, Any]:
     """Cost of a run before it starts, from its settings alone."""
     config = resolved.config
     method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
     steps = config.schedule.steps
-    # Weights are 0 or positive whatever the model's noise levels, so a stand-in schedule gives the right counts.
-    stand_in = make_schedule({}, steps, spacing=config.schedule.spacing, std_floor=1e-3)
+    files = pipeline_files(config.model)
+    configs = files.configs if files else {}
+    stand_in = training_schedule(config, dict(configs.get("scheduler", {})))
     weights = step_weights(stand_in, config.update.step_weight).tolist()
-    guided = config.model.guidance_scale > 1
+    guided = config.model.guidance_scale > 1 and not configs.get("unet", {}).get("time_cond_proj_dim")
     cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided)
     groups = config.sample.images_per_epoch // method.members
     per_epoch = {
@@ -117,9 +150,10 @@ def optimiser_steps(resolved: Resolved, groups: int) -> int:
     return windows * slots * update.inner_epochs
 
 
-def _show_plan(resolved: Resolved, out: Path, as_json: bool) -> None:
-    run = RunFolder(out / "runs" / resolved.run_id)
-    data = plan(resolved) | {"state": run.state, "config": resolved.data, "sources": resolved.sources}
+def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
+    run = RunFolder(runtime.out / "runs" / resolved.run_id)
+    needs = needed_memory(resolved, runtime)
+    data = plan(resolved) | {"memory": needs, "state": run.state, "config": resolved.data, "sources": resolved.sources}
     if as_json:
         echo_json(data)
         return
@@ -127,8 +161,24 @@ def _show_plan(resolved: Resolved, out: Path, as_json: bool) -> None:
     print_table(["setting", "value", "from"], rows, title=f"{resolved.run_id} ({run.state})")
     costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
     print_table(["one epoch costs", ""], costs)
+    _print_memory(needs)
     budget = resolved.config.budget
     click.echo(f"stops at {budget.amount:,.0f} {budget.axis.replace('_', ' ')}; nothing was run (--dry-run)")
+
+
+def _print_memory(needs: dict[str, Any]) -> None:
+    if "unknown" in needs:
+        click.echo(f"memory: {needs['unknown']}")
+        return
+    many = needs["micro_batch"]
+    per = {f"{name}, {many} at once": many * size for name, size in needs["bytes_per_latent"].items()}
+    parts = needs["fixed_bytes"] | per | {"at the peak": needs["peak_bytes"]} | needs["host_bytes"]
+    rows = [[name, memory.gigabytes(size)] for name, size in parts.items()]
+    print_table(
+        [f"memory on {needs['device']} (estimate)", ""], [*rows, ["free now", memory.gigabytes(needs["free_bytes"])]]
+    )
+    if needs["warning"]:
+        click.echo(f"warning: {needs['warning']}")
 
 
 def flat_settings(resolved: Resolved) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.registry import Plugin, find
-from sdpo_bench.settings import SECTIONS, BudgetSettings, PluginChoice, RunConfig
+from sdpo_bench.settings import SECTIONS, BudgetSettings, PluginChoice, RunConfig, identifying
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -60,6 +60,7 @@ class Resolved:
     def run_id(self) -> str:
         """Folder name; evaluation settings are not part of it (a checkpoint can be judged many times)."""
         training = {key: value for key, value in self.data.items() if key != "eval"}
+        training["model"] = canonical(identifying(self.config.model))
         return run_id(training, versions=self.versions)
 
 

@@ -15,6 +15,7 @@ from sdpo_bench import pictures, provenance
 from sdpo_bench.api import Reward
 from sdpo_bench.config import Resolved, validate
 from sdpo_bench.errors import SdpoBenchError
+from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import LORA_FILE, Policy
@@ -106,6 +107,7 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
         "preset": resolved.preset,
         "reward_version": resolved.versions["reward"],
         "reward_commits": {s.name: dict(s.reward.commits) for s in scorers if s.reward.commits},
+        "model_commit": resolved_commit(trainer.policy.pipeline.name_or_path),
         "schedule": canonical(dict(trainer.schedule.resolved)),
         **provenance.record(config.method.name, config.reward.name, device),
     }
@@ -146,14 +148,15 @@ def _judge(
 
 def base_folder(model: ModelSettings, settings: EvaluationSettings, runtime: Runtime) -> RunFolder:
     """Where the base model's scores live; shared by all runs with the same model and evaluation sampler."""
-    identity = {
-        "model": model.name,
-        "revision": model.revision,
-        "precision": model.precision,
-        "sampler": ev.sampler_id(settings),
-    }
+    identity = {"model": model.name, "sampler": ev.sampler_id(settings), **_base_facts(model)}
     slug = "".join(c if c.isalnum() else "_" for c in model.name)[-40:]
     return RunFolder(runtime.out / "runs" / f"base-{slug}-{digest(identity)}")
+
+
+def _base_facts(model: ModelSettings) -> dict[str, Any]:
+    """What changes the base model's pictures besides its name and the sampler."""
+    facts = {"revision": model.revision, "precision": model.precision}
+    return facts | ({"resolution": model.resolution} if model.resolution else {})
 
 
 def evaluate_base(
@@ -171,7 +174,7 @@ def evaluate_base(
     record = {
         "kind": "base",
         "run": run.run_id,
-        "config": canonical({"model": {"name": model.name, "revision": model.revision, "precision": model.precision}}),
+        "config": canonical({"model": {"name": model.name, **_base_facts(model)}}),
         "sampler": ev.sampler_id(settings),
         "versions": provenance.versions(),
         "hardware": provenance.hardware(device),

@@ -24,11 +24,11 @@ from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
 from sdpo_bench.rollout import Noise, Trajectories, rollout
-from sdpo_bench.schedule import Schedule, gaussian_log_prob, lint, make_schedule, step_weights
+from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob, lint, make_schedule, step_weights
 from sdpo_bench.scoring import Scorer, ask_rewards
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Experience, UpdateLog, Updater, gaussian_kl, unique_rows
+from sdpo_bench.update import Experience, UpdateLog, Updater, unique_rows
 
 
 def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
@@ -39,8 +39,9 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
     """
     s = config.schedule
     schedule = make_schedule(
-        scheduler, s.steps, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep, std_floor=s.std_floor
-    )
+        scheduler, s.steps, sampler=s.sampler, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep,
+        std_floor=s.std_floor,
+    )  # fmt: skip
     lint(schedule, needs_log_prob=True)
     return schedule
 
@@ -113,7 +114,7 @@ class Trainer:
 
     def _costs(self, wanted: int) -> tuple[Cost, int]:
         """Cost of one group, and what an epoch costs on the budget's axis besides its groups."""
-        guided = self.policy.guidance_scale > 1
+        guided = self.policy.branches > 1
         inner = self.config.update.inner_epochs
         cost = group_cost(self.method, self.weights.tolist(), inner_epochs=inner, guided=guided)
         on_calls = self.limit.axis == "denoiser_calls"
