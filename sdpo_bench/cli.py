@@ -163,6 +163,27 @@ def fetch(names: tuple[str, ...], dry_run: bool) -> None:
     fetch_command(names, dry_run)
 
 
+@cli.command("serve-reward")
+@click.argument("name", shell_complete=complete("rewards"))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others can then use it.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free one.")
+@click.option("--max-mib", type=click.IntRange(1), default=256, show_default=True, help="Largest request body.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Settings of the reward (reward.*).")
+@DEVICE
+@THREADS
+def serve_reward(name: str, **options: Any) -> None:
+    """Let runs in other environments use a reward over HTTP (--reward remote).
+
+    \b
+    Examples:
+      sdpo-bench serve-reward imagereward --device cuda
+      sdpo-bench serve-reward hpsv2 --set reward.backend=official --port 8800
+    """
+    from sdpo_bench.serve import serve_command
+
+    serve_command(name, **options)
+
+
 # -- list ----------------------------------------------------------------------------------------------------
 
 
