@@ -17,6 +17,10 @@ MICRO_BATCH = click.option(
     "--micro-batch", type=click.IntRange(1), default=64, show_default=True,
     help="Most latents in one denoiser call; changes memory and speed, no result.",
 )  # fmt: skip
+REWARD_TIMEOUT = click.option(
+    "--reward-timeout", type=click.FloatRange(0), default=1800, show_default=True, metavar="SECONDS",
+    help="Longest that one reward call may take (0: no limit).",
+)  # fmt: skip
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
 )

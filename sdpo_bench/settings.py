@@ -183,6 +183,8 @@ class Runtime:
     """Epochs between checkpoints."""
     threads: Annotated[int, Ge(0)] = 0
     """CPU threads of torch; 0 leaves its default."""
+    reward_timeout: NonNegative = 1800.0
+    """Seconds that one reward call (at most ``micro_batch`` images) may take before the run fails; 0: no limit."""
 
 
 @dataclass(frozen=True)
