@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 
 from sdpo_bench.api import Loss, Method, Minibatch
@@ -34,4 +33,4 @@ class DDPO(Method):
             return Loss(unclipped.mean())
         clipped = -batch.advantages * ratio.clamp(1 - clip, 1 + clip)
         fraction = ((ratio - 1).abs() > clip).float().mean()
-        return Loss(torch.maximum(unclipped, clipped).mean(), {"clip_fraction": fraction})
+        return Loss(unclipped.maximum(clipped).mean(), {"clip_fraction": fraction})

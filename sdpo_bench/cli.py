@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 import click
 
-from sdpo_bench import __version__, cli_report
+from sdpo_bench import __version__, cli_report, cli_sweep
 from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, REWARD_TIMEOUT, THREADS, complete
-from sdpo_bench.errors import SdpoBenchError, nearest
+from sdpo_bench.errors import Interrupted, SdpoBenchError, nearest
+
+LISTS = ("methods", "rewards", "models", "presets", "suites", "prompts", "settings", "runs")
 
 
 class Terminated(KeyboardInterrupt):
@@ -39,6 +41,7 @@ def cli(context: click.Context, debug: bool) -> None:
     sdpo-bench run                                   train and judge the embedded model on a CPU
     sdpo-bench run --method ddpo --seed 1            another method, another seed
     sdpo-bench run --method sdpo --reward hpsv2      SD-Turbo, as published (needs a GPU and its weights)
+    sdpo-bench sweep embedded-main --dry-run         a whole table: its cells and what they cost
     sdpo-bench list methods                          what there is
     """
     context.obj = {"debug": debug}
@@ -188,11 +191,11 @@ def serve_reward(name: str, **options: Any) -> None:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(["methods", "rewards", "models", "presets", "prompts", "settings", "runs"]))
+@click.argument("what", type=click.Choice(LISTS))
 @OUT
 @JSON
 def list_(what: str, out: Path, as_json: bool) -> None:
-    """Show what there is: methods, rewards, models, presets, prompts, settings or runs.
+    """Show what there is: methods, rewards, models, presets, suites, prompts, settings or runs.
 
     \b
     Examples:
@@ -221,7 +224,7 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
 
 
-for _command in (cli_report.report, cli_report.compare, cli_report.sample):
+for _command in (cli_sweep.sweep, cli_report.report, cli_report.compare, cli_report.sample):
     cli.add_command(_command)
 
 
@@ -269,7 +272,11 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 
 
 def _interrupted(stop: BaseException) -> NoReturn:
+    # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
+    cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
+    if isinstance(cause, Interrupted):
+        click.echo(f"\nInterrupted; every cell is saved. Resume with:\n  {cause.command}", err=True)
+        sys.exit(cause.exit_code)
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
     click.echo(f"\nInterrupted; whole epochs are saved. Resume with:\n  {command}", err=True)
-    # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
-    sys.exit(143 if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated) else 130)
+    sys.exit(143 if isinstance(cause, Terminated) else 130)

@@ -48,6 +48,10 @@ def _names(kind: str, context: click.Context) -> list[str]:
         from sdpo_bench.presets import shipped_presets
 
         return list(shipped_presets())
+    if kind == "suites":
+        from sdpo_bench.suite import suite_folder
+
+        return [path.stem for path in suite_folder().glob("*.toml")]
     from sdpo_bench.store import run_folders
 
     return [run.run_id for run in run_folders(Path(context.params.get("out") or "results"))]

@@ -14,7 +14,7 @@ from sdpo_bench.budget import parse_budget
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
-from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
+from sdpo_bench.config import Request, Resolved, parse_set, refuse_reported, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
@@ -25,7 +25,7 @@ from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
 from sdpo_bench.schedule import step_weights
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
-from sdpo_bench.store import RunFolder, find_run
+from sdpo_bench.store import RunFolder, best_row, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
 
@@ -64,6 +64,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
                 "trained_now": outcome.trained_now,
                 "table": outcome.table,
                 "bill": bill,
+                "validation": outcome.run.log("validation.jsonl"),
                 "training_seconds": seconds,
                 "part_correlation": part_correlation(rows),
                 "reward_reference": outcome.run.record().get("reward_reference", {}),
@@ -78,6 +79,8 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     click.echo(bill_text(bill, seconds))
     for line in reference_lines(outcome.run.record().get("reward_reference", {})):
         click.echo(line)
+    if candidates := outcome.run.log("validation.jsonl"):
+        click.echo(choice_text(candidates))
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
@@ -110,6 +113,16 @@ def _say_memory(resolved: Resolved, runtime: Runtime) -> None:
     warning = memory.check(needed, free, resolved.config.model)
     text = f"memory: about {memory.gigabytes(needed.total)} of {memory.gigabytes(free)} free on {device}"
     click.echo(f"warning: {warning}" if warning else text, err=True)
+
+
+def choice_text(candidates: list[dict[str, Any]]) -> str:
+    """Which checkpoint was chosen, from how many, at what cost beside the training bill."""
+    best = best_row(candidates)
+    calls, rewards = (sum(row[key] for row in candidates) for key in ("denoiser_calls", "reward_calls"))
+    return (
+        f"checkpoint: epoch {best['epoch']}, best of {len(candidates)} on validation prompts ({best['score']:.4f}); "
+        f"choosing took {calls:,} more denoiser calls and {rewards:,} more reward calls"
+    )
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
@@ -236,6 +249,8 @@ def _eval_one(
         )
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
+    if chosen := config.get("checkpoint"):
+        refuse_reported(chosen["prompts"], settings, f"'{folder.run_id}' was chosen on checkpoint.prompts, and this")
     model: ModelSettings = validate(ModelSettings, config["model"], "model")
     device = pick_device(runtime.device)
     trained = config["reward"]["name"]

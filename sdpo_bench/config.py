@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sdpo_bench.api import Reward
@@ -20,9 +20,10 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
+from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
-from sdpo_bench.settings import SECTIONS, BudgetSettings, PluginChoice, RunConfig, identifying
+from sdpo_bench.settings import SECTIONS, BudgetSettings, EvaluationSettings, PluginChoice, RunConfig, identifying
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -58,7 +59,8 @@ class Resolved:
         without settings that are marked :data:`sdpo_bench.api.Execution` (those are ``config.reward.settings``).
         """
         reward = {"name": self.reward_name, "settings": self.described.identity_settings}
-        return canonical(asdict(self.config) | {"reward": reward})
+        data: dict[str, Any] = canonical(asdict(self.config) | {"reward": reward})
+        return {key: value for key, value in data.items() if key != "checkpoint" or value is not None}
 
     @cached_property
     def described(self) -> Reward:
@@ -156,6 +158,8 @@ def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, rewa
     }
     if method_class.signal != "advantage":
         built["advantage"] = None
+    if built["checkpoint"].choose == "last":
+        built["checkpoint"] = None
     return RunConfig(seed=_seed(seed), **choices, **built), method_class
 
 
@@ -180,14 +184,21 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
     Raises:
         UsageError: one line for each wrong value: the key, what was given, what is valid.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     hints = typing.get_type_hints(owner, include_extras=True)
     prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
     try:
-        return TypeAdapter(owner).validate_python(prepared)
+        return _adapter(owner).validate_python(prepared)
     except ValidationError as error:
         raise UsageError("\n".join(_explain(problem, section) for problem in error.errors())) from None
+
+
+@lru_cache
+def _adapter(owner: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(owner)
 
 
 def _split(value: Any, hint: Any) -> Any:
@@ -226,6 +237,7 @@ def check_fit(config: RunConfig, method: Any, sources: Mapping[str, str]) -> Non
             "Use --set update.order=accumulated."
         )
     _check_geometry(config, method.members)
+    _check_choice(config, sources)
 
 
 def _check_geometry(config: RunConfig, members: int) -> None:
@@ -250,6 +262,44 @@ def _check_geometry(config: RunConfig, members: int) -> None:
             f"a budget of {budget.amount:g} images is not a multiple of {members}, the trajectories of one prompt "
             f"group of {config.method.name}. Use --budget images={int(budget.amount // members) * members or members}."
         )
+
+
+def _check_choice(config: RunConfig, sources: Mapping[str, str]) -> None:
+    """Validation prompts are there, and never among those that are reported."""
+    chosen = config.checkpoint
+    if chosen is None:
+        idle = [
+            k for k, s in sources.items() if k.startswith("checkpoint.") and k != "checkpoint.choose" and s == "you"
+        ]
+        if idle:
+            raise UsageError(
+                f"{', '.join(idle)} would have no effect: the last checkpoint is taken. "
+                "Add --set checkpoint.choose=validation."
+            )
+        return
+    if not chosen.prompts:
+        raise UsageError(
+            "checkpoint.choose = validation needs prompts to choose on. Use --set checkpoint.prompts=NAME "
+            "(sdpo-bench list prompts) or a text file."
+        )
+    refuse_reported(chosen.prompts, config.eval, "checkpoint.prompts")
+
+
+def refuse_reported(name: str, settings: EvaluationSettings, key: str) -> None:
+    """Prompts on which something was chosen say nothing more about it.
+
+    Raises:
+        UsageError: prompt set ``name`` shares a prompt with a split that is evaluated.
+    """
+    mine = set(load_prompts(name))
+    for split in ("train", "validation", "unseen"):
+        reported = getattr(settings, split)
+        shared = sorted(mine & set(load_prompts(reported))) if reported else []
+        if shared:
+            raise UsageError(
+                f"{key} = '{name}' shares {len(shared)} prompts with eval.{split} = '{reported}', e.g. '{shared[0]}': "
+                "scores on prompts that made a choice must not be reported. Choose on other prompts."
+            )
 
 
 def parse_set(texts: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Every step looks at the run folder first, so calling this again does only what i
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,10 @@ import torch
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import pictures, provenance
-from sdpo_bench.api import Reward
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, validate
-from sdpo_bench.errors import SdpoBenchError
+from sdpo_bench.errors import DiskFull, SdpoBenchError
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
@@ -30,6 +29,7 @@ from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig, Runtime
 from sdpo_bench.store import RunFolder, check_writable
 from sdpo_bench.train import Trainer
+from sdpo_bench.validation import Validator
 
 GRID_PROMPTS = 5
 
@@ -95,7 +95,7 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
     trained_now = not (run.lora / LORA_FILE).exists()
-    trainer = _trainer(resolved, runtime, run, policy, scorers[0].reward, watcher)
+    trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher)
     for scorer in scorers:
         scorer.reward.load()
     recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
@@ -108,16 +108,26 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
             if trained_now:
                 run.set_status("running", "training")
                 trainer.train()
-                policy.save(run.lora)
+                _export(trainer, policy, run)
             table = _judge(config, runtime, run, policy, scorers, watcher, device)
         except KeyboardInterrupt:
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
         except SdpoBenchError as error:
-            run.set_status("failed", str(error))
+            with suppress(DiskFull):  # then not even the status fits
+                run.set_status("failed", str(error))
             raise
         run.set_status("done")
     return Outcome(run, table, trained_now)
+
+
+def _export(trainer: Trainer, policy: Policy, run: RunFolder) -> None:
+    """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
+    if trainer.validator is not None:
+        policy.load(trainer.validator.best_adapter())
+    policy.save(run.lora)
+    if trainer.validator is not None:
+        trainer.validator.clear()
 
 
 def _set_threads(threads: int) -> None:
@@ -143,12 +153,14 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
 
 
 def _trainer(
-    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, reward: Reward, watcher: Watcher
+    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, scorer: Scorer, watcher: Watcher
 ) -> Trainer:
     """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
     method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
-    return Trainer(config, runtime, run, policy, method, reward, watcher.train)
+    chosen = config.checkpoint
+    validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher) if chosen else None
+    return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator)
 
 
 def _judge(

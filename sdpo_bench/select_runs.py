@@ -13,7 +13,7 @@ SPLIT = "split"
 """The one key that chooses evaluation rows instead of runs."""
 
 
-def parse_select(texts: Iterable[str]) -> dict[str, list[str]]:
+def parse_select(texts: Iterable[str], option: str = "--select") -> dict[str, list[str]]:
     """``["method=sdpo,ddpo", "update.lr=1e-4"]`` -> ``{key: [values]}``; a key given twice takes either value.
 
     Raises:
@@ -24,7 +24,7 @@ def parse_select(texts: Iterable[str]) -> dict[str, list[str]]:
         key, equals, values = text.partition("=")
         wanted = [value.strip() for value in values.split(",") if value.strip()]
         if not equals or not key.strip() or not wanted:
-            raise UsageError(f"--select takes key=value[,value], got '{text}'. Example: --select method=sdpo,ddpo")
+            raise UsageError(f"{option} takes key=value[,value], got '{text}'. Example: {option} method=sdpo,ddpo")
         key = key.strip()
         found.setdefault(ALIASES.get(key, key), []).extend(wanted)
     return found

@@ -30,6 +30,7 @@ from sdpo_bench.scoring import Parts, ask_rewards, supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
 from sdpo_bench.update import Experience, UpdateLog, Updater, unique_rows
+from sdpo_bench.validation import Validator
 
 
 def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
@@ -53,6 +54,7 @@ class Trainer:
     Args:
         policy: carries a fresh adapter drawn from the run's seed.
         watch: called with a :class:`Tick` now and then.
+        validator: judges candidates for the best checkpoint; None where the last one is taken.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Trainer:
         method: Method,
         reward: Reward,
         watch: Callable[[Tick], None] = lambda tick: None,
+        validator: Validator | None = None,
     ):
         self.config, self.runtime, self.run = config, runtime, run
-        self.policy, self.method, self.watch = policy, method, watch
+        self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
         self.prompts = load_prompts(config.sample.prompts)
         self.schedule = training_schedule(config, scheduler_config(policy))
         self.weights = step_weights(self.schedule, config.update.step_weight)
@@ -102,10 +105,12 @@ class Trainer:
         try:
             while groups := self._groups_left(wanted):
                 before = self.ledger.used(self.limit.axis)
+                self._validate(last=False)
                 self._run_epoch(groups, wanted)
                 self._refuse_standstill(before)
                 if self.epoch % self.runtime.checkpoint_every == 0:
                     self.save()
+            self._validate(last=True)
         finally:
             # However the loop ends, the last whole epoch is what stays; a half one leaves no trace.
             self.policy.on_call = None
@@ -119,6 +124,14 @@ class Trainer:
                 "before, so the policy has collapsed and the budget would never be spent. Lower update.lr, or give "
                 "the budget on another axis."
             )
+
+    def _validate(self, *, last: bool) -> None:
+        """Judge the present checkpoint if it is a candidate; never part of the training bill."""
+        if self.validator is None:
+            return
+        self.policy.on_call = None
+        self.validator.after_epoch(self.epoch, last=last)
+        self.policy.on_call = self.ledger.charge_call
 
     def _groups_left(self, wanted: int) -> int:
         cost, overhead = self._costs(wanted)
@@ -268,6 +281,8 @@ class Trainer:
         progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache) if path else None
         self.run.truncate("train.jsonl", progress.log_size if progress else 0)
         self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
+        if self.validator is not None:
+            self.validator.forget_after(progress.epoch if progress else 0)
         if progress:
             self.epoch = self._saved_epoch = progress.epoch
             self.ledger.__dict__.update(progress.ledger)

@@ -1,0 +1,105 @@
+"""What a results folder knows about suites: which runs belong to which, and how their settings were chosen.
+
+One file a suite, ``<out>/suites/NAME.json``, written by ``sweep`` whenever its plan becomes clearer, so that a report
+can show the suite's table without being told anything. A run may belong to several suites, or to none.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import MissingError
+from sdpo_bench.identity import canonical
+from sdpo_bench.plan import Plan
+from sdpo_bench.search import Choice
+from sdpo_bench.store import atomic_write
+
+
+@dataclass(frozen=True)
+class SuiteRecord:
+    """A suite as it was swept."""
+
+    name: str
+    texts: dict[str, str]
+    """``description``, ``reproduces``, ``departs``."""
+    variant_keys: tuple[str, ...]
+    reported: dict[str, str]
+    """Variant by run id."""
+    tuning: tuple[str, ...]
+    waiting: int
+    """Reported cells whose settings are not chosen yet."""
+    search: dict[str, Any] | None
+    choices: tuple[dict[str, Any], ...]
+
+
+def write_record(plan: Plan) -> None:
+    """Record the whole plan of a suite (not a filtered one).
+
+    Raises:
+        MissingError: the folder cannot be written.
+    """
+    suite = plan.suite
+    data = {
+        "name": suite.name,
+        "texts": {"description": suite.description, "reproduces": suite.reproduces, "departs": suite.departs},
+        "variant_keys": suite.variant_keys,
+        "reported": {c.run_id: c.variant for c in plan.cells if c.role == "reported" and c.run_id},
+        "tuning": [c.run_id for c in plan.cells if c.role == "tuning"],
+        "waiting": sum(c.role == "reported" and not c.run_id for c in plan.cells),
+        "search": _search(plan),
+        "choices": [_choice(choice) for choice in plan.choices],
+    }
+    path = plan.out / "suites" / f"{suite.name}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        raise MissingError(
+            f"'{path}' cannot be written: {error.strerror}. Choose another folder with --out."
+        ) from error
+
+
+def _search(plan: Plan) -> dict[str, Any] | None:
+    search = plan.suite.search
+    if search is None:
+        return None
+    s = search.settings
+    return {"seed": s.seed, "steps": s.steps, "by": s.by, "prompts": s.prompts, "budget": dict(search.budget)}
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    method, reward, model, variant = choice.group
+    chosen = choice.chosen
+    return {
+        "method": method, "reward": reward, "model": model, "variant": variant,
+        "candidates": [
+            {"run": c.run_id, "settings": dict(c.settings), "state": c.state, "score": c.score}
+            for c in choice.candidates
+        ],
+        "chosen": dict(chosen.settings) if chosen else None,
+        "score": chosen.score if chosen else None,
+        "cost": dict(choice.cost),
+    }  # fmt: skip
+
+
+def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
+    """Suites of a results folder by name, and (file, problem) for each record that cannot be read."""
+    found, problems = [], []
+    for path in sorted((out / "suites").glob("*.json")) if (out / "suites").is_dir() else []:
+        try:
+            found.append(_record(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to mend it"))
+    return found, problems
+
+
+def _record(data: dict[str, Any]) -> SuiteRecord:
+    texts = {key: str(data["texts"].get(key, "")) for key in ("description", "reproduces", "departs")}
+    choices: Sequence[dict[str, Any]] = data["choices"]
+    return SuiteRecord(
+        str(data["name"]), texts, tuple(map(str, data["variant_keys"])),
+        {str(run): str(variant) for run, variant in data["reported"].items()},
+        tuple(map(str, data["tuning"])), int(data["waiting"]), data["search"], tuple(dict(c) for c in choices),
+    )  # fmt: skip
