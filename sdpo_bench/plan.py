@@ -5,7 +5,7 @@ the sweep plans again whenever a tuning run has ended. Nothing here imports torc
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimate import Rates, Work, run_work, seconds
 from sdpo_bench.identity import canonical_json
 from sdpo_bench.results import flat_settings
-from sdpo_bench.search import Choice, make_choice, tuning_overrides
+from sdpo_bench.search import Choice, choice_data, make_choice, tuning_overrides
 from sdpo_bench.select_runs import ALIASES, same
 from sdpo_bench.store import RunFolder
 from sdpo_bench.suite import Suite
@@ -221,6 +221,24 @@ def _refuse_unmatched(suite: Suite, cells: Sequence[Cell]) -> None:
                 f"suite '{suite.name}': '{first.label}' stops at {theirs[1]:g} {theirs[0]} but '{cell.label}' at "
                 f"{mine[1]:g} {mine[0]}; a comparison needs one budget. Add [budget] to the suite, e.g. images = 2560."
             )
+
+
+# -- what a report will want to know ---------------------------------------------------------------------------
+
+
+def record_of(plan: Plan) -> dict[str, Any]:
+    """The plan as ``suite_records`` keeps it: which runs belong to the suite, and how their settings were chosen."""
+    suite = plan.suite
+    return {
+        "name": suite.name,
+        "texts": {"description": suite.description, "reproduces": suite.reproduces, "departs": suite.departs},
+        "variant_keys": suite.variant_keys,
+        "reported": {c.run_id: c.variant for c in plan.cells if c.role == "reported" and c.run_id},
+        "tuning": [c.run_id for c in plan.cells if c.role == "tuning"],
+        "waiting": sum(c.role == "reported" and not c.run_id for c in plan.cells),
+        "search": {**asdict(suite.search.settings), "budget": dict(suite.search.budget)} if suite.search else None,
+        "choices": [choice_data(choice) for choice in plan.choices],
+    }
 
 
 # -- which cells ---------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def make_choice(
     candidates = []
     cost = dict.fromkeys(BILL, 0.0)
     for folder, settings in runs:
-        state = folder.state
+        state = folder.known_state
         score = tuning_score(folder, group[1], search) if state == "done" else None
         candidates.append(Candidate(folder.run_id, settings, state, score))
         bill = clean_bill((last_line(folder.path / "train.jsonl") or {}).get("bill"))
@@ -92,3 +92,18 @@ def tuning_score(folder: RunFolder, reward: str, search: Search) -> float | None
             scores = block.restrict(search.settings.steps, tuple(images)).scores
             return float(scores.mean()) if np.isfinite(scores).all() else None
     return None
+
+
+def choice_data(choice: Choice) -> dict[str, Any]:
+    """A choice as plain data, with every candidate and what became of it."""
+    chosen = choice.chosen
+    candidates = [
+        {"run": c.run_id, "settings": dict(c.settings), "state": c.state, "score": c.score} for c in choice.candidates
+    ]
+    return {
+        **dict(zip(("method", "reward", "model", "variant"), choice.group)),
+        "candidates": candidates,
+        "chosen": dict(chosen.settings) if chosen else None,
+        "score": chosen.score if chosen else None,
+        "cost": dict(choice.cost),
+    }

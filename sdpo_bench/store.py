@@ -131,6 +131,14 @@ class RunFolder:
         state: State = self.status["state"]
         return state
 
+    @property
+    def known_state(self) -> str:
+        """The state, or ``unknown`` where the status file is damaged; doing the run again mends that."""
+        try:
+            return self.state
+        except (UsageError, KeyError):
+            return "unknown"
+
     def set_status(self, state: State, message: str = "", **more: Any) -> None:
         atomic_write(self.path / "status", json.dumps({"state": state, "message": message, **more}, sort_keys=True))
 

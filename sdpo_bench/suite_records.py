@@ -5,15 +5,13 @@ can show the suite's table without being told anything. A run may belong to seve
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError
 from sdpo_bench.identity import canonical
-from sdpo_bench.plan import Plan
-from sdpo_bench.search import Choice
 from sdpo_bench.store import atomic_write
 
 
@@ -34,54 +32,18 @@ class SuiteRecord:
     choices: tuple[dict[str, Any], ...]
 
 
-def write_record(plan: Plan) -> None:
-    """Record the whole plan of a suite (not a filtered one).
+def write_record(out: Path, name: str, data: Mapping[str, Any]) -> None:
+    """Record a suite; ``data`` as :func:`_record` reads it.
 
     Raises:
         MissingError: the folder cannot be written.
     """
-    suite = plan.suite
-    data = {
-        "name": suite.name,
-        "texts": {"description": suite.description, "reproduces": suite.reproduces, "departs": suite.departs},
-        "variant_keys": suite.variant_keys,
-        "reported": {c.run_id: c.variant for c in plan.cells if c.role == "reported" and c.run_id},
-        "tuning": [c.run_id for c in plan.cells if c.role == "tuning"],
-        "waiting": sum(c.role == "reported" and not c.run_id for c in plan.cells),
-        "search": _search(plan),
-        "choices": [_choice(choice) for choice in plan.choices],
-    }
-    path = plan.out / "suites" / f"{suite.name}.json"
+    path = out / "suites" / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
     except OSError as error:
-        raise MissingError(
-            f"'{path}' cannot be written: {error.strerror}. Choose another folder with --out."
-        ) from error
-
-
-def _search(plan: Plan) -> dict[str, Any] | None:
-    search = plan.suite.search
-    if search is None:
-        return None
-    s = search.settings
-    return {"seed": s.seed, "steps": s.steps, "by": s.by, "prompts": s.prompts, "budget": dict(search.budget)}
-
-
-def _choice(choice: Choice) -> dict[str, Any]:
-    method, reward, model, variant = choice.group
-    chosen = choice.chosen
-    return {
-        "method": method, "reward": reward, "model": model, "variant": variant,
-        "candidates": [
-            {"run": c.run_id, "settings": dict(c.settings), "state": c.state, "score": c.score}
-            for c in choice.candidates
-        ],
-        "chosen": dict(chosen.settings) if chosen else None,
-        "score": chosen.score if chosen else None,
-        "cost": dict(choice.cost),
-    }  # fmt: skip
+        raise MissingError(f"'{path}' cannot be written: {error.strerror}. Choose another --out FOLDER.") from error
 
 
 def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:

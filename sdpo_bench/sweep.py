@@ -158,7 +158,7 @@ class Sweep:
         if folder.is_locked:
             p.locked.add(key)
             return
-        if folder.state == "done":
+        if folder.known_state == "done":
             self._settle(key, "elsewhere", f"done by another sweep: {cell.label}")
             return
         job = Job(cell.label, cell.run_id, cell.request, self.runtime, "sdpo-bench " + shlex.join(cell.command()))
@@ -239,7 +239,7 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
         Busy: one of them is being worked on.
     """
     folders = [RunFolder(plan.out / "runs" / c.run_id) for c in plan.cells if c.run_id]
-    there = [f for f in folders if f.path.exists() and (not only_failed or f.state == "failed")]
+    there = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
     for folder in there:
         if folder.is_locked:
             raise Busy(f"another process is working on run '{folder.run_id}'. Wait for it, or stop it first.")

@@ -17,7 +17,7 @@ from sdpo_bench.config import Resolved
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimate import Rates
 from sdpo_bench.executors import Executor, LocalExecutor
-from sdpo_bench.plan import Plan, keep, make_plan
+from sdpo_bench.plan import Plan, keep, make_plan, record_of
 from sdpo_bench.select_runs import parse_select
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import check_writable
@@ -60,7 +60,7 @@ def _sweep(
 ) -> Progress:  # fmt: skip
     def replan() -> Plan:
         plan = make_plan(suite, out)
-        write_record(plan)
+        write_record(out, suite.name, record_of(plan))
         return keep(plan, selection)
 
     deadline = time.monotonic() + 3600 * max_hours if max_hours else None

@@ -160,9 +160,8 @@ class SweepView:
         from rich.table import Table
 
         title = f"{progress.plan.suite.name}: {ended} of {len(progress.todo)} cells ended"
-        title += f", {progress.count('failed')} failed, {duration(time.monotonic() - self._started)}" + (
-            f", {progress.note}" if progress.note else ""
-        )
+        title += f", {progress.count('failed')} failed, {duration(time.monotonic() - self._started)}"
+        title += f", {progress.note}" if progress.note else ""
         table = Table(title=escape(title), title_justify="left")
         for name in ("running", "phase", "budget used", "reward", "for"):
             table.add_column(name)
