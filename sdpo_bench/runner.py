@@ -249,4 +249,4 @@ def draw_grid(policy: Policy, settings: EvaluationSettings, run: RunFolder, micr
     for r, text in enumerate(chosen):
         for name, columns in by_model.items():
             rows.append((f"{text} ({name})", torch.stack([column[r].cpu() for column in columns])))
-    pictures.grid(rows, [f"{k} step{'s'[:k > 1]}" for k in settings.steps], run.path / "grid.png")
+    pictures.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in settings.steps], run.path / "grid.png")
