@@ -11,7 +11,7 @@ from sdpo_bench import evaluate as ev
 from sdpo_bench import memory
 from sdpo_bench.budget import parse_budget
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
+from sdpo_bench.config import Request, Resolved, build_method, parse_set, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
@@ -117,7 +117,7 @@ def _say_memory(resolved: Resolved, runtime: Runtime) -> None:
 def plan(resolved: Resolved) -> dict[str, Any]:
     """Cost of a run before it starts, from its settings alone."""
     config = resolved.config
-    method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
+    method = build_method(config, resolved.method)
     steps = config.schedule.steps
     files = pipeline_files(config.model)
     configs = files.configs if files else {}

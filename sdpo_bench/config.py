@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sdpo_bench.api import Method
 from sdpo_bench.budget import AXES
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.identity import canonical, run_id
@@ -78,7 +79,7 @@ def resolve(request: Request) -> Resolved:
         merged |= layer
         sources |= dict.fromkeys(layer, source)
     config, method_class, reward_class = _build(merged, sources, method, reward)
-    check_fit(config, method_class, sources)
+    check_fit(config, build_method(config, method_class), sources)
     return Resolved(config, sources, preset.name if preset else "", method_class, reward_class)
 
 
@@ -190,7 +191,12 @@ def _explain(problem: Mapping[str, Any], section: str) -> str:
     return f"{place}: got {problem['input']!r}, expected {message}."
 
 
-def check_fit(config: RunConfig, method: Any, sources: Mapping[str, str]) -> None:
+def build_method(config: RunConfig, method_class: type[Method]) -> Method:
+    """The configured method, ready to be asked what it needs."""
+    return method_class(validate(method_class.Settings, config.method.settings, "method"))
+
+
+def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> None:
     """Settings that are each valid but do not fit together: batch geometry, update order, unused sections.
 
     Raises:

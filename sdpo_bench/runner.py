@@ -13,7 +13,7 @@ import torch
 from sdpo_bench import evaluate as ev
 from sdpo_bench import pictures, provenance
 from sdpo_bench.api import Reward
-from sdpo_bench.config import Resolved, validate
+from sdpo_bench.config import Resolved, build_method, validate
 from sdpo_bench.errors import SdpoBenchError
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
@@ -118,7 +118,7 @@ def _trainer(
 ) -> Trainer:
     """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
-    method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
+    method = build_method(config, resolved.method)
     return Trainer(config, runtime, run, policy, method, reward, watcher.train)
 
 
