@@ -79,6 +79,11 @@ class Method(ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the engine that the method changes unless the user says otherwise, e.g. ``update.order``."""
 
+    variant_of: ClassVar[str] = ""
+    """The method this one is a named variant of: settings that a preset has for that one apply to this one too."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Settings, its own (``method.KEY``) or the engine's, that the name promises; another value is refused."""
+
     def __init__(self, settings: Any):
         self.settings = settings
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sdpo_bench import geometry
 from sdpo_bench.api import Method
 from sdpo_bench.budget import AXES
 from sdpo_bench.errors import UsageError, nearest
@@ -19,7 +20,7 @@ from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.registry import Plugin, find
-from sdpo_bench.settings import SECTIONS, BudgetSettings, PluginChoice, RunConfig, identifying
+from sdpo_bench.settings import SECTIONS, PluginChoice, RunConfig, identifying
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -79,7 +80,9 @@ def resolve(request: Request) -> Resolved:
         merged |= layer
         sources |= dict.fromkeys(layer, source)
     config, method_class, reward_class = _build(merged, sources, method, reward)
-    check_fit(config, build_method(config, method_class), sources)
+    chosen = build_method(config, method_class)
+    config = geometry.fit(config, chosen.members, sources)
+    check_fit(config, chosen, sources)
     return Resolved(config, sources, preset.name if preset else "", method_class, reward_class)
 
 
@@ -95,15 +98,29 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     reward = find("rewards", pick("reward.name", request.reward, model.native_reward or "jpeg-compressibility"))
     preset = preset or automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}
+    method_class = method.load()
     layers = [
         (f"model {model.name}", dict(model.defaults)),
-        (f"method {method.name}", dict(method.load().defaults)),
+        (f"method {method.name}", dict(method_class.defaults)),
     ]
     if preset:
-        layers.append((f"preset {preset.name}", preset.settings_for(method.name)))
+        layers.append((f"preset {preset.name}", preset.settings_for(method_class.variant_of, method.name)))
+    layers.append((f"method {method.name}", dict(method_class.fixed)))
+    _check_fixed(method, method_class, overrides)
     names = {"method.name": method.name, "reward.name": reward.name, "model.name": model.name}
     layers += [("names", names), ("you", overrides | own)]
     return [(source, _budget(layer)) for source, layer in layers], method, reward, preset
+
+
+def _check_fixed(method: Plugin, method_class: type[Method], overrides: Mapping[str, Any]) -> None:
+    """A variant's name says what it is, so what it is named for cannot be changed under that name."""
+    for key, value in method_class.fixed.items():
+        if overrides.get(key, value) != value:
+            parent = method_class.variant_of or "another method"
+            raise UsageError(
+                f"{method.name} is named for {key} = {value}, got {overrides[key]}. "
+                f"Use --method {parent} --set {key}={overrides[key]}."
+            )
 
 
 def _budget(layer: dict[str, Any]) -> dict[str, Any]:
@@ -207,36 +224,17 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
         raise UsageError(
             f"{config.method.name} learns from preferences, so {', '.join(unused)} would have no effect. Leave it out."
         )
+    if config.advantage and config.advantage.normalisation == "group" and method.members == 1:
+        raise UsageError(
+            f"advantage.normalisation = group compares the members of a group, and {config.method.name} samples one. "
+            "Use per-step-prompt, per-prompt, per-step, batch or none."
+        )
     if method.granularity == "trajectory" and config.update.order != "accumulated":
         raise UsageError(
             f"{config.method.name}'s loss needs whole trajectories, so the update order can only be 'accumulated'. "
             "Use --set update.order=accumulated."
         )
-    _check_geometry(config, method.members)
-
-
-def _check_geometry(config: RunConfig, members: int) -> None:
-    images = config.sample.images_per_epoch
-    if images % members:
-        raise UsageError(
-            f"sample.images_per_epoch = {images} is not a multiple of {members}, the trajectories of one prompt group "
-            f"of {config.method.name}. Use {max(members, images - images % members)}."
-        )
-    groups, window = images // members, config.update.minibatch * config.update.accumulation
-    if groups % window:
-        valid = max(1, groups // window) * window * members
-        raise UsageError(
-            f"{groups} prompt groups an epoch (sample.images_per_epoch = {images}, {members} a group) do not divide "
-            f"into optimiser steps of update.minibatch x update.accumulation = {config.update.minibatch} x "
-            f"{config.update.accumulation} = {window} groups. Use --set sample.images_per_epoch={valid}, or change "
-            "update.minibatch."
-        )
-    budget: BudgetSettings = config.budget
-    if budget.axis == "images" and budget.amount % members:
-        raise UsageError(
-            f"a budget of {budget.amount:g} images is not a multiple of {members}, the trajectories of one prompt "
-            f"group of {config.method.name}. Use --budget images={int(budget.amount // members) * members or members}."
-        )
+    geometry.check(config, method.members)
 
 
 def parse_set(texts: Sequence[str]) -> dict[str, Any]:
