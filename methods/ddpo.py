@@ -17,6 +17,17 @@ class DDPOSettings:
     """PPO clip range of the importance ratio; 0: no clipping (official: 1e-4)."""
 
 
+def clipped_policy_gradient(advantages: torch.Tensor, log_ratio: torch.Tensor, clip_range: float) -> Loss:
+    """mean max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(log_ratio) (PPO, arXiv 1707.06347, eq. 7)."""
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    if clip_range == 0:
+        return Loss(unclipped.mean())
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    fraction = ((ratio - 1).abs() > clip_range).float().mean()
+    return Loss(torch.maximum(unclipped, clipped).mean(), {"clip_fraction": fraction})
+
+
 class DDPO(Method):
     """Clipped policy gradient with the final image's reward at every step (DDPO-IS)."""
 
@@ -27,11 +38,5 @@ class DDPO(Method):
     def loss(self, batch: Minibatch) -> Loss:
         """mean max(-A rho, -A clip(rho, 1 - c, 1 + c)) (DDPO eq. 4 with PPO's clipping, as in the official code)."""
         assert batch.advantages is not None
-        ratio = (batch.log_probs - batch.old_log_probs).exp()
-        unclipped = -batch.advantages * ratio
-        clip = self.settings.clip_range
-        if clip == 0:
-            return Loss(unclipped.mean())
-        clipped = -batch.advantages * ratio.clamp(1 - clip, 1 + clip)
-        fraction = ((ratio - 1).abs() > clip).float().mean()
-        return Loss(torch.maximum(unclipped, clipped).mean(), {"clip_fraction": fraction})
+        log_ratio = batch.log_probs - batch.old_log_probs
+        return clipped_policy_gradient(batch.advantages, log_ratio, self.settings.clip_range)
