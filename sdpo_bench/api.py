@@ -85,23 +85,45 @@ class Method(ABC):
 
     Settings: ClassVar[type] = NoSettings
     """Frozen dataclass of the method's own settings (``--set method.KEY=VALUE``)."""
-    members: ClassVar[int] = 1
-    """Trajectories sampled for each drawn prompt."""
-    shared_noise: ClassVar[bool] = False
-    """Whether the members of a group start from the same initial noise."""
     signal: ClassVar[Signal] = "advantage"
     """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings."""
     final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
     """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
-    needs_reference: ClassVar[bool] = False
-    needs_kl: ClassVar[bool] = False
     granularity: ClassVar[Granularity] = "step"
     """``step``: the loss of one step needs that step alone; ``trajectory``: it needs the sum over all steps."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the engine that the method changes unless the user says otherwise, e.g. ``update.order``."""
 
+    variant_of: ClassVar[str] = ""
+    """The method this one is a named variant of: settings that a preset has for that one apply to this one too."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Settings, its own (``method.KEY``) or the engine's, that the name promises; another value is refused."""
+
     def __init__(self, settings: Any):
         self.settings = settings
+
+    # What follows is read from an instance, so that a method may let its settings decide. A subclass whose answer
+    # never changes writes it as a plain attribute: ``members = 2``.
+
+    @property
+    def members(self) -> int:
+        """Trajectories sampled for each drawn prompt."""
+        return 1
+
+    @property
+    def shared_noise(self) -> bool:
+        """Whether the members of a group start from the same initial noise."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads ``ref_log_probs``; costs one call of the base model for each sampled step."""
+        return False
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether the loss reads ``kl``; costs one call of the base model for each step of each update."""
+        return False
 
     @property
     def reward_mode(self) -> RewardMode:

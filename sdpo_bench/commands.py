@@ -14,7 +14,7 @@ from sdpo_bench.budget import parse_budget
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
-from sdpo_bench.config import Request, Resolved, parse_set, refuse_reported, resolve, validate
+from sdpo_bench.config import Request, Resolved, build_method, parse_set, refuse_reported, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
@@ -128,7 +128,7 @@ def choice_text(candidates: list[dict[str, Any]]) -> str:
 def plan(resolved: Resolved) -> dict[str, Any]:
     """Cost of a run before it starts, from its settings alone."""
     config = resolved.config
-    method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
+    method = build_method(config, resolved.method)
     steps = config.schedule.steps
     files = pipeline_files(config.model)
     configs = files.configs if files else {}

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sdpo_bench.api import Reward
+from sdpo_bench import geometry
+from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
 from sdpo_bench.errors import UsageError, nearest
@@ -23,7 +24,7 @@ from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
-from sdpo_bench.settings import SECTIONS, BudgetSettings, EvaluationSettings, PluginChoice, RunConfig, identifying
+from sdpo_bench.settings import SECTIONS, EvaluationSettings, PluginChoice, RunConfig, identifying
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -100,7 +101,9 @@ def resolve(request: Request) -> Resolved:
         merged |= layer
         sources |= dict.fromkeys(layer, source)
     config, method_class = _build(merged, sources, method, reward)
-    check_fit(config, method_class, sources)
+    chosen = build_method(config, method_class)
+    config = geometry.fit(config, chosen.members, sources)
+    check_fit(config, chosen, sources)
     return Resolved(config, sources, preset.name if preset else "", method_class, reward)
 
 
@@ -116,15 +119,29 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     reward = choose(pick("reward.name", request.reward, model.native_reward or "jpeg-compressibility"))
     preset = preset or automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}
+    method_class = method.load()
     layers = [
         (f"model {model.name}", dict(model.defaults)),
-        (f"method {method.name}", dict(method.load().defaults)),
+        (f"method {method.name}", dict(method_class.defaults)),
     ]
     if preset:
-        layers.append((f"preset {preset.name}", preset.settings_for(method.name)))
+        layers.append((f"preset {preset.name}", preset.settings_for(method_class.variant_of, method.name)))
+    layers.append((f"method {method.name}", dict(method_class.fixed)))
+    _check_fixed(method, method_class, overrides)
     names = {"method.name": method.name, "reward.name": reward.name, "model.name": model.name}
     layers += [("names", names), ("you", overrides | own)]
     return [(source, _budget(layer)) for source, layer in layers], method, reward, preset
+
+
+def _check_fixed(method: Plugin, method_class: type[Method], overrides: Mapping[str, Any]) -> None:
+    """A variant's name says what it is, so what it is named for cannot be changed under that name."""
+    for key, value in method_class.fixed.items():
+        if overrides.get(key, value) != value:
+            parent = method_class.variant_of or "another method"
+            raise UsageError(
+                f"{method.name} is named for {key} = {value}, got {overrides[key]}. "
+                f"Use --method {parent} --set {key}={overrides[key]}."
+            )
 
 
 def _budget(layer: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +237,12 @@ def _explain(problem: Mapping[str, Any], section: str) -> str:
     return f"{place}: got {problem['input']!r}, expected {message}."
 
 
-def check_fit(config: RunConfig, method: Any, sources: Mapping[str, str]) -> None:
+def build_method(config: RunConfig, method_class: type[Method]) -> Method:
+    """The configured method, ready to be asked what it needs."""
+    return method_class(validate(method_class.Settings, config.method.settings, "method"))
+
+
+def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> None:
     """Settings that are each valid but do not fit together: batch geometry, update order, unused sections.
 
     Raises:
@@ -231,37 +253,18 @@ def check_fit(config: RunConfig, method: Any, sources: Mapping[str, str]) -> Non
         raise UsageError(
             f"{config.method.name} learns from preferences, so {', '.join(unused)} would have no effect. Leave it out."
         )
+    if config.advantage and config.advantage.normalisation == "group" and method.members == 1:
+        raise UsageError(
+            f"advantage.normalisation = group compares the members of a group, and {config.method.name} samples one. "
+            "Use per-step-prompt, per-prompt, per-step, batch or none."
+        )
     if method.granularity == "trajectory" and config.update.order != "accumulated":
         raise UsageError(
             f"{config.method.name}'s loss needs whole trajectories, so the update order can only be 'accumulated'. "
             "Use --set update.order=accumulated."
         )
-    _check_geometry(config, method.members)
+    geometry.check(config, method.members)
     _check_choice(config, sources)
-
-
-def _check_geometry(config: RunConfig, members: int) -> None:
-    images = config.sample.images_per_epoch
-    if images % members:
-        raise UsageError(
-            f"sample.images_per_epoch = {images} is not a multiple of {members}, the trajectories of one prompt group "
-            f"of {config.method.name}. Use {max(members, images - images % members)}."
-        )
-    groups, window = images // members, config.update.minibatch * config.update.accumulation
-    if groups % window:
-        valid = max(1, groups // window) * window * members
-        raise UsageError(
-            f"{groups} prompt groups an epoch (sample.images_per_epoch = {images}, {members} a group) do not divide "
-            f"into optimiser steps of update.minibatch x update.accumulation = {config.update.minibatch} x "
-            f"{config.update.accumulation} = {window} groups. Use --set sample.images_per_epoch={valid}, or change "
-            "update.minibatch."
-        )
-    budget: BudgetSettings = config.budget
-    if budget.axis == "images" and budget.amount % members:
-        raise UsageError(
-            f"a budget of {budget.amount:g} images is not a multiple of {members}, the trajectories of one prompt "
-            f"group of {config.method.name}. Use --budget images={int(budget.amount // members) * members or members}."
-        )
 
 
 def _check_choice(config: RunConfig, sources: Mapping[str, str]) -> None:

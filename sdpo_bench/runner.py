@@ -15,7 +15,7 @@ from sdpo_bench import evaluate as ev
 from sdpo_bench import pictures, provenance
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.composite import Basis
-from sdpo_bench.config import Resolved, validate
+from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.errors import DiskFull, SdpoBenchError
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
@@ -157,7 +157,7 @@ def _trainer(
 ) -> Trainer:
     """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
-    method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
+    method = build_method(config, resolved.method)
     chosen = config.checkpoint
     validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher) if chosen else None
     return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator)

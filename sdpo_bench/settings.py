@@ -91,8 +91,8 @@ class SampleSettings:
 class AdvantageSettings:
     """From step rewards to advantages."""
 
-    normalisation: Literal["per-step-prompt", "per-prompt", "per-step", "batch", "none"] = "per-step-prompt"
-    """What a return is compared with (paper: per-step-prompt)."""
+    normalisation: Literal["per-step-prompt", "per-prompt", "per-step", "batch", "group", "none"] = "per-step-prompt"
+    """What a return is compared with (paper: per-step-prompt; GRPO: the members of its group)."""
     gamma: Annotated[float, Ge(0), Le(1)] = 0.99
     """Discount of later rewards (paper: 0.99)."""
     clip: NonNegative = 5.0
