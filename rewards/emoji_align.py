@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class EmojiAlign(Reward):
-    """Bounded, calibrated log-probability that the picture shows what the prompt names."""
+    """Log-probability that the picture shows what the prompt names, at a temperature that does not saturate."""
 
     name = "emoji-align"
     version = "1"
-    scale = "nats, bounded to [-4, 0], to [-8, 0] for prompts that name a background"
+    scale = "nats at 3 times the calibrated temperature; real pictures score about -0.9, noise -4.7"
     source = "network `align` of sdpo_bench/assets/emoji_scorers, trained by tools/emoji_turbo"
     native_model = "emoji-turbo"
     differentiable = True

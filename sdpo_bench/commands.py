@@ -8,26 +8,32 @@ from typing import Any
 import click
 
 from sdpo_bench import evaluate as ev
+from sdpo_bench import memory
+from sdpo_bench.bill import bill_text, part_correlation, part_lines, reference_lines
 from sdpo_bench.budget import parse_budget
+from sdpo_bench.calibration import calibrate
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.config import Request, Resolved, parse_set, refuse_reported, resolve, validate
+from sdpo_bench.composite import Basis
+from sdpo_bench.config import Request, Resolved, build_method, parse_set, refuse_reported, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
-from sdpo_bench.errors import UsageError
-from sdpo_bench.models import load_policy, pick_device
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher
-from sdpo_bench.runner import Outcome, evaluate_base, make_scorer, run_cell
-from sdpo_bench.schedule import make_schedule, step_weights
+from sdpo_bench.reward_choice import same_reward
+from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
+from sdpo_bench.schedule import step_weights
 from sdpo_bench.seeds import seed_for
-from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
 from sdpo_bench.store import RunFolder, best_row, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
+from sdpo_bench.train import training_schedule
 
 
 def run_command(
     *, method: str | None, reward: str | None, model: str | None, preset: str | None, seed: int | None,
     budget: str | None, sets: tuple[str, ...], dry_run: bool, out: Path, device: str, threads: int, micro_batch: int,
-    checkpoint_every: int, as_json: bool,
+    checkpoint_every: int, reward_timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """``sdpo-bench run``."""
     overrides = parse_set(sets)
@@ -35,11 +41,12 @@ def run_command(
         axis, amount = parse_budget(budget)
         overrides[f"budget.{axis}"] = amount
     resolved = resolve(Request(method, reward, model, preset, seed, overrides))
-    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads)
+    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout)
     if dry_run:
-        _show_plan(resolved, out, as_json)
+        _show_plan(resolved, runtime, as_json)
         return
-    label = f"{resolved.config.method.name} on {resolved.config.reward.name}"
+    _say_memory(resolved, runtime)
+    label = f"{resolved.config.method.name} on {resolved.reward_name}"
     with Live(label) as live:
         outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation))
     _show_outcome(resolved, outcome, as_json)
@@ -59,13 +66,19 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
                 "bill": bill,
                 "validation": outcome.run.log("validation.jsonl"),
                 "training_seconds": seconds,
+                "part_correlation": part_correlation(rows),
+                "reward_reference": outcome.run.record().get("reward_reference", {}),
             }
         )
         return
-    print_step_table(outcome.table, resolved.config.reward.name)
+    print_step_table(outcome.table, resolved.reward_name)
     if not outcome.trained_now:
         click.echo("This run was done before; nothing was trained. Another --seed gives a new run.")
+    for line in part_lines(resolved.reward_name, part_correlation(rows)):
+        click.echo(line)
     click.echo(bill_text(bill, seconds))
+    for line in reference_lines(outcome.run.record().get("reward_reference", {})):
+        click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
         click.echo(choice_text(candidates))
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
@@ -73,16 +86,33 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     click.echo(str(outcome.run.path))
 
 
-def bill_text(bill: dict[str, Any], seconds: float) -> str:
-    """The whole bill in one line."""
-    if not bill:
-        return "bill: nothing"
-    forward = " + ".join(f"{count:,} {phase}" for phase, count in bill["forward"].items())
-    rewards = ", ".join(f"{count:,} {name}" for name, count in bill["rewards"].items())
-    return (
-        f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
-        f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"
-    )
+def needed_memory(resolved: Resolved, runtime: Runtime) -> dict[str, Any]:
+    """Estimated memory of a run on its device as plain data, with a warning where it will hardly fit."""
+    model, device = resolved.config.model, pick_device(runtime.device)
+    needed = memory.estimate(resolved.config, runtime.micro_batch, device)
+    if needed is None:
+        return {"unknown": f"the architecture of '{model.name}' is not known before it is fetched"}
+    free = memory.available_bytes(device)
+    data = needed.as_data() | {"device": device, "free_bytes": free}
+    try:
+        return data | {"warning": memory.check(needed, free, model)}
+    except MissingError as error:
+        return data | {"warning": str(error)}
+
+
+def _say_memory(resolved: Resolved, runtime: Runtime) -> None:
+    """One line on standard error before anything is loaded.
+
+    Raises:
+        MissingError: the run cannot fit.
+    """
+    needed = memory.estimate(resolved.config, runtime.micro_batch, device := pick_device(runtime.device))
+    if needed is None:
+        return
+    free = memory.available_bytes(device)
+    warning = memory.check(needed, free, resolved.config.model)
+    text = f"memory: about {memory.gigabytes(needed.total)} of {memory.gigabytes(free)} free on {device}"
+    click.echo(f"warning: {warning}" if warning else text, err=True)
 
 
 def choice_text(candidates: list[dict[str, Any]]) -> str:
@@ -98,13 +128,15 @@ def choice_text(candidates: list[dict[str, Any]]) -> str:
 def plan(resolved: Resolved) -> dict[str, Any]:
     """Cost of a run before it starts, from its settings alone."""
     config = resolved.config
-    method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
+    method = build_method(config, resolved.method)
     steps = config.schedule.steps
-    # Weights are 0 or positive whatever the model's noise levels, so a stand-in schedule gives the right counts.
-    stand_in = make_schedule({}, steps, spacing=config.schedule.spacing, std_floor=1e-3)
+    files = pipeline_files(config.model)
+    configs = files.configs if files else {}
+    stand_in = training_schedule(config, dict(configs.get("scheduler", {})))
     weights = step_weights(stand_in, config.update.step_weight).tolist()
-    guided = config.model.guidance_scale > 1
-    cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided)
+    guided = config.model.guidance_scale > 1 and not configs.get("unet", {}).get("time_cond_proj_dim")
+    calls = len(resolved.reward.parts)
+    cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided, calls_per_image=calls)
     groups = config.sample.images_per_epoch // method.members
     per_epoch = {
         "groups": groups,
@@ -130,9 +162,10 @@ def optimiser_steps(resolved: Resolved, groups: int) -> int:
     return windows * slots * update.inner_epochs
 
 
-def _show_plan(resolved: Resolved, out: Path, as_json: bool) -> None:
-    run = RunFolder(out / "runs" / resolved.run_id)
-    data = plan(resolved) | {"state": run.state, "config": resolved.data, "sources": resolved.sources}
+def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
+    run = RunFolder(runtime.out / "runs" / resolved.run_id)
+    needs = needed_memory(resolved, runtime)
+    data = plan(resolved) | {"memory": needs, "state": run.state, "config": resolved.data, "sources": resolved.sources}
     if as_json:
         echo_json(data)
         return
@@ -140,8 +173,24 @@ def _show_plan(resolved: Resolved, out: Path, as_json: bool) -> None:
     print_table(["setting", "value", "from"], rows, title=f"{resolved.run_id} ({run.state})")
     costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
     print_table(["one epoch costs", ""], costs)
+    _print_memory(needs)
     budget = resolved.config.budget
     click.echo(f"stops at {budget.amount:,.0f} {budget.axis.replace('_', ' ')}; nothing was run (--dry-run)")
+
+
+def _print_memory(needs: dict[str, Any]) -> None:
+    if "unknown" in needs:
+        click.echo(f"memory: {needs['unknown']}")
+        return
+    many = needs["micro_batch"]
+    per = {f"{name}, {many} at once": many * size for name, size in needs["bytes_per_latent"].items()}
+    parts = needs["fixed_bytes"] | per | {"at the peak": needs["peak_bytes"]} | needs["host_bytes"]
+    rows = [[name, memory.gigabytes(size)] for name, size in parts.items()]
+    print_table(
+        [f"memory on {needs['device']} (estimate)", ""], [*rows, ["free now", memory.gigabytes(needs["free_bytes"])]]
+    )
+    if needs["warning"]:
+        click.echo(f"warning: {needs['warning']}")
 
 
 def flat_settings(resolved: Resolved) -> list[tuple[str, str]]:
@@ -150,6 +199,8 @@ def flat_settings(resolved: Resolved) -> list[tuple[str, str]]:
     for section, values in resolved.data.items():
         if not isinstance(values, dict):
             continue
+        if section == "reward":  # all settings, those outside the identity too
+            values = {"name": resolved.config.reward.name, "settings": resolved.config.reward.settings}
         nested = values if section not in ("method", "reward") else {"name": values["name"], **values["settings"]}
         result += [(f"{section}.{key}", _text(value)) for key, value in nested.items()]
     return result
@@ -165,7 +216,7 @@ def _text(value: Any) -> str:
 def eval_command(
     *, runs: tuple[str, ...], steps: str | None, rewards: str | None, images: int | None, unseen: str | None,
     validation: str | None, sets: tuple[str, ...], out: Path, device: str, threads: int, micro_batch: int,
-    as_json: bool,
+    reward_timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """``sdpo-bench eval``."""
     folders = [find_run(out, name) for name in runs]
@@ -174,7 +225,7 @@ def eval_command(
         if not key.startswith("eval."):
             raise UsageError(f"--set {key}: only eval.* settings can change here; training is done.")
         changes[key.removeprefix("eval.")] = value
-    runtime = Runtime(out, device, micro_batch, threads=threads)
+    runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)
     results = []
     for folder in folders:
         table, trained = _eval_one(folder, {k: v for k, v in changes.items() if v is not None}, rewards, runtime)
@@ -204,14 +255,16 @@ def _eval_one(
     device = pick_device(runtime.device)
     trained = config["reward"]["name"]
     names = [n.strip() for n in rewards.split(",") if n.strip()] if rewards else [trained, *settings.rewards]
-    scorers = [
-        make_scorer(name, config["reward"]["settings"] if name == trained else {}, device)
-        for name in dict.fromkeys(names)
-    ]
+    own = record.get("reward_execution", config["reward"])
+    wanted = [(own["name"], own["settings"]) if same_reward(name, trained) else (name, {}) for name in names]
+    basis = Basis(model, validate(ScheduleSettings, config["schedule"], "schedule"), str(config["sample"]["prompts"]))
+    scorers = make_scorers(wanted, basis, device, runtime.reward_timeout)
     settings = replace(settings, rewards=tuple(names))
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
     with Live(folder.run_id) as live:
         watcher = Watcher(live.tick, live.evaluation)
+        recorded = record.get("reward_reference", {})
+        calibrate(scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=live.evaluation)
         base = evaluate_base(policy, model, settings, scorers, runtime, watcher, device=device)
         policy.load(folder.lora)
         subject = ev.Subject(folder.run_id, config["method"]["name"], config["seed"])

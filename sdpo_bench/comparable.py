@@ -12,10 +12,11 @@ from typing import Any
 from sdpo_bench.identity import canonical_json, digest
 from sdpo_bench.results import Notice, Run
 
-MODEL_KEYS = ("model.name", "model.revision", "model.precision")
+MODEL_KEYS = ("model.name", "model.revision", "model.precision", "model.resolution")
 SETTING_KEYS = (*MODEL_KEYS, "reward.", "sample.prompts", "schedule.", "budget.")
-FREE_KEYS = ("seed", "eval.")
-"""What may differ between the runs of one arm: the seed, and how a finished checkpoint is judged."""
+FREE_KEYS = ("seed", "eval.", "model.gradient_checkpointing", "model.cpu_offload")
+"""What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, and what only moves
+memory about."""
 MOST_LABEL_KEYS = 3
 
 
@@ -26,7 +27,7 @@ def is_setting_key(key: str) -> bool:
 
 def is_free_key(key: str) -> bool:
     """Whether runs of one arm may differ in ``key``."""
-    return key == "seed" or key.startswith(FREE_KEYS[1])
+    return any(key == known or (known.endswith(".") and key.startswith(known)) for known in FREE_KEYS)
 
 
 def shown(value: Any) -> str:

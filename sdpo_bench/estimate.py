@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sdpo_bench.budget import Ledger, Limit
-from sdpo_bench.config import Resolved, validate
+from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.settings import RunConfig
@@ -60,7 +60,7 @@ def trained_steps(rule: str, steps: int) -> list[float]:
 
 def make_method(resolved: Resolved) -> Any:
     """The method of a resolved run, with its settings."""
-    return resolved.method(validate(resolved.method.Settings, resolved.config.method.settings, "method"))
+    return build_method(resolved.config, resolved.method)
 
 
 def training_work(resolved: Resolved) -> Work | None:

@@ -20,7 +20,7 @@ from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.rollout import Noise, sample
-from sdpo_bench.schedule import Schedule, lint, make_schedule
+from sdpo_bench.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.store import RunFolder, atomic_write
@@ -40,10 +40,9 @@ class Subject:
 
 def sampler_id(settings: EvaluationSettings) -> str:
     """What the evaluation sampler is, in words; rows with different samplers never share a table."""
-    return (
-        f"ddim {settings.spacing} eta={settings.eta:g} guidance={settings.guidance_scale:g} "
-        f"{settings.image} bank={settings.noise_bank}"
-    )
+    family = sampler_family(settings.sampler)
+    steps = family.describe(StepOptions(settings.eta, settings.spacing))
+    return f"{steps} guidance={settings.guidance_scale:g} {settings.image} bank={settings.noise_bank}"
 
 
 def splits(settings: EvaluationSettings) -> dict[str, list[str]]:
@@ -57,7 +56,9 @@ def splits(settings: EvaluationSettings) -> dict[str, list[str]]:
 
 def evaluation_schedule(policy: Policy, settings: EvaluationSettings, steps: int) -> Schedule:
     """Schedule of a k-step run of the evaluation sampler."""
-    schedule = make_schedule(scheduler_config(policy), steps, eta=settings.eta, spacing=settings.spacing)
+    schedule = make_schedule(
+        scheduler_config(policy), steps, sampler=settings.sampler, eta=settings.eta, spacing=settings.spacing
+    )
     lint(schedule, needs_log_prob=False)
     return schedule
 
@@ -99,7 +100,7 @@ def evaluate(
             done += k * len(texts) * settings.images_per_prompt
     finally:
         policy.set_guidance(guidance)
-    progress("evaluated", total, total)
+    progress(f"{subject.method}: done", total, total)
     return select(known, settings, [s.name for s in scorers])
 
 
@@ -140,6 +141,8 @@ def _block(
         numbers = {name: value.tolist() for name, value in pictures.statistics(images).items()}
         base = {"prompt": [text for text, _ in part], "image": [i for _, i in part], **numbers}
         for scorer in scorers:
+            scorer.cache.clear()
+        for scorer in scorers:  # a sum and its parts share what is scored here; nothing outlives the batch
             scores = scorer(images, [text for text, _ in part]).tolist()
             named = {"reward": scorer.name, "version": scorer.reward.full_version, "score": scores}
             frames.append(pd.DataFrame(base | named))

@@ -1,13 +1,13 @@
 """``sdpo-bench fetch``: put published weights into the hub cache, for a machine that will have no network."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import click
 
-from sdpo_bench.errors import MissingError, UsageError, nearest
-from sdpo_bench.hub import HubFile, cached, fetch
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.hub import HubFile, cached, cached_pipeline, fetch, find_pipeline
 from sdpo_bench.models import KNOWN
+from sdpo_bench.pipeline_files import published
 from sdpo_bench.registry import find, plugin_tag, plugins
 
 
@@ -54,21 +54,10 @@ def _pipeline(name: str) -> list[Item]:
     location = KNOWN[name].location
     if location.startswith("asset:"):
         return []
-    return [Item(name, location, 0, _pipeline_cached(location), None, location)]
-
-
-def _pipeline_cached(location: str) -> bool:
-    try:
-        _pipeline_class().download(location, local_files_only=True)
-    except Exception:  # the hub library has no common base for "not here"
-        return False
-    return True
-
-
-def _pipeline_class() -> Any:
-    from diffusers import DiffusionPipeline
-
-    return DiffusionPipeline
+    files = published(name)
+    # Repositories hold float32 weights, which is what the pipeline's own download takes.
+    size = 4 * sum(files.parameters.values()) if files else 0
+    return [Item(name, location, size, cached_pipeline(location) is not None, None, location)]
 
 
 def _download(item: Item) -> None:
@@ -76,8 +65,4 @@ def _download(item: Item) -> None:
     if item.file is not None:
         fetch(item.file, hint=hint)
         return
-    try:
-        _pipeline_class().download(item.location)
-    except Exception as error:  # likewise
-        reason = str(error).strip().split("\n")[0]
-        raise MissingError(f"'{item.location}' cannot be downloaded: {reason} {hint}") from error
+    find_pipeline(item.location, hint=hint)

@@ -1,15 +1,19 @@
 """The one door to the Hugging Face hub: what a plugin needs from it, whether that is here, and how to get it.
 
 Rewards declare their files as :class:`HubFile`: ``fetch`` fills the cache of an offline cluster from it, and
-``doctor`` says what is missing without loading a model. Downloads go through ``huggingface_hub`` alone.
+``doctor`` says what is missing without loading a model. Downloads go through ``huggingface_hub`` and diffusers alone.
 """
 
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from sdpo_bench.errors import MissingError
+from sdpo_bench.pipeline_files import missing_parts
+
+PATIENCE = 10.0  # seconds in which a hub that is there has answered
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,60 @@ def find(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> Pa
         return _get(hubfile, revision, local_files_only=True)
     except Exception:
         return fetch(hubfile, revision, hint=hint)
+
+
+def out_of_reach(timeout: float = PATIENCE) -> str | None:
+    """Why the hub cannot be asked now (offline mode, or no answer in ``timeout`` seconds); ``None`` if it can."""
+    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub.utils import get_session
+
+    if is_offline_mode():
+        return "offline mode is on (HF_HUB_OFFLINE is set)."
+    try:
+        get_session().head(constants.ENDPOINT, timeout=timeout)
+    except Exception as error:  # the session's own errors, those of its transport, wrong addresses
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        return f"{constants.ENDPOINT} does not answer: {reason.rstrip('.')}."
+    return None
+
+
+def cached_pipeline(repo: str, revision: str | None = None) -> Path | None:
+    """Folder of a whole pipeline in the hub cache; ``None`` where it or a part of it is missing. Asks no network."""
+    try:
+        folder = _get_pipeline(repo, revision, local_files_only=True)
+        return folder if not missing_parts(folder) else None
+    except Exception:  # the hub library has no common base for "not here"
+        return None
+
+
+def find_pipeline(repo: str, revision: str | None = None, *, hint: str = "") -> Path:
+    """The cached pipeline as it is, else downloaded (also where a part of the cached one is missing).
+
+    Raises:
+        MissingError: neither cached nor reachable, no such repository or revision, not a whole pipeline.
+    """
+    folder = cached_pipeline(repo, revision)
+    if folder is not None:
+        return folder
+    where = f"'{repo}'" + (f" at revision '{revision}'" if revision else "")
+    reason = out_of_reach()
+    if reason is None:
+        try:
+            folder = _get_pipeline(repo, revision, local_files_only=False)
+            absent = missing_parts(folder)
+            if not absent:
+                return folder
+            reason = f"{'; '.join(absent)}."
+        except Exception as error:  # likewise
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+    raise MissingError(f"the weights of {where} are neither cached here nor reachable: {reason} {hint}".rstrip())
+
+
+def _get_pipeline(repo: str, revision: str | None, *, local_files_only: bool) -> Path:
+    from diffusers import DiffusionPipeline
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    return Path(DiffusionPipeline.download(repo, safety_checker=None, local_files_only=local_files_only, **options))
 
 
 def resolved_commit(path: str | Path) -> str | None:

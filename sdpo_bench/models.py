@@ -4,6 +4,7 @@ A base model brings facts that the rest must not guess: where its weights are, w
 and which scheduler settings its training used.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.hub import cached_pipeline, find_pipeline
+from sdpo_bench.pipeline_files import PipelineFiles, missing_parts, published, read_folder
 
 if TYPE_CHECKING:
     from sdpo_bench.policy import Policy
@@ -34,6 +37,14 @@ class BaseModel:
 
 _PUBLISHED_SCHEDULE = {"schedule.spacing": "trailing", "eval.spacing": "trailing"}
 
+# A consistency model is sampled by its own multistep sampler in few steps; 8 are what RLCM (arXiv 2404.03673) trains.
+_CONSISTENCY = {
+    "schedule.sampler": "lcm", "eval.sampler": "lcm", "schedule.steps": 8, "eval.steps": (1, 2, 4, 8),
+}  # fmt: skip
+
+# What the class in a scheduler file says about how a model is sampled; any other class: as published.
+_BY_SCHEDULER: dict[str, Mapping[str, Any]] = {"LCMScheduler": _CONSISTENCY}
+
 KNOWN: dict[str, BaseModel] = {
     model.name: model
     for model in (
@@ -52,6 +63,21 @@ KNOWN: dict[str, BaseModel] = {
             "hpsv2",
             _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals"},
         ),
+        BaseModel(
+            "lcm-dreamshaper-v7",
+            "SimianLuo/LCM_Dreamshaper_v7",
+            "Latent consistency model of 860 M parameters, 768x768 pixels, sampled by LCM's own stochastic step",
+            "hpsv2",
+            # Guidance 8 is what its authors sample with; it enters as an embedding and costs no second evaluation.
+            _CONSISTENCY | {"eval.unseen": "complex-animals", "model.guidance_scale": 8.0, "eval.guidance_scale": 8.0},
+        ),
+        BaseModel(
+            "sdxl-turbo",
+            "stabilityai/sdxl-turbo",
+            "SDXL-Turbo, 2.6 B-parameter UNet, two text encoders, 512x512 pixels; needs a GPU and 14 GB of weights",
+            "hpsv2",
+            _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals", "model.precision": "bf16"},
+        ),
     )
 }
 
@@ -65,13 +91,22 @@ def known_model(name: str) -> BaseModel:
     if name in KNOWN:
         return KNOWN[name]
     if Path(name).is_dir():
-        return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", _PUBLISHED_SCHEDULE)
+        return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", _folder_defaults(Path(name)))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
         return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE)
     raise UsageError(
         f"unknown model '{name}': not a known name, not a folder, not a hub id (owner/name).{nearest(name, KNOWN)} "
         "See: sdpo-bench list models"
     )
+
+
+def _folder_defaults(folder: Path) -> Mapping[str, Any]:
+    """Settings that a local folder's scheduler file asks for."""
+    try:
+        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        return _BY_SCHEDULER.get(scheduler.get("_class_name"), _PUBLISHED_SCHEDULE)
+    except (OSError, ValueError, AttributeError):
+        return _PUBLISHED_SCHEDULE  # whatever is wrong with the folder is said when it is loaded
 
 
 def asset_folder(name: str) -> Path:
@@ -98,41 +133,93 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_pipeline(settings: "ModelSettings") -> Any:
-    """The diffusers pipeline of a base model, weights in float32 on the CPU.
+def pipeline_folder(settings: "ModelSettings") -> Path:
+    """Folder of the model's pipeline: in the package, local, or in the hub cache (downloaded first if need be).
 
     Raises:
         UsageError: a local folder that is not a pipeline.
-        MissingError: hub weights that are neither cached nor reachable.
+        MissingError: hub weights that are neither cached nor reachable, or a folder that is not whole.
+    """
+    model = known_model(settings.name)
+    location = resolve_location(model)
+    if not Path(location).is_dir():
+        hint = (
+            f"On a machine with network: sdpo-bench fetch {model.name}"
+            if model.name in KNOWN
+            else ("Download it where there is a network, or name a local folder with --model FOLDER.")
+        )
+        return find_pipeline(location, settings.revision, hint=hint)
+    absent = missing_parts(Path(location))
+    if absent:
+        raise MissingError(f"the pipeline folder '{location}' is not whole: {'; '.join(absent)}.")
+    return Path(location)
+
+
+def pipeline_files(settings: "ModelSettings") -> PipelineFiles | None:
+    """Configurations and sizes of a model without loading it or asking the network; ``None`` where nothing is known.
+
+    Raises:
+        UsageError, MissingError: a local folder that is not a pipeline, not whole, or damaged.
+    """
+    model = known_model(settings.name)
+    location = resolve_location(model)
+    folder = Path(location) if Path(location).is_dir() else cached_pipeline(location, settings.revision)
+    return read_folder(folder) if folder else published(model.name)
+
+
+def load_pipeline(settings: "ModelSettings") -> Any:
+    """The diffusers pipeline of a base model on the CPU, weights in the precision of the settings.
+
+    The autoencoder is loaded in float32 whatever the precision: some overflow in half.
+
+    Raises:
+        UsageError: a local folder that is not a pipeline, or one of another family.
+        MissingError: hub weights that are neither cached nor reachable, or damaged files.
     """
     quiet_libraries()
     import torch
     from diffusers import DiffusionPipeline
 
-    model = known_model(settings.name)
-    location = resolve_location(model)
-    local = Path(location).is_dir()
-    if local and not (Path(location) / "model_index.json").is_file():
-        raise UsageError(
-            f"'{location}' is not a diffusers pipeline folder: it has no model_index.json. "
-            "Save one with pipeline.save_pretrained(FOLDER)."
-        )
-    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": local}
-    if not local and settings.revision:
-        options["revision"] = settings.revision
+    from sdpo_bench.policy import DTYPES
+
+    folder = pipeline_folder(settings)
+    files = read_folder(folder)
+    _check_family(files, str(folder))
+    dtypes = {"default": DTYPES[settings.precision], "vae": torch.float32}
+    optional = {"safety_checker": None} if len(files.parameters) < 4 else {}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(location, safety_checker=None, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        if local:
-            raise UsageError(f"the pipeline folder '{location}' cannot be loaded: {reason}") from error
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), dtype=dtypes if settings.precision != "fp32" else torch.float32, local_files_only=True,
+            **optional,
+        )  # fmt: skip
+    except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise MissingError(
-            f"the weights of '{model.name}' ({location}) are neither cached here nor reachable: {reason} "
-            f"On a machine with network: sdpo-bench fetch {model.name}"
+            f"the pipeline '{folder}' cannot be loaded: {reason} If files are damaged, copy or fetch them again; "
+            "for a hub model, delete its folder in the hub cache first."
         ) from error
-    _check_parts(pipeline, location)
+    _check_parts(pipeline, str(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _check_family(files: PipelineFiles, location: str) -> None:
+    """Refuse what has the parts of a Stable Diffusion pipeline and another task or another conditioning."""
+    unet, vae = files.configs.get("unet", {}), files.configs.get("vae", {})
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    added = unet.get("addition_embed_type")
+    known = (None, "text_time")
+    if (
+        channels != latent
+        or added not in known
+        or unet.get("class_embed_type")
+        or isinstance(unet.get("sample_size"), list)
+    ):
+        raise UsageError(
+            f"'{location}' is not a plain text-to-image pipeline: its UNet takes {channels} channels for latents of "
+            f"{latent}, added conditioning '{added}', class conditioning '{unet.get('class_embed_type')}'. Inpainting, "
+            "image-conditioned and non-square models are not supported."
+        )
 
 
 def _check_parts(pipeline: Any, location: str) -> None:
@@ -153,6 +240,9 @@ def load_policy(settings: "ModelSettings", *, device: str = "cpu", lora_seed: in
         guidance_scale=settings.guidance_scale,
         precision=settings.precision,
         device=device,
+        resolution=settings.resolution,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        cpu_offload=settings.cpu_offload,
     )
     if lora_seed is not None:
         policy.add_lora(settings.lora_rank, settings.lora_alpha, settings.lora_targets, lora_seed)

@@ -8,7 +8,6 @@ reported to ``on_call``, which is how the ledger stays exact.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,8 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError
 from sdpo_bench.store import atomic_write
+
+__all__ = ["LORA_FILE", "Conditioning", "Policy"]
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
@@ -25,32 +27,20 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """Text conditioning of n prompts: tensors by UNet argument name, each ``[n, ...]``.
-
-    ``negative`` holds the unconditional ones where guidance is in use.
-    """
-
-    positive: dict[str, Tensor]
-    negative: dict[str, Tensor] | None = None
-
-    def __getitem__(self, rows: Tensor) -> "Conditioning":
-        """Conditioning of the given rows (int64 index, repeats allowed)."""
-        return Conditioning(_pick(self.positive, rows), _pick(self.negative, rows) if self.negative else None)
-
-
-def _pick(tensors: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {name: value[rows.to(value.device)] for name, value in tensors.items()}
-
-
 class Policy:
     """A pipeline, its LoRA adapter, and the only door to the denoiser.
 
     Args:
-        pipeline: a loaded ``StableDiffusionPipeline`` or relative.
+        pipeline: a loaded ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline`` or relative.
         guidance_scale: 1.0 means no classifier-free guidance (one denoiser evaluation a latent), more means two.
+            A guidance-distilled UNet (``time_cond_proj_dim``) is told the scale instead and is always evaluated once.
         precision: compute dtype of the frozen weights; LoRA weights and log-probabilities stay float32.
+        resolution: side of the pictures in pixels; ``None`` is the model's own.
+        gradient_checkpointing: recompute the UNet's activations in the backward pass instead of keeping them.
+        cpu_offload: text encoders and autoencoder wait in CPU memory and visit the device only while they work.
+
+    Raises:
+        UsageError: a resolution that the autoencoder's and the UNet's strides do not divide.
     """
 
     def __init__(
@@ -60,6 +50,9 @@ class Policy:
         guidance_scale: float = 1.0,
         precision: Precision = "fp32",
         device: str = "cpu",
+        resolution: int | None = None,
+        gradient_checkpointing: bool = False,
+        cpu_offload: bool = False,
     ):
         self.pipeline = pipeline
         self.unet: Any = pipeline.unet
@@ -69,9 +62,31 @@ class Policy:
         self.guidance_scale = guidance_scale
         self.on_call: Callable[[int], None] | None = None
         self._cache: dict[str, Conditioning] = {}
-        pipeline.to(self.device, self.dtype)
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        self._text = text_shape(pipeline)
+        self._side = latent_side(pipeline, resolution)
+        self._offload = cpu_offload
+        encoders = [getattr(pipeline, name) for name in self._text.encoders]
+        for part in (*encoders, pipeline.vae, pipeline.unet):
             part.requires_grad_(False).eval()
+            resting = "cpu" if cpu_offload and part is not pipeline.unet else self.device
+            upcast = part is pipeline.vae and self._text.upcast_vae(pipeline)
+            part.to(resting, torch.float32 if upcast else self.dtype)
+        if gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+        """Parts that rest on the CPU are on the device inside this context."""
+        if self._offload:
+            for part in parts:
+                part.to(self.device)
+        try:
+            yield
+        finally:
+            # A graph that somebody will differentiate needs the weights where they are.
+            if self._offload and not torch.is_grad_enabled():
+                for part in parts:
+                    part.to("cpu")
 
     # -- adapter ---------------------------------------------------------------------------------------------
 
@@ -112,7 +127,7 @@ class Policy:
             self.unet.enable_adapters()
 
     def save(self, folder: Path) -> Path:
-        """Write the adapter so that ``StableDiffusionPipeline.load_lora_weights(folder)`` loads it."""
+        """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` loads it."""
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
@@ -136,32 +151,36 @@ class Policy:
 
     def set_guidance(self, scale: float) -> None:
         """Change the guidance scale; conditioning is encoded anew where the unconditional branch comes or goes."""
-        if (scale > 1) != (self.guidance_scale > 1):
-            self._cache.clear()
+        before = self.branches
         self.guidance_scale = scale
+        if self.branches != before:
+            self._cache.clear()
+
+    @property
+    def branches(self) -> int:
+        """Denoiser evaluations of one latent: 2 with classifier-free guidance, else 1."""
+        return 2 if self.guidance_scale > 1 and not self._distilled_width else 1
+
+    @property
+    def _distilled_width(self) -> int:
+        """Width of the guidance embedding of a guidance-distilled UNet, 0 for others."""
+        return int(getattr(self.unet.config, "time_cond_proj_dim", None) or 0)
 
     # -- text, denoiser, pictures ----------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of each prompt, in order; every distinct prompt is encoded once per policy."""
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._cache:
-                self._cache[prompt] = self._encode_one(prompt)
-        parts = [self._cache[prompt] for prompt in prompts]
-        positive = {k: torch.cat([p.positive[k] for p in parts]) for k in parts[0].positive}
-        if parts[0].negative is None:
-            return Conditioning(positive)
-        negatives = [p.negative or {} for p in parts]
-        return Conditioning(positive, {k: torch.cat([n[k] for n in negatives]) for k in positive})
-
-    def _encode_one(self, prompt: str) -> Conditioning:
-        guided = self.guidance_scale > 1
-        positive, negative = self.pipeline.encode_prompt(
-            prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
-        )[:2]
-        name = "encoder_hidden_states"
-        return Conditioning({name: positive}, {name: negative} if guided else None)
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if missing:
+            encoders = [getattr(self.pipeline, name) for name in self._text.encoders]
+            size = self._side * picture_stride(self.pipeline)
+            with self._at_work(*encoders):
+                for prompt in missing:
+                    self._cache[prompt] = self._text.encode(
+                        self.pipeline, prompt, device=self.device, guided=self.branches > 1, size=size
+                    )
+        return Conditioning.join([self._cache[prompt] for prompt in prompts])
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Model output ``[n, C, h, w]`` float32 for latents ``[n, C, h, w]`` at int64 timesteps ``[n]``.
@@ -178,12 +197,14 @@ class Policy:
     def _call(self, latents: Tensor, timesteps: Tensor, arguments: dict[str, Tensor]) -> Tensor:
         if self.on_call is not None:
             self.on_call(len(latents))
+        told = self._text.arguments(arguments)
+        if self._distilled_width:
+            weight = torch.tensor([self.guidance_scale - 1.0])  # as stock diffusers tells it
+            embedding = self.pipeline.get_guidance_scale_embedding(weight, embedding_dim=self._distilled_width)
+            told["timestep_cond"] = embedding.to(self.device, self.dtype).expand(len(latents), -1)
         with self._autocast():
             output = self.unet(
-                latents.to(self.device, self.dtype),
-                timesteps.to(self.device),
-                return_dict=False,
-                **arguments,
+                latents.to(self.device, self.dtype), timesteps.to(self.device), return_dict=False, **told
             )[0]
         return output.float()
 
@@ -195,13 +216,41 @@ class Policy:
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[n, 3, H, W]`` float32 in [0, 1] of scaled latents ``[n, C, h, w]``; differentiable."""
         config = self.vae.config
-        unscaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
-        shift = getattr(config, "shift_factor", None) or 0.0
-        images = self.vae.decode(unscaled + shift, return_dict=False)[0]
+        with self._at_work(self.vae):
+            unscaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
+            if getattr(config, "latents_mean", None) is not None:
+                mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(unscaled) for v in _statistics(config))
+                unscaled = unscaled * std + mean
+            shift = getattr(config, "shift_factor", None) or 0.0
+            images = self.vae.decode(unscaled + shift, return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
-        config = self.unet.config
-        return config.in_channels, config.sample_size, config.sample_size
+        return self.unet.config.in_channels, self._side, self._side
+
+
+def _statistics(config: Any) -> tuple[Any, Any]:
+    return config.latents_mean, config.latents_std
+
+
+def picture_stride(pipeline: Any) -> int:
+    """Pixels on the side of one latent element."""
+    return int(pipeline.vae_scale_factor)
+
+
+def latent_side(pipeline: Any, resolution: int | None) -> int:
+    """Side of the latents for pictures of ``resolution`` pixels, or of the model's own.
+
+    Raises:
+        UsageError: not a multiple of what the autoencoder and the UNet halve.
+    """
+    if resolution is None:
+        return int(pipeline.unet.config.sample_size)
+    stride = picture_stride(pipeline)
+    step = stride * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    if resolution % step:
+        near = max(step, round(resolution / step) * step)
+        raise UsageError(f"model.resolution = {resolution} is not a multiple of {step}. Use {near}.")
+    return resolution // stride

@@ -19,6 +19,7 @@ from sdpo_bench.main_tables import main_tables
 from sdpo_bench.matrices import Endpoint
 from sdpo_bench.panels import Panel, base_scores, panels_of
 from sdpo_bench.results import Notice, Results, Run, read_all_scores
+from sdpo_bench.reward_choice import part_weights
 from sdpo_bench.run_tables import configuration_table, runs_table, versions_table
 from sdpo_bench.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.scores import Scores
@@ -286,7 +287,9 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
     panel = boards[0].panel
     tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}") for i, board in enumerate(trained)]
     if held_out:
-        title = f"Held-out rewards, {panel.key.split} prompts"
+        parts = part_weights(panel.setting.reward)
+        kind = "Parts and held-out rewards" if parts else "Held-out rewards"
+        title = f"{kind}, {panel.key.split} prompts"
         tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
     base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
     tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
@@ -300,7 +303,8 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
 
 
 def _held_out_title(panel: Panel) -> str:
-    return f"{panel.key.reward} (version {panel.key.version}), not trained on"
+    role = "a part of the trained sum" if panel.key.reward in part_weights(panel.setting.reward) else "not trained on"
+    return f"{panel.key.reward} (version {panel.key.version}), {role}"
 
 
 def _grids(setting: Setting) -> list[Grid]:

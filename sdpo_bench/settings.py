@@ -1,10 +1,12 @@
 """The settings of a run, section by section: names, meaning, valid values and defaults, each declared once.
 
 Everything here can change a number and is therefore part of a run's identity, except ``Evaluation`` (a checkpoint may
-be judged many times) and ``Runtime`` (where and how fast). How layers of settings are merged is in ``config``.
+be judged many times), ``Runtime`` (where and how fast) and single fields marked ``FREE``. How layers of settings are
+merged is in ``config``.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +16,15 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
+
+
+FREE: Mapping[str, Any] = {"identity": False}
+"""Metadata of a setting that changes memory or speed and no number: it is not part of a run's identity."""
+
+
+def identifying(settings: Any) -> dict[str, Any]:
+    """The settings of one section that can change a number, by name."""
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.metadata.get("identity", True)}
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,15 @@ class ModelSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Compute dtype of frozen weights; LoRA weights and log-probabilities are always float32."""
     guidance_scale: Annotated[float, Ge(1)] = 1.0
-    """Classifier-free guidance, in sampling and training alike; 1 is none (SDPO)."""
+    """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or told to a guidance-distilled
+    UNet as an embedding."""
+    resolution: Annotated[int, Ge(8)] | None = None
+    """Side of the pictures in pixels; unset: the model's own. Also what an SDXL model is told."""
+    gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    """Recompute the UNet's activations in the backward pass: less memory, a third more time, the same numbers."""
+    cpu_offload: bool = field(default=False, metadata=FREE)
+    """Text encoders and autoencoder wait in CPU memory while they have nothing to do: less device memory, the same
+    numbers."""
     lora_rank: Count = 4
     """Rank of the adapter (official code: 4)."""
     lora_alpha: Positive = 4.0
@@ -42,8 +61,11 @@ class ScheduleSettings:
 
     steps: Steps = 50
     """T (paper: 50)."""
+    sampler: Literal["ddim", "lcm"] = "ddim"
+    """Sampler family: stochastic DDIM (the paper's), or a latent consistency model's own multistep sampler, whose last
+    step is deterministic and therefore not trained (unless ``std_floor`` makes it random)."""
     eta: NonNegative = 1.0
-    """Noise of a step, 0 deterministic to 1 ancestral (paper: 1)."""
+    """Noise of a DDIM step, 0 deterministic to 1 ancestral (paper: 1)."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     """Placement of timesteps (SD-Turbo: trailing)."""
     prev_timestep: Literal["grid", "official"] = "grid"
@@ -69,8 +91,8 @@ class SampleSettings:
 class AdvantageSettings:
     """From step rewards to advantages."""
 
-    normalisation: Literal["per-step-prompt", "per-prompt", "per-step", "batch", "none"] = "per-step-prompt"
-    """What a return is compared with (paper: per-step-prompt)."""
+    normalisation: Literal["per-step-prompt", "per-prompt", "per-step", "batch", "group", "none"] = "per-step-prompt"
+    """What a return is compared with (paper: per-step-prompt; GRPO: the members of its group)."""
     gamma: Annotated[float, Ge(0), Le(1)] = 0.99
     """Discount of later rewards (paper: 0.99)."""
     clip: NonNegative = 5.0
@@ -133,6 +155,8 @@ class EvaluationSettings:
     """Images of every prompt and step count."""
     rewards: tuple[str, ...] = ()
     """Rewards scored besides the trained one (held-out scores)."""
+    sampler: Literal["ddim", "lcm"] = "ddim"
+    """Family of the evaluation sampler."""
     eta: NonNegative = 1.0
     """Noise of the evaluation sampler."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
@@ -175,6 +199,8 @@ class Runtime:
     """Epochs between checkpoints."""
     threads: Annotated[int, Ge(0)] = 0
     """CPU threads of torch; 0 leaves its default."""
+    reward_timeout: NonNegative = 1800.0
+    """Seconds that one reward call (at most ``micro_batch`` images) may take before the run fails; 0: no limit."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sdpo_bench.errors import RunFailed
 from sdpo_bench.order import Order, Task, windows
 from sdpo_bench.policy import Policy
 from sdpo_bench.rollout import Trajectories
-from sdpo_bench.schedule import Schedule, gaussian_log_prob
+from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
 
 
@@ -248,7 +248,7 @@ class Updater:
             output = self.policy.predict(before[rows], timesteps, conditioning)
         if output.requires_grad:
             output.retain_grad()
-            self.ledger.backward += len(rows) * (2 if self.policy.guidance_scale > 1 else 1)
+            self.ledger.backward += len(rows) * self.policy.branches
         denoised = self.schedule.denoise(output[inverse], before, at)
         log_probs = gaussian_log_prob(after, denoised.mean, denoised.std).view(b, g)
         if not self.method.needs_kl:
@@ -286,11 +286,6 @@ def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor
     if shared_start:
         source = torch.where(steps.cpu()[:, None] == 0, source[:, :1], source)
     return source.flatten().unique(return_inverse=True)
-
-
-def gaussian_kl(mean: Tensor, base_mean: Tensor, std: Tensor) -> Tensor:
-    """KL of two Gaussians with the same standard deviation, mean over latent elements: ``[n]`` nats an element."""
-    return ((mean - base_mean) ** 2 / (2 * std**2)).flatten(1).mean(1)
 
 
 def _gather_states(trajectories: Trajectories, groups: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

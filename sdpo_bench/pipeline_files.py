@@ -1,0 +1,137 @@
+"""What a pipeline is, read from its files alone: no weights are loaded, no network is asked, torch is not imported.
+
+Configurations and the headers of safetensors files say how large a model is, which scheduler it was made for and what
+is missing of it. For known models that are not on this machine the package ships their published architecture.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import MissingError, UsageError
+
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+CONFIGS = (*NETWORKS, "scheduler")
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """A pipeline on disk or as published.
+
+    Attributes:
+        configs: configuration of each part of :data:`CONFIGS` that the pipeline has.
+        parameters: number of parameters of each network.
+        measured: memory of one latent, of known models (see ``sdpo_bench.memory``).
+    """
+
+    configs: Mapping[str, Mapping[str, Any]]
+    parameters: Mapping[str, int]
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+def published(name: str) -> PipelineFiles | None:
+    """The architecture of a known model, as its authors published it; ``None`` for one the package does not know."""
+    path = Path(__file__).parent / "assets" / "architectures" / f"{name}.json"
+    if not path.is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return PipelineFiles(data["configs"], data["parameters"], data.get("measured", {}))
+
+
+def read_folder(folder: Path) -> PipelineFiles:
+    """A pipeline folder's configurations and sizes.
+
+    Raises:
+        UsageError: it is not a pipeline folder. MissingError: a part is absent or damaged.
+    """
+    absent = missing_parts(folder)
+    if absent:
+        raise MissingError(f"the pipeline folder '{folder}' is not whole: {'; '.join(absent)}.")
+    configs = {part: _config(folder / part) for part in CONFIGS if (folder / part).is_dir()}
+    parameters = {part: _count(folder / part) for part in NETWORKS if (folder / part).is_dir()}
+    return PipelineFiles(configs, parameters)
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """What a pipeline folder lacks of the parts that its ``model_index.json`` names, in words.
+
+    Raises:
+        UsageError: it has no ``model_index.json``. MissingError: that file is damaged.
+    """
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise UsageError(
+            f"'{folder}' is not a diffusers pipeline folder: it has no model_index.json. "
+            "Save one with pipeline.save_pretrained(FOLDER)."
+        )
+    index = _json(index_file)
+    named = [part for part in CONFIGS if isinstance(index.get(part), list) and index[part][0]]
+    problems = []
+    for part in named:
+        if _config_file(folder / part) is None:
+            problems.append(f"{part} has no configuration file")
+        elif part in NETWORKS and not _weight_files(folder / part):
+            problems.append(f"{part} has no weights")
+    return problems
+
+
+def _config_file(folder: Path) -> Path | None:
+    return next((f for n in ("config.json", "scheduler_config.json") if (f := folder / n).is_file()), None)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = _config_file(folder)
+    return _json(path) if path else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MissingError(f"'{path}' is damaged or unreadable: {error}.") from error
+    if not isinstance(data, dict):
+        raise MissingError(f"'{path}' is damaged: an object was expected.")
+    return data
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The default variant's weights (``model.fp16.safetensors`` is another variant), safetensors before .bin."""
+    for ending in (".safetensors", ".bin"):
+        found = [f for f in sorted(folder.glob(f"*{ending}")) if len(f.name.removesuffix(ending).split(".")) == 1]
+        if found:
+            return found
+    return []
+
+
+def _count(folder: Path) -> int:
+    """Parameters, from safetensors headers; from the file size, taken as float32, where there are only .bin files."""
+    files = _weight_files(folder)
+    return sum(_header_count(f) if f.suffix == ".safetensors" else f.stat().st_size // 4 for f in files)
+
+
+def _header_count(path: Path) -> int:
+    """Parameters of a safetensors file.
+
+    Raises:
+        MissingError: the header is damaged or the file is shorter than it says.
+    """
+    try:
+        with open(path, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            entries = {k: v for k, v in json.loads(stream.read(length)).items() if k != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if path.stat().st_size < 8 + length + end:
+            raise ValueError(f"it ends {8 + length + end - path.stat().st_size:,} bytes too early")
+        # Older files also hold the text encoder's position numbers, which are no parameters.
+        return sum(prod(entry["shape"]) for name, entry in entries.items() if not name.endswith("position_ids"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise MissingError(
+            f"the weights '{path}' are damaged: {error}. Fetch or copy them again; for a hub model, delete its folder "
+            "in the hub cache first."
+        ) from error

@@ -1,0 +1,138 @@
+"""Memory estimates: sizes from files are those of the loaded networks, measured activations those of a real step."""
+
+import json
+
+import pytest
+import torch
+
+from factories import make_resolved
+from sdpo_bench import memory
+from sdpo_bench.config import Request, resolve
+from sdpo_bench.errors import MissingError
+from sdpo_bench.identity import canonical_json
+from sdpo_bench.models import load_policy, pipeline_files
+from sdpo_bench.pipeline_files import published
+from sdpo_bench.settings import ModelSettings
+
+
+def traced(folder, **settings):
+    model = ModelSettings(name=str(folder), **settings)
+    files = pipeline_files(model)
+    return memory._trace(canonical_json(memory._task(files, model, memory.latent_side(files, model))))
+
+
+def test_parameters_are_counted_without_loading(tiny_pipe):
+    policy = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=0)
+    files = pipeline_files(ModelSettings(name=str(tiny_pipe)))
+    for part in ("unet", "vae", "text_encoder"):
+        network = getattr(policy.pipeline, part)
+        real = sum(p.numel() for name, p in network.named_parameters() if "lora_" not in name)
+        assert files.parameters[part] == real, part
+    adapter = sum(p.numel() for p in policy.lora_parameters().values())
+    assert traced(tiny_pipe)["adapter"] == adapter
+    assert traced(tiny_pipe, lora_rank=8)["adapter"] == 2 * adapter
+
+
+def test_published_sizes():
+    """Parameter counts as their authors state them: SD 2.1's UNet 866 M, SDXL's 2,567 M (arXiv 2307.01952: 2.6 B)."""
+    assert published("sd-turbo").parameters["unet"] == 865_910_724
+    assert published("sdxl-turbo").parameters["unet"] == 2_567_463_684
+    # SD 1.5's UNet and the 256 x 320 projection of the guidance embedding
+    assert published("lcm-dreamshaper-v7").parameters["unet"] == 859_520_964 + 256 * 320
+    assert published("emoji-turbo") is None
+
+
+def saved_bytes(policy):
+    """Bytes of the tensors that a real forward pass of one latent keeps for its backward pass."""
+    weights = {p.untyped_storage().data_ptr() for p in policy.unet.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no address is used twice
+        return tensor
+
+    conditioning = policy.encode(["a cat"])
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = policy.predict(torch.randn(1, *policy.latent_shape), torch.tensor([500]), conditioning)
+    assert output.requires_grad
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def test_measured_activations_are_those_of_a_real_step(tiny_pipe):
+    """At the peak a training step holds what the backward pass needs, and a little of the last operations."""
+    policy = load_policy(ModelSettings(name=str(tiny_pipe), resolution=64), lora_seed=0)
+    real, ours = saved_bytes(policy), traced(tiny_pipe, resolution=64)["training"]
+    assert real <= 1.02 * ours and ours <= 1.25 * real, (real, ours)
+
+
+def test_activations_follow_the_resolution_and_shrink_with_checkpointing_and_precision(tiny_pipe):
+    at = lambda **s: traced(tiny_pipe, **s)  # noqa: E731
+    plain, large = at(resolution=64), at(resolution=128)
+    assert large["decoding"] / plain["decoding"] == pytest.approx(4, rel=0.1)
+    assert large["training"] / plain["training"] == pytest.approx(4, rel=0.2)
+    assert at(resolution=64, gradient_checkpointing=True)["training"] < 0.7 * plain["training"]
+    assert at(resolution=64, precision="bf16")["decoding"] == pytest.approx(plain["decoding"] / 2, rel=0.05)
+
+
+def sd_turbo(**overrides):
+    return resolve(Request(reward="aesthetic", model="sd-turbo", overrides=overrides)).config
+
+
+def test_an_estimate_adds_up():
+    """SD-Turbo in fp16: 1.29 G parameters of 2 bytes; 256 trajectories of 3 x 50 + 1 latents of 4 x 64 x 64 floats."""
+    needed = memory.estimate(sd_turbo(), 4, "cuda")
+    assert needed.fixed["weights"] == 2 * (865_910_724 + 83_653_863 + 340_387_840)
+    assert needed.fixed["trajectories of an epoch"] == 256 * 151 * 4 * 64 * 64 * 4
+    assert needed.fixed["adapter and optimiser"] == 829_952 * 16
+    assert needed.total == needed.fixed_bytes + 4 * max(needed.per_latent.values())
+    assert 0.5e9 < needed.per_latent["training step"] < 2e9
+    assert memory.estimate(sd_turbo(**{"model.resolution": 256}), 4, "cuda").per_latent["decoding"] == pytest.approx(
+        needed.per_latent["decoding"] / 4
+    )
+
+
+def test_offloading_and_checkpointing_lower_it():
+    plain = memory.estimate(sd_turbo(), 4, "cuda")
+    lean = memory.estimate(sd_turbo(**{"model.cpu_offload": True}), 4, "cuda")
+    # The text encoder, the larger of the two, is what may visit the UNet.
+    assert plain.fixed["weights"] - lean.fixed["weights"] == 2 * 83_653_863
+    assert lean.host["in CPU memory (offloaded)"] == 2 * (83_653_863 + 340_387_840)
+    checkpointed = memory.estimate(sd_turbo(**{"model.gradient_checkpointing": True}), 4, "cuda")
+    assert checkpointed.per_latent["training step"] < 0.5 * plain.per_latent["training step"]
+
+
+def test_what_cannot_fit_is_refused_and_what_fits_in_parts_is_told_how():
+    config = sd_turbo()
+    needed = memory.estimate(config, 64, "cuda")
+    assert memory.check(needed, needed.total, config.model) is None
+    warning = memory.check(needed, needed.total / 2, config.model)
+    fitting = int(warning.partition("--micro-batch ")[2].partition(" ")[0])
+    assert memory.estimate(config, fitting, "cuda").total <= needed.total / 2
+    assert memory.estimate(config, fitting + 1, "cuda").total > needed.total / 2
+    assert "gradient_checkpointing" in warning
+    with pytest.raises(MissingError, match="Even one latent at a time"):
+        memory.check(needed, needed.least - 1, config.model)
+
+
+def test_a_dry_run_shows_it_and_a_run_is_refused_before_loading(tiny_pipe, tmp_path, monkeypatch, capsys):
+    from sdpo_bench.commands import needed_memory
+    from sdpo_bench.settings import Runtime
+
+    needs = needed_memory(make_resolved(tiny_pipe), Runtime(tmp_path, "cpu"))
+    assert needs["warning"] is None and needs["peak_bytes"] > 0 and json.dumps(needs)
+    assert "unknown" in needed_memory(
+        resolve(Request(model="nobody/nothing", reward="jpeg-compressibility")), Runtime(tmp_path, "cpu")
+    )
+    from sdpo_bench.cli import main
+
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1e6)
+    common = ["run", "--model", str(tiny_pipe), "--reward", "jpeg-compressibility", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        main([*common, "--device", "cpu"])
+    assert stop.value.code == 3
+    assert "are free here" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([*common, "--device", "cpu", "--dry-run"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and "at the peak" in shown and "warning" in shown

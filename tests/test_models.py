@@ -1,0 +1,238 @@
+"""SDXL-shaped and consistency pipelines: same pictures as stock diffusers, trained end to end, adapters that load."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+from factories import make_resolved, make_trainer
+from sdpo_bench.cost import group_cost
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.models import known_model, load_policy
+from sdpo_bench.rollout import Noise, replay
+from sdpo_bench.runner import run_cell
+from sdpo_bench.schedule import make_schedule
+from sdpo_bench.settings import ModelSettings, Runtime
+from tools.random_pipeline import SMALL, write_pipeline
+
+PROMPTS = ["a cat", "the other dog"]
+
+
+@pytest.fixture(scope="session", params=["sdxl", "lcm"])
+def shaped(request, tmp_path_factory):
+    """A small pipeline folder of another shape than the fixtures' Stable Diffusion, by the name of its shape."""
+    return write_pipeline(SMALL[request.param], tmp_path_factory.mktemp("pipelines") / request.param)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    return {
+        shape: write_pipeline(configs, tmp_path_factory.mktemp("small") / shape) for shape, configs in SMALL.items()
+    }
+
+
+def stock(folder):
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pictures_of(policy, schedule, start, noise):
+    result = replay(policy, schedule, PROMPTS, start[:, None], noise[:, None], shared_start=False)
+    return policy.decode(result.latents[:, 0, -1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_sdxl_pictures_are_stock_diffusers(small, guidance):
+    """Both encoders, pooled embeddings, size conditioning and the zeroed negative prompt, against the pipeline call."""
+    pipeline = stock(small["sdxl"])
+    config = dict(pipeline.scheduler.config)
+    pipeline.scheduler = DDIMScheduler.from_config(config, set_alpha_to_one=False, clip_sample=False)
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    theirs = pipeline(PROMPTS, num_inference_steps=4, guidance_scale=guidance, latents=start, output_type="pt").images
+    policy = load_policy(ModelSettings(name=str(small["sdxl"]), guidance_scale=guidance))
+    schedule = make_schedule(config, 4, eta=0.0)
+    ours = pictures_of(policy, schedule, start, torch.zeros(2, 4, 4, 8, 8))
+    assert (ours - theirs).abs().max() < 2e-4
+    other = pictures_of(load_policy(ModelSettings(name=str(small["sdxl"]), guidance_scale=guidance, resolution=32)),
+                        schedule, torch.randn(2, 4, 16, 16), torch.zeros(2, 4, 4, 16, 16))  # fmt: skip
+    assert other.shape[-1] == 32
+
+
+@pytest.mark.parametrize("guidance", [1.0, 8.0])
+def test_consistency_pictures_are_stock_diffusers(small, guidance, monkeypatch):
+    """Stochastic step and guidance embedding against LatentConsistencyModelPipeline with the same noise."""
+    import diffusers.schedulers.scheduling_lcm as stock_lcm
+
+    noise = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    drawn = iter(noise.unbind(1))
+    monkeypatch.setattr(stock_lcm, "randn_tensor", lambda *a, **k: next(drawn))
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    pipeline = stock(small["lcm"])
+    theirs = pipeline(PROMPTS, num_inference_steps=4, guidance_scale=guidance, latents=start, output_type="pt").images
+    policy = load_policy(ModelSettings(name=str(small["lcm"]), guidance_scale=guidance))
+    assert policy.branches == 1
+    ours = pictures_of(policy, make_schedule(dict(pipeline.scheduler.config), 4, sampler="lcm"), start, noise)
+    assert (ours - theirs).abs().max() < 2e-4
+    policy.set_guidance(3.0)
+    other = pictures_of(policy, make_schedule(dict(pipeline.scheduler.config), 4, sampler="lcm"), start, noise)
+    assert (other - theirs).abs().max() > 1e-3, "the UNet hears the new scale"
+
+
+@pytest.mark.parametrize("method", ["sdpo", "sparse_dpo"])
+def test_a_run_of_another_shape_end_to_end(shaped, tmp_path, method):
+    """Train, save, evaluate; the bill is the predicted one; stock diffusers shows what the adapter does."""
+    resolved = make_resolved(shaped, method, **{"budget.images": 8, "update.lr": 0.05})
+    outcome = run_cell(resolved, Runtime(tmp_path, "cpu"))
+    (row,) = outcome.run.log()
+    assert row["ratio_at_zero_update"] < 1e-5
+    assert {r["steps"] for r in outcome.table} == {1, 2}
+    lcm = shaped.name == "lcm"
+    record = outcome.run.record()
+    assert record["schedule"]["sampler"] == ("lcm" if lcm else "ddim")
+    weights = [1.0, 1.0, 0.0 if lcm else 1.0]
+    plugin = resolved.method(resolved.method.Settings())
+    cost = group_cost(plugin, weights, inner_epochs=1, guided=False)
+    assert row["bill"]["backward"] == 4 * cost.backward
+    assert row["gradient_share_by_step"][-1] == 0 if lcm else row["gradient_share_by_step"][-1] > 0
+    check_adapter(shaped, outcome.run.lora, lcm)
+
+
+def check_adapter(folder, lora, lcm):
+    pipeline = stock(folder)
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def draw():
+        return pipeline(PROMPTS, num_inference_steps=1, guidance_scale=1.0, latents=start, output_type="latent").images
+
+    config = dict(pipeline.scheduler.config)
+    if not lcm:
+        pipeline.scheduler = DDIMScheduler.from_config(config, set_alpha_to_one=False, clip_sample=False)
+    base = draw()
+    pipeline.load_lora_weights(str(lora), weight_name="pytorch_lora_weights.safetensors")
+    tuned = draw()
+    policy = load_policy(ModelSettings(name=str(folder)), lora_seed=0)
+    policy.load(lora)
+    schedule = make_schedule(config, 1, **({"sampler": "lcm"} if lcm else {"eta": 0.0}))
+    ours = replay(policy, schedule, PROMPTS, start[:, None], torch.zeros(2, 1, 1, 4, 8, 8), shared_start=False)
+    assert (tuned - base).abs().max() > 1e-3
+    assert (ours.latents[:, 0, -1] - tuned).abs().max() < 1e-4
+
+
+def test_low_precision_of_another_shape(shaped, tmp_path):
+    """bf16 weights, float32 adapter; SDXL's autoencoder stays float32."""
+    trainer = make_trainer(make_resolved(shaped, **{"budget.images": 8, "model.precision": "bf16"}), tmp_path)
+    trainer.train()
+    policy = trainer.policy
+    assert policy.unet.conv_in.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in policy.lora_parameters().values()} == {torch.float32}
+    assert policy.vae.dtype == (torch.float32 if shaped.name == "sdxl" else torch.bfloat16)
+
+
+def weights_of(trainer):
+    return {name: p.detach().clone() for name, p in trainer.policy.lora_parameters().items()}
+
+
+def test_saving_memory_changes_no_number_and_no_identity(tiny_pipe, tmp_path):
+    plain = make_resolved(tiny_pipe)
+    lean = make_resolved(tiny_pipe, **{"model.gradient_checkpointing": True, "model.cpu_offload": True})
+    assert plain.run_id == lean.run_id
+    assert make_resolved(tiny_pipe, **{"model.resolution": 32}).run_id != plain.run_id
+    trainers = [make_trainer(r, tmp_path / str(i)) for i, r in enumerate((plain, lean))]
+    recomputed = []
+    import diffusers.models.unets.unet_2d_blocks as blocks
+
+    for trainer in trainers:
+        for module in trainer.policy.unet.modules():
+            if isinstance(module, blocks.ResnetBlock2D):
+                module.register_forward_pre_hook(lambda m, i, t=trainer: recomputed.append(t))
+        trainer.train()
+    assert recomputed.count(trainers[1]) > 1.2 * recomputed.count(trainers[0]), "activations are computed again"
+    logs = [t.run.log() for t in trainers]
+    assert logs[0] == logs[1]
+    first, second = map(weights_of, trainers)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_offloaded_parts_visit_the_device_only_while_they_work(tiny_pipe, monkeypatch):
+    policy = load_policy(ModelSettings(name=str(tiny_pipe), cpu_offload=True))
+    moves = []
+    for name in ("vae", "text_encoder"):
+        part = getattr(policy.pipeline, name)
+        monkeypatch.setattr(part, "to", lambda where, n=name: moves.append((n, str(where))))
+    policy.device = torch.device("cpu", 0)  # equal to the CPU in effect, and to be told from it in the list
+    policy.encode(["a cat", "a dog"])
+    policy.encode(["a cat"])
+    with torch.no_grad():
+        policy.decode(torch.zeros(1, 4, 8, 8))
+    assert moves == [("text_encoder", "cpu:0"), ("text_encoder", "cpu"), ("vae", "cpu:0"), ("vae", "cpu")]
+
+
+def test_a_resolution_between_the_strides_is_refused(tiny_pipe):
+    with pytest.raises(UsageError, match=r"multiple of 4. Use 20"):
+        load_policy(ModelSettings(name=str(tiny_pipe), resolution=21))
+    assert load_policy(ModelSettings(name=str(tiny_pipe), resolution=24)).latent_shape == (4, 12, 12)
+
+
+def test_a_local_consistency_model_is_sampled_as_one(small):
+    assert known_model(str(small["lcm"])).defaults["schedule.sampler"] == "lcm"
+    assert "schedule.sampler" not in known_model(str(small["sdxl"])).defaults
+    known = known_model("lcm-dreamshaper-v7").defaults
+    assert (known["schedule.sampler"], known["eval.sampler"], known["model.guidance_scale"]) == ("lcm", "lcm", 8.0)
+
+
+def damage_weights(folder):
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def damage_header(folder):
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def damage_config(folder):
+    (folder / "unet" / "config.json").write_text("{")
+
+
+def remove_weights(folder):
+    (folder / "text_encoder" / "model.safetensors").unlink()
+
+
+def wrong_shape(folder):
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [24, 48]}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (damage_weights, "1,000 bytes too early"),
+        (damage_header, "damaged"),
+        (damage_config, "config.json' is damaged"),
+        (remove_weights, "text_encoder has no weights"),
+        (wrong_shape, "cannot be loaded"),
+    ],
+)
+def test_a_damaged_pipeline_is_said_to_be_one(tiny_pipe, tmp_path, harm, said):
+    folder = shutil.copytree(tiny_pipe, tmp_path / "pipe")
+    harm(folder)
+    with pytest.raises(MissingError, match=said):
+        load_policy(ModelSettings(name=str(folder)))
+
+
+@pytest.mark.parametrize("change", [{"in_channels": 9}, {"addition_embed_type": "image"}, {"class_embed_type": "x"}])
+def test_pipelines_for_other_tasks_are_refused(tiny_pipe, tmp_path, change):
+    folder = shutil.copytree(tiny_pipe, tmp_path / "pipe")
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UsageError, match="not a plain text-to-image pipeline"):
+        load_policy(ModelSettings(name=str(folder)))
+
+
+def test_noise_is_as_large_as_the_resolution(small):
+    policy = load_policy(replace(ModelSettings(name=str(small["sdxl"])), resolution=32))
+    assert Noise((0,)).initial(policy.latent_shape, [0], 1, False).shape == (1, 1, 4, 16, 16)
