@@ -52,7 +52,8 @@ def test_trained_steps_are_those_with_a_weight(rule, steps):
 
 
 def test_only_the_clock_knows_what_a_budget_of_seconds_buys():
-    resolved = resolve(Request("sdpo", "emoji-align", overrides={"budget.seconds": 100, "eval.rewards": ""}))
+    judged = {"eval.steps": "1,2,4,8,16,50", "eval.images_per_prompt": 4, "eval.rewards": ""}
+    resolved = resolve(Request("sdpo", "emoji-align", overrides={"budget.seconds": 100, **judged}))
     assert training_work(resolved) is None
     # 45 prompts x 4 images at 1, 2, 4, 8, 16 and 50 steps: 14,580 calls and 1,080 images.
     assert seconds(resolved, None, Rates(0.01, 1, 0.1, 1, {"emoji-align": 0.2})) == pytest.approx(100 + 145.8 + 324)
@@ -60,7 +61,8 @@ def test_only_the_clock_knows_what_a_budget_of_seconds_buys():
 
 def test_time_is_counts_times_rates():
     """DDPO, 8 images, T = 10: 80 sampling, 80 training calls and 20 to measure the KL; 8 rewards; one window."""
-    overrides = {"budget.images": 8, "sample.images_per_epoch": 8, "update.minibatch": 8, "eval.steps": "1",
+    overrides = {"budget.images": 8, "sample.images_per_epoch": 8, "update.minibatch": 8, "update.accumulation": 1,
+                 "update.step_weight": "official", "schedule.steps": 10, "eval.steps": "1",
                  "eval.images_per_prompt": 1, "eval.rewards": ""}  # fmt: skip
     resolved = resolve(Request("ddpo", "emoji-align", overrides=overrides))
     work = training_work(resolved)
@@ -74,10 +76,11 @@ def test_time_is_counts_times_rates():
 
 
 def test_choosing_a_checkpoint_is_paid_for():
-    """2,560 images are 40 epochs: candidates at 15, 30 and 40; 44 prompts x 2 images at 1 and 4 steps each."""
+    """2,560 images are 40 epochs: candidates at 15, 30 and 40; each prompt x 2 images at 1 and 4 steps each."""
     resolved = resolve(
         Request("sdpo", "emoji-align", overrides={"checkpoint.choose": "validation", "checkpoint.every": 15,
-                                                  "checkpoint.images_per_prompt": 2})
+                                                  "checkpoint.images_per_prompt": 2, "budget.images": 2560,
+                                                  "sample.images_per_epoch": 64})
     )  # fmt: skip
     prompts = len([x for x in Path("sdpo_bench/prompts/emoji-validation.txt").read_text().splitlines() if x[:1] != "#"])
     work = choice_work(resolved.config, training_work(resolved), make_method(resolved))

@@ -141,9 +141,9 @@ def test_a_wrong_suite_is_refused_before_anything_is_written(tmp_path, capsys, w
 def test_methods_that_would_stop_at_different_budgets_are_refused(tmp_path):
     """Without a [budget] each preset brings its own; D3PO's here is smaller."""
     (tmp_path / "own.toml").write_text("[budget]\nimages = 128\n[for.ddpo.budget]\nimages = 64\n")
-    text = SUITE.replace("[budget]\nimages = 128", "").replace("seed =", f'preset = "{tmp_path / "own.toml"}"\nseed =')
+    text = SUITE.replace("[budget]\nimages = 128", "")
     with pytest.raises(UsageError, match=r"stops at 128 images but .*ddpo.* at 64 images.*Add \[budget\]"):
-        make_plan(read_suite(write_suite(tmp_path, text)), tmp_path)
+        make_plan(read_suite(write_suite(tmp_path, text, preset=f'"{tmp_path / "own.toml"}"')), tmp_path)
 
 
 @pytest.mark.parametrize(
