@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdpo_bench import seeds
 from sdpo_bench.composite import Basis, Composite
+from sdpo_bench.epoch_metrics import correlation
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
@@ -26,7 +27,6 @@ from sdpo_bench.rollout import Noise, sample
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.scoring import CompositeScorer, Parts, Scorer
 from sdpo_bench.store import atomic_write
-from sdpo_bench.train import correlation
 
 AXIS = "reward-reference"
 

@@ -4,7 +4,6 @@ The trainer owns everything that methods share. A method adds its loss and says 
 of its resolved configuration, wherever and however often it was interrupted.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,18 +17,20 @@ from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit
 from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
 from sdpo_bench.dense import choose_queries, step_rewards
+from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, spread
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
 from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
+from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, Trajectories, rollout
-from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob, lint, make_schedule, step_weights
-from sdpo_bench.scoring import Parts, ask_rewards, supervise
+from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
+from sdpo_bench.scoring import ask_rewards, supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Experience, UpdateLog, Updater, unique_rows
+from sdpo_bench.update import Experience, UpdateLog, Updater
 from sdpo_bench.validation import Validator
 
 
@@ -213,9 +214,9 @@ class Trainer:
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
         normalised = self._advantages(rewards, trajectories.prompts)
         reference, kl = self._reference(trajectories)
-        metrics = _reward_metrics(queried, rewards, mode) | {"kl_to_base": kl} | part_metrics(answers.parts)
+        metrics = reward_metrics(queried, rewards, mode) | {"kl_to_base": kl} | part_metrics(answers.parts)
         if normalised is not None:
-            metrics |= _spread("advantage", normalised)
+            metrics |= spread("advantage", normalised)
         metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
         return Experience(trajectories, rewards, rewards[..., -1], normalised, reference), metrics
 
@@ -296,92 +297,3 @@ class Trainer:
 
     def _tell(self, phase: str) -> None:
         self.watch(self._tick(phase, self.metrics))
-
-
-@torch.no_grad()
-def base_statistics(
-    policy: Policy, schedule: Schedule, trajectories: Trajectories, groups: Sequence[int], micro_batch: int
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities under the present (reference) model and KL of the sampling policy to it, both ``[n, G, T]``.
-
-    The sampling policy's mean is recovered from the stored predicted originals, so only the reference model is called.
-    """
-    g, steps = trajectories.latents.shape[1], trajectories.num_steps
-    log_probs, kls = [], []
-    for part in torch.tensor(list(groups)).split(max(1, micro_batch // g)):
-        for i in range(steps):
-            rows, inverse = unique_rows(torch.full((len(part),), i), g, trajectories.shared_start)
-            before = trajectories.latents[part, :, i].flatten(0, 1)
-            at = torch.full((len(before),), i)
-            output = policy.predict(
-                before[rows], schedule.timesteps[at[rows]], trajectories.conditioning[part[rows // g]]
-            )
-            base = schedule.denoise(output[inverse], before, at)
-            after = trajectories.latents[part, :, i + 1].flatten(0, 1)
-            log_probs.append(gaussian_log_prob(after, base.mean, base.std).view(-1, g))
-            mean = schedule.mean_from_original(trajectories.x0[part, :, i].flatten(0, 1), before, at)
-            kls.append(gaussian_kl(mean, base.mean, base.std).view(-1, g))
-    by_part = [torch.stack(log_probs[k : k + steps], -1) for k in range(0, len(log_probs), steps)]
-    kl_parts = [torch.stack(kls[k : k + steps], -1) for k in range(0, len(kls), steps)]
-    return torch.cat(by_part), torch.cat(kl_parts)
-
-
-class Stopwatch:
-    """Seconds of consecutive stages."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 4)
-        self._last = now
-
-
-def _spread(name: str, values: Tensor) -> dict[str, float]:
-    flat = values.double()
-    return {
-        f"{name}_mean": float(flat.mean()),
-        f"{name}_std": float(flat.std(correction=0)),
-        f"{name}_max_abs": float(flat.abs().max()),
-    }
-
-
-def _reward_metrics(queried: Tensor, rewards: Tensor, mode: str) -> dict[str, Any]:
-    """Mean and spread of the final reward, of each queried step, and the range of the dense rewards."""
-    final = rewards[..., -1].double()
-    names = ["first", "last", "anchor"] if queried.shape[-1] == 3 and mode == "predicted" else None
-    by_query = {}
-    for q in range(queried.shape[-1]):
-        label = names[q] if names else f"query_{q}"
-        column = queried[..., q].double()
-        by_query[label] = {"mean": float(column.mean()), "std": float(column.std(correction=0))}
-    return {
-        "reward_mean": float(final.mean()),
-        "reward_std": float(final.std(correction=0)),
-        "reward_by_query": by_query,
-        "dense_reward_min": float(rewards.min()),
-        "dense_reward_max": float(rewards.max()),
-    }
-
-
-def part_metrics(parts: Parts) -> dict[str, Any]:
-    """Mean and spread of each part of a weighted sum on its own scale, and whether the parts agree.
-
-    The correlation is Pearson's over the final images of the epoch, by ``first|second``; ``None`` where a part gave
-    every image the same score.
-    """
-    if not parts:
-        return {}
-    columns = {name: values.double().flatten() for name, values in parts.items()}
-    spread = {n: {"mean": float(c.mean()), "std": float(c.std(correction=0))} for n, c in columns.items()}
-    pairs = {f"{a}|{b}": correlation(columns[a], columns[b]) for a, b in itertools.combinations(sorted(columns), 2)}
-    return {"reward_parts": spread, "reward_part_correlation": pairs}
-
-
-def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Pearson's correlation of two ``[n]``; ``None`` where one of them does not vary."""
-    if bool((a == a[0]).all()) or bool((b == b[0]).all()):
-        return None
-    return float(torch.corrcoef(torch.stack([a, b]).double())[0, 1].clamp(-1, 1))

@@ -11,6 +11,7 @@ from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.bill import part_correlation, part_lines
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.composite import Composite, CompositeSettings
+from sdpo_bench.epoch_metrics import correlation, part_metrics
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluate import read_rows
 from sdpo_bench.models import load_policy
@@ -18,7 +19,6 @@ from sdpo_bench.runner import base_folder, evaluation_scorers, run_cell
 from sdpo_bench.scoring import CompositeScorer
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.train import correlation, part_metrics
 
 SUM = "jpeg-compressibility*-0.5+jpeg-incompressibility*2"
 PARTS = ["jpeg-compressibility", "jpeg-incompressibility"]

@@ -15,11 +15,11 @@ from sdpo_bench.budget import Ledger
 from sdpo_bench.models import load_policy
 from sdpo_bench.order import Order
 from sdpo_bench.policy import Conditioning
+from sdpo_bench.reference import base_statistics
 from sdpo_bench.registry import find
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings, UpdateSettings
-from sdpo_bench.train import base_statistics
 from sdpo_bench.update import Experience, UpdateLog, Updater
 
 

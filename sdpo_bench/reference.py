@@ -1,0 +1,39 @@
+"""What the base model says of sampled trajectories: for methods with a reference, and for the logged KL."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.policy import Policy
+from sdpo_bench.rollout import Trajectories
+from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
+from sdpo_bench.update import unique_rows
+
+
+@torch.no_grad()
+def base_statistics(
+    policy: Policy, schedule: Schedule, trajectories: Trajectories, groups: Sequence[int], micro_batch: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities under the present (reference) model and KL of the sampling policy to it, both ``[n, G, T]``.
+
+    The sampling policy's mean is recovered from the stored predicted originals, so only the reference model is called.
+    """
+    g, steps = trajectories.latents.shape[1], trajectories.num_steps
+    log_probs, kls = [], []
+    for part in torch.tensor(list(groups)).split(max(1, micro_batch // g)):
+        for i in range(steps):
+            rows, inverse = unique_rows(torch.full((len(part),), i), g, trajectories.shared_start)
+            before = trajectories.latents[part, :, i].flatten(0, 1)
+            at = torch.full((len(before),), i)
+            output = policy.predict(
+                before[rows], schedule.timesteps[at[rows]], trajectories.conditioning[part[rows // g]]
+            )
+            base = schedule.denoise(output[inverse], before, at)
+            after = trajectories.latents[part, :, i + 1].flatten(0, 1)
+            log_probs.append(gaussian_log_prob(after, base.mean, base.std).view(-1, g))
+            mean = schedule.mean_from_original(trajectories.x0[part, :, i].flatten(0, 1), before, at)
+            kls.append(gaussian_kl(mean, base.mean, base.std).view(-1, g))
+    by_part = [torch.stack(log_probs[k : k + steps], -1) for k in range(0, len(log_probs), steps)]
+    kl_parts = [torch.stack(kls[k : k + steps], -1) for k in range(0, len(kls), steps)]
+    return torch.cat(by_part), torch.cat(kl_parts)
