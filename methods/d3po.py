@@ -18,6 +18,24 @@ class D3POSettings:
     """The ratio to the base model is clamped to 1 +- this (official: 0.1)."""
 
 
+def preference_loss(batch: Minibatch, beta: float, clip_range: float) -> Loss:
+    """mean -ln sigmoid(beta sum_m pref_m ln rho_m), rho_m = clamp(pi / pi_ref, 1 +- c); ties have pref 0; c = 0: no
+    clamp."""
+    from torch.nn.functional import logsigmoid
+
+    assert batch.ref_log_probs is not None
+    log_ratio = batch.log_probs - batch.ref_log_probs
+    metrics = {}
+    if clip_range > 0:
+        ratio = log_ratio.exp()
+        metrics["clip_fraction"] = ((ratio - 1).abs() > clip_range).float().mean()
+        log_ratio = ratio.clamp(1 - clip_range, 1 + clip_range).log()
+    preferred = (batch.final_rewards[:, 0] - batch.final_rewards[:, 1]).sign()[:, None]
+    margin = beta * preferred * (log_ratio[:, 0] - log_ratio[:, 1])
+    metrics |= {"margin": margin.detach().mean(), "implicit_accuracy": (margin > 0).float().mean()}
+    return Loss(-logsigmoid(margin).mean(), metrics)
+
+
 class D3PO(Method):
     """Preference loss at every denoising step, the better final image's trajectory preferred (D3PO)."""
 
@@ -30,18 +48,5 @@ class D3PO(Method):
     defaults = {"update.order": "accumulated", "update.lr": 3e-5}
 
     def loss(self, batch: Minibatch) -> Loss:
-        """mean -ln sigmoid(beta sum_m pref_m ln rho_m), rho_m = clamp(pi / pi_ref, 1 +- c); ties have pref 0."""
-        from torch.nn.functional import logsigmoid
-
-        assert batch.ref_log_probs is not None
-        clip = self.settings.clip_range
-        raw = (batch.log_probs - batch.ref_log_probs).exp()
-        log_ratio = raw.clamp(1 - clip, 1 + clip).log()
-        preferred = (batch.final_rewards[:, 0] - batch.final_rewards[:, 1]).sign()[:, None]
-        margin = self.settings.beta * preferred * (log_ratio[:, 0] - log_ratio[:, 1])
-        metrics = {
-            "margin": margin.detach().mean(),
-            "implicit_accuracy": (margin > 0).float().mean(),
-            "clip_fraction": ((raw - 1).abs() > clip).float().mean(),
-        }
-        return Loss(-logsigmoid(margin).mean(), metrics)
+        """:func:`preference_loss` with both settings."""
+        return preference_loss(batch, self.settings.beta, self.settings.clip_range)

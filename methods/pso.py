@@ -12,6 +12,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.methods.d3po import preference_loss
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,4 @@ class PSO(Method):
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean -ln sigmoid(beta pref [ln rho_a - ln rho_b]), rho = pi / pi_ref of one step; ties: pref 0."""
-        from torch.nn.functional import logsigmoid
-
-        assert batch.ref_log_probs is not None
-        log_ratio = batch.log_probs - batch.ref_log_probs
-        clip = self.settings.clip_range
-        metrics = {}
-        if clip > 0:
-            ratio = log_ratio.exp()
-            metrics["clip_fraction"] = ((ratio - 1).abs() > clip).float().mean()
-            log_ratio = ratio.clamp(1 - clip, 1 + clip).log()
-        preferred = (batch.final_rewards[:, 0] - batch.final_rewards[:, 1]).sign()[:, None]
-        margin = self.settings.beta * preferred * (log_ratio[:, 0] - log_ratio[:, 1])
-        metrics |= {"margin": margin.detach().mean(), "implicit_accuracy": (margin > 0).float().mean()}
-        return Loss(-logsigmoid(margin).mean(), metrics)
+        return preference_loss(batch, self.settings.beta, self.settings.clip_range)
