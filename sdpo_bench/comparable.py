@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdpo_bench.api import execution_settings
 from sdpo_bench.identity import canonical_json, digest
 from sdpo_bench.results import Notice, Run
+from sdpo_bench.settings import ModelSettings
 
 MODEL_KEYS = ("model.name", "model.revision", "model.precision", "model.resolution")
 SETTING_KEYS = (*MODEL_KEYS, "reward.", "sample.prompts", "schedule.", "budget.")
-FREE_KEYS = ("seed", "eval.", "model.gradient_checkpointing", "model.cpu_offload")
+FREE_KEYS = ("seed", "eval.", *(f"model.{name}" for name in sorted(execution_settings(ModelSettings))))
 """What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, and what only moves
 memory about."""
 MOST_LABEL_KEYS = 3

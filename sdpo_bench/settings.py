@@ -1,16 +1,17 @@
 """The settings of a run, section by section: names, meaning, valid values and defaults, each declared once.
 
 Everything here can change a number and is therefore part of a run's identity, except ``Evaluation`` (a checkpoint may
-be judged many times), ``Runtime`` (where and how fast) and single fields marked ``FREE``. How layers of settings are
-merged is in ``config``.
+be judged many times), ``Runtime`` (where and how fast) and single fields marked ``Execution``. How layers of settings
+are merged is in ``config``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
+
+from sdpo_bench.api import Execution, execution_settings
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -18,13 +19,10 @@ Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
 
 
-FREE: Mapping[str, Any] = {"identity": False}
-"""Metadata of a setting that changes memory or speed and no number: it is not part of a run's identity."""
-
-
 def identifying(settings: Any) -> dict[str, Any]:
     """The settings of one section that can change a number, by name."""
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.metadata.get("identity", True)}
+    hidden = execution_settings(type(settings))
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in hidden}
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,9 @@ class ModelSettings:
     UNet as an embedding."""
     resolution: Annotated[int, Ge(8)] | None = None
     """Side of the pictures in pixels; unset: the model's own. Also what an SDXL model is told."""
-    gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    gradient_checkpointing: Execution[bool] = False
     """Recompute the UNet's activations in the backward pass: less memory, a third more time, the same numbers."""
-    cpu_offload: bool = field(default=False, metadata=FREE)
+    cpu_offload: Execution[bool] = False
     """Text encoders and autoencoder wait in CPU memory while they have nothing to do: less device memory, the same
     numbers."""
     lora_rank: Count = 4
