@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -274,10 +273,6 @@ class TestPipeline:
 
 class TestRecipe:
     """The parts of tools/emoji_turbo that the claims about the model rest on."""
-
-    @pytest.fixture(autouse=True)
-    def repository_root_on_path(self, monkeypatch):
-        monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
 
     def test_held_out_pairs_have_no_weight_in_the_models_pictures(self):
         from tools.emoji_turbo.pictures import allowed_backgrounds
