@@ -1,10 +1,11 @@
 """Do the loaders hold at the published size? The tests have tiny checkpoints; this makes full-size random ones.
 
-Writes HPS v2 (ViT-H/14, float16) and ImageReward (ViT-L/16 with BERT, float32) in the published layout, loads each
-through the reward's own code, scores one picture, and reports seconds and peak memory. Each part runs in a process of
-its own, so that peaks do not mix. Needs about 8 GB of memory and 4 GB of disk; the tokenizers are tiny stand-ins.
+Writes HPS v2 (ViT-H/14, float16), ImageReward (ViT-L/16 with BERT), PickScore (ViT-H/14) and the aesthetic predictor
+with its CLIP (ViT-L/14, which CLIPScore reads too) in the published layout, loads each through the reward's own code,
+scores one picture, and reports seconds and peak memory. Each part runs in a process of its own, so that peaks do not
+mix. Needs about 9 GB of memory and 4 GB of disk; the tokenizers are stand-ins.
 
-    python benchmarks/full_size_checkpoints.py [--keep FOLDER] [--device cpu] [--precision fp32]
+    python benchmarks/full_size_checkpoints.py [REWARD...] [--keep FOLDER] [--device cpu] [--precision fp32]
 """
 
 import argparse
@@ -27,6 +28,7 @@ WORDS = [
     "[MASK]",
     *"abcdefghijklmnopqrstuvwxyz",
 ]
+REWARDS = ("hpsv2", "imagereward", "pickscore", "aesthetic")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -105,10 +107,38 @@ def imagereward_shapes(width=1024, layers=24, text_width=768, text_layers=12) ->
     """Keys and shapes of ``ImageReward.pt``."""
     shapes = vit_shapes(width, layers) | bert_shapes(text_width, text_layers, width)
     shapes |= linear("blip.vision_proj", 256, width) | linear("blip.text_proj", 256, text_width)
-    sizes = (text_width, 1024, 128, 64, 16, 1)
+    return shapes | {f"mlp.{key}": shape for key, shape in head_shapes(text_width).items()}
+
+
+def head_shapes(width: int) -> Shapes:
+    """The linear head that ImageReward and the aesthetic predictor share."""
+    shapes: Shapes = {}
+    sizes = (width, 1024, 128, 64, 16, 1)
     for number, inputs, outputs in zip((0, 2, 4, 6, 7), sizes, sizes[1:]):
-        shapes |= linear(f"mlp.layers.{number}", outputs, inputs)
+        shapes |= linear(f"layers.{number}", outputs, inputs)
     return shapes
+
+
+def write_clip(folder: Path, vision: dict[str, int], text: dict[str, int], joint: int, activation: str) -> None:
+    """A ``CLIPModel`` folder as transformers saves it, float32."""
+    from safetensors.torch import save_file
+    from transformers import CLIPConfig, CLIPModel
+
+    both = {"hidden_act": activation, "projection_dim": joint}
+    config = CLIPConfig(vision_config=vision | both, text_config=text | both, projection_dim=joint)
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in CLIPModel(config).state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: random_tensor(key, shape, torch.float32) for key, shape in shapes.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+
+
+HUGE = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+HUGE_TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+LARGE_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+FOURTEEN = {"patch_size": 14, "image_size": 224}
 
 
 def random_tensor(key: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -126,7 +156,13 @@ def random_tensor(key: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch
 def write(name: str, folder: Path) -> None:
     """The checkpoint of reward ``name`` and what belongs beside it."""
     torch.manual_seed(0)
-    if name == "hpsv2":
+    if name == "pickscore":
+        write_clip(folder, HUGE | FOURTEEN, HUGE_TEXT, 1024, "gelu")
+        return
+    if name == "aesthetic":
+        write_clip(folder / "clip", LARGE | FOURTEEN, LARGE_TEXT, 768, "quick_gelu")
+        shapes, dtype, file = head_shapes(768), torch.float32, "aesthetic-model.pth"
+    elif name == "hpsv2":
         shapes, dtype, file = hps_shapes(), torch.float16, "HPS_v2_compressed.pt"
     else:
         shapes, dtype, file = imagereward_shapes(), torch.float32, "ImageReward.pt"
@@ -145,7 +181,8 @@ def measure(name: str, folder: Path, device: str, precision: str, answers) -> No
     from sdpo_bench.registry import find
 
     plugin = find("rewards", name).load()
-    paths = {"path": str(folder)} | ({"tokenizer_path": str(TABLE)} if name == "hpsv2" else {})
+    paths = {"path": str(folder)} | ({"tokenizer_path": str(TABLE)} if name in ("hpsv2", "pickscore") else {})
+    paths |= {"clip_path": str(folder / "clip")} if name == "aesthetic" else {}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     reward = plugin(plugin.Settings(**paths, precision=precision), device).load()
@@ -169,13 +206,14 @@ def apart(function, *arguments) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("rewards", nargs="*", default=list(REWARDS), choices=REWARDS)
     parser.add_argument("--keep", type=Path, help="write the checkpoints here and leave them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     given = parser.parse_args()
     answers = multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("hpsv2", "imagereward"):
+        for name in given.rewards:
             folder = (given.keep or Path(scratch)) / name
             folder.mkdir(parents=True, exist_ok=True)
             apart(write, name, folder)

@@ -101,7 +101,7 @@ def evaluate(
     finally:
         policy.set_guidance(guidance)
     progress(f"{subject.method}: done", total, total)
-    return select(known, settings, [s.name for s in scorers])
+    return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
 
 
 def _missing(
@@ -191,6 +191,13 @@ def select(rows: pd.DataFrame, settings: EvaluationSettings, rewards: Sequence[s
     return mine[in_split].reset_index(drop=True)
 
 
+def of_versions(rows: pd.DataFrame, scorers: Sequence[Scorer]) -> pd.DataFrame:
+    """Rows by exactly these versions of the rewards; those of others stay in the file and out of the table."""
+    wanted = {(scorer.name, scorer.reward.full_version) for scorer in scorers}
+    chosen = [pair in wanted for pair in zip(rows.reward, rows.version)]
+    return rows[chosen].reset_index(drop=True)
+
+
 def empty_rows() -> pd.DataFrame:
     return pd.DataFrame({name: [] for name in COLUMNS})
 
@@ -231,12 +238,12 @@ def step_table(base: pd.DataFrame, tuned: pd.DataFrame) -> list[dict[str, Any]]:
     keys = ["split", "reward", "version", "steps", "prompt", "image"]
     paired = base[[*keys, "score"]].merge(tuned[[*keys, "score"]], on=keys, suffixes=("_base", "_tuned"))
     table = []
-    for (split, reward, steps), rows in paired.groupby(["split", "reward", "steps"], sort=True):
+    for (split, reward, version, steps), rows in paired.groupby(["split", "reward", "version", "steps"], sort=True):
         difference = rows.score_tuned - rows.score_base
         error = float(difference.std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else float("nan")
         table.append(
             {
-                "split": split, "reward": reward, "steps": int(steps), "images": len(rows),
+                "split": split, "reward": reward, "version": version, "steps": int(steps), "images": len(rows),
                 "base": float(rows.score_base.mean()), "tuned": float(rows.score_tuned.mean()),
                 "difference": float(difference.mean()), "standard_error": error,
             }

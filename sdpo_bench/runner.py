@@ -22,7 +22,7 @@ from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.progress import Watcher
-from sdpo_bench.reward_choice import choose
+from sdpo_bench.reward_choice import choose, same_reward
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.scoring import CompositeScorer, Scorer, supervise
 from sdpo_bench.seeds import seed_for
@@ -57,24 +57,25 @@ def make_scorer(name: str, settings: dict[str, Any], device: str, basis: Basis |
 def make_scorers(
     wanted: Sequence[tuple[str, dict[str, Any]]], basis: Basis, device: str, timeout: float = 0
 ) -> list[Scorer]:
-    """Scorers of rewards by name and settings, each reward once; a weighted sum is followed by its parts.
+    """Scorers of rewards by name and settings, each version of a reward once; a weighted sum is followed by its parts.
 
     They share one cache, so that a part is not asked again for what it has just answered for the sum.
     """
-    cache, found = ScoreCache(), dict[str, Scorer]()
+    cache, found = ScoreCache(), dict[tuple[str, str], Scorer]()
     for name, settings in wanted:
         scorer = make_scorer(name, settings, device, basis, cache=cache, timeout=timeout)
         parts = scorer.parts if isinstance(scorer, CompositeScorer) else []
         for one in [scorer, *parts]:
-            found.setdefault(one.name, one)
+            found.setdefault((one.name, one.reward.full_version), one)
     return list(found.values())
 
 
 def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> list[Scorer]:
     """The trained reward with its parts, then the held-out ones."""
     basis = Basis(config.model, config.schedule, config.sample.prompts)
-    held_out = [(name, dict[str, Any]()) for name in config.eval.rewards]
-    return make_scorers([(config.reward.name, config.reward.settings), *held_out], basis, device, timeout)
+    trained = config.reward.name
+    held_out = [(name, dict[str, Any]()) for name in config.eval.rewards if not same_reward(name, trained)]
+    return make_scorers([(trained, config.reward.settings), *held_out], basis, device, timeout)
 
 
 def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = None) -> Outcome:

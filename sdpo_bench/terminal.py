@@ -112,10 +112,12 @@ def print_step_table(table: Sequence[Mapping[str, Any]], trained_reward: str) ->
     """Base against tuned at every step count, the trained reward first, its parts and held-out scores after it."""
     order = sorted(table, key=lambda r: (r["split"] != "train", r["split"], r["reward"] != trained_reward, r["reward"]))
     parts = part_weights(trained_reward)
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in order:
-        groups.setdefault((row["split"], row["reward"]), []).append(row)
-    for (split, reward), rows in groups.items():
+        groups.setdefault((row["split"], row["reward"], row.get("version", "")), []).append(row)
+    several = {reward for _, reward, version in groups if any(r == reward and v != version for _, r, v in groups)}
+    for (split, reward, version), rows in groups.items():
+        shown = f"{reward} version {version}" if reward in several else reward
         role = "trained on" if reward == trained_reward else "part" if reward in parts else "held out"
         lines = [
             [
@@ -125,7 +127,7 @@ def print_step_table(table: Sequence[Mapping[str, Any]], trained_reward: str) ->
             for r in rows
         ]  # fmt: skip
         columns = ["steps", "base", "tuned", "difference", "SE over images", "images"]
-        print_table(columns, lines, title=f"{reward} ({role}), {split} prompts")
+        print_table(columns, lines, title=f"{shown} ({role}), {split} prompts")
     print(
         "SE over images: standard error of the paired difference over the images of this one checkpoint. "
         "1 training seed, so no interval for the method."

@@ -8,13 +8,16 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx2
+import pandas as pd
 import pytest
 import torch
 
 from factories import make_resolved
+from sdpo_bench import evaluate as ev
 from sdpo_bench import wire
 from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
@@ -24,6 +27,7 @@ from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.runner import make_scorers, run_cell
 from sdpo_bench.serve import _listen, make_app, serve_command
 from sdpo_bench.settings import Runtime
+from sdpo_bench.terminal import print_step_table
 
 JPEG = "jpeg-incompressibility"
 
@@ -127,6 +131,24 @@ def test_where_a_reward_is_computed_makes_no_other_run(tiny_pipe):
             doubled.run_id  # noqa: B018
         names = [s.name for s in make_scorers([("remote", {"url": url}), (JPEG, {})], None, "cpu")]
         assert names == [JPEG], "one reward, not two"
+    with service(JPEG, Exact()) as (url, _):
+        found = make_scorers([("remote", {"url": url}), (JPEG, {})], None, "cpu")
+        assert [(s.name, s.reward.full_version) for s in found] == [(JPEG, "7+exact"), (JPEG, "1")]
+
+
+def test_two_versions_of_a_reward_are_two_blocks_of_a_table(capsys):
+    rows = pd.DataFrame(
+        [
+            {"split": "train", "reward": JPEG, "version": v, "steps": 1, "prompt": p, "image": 0, "score": x}
+            for v, p, x in [("1", "a", 1.0), ("1", "b", 2.0), ("2", "a", 100.0)]
+        ]
+    )
+    table = ev.step_table(rows, rows.assign(score=rows.score + 1))
+    assert [(row["version"], row["images"], row["base"]) for row in table] == [("1", 2, 1.5), ("2", 1, 100.0)]
+    first = SimpleNamespace(name=JPEG, reward=SimpleNamespace(full_version="1"))
+    assert ev.of_versions(rows, [first]).score.tolist() == [1.0, 2.0]
+    print_step_table(table, JPEG)
+    assert f"{JPEG} version 2 (trained on)" in capsys.readouterr().out
 
 
 def test_requests_stay_below_the_services_limit():

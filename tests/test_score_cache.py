@@ -1,5 +1,7 @@
 """Nothing is scored twice by one reward version in one run, and remembering changes no byte of a resumed run."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from sdpo_bench import checkpoint
 from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.bill import bill_text
 from sdpo_bench.budget import Ledger
+from sdpo_bench.cost_tables import bill_table
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.score_cache import ScoreCache, picture_digests, score_key
@@ -152,3 +155,14 @@ def test_the_bill_shows_the_hit_rate():
     text = bill_text(ledger.bill(), 1)
     assert "40 aesthetic, 30 hpsv2 (+ 10 from the cache, 25.0 %)" in text
     assert ledger.reward_calls == 70
+
+
+def test_the_report_has_a_column_for_remembered_scores_where_there_are_any():
+    def table(*bills):
+        runs = [SimpleNamespace(bill=bill, record={}, seconds=60.0) for bill in bills]
+        return bill_table(SimpleNamespace(arms=[SimpleNamespace(label="ddpo", done=runs)]), "bill")
+
+    plain, hit = {"rewards": {"x": 30}}, {"rewards": {"x": 20}, "cached": {"x": 10}}
+    keys = [column.key for column in table(plain, hit).columns]
+    assert "cached" not in [column.key for column in table(plain).columns]
+    assert table(plain, hit).groups[0].rows[0].cells[keys.index("cached")].text == "5"
