@@ -1,12 +1,14 @@
 """DDPO (denoising diffusion policy optimisation), Black et al. 2023, arXiv 2305.13301; kvablack/ddpo-pytorch."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge
 
 from sdpo_bench.api import Loss, Method, Minibatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,17 @@ class DDPOSettings:
 
     clip_range: Annotated[float, Ge(0)] = 1e-4
     """PPO clip range of the importance ratio; 0: no clipping (official: 1e-4)."""
+
+
+def clipped_policy_gradient(advantages: "Tensor", log_ratio: "Tensor", clip_range: float) -> Loss:
+    """mean max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(log_ratio) (PPO, arXiv 1707.06347, eq. 7)."""
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    if clip_range == 0:
+        return Loss(unclipped.mean())
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    fraction = ((ratio - 1).abs() > clip_range).float().mean()
+    return Loss(unclipped.maximum(clipped).mean(), {"clip_fraction": fraction})
 
 
 class DDPO(Method):
@@ -27,11 +40,5 @@ class DDPO(Method):
     def loss(self, batch: Minibatch) -> Loss:
         """mean max(-A rho, -A clip(rho, 1 - c, 1 + c)) (DDPO eq. 4 with PPO's clipping, as in the official code)."""
         assert batch.advantages is not None
-        ratio = (batch.log_probs - batch.old_log_probs).exp()
-        unclipped = -batch.advantages * ratio
-        clip = self.settings.clip_range
-        if clip == 0:
-            return Loss(unclipped.mean())
-        clipped = -batch.advantages * ratio.clamp(1 - clip, 1 + clip)
-        fraction = ((ratio - 1).abs() > clip).float().mean()
-        return Loss(torch.maximum(unclipped, clipped).mean(), {"clip_fraction": fraction})
+        log_ratio = batch.log_probs - batch.old_log_probs
+        return clipped_policy_gradient(batch.advantages, log_ratio, self.settings.clip_range)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Normalisation = Literal["per-step-prompt", "per-prompt", "per-step", "batch", "none"]
+Normalisation = Literal["per-step-prompt", "per-prompt", "per-step", "batch", "group", "none"]
 STD_EPSILON = 1e-6  # added to every standard deviation (official trackers)
 BATCH_EPSILON = 1e-8  # the batch mode's own (official ablation code)
 
@@ -40,7 +40,11 @@ class Normaliser:
         self.buffers: dict[str, deque[np.ndarray]] = {}
 
     def __call__(self, returns: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Advantages of ``returns [R, K]`` (one row a trajectory, one prompt a row), same shape and dtype."""
+        """Advantages of ``returns [R, K]`` (one row a trajectory), same shape and dtype.
+
+        Args:
+            prompts: prompt of each row; in the ``group`` mode the name of its group.
+        """
         values = returns.detach().cpu().numpy()
         result = _MODES[self.mode](self, values, np.array(prompts))
         return torch.from_numpy(result).to(returns)
@@ -76,6 +80,14 @@ class Normaliser:
     def _batch(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
         return (values - values.mean()) / (values.std() + BATCH_EPSILON)
 
+    def _group(self, values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Members of one group against each other, step by step; remembers nothing (GRPO)."""
+        result = np.empty_like(values)
+        for group in np.unique(groups):
+            mine = groups == group
+            result[mine] = (values[mine] - values[mine].mean(0)) / (values[mine].std(0) + STD_EPSILON)
+        return result
+
     def _none(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
         return values.copy()
 
@@ -85,6 +97,7 @@ _MODES: dict[str, Callable[[Normaliser, np.ndarray, np.ndarray], np.ndarray]] = 
     "per-prompt": Normaliser._pooled_prompt,
     "per-step": Normaliser._per_step,
     "batch": Normaliser._batch,
+    "group": Normaliser._group,
     "none": Normaliser._none,
 }
 
@@ -103,7 +116,9 @@ def advantages(
     if sparse and gamma == 1:
         returns = returns[..., -1:]
     rows = returns.transpose(0, 1).reshape(n * g, -1)
-    normalised = normaliser(rows, list(prompts) * g)
+    # A prompt drawn twice makes two groups, which do not meet in the group mode.
+    owners = [str(i) for i in range(n)] if normaliser.mode == "group" else list(prompts)
+    normalised = normaliser(rows, owners * g)
     members_first = normalised.view(g, n, -1).transpose(0, 1)
     clipped = members_first.clamp(-clip, clip) if clip > 0 else members_first
     return clipped.expand(n, g, steps).contiguous()

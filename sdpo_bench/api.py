@@ -11,9 +11,9 @@ sampling order, ``b`` groups of a minibatch, ``K`` steps of a minibatch.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +24,24 @@ Granularity = Literal["step", "trajectory"]
 Signal = Literal["advantage", "preference"]
 
 
+_EXECUTION = "execution only"
+T = TypeVar("T")
+Execution = Annotated[T, _EXECUTION]
+"""Type of a setting that says where or how fast, or whose effect is in ``full_version``: ``Execution[int]``. Such
+settings are recorded with a run and are no part of its identity."""
+
+
 @dataclass(frozen=True)
 class NoSettings:
     """Settings of a plugin that has none."""
+
+
+def execution_settings(settings: type) -> frozenset[str]:
+    """Names of the fields of a settings dataclass that are marked :data:`Execution`."""
+    hints = get_type_hints(settings, include_extras=True)
+    return frozenset(
+        name for name, hint in hints.items() if get_origin(hint) is Annotated and _EXECUTION in get_args(hint)
+    )
 
 
 @dataclass(frozen=True)
@@ -70,23 +85,45 @@ class Method(ABC):
 
     Settings: ClassVar[type] = NoSettings
     """Frozen dataclass of the method's own settings (``--set method.KEY=VALUE``)."""
-    members: ClassVar[int] = 1
-    """Trajectories sampled for each drawn prompt."""
-    shared_noise: ClassVar[bool] = False
-    """Whether the members of a group start from the same initial noise."""
     signal: ClassVar[Signal] = "advantage"
     """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings."""
     final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
     """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
-    needs_reference: ClassVar[bool] = False
-    needs_kl: ClassVar[bool] = False
     granularity: ClassVar[Granularity] = "step"
     """``step``: the loss of one step needs that step alone; ``trajectory``: it needs the sum over all steps."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the engine that the method changes unless the user says otherwise, e.g. ``update.order``."""
 
+    variant_of: ClassVar[str] = ""
+    """The method this one is a named variant of: settings that a preset has for that one apply to this one too."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    """Settings, its own (``method.KEY``) or the engine's, that the name promises; another value is refused."""
+
     def __init__(self, settings: Any):
         self.settings = settings
+
+    # What follows is read from an instance, so that a method may let its settings decide. A subclass whose answer
+    # never changes writes it as a plain attribute: ``members = 2``.
+
+    @property
+    def members(self) -> int:
+        """Trajectories sampled for each drawn prompt."""
+        return 1
+
+    @property
+    def shared_noise(self) -> bool:
+        """Whether the members of a group start from the same initial noise."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads ``ref_log_probs``; costs one call of the base model for each sampled step."""
+        return False
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether the loss reads ``kl``; costs one call of the base model for each step of each update."""
+        return False
 
     @property
     def reward_mode(self) -> RewardMode:
@@ -137,6 +174,17 @@ class Reward(ABC):
     def full_version(self) -> str:
         """Version that results carry; a reward whose settings change its scores extends it."""
         return self.version
+
+    @property
+    def filed_as(self) -> str | None:
+        """Name that results carry where it is not the plugin's own: that of the reward a service computes."""
+        return None
+
+    @property
+    def identity_settings(self) -> dict[str, Any]:
+        """Settings that are part of a run's identity: all but those marked :data:`Execution`."""
+        hidden = execution_settings(type(self.settings))
+        return {key: value for key, value in asdict(self.settings).items() if key not in hidden}
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -6,7 +6,9 @@ normalisation is wrong does not move towards it.
 
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,23 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.api import Loss, Method, Minibatch, Reward
-from sdpo_bench.config import Request, Resolved, resolve, validate
+from sdpo_bench.config import Request, Resolved, build_method, resolve, validate
 from sdpo_bench.conformance import require, untouched_randomness
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.models import load_policy
+from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Tick
 from sdpo_bench.registry import Plugin
 from sdpo_bench.schedule import gaussian_kl, gaussian_log_prob
 from sdpo_bench.seeds import seed_for
-from sdpo_bench.settings import Runtime
+from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import RunFolder
 from sdpo_bench.train import Trainer
 
 GROUPS, STEPS, WIDTH = 64, 2, 16
 RUN_GROUPS = 2
 RATIO_TOLERANCE = 1e-4
+DUE = 0.05
 
 
 # -- the loss alone ------------------------------------------------------------------------------------------
@@ -163,7 +167,10 @@ def check_bandit_loss(plugin: Plugin, loaded: Any, folder: Path) -> None:
 
 
 def check_bandit_optimum(plugin: Plugin, loaded: Any, folder: Path) -> None:
-    """With fresh actions after every step, the policy moves towards the best action and not past it."""
+    """With fresh actions after every step, the policy moves towards the best action.
+
+    Methods with a trust region stop well before it, so the part of the way that is due is small.
+    """
     bandit = Bandit(make(loaded))
     optimiser = torch.optim.Adam([bandit.mean], lr=0.02)
     for _ in range(80):
@@ -173,7 +180,7 @@ def check_bandit_optimum(plugin: Plugin, loaded: Any, folder: Path) -> None:
         optimiser.step()
     away = lambda mean: float((mean.detach() - bandit.target).norm())  # noqa: E731
     progress = 1 - away(bandit.mean) / away(bandit.start)
-    require(progress > 0.1, f"the policy came {progress:.0%} of the way to the best action in 80 updates; 10 % is due.")
+    require(progress > DUE, f"the policy came {progress:.0%} of the way to the best action, {DUE:.0%} is due.")
 
 
 # -- small runs of the engine --------------------------------------------------------------------------------
@@ -192,7 +199,7 @@ class Brightness(Reward):
 
 def small_run(plugin: Plugin, loaded: Any, epochs: int = 2) -> Resolved:
     """Epochs of :data:`RUN_GROUPS` groups and three steps on the embedded model."""
-    images = RUN_GROUPS * loaded.members
+    images = RUN_GROUPS * make(loaded).members
     settings = {
         "schedule.steps": 3, "sample.images_per_epoch": images, "update.minibatch": 1, "update.accumulation": 1,
         "budget.images": epochs * images, "update.lr": 1e-3,
@@ -200,13 +207,19 @@ def small_run(plugin: Plugin, loaded: Any, epochs: int = 2) -> Resolved:
     return resolve(Request(method=plugin.name, overrides=settings))
 
 
+@lru_cache(maxsize=1)
+def _fresh_policy(model: ModelSettings, seed: int) -> Policy:
+    """Loading takes as long as training an epoch of the embedded model; a copy of it takes no time."""
+    return load_policy(model, lora_seed=seed)
+
+
 def make_trainer(resolved: Resolved, folder: Path, watch: Any = lambda tick: None) -> Trainer:
     """A fresh policy, a run folder and :class:`Brightness`; an existing folder is gone on with."""
     config = resolved.config
     run = RunFolder(folder / resolved.run_id)
     run.create({"kind": "run", "config": resolved.data})
-    policy = load_policy(config.model, lora_seed=seed_for(config.seed, "lora"))
-    method = resolved.method(validate(resolved.method.Settings, config.method.settings, "method"))
+    policy = deepcopy(_fresh_policy(config.model, seed_for(config.seed, "lora")))
+    method = build_method(config, resolved.method)
     runtime = replace(Runtime(out=folder, device="cpu"), checkpoint_every=1)
     return Trainer(config, runtime, run, policy, method, Brightness(None), watch)
 

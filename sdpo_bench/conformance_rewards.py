@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdpo_bench.config import validate
 from sdpo_bench.conformance import Nonconforming, NotHere, require, untouched_randomness
+from sdpo_bench.errors import MissingError
 from sdpo_bench.models import known_model
 from sdpo_bench.registry import Plugin
 
@@ -26,7 +27,10 @@ def make(loaded: Any) -> Any:
     if reason:
         raise NotHere(reason)
     reward = loaded(validate(loaded.Settings, {}, "reward"), "cpu")
-    reward.load()
+    try:
+        reward.load()
+    except MissingError as error:
+        raise NotHere(str(error)) from error
     return reward
 
 

@@ -9,11 +9,15 @@ from sdpo_bench.budget import Cost
 PROBE_GROUPS = 2  # groups an epoch whose KL to the base model is measured when the method itself does not
 
 
-def group_cost(method: Method, weights: list[float], *, inner_epochs: int, guided: bool) -> Cost:
+def group_cost(
+    method: Method, weights: list[float], *, inner_epochs: int, guided: bool, calls_per_image: int = 1
+) -> Cost:
     """Cost of sampling, scoring and learning from one group.
 
     Args:
         weights: step weight of each of the T steps; steps of weight 0 are not trained.
+        calls_per_image: reward calls that one image costs, the number of parts of a weighted sum. Answers that the
+            cache remembers cost less than this.
     """
     steps, members = len(weights), method.members
     branches = 2 if guided else 1
@@ -32,7 +36,7 @@ def group_cost(method: Method, weights: list[float], *, inner_epochs: int, guide
         images=members,
         forward=forward * branches,
         backward=inner_epochs * trained * branches,
-        rewards=reward_queries(method, steps),
+        rewards=reward_queries(method, steps) * calls_per_image,
     )
 
 

@@ -33,9 +33,12 @@ class Preset:
     common: dict[str, Any]
     by_method: dict[str, dict[str, Any]]
 
-    def settings_for(self, method: str) -> dict[str, Any]:
-        """Flat ``section.key`` settings for a method: the common ones, then its own."""
-        return self.common | self.by_method.get(plugin_tag(method), {})
+    def settings_for(self, *methods: str) -> dict[str, Any]:
+        """Flat ``section.key`` settings: the common ones, then those of each method named, in order."""
+        settings = dict(self.common)
+        for method in methods:
+            settings |= self.by_method.get(plugin_tag(method), {})
+        return settings
 
     def fits(self, model: str, reward: str) -> bool:
         """Whether this preset is the automatic choice for the model and reward."""

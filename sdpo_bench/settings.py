@@ -1,30 +1,22 @@
 """The settings of a run, section by section: names, meaning, valid values and defaults, each declared once.
 
 Everything here can change a number and is therefore part of a run's identity, except ``Evaluation`` (a checkpoint may
-be judged many times), ``Runtime`` (where and how fast) and single fields marked ``FREE``. How layers of settings are
-merged is in ``config``.
+be judged many times), ``Runtime`` (where and how fast) and single fields marked ``Execution``. How layers of settings
+are merged is in ``config``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
+from sdpo_bench.api import Execution
+
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
-
-
-FREE: Mapping[str, Any] = {"identity": False}
-"""Metadata of a setting that changes memory or speed and no number: it is not part of a run's identity."""
-
-
-def identifying(settings: Any) -> dict[str, Any]:
-    """The settings of one section that can change a number, by name."""
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.metadata.get("identity", True)}
 
 
 @dataclass(frozen=True)
@@ -42,9 +34,9 @@ class ModelSettings:
     UNet as an embedding."""
     resolution: Annotated[int, Ge(8)] | None = None
     """Side of the pictures in pixels; unset: the model's own. Also what an SDXL model is told."""
-    gradient_checkpointing: bool = field(default=False, metadata=FREE)
+    gradient_checkpointing: Execution[bool] = False
     """Recompute the UNet's activations in the backward pass: less memory, a third more time, the same numbers."""
-    cpu_offload: bool = field(default=False, metadata=FREE)
+    cpu_offload: Execution[bool] = False
     """Text encoders and autoencoder wait in CPU memory while they have nothing to do: less device memory, the same
     numbers."""
     lora_rank: Count = 4
@@ -91,8 +83,8 @@ class SampleSettings:
 class AdvantageSettings:
     """From step rewards to advantages."""
 
-    normalisation: Literal["per-step-prompt", "per-prompt", "per-step", "batch", "none"] = "per-step-prompt"
-    """What a return is compared with (paper: per-step-prompt)."""
+    normalisation: Literal["per-step-prompt", "per-prompt", "per-step", "batch", "group", "none"] = "per-step-prompt"
+    """What a return is compared with (paper: per-step-prompt; GRPO: the members of its group)."""
     gamma: Annotated[float, Ge(0), Le(1)] = 0.99
     """Discount of later rewards (paper: 0.99)."""
     clip: NonNegative = 5.0
@@ -170,6 +162,22 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
+class CheckpointSettings:
+    """Which checkpoint of a run is its result."""
+
+    choose: Literal["last", "validation"] = "last"
+    """The last one, or the one that scores best on validation prompts under the trained reward."""
+    prompts: str = ""
+    """Prompt set of the choice; none of them may be among the prompts that are reported."""
+    every: Count = 5
+    """Epochs between two candidates; the last epoch is always one."""
+    steps: Annotated[tuple[Steps, ...], MinLen(1)] = (1, 4)
+    """Numbers of denoising steps whose mean score decides."""
+    images_per_prompt: Count = 1
+    """Images of every prompt and step count."""
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where and how fast; changes no number."""
 
@@ -183,6 +191,8 @@ class Runtime:
     """Epochs between checkpoints."""
     threads: Annotated[int, Ge(0)] = 0
     """CPU threads of torch; 0 leaves its default."""
+    reward_timeout: NonNegative = 1800.0
+    """Seconds that one reward call (at most ``micro_batch`` images) may take before the run fails; 0: no limit."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,8 @@ class RunConfig:
     update: UpdateSettings
     budget: BudgetSettings
     eval: EvaluationSettings
+    checkpoint: CheckpointSettings | None = None
+    """None: the last checkpoint, so that nothing about a choice is part of the identity."""
 
 
 SECTIONS: dict[str, type] = {
@@ -217,4 +229,5 @@ SECTIONS: dict[str, type] = {
     "update": UpdateSettings,
     "budget": BudgetSettings,
     "eval": EvaluationSettings,
+    "checkpoint": CheckpointSettings,
 }

@@ -9,7 +9,7 @@ import torch
 from sdpo_bench.budget import Ledger
 from sdpo_bench.config import Request, Resolved, resolve, validate
 from sdpo_bench.models import load_policy
-from sdpo_bench.registry import find
+from sdpo_bench.registry import find, plugins
 from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.runner import make_scorer
 from sdpo_bench.schedule import make_schedule
@@ -19,7 +19,12 @@ from sdpo_bench.store import RunFolder
 from sdpo_bench.train import Trainer
 from sdpo_bench.update import Experience, Updater
 
-METHODS = ("sdpo", "ddpo", "d3po", "sparse_dpo")
+METHODS = tuple(plugins("methods"))
+"""Every method that is found."""
+LOSS_METHODS = tuple(n for n in METHODS if not find("methods", n).load().variant_of)
+"""Methods with a loss of log-probabilities of their own."""
+SMALL = {"grpo": {"method.group_size": 4}}
+"""Settings that make a method fit into the small experiments here."""
 PROMPTS = ["cat", "dog", "butterfly", "horse", "bee"]
 
 
@@ -42,7 +47,7 @@ def make_resolved(tiny_pipe: Path, method: str = "sdpo", **overrides: Any) -> Re
     }
     if not any(key.startswith("budget.") for key in overrides):
         overrides = {"budget.images": settings["budget.images"]} | overrides
-    settings = {k: v for k, v in settings.items() if not k.startswith("budget.")} | overrides
+    settings = {k: v for k, v in settings.items() if not k.startswith("budget.")} | SMALL.get(method, {}) | overrides
     return resolve(Request(method=method, model=str(tiny_pipe), reward="jpeg-incompressibility", overrides=settings))
 
 

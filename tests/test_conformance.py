@@ -16,7 +16,8 @@ EVERY = [plugin for kind in ("methods", "rewards") for plugin in plugins(kind).v
 
 
 @pytest.mark.parametrize("plugin", EVERY, ids=[f"{p.kind}:{p.name}" for p in EVERY])
-def test_every_plugin_conforms(plugin):
+def test_every_plugin_conforms(plugin, monkeypatch):
+    monkeypatch.setenv("SDPO_BENCH_REWARD_URL", "http://127.0.0.1:1")  # no service there
     checks = list(check_plugin(plugin))
     assert [c for c in checks if c.status == "failed"] == []
     assert len(checks) >= 7

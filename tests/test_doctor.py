@@ -120,6 +120,7 @@ def test_plugins_that_fail_to_import_are_problems_and_break_nothing_else(tmp_pat
 
 def test_a_healthy_machine_without_network(tmp_path, monkeypatch, capsys):
     """Offline mode and missing weights are notes with what to type, not problems; nothing is written."""
+    monkeypatch.setenv("SDPO_BENCH_REWARD_URL", "http://127.0.0.1:1")
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
     code, shown = run(capsys, "doctor", "--json", "--out", tmp_path / "r", "--device", "cpu")
     report = json.loads(shown.out)
@@ -132,6 +133,7 @@ def test_a_healthy_machine_without_network(tmp_path, monkeypatch, capsys):
     # 1,289,952,427 parameters of 4 bytes
     assert "5.2 GB" in turbo["text"] and "a run needs" in turbo["text"]
     assert found["reward", "hpsv2"]["mend"] == "sdpo-bench fetch hpsv2"
+    assert found["reward", "remote"]["mend"] == "sdpo-bench serve-reward NAME"
     assert found["reward", "emoji-align"]["state"] == found["method", "sdpo"]["state"] == "ok"
     assert found["package", "torch"]["state"] == "ok"
     assert not list(tmp_path.iterdir())

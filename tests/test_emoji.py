@@ -1,6 +1,7 @@
 """The embedded model and its rewards: vocabulary, prompts, scorers, JPEG numbers, the pipeline folder."""
 
 import json
+import math
 import sys
 from functools import cache
 from importlib.resources import files
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from sdpo_bench import emoji
-from sdpo_bench.emoji_scorer import bounded_log
+from sdpo_bench.emoji_scorer import alignment, bounded_log
 from sdpo_bench.registry import find
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -180,6 +181,23 @@ class TestScorers:
         images = images.clone().requires_grad_(True)
         reward("emoji-align")(images, prompts).sum().backward()
         assert images.grad.abs().sum() > 0
+
+    def test_alignment_is_the_tempered_log_probability_of_class_and_background(self):
+        # Class probabilities ∝ 8, 1, 1, ...; to the power 1/3 they are ∝ 2, 1, 1, ...: "cat" scores ln(2 / (2 + 65)).
+        # Backgrounds ∝ 27, 1, ...: ∝ 3, 1, ...: the first one adds ln(3 / (3 + 9)).
+        classes, grounds = torch.ones(1, 66), torch.ones(1, 10)
+        classes[0, emoji.CLASSES.index("cat")], grounds[0, 0] = 8.0, 27.0
+        stub = lambda images: {"class": (classes / 73).log(), "background": (grounds / 36).log()}  # noqa: E731
+        score = lambda prompt: alignment(stub, torch.zeros(1, 3, 32, 32), [prompt]).item()  # noqa: E731
+        assert score("cat") == pytest.approx(math.log(2 / 67))
+        with_ground = score(f"a cat on a {emoji.BACKGROUNDS[0]} background")
+        assert with_ground == pytest.approx(math.log(2 / 67) + math.log(3 / 12))
+
+    def test_a_mean_of_pictures_scores_below_each_of_them(self):
+        images, prompts = real_pictures()
+        means = (images + images.flip(0)) / 2
+        apart = reward("emoji-align")(images, prompts) - reward("emoji-align")(means, prompts)
+        assert (apart > 0).float().mean() >= 15 / 16
 
     def test_bounded_log_is_a_log_near_one_and_bounded(self):
         p = torch.tensor([1.0, 0.99, 1e-30])

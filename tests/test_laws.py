@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from factories import METHODS, make_method, make_updater, random_experience, sample_groups
+from factories import LOSS_METHODS, make_method, make_updater, random_experience, sample_groups
 from sdpo_bench import seeds
 from sdpo_bench.order import Order, windows
 from sdpo_bench.rollout import Noise, rollout
@@ -141,7 +141,7 @@ def test_axes_that_only_look_alike_have_different_seeds():
 # -- updates -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOSS_METHODS)
 def test_ratio_is_one_before_the_first_update(tiny_policy, name):
     method = make_method(name)
     schedule, trajectories = sample_groups(tiny_policy, members=method.members, shared_noise=method.shared_noise)
@@ -153,7 +153,7 @@ def test_ratio_is_one_before_the_first_update(tiny_policy, name):
     assert log.summary()["ratio_mean"] != 1.0, "later minibatches meet a changed policy"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOSS_METHODS)
 @pytest.mark.parametrize("micro_batch", [2, 3])
 def test_micro_batches_do_not_change_gradients(tiny_policy, name, micro_batch):
     method = make_method(name)
@@ -173,9 +173,12 @@ def test_micro_batches_do_not_change_gradients(tiny_policy, name, micro_batch):
         assert (results[1][parameter] - gradient).abs().max() / scale < 1e-3, parameter
 
 
-def test_trajectory_gradient_equals_the_direct_one(tiny_policy):
+@pytest.mark.parametrize(
+    ("name", "options"), [("sparse_dpo", {"beta": 2.0}), ("rebel", {}), ("rebel", {"clip_range": 1e-3})]
+)
+def test_trajectory_gradient_equals_the_direct_one(tiny_policy, name, options):
     """The two-pass gradient of a loss over all steps equals autograd through the whole sum at once."""
-    method = make_method("sparse_dpo", beta=2.0)
+    method = make_method(name, **options)
     schedule, trajectories = sample_groups(tiny_policy, groups=2)
     reference = reference_of(tiny_policy, schedule, trajectories)
     experience = random_experience(trajectories, reference)
@@ -221,7 +224,7 @@ def test_kl_to_the_base_model_has_the_value_and_the_gradient(tiny_policy, granul
     assert again.summary()["loss"] < 0.7 * log.summary()["loss"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", LOSS_METHODS)
 def test_only_the_adapter_learns_and_base_stays_base(tiny_policy, name):
     method = make_method(name)
     frozen = {n: p.detach().clone() for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n}

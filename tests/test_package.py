@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factories import METHODS
 from sdpo_bench import registry
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import UsageError
@@ -65,7 +66,7 @@ def test_hyphens_and_underscores_are_the_same():
 
 
 @pytest.mark.parametrize("name", sorted(shipped_presets()))
-@pytest.mark.parametrize("method", ["sdpo", "ddpo", "d3po", "sparse_dpo"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_preset_is_valid_for_every_method(name, method):
     preset = shipped_presets()[name]
     model = preset.match["model"]

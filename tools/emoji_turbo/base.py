@@ -13,7 +13,7 @@ from .networks import make_scheduler, make_text_encoder, make_unet
 from .pictures import Pool
 from .training import Plan, Trainer, Worker
 
-PLAN = Plan(iterations=750, batch=96, seed=2)
+PLAN = Plan(iterations=1700, batch=96, seed=2)
 
 NAMED_BACKGROUND = 0.35
 """Share of captions that name the background."""

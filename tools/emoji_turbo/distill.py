@@ -17,7 +17,7 @@ from .networks import make_scheduler
 from .pictures import allowed_backgrounds, class_weights
 from .training import Plan, Trainer, Worker
 
-PLAN = Plan(iterations=450, batch=96, seed=3, adam_lr=1e-3, muon_lr=0.01, decay_from=0.2)
+PLAN = Plan(iterations=750, batch=96, seed=3, adam_lr=1e-3, muon_lr=0.01, decay_from=0.2)
 TRAJECTORIES = 2304
 STEPS = 8
 GUIDANCE = 1.6

@@ -1,9 +1,9 @@
 """Stages 5 to 7: what the scorers look at, and the two scorers.
 
 `align` must be hard to fool and useful on unfinished pictures, so beside clean and reconstructed pictures
-it sees noise, blur and the base model's own predictions at random timesteps, with a target that moves from
-the true class to "nothing recognisable" as the picture loses its content. `accuracy` sees other pictures,
-other damage and another seed.
+it sees noise, blur, means of several pictures and the base model's own predictions at random timesteps,
+with a target that moves from the true class to "nothing recognisable" as the picture loses its content.
+`accuracy` sees other pictures, other damage and another seed.
 """
 
 from pathlib import Path
@@ -29,6 +29,8 @@ NOTHING = len(CLASSES)
 VALIDATION = 512
 """First pictures of the scorers' pool, kept out of training: temperatures are fitted on them."""
 RECONSTRUCTION_NOISE = 0.15
+GHOSTS = 7
+"""Most further pictures in a mean."""
 
 
 @torch.no_grad()
@@ -89,8 +91,17 @@ def unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def damage(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Add noise or blur of random strength; returns pictures ``[n, 3, 32, 32]`` and confidences ``[n]``."""
+def damage(images: Tensor, ghosts: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Add noise, blur or ghosts of random strength.
+
+    Args:
+        images: ``[n, 3, 32, 32]`` in [0, 1].
+        ghosts: ``[n, GHOSTS, 3, 32, 32]`` other pictures of the same classes. A mean over some of them is what an
+            undecided denoiser paints; its class can be told, and yet it is not a picture of anything.
+
+    Returns:
+        Pictures ``[n, 3, 32, 32]`` and confidences ``[n]``.
+    """
     count = len(images)
     strength, kind = torch.rand(2, count, generator=generator)
     noise = torch.randn(images.shape, generator=generator)
@@ -99,11 +110,24 @@ def damage(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     for factor, low in ((2, 0.0), (4, 0.33), (8, 0.66)):
         small = F.interpolate(F.avg_pool2d(images, factor), scale_factor=factor, mode="bilinear")
         blurred = torch.where((strength >= low)[:, None, None, None], small, blurred)
-    is_noise = kind < 0.5
+    among = 1 + (strength * GHOSTS).long().clamp(max=GHOSTS - 1)
+    weights = (torch.arange(GHOSTS) < among[:, None]).float() / (among[:, None] + 1)
+    ghosted = images / (among + 1)[:, None, None, None] + torch.einsum("ng,ngchw->nchw", weights, ghosts)
+    is_noise, is_blur = kind < 0.3, kind < 0.6
     kept_noise = 1 - ((strength - 0.2) / 0.6).clamp(0, 1)
     kept_blur = torch.where(strength < 0.33, 0.7, torch.where(strength < 0.66, 0.1, 0.0))
-    pictures = torch.where(is_noise[:, None, None, None], noisy, blurred)
-    return pictures, torch.where(is_noise, kept_noise, kept_blur)
+    kept_ghost = torch.where(among == 1, 0.3, 0.0)
+    pictures = torch.where(is_blur[:, None, None, None], blurred, ghosted)
+    pictures = torch.where(is_noise[:, None, None, None], noisy, pictures)
+    return pictures, torch.where(is_noise, kept_noise, torch.where(is_blur, kept_blur, kept_ghost))
+
+
+def others_of_class(classes: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
+    """Places ``[n, GHOSTS]`` in ``classes`` (each class occurs) drawn among those equal to each of ``wanted [n]``."""
+    order, sizes = classes.argsort(), classes.bincount(minlength=len(CLASSES))
+    starts = sizes.cumsum(0) - sizes
+    draws = torch.rand(len(wanted), GHOSTS, generator=generator) * sizes[wanted, None]
+    return order[starts[wanted, None] + draws.long()]
 
 
 def jitter(images: Tensor, generator: torch.Generator, largest: int) -> Tensor:
@@ -128,7 +152,8 @@ class AlignData:
         index = torch.randint(low, high, (count,), generator=generator)
         quarter = count // 4
         clean, rebuilt, hurt, unfinished = index.split([quarter, quarter, quarter, count - 3 * quarter])
-        damaged, kept = damage(unit(self.sources[1][hurt]), generator)
+        ghosts = low + others_of_class(self.pool.classes[low:high], self.pool.classes[hurt], generator)
+        damaged, kept = damage(unit(self.sources[1][hurt]), unit(self.sources[1][ghosts]), generator)
         pictures = [unit(self.sources[0][clean]), unit(self.sources[1][rebuilt]), damaged]
         pictures.append(unit(self.sources[2][unfinished]))
         confidence = torch.cat([torch.ones(2 * quarter), kept, self.confidence[unfinished]])

@@ -1,0 +1,36 @@
+"""DPOK (policy gradient with KL regularisation), Fan et al. 2023, arXiv 2305.16381; code google-research/dpok."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt
+
+from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.methods.ddpo import DDPOSettings, clipped_policy_gradient
+
+
+@dataclass(frozen=True)
+class DPOKSettings(DDPOSettings):
+    """Settings of DPOK's own."""
+
+    kl_weight: Annotated[float, Gt(0)] = 0.01
+    """beta/alpha: weight of the KL to the base model, in advantages per nat and latent element (official: 0.01 beside
+    rewards times 100, without normalisation)."""
+
+
+class DPOK(Method):
+    """Clipped policy gradient of the final reward, held to the base model by a KL penalty (DPOK)."""
+
+    Settings = DPOKSettings
+    settings: DPOKSettings
+    needs_kl = True
+    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0}
+
+    def loss(self, batch: Minibatch) -> Loss:
+        """Mean over steps of the clipped -A rho, plus kl_weight KL(pi || pi_base) of each step (DPOK, Algorithm 1)."""
+        assert batch.advantages is not None and batch.kl is not None
+        gain = clipped_policy_gradient(
+            batch.advantages, batch.log_probs - batch.old_log_probs, self.settings.clip_range
+        )
+        kl = batch.kl.mean()
+        return Loss(gain.value + self.settings.kl_weight * kl, {**gain.metrics, "kl_penalty": kl.detach()})

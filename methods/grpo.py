@@ -1,0 +1,65 @@
+"""GRPO for diffusion: DanceGRPO, Xue et al. 2025, arXiv 2505.07818, and Flow-GRPO, Liu et al. 2025, arXiv 2505.05470.
+
+The sampler is the engine's: stochastic DDIM, the form both papers use for diffusion models (with eta 1 the reverse SDE
+of a Gaussian diffusion). Group-relative advantages are the engine's ``advantage.normalisation = group``.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from sdpo_bench.api import Loss, Method, Minibatch, RewardMode
+from sdpo_bench.methods.ddpo import clipped_policy_gradient
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """Settings of GRPO's own."""
+
+    group_size: Annotated[int, Ge(2)] = 8
+    """G: images of one prompt that are compared with each other (DanceGRPO: 12, Flow-GRPO: 24)."""
+    shared_noise: bool = True
+    """Whether they start from the same initial noise (DanceGRPO: yes, Flow-GRPO: no)."""
+    clip_range: Annotated[float, Ge(0)] = 1e-4
+    """PPO clip range of the importance ratio; 0: no clipping (DanceGRPO: 1e-4)."""
+    kl_weight: Annotated[float, Ge(0)] = 0.0
+    """Weight of the KL to the base model (DanceGRPO: none, Flow-GRPO: 0.01 to 0.04); 0 computes none."""
+    reward: RewardMode = "sparse"
+    """The final reward at every step (both papers), or dense rewards as SDPO's, compared step by step. With dense
+    rewards a step's return is the discounted sum from there on: see advantage.gamma."""
+
+
+class GRPO(Method):
+    """Clipped policy gradient with advantages relative to the other images of the same prompt (GRPO)."""
+
+    Settings = GRPOSettings
+    settings: GRPOSettings
+    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0, "advantage.normalisation": "group"}
+
+    @property
+    def members(self) -> int:
+        return self.settings.group_size
+
+    @property
+    def shared_noise(self) -> bool:
+        return self.settings.shared_noise
+
+    @property
+    def needs_kl(self) -> bool:
+        return self.settings.kl_weight > 0
+
+    @property
+    def reward_mode(self) -> RewardMode:
+        return self.settings.reward
+
+    def loss(self, batch: Minibatch) -> Loss:
+        """Mean over members and steps of max(-A rho, -A clip(rho)) + beta KL (both papers' objective)."""
+        assert batch.advantages is not None
+        gain = clipped_policy_gradient(
+            batch.advantages, batch.log_probs - batch.old_log_probs, self.settings.clip_range
+        )
+        if batch.kl is None:
+            return gain
+        kl = batch.kl.mean()
+        return Loss(gain.value + self.settings.kl_weight * kl, {**gain.metrics, "kl_penalty": kl.detach()})

@@ -1,0 +1,10 @@
+"""SDPO without step-shuffled updates: gradients accumulated over whole trajectories (arXiv 2411.11727, ablation)."""
+
+from sdpo_bench.methods.sdpo import SDPO
+
+
+class SDPOAccumulated(SDPO):
+    """SDPO with one optimiser step after whole trajectories (ablation: T times fewer optimiser steps)."""
+
+    variant_of = "sdpo"
+    fixed = {"update.order": "accumulated"}
