@@ -6,6 +6,7 @@ and a run has the same id either way.
 """
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from sdpo_bench.errors import MissingError, RunFailed, UsageError
 DEFAULT_URL = "http://127.0.0.1:8765"
 URL_VARIABLE = "SDPO_BENCH_REWARD_URL"
 CONNECT_SECONDS = 5.0
+PROBE_SECONDS = 1.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 BUSY = (502, 503, 504)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -62,7 +64,16 @@ class Remote(Reward):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        return None if _http() else "needs the package httpx2; type: pip install 'sdpo-bench[serve]'"
+        if not _http():
+            return "needs the package httpx2; type: pip install 'sdpo-bench[serve]'"
+        url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
+        parts = urlsplit(url)
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
+        except (OSError, ValueError):
+            return f"no service at {url} ({URL_VARIABLE} names another); type: sdpo-bench serve-reward NAME"
+        return None
 
     @cached_property
     def info(self) -> Mapping[str, Any]:

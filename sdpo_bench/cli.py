@@ -166,6 +166,28 @@ def fetch(names: tuple[str, ...], dry_run: bool) -> None:
     fetch_command(names, dry_run)
 
 
+@cli.command()
+@click.option(
+    "--plugin", shell_complete=complete("plugins"), help="Check that this method or reward keeps the contract."
+)
+@OUT
+@DEVICE
+@JSON
+def doctor(**options: Any) -> None:
+    """Say what works on this machine and what to type for the rest.
+
+    Exit code 3 if something that every run needs is missing; with --plugin, 1 if the plugin fails a check.
+
+    \b
+    Examples:
+      sdpo-bench doctor
+      sdpo-bench doctor --plugin my-method
+    """
+    from sdpo_bench.doctor import doctor_command
+
+    doctor_command(**options)
+
+
 @cli.command("serve-reward")
 @click.argument("name", shell_complete=complete("rewards"))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others can then use it.")

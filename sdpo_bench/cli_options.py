@@ -40,6 +40,8 @@ def _names(kind: str, context: click.Context) -> list[str]:
         from sdpo_bench.registry import plugins
 
         return list(plugins(kind))
+    if kind == "plugins":
+        return [*_names("methods", context), *_names("rewards", context)]
     if kind == "models":
         from sdpo_bench.models import KNOWN
 

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from sdpo_bench import geometry
-from sdpo_bench.api import Method, Reward
+from sdpo_bench.api import Method, Reward, execution_settings
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
 from sdpo_bench.errors import UsageError, nearest
@@ -24,7 +24,7 @@ from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
-from sdpo_bench.settings import SECTIONS, EvaluationSettings, PluginChoice, RunConfig, identifying
+from sdpo_bench.settings import SECTIONS, EvaluationSettings, ModelSettings, PluginChoice, RunConfig
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -83,7 +83,8 @@ class Resolved:
     def run_id(self) -> str:
         """Folder name; evaluation settings are not part of it (a checkpoint can be judged many times)."""
         training = {key: value for key, value in self.data.items() if key != "eval"}
-        training["model"] = canonical(identifying(self.config.model))
+        free = execution_settings(ModelSettings)
+        training["model"] = {key: value for key, value in training["model"].items() if key not in free}
         return run_id(training, versions=self.versions)
 
 

@@ -76,15 +76,16 @@ def find(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> Pa
         return fetch(hubfile, revision, hint=hint)
 
 
-def out_of_reach(timeout: float = PATIENCE) -> str | None:
-    """Why the hub cannot be asked now (offline mode, or no answer in ``timeout`` seconds); ``None`` if it can."""
+def out_of_reach(timeout: float | None = None) -> str | None:
+    """Why the hub cannot be asked now (offline mode, or no answer in ``timeout`` seconds, :data:`PATIENCE` if not
+    said); ``None`` if it can."""
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.utils import get_session
 
     if is_offline_mode():
         return "offline mode is on (HF_HUB_OFFLINE is set)."
     try:
-        get_session().head(constants.ENDPOINT, timeout=timeout)
+        get_session().head(constants.ENDPOINT, timeout=timeout or PATIENCE)
     except Exception as error:  # the session's own errors, those of its transport, wrong addresses
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         return f"{constants.ENDPOINT} does not answer: {reason.rstrip('.')}."

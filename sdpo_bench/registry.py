@@ -49,8 +49,9 @@ class Plugin:
                 f"{self.kind[:-1]} '{self.name}' ({self.owner}) needs the package '{error.name}'. "
                 f"Install it with: pip install {error.name}"
             ) from error
-        except (ImportError, AttributeError) as error:
-            raise MissingError(f"{self.kind[:-1]} '{self.name}' ({self.owner}) cannot be imported: {error}") from error
+        except Exception as error:  # somebody else's module may fail in any way
+            reason = str(error) or type(error).__name__
+            raise MissingError(f"{self.kind[:-1]} '{self.name}' ({self.owner}) cannot be imported: {reason}") from error
         base = KINDS[self.kind]
         if not (isinstance(found, type) and issubclass(found, base)):
             raise UsageError(f"'{self.module}:{self.class_name}' is not a subclass of sdpo_bench.api.{base.__name__}.")
@@ -114,7 +115,10 @@ def _third_party(kind: str) -> list[Plugin]:
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
         path = _source_path(module)
-        found = _from_source(kind, path, module, owner, class_name or None) if path else None
+        try:
+            found = _from_source(kind, path, module, owner, class_name or None) if path else None
+        except (OSError, ValueError, SyntaxError):  # listed all the same; loading it says what is wrong
+            found = None
         summary = found.summary if found else ""
         result.append(Plugin(entry.name, kind, owner, module, class_name, summary, path))
     return result
