@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RewardMode = Literal["sparse", "predicted", "full"]
 RewardGuard = Literal["convex", "official"]
 Granularity = Literal["step", "trajectory"]
-Signal = Literal["advantage", "preference"]
+Signal = Literal["advantage", "preference", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class NoSettings:
 @dataclass(frozen=True)
 class Minibatch:
     """What the loss sees: ``b`` groups of ``G`` members at ``K`` steps (1, or all T for trajectory-level losses).
+
+    Methods with ``signal = "gradient"`` see no log-probabilities (K = 0) but ``final_rewards`` that carry gradients.
 
     All tensors are float32 on one device. Log-probabilities are means over latent dimensions (nats per element) and
     already carry the engine's step weight: ``log_probs - old_log_probs`` and ``log_probs - ref_log_probs`` are the
@@ -49,12 +51,21 @@ class Minibatch:
     rewards: "Tensor"
     """``[b, G, K]`` reward of each step as the method asked for (sparse: zero before the last step)."""
     final_rewards: "Tensor"
-    """``[b, G]`` reward of the final image."""
+    """``[b, G]`` reward of the final image; carries gradients where ``signal = "gradient"``."""
     steps: "Tensor"
     """int64 ``[b, K]``: step index i, 0 is the noisiest."""
     num_steps: int
     kl: "Tensor | None" = None
     """``[b, G, K]`` KL(policy step || base step) per latent element; only for methods with ``needs_kl``."""
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """Through which steps a reward's gradient flows: ``depth`` consecutive ones, the last of them drawn for each group
+    and update from the last ``window`` steps."""
+
+    depth: int = 1
+    window: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,8 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     """Frozen dataclass of the method's own settings (``--set method.KEY=VALUE``)."""
     signal: ClassVar[Signal] = "advantage"
-    """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings."""
+    """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings; ``gradient``:
+    the reward's own gradient through the last denoising steps (:meth:`backprop`), for differentiable rewards."""
     final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
     """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
     granularity: ClassVar[Granularity] = "step"
@@ -119,6 +131,10 @@ class Method(ABC):
     def reward_guard(self) -> RewardGuard:
         """How ``predicted`` rewards treat negative similarity weights (``sdpo_bench.dense``)."""
         return "convex"
+
+    def backprop(self, num_steps: int) -> Backprop:
+        """Which steps the reward's gradient flows through; only asked where ``signal = "gradient"``."""
+        return Backprop()
 
     @abstractmethod
     def loss(self, batch: Minibatch) -> Loss:

@@ -22,13 +22,15 @@ class Ledger:
     """Counts since the start of a run (calls count single latents or images, not batches).
 
     ``forward`` is denoiser evaluations by phase (sampling, training forward, reference model, diagnostics),
-    ``backward`` those that were differentiated, ``rewards`` images scored by reward name.
+    ``backward`` those that were differentiated, ``rewards`` images scored by reward name, ``reward_backward`` images
+    whose score was differentiated.
     """
 
     images: int = 0
     forward: dict[str, int] = field(default_factory=dict)
     backward: int = 0
     rewards: dict[str, int] = field(default_factory=dict)
+    reward_backward: int = 0
     optimiser_steps: int = 0
     seconds: float = 0.0
     phase: Phase = "diagnostic"
@@ -56,7 +58,8 @@ class Ledger:
 
     @property
     def reward_calls(self) -> int:
-        return sum(self.rewards.values())
+        """Images scored plus scores differentiated, as for the denoiser."""
+        return sum(self.rewards.values()) + self.reward_backward
 
     def used(self, axis: str) -> float:
         """Amount used on one axis of :data:`AXES`."""

@@ -79,6 +79,8 @@ def bill_text(bill: dict[str, Any], seconds: float) -> str:
         return "bill: nothing"
     forward = " + ".join(f"{count:,} {phase}" for phase, count in bill["forward"].items())
     rewards = ", ".join(f"{count:,} {name}" for name, count in bill["rewards"].items())
+    if bill.get("reward_backward"):
+        rewards += f" + {bill['reward_backward']:,} differentiated"
     return (
         f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
         f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"
@@ -121,7 +123,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     steps = config.schedule.steps
     files = pipeline_files(config.model)
     configs = files.configs if files else {}
-    stand_in = training_schedule(config, dict(configs.get("scheduler", {})))
+    stand_in = training_schedule(config, dict(configs.get("scheduler", {})), method)
     weights = step_weights(stand_in, config.update.step_weight).tolist()
     guided = config.model.guidance_scale > 1 and not configs.get("unet", {}).get("time_cond_proj_dim")
     cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided)

@@ -17,6 +17,8 @@ def group_cost(method: Method, weights: list[float], *, inner_epochs: int, guide
     """
     steps, members = len(weights), method.members
     branches = 2 if guided else 1
+    if method.signal == "gradient":
+        return _backprop_cost(method, steps, inner_epochs * branches, inner_epochs)
     rows = [step_rows(method, i) for i in range(steps)]
     sampled = sum(rows)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
@@ -34,6 +36,13 @@ def group_cost(method: Method, weights: list[float], *, inner_epochs: int, guide
         backward=inner_epochs * trained * branches,
         rewards=reward_queries(method, steps),
     )
+
+
+def _backprop_cost(method: Method, steps: int, passes: int, inner_epochs: int) -> Cost:
+    """Sampling, then the last steps again with their graph; scores are asked for, and differentiated, there alone."""
+    sampled = sum(step_rows(method, i) for i in range(steps)) * passes // inner_epochs
+    again = method.backprop(steps).depth * method.members * passes
+    return Cost(method.members, sampled + again, again, 2 * method.members * inner_epochs)
 
 
 def step_rows(method: Method, step: int) -> int:

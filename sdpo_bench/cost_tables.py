@@ -13,6 +13,7 @@ from sdpo_bench.scores import BASE, PICTURES, Scores
 def bill_table(setting: Setting, name: str) -> t.Table:
     """What a run of each arm has cost: means over its finished runs."""
     rewards = sorted({reward for arm in setting.arms for run in arm.done for reward in _part(run.bill, "rewards")})
+    gradients = any(run.bill.get("reward_backward") for arm in setting.arms for run in arm.done)
     columns = (
         t.Column("method", "method", numeric=False),
         t.Column("images", "images"),
@@ -20,10 +21,11 @@ def bill_table(setting: Setting, name: str) -> t.Table:
         t.Column("forward", "forward"),
         t.Column("backward", "backward"),
         *(t.Column(f"reward_calls_{reward}", f"reward calls: {reward}") for reward in rewards),
+        *([t.Column("reward_gradients", "reward gradients", help="Scores differentiated")] if gradients else []),
         t.Column("optimiser_steps", "optimiser steps"),
         t.Column("minutes", "minutes", help="Training only, on the hardware named below"),
     )
-    rows = tuple(_bill_row(arm, rewards) for arm in setting.arms if arm.done)
+    rows = tuple(_bill_row(arm, rewards, gradients) for arm in setting.arms if arm.done)
     hardware = sorted({hardware_words(run) for arm in setting.arms for run in arm.done} - {""})
     notes = ["Mean over the finished runs of each method; evaluation is not part of the bill.",
              *(f"Hardware: {text}." for text in hardware)]  # fmt: skip
@@ -43,7 +45,7 @@ def _mean(values: Iterable[Any]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def _bill_row(arm: Arm, rewards: Sequence[str]) -> t.Row:
+def _bill_row(arm: Arm, rewards: Sequence[str], gradients: bool) -> t.Row:
     billed = [run for run in arm.done if run.bill]
     bills = [run.bill for run in billed]
     calls = [_part(bill, "rewards") for bill in bills]
@@ -54,6 +56,7 @@ def _bill_row(arm: Arm, rewards: Sequence[str]) -> t.Row:
         t.count(_mean(sum(_part(bill, "forward").values()) for bill in bills)),
         t.count(_mean(bill.get("backward") for bill in bills)),
         *(t.count(_mean(call.get(reward, 0) for call in calls)) for reward in rewards),
+        *([t.count(_mean(bill.get("reward_backward", 0) for bill in bills))] if gradients else []),
         t.count(_mean(bill.get("optimiser_steps") for bill in bills)),
         t.number(_mean(run.seconds / 60 for run in billed), 1),
     ]

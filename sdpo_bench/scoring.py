@@ -45,6 +45,23 @@ class Scorer:
             self.ledger.charge_reward(self.name, len(prompts))
         return scores.detach().float().cpu()
 
+    def differentiable(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores ``[B]`` whose graph reaches back to the images; charged as calls and as differentiated ones.
+
+        Raises:
+            RunFailed: as :meth:`__call__`, or a reward that declares a gradient and has none.
+        """
+        if not torch.isfinite(images).all():
+            raise RunFailed("decoded images contain NaN or infinity: the policy has diverged. Lower update.lr.")
+        scores = self.reward(images, list(prompts))
+        self._check(scores, len(prompts))
+        if not scores.requires_grad:
+            raise RunFailed(f"reward '{self.name}' declares itself differentiable, but its scores carry no gradient.")
+        if self.ledger is not None:
+            self.ledger.charge_reward(self.name, len(prompts))
+            self.ledger.reward_backward += len(prompts)
+        return scores.float()
+
     def _check(self, scores: object, count: int) -> None:
         if not isinstance(scores, Tensor) or scores.shape != (count,):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

@@ -31,8 +31,8 @@ from sdpo_bench.store import RunFolder
 from sdpo_bench.update import Experience, UpdateLog, Updater, unique_rows
 
 
-def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
-    """The schedule of the training trajectories, checked for finite log-probabilities.
+def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method) -> Schedule:
+    """The schedule of the training trajectories, checked for finite log-probabilities where the method needs them.
 
     Raises:
         UsageError: from the lint.
@@ -42,8 +42,13 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
         scheduler, s.steps, sampler=s.sampler, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep,
         std_floor=s.std_floor,
     )  # fmt: skip
-    lint(schedule, needs_log_prob=True)
+    lint(schedule, needs_log_prob=needs_log_prob(method))
     return schedule
+
+
+def needs_log_prob(method: Method) -> bool:
+    """Whether the method learns from log-probabilities of steps (and not from the reward's own gradient)."""
+    return method.signal != "gradient"
 
 
 class Trainer:
@@ -67,9 +72,9 @@ class Trainer:
         self.config, self.runtime, self.run = config, runtime, run
         self.policy, self.method, self.watch = policy, method, watch
         self.prompts = load_prompts(config.sample.prompts)
-        self.schedule = training_schedule(config, scheduler_config(policy))
+        self.schedule = training_schedule(config, scheduler_config(policy), method)
         self.weights = step_weights(self.schedule, config.update.step_weight)
-        if not bool((self.weights > 0).any()):
+        if needs_log_prob(method) and not bool((self.weights > 0).any()):
             raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
         self.ledger = Ledger()
         self.scorer = Scorer(config.reward.name, reward, self.ledger)
@@ -77,7 +82,7 @@ class Trainer:
         a = config.advantage
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
         self.updater = Updater(
-            policy, self.schedule, method, config.update, self.weights, self.ledger, runtime.micro_batch
+            policy, self.schedule, method, config.update, self.weights, self.ledger, runtime.micro_batch, self.scorer
         )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
@@ -176,6 +181,8 @@ class Trainer:
     def _signals(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
         """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics."""
         self._tell("scoring")
+        if self.method.signal == "gradient":
+            return self._unscored(trajectories)
         method, mode = self.method, self.method.reward_mode
         queries = choose_queries(trajectories.x0, mode)
         decode_sample = mode == "sparse" and method.final_image == "sample"
@@ -192,6 +199,15 @@ class Trainer:
             metrics |= _spread("advantage", normalised)
         metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
         return Experience(trajectories, rewards, rewards[..., -1], normalised, reference), metrics
+
+    def _unscored(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
+        """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
+        samples = trajectories.latents[:, :, -1].flatten(0, 1)
+        with torch.no_grad():
+            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
+        metrics = {"kl_to_base": self._reference(trajectories)[1], "pictures": pictures.summary(images)}
+        none = torch.zeros(*trajectories.latents.shape[:2], 0)
+        return Experience(trajectories, none, none), metrics
 
     def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
         settings = self.config.advantage
@@ -221,7 +237,7 @@ class Trainer:
             order = self._order(groups, inner)
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
-        return log.summary()
+        return log.summary() | _update_rewards(log.rewards)
 
     def _seconds_stop(self) -> Callable[[], bool]:
         started = time.monotonic()
@@ -309,6 +325,14 @@ class Stopwatch:
         now = time.monotonic()
         self.laps[name] = round(now - self._last, 4)
         self._last = now
+
+
+def _update_rewards(rewards: list[Tensor]) -> dict[str, float]:
+    """Mean and spread of the rewards that were asked for during the updates; nothing where none were."""
+    if not rewards:
+        return {}
+    flat = torch.cat(rewards).double()
+    return {"reward_mean": float(flat.mean()), "reward_std": float(flat.std(correction=0))}
 
 
 def _spread(name: str, values: Tensor) -> dict[str, float]:

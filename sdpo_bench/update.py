@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sdpo_bench import backprop
 from sdpo_bench.api import Method, Minibatch
 from sdpo_bench.budget import Ledger
 from sdpo_bench.errors import RunFailed
@@ -19,6 +20,7 @@ from sdpo_bench.order import Order, Task, windows
 from sdpo_bench.policy import Policy
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
+from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import UpdateSettings
 
 
@@ -56,6 +58,8 @@ class UpdateLog:
     grad_norms: list[float] = field(default_factory=list)
     grad_square: Tensor = field(init=False)
     zero_gap: float = 0.0
+    rewards: list[Tensor] = field(default_factory=list)
+    """Rewards asked for during the updates (methods that follow the reward's gradient)."""
 
     def __post_init__(self) -> None:
         self.grad_square = torch.zeros(self.num_steps, dtype=torch.float64)
@@ -91,7 +95,9 @@ class Updater:
         weights: Tensor,
         ledger: Ledger,
         micro_batch: int = 64,
+        scorer: Scorer | None = None,
     ):
+        self.scorer = scorer
         self.policy = policy
         self.schedule = schedule
         self.method = method
@@ -154,7 +160,9 @@ class Updater:
         for part in torch.arange(len(task.groups)).split(size):
             share = task.share * len(part) / len(task.groups)
             piece = Task(task.groups[part], task.steps[part], share)
-            if self.method.granularity == "step":
+            if self.method.signal == "gradient":
+                self._backward_reward(experience, piece, log, fresh)
+            elif self.method.granularity == "step":
                 self._backward_step(experience, piece, log, fresh)
             else:
                 self._backward_trajectory(experience, piece, log, fresh)
@@ -171,7 +179,7 @@ class Updater:
         kl = None if now.kl is None else now.kl[..., None]
         batch = self._minibatch(experience, task, now.log_probs[..., None], kl)
         (self._loss(batch, log, fresh) * task.share).backward()
-        self._record_gradient(now, log)
+        self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
     def _backward_trajectory(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
@@ -195,6 +203,30 @@ class Updater:
             self._backward_slopes(trajectories, groups, step, [s if s is None else s[..., i] for s in slopes], log)
         self._record_ratio(experience, task, leaf.detach(), log, fresh)
 
+    def _backward_reward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        """Gradient of a loss of the rewards themselves, through the last denoising steps."""
+        trajectories, groups, method = experience.trajectories, task.groups, self.method
+        members, outputs = trajectories.latents.shape[1], []
+
+        def on_step(output: Tensor, steps: Tensor) -> None:
+            output.retain_grad()
+            self.ledger.backward += len(output) * self.policy.branches
+            outputs.append((output, steps))
+
+        assert self.scorer is not None
+        plan = method.backprop(trajectories.num_steps)
+        last = backprop.last_steps(task.steps, plan.window)
+        with self.ledger.during("update"):
+            images = backprop.final_images(
+                self.policy, self.schedule, trajectories, groups, last, plan, method.final_image, on_step
+            )
+        prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
+        rewards = self.scorer.differentiable(images, prompts).to(images.device).view(len(groups), members)
+        log.rewards.append(rewards.detach().cpu())
+        (self._loss(_reward_minibatch(rewards, trajectories.num_steps), log, fresh) * task.share).backward()
+        for output, steps in outputs:
+            self._record_gradient(output, steps, log)
+
     def _backward_slopes(
         self, trajectories: Trajectories, groups: Tensor, step: Tensor, slopes: list[Tensor | None], log: UpdateLog
     ) -> None:
@@ -203,13 +235,13 @@ class Updater:
         now = self._pass(trajectories, groups, step)
         pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]
         torch.autograd.backward([value for value, _ in pairs], [slope for _, slope in pairs])
-        self._record_gradient(now, log)
+        self._record_gradient(now.output, now.output_steps, log)
 
     def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
         loss = self.method.loss(batch)
         if not torch.isfinite(loss.value):
             raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")
-        count = len(batch.log_probs)
+        count = len(batch.final_rewards)
         log.add("loss", loss.value, count)
         for name, value in loss.metrics.items():
             log.add(name, value, count)
@@ -259,10 +291,10 @@ class Updater:
         kl = gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
         return StepPass(log_probs, kl, output, at[rows])
 
-    def _record_gradient(self, now: StepPass, log: UpdateLog) -> None:
-        if now.output.grad is not None:
-            square = now.output.grad.detach().double().flatten(1).square().sum(1).cpu()
-            log.grad_square.index_add_(0, now.output_steps, square)
+    def _record_gradient(self, output: Tensor, steps: Tensor, log: UpdateLog) -> None:
+        if output.grad is not None:
+            square = output.grad.detach().double().flatten(1).square().sum(1).cpu()
+            log.grad_square.index_add_(0, steps, square)
 
     def _record_ratio(self, experience: Experience, task: Task, current: Tensor, log: UpdateLog, fresh: bool) -> None:
         groups, steps = task.groups.to(current.device), task.steps.to(current.device)
@@ -271,6 +303,13 @@ class Updater:
         log.add("approx_kl", 0.5 * gap.square().mean(), len(groups))
         if fresh:
             log.zero_gap = max(log.zero_gap, float((gap.exp() - 1).abs().max()))
+
+
+def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:
+    """A minibatch of rewards ``[b, G]`` with their graph, and of no step's log-probability."""
+    empty = rewards.new_zeros(*rewards.shape, 0)
+    steps = torch.zeros(len(rewards), 0, dtype=torch.int64)
+    return Minibatch(empty, empty, None, None, empty, rewards, steps, num_steps)
 
 
 def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor, Tensor]:
