@@ -21,8 +21,11 @@ from sdpo_bench.update import Experience, Updater
 
 METHODS = tuple(plugins("methods"))
 """Every method that is found."""
-LOSS_METHODS = tuple(n for n in METHODS if not find("methods", n).load().variant_of)
+LOADED = {name: find("methods", name).load() for name in METHODS}
+LOSS_METHODS = tuple(n for n, m in LOADED.items() if not m.variant_of and m.signal in ("advantage", "preference"))
 """Methods with a loss of log-probabilities of their own."""
+GRADIENT_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "gradient")
+"""Methods that follow the reward's own gradient."""
 SMALL = {"grpo": {"method.group_size": 4}}
 """Settings that make a method fit into the small experiments here."""
 PROMPTS = ["cat", "dog", "butterfly", "horse", "bee"]
@@ -47,8 +50,9 @@ def make_resolved(tiny_pipe: Path, method: str = "sdpo", **overrides: Any) -> Re
     }
     if not any(key.startswith("budget.") for key in overrides):
         overrides = {"budget.images": settings["budget.images"]} | overrides
+    reward = overrides.pop("reward.name", "emoji-align" if method in GRADIENT_METHODS else "jpeg-incompressibility")
     settings = {k: v for k, v in settings.items() if not k.startswith("budget.")} | SMALL.get(method, {}) | overrides
-    return resolve(Request(method=method, model=str(tiny_pipe), reward="jpeg-incompressibility", overrides=settings))
+    return resolve(Request(method=method, model=str(tiny_pipe), reward=reward, overrides=settings))
 
 
 def make_trainer(resolved: Resolved, out: Path, **runtime: Any) -> Trainer:
