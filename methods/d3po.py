@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Gt
-from torch.nn.functional import logsigmoid
 
 from sdpo_bench.api import Loss, Method, Minibatch
 
@@ -32,6 +31,8 @@ class D3PO(Method):
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean -ln sigmoid(beta sum_m pref_m ln rho_m), rho_m = clamp(pi / pi_ref, 1 +- c); ties have pref 0."""
+        from torch.nn.functional import logsigmoid
+
         assert batch.ref_log_probs is not None
         clip = self.settings.clip_range
         raw = (batch.log_probs - batch.ref_log_probs).exp()

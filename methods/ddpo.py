@@ -1,12 +1,14 @@
 """DDPO (denoising diffusion policy optimisation), Black et al. 2023, arXiv 2305.13301; kvablack/ddpo-pytorch."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge
 
 from sdpo_bench.api import Loss, Method, Minibatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class DDPOSettings:
     """PPO clip range of the importance ratio; 0: no clipping (official: 1e-4)."""
 
 
-def clipped_policy_gradient(advantages: torch.Tensor, log_ratio: torch.Tensor, clip_range: float) -> Loss:
+def clipped_policy_gradient(advantages: "Tensor", log_ratio: "Tensor", clip_range: float) -> Loss:
     """mean max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(log_ratio) (PPO, arXiv 1707.06347, eq. 7)."""
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
@@ -25,7 +27,7 @@ def clipped_policy_gradient(advantages: torch.Tensor, log_ratio: torch.Tensor, c
         return Loss(unclipped.mean())
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     fraction = ((ratio - 1).abs() > clip_range).float().mean()
-    return Loss(torch.maximum(unclipped, clipped).mean(), {"clip_fraction": fraction})
+    return Loss(unclipped.maximum(clipped).mean(), {"clip_fraction": fraction})
 
 
 class DDPO(Method):

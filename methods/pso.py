@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Gt
-from torch.nn.functional import logsigmoid
 
 from sdpo_bench.api import Loss, Method, Minibatch
 
@@ -37,6 +36,8 @@ class PSO(Method):
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean -ln sigmoid(beta pref [ln rho_a - ln rho_b]), rho = pi / pi_ref of one step; ties: pref 0."""
+        from torch.nn.functional import logsigmoid
+
         assert batch.ref_log_probs is not None
         log_ratio = batch.log_probs - batch.ref_log_probs
         clip = self.settings.clip_range

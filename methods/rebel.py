@@ -5,12 +5,14 @@ memory at a time.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge, Gt
 
 from sdpo_bench.api import Loss, Method, Minibatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Rebel(Method):
             return Loss(unclipped.mean())
         clipped = self._squared_error(log_ratio.clamp(-clip, clip), target)
         fraction = (clipped > unclipped).float().mean()
-        return Loss(torch.maximum(unclipped, clipped).mean(), {"clip_fraction": fraction})
+        return Loss(unclipped.maximum(clipped).mean(), {"clip_fraction": fraction})
 
-    def _squared_error(self, log_ratio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _squared_error(self, log_ratio: "Tensor", target: "Tensor") -> "Tensor":
         total = log_ratio.sum(-1) / self.settings.log_scale
         return (total[:, 0] - total[:, 1] - target) ** 2

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
 
 from sdpo_bench.api import Loss, Method, Minibatch, RewardGuard, RewardMode
@@ -55,4 +54,4 @@ class SDPO(Method):
         near = log_ratio.clamp(-clip, clip)
         clipped = (weight * (near[:, 0] - near[:, 1]) - target) ** 2
         fraction = (clipped > unclipped).float().mean()
-        return Loss(torch.maximum(unclipped, clipped).mean(), {"clip_fraction": fraction})
+        return Loss(unclipped.maximum(clipped).mean(), {"clip_fraction": fraction})

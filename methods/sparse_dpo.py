@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Gt
-from torch.nn.functional import logsigmoid
 
 from sdpo_bench.api import Loss, Method, Minibatch
 
@@ -35,6 +34,8 @@ class SparseDPO(Method):
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean -ln sigmoid(beta label sum_i [(lp_a - ref_a) - (lp_b - ref_b)]); ties have label 0."""
+        from torch.nn.functional import logsigmoid
+
         assert batch.ref_log_probs is not None
         total = (batch.log_probs - batch.ref_log_probs).sum(-1)
         label = (batch.final_rewards[:, 0] - batch.final_rewards[:, 1]).sign()

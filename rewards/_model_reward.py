@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from sdpo_bench.api import Reward
+from sdpo_bench.api import Execution, Reward
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.hub import HubFile, cached, find, resolved_commit
 from sdpo_bench.rewards._checkpoint import file_digest, locate
@@ -28,13 +28,13 @@ CLIP_TABLE = HubFile("openai/clip-vit-large-patch14", None, ("vocab.json", "merg
 class CheckpointSettings:
     """Settings of every reward with a published checkpoint."""
 
-    path: str | None = None
+    path: Execution[str | None] = None
     """Local checkpoint, file or folder, instead of the hub's; its digest becomes part of the version."""
     revision: str | None = None
     """Branch, tag or commit of the checkpoint's hub repository; unset: what is cached, else the current."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype of the reward model (fp32: as published)."""
-    batch_size: Annotated[int, Ge(1)] = 16
+    batch_size: Execution[Annotated[int, Ge(1)]] = 16
     """Pictures in one call of the reward model; changes no score beyond rounding."""
 
 
@@ -42,7 +42,7 @@ class CheckpointSettings:
 class TextSettings(CheckpointSettings):
     """The same with a text side."""
 
-    tokenizer_path: str | None = None
+    tokenizer_path: Execution[str | None] = None
     """Local folder of the tokenizer's files; unset: the local checkpoint's, else the hub's."""
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sdpo_bench.api import Execution
 from sdpo_bench.hub import HubFile
 from sdpo_bench.rewards._checkpoint import file_digest, read_state, strict_load
 from sdpo_bench.rewards._clip import Clip, load_folder, weights_in
@@ -23,7 +24,7 @@ WIDTH = 768
 class AestheticSettings(CheckpointSettings):
     """Settings of the aesthetic predictor; ``path`` is its head (3.7 MB)."""
 
-    clip_path: str | None = None
+    clip_path: Execution[str | None] = None
     """Local folder of CLIP ViT-L/14 in transformers' layout instead of the hub's."""
 
 

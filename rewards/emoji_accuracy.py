@@ -1,10 +1,12 @@
 """Held-out check of the emoji rewards: does a second, independent network recognise the prompt's class?"""
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sdpo_bench.api import Reward
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EmojiAccuracy(Reward):
@@ -16,7 +18,7 @@ class EmojiAccuracy(Reward):
     source = "network `accuracy` of sdpo_bench/assets/emoji_scorers, trained by tools/emoji_turbo"
     native_model = "emoji-turbo"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         from sdpo_bench.emoji_scorer import correctness, load_scorer
 
         return correctness(load_scorer("accuracy", self.device), images.to(self.device), prompts).cpu()

@@ -1,10 +1,12 @@
 """Text-image alignment of emoji pictures: does the picture show what the prompt names?"""
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sdpo_bench.api import Reward
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EmojiAlign(Reward):
@@ -17,7 +19,7 @@ class EmojiAlign(Reward):
     native_model = "emoji-turbo"
     differentiable = True
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         from sdpo_bench.emoji_scorer import alignment, load_scorer
 
         return alignment(load_scorer("align", self.device), images.to(self.device), prompts).cpu()

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sdpo_bench.api import Reward
 from sdpo_bench.emoji import STYLES
 from sdpo_bench.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class EmojiStyle(Reward):
         """The style is part of the version: scores of different styles are different rewards."""
         return f"{self.version}:{self.settings.style.replace(' ', '-')}"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         from sdpo_bench.emoji_scorer import load_scorer, style_score
 
         scorer = load_scorer("align", self.device)

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from sdpo_bench.api import Reward
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def jpeg_kilobytes(images: Tensor) -> Tensor:
+
+def jpeg_kilobytes(images: "Tensor") -> "Tensor":
     """Size of each picture as a JPEG file.
 
     Quality 95 with every other encoder setting at Pillow's default, as in the official DDPO code; floats
@@ -22,6 +24,8 @@ def jpeg_kilobytes(images: Tensor) -> Tensor:
     Returns:
         ``[B]`` float32 in kB of 1000 bytes.
     """
+    import torch
+
     pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return torch.tensor([_jpeg_bytes(picture) / 1000 for picture in pixels], dtype=torch.float32)
 
@@ -41,5 +45,5 @@ class JpegCompressibility(Reward):
     source = "DDPO, arXiv 2305.13301, section 4.1; kvablack/ddpo-pytorch"
     native_model = "emoji-turbo"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         return -jpeg_kilobytes(images)

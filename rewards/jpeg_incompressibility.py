@@ -1,11 +1,13 @@
 """JPEG incompressibility (DDPO, arXiv 2305.13301): large files score high."""
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sdpo_bench.api import Reward
 from sdpo_bench.rewards.jpeg_compressibility import jpeg_kilobytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class JpegIncompressibility(Reward):
@@ -17,5 +19,5 @@ class JpegIncompressibility(Reward):
     source = "DDPO, arXiv 2305.13301, section 4.1; kvablack/ddpo-pytorch"
     native_model = "emoji-turbo"
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         return jpeg_kilobytes(images)

@@ -11,9 +11,9 @@ sampling order, ``b`` groups of a minibatch, ``K`` steps of a minibatch.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +24,24 @@ Granularity = Literal["step", "trajectory"]
 Signal = Literal["advantage", "preference", "gradient"]
 
 
+_EXECUTION = "execution only"
+T = TypeVar("T")
+Execution = Annotated[T, _EXECUTION]
+"""Type of a setting that says where or how fast, or whose effect is in ``full_version``: ``Execution[int]``. Such
+settings are recorded with a run and are no part of its identity."""
+
+
 @dataclass(frozen=True)
 class NoSettings:
     """Settings of a plugin that has none."""
+
+
+def execution_settings(settings: type) -> frozenset[str]:
+    """Names of the fields of a settings dataclass that are marked :data:`Execution`."""
+    hints = get_type_hints(settings, include_extras=True)
+    return frozenset(
+        name for name, hint in hints.items() if get_origin(hint) is Annotated and _EXECUTION in get_args(hint)
+    )
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,17 @@ class Reward(ABC):
     def full_version(self) -> str:
         """Version that results carry; a reward whose settings change its scores extends it."""
         return self.version
+
+    @property
+    def filed_as(self) -> str | None:
+        """Name that results carry where it is not the plugin's own: that of the reward a service computes."""
+        return None
+
+    @property
+    def identity_settings(self) -> dict[str, Any]:
+        """Settings that are part of a run's identity: all but those marked :data:`Execution`."""
+        hidden = execution_settings(type(self.settings))
+        return {key: value for key, value in asdict(self.settings).items() if key not in hidden}
 
     @classmethod
     def unavailable(cls) -> str | None:

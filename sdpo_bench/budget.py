@@ -22,14 +22,16 @@ class Ledger:
     """Counts since the start of a run (calls count single latents or images, not batches).
 
     ``forward`` is denoiser evaluations by phase (sampling, training forward, reference model, diagnostics),
-    ``backward`` those that were differentiated, ``rewards`` images scored by reward name, ``reward_backward`` images
-    whose score was differentiated.
+    ``backward`` those that were differentiated, ``rewards`` images scored by reward name, ``cached`` images whose
+    score was remembered: they cost nothing and are shown beside what was paid, ``reward_backward`` images whose score
+    was differentiated.
     """
 
     images: int = 0
     forward: dict[str, int] = field(default_factory=dict)
     backward: int = 0
     rewards: dict[str, int] = field(default_factory=dict)
+    cached: dict[str, int] = field(default_factory=dict)
     reward_backward: int = 0
     optimiser_steps: int = 0
     seconds: float = 0.0
@@ -48,8 +50,11 @@ class Ledger:
         finally:
             self.phase = before
 
-    def charge_reward(self, name: str, images: int) -> None:
+    def charge_reward(self, name: str, images: int, *, cached: int = 0) -> None:
+        """Charge scored images; ``cached`` ones are noted and not charged."""
         self.rewards[name] = self.rewards.get(name, 0) + images
+        if cached:
+            self.cached[name] = self.cached.get(name, 0) + cached
 
     @property
     def denoiser_calls(self) -> int:
@@ -70,6 +75,7 @@ class Ledger:
         counts = {k: v for k, v in asdict(self).items() if k not in ("seconds", "phase")}
         counts["forward"] = dict(sorted(self.forward.items()))
         counts["rewards"] = dict(sorted(self.rewards.items()))
+        counts["cached"] = dict(sorted(self.cached.items()))
         return counts | {"denoiser_calls": self.denoiser_calls, "reward_calls": self.reward_calls}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Exact resume: all that the future of a run depends on, in one file that is either whole or absent.
 
 Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the optimiser's moments,
-the normaliser's buffers, the ledger and the length of the logs. It is one safetensors file with JSON in its header:
-loading runs no code from the file.
+the normaliser's buffers, the remembered scores, the ledger and the length of the logs. It is one safetensors file with
+JSON in its header: loading runs no code from the file.
 """
 
 import json
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.errors import UsageError
+from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.store import RunFolder, atomic_write
 from sdpo_bench.update import Updater
 
@@ -32,7 +33,7 @@ class Progress:
     timing_size: int
 
 
-def pack(progress: Progress, updater: Updater, normaliser: Normaliser) -> bytes:
+def pack(progress: Progress, updater: Updater, normaliser: Normaliser, cache: ScoreCache) -> bytes:
     """The checkpoint after ``progress.epoch`` epochs, as the bytes of its file."""
     from safetensors.torch import save as to_bytes
 
@@ -41,6 +42,7 @@ def pack(progress: Progress, updater: Updater, normaliser: Normaliser) -> bytes:
     tensors = {f"lora/{name}": p.detach() for name, p in updater.parameters.items()}
     tensors |= _optimiser_tensors(updater)
     tensors |= {f"buffer/{i}": buffers[prompt] for i, prompt in enumerate(prompts)}
+    tensors |= {f"cache/{name}": value for name, value in cache.state().items()}
     header = {
         "format": FORMAT,
         "epoch": progress.epoch,
@@ -108,8 +110,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def restore(path: Path, updater: Updater, normaliser: Normaliser) -> Progress:
-    """Put weights, optimiser and buffers back as they were, bit for bit."""
+def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCache) -> Progress:
+    """Put weights, optimiser, buffers and remembered scores back as they were, bit for bit."""
     header, tensors = read(path)
     _check_shapes(path, tensors, updater)
     for name, parameter in updater.parameters.items():
@@ -117,6 +119,7 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser) -> Progress:
             parameter.copy_(tensors[f"lora/{name}"])
     _restore_optimiser(tensors, updater)
     normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
+    cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
     return Progress(header["epoch"], header["ledger"], header["log_size"], header["timing_size"])
 
 

@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 import click
 
-from sdpo_bench import __version__, cli_report
-from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, THREADS, complete
-from sdpo_bench.errors import SdpoBenchError, nearest
+from sdpo_bench import __version__, cli_report, cli_sweep
+from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, REWARD_TIMEOUT, THREADS, complete
+from sdpo_bench.errors import Interrupted, SdpoBenchError, nearest
+
+LISTS = ("methods", "rewards", "models", "presets", "suites", "prompts", "settings", "runs")
 
 
 class Terminated(KeyboardInterrupt):
@@ -39,6 +41,7 @@ def cli(context: click.Context, debug: bool) -> None:
     sdpo-bench run                                   train and judge the embedded model on a CPU
     sdpo-bench run --method ddpo --seed 1            another method, another seed
     sdpo-bench run --method sdpo --reward hpsv2      SD-Turbo, as published (needs a GPU and its weights)
+    sdpo-bench sweep embedded-main --dry-run         a whole table: its cells and what they cost
     sdpo-bench list methods                          what there is
     """
     context.obj = {"debug": debug}
@@ -49,7 +52,11 @@ def cli(context: click.Context, debug: bool) -> None:
 
 @cli.command()
 @click.option("--method", shell_complete=complete("methods"), help="Method plugin [default: sdpo].")
-@click.option("--reward", shell_complete=complete("rewards"), help="Reward plugin [default: the model's own].")
+@click.option(
+    "--reward",
+    shell_complete=complete("rewards"),
+    help='Reward plugin, or a weighted sum such as "hpsv2*0.5+aesthetic*0.5" [default: the model\'s own].',
+)
 @click.option(
     "--model",
     shell_complete=complete("models"),
@@ -68,6 +75,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @DEVICE
 @THREADS
 @MICRO_BATCH
+@REWARD_TIMEOUT
 @click.option(
     "--checkpoint-every", type=click.IntRange(1), default=5, show_default=True, help="Epochs between checkpoints."
 )
@@ -82,6 +90,7 @@ def run(**options: Any) -> None:
       sdpo-bench run
       sdpo-bench run --method ddpo --budget images=3000 --seed 1
       sdpo-bench run --set update.lr=2e-3 --set eval.steps=1,4
+      sdpo-bench run --reward "emoji-align+emoji-style*0.5" --set "reward.emoji-style.style=noto"
       sdpo-bench run --reward jpeg-compressibility --dry-run
     """
     from sdpo_bench.commands import run_command
@@ -104,6 +113,7 @@ def run(**options: Any) -> None:
 @DEVICE
 @THREADS
 @MICRO_BATCH
+@REWARD_TIMEOUT
 @JSON
 def evaluate(**options: Any) -> None:
     """Score checkpoints and their base model over step counts, prompts and rewards.
@@ -156,15 +166,36 @@ def fetch(names: tuple[str, ...], dry_run: bool) -> None:
     fetch_command(names, dry_run)
 
 
+@cli.command("serve-reward")
+@click.argument("name", shell_complete=complete("rewards"))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others can then use it.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free one.")
+@click.option("--max-mib", type=click.IntRange(1), default=256, show_default=True, help="Largest request body.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Settings of the reward (reward.*).")
+@DEVICE
+@THREADS
+def serve_reward(name: str, **options: Any) -> None:
+    """Let runs in other environments use a reward over HTTP (--reward remote).
+
+    \b
+    Examples:
+      sdpo-bench serve-reward imagereward --device cuda
+      sdpo-bench serve-reward hpsv2 --set reward.backend=official --port 8800
+    """
+    from sdpo_bench.serve import serve_command
+
+    serve_command(name, **options)
+
+
 # -- list ----------------------------------------------------------------------------------------------------
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(["methods", "rewards", "models", "presets", "prompts", "settings", "runs"]))
+@click.argument("what", type=click.Choice(LISTS))
 @OUT
 @JSON
 def list_(what: str, out: Path, as_json: bool) -> None:
-    """Show what there is: methods, rewards, models, presets, prompts, settings or runs.
+    """Show what there is: methods, rewards, models, presets, suites, prompts, settings or runs.
 
     \b
     Examples:
@@ -193,7 +224,7 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
 
 
-for _command in (cli_report.report, cli_report.compare, cli_report.sample):
+for _command in (cli_sweep.sweep, cli_report.report, cli_report.compare, cli_report.sample):
     cli.add_command(_command)
 
 
@@ -241,7 +272,11 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 
 
 def _interrupted(stop: BaseException) -> NoReturn:
+    # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
+    cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
+    if isinstance(cause, Interrupted):
+        click.echo(f"\nInterrupted; every cell is saved. Resume with:\n  {cause.command}", err=True)
+        sys.exit(cause.exit_code)
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
     click.echo(f"\nInterrupted; whole epochs are saved. Resume with:\n  {command}", err=True)
-    # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
-    sys.exit(143 if isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated) else 130)
+    sys.exit(143 if isinstance(cause, Terminated) else 130)

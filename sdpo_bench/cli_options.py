@@ -17,6 +17,10 @@ MICRO_BATCH = click.option(
     "--micro-batch", type=click.IntRange(1), default=64, show_default=True,
     help="Most latents in one denoiser call; changes memory and speed, no result.",
 )  # fmt: skip
+REWARD_TIMEOUT = click.option(
+    "--reward-timeout", type=click.FloatRange(0), default=1800, show_default=True, metavar="SECONDS",
+    help="Longest that one reward call may take (0: no limit).",
+)  # fmt: skip
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
 )
@@ -44,6 +48,10 @@ def _names(kind: str, context: click.Context) -> list[str]:
         from sdpo_bench.presets import shipped_presets
 
         return list(shipped_presets())
+    if kind == "suites":
+        from sdpo_bench.suite import suite_folder
+
+        return [path.stem for path in suite_folder().glob("*.toml")]
     from sdpo_bench.store import run_folders
 
     return [run.run_id for run in run_folders(Path(context.params.get("out") or "results"))]

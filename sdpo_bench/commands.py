@@ -9,19 +9,23 @@ import click
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import memory
+from sdpo_bench.bill import bill_text, part_correlation, part_lines, reference_lines
 from sdpo_bench.budget import parse_budget
+from sdpo_bench.calibration import calibrate
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.config import Request, Resolved, build_method, parse_set, resolve, validate
+from sdpo_bench.composite import Basis
+from sdpo_bench.config import Request, Resolved, build_method, parse_set, refuse_reported, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher
-from sdpo_bench.runner import Outcome, evaluate_base, make_scorer, run_cell
+from sdpo_bench.reward_choice import same_reward
+from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
 from sdpo_bench.schedule import step_weights
 from sdpo_bench.seeds import seed_for
-from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
-from sdpo_bench.store import RunFolder, find_run
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
+from sdpo_bench.store import RunFolder, best_row, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
 
@@ -29,7 +33,7 @@ from sdpo_bench.train import training_schedule
 def run_command(
     *, method: str | None, reward: str | None, model: str | None, preset: str | None, seed: int | None,
     budget: str | None, sets: tuple[str, ...], dry_run: bool, out: Path, device: str, threads: int, micro_batch: int,
-    checkpoint_every: int, as_json: bool,
+    checkpoint_every: int, reward_timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """``sdpo-bench run``."""
     overrides = parse_set(sets)
@@ -37,12 +41,12 @@ def run_command(
         axis, amount = parse_budget(budget)
         overrides[f"budget.{axis}"] = amount
     resolved = resolve(Request(method, reward, model, preset, seed, overrides))
-    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads)
+    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout)
     if dry_run:
         _show_plan(resolved, runtime, as_json)
         return
     _say_memory(resolved, runtime)
-    label = f"{resolved.config.method.name} on {resolved.config.reward.name}"
+    label = f"{resolved.config.method.name} on {resolved.reward_name}"
     with Live(label) as live:
         outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation))
     _show_outcome(resolved, outcome, as_json)
@@ -60,31 +64,26 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
                 "trained_now": outcome.trained_now,
                 "table": outcome.table,
                 "bill": bill,
+                "validation": outcome.run.log("validation.jsonl"),
                 "training_seconds": seconds,
+                "part_correlation": part_correlation(rows),
+                "reward_reference": outcome.run.record().get("reward_reference", {}),
             }
         )
         return
-    print_step_table(outcome.table, resolved.config.reward.name)
+    print_step_table(outcome.table, resolved.reward_name)
     if not outcome.trained_now:
         click.echo("This run was done before; nothing was trained. Another --seed gives a new run.")
+    for line in part_lines(resolved.reward_name, part_correlation(rows)):
+        click.echo(line)
     click.echo(bill_text(bill, seconds))
+    for line in reference_lines(outcome.run.record().get("reward_reference", {})):
+        click.echo(line)
+    if candidates := outcome.run.log("validation.jsonl"):
+        click.echo(choice_text(candidates))
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
-
-
-def bill_text(bill: dict[str, Any], seconds: float) -> str:
-    """The whole bill in one line."""
-    if not bill:
-        return "bill: nothing"
-    forward = " + ".join(f"{count:,} {phase}" for phase, count in bill["forward"].items())
-    rewards = ", ".join(f"{count:,} {name}" for name, count in bill["rewards"].items())
-    if bill.get("reward_backward"):
-        rewards += f" + {bill['reward_backward']:,} differentiated"
-    return (
-        f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
-        f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"
-    )
 
 
 def needed_memory(resolved: Resolved, runtime: Runtime) -> dict[str, Any]:
@@ -116,6 +115,16 @@ def _say_memory(resolved: Resolved, runtime: Runtime) -> None:
     click.echo(f"warning: {warning}" if warning else text, err=True)
 
 
+def choice_text(candidates: list[dict[str, Any]]) -> str:
+    """Which checkpoint was chosen, from how many, at what cost beside the training bill."""
+    best = best_row(candidates)
+    calls, rewards = (sum(row[key] for row in candidates) for key in ("denoiser_calls", "reward_calls"))
+    return (
+        f"checkpoint: epoch {best['epoch']}, best of {len(candidates)} on validation prompts ({best['score']:.4f}); "
+        f"choosing took {calls:,} more denoiser calls and {rewards:,} more reward calls"
+    )
+
+
 def plan(resolved: Resolved) -> dict[str, Any]:
     """Cost of a run before it starts, from its settings alone."""
     config = resolved.config
@@ -126,7 +135,8 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     stand_in = training_schedule(config, dict(configs.get("scheduler", {})), method)
     weights = step_weights(stand_in, config.update.step_weight).tolist()
     guided = config.model.guidance_scale > 1 and not configs.get("unet", {}).get("time_cond_proj_dim")
-    cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided)
+    calls = len(resolved.reward.parts)
+    cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided, calls_per_image=calls)
     groups = config.sample.images_per_epoch // method.members
     per_epoch = {
         "groups": groups,
@@ -189,6 +199,8 @@ def flat_settings(resolved: Resolved) -> list[tuple[str, str]]:
     for section, values in resolved.data.items():
         if not isinstance(values, dict):
             continue
+        if section == "reward":  # all settings, those outside the identity too
+            values = {"name": resolved.config.reward.name, "settings": resolved.config.reward.settings}
         nested = values if section not in ("method", "reward") else {"name": values["name"], **values["settings"]}
         result += [(f"{section}.{key}", _text(value)) for key, value in nested.items()]
     return result
@@ -204,7 +216,7 @@ def _text(value: Any) -> str:
 def eval_command(
     *, runs: tuple[str, ...], steps: str | None, rewards: str | None, images: int | None, unseen: str | None,
     validation: str | None, sets: tuple[str, ...], out: Path, device: str, threads: int, micro_batch: int,
-    as_json: bool,
+    reward_timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """``sdpo-bench eval``."""
     folders = [find_run(out, name) for name in runs]
@@ -213,7 +225,7 @@ def eval_command(
         if not key.startswith("eval."):
             raise UsageError(f"--set {key}: only eval.* settings can change here; training is done.")
         changes[key.removeprefix("eval.")] = value
-    runtime = Runtime(out, device, micro_batch, threads=threads)
+    runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)
     results = []
     for folder in folders:
         table, trained = _eval_one(folder, {k: v for k, v in changes.items() if v is not None}, rewards, runtime)
@@ -237,18 +249,22 @@ def _eval_one(
         )
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
+    if chosen := config.get("checkpoint"):
+        refuse_reported(chosen["prompts"], settings, f"'{folder.run_id}' was chosen on checkpoint.prompts, and this")
     model: ModelSettings = validate(ModelSettings, config["model"], "model")
     device = pick_device(runtime.device)
     trained = config["reward"]["name"]
     names = [n.strip() for n in rewards.split(",") if n.strip()] if rewards else [trained, *settings.rewards]
-    scorers = [
-        make_scorer(name, config["reward"]["settings"] if name == trained else {}, device)
-        for name in dict.fromkeys(names)
-    ]
+    own = record.get("reward_execution", config["reward"])
+    wanted = [(own["name"], own["settings"]) if same_reward(name, trained) else (name, {}) for name in names]
+    basis = Basis(model, validate(ScheduleSettings, config["schedule"], "schedule"), str(config["sample"]["prompts"]))
+    scorers = make_scorers(wanted, basis, device, runtime.reward_timeout)
     settings = replace(settings, rewards=tuple(names))
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
     with Live(folder.run_id) as live:
         watcher = Watcher(live.tick, live.evaluation)
+        recorded = record.get("reward_reference", {})
+        calibrate(scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=live.evaluation)
         base = evaluate_base(policy, model, settings, scorers, runtime, watcher, device=device)
         policy.load(folder.lora)
         subject = ev.Subject(folder.run_id, config["method"]["name"], config["seed"])

@@ -11,17 +11,21 @@ import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sdpo_bench import geometry
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import AXES
+from sdpo_bench.composite import Basis
 from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
+from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import Plugin, find, plugins
-from sdpo_bench.settings import SECTIONS, PluginChoice, RunConfig, identifying
+from sdpo_bench.reward_choice import Choice, choose
+from sdpo_bench.settings import SECTIONS, EvaluationSettings, PluginChoice, RunConfig, identifying
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -47,17 +51,34 @@ class Resolved:
     sources: dict[str, str]
     preset: str
     method: Any
-    reward: Any
+    reward: Choice
 
     @property
     def data(self) -> dict[str, Any]:
-        """The configuration as canonical plain data (all of it, evaluation included)."""
-        return canonical(asdict(self.config))
+        """The configuration as canonical plain data (all of it, evaluation included).
+
+        The reward stands there as what it computes, however it is computed: a service's reward under its own name,
+        without settings that are marked :data:`sdpo_bench.api.Execution` (those are ``config.reward.settings``).
+        """
+        reward = {"name": self.reward_name, "settings": self.described.identity_settings}
+        data: dict[str, Any] = canonical(asdict(self.config) | {"reward": reward})
+        return {key: value for key, value in data.items() if key != "checkpoint" or value is not None}
+
+    @cached_property
+    def described(self) -> Reward:
+        """The reward, for what it says of itself; nothing is loaded, but a service is asked what it serves."""
+        c = self.config
+        return self.reward.make(c.reward.settings, basis=Basis(c.model, c.schedule, c.sample.prompts))
+
+    @property
+    def reward_name(self) -> str:
+        """Name of the trained reward in results."""
+        return self.described.filed_as or self.config.reward.name
 
     @property
     def versions(self) -> dict[str, str]:
         """Versions that decide the numbers besides the settings."""
-        return {"reward": f"{self.config.reward.name}/{self.reward.version}"}
+        return {"reward": f"{self.reward_name}/{self.described.full_version}"}
 
     @property
     def run_id(self) -> str:
@@ -80,24 +101,24 @@ def resolve(request: Request) -> Resolved:
     for source, layer in layers:
         merged |= layer
         sources |= dict.fromkeys(layer, source)
-    config, method_class, reward_class = _build(merged, sources, method, reward)
+    config, method_class = _build(merged, sources, method, reward)
     chosen = build_method(config, method_class)
     config = geometry.fit(config, chosen.members, sources)
     check_fit(config, chosen, sources)
-    check_gradient(config, chosen, reward_class)
-    return Resolved(config, sources, preset.name if preset else "", method_class, reward_class)
+    check_gradient(config, chosen, reward)
+    return Resolved(config, sources, preset.name if preset else "", method_class, reward)
 
 
-def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin, Plugin, Preset | None]:
+def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin, Choice, Preset | None]:
     overrides = dict(request.overrides or {})
     preset = find_preset(request.preset) if request.preset else None
     base = preset.common if preset else {}
     pick = lambda key, given, default: str(overrides.pop(key, None) or given or base.get(key) or default)  # noqa: E731
     method = find("methods", pick("method.name", request.method, DEFAULT_METHOD))
     wanted_reward = overrides.get("reward.name") or request.reward or base.get("reward.name")
-    fallback_model = find("rewards", wanted_reward).load().native_model if wanted_reward else DEFAULT_MODEL
+    fallback_model = choose(str(wanted_reward)).native_model if wanted_reward else DEFAULT_MODEL
     model = known_model(pick("model.name", request.model, fallback_model))
-    reward = find("rewards", pick("reward.name", request.reward, model.native_reward or "jpeg-compressibility"))
+    reward = choose(pick("reward.name", request.reward, model.native_reward or "jpeg-compressibility"))
     preset = preset or automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}
     method_class = method.load()
@@ -136,28 +157,29 @@ def _budget(layer: dict[str, Any]) -> dict[str, Any]:
     return layer | {"budget.axis": axes[0], "budget.amount": amount}
 
 
-def _build(
-    merged: dict[str, Any], sources: dict[str, str], method: Plugin, reward: Plugin
-) -> tuple[RunConfig, Any, Any]:
-    owners: dict[str, type] = {name: owner for name, owner in SECTIONS.items()}
-    method_class, reward_class = method.load(), reward.load()
-    owners |= {"method": method_class.Settings, "reward": reward_class.Settings}
-    tables: dict[str, dict[str, Any]] = {name: {} for name in owners}
+def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, reward: Choice) -> tuple[RunConfig, Any]:
+    method_class = method.load()
+    owners: dict[str, type] = SECTIONS | {"method": method_class.Settings}
+    valid = {name: [f.name for f in fields(owner)] for name, owner in owners.items()}
+    valid["reward"] = reward.setting_keys()
+    tables: dict[str, dict[str, Any]] = {name: {} for name in valid}
     seed = merged.pop("seed", 0)
     for key, value in merged.items():
         section, _, name = key.partition(".")
         if section in ("method", "reward") and name == "name":
             continue
-        _check_key(key, owners, sources.get(key, ""))
+        _check_key(key, valid, sources.get(key, ""))
         tables[section][name] = value
     built: dict[str, Any] = {name: validate(owner, tables[name], name) for name, owner in owners.items()}
     choices: dict[str, Any] = {
         "method": PluginChoice(method.name, asdict(built.pop("method"))),
-        "reward": PluginChoice(reward.name, asdict(built.pop("reward"))),
+        "reward": PluginChoice(reward.name, reward.validate(tables["reward"])),
     }
     if method_class.signal != "advantage":
         built["advantage"] = None
-    return RunConfig(seed=_seed(seed), **choices, **built), method_class, reward_class
+    if built["checkpoint"].choose == "last":
+        built["checkpoint"] = None
+    return RunConfig(seed=_seed(seed), **choices, **built), method_class
 
 
 def _seed(value: Any) -> int:
@@ -166,9 +188,9 @@ def _seed(value: Any) -> int:
     return value
 
 
-def _check_key(key: str, owners: Mapping[str, type], source: str) -> None:
+def _check_key(key: str, owners: Mapping[str, Sequence[str]], source: str) -> None:
     section = key.partition(".")[0]
-    valid = [f"{s}.{f.name}" for s, owner in owners.items() for f in fields(owner)] + ["seed"]
+    valid = [f"{s}.{name}" for s, names in owners.items() for name in names] + ["seed"]
     if key not in valid:
         close = valid if section not in owners else [v for v in valid if v.startswith(f"{section}.")]
         where = f" (from {source})" if source and source != "you" else ""
@@ -181,14 +203,21 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
     Raises:
         UsageError: one line for each wrong value: the key, what was given, what is valid.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     hints = typing.get_type_hints(owner, include_extras=True)
     prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
     try:
-        return TypeAdapter(owner).validate_python(prepared)
+        return _adapter(owner).validate_python(prepared)
     except ValidationError as error:
         raise UsageError("\n".join(_explain(problem, section) for problem in error.errors())) from None
+
+
+@lru_cache
+def _adapter(owner: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(owner)
 
 
 def _split(value: Any, hint: Any) -> Any:
@@ -237,6 +266,45 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
             "Use --set update.order=accumulated."
         )
     geometry.check(config, method.members)
+    _check_choice(config, sources)
+
+
+def _check_choice(config: RunConfig, sources: Mapping[str, str]) -> None:
+    """Validation prompts are there, and never among those that are reported."""
+    chosen = config.checkpoint
+    if chosen is None:
+        idle = [
+            k for k, s in sources.items() if k.startswith("checkpoint.") and k != "checkpoint.choose" and s == "you"
+        ]
+        if idle:
+            raise UsageError(
+                f"{', '.join(idle)} would have no effect: the last checkpoint is taken. "
+                "Add --set checkpoint.choose=validation."
+            )
+        return
+    if not chosen.prompts:
+        raise UsageError(
+            "checkpoint.choose = validation needs prompts to choose on. Use --set checkpoint.prompts=NAME "
+            "(sdpo-bench list prompts) or a text file."
+        )
+    refuse_reported(chosen.prompts, config.eval, "checkpoint.prompts")
+
+
+def refuse_reported(name: str, settings: EvaluationSettings, key: str) -> None:
+    """Prompts on which something was chosen say nothing more about it.
+
+    Raises:
+        UsageError: prompt set ``name`` shares a prompt with a split that is evaluated.
+    """
+    mine = set(load_prompts(name))
+    for split in ("train", "validation", "unseen"):
+        reported = getattr(settings, split)
+        shared = sorted(mine & set(load_prompts(reported))) if reported else []
+        if shared:
+            raise UsageError(
+                f"{key} = '{name}' shares {len(shared)} prompts with eval.{split} = '{reported}', e.g. '{shared[0]}': "
+                "scores on prompts that made a choice must not be reported. Choose on other prompts."
+            )
 
 
 def _without_effect(method: Method, sources: Mapping[str, str]) -> list[str]:
@@ -249,7 +317,7 @@ def _without_effect(method: Method, sources: Mapping[str, str]) -> list[str]:
     return [key for key, source in sources.items() if source == "you" and key.startswith(idle)] if idle else []
 
 
-def check_gradient(config: RunConfig, method: Method, reward_class: type[Reward]) -> None:
+def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
     """A method that follows the reward's gradient needs a reward that has one, and enough steps.
 
     Raises:
@@ -257,8 +325,7 @@ def check_gradient(config: RunConfig, method: Method, reward_class: type[Reward]
     """
     if method.signal != "gradient":
         return
-    reward = reward_class(validate(reward_class.Settings, config.reward.settings, "reward"))
-    if not reward.differentiable:
+    if not reward.make(config.reward.settings).differentiable:
         raise UsageError(
             f"{config.method.name} follows the gradient of the reward, and '{config.reward.name}' has none. "
             f"Rewards that have one: {', '.join(_differentiable()) or '(none)'}. Use --reward NAME."

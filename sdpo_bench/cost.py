@@ -9,16 +9,20 @@ from sdpo_bench.budget import Cost
 PROBE_GROUPS = 2  # groups an epoch whose KL to the base model is measured when the method itself does not
 
 
-def group_cost(method: Method, weights: list[float], *, inner_epochs: int, guided: bool) -> Cost:
+def group_cost(
+    method: Method, weights: list[float], *, inner_epochs: int, guided: bool, calls_per_image: int = 1
+) -> Cost:
     """Cost of sampling, scoring and learning from one group.
 
     Args:
         weights: step weight of each of the T steps; steps of weight 0 are not trained.
+        calls_per_image: reward calls that one image costs, the number of parts of a weighted sum. Answers that the
+            cache remembers cost less than this.
     """
     steps, members = len(weights), method.members
     branches = 2 if guided else 1
     if method.signal == "gradient":
-        return _backprop_cost(method, steps, inner_epochs * branches, inner_epochs)
+        return _backprop_cost(method, steps, inner_epochs, branches, calls_per_image)
     rows = [step_rows(method, i) for i in range(steps)]
     sampled = sum(rows)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
@@ -34,15 +38,15 @@ def group_cost(method: Method, weights: list[float], *, inner_epochs: int, guide
         images=members,
         forward=forward * branches,
         backward=inner_epochs * trained * branches,
-        rewards=reward_queries(method, steps),
+        rewards=reward_queries(method, steps) * calls_per_image,
     )
 
 
-def _backprop_cost(method: Method, steps: int, passes: int, inner_epochs: int) -> Cost:
+def _backprop_cost(method: Method, steps: int, inner_epochs: int, branches: int, calls_per_image: int) -> Cost:
     """Sampling, then the last steps again with their graph; scores are asked for, and differentiated, there alone."""
-    sampled = sum(step_rows(method, i) for i in range(steps)) * passes // inner_epochs
-    again = method.backprop(steps).depth * method.members * passes
-    return Cost(method.members, sampled + again, again, 2 * method.members * inner_epochs)
+    sampled = sum(step_rows(method, i) for i in range(steps)) * branches
+    again = method.backprop(steps).depth * method.members * inner_epochs * branches
+    return Cost(method.members, sampled + again, again, 2 * method.members * inner_epochs * calls_per_image)
 
 
 def step_rows(method: Method, step: int) -> int:

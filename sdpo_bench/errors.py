@@ -25,6 +25,22 @@ class MissingError(SdpoBenchError):
     exit_code = 3
 
 
+class Busy(UsageError):
+    """Another living process works on the same run."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal after everything was saved; ``command`` goes on."""
+
+    def __init__(self, command: str, exit_code: int = 130):
+        super().__init__(command)
+        self.command, self.exit_code = command, exit_code
+
+
+class DiskFull(MissingError):
+    """No space left where results are written; what was whole before still is."""
+
+
 class RunFailed(SdpoBenchError):
     """A run stopped because its numbers can no longer be trusted (NaN loss, black images, a broken reward)."""
 

@@ -141,6 +141,8 @@ def _block(
         numbers = {name: value.tolist() for name, value in pictures.statistics(images).items()}
         base = {"prompt": [text for text, _ in part], "image": [i for _, i in part], **numbers}
         for scorer in scorers:
+            scorer.cache.clear()
+        for scorer in scorers:  # a sum and its parts share what is scored here; nothing outlives the batch
             scores = scorer(images, [text for text, _ in part]).tolist()
             named = {"reward": scorer.name, "version": scorer.reward.full_version, "score": scores}
             frames.append(pd.DataFrame(base | named))

@@ -52,6 +52,13 @@ def _presets(out: Path) -> Listing:
     return ["name", "chosen for", "what"], rows
 
 
+def _suites(out: Path) -> Listing:
+    from sdpo_bench.suite import shipped_suites
+
+    suites = shipped_suites().values()
+    return ["name", "what", "reproduces", "departs"], [[s.name, s.description, s.reproduces, s.departs] for s in suites]
+
+
 def _prompts(out: Path) -> Listing:
     from sdpo_bench.prompts import load_prompts, shipped_sets
 
@@ -90,6 +97,7 @@ _LISTS = {
     "rewards": lambda out: _plugins("rewards"),
     "models": _models,
     "presets": _presets,
+    "suites": _suites,
     "prompts": _prompts,
     "settings": _settings,
     "runs": _runs,

@@ -53,7 +53,8 @@ KNOWN: dict[str, BaseModel] = {
             "asset:emoji_turbo",
             "Embedded 1.3 M-parameter few-step latent diffusion model of emoji animals, 32x32 pixels, CPU",
             "emoji-align",
-            _PUBLISHED_SCHEDULE | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": ""},
+            _PUBLISHED_SCHEDULE
+            | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"},
         ),
         BaseModel(
             "sd-turbo",

@@ -9,6 +9,7 @@ reported to ``on_call``, which is how the ledger stays exact.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError
+from sdpo_bench.store import atomic_write
 
 __all__ = ["LORA_FILE", "Conditioning", "Policy"]
 
@@ -130,8 +132,12 @@ class Policy:
         from peft import get_peft_model_state_dict
 
         state = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=ADAPTER))
-        type(self.pipeline).save_lora_weights(str(folder), unet_lora_layers=state, safe_serialization=True)
-        return Path(folder) / LORA_FILE
+        target = Path(folder) / LORA_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory() as unfinished:  # a killed process must not leave half an adapter
+            type(self.pipeline).save_lora_weights(unfinished, unet_lora_layers=state, safe_serialization=True)
+            atomic_write(target, (Path(unfinished) / LORA_FILE).read_bytes())
+        return target
 
     def load(self, folder: Path) -> None:
         """Load an adapter written by :meth:`save` in place of the present one (bit-equal round trip)."""

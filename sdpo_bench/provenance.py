@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.registry import find
+from sdpo_bench.reward_choice import choose
 
 PACKAGES = (
     "sdpo-bench", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow", "pillow",
@@ -53,6 +54,13 @@ def source_hash(kind: str, name: str) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
 
 
+def reward_hash(reward: str) -> str | None:
+    """SHA-256 of a reward's source file; of the parts' hashes for a weighted sum."""
+    choice = choose(reward)
+    hashes = [source_hash("rewards", plugin.name) or "" for plugin, _ in choice.parts]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if choice.weighted else hashes[0] or None
+
+
 def hardware(device: str) -> dict[str, Any]:
     """Processor, memory and accelerator of this machine, as far as they can be asked."""
     import psutil
@@ -75,6 +83,6 @@ def record(method: str, reward: str, device: str) -> dict[str, Any]:
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions(),
         "git_commit": git_commit(),
-        "plugin_sha256": {"method": source_hash("methods", method), "reward": source_hash("rewards", reward)},
+        "plugin_sha256": {"method": source_hash("methods", method), "reward": reward_hash(reward)},
         "hardware": hardware(device),
     }

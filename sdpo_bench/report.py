@@ -4,24 +4,27 @@ A report is a function of the run folders alone: no date, no path of the machine
 the same results are equal, byte for byte.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from sdpo_bench import ablation, results
 from sdpo_bench import tabular as t
-from sdpo_bench.comparable import Setting, amount, apart, differences, group_settings, shown
+from sdpo_bench.comparable import Setting, amount, apart, group_settings, shown
 from sdpo_bench.cost_tables import bill_table, picture_table
 from sdpo_bench.errors import UsageError
 from sdpo_bench.figures import Figure, board_figures, training_figures
+from sdpo_bench.main_tables import main_tables
 from sdpo_bench.matrices import Endpoint
 from sdpo_bench.panels import Panel, base_scores, panels_of
 from sdpo_bench.results import Notice, Results, Run, read_all_scores
+from sdpo_bench.reward_choice import part_weights
 from sdpo_bench.run_tables import configuration_table, runs_table, versions_table
 from sdpo_bench.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.scores import Scores
 from sdpo_bench.select_runs import SPLIT, Selection, select
+from sdpo_bench.suite_tables import suite_tables
 from sdpo_bench.tables import leaderboard, step_table, version_of
 
 MOST_ILLUSTRATED = 8
@@ -135,7 +138,7 @@ def build_report(found: Results, request: Request) -> Report:
     return Report(
         "sdpo-bench report",
         tuple(_summary(chosen, settings)),
-        tuple(_main_tables(boards)),
+        tuple(_main(chosen, boards, scores, request)),
         sections,
         runs_table(settings),
         versions_table(chosen.runs),
@@ -202,37 +205,25 @@ def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
     return [f"{text} in {len(settings)} setting{'s' * several}" + (" that are not comparable." if several else ".")]
 
 
-# -- main tables ---------------------------------------------------------------------------------------------
+def _main(
+    chosen: Results, boards: Sequence[Board], scores: Mapping[str, Scores], request: Request
+) -> Iterator[t.Table]:
+    """Each suite's tables, then those of settings with runs that belong to no suite."""
+
+    def boards_of(runs: Sequence[Run]) -> list[Board]:
+        judged = _judge_all(group_settings(runs)[0], scores, chosen.bases, request)
+        return [board for one in judged for board in one.boards]
+
+    present = {run.id for run in chosen.runs}
+    suites = [suite for suite in chosen.suites if not present.isdisjoint(suite.reported)]
+    for suite in suites:
+        yield from suite_tables(suite, chosen.runs, boards_of)
+    covered = {run for suite in suites for run in suite.reported}
+    yield from main_tables([board for board in boards if not _runs(board) <= covered])
 
 
-def _main_tables(boards: Sequence[Board]) -> list[t.Table]:
-    """One table for each model, sampler, split and set of prompts: a block for each trained reward."""
-    groups: dict[tuple[str, ...], list[Board]] = {}
-    for board in boards:
-        if board.panel.trained:
-            key = board.panel.key
-            place = (board.panel.setting.model, key.sampler, key.split, *board.panel.prompts)
-            groups.setdefault(place, []).append(board)
-    tables = []
-    for i, members in enumerate(groups.values()):
-        first = members[0].panel
-        title = f"Main table: {first.setting.model}, {first.key.split} prompts"
-        tables.append(step_table(members, f"main-{i + 1}", title, lambda b: _block_title(b.panel)))
-        if _one_a_reward(members) and (across := ablation.across_rewards(members, f"across-{i + 1}")):
-            tables.append(across)
-    return tables
-
-
-def _block_title(panel: Panel) -> str:
-    return f"{panel.setting.title} (version {panel.key.version})"
-
-
-def _one_a_reward(boards: Sequence[Board]) -> bool:
-    """Across-reward statistics need one setting a reward, alike in everything but the reward."""
-    rewards = [board.panel.key.reward for board in boards]
-    first = boards[0].panel.setting.settings
-    keys = {key for b in boards for key, _, _ in differences(first, b.panel.setting.settings)}
-    return len(set(rewards)) == len(rewards) > 1 and all(key.startswith("reward.") for key in keys)
+def _runs(board: Board) -> set[str]:
+    return {run.id for arm in board.panel.setting.arms for run in arm.runs}
 
 
 def _families(boards: Sequence[Board], request: Request) -> list[ablation.Family]:
@@ -296,7 +287,9 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
     panel = boards[0].panel
     tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}") for i, board in enumerate(trained)]
     if held_out:
-        title = f"Held-out rewards, {panel.key.split} prompts"
+        parts = part_weights(panel.setting.reward)
+        kind = "Parts and held-out rewards" if parts else "Held-out rewards"
+        title = f"{kind}, {panel.key.split} prompts"
         tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
     base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
     tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
@@ -310,7 +303,8 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
 
 
 def _held_out_title(panel: Panel) -> str:
-    return f"{panel.key.reward} (version {panel.key.version}), not trained on"
+    role = "a part of the trained sum" if panel.key.reward in part_weights(panel.setting.reward) else "not trained on"
+    return f"{panel.key.reward} (version {panel.key.version}), {role}"
 
 
 def _grids(setting: Setting) -> list[Grid]:

@@ -23,6 +23,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
 from sdpo_bench.scores import Scores, read_scores
 from sdpo_bench.store import RunFolder
+from sdpo_bench.suite_records import SuiteRecord, read_records
 
 MANY = 1500  # files from which on starting processes pays
 TAIL = 1 << 16  # bytes; far more than one line of train.jsonl
@@ -106,12 +107,14 @@ class Results:
     bases: tuple[Run, ...]
     """Folders of base models' scores."""
     notices: tuple[Notice, ...] = ()
+    suites: tuple[SuiteRecord, ...] = ()
 
     def keep(self, runs: Iterable[Run]) -> "Results":
         """The same results with fewer runs, and without the notices of the others."""
         chosen = tuple(runs)
         gone = {run.id for run in self.runs} - {run.id for run in chosen}
-        return Results(self.out, chosen, self.bases, tuple(n for n in self.notices if n.where not in gone))
+        notices = tuple(n for n in self.notices if n.where not in gone)
+        return Results(self.out, chosen, self.bases, notices, self.suites)
 
 
 def load_results(out: Path) -> Results:
@@ -130,12 +133,20 @@ def load_results(out: Path) -> Results:
         try:
             run, kind = _read_run(Path(path))
         except (UsageError, OSError) as error:
-            notices.append(Notice(Path(path).name, str(error)))
+            notices.append(Notice(Path(path).name, _why_unread(RunFolder(Path(path)), error)))
             continue
         (bases if kind == "base" else runs).append(run)
     if not runs and not notices:
         raise UsageError(f"no runs in '{out}'. Start one with: sdpo-bench run")
-    return Results(out, tuple(runs), tuple(bases), tuple(notices))
+    suites, broken = read_records(out)
+    notices += [Notice(name, problem) for name, problem in broken]
+    return Results(out, tuple(runs), tuple(bases), tuple(notices), tuple(suites))
+
+
+def _why_unread(folder: RunFolder, error: Exception) -> str:
+    """A cell that failed before it could leave a record says why in its status."""
+    state, message = _status(folder)
+    return f"failed before training began: {message}" if state == "failed" and message else str(error)
 
 
 def _read_run(path: Path) -> tuple[Run, str]:

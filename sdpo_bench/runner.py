@@ -3,7 +3,8 @@
 Every step looks at the run folder first, so calling this again does only what is still missing.
 """
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +13,23 @@ import torch
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import pictures, provenance
-from sdpo_bench.api import Reward
-from sdpo_bench.config import Resolved, build_method, validate
-from sdpo_bench.errors import SdpoBenchError
+from sdpo_bench.calibration import calibrate
+from sdpo_bench.composite import Basis
+from sdpo_bench.config import Resolved, build_method
+from sdpo_bench.errors import DiskFull, SdpoBenchError
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.progress import Watcher
-from sdpo_bench.registry import find
-from sdpo_bench.scoring import Scorer
+from sdpo_bench.reward_choice import choose
+from sdpo_bench.score_cache import ScoreCache
+from sdpo_bench.scoring import CompositeScorer, Scorer, supervise
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig, Runtime
 from sdpo_bench.store import RunFolder, check_writable
 from sdpo_bench.train import Trainer
+from sdpo_bench.validation import Validator
 
 GRID_PROMPTS = 5
 
@@ -39,18 +43,38 @@ class Outcome:
     trained_now: bool
 
 
-def make_scorer(name: str, settings: dict[str, Any], device: str) -> Scorer:
-    """A reward by name, ready to score; settings are checked against its own class."""
-    plugin = find("rewards", name)
-    reward_class = plugin.load()
-    return Scorer(plugin.name, reward_class(validate(reward_class.Settings, settings, "reward"), device))
+def make_scorer(name: str, settings: dict[str, Any], device: str, basis: Basis | None = None, **options: Any) -> Scorer:
+    """A reward, or a weighted sum, by name, ready to score; settings are checked against its own class.
+
+    Args:
+        basis: what a weighted sum is standardised over.
+        options: as for :class:`Scorer`.
+    """
+    choice = choose(name)
+    return supervise(choice.name, choice.make(settings, device, basis), **options)
 
 
-def evaluation_scorers(config: RunConfig, device: str) -> list[Scorer]:
-    """The trained reward, then the held-out ones."""
-    scorers = [make_scorer(config.reward.name, config.reward.settings, device)]
-    others = [name for name in config.eval.rewards if find("rewards", name).name != config.reward.name]
-    return scorers + [make_scorer(name, {}, device) for name in others]
+def make_scorers(
+    wanted: Sequence[tuple[str, dict[str, Any]]], basis: Basis, device: str, timeout: float = 0
+) -> list[Scorer]:
+    """Scorers of rewards by name and settings, each reward once; a weighted sum is followed by its parts.
+
+    They share one cache, so that a part is not asked again for what it has just answered for the sum.
+    """
+    cache, found = ScoreCache(), dict[str, Scorer]()
+    for name, settings in wanted:
+        scorer = make_scorer(name, settings, device, basis, cache=cache, timeout=timeout)
+        parts = scorer.parts if isinstance(scorer, CompositeScorer) else []
+        for one in [scorer, *parts]:
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> list[Scorer]:
+    """The trained reward with its parts, then the held-out ones."""
+    basis = Basis(config.model, config.schedule, config.sample.prompts)
+    held_out = [(name, dict[str, Any]()) for name in config.eval.rewards]
+    return make_scorers([(config.reward.name, config.reward.settings), *held_out], basis, device, timeout)
 
 
 def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = None) -> Outcome:
@@ -69,27 +93,41 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
     # Whatever can be refused is refused before anything is written.
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
-    scorers = evaluation_scorers(config, device)
+    scorers = evaluation_scorers(config, device, runtime.reward_timeout)
     trained_now = not (run.lora / LORA_FILE).exists()
-    trainer = _trainer(resolved, runtime, run, policy, scorers[0].reward, watcher)
+    trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher)
     for scorer in scorers:
         scorer.reward.load()
-    run.create(_record(resolved, trainer, scorers, device))
+    recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
+    references = calibrate(
+        scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=watcher.evaluation
+    )
+    run.create(_record(resolved, trainer, scorers, device) | {"reward_reference": references})
     with run.locked():
         try:
             if trained_now:
                 run.set_status("running", "training")
                 trainer.train()
-                policy.save(run.lora)
+                _export(trainer, policy, run)
             table = _judge(config, runtime, run, policy, scorers, watcher, device)
         except KeyboardInterrupt:
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
         except SdpoBenchError as error:
-            run.set_status("failed", str(error))
+            with suppress(DiskFull):  # then not even the status fits
+                run.set_status("failed", str(error))
             raise
         run.set_status("done")
     return Outcome(run, table, trained_now)
+
+
+def _export(trainer: Trainer, policy: Policy, run: RunFolder) -> None:
+    """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
+    if trainer.validator is not None:
+        policy.load(trainer.validator.best_adapter())
+    policy.save(run.lora)
+    if trainer.validator is not None:
+        trainer.validator.clear()
 
 
 def _set_threads(threads: int) -> None:
@@ -106,6 +144,7 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
         "sources": resolved.sources,
         "preset": resolved.preset,
         "reward_version": resolved.versions["reward"],
+        "reward_execution": {"name": config.reward.name, "settings": config.reward.settings},
         "reward_commits": {s.name: dict(s.reward.commits) for s in scorers if s.reward.commits},
         "model_commit": resolved_commit(trainer.policy.pipeline.name_or_path),
         "schedule": canonical(dict(trainer.schedule.resolved)),
@@ -114,12 +153,14 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
 
 
 def _trainer(
-    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, reward: Reward, watcher: Watcher
+    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, scorer: Scorer, watcher: Watcher
 ) -> Trainer:
     """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
     method = build_method(config, resolved.method)
-    return Trainer(config, runtime, run, policy, method, reward, watcher.train)
+    chosen = config.checkpoint
+    validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher) if chosen else None
+    return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator)
 
 
 def _judge(
@@ -208,4 +249,4 @@ def draw_grid(policy: Policy, settings: EvaluationSettings, run: RunFolder, micr
     for r, text in enumerate(chosen):
         for name, columns in by_model.items():
             rows.append((f"{text} ({name})", torch.stack([column[r].cpu() for column in columns])))
-    pictures.grid(rows, [f"{k} steps" for k in settings.steps], run.path / "grid.png")
+    pictures.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in settings.steps], run.path / "grid.png")

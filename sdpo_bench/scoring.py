@@ -3,64 +3,120 @@
 A reward is somebody else's code, so its answer is checked for shape and finiteness before anything learns from it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdpo_bench.api import Reward
 from sdpo_bench.budget import Ledger
+from sdpo_bench.composite import Composite
+from sdpo_bench.deadline import Deadline, DeadlinePassed
 from sdpo_bench.dense import Queries
-from sdpo_bench.errors import RunFailed
+from sdpo_bench.errors import RunFailed, SdpoBenchError
 from sdpo_bench.policy import Policy
 from sdpo_bench.rollout import Trajectories
+from sdpo_bench.score_cache import ScoreCache, picture_digests, score_key
+
+Parts = dict[str, Tensor]
+"""Scores ``[B]`` of each part of a weighted sum; empty for a single reward."""
 
 
 class Scorer:
-    """A reward under supervision: batches, validates, charges the ledger.
+    """A reward under supervision: never asked the same twice, cut off when it hangs, validated, charged.
 
     Args:
-        name: the reward's plugin name, as results and the ledger carry it.
+        name: the reward's name, as results and the ledger carry it.
         ledger: charged one reward call an image; ``None`` for evaluation, which is not part of the training bill.
+        cache: shared by the scorers of a run; a fresh one if not given.
+        timeout: seconds that one call may take; 0 waits for ever.
     """
 
-    def __init__(self, name: str, reward: Reward, ledger: Ledger | None = None):
+    def __init__(
+        self,
+        name: str,
+        reward: Reward,
+        ledger: Ledger | None = None,
+        *,
+        cache: ScoreCache | None = None,
+        timeout: float = 0,
+    ):
         self.name = name
         self.reward = reward
         self.ledger = ledger
+        self.cache = ScoreCache() if cache is None else cache
+        self.deadline = Deadline(timeout)
+
+    @property
+    def calls_per_image(self) -> int:
+        """Reward calls that one image costs."""
+        return 1
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores ``[B]`` float32 on the CPU of images ``[B, 3, H, W]`` in [0, 1].
 
         Raises:
-            RunFailed: images or scores that are not finite, or an answer of the wrong shape or type.
+            RunFailed: images or scores that are not finite, an answer of the wrong shape or type, a reward that
+                raises or takes too long.
         """
-        if not torch.isfinite(images).all():
-            raise RunFailed("decoded images contain NaN or infinity: the policy has diverged. Lower update.lr.")
-        with torch.no_grad():
-            scores = self.reward(images, list(prompts))
-        self._check(scores, len(prompts))
+        return self.score(images, prompts)[0]
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Parts]:
+        """The same, and the scores of the parts."""
+        return self.answers(images, prompts, _digests(images)), {}
+
+    def answers(self, images: Tensor, prompts: Sequence[str], digests: Sequence[bytes]) -> Tensor:
+        """Scores of images whose digests are known, remembered ones from the cache."""
+        version = self.reward.full_version
+        keys = [score_key(self.name, version, digest, prompt) for digest, prompt in zip(digests, prompts, strict=True)]
+        known = {key: score for key in keys if (score := self.cache.get(key)) is not None}
+        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
+        rows = sorted(first.values())
+        if rows:
+            asked = images if len(rows) == len(keys) else images[torch.tensor(rows, device=images.device)]
+            fresh = self._ask(asked, [prompts[row] for row in rows], self._call).detach().float().cpu().tolist()
+            known |= dict(zip((keys[row] for row in rows), fresh))
+            self.cache.put([keys[row] for row in rows], fresh)
         if self.ledger is not None:
-            self.ledger.charge_reward(self.name, len(prompts))
-        return scores.detach().float().cpu()
+            self.ledger.charge_reward(self.name, len(rows), cached=len(keys) - len(rows))
+        return torch.tensor([known[key] for key in keys], dtype=torch.float32)
+
+    def _ask(self, images: Tensor, prompts: list[str], call: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
+        try:
+            scores = self.deadline(lambda: call(images, prompts))
+        except SdpoBenchError:
+            raise
+        except DeadlinePassed as error:
+            raise RunFailed(
+                f"reward '{self.name}' has not scored {len(prompts)} images: {error}. Allow more with "
+                "--reward-timeout SECONDS (0: no limit) or ask for fewer at once with --micro-batch; the same command "
+                "then goes on."
+            ) from error
+        except Exception as error:  # a reward is somebody else's code
+            raise RunFailed(f"reward '{self.name}' raised {type(error).__name__}: {error}") from error
+        self._check(scores, len(prompts))
+        return scores
 
     def differentiable(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores ``[B]`` whose graph reaches back to the images; charged as calls and as differentiated ones.
+        """Scores ``[B]`` whose graph reaches back to the images: never remembered, charged as calls and as gradients.
 
         Raises:
             RunFailed: as :meth:`__call__`, or a reward that declares a gradient and has none.
         """
-        if not torch.isfinite(images).all():
-            raise RunFailed("decoded images contain NaN or infinity: the policy has diverged. Lower update.lr.")
-        scores = self.reward(images, list(prompts))
-        self._check(scores, len(prompts))
+        _refuse_broken(images)
+        scores = self._ask(images, list(prompts), self.reward)
         if not scores.requires_grad:
             raise RunFailed(f"reward '{self.name}' declares itself differentiable, but its scores carry no gradient.")
         if self.ledger is not None:
             self.ledger.charge_reward(self.name, len(prompts))
             self.ledger.reward_backward += len(prompts)
         return scores.float()
+
+    def _call(self, images: Tensor, prompts: list[str]) -> Tensor:
+        with torch.no_grad():
+            return self.reward(images, prompts)
 
     def _check(self, scores: object, count: int) -> None:
         if not isinstance(scores, Tensor) or scores.shape != (count,):
@@ -73,12 +129,59 @@ class Scorer:
             raise RunFailed(f"reward '{self.name}' returned {bad} scores of {count} that are NaN or infinite.")
 
 
+class CompositeScorer(Scorer):
+    """A weighted sum: each part is asked, checked, remembered and charged under its own name."""
+
+    reward: Composite
+
+    def __init__(self, name: str, reward: Composite, *args: Ledger | None, **options: Any):
+        super().__init__(name, reward, *args, **options)
+        seconds = self.deadline.seconds
+        self.parts = [
+            Scorer(part, one, self.ledger, cache=self.cache, timeout=seconds) for part, one in reward.parts.items()
+        ]
+
+    @property
+    def calls_per_image(self) -> int:
+        return len(self.parts)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Parts]:
+        parts = self.score_parts(images, prompts)
+        return self.reward.combine(parts), parts
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.reward.combine({part.name: part.differentiable(images, prompts) for part in self.parts})
+
+    def score_parts(self, images: Tensor, prompts: Sequence[str]) -> Parts:
+        """Scores of the parts alone, on their own scales."""
+        digests = _digests(images)
+        return {part.name: part.answers(images, prompts, digests) for part in self.parts}
+
+
+def _digests(images: Tensor) -> list[bytes]:
+    _refuse_broken(images)
+    return picture_digests(images)
+
+
+def _refuse_broken(images: Tensor) -> None:
+    if not torch.isfinite(images).all():
+        raise RunFailed("decoded images contain NaN or infinity: the policy has diverged. Lower update.lr.")
+
+
+def supervise(name: str, reward: Reward, ledger: Ledger | None = None, **options: Any) -> Scorer:
+    """The scorer that fits the reward; options as for :class:`Scorer`."""
+    kind = CompositeScorer if isinstance(reward, Composite) else Scorer
+    return kind(reward.filed_as or name, reward, ledger, **options)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Answers:
     """Rewards ``[N, G, Q]`` of the queried steps and the final images ``[N, G, 3, H, W]`` that were decoded."""
 
     rewards: Tensor
     final_images: Tensor
+    parts: Parts = field(default_factory=dict)
+    """Scores ``[N, G]`` of the final images by each part of a weighted sum."""
 
 
 def ask_rewards(
@@ -106,9 +209,10 @@ def ask_rewards(
     keys = owner * trajectories.num_steps + steps
     unique, inverse = keys.flatten().unique(return_inverse=True)
     rows, at = unique // trajectories.num_steps, unique % trajectories.num_steps
-    scores, images = _score_rows(policy, trajectories, rows, at, scorer, decode_sample, micro_batch)
+    scores, images, parts = _score_rows(policy, trajectories, rows, at, scorer, decode_sample, micro_batch)
     last = inverse.view(n, g, q)[..., _last_query(q)]
-    return Answers(scores[inverse].view(n, g, q), images[last.flatten()].view(n, g, *images.shape[1:]))
+    final = images[last.flatten()].view(n, g, *images.shape[1:])
+    return Answers(scores[inverse].view(n, g, q), final, {name: values[last] for name, values in parts.items()})
 
 
 def _last_query(count: int) -> int:
@@ -124,17 +228,19 @@ def _score_rows(
     scorer: Scorer,
     decode_sample: bool,
     micro_batch: int,
-) -> tuple[Tensor, Tensor]:
-    """Scores ``[U]`` and images ``[U, 3, H, W]`` (CPU) of trajectory ``rows`` at ``steps``."""
+) -> tuple[Tensor, Tensor, Parts]:
+    """Scores ``[U]``, images ``[U, 3, H, W]`` (CPU) and the parts' scores of trajectory ``rows`` at ``steps``."""
     members = trajectories.latents.shape[1]
     source = trajectories.latents[:, :, -1] if decode_sample else trajectories.x0
     flat = source.flatten(0, 1)
-    scores, images = [], []
+    scores, images, parts = [], [], []
     for part in torch.arange(len(rows)).split(micro_batch):
         picked = flat[rows[part]] if decode_sample else flat[rows[part], steps[part]]
         with torch.no_grad():
             decoded = policy.decode(picked)
         prompts = [trajectories.prompts[row] for row in (rows[part] // members).tolist()]
-        scores.append(scorer(decoded, prompts))
+        values, by_part = scorer.score(decoded, prompts)
+        scores.append(values)
+        parts.append(by_part)
         images.append(decoded.cpu())
-    return torch.cat(scores), torch.cat(images)
+    return torch.cat(scores), torch.cat(images), {k: torch.cat([p[k] for p in parts]) for k in parts[0]}

@@ -170,6 +170,22 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
+class CheckpointSettings:
+    """Which checkpoint of a run is its result."""
+
+    choose: Literal["last", "validation"] = "last"
+    """The last one, or the one that scores best on validation prompts under the trained reward."""
+    prompts: str = ""
+    """Prompt set of the choice; none of them may be among the prompts that are reported."""
+    every: Count = 5
+    """Epochs between two candidates; the last epoch is always one."""
+    steps: Annotated[tuple[Steps, ...], MinLen(1)] = (1, 4)
+    """Numbers of denoising steps whose mean score decides."""
+    images_per_prompt: Count = 1
+    """Images of every prompt and step count."""
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where and how fast; changes no number."""
 
@@ -183,6 +199,8 @@ class Runtime:
     """Epochs between checkpoints."""
     threads: Annotated[int, Ge(0)] = 0
     """CPU threads of torch; 0 leaves its default."""
+    reward_timeout: NonNegative = 1800.0
+    """Seconds that one reward call (at most ``micro_batch`` images) may take before the run fails; 0: no limit."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +225,8 @@ class RunConfig:
     update: UpdateSettings
     budget: BudgetSettings
     eval: EvaluationSettings
+    checkpoint: CheckpointSettings | None = None
+    """None: the last checkpoint, so that nothing about a choice is part of the identity."""
 
 
 SECTIONS: dict[str, type] = {
@@ -217,4 +237,5 @@ SECTIONS: dict[str, type] = {
     "update": UpdateSettings,
     "budget": BudgetSettings,
     "eval": EvaluationSettings,
+    "checkpoint": CheckpointSettings,
 }

@@ -6,6 +6,7 @@ A run is its folder ``<out>/runs/<run id>``::
     status           one JSON line: state (new, running, interrupted, failed, done), message, budget used
     train.jsonl      one line an epoch, numbers only (identical for identical runs)
     timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)
+    validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
     checkpoints/     what is needed to go on
     lora/            the adapter in diffusers' own format
     eval.parquet     one row an image, reward and step count
@@ -14,25 +15,30 @@ A run is its folder ``<out>/runs/<run id>``::
 Every file but the two append-only logs is written to a temporary name, synced and renamed.
 """
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.errors import Busy, DiskFull, MissingError, UsageError, nearest
 
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
+    """Write a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        DiskFull: no space left.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with disk_space(path), open(temporary, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -51,6 +57,24 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def disk_space(path: Path) -> Iterator[None]:
+    """Say in words that the disk is full.
+
+    Raises:
+        DiskFull: in the place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"'{path}' cannot be written: {error.strerror}. Whole epochs up to the last checkpoint are safe. "
+            "Free some space and give the same command again; it goes on from there."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -107,14 +131,33 @@ class RunFolder:
         state: State = self.status["state"]
         return state
 
+    @property
+    def known_state(self) -> str:
+        """The state, or ``unknown`` where the status file is damaged; doing the run again mends that."""
+        try:
+            return self.state
+        except (UsageError, KeyError):
+            return "unknown"
+
     def set_status(self, state: State, message: str = "", **more: Any) -> None:
         atomic_write(self.path / "status", json.dumps({"state": state, "message": message, **more}, sort_keys=True))
+
+    def record_failure(self, message: str) -> None:
+        """Say why a run ended whose own process could not: it never began, or it was killed.
+
+        Raises:
+            Busy: the run has begun again elsewhere, so nothing has ended.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            if self.state != "done":
+                self.set_status("failed", message)
 
     # -- append-only logs ------------------------------------------------------------------------------------
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to ``train.jsonl`` or ``timing.jsonl``."""
-        with open(self.path / name, "a", encoding="utf-8") as stream:
+        with disk_space(self.path / name), open(self.path / name, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -146,12 +189,25 @@ class RunFolder:
         """Hold the run for this process; the kernel frees the lock when a process dies, however it dies.
 
         Raises:
-            UsageError: another living process holds it (and ``wait`` is off).
+            Busy: another living process holds it (and ``wait`` is off).
         """
         with open(self.path / "lock", "a+") as handle:
             if not _try_lock(handle, wait):
-                raise UsageError(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
+                raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
             yield
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a living process works on the run just now."""
+        if not (self.path / "lock").exists():
+            return False
+        with open(self.path / "lock", "a+") as handle:
+            return not _try_lock(handle, wait=False)
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The best candidate of a run's ``validation.jsonl``; the earliest of equals."""
+    return max(rows, key=lambda row: row["score"])
 
 
 def _try_lock(handle: IO[str], wait: bool) -> bool:

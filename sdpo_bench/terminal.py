@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from sdpo_bench.progress import Tick
+from sdpo_bench.reward_choice import part_weights
 
 PLAIN_EVERY = 10.0  # seconds between log lines where there is no terminal
 
@@ -108,13 +109,14 @@ def _is_number(text: str) -> bool:
 
 
 def print_step_table(table: Sequence[Mapping[str, Any]], trained_reward: str) -> None:
-    """Base against tuned at every step count, the trained reward first, held-out scores after it."""
+    """Base against tuned at every step count, the trained reward first, its parts and held-out scores after it."""
     order = sorted(table, key=lambda r: (r["split"] != "train", r["split"], r["reward"] != trained_reward, r["reward"]))
+    parts = part_weights(trained_reward)
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in order:
         groups.setdefault((row["split"], row["reward"]), []).append(row)
     for (split, reward), rows in groups.items():
-        role = "trained on" if reward == trained_reward else "held out"
+        role = "trained on" if reward == trained_reward else "part" if reward in parts else "held out"
         lines = [
             [
                 str(r["steps"]), number(r["base"]), number(r["tuned"]), f"{r['difference']:+.3f}",

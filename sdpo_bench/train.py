@@ -4,6 +4,7 @@ The trainer owns everything that methods share. A method adds its loss and says 
 of its resolved configuration, wherever and however often it was interrupted.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit
 from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
 from sdpo_bench.dense import choose_queries, step_rewards
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
 from sdpo_bench.policy import Policy
@@ -25,10 +26,11 @@ from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
 from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob, lint, make_schedule, step_weights
-from sdpo_bench.scoring import Scorer, ask_rewards
+from sdpo_bench.scoring import Parts, ask_rewards, supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
 from sdpo_bench.update import Experience, UpdateLog, Updater, unique_rows
+from sdpo_bench.validation import Validator
 
 
 def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method) -> Schedule:
@@ -57,6 +59,7 @@ class Trainer:
     Args:
         policy: carries a fresh adapter drawn from the run's seed.
         watch: called with a :class:`Tick` now and then.
+        validator: judges candidates for the best checkpoint; None where the last one is taken.
     """
 
     def __init__(
@@ -68,16 +71,17 @@ class Trainer:
         method: Method,
         reward: Reward,
         watch: Callable[[Tick], None] = lambda tick: None,
+        validator: Validator | None = None,
     ):
         self.config, self.runtime, self.run = config, runtime, run
-        self.policy, self.method, self.watch = policy, method, watch
+        self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
         self.prompts = load_prompts(config.sample.prompts)
         self.schedule = training_schedule(config, scheduler_config(policy), method)
         self.weights = step_weights(self.schedule, config.update.step_weight)
         if needs_log_prob(method) and not bool((self.weights > 0).any()):
             raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
         self.ledger = Ledger()
-        self.scorer = Scorer(config.reward.name, reward, self.ledger)
+        self.scorer = supervise(config.reward.name, reward, self.ledger, timeout=runtime.reward_timeout)
         self.limit = Limit(config.budget.axis, config.budget.amount)
         a = config.advantage
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
@@ -105,13 +109,34 @@ class Trainer:
         wanted = self.groups_per_epoch
         try:
             while groups := self._groups_left(wanted):
+                before = self.ledger.used(self.limit.axis)
+                self._validate(last=False)
                 self._run_epoch(groups, wanted)
+                self._refuse_standstill(before)
                 if self.epoch % self.runtime.checkpoint_every == 0:
                     self.save()
+            self._validate(last=True)
         finally:
             # However the loop ends, the last whole epoch is what stays; a half one leaves no trace.
             self.policy.on_call = None
             self.save()
+
+    def _refuse_standstill(self, before: float) -> None:
+        """A policy that draws the same few pictures is scored from the cache for ever and spends no reward calls."""
+        if self.ledger.used(self.limit.axis) == before:
+            raise RunFailed(
+                f"epoch {self.epoch} spent no {self.limit.axis.replace('_', ' ')}: every picture had been scored "
+                "before, so the policy has collapsed and the budget would never be spent. Lower update.lr, or give "
+                "the budget on another axis."
+            )
+
+    def _validate(self, *, last: bool) -> None:
+        """Judge the present checkpoint if it is a candidate; never part of the training bill."""
+        if self.validator is None:
+            return
+        self.policy.on_call = None
+        self.validator.after_epoch(self.epoch, last=last)
+        self.policy.on_call = self.ledger.charge_call
 
     def _groups_left(self, wanted: int) -> int:
         cost, overhead = self._costs(wanted)
@@ -121,7 +146,8 @@ class Trainer:
         """Cost of one group, and what an epoch costs on the budget's axis besides its groups."""
         guided = self.policy.branches > 1
         inner = self.config.update.inner_epochs
-        cost = group_cost(self.method, self.weights.tolist(), inner_epochs=inner, guided=guided)
+        calls = self.scorer.calls_per_image
+        cost = group_cost(self.method, self.weights.tolist(), inner_epochs=inner, guided=guided, calls_per_image=calls)
         on_calls = self.limit.axis == "denoiser_calls"
         probe = probe_cost(self.method, self.schedule.num_steps, wanted, guided=guided) if on_calls else 0
         return cost, probe
@@ -194,7 +220,7 @@ class Trainer:
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
         normalised = self._advantages(rewards, trajectories.prompts)
         reference, kl = self._reference(trajectories)
-        metrics = _reward_metrics(queried, rewards, mode) | {"kl_to_base": kl}
+        metrics = _reward_metrics(queried, rewards, mode) | {"kl_to_base": kl} | part_metrics(answers.parts)
         if normalised is not None:
             metrics |= _spread("advantage", normalised)
         metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
@@ -262,15 +288,17 @@ class Trainer:
         progress = checkpoint.Progress(
             self.epoch, self.ledger.state_dict(), self.run.size("train.jsonl"), self.run.size("timing.jsonl")
         )
-        return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser)
+        return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:
         path, warnings = checkpoint.latest(self.run)
         for warning in warnings:
             self.watch(self._tick("warning", {"warning": warning}))
-        progress = checkpoint.restore(path, self.updater, self.normaliser) if path else None
+        progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache) if path else None
         self.run.truncate("train.jsonl", progress.log_size if progress else 0)
         self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
+        if self.validator is not None:
+            self.validator.forget_after(progress.epoch if progress else 0)
         if progress:
             self.epoch = self._saved_epoch = progress.epoch
             self.ledger.__dict__.update(progress.ledger)
@@ -360,3 +388,24 @@ def _reward_metrics(queried: Tensor, rewards: Tensor, mode: str) -> dict[str, An
         "dense_reward_min": float(rewards.min()),
         "dense_reward_max": float(rewards.max()),
     }
+
+
+def part_metrics(parts: Parts) -> dict[str, Any]:
+    """Mean and spread of each part of a weighted sum on its own scale, and whether the parts agree.
+
+    The correlation is Pearson's over the final images of the epoch, by ``first|second``; ``None`` where a part gave
+    every image the same score.
+    """
+    if not parts:
+        return {}
+    columns = {name: values.double().flatten() for name, values in parts.items()}
+    spread = {n: {"mean": float(c.mean()), "std": float(c.std(correction=0))} for n, c in columns.items()}
+    pairs = {f"{a}|{b}": correlation(columns[a], columns[b]) for a, b in itertools.combinations(sorted(columns), 2)}
+    return {"reward_parts": spread, "reward_part_correlation": pairs}
+
+
+def correlation(a: Tensor, b: Tensor) -> float | None:
+    """Pearson's correlation of two ``[n]``; ``None`` where one of them does not vary."""
+    if bool((a == a[0]).all()) or bool((b == b[0]).all()):
+        return None
+    return float(torch.corrcoef(torch.stack([a, b]).double())[0, 1].clamp(-1, 1))

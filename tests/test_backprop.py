@@ -147,8 +147,8 @@ def test_settings_without_effect_are_refused():
         value = "official" if "weight" in key else 0.5
         with pytest.raises(UsageError, match="no effect"):
             resolve(Request(method="draft", overrides={key: value}))
-    with pytest.raises(UsageError, match="there are 10"):
-        resolve(Request(method="draft", overrides={"method.steps": 11}))
+    with pytest.raises(UsageError, match="there are 5"):
+        resolve(Request(method="draft", overrides={"method.steps": 6, "schedule.steps": 5}))
 
 
 def test_deterministic_sampling_is_fine_without_log_probabilities(tiny_pipe, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sdpo_bench.advantages import Normaliser, advantages, discounted_returns
+from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.dense import Queries, choose_queries, predicted_rewards
 from sdpo_bench.policy import Conditioning
 from sdpo_bench.rollout import replay
@@ -164,8 +165,10 @@ def test_per_prompt_statistics_over_seven_epochs(official):
                     np.testing.assert_allclose(np.stack(buffer)[:, 0], theirs, rtol=1e-7)
 
 
-class Brightness:
+class Brightness(Reward):
     """Ten times the mean brightness: the reward the golden runs were made with."""
+
+    version = "1"
 
     def __call__(self, images, prompts):
         return 10 * images.mean((1, 2, 3))
@@ -204,7 +207,7 @@ def test_pairs_of_trajectories(official, tiny_pipe, model):
 def check_images(policy, result, read, steps, case):
     """The decoded predicted originals are the official images (first, anchor, last), judged by their brightness."""
     queries = choose_queries(result.x0, "predicted")
-    answers = ask_rewards(policy, result, queries, Scorer("brightness", Brightness()), decode_sample=False)
+    answers = ask_rewards(policy, result, queries, Scorer("brightness", Brightness(NoSettings())), decode_sample=False)
     theirs = 10 * read("images").mean((3, 4, 5))
     last = answers.rewards[..., 1 if steps > 2 else -1]
     assert relative(last, theirs[..., -1]) <= 1e-4, case

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from factories import GRADIENT_METHODS, METHODS, make_resolved, make_trainer
+from factories import GRADIENT_METHODS, METHODS, PARENTS, make_resolved, make_trainer
 from sdpo_bench import checkpoint
 from sdpo_bench.errors import RunFailed, UsageError
 
@@ -30,15 +30,20 @@ def count_calls(monkeypatch, trainer):
     return counts
 
 
-@pytest.mark.parametrize("name", METHODS)
+ONE_STEP, SKIP_LAST = {"update.inner_epochs": 2, "schedule.steps": 1}, {"update.step_weight": "skip-last"}
+# Every way of being charged, in every setting that changes the bill.
+WAYS = ("sdpo", "ddpo", "sparse_dpo", "dpok")
+
+
 @pytest.mark.parametrize(
-    "extra", [{}, {"update.inner_epochs": 2, "schedule.steps": 1}, {"update.step_weight": "skip-last"}]
+    ("name", "extra"),
+    [(name, {}) for name in METHODS]
+    + [(name, ONE_STEP) for name in (*WAYS, *GRADIENT_METHODS)]
+    + [(name, SKIP_LAST) for name in WAYS],
 )
 def test_the_ledger_counts_every_call(tiny_pipe, tmp_path, monkeypatch, name, extra):
     from sdpo_bench.commands import plan
 
-    if name in GRADIENT_METHODS:
-        extra = {k: v for k, v in extra.items() if k != "update.step_weight"}
     resolved = make_resolved(tiny_pipe, name, **extra)
     trainer = make_trainer(resolved, tmp_path)
     counts = count_calls(monkeypatch, trainer)
@@ -95,7 +100,7 @@ def interrupt_after(trainer, epochs, phase):
 
 @pytest.mark.parametrize(
     ("name", "phase"),
-    [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in METHODS)],
+    [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in PARENTS)],
 )
 def test_resumed_equals_never_stopped(tiny_pipe, tmp_path, name, phase):
     """The same bytes of train.jsonl and the same weights, wherever the first attempt ended."""

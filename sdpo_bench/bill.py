@@ -1,0 +1,58 @@
+"""The bill of a run in words, and what the parts of a weighted sum had to say to each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdpo_bench.reward_choice import part_weights
+
+
+def bill_text(bill: dict[str, Any], seconds: float) -> str:
+    """The whole bill in one line."""
+    if not bill:
+        return "bill: nothing"
+    forward = " + ".join(f"{count:,} {phase}" for phase, count in bill["forward"].items())
+    cached = bill.get("cached", {})
+    rewards = ", ".join(_reward_text(name, count, cached.get(name, 0)) for name, count in bill["rewards"].items())
+    if bill.get("reward_backward"):
+        rewards += f", {bill['reward_backward']:,} of them differentiated"
+    return (
+        f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
+        f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"
+    )
+
+
+def _reward_text(name: str, paid: int, cached: int) -> str:
+    """``1,234 hpsv2 (+ 56 from the cache, 4.3 %)``; the share is of all questions."""
+    if not cached:
+        return f"{paid:,} {name}"
+    return f"{paid:,} {name} (+ {cached:,} from the cache, {100 * cached / (paid + cached):.1f} %)"
+
+
+def part_correlation(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Correlation of each two parts of a weighted sum in the first and the last epoch, by ``a|b``."""
+    logged = [row["reward_part_correlation"] for row in rows if "reward_part_correlation" in row]
+    return {pair: {"first": logged[0][pair], "last": logged[-1][pair]} for pair in logged[-1]} if logged else {}
+
+
+def part_lines(reward: str, found: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """Whether the parts of a weighted sum pull together, one line a pair; weights of opposite sign turn it round."""
+    weights, lines = part_weights(reward), []
+    for pair, when in found.items():
+        one, other = pair.split("|")
+        first, last = ("constant" if value is None else f"{value:+.2f}" for value in (when["first"], when["last"]))
+        agreement = (when["last"] or 0) * weights[one] * weights[other]
+        verdict = ": with these weights they conflict" if agreement < 0 else ""
+        lines.append(
+            f"correlation of {one} and {other} over an epoch's images: {first} in the first epoch, {last} in the "
+            f"last{verdict}"
+        )
+    return lines
+
+
+def reference_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What it took to standardise weighted sums, which no budget is charged for."""
+    return [
+        f"outside the budget: {name} standardised over {used['images']:,} images of the base model "
+        f"({used['denoiser_calls']:,} denoiser calls, {sum(used['reward_calls'].values()):,} reward calls)"
+        for name, used in found.items()
+    ]

@@ -1,0 +1,160 @@
+"""What a run will cost: its bill from the settings alone, and the time from measured rates.
+
+Images, reward calls, denoiser calls and optimiser steps are counted as the ledger will count them, epoch by epoch to
+the cut last one. Time is an estimate from a short calibration (``calibrate``). No torch here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sdpo_bench.budget import Ledger, Limit
+from sdpo_bench.config import Resolved, build_method
+from sdpo_bench.cost import group_cost, probe_cost
+from sdpo_bench.prompts import load_prompts
+from sdpo_bench.settings import RunConfig
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of one unit of work on this machine, for one base model."""
+
+    forward: float
+    """One denoiser evaluation of one latent without gradients."""
+    train: float
+    """One with its gradient."""
+    decode: float
+    """One image."""
+    optimiser_step: float
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """One image, by reward name."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counts of one or several runs; the training bill first, then what is done outside it."""
+
+    images: int = 0
+    forward: int = 0
+    backward: int = 0
+    reward_calls: int = 0
+    optimiser_steps: int = 0
+    decoded: int = 0
+    """Images decoded for rewards in training."""
+    outside_forward: int = 0
+    """Denoiser calls of evaluation and of choosing the checkpoint."""
+    outside_images: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+
+    @property
+    def denoiser_calls(self) -> int:
+        return self.forward + self.backward
+
+
+def trained_steps(rule: str, steps: int) -> list[float]:
+    """Which steps ``schedule.step_weights`` gives a weight above 0, as 1 and 0."""
+    return [0.0 if rule == "skip-last" and steps > 1 and i == steps - 1 else 1.0 for i in range(steps)]
+
+
+def make_method(resolved: Resolved) -> Any:
+    """The method of a resolved run, with its settings."""
+    return build_method(resolved.config, resolved.method)
+
+
+def training_work(resolved: Resolved) -> Work | None:
+    """The bill of a run; None where it stops on seconds, so that only the clock knows.
+
+    Exact for a budget of images, reward calls or denoiser calls. A budget of optimiser steps ends inside an epoch,
+    whose denoiser calls are shared out evenly.
+    """
+    config, method = resolved.config, make_method(resolved)
+    limit = Limit(config.budget.axis, config.budget.amount)
+    if limit.axis == "seconds":
+        return None
+    steps, inner = config.schedule.steps, config.update.inner_epochs
+    guided = config.model.guidance_scale > 1
+    cost = group_cost(method, trained_steps(config.update.step_weight, steps), inner_epochs=inner, guided=guided)
+    wanted = config.sample.images_per_epoch // method.members
+    probe = probe_cost(method, steps, wanted, guided=guided)
+    ledger, decoded = Ledger(), 0
+    while groups := limit.groups_left(ledger, cost, wanted, probe if limit.axis == "denoiser_calls" else 0):
+        full = optimiser_steps(config, method, groups)
+        share = 1.0
+        if limit.axis == "optimiser_steps":
+            share = min(1.0, (limit.amount - ledger.optimiser_steps) / full)
+        ledger.images += groups * cost.images
+        trained = groups * cost.backward * share
+        ledger.backward += round(trained)
+        forward = groups * (cost.forward - cost.backward) + trained + probe_cost(method, steps, groups, guided=guided)
+        ledger.forward["all"] = ledger.forward.get("all", 0) + round(forward)
+        ledger.charge_reward("all", groups * cost.rewards)
+        ledger.optimiser_steps += -int(-full * share // 1)
+        decoded += groups * cost.rewards
+    return Work(
+        ledger.images, sum(ledger.forward.values()), ledger.backward, ledger.reward_calls, ledger.optimiser_steps,
+        decoded,
+    )  # fmt: skip
+
+
+def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
+    """Optimiser steps of one epoch of ``groups`` groups (``order.windows``)."""
+    minibatches = -(-groups // config.update.minibatch)
+    windows = -(-minibatches // config.update.accumulation)
+    shuffled = config.update.order == "step-shuffled" and method.granularity == "step"
+    return windows * (config.schedule.steps if shuffled else 1) * config.update.inner_epochs
+
+
+def evaluation_work(config: RunConfig) -> Work:
+    """Judging one checkpoint on the reported prompts."""
+    e = config.eval
+    prompts = sum(len(load_prompts(name)) for name in (e.train, e.validation, e.unseen) if name)
+    branches = 2 if e.guidance_scale > 1 else 1
+    images = prompts * e.images_per_prompt
+    return Work(outside_forward=branches * images * sum(e.steps), outside_images=images * len(e.steps))
+
+
+def choice_work(config: RunConfig, work: Work | None, method: Any) -> Work:
+    """Judging the candidates of a run that chooses its checkpoint."""
+    c = config.checkpoint
+    if c is None or work is None:
+        return Work()
+    groups = -(-work.images // method.members)
+    epochs = -(-groups // (config.sample.images_per_epoch // method.members))
+    candidates = epochs // c.every + (epochs % c.every > 0)
+    images = candidates * len(load_prompts(c.prompts)) * c.images_per_prompt
+    branches = 2 if config.eval.guidance_scale > 1 else 1
+    return Work(outside_forward=branches * images * sum(c.steps), outside_images=images * len(c.steps))
+
+
+def run_work(resolved: Resolved) -> Work | None:
+    """Training, choice of the checkpoint and evaluation of one run; None for a budget of seconds."""
+    training = training_work(resolved)
+    if training is None:
+        return None
+    config = resolved.config
+    return training + choice_work(config, training, make_method(resolved)) + evaluation_work(config)
+
+
+def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:
+    """Time of a run by measured rates; a reward without a rate counts as free."""
+    config = resolved.config
+    trained = rates.rewards.get(config.reward.name, 0.0)
+    evaluated = trained + sum(
+        rates.rewards.get(name, 0.0) for name in config.eval.rewards if name != config.reward.name
+    )
+    if work is None:
+        outside = evaluation_work(config)
+        return (
+            config.budget.amount
+            + outside.outside_forward * rates.forward
+            + outside.outside_images * (rates.decode + evaluated)
+        )
+    return (
+        (work.forward - work.backward + work.outside_forward) * rates.forward
+        + work.backward * rates.train
+        + work.decoded * (rates.decode + trained)
+        + work.outside_images * (rates.decode + evaluated)
+        + work.optimiser_steps * rates.optimiser_step
+    )

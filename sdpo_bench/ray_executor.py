@@ -1,0 +1,233 @@
+"""Cells on a Ray cluster: the scheduler places them, and starts a cell again whose worker or node is lost.
+
+Where every node sees the results folder, cells write into it and a cell that starts again goes on from its last
+checkpoint. Where they do not, a cell works in a folder of its own node and its files are brought back when it ends.
+"""
+
+import io
+import os
+import socket
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.cell_process import FAILED, STOPPED, Job, logged_work
+from sdpo_bench.errors import Busy, MissingError
+from sdpo_bench.executors import Ended
+from sdpo_bench.store import RunFolder
+
+RETRIES = 3
+"""How often a cell starts again after its worker or node was lost."""
+ANSWER_SECONDS = 5.0
+
+
+class RayExecutor:
+    """A Ray cluster.
+
+    Args:
+        address: ``auto``, ``local`` (start a cluster on this machine), ``HOST:PORT`` or ``ray://HOST:PORT``.
+        out: results folder of this machine, absolute.
+        cpus, gpus: what a cell occupies; its threads are ``cpus``.
+        shared: whether all nodes see ``out``; None: find out.
+
+    Raises:
+        MissingError: Ray is not installed, or nothing answers at the address.
+    """
+
+    def __init__(
+        self, address: str, out: Path, *, cpus: int = 1, gpus: float = 0.0, device: str = "auto",
+        shared: bool | None = None, **init: Any,
+    ):  # fmt: skip
+        self._ray = _connect(address, init)
+        self.out, self.cpus, self.gpus, self.device = out, cpus, gpus, device
+        self._probe = out / f".shared-{uuid.uuid4().hex}"
+        self._probe.touch()
+        self.shared = self._all_nodes_see(self._probe) if shared is None else shared
+        # A process that has used a GPU keeps memory on it, so it does one cell only.
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 1 if gpus else 0}
+        self._task = self._ray.remote(**options)(remote_cell)
+        self._running: dict[Any, tuple[Job, ExitStack]] = {}
+
+    @property
+    def slots(self) -> int:
+        """How many cells the cluster has room for, as it is now."""
+        there = self._ray.cluster_resources()
+        room = [there.get("CPU", 0) // self.cpus] + ([there.get("GPU", 0) // self.gpus] if self.gpus else [])
+        return max(1, int(min(room)))
+
+    def start(self, job: Job) -> None:
+        job = replace(job, runtime=replace(job.runtime, threads=self.cpus, device=self.device))
+        held = ExitStack()
+        bundle = None
+        if not self.shared:
+            job.folder.path.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(job.folder.locked())
+            except Busy:
+                held.close()
+                raise
+            bundle = pack(self.out, [job.run_id, *_bases(self.out)])
+        self._running[self._task.remote(job, str(self._probe), bundle)] = (job, held)
+
+    def wait(self, timeout: float) -> list[Ended]:
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        return [self._end(reference) for reference in ready]
+
+    def _end(self, reference: Any) -> Ended:
+        job, held = self._running.pop(reference)
+        errors = self._ray.exceptions
+        try:
+            code, message, files = self._ray.get(reference)
+            if files is not None:
+                unpack(files, self.out)
+            return Ended(job, code, message)
+        except errors.TaskCancelledError:
+            return Ended(job, STOPPED)
+        except errors.WorkerCrashedError:
+            return Ended(job, FAILED, f"its worker was lost {RETRIES + 1} times; out of memory? See the Ray logs.")
+        except errors.RayError as error:
+            return Ended(job, FAILED, f"Ray: {str(error).strip().splitlines()[-1]}")
+        finally:
+            held.close()
+
+    def stop(self) -> None:
+        for reference in self._running:
+            self._ray.cancel(reference, force=False)
+
+    def kill(self) -> None:
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Leave the cluster (and end it, if it was started here)."""
+        if self._ray.is_initialized():
+            self.kill()
+            self._ray.shutdown()
+        for _, held in self._running.values():
+            held.close()
+        self._running.clear()
+        self._probe.unlink(missing_ok=True)
+
+    def _all_nodes_see(self, probe: Path) -> bool:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ask = self._ray.remote(num_cpus=0)(os.path.exists)
+        nodes = [node["NodeID"] for node in self._ray.nodes() if node["Alive"]]
+        answers = [
+            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(probe))
+            for node in nodes
+        ]
+        return all(self._ray.get(answers))
+
+
+def _connect(address: str, init: dict[str, Any]) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingError('Ray is not installed. Install it with: pip install "sdpo-bench[ray]"') from error
+    host = address.removeprefix("ray://")
+    if address not in ("auto", "local"):
+        _refuse_silence(host, address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=None, **init)
+    except Exception as error:  # Ray raises many kinds, some only on some platforms
+        reason = str(error).strip().splitlines()
+        hint = "Start a cluster with 'ray start --head', or use --address local." if address == "auto" else ""
+        raise MissingError(
+            f"no Ray cluster answers at '{address}': {reason[0] if reason else type(error).__name__} {hint}".rstrip()
+        ) from error
+    return ray
+
+
+def _refuse_silence(host: str, address: str) -> None:
+    """Ray itself waits a minute or more for an address that nobody answers at."""
+    name, _, port = host.rpartition(":")
+    if not name or not port.isdigit():
+        raise MissingError(f"'{address}' is no Ray address. Give HOST:PORT, ray://HOST:PORT, auto or local.")
+    try:
+        socket.create_connection((name, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise MissingError(
+            f"no Ray cluster answers at '{address}': {error.strerror or error}. Is it running (ray status), and is the "
+            "port open from here?"
+        ) from error
+
+
+# -- on the worker -------------------------------------------------------------------------------------------
+
+
+def remote_cell(job: Job, probe: str, bundle: bytes | None) -> tuple[int, str, bytes | None]:
+    """The cell on a worker: exit code, words for a failure that left none, files to bring back if any."""
+    if bundle is None:
+        if not os.path.exists(probe):
+            return (
+                FAILED,
+                f"this node ({socket.gethostname()}) does not see the results folder '{job.runtime.out}'.",
+                None,
+            )
+        return logged_work(job), "", None
+    with tempfile.TemporaryDirectory(prefix="sdpo-bench-") as folder:
+        here = replace(job, runtime=replace(job.runtime, out=Path(folder)))
+        unpack(bundle, Path(folder))
+        code = logged_work(here)
+        return code, "", pack(Path(folder), [job.run_id, *_bases(Path(folder))], job.run_id)
+
+
+# -- files over the network ----------------------------------------------------------------------------------
+
+
+def _bases(out: Path) -> list[str]:
+    """Folders of base models' scores, which cells share."""
+    return sorted(path.name for path in (out / "runs").glob("base-*"))
+
+
+def pack(out: Path, runs: Sequence[str], log: str = "") -> bytes:
+    """Run folders, and the log of one, as a tar file; ``status`` last, so that a half-unpacked run is not done."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in runs:
+            files = [p for p in sorted((out / "runs" / name).rglob("*")) if p.is_file() and p.name != "lock"]
+            for path in sorted(files, key=lambda p: p.name == "status"):
+                tar.add(path, path.relative_to(out))
+        path = out / "logs" / f"{log}.log"
+        if log and path.exists():
+            tar.add(path, path.relative_to(out))
+    return buffer.getvalue()
+
+
+def unpack(files: bytes, out: Path) -> None:
+    """Put packed files into a results folder; base models' scores are joined with those that are there."""
+    with tempfile.TemporaryDirectory(dir=out, prefix=".arriving-") as folder:
+        with tarfile.open(fileobj=io.BytesIO(files)) as tar:
+            tar.extractall(folder, filter="data")
+            names = [member.name for member in tar.getmembers()]
+        for name in names:
+            source, target = Path(folder) / name, out / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists() and name.startswith("runs/base-") and target.name == "eval.parquet":
+                with _base_lock(target.parent):
+                    _join(source, target)
+            elif target.exists() and target.parent.name == "logs":
+                target.write_text(target.read_text() + source.read_text())
+            else:
+                os.replace(source, target)
+
+
+@contextmanager
+def _base_lock(folder: Path) -> Iterator[None]:
+    with RunFolder(folder).locked(wait=True):
+        yield
+
+
+def _join(source: Path, target: Path) -> None:
+    import pandas as pd
+
+    from sdpo_bench.evaluate import KEYS, write_rows
+
+    both = pd.concat([pd.read_parquet(target), pd.read_parquet(source)], ignore_index=True)
+    write_rows(RunFolder(target.parent), both.drop_duplicates(KEYS, keep="first").sort_values(KEYS, ignore_index=True))

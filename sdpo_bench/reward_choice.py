@@ -1,0 +1,178 @@
+"""What ``--reward`` names: one reward plugin, or a weighted sum of several such as ``hpsv2*0.5+aesthetic*0.5``.
+
+A sum is written by name and weight, so any installed rewards can be combined without a plugin of their own. Settings
+of a part carry its name: ``--set reward.hpsv2.precision=bf16``.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sdpo_bench.api import Reward
+from sdpo_bench.errors import UsageError
+from sdpo_bench.registry import Plugin, find
+
+EXAMPLE = 'Example: --reward "hpsv2*0.5+aesthetic*0.5"'
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_SUM = re.compile(r"[*+]|\s-")
+_PART = re.compile(
+    rf"\s*(?:(?P<before>{_NUMBER})\s*\*\s*)?(?P<name>[A-Za-z][\w.-]*)\s*(?:\*\s*(?P<after>{_NUMBER})\s*)?"
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A reward that was asked for and found; nothing of it is imported before :meth:`validate` or :meth:`make`.
+
+    Attributes:
+        name: the plugin's name, or the sum in one form: parts by name, every weight written out.
+        parts: plugin and weight of each part, sorted by name.
+        weighted: whether it is a sum (also one of a single weighted part).
+    """
+
+    name: str
+    parts: tuple[tuple[Plugin, float], ...]
+    weighted: bool
+
+    @property
+    def native_model(self) -> str:
+        """Base model it is normally used with: that of its parts, the embedded one only if all agree."""
+        from sdpo_bench.config import DEFAULT_MODEL
+
+        own = sorted({str(plugin.load().native_model) for plugin, _ in self.parts} - {DEFAULT_MODEL})
+        return own[0] if own else DEFAULT_MODEL
+
+    def setting_keys(self) -> list[str]:
+        """Valid keys after ``reward.``."""
+        if not self.weighted:
+            return [f.name for f in fields(self.parts[0][0].load().Settings)]
+        own = [f.name for f in fields(_composite().Settings)]
+        return own + [f"{plugin.name}.{f.name}" for plugin, _ in self.parts for f in fields(plugin.load().Settings)]
+
+    def validate(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings as plain data, defaults filled in.
+
+        Raises:
+            UsageError: an unknown key or a wrong value.
+        """
+        from sdpo_bench.config import validate
+
+        unknown = sorted(set(values) - set(self.setting_keys()))
+        if unknown:
+            raise UsageError(f"'{self.name}' has no setting '{unknown[0]}'. Valid: {', '.join(self.setting_keys())}.")
+        if not self.weighted:
+            return asdict(validate(self.parts[0][0].load().Settings, values, "reward"))
+        own = {key: value for key, value in values.items() if "." not in key}
+        found = asdict(validate(_composite().Settings, own, "reward"))
+        for plugin, _ in self.parts:
+            mine = validate(plugin.load().Settings, _of_part(values, plugin.name), f"reward.{plugin.name}")
+            found |= {f"{plugin.name}.{key}": value for key, value in asdict(mine).items()}
+        return found
+
+    def make(self, settings: Mapping[str, Any], device: str = "cpu", basis: Any = None) -> Reward:
+        """The reward, not loaded yet.
+
+        Args:
+            basis: what a sum is standardised over (:class:`sdpo_bench.composite.Basis`); single rewards need none.
+        """
+        from sdpo_bench.config import validate
+
+        full = self.validate(settings)
+        if not self.weighted:
+            reward_class = self.parts[0][0].load()
+            made: Reward = reward_class(validate(reward_class.Settings, full, "reward"), device)
+            return made
+        composite = _composite()
+        parts = []
+        for plugin, weight in self.parts:
+            single = Choice(plugin.name, ((plugin, 1.0),), weighted=False)
+            part = single.make(_of_part(full, plugin.name), device)
+            parts.append((part.filed_as or plugin.name, weight, part))
+        own = {key: value for key, value in full.items() if "." not in key}
+        combined: Reward = composite(validate(composite.Settings, own, "reward"), device, parts, basis)
+        return combined
+
+
+def _composite() -> Any:
+    from sdpo_bench.composite import Composite
+
+    return Composite
+
+
+def _of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Settings of one part; names may have dots, setting names have none."""
+    return {key.rpartition(".")[2]: value for key, value in values.items() if key.rpartition(".")[0] == part}
+
+
+def choose(text: str) -> Choice:
+    """The reward, or the weighted sum, of that name.
+
+    Raises:
+        UsageError: bad syntax, an unknown or repeated part, a weight that is zero or not finite.
+    """
+    if not _SUM.search(text):
+        plugin = find("rewards", text)
+        return Choice(plugin.name, ((plugin, 1.0),), weighted=False)
+    parts: dict[str, tuple[Plugin, float]] = {}
+    for name, weight in _parse(text):
+        plugin = find("rewards", name)
+        if plugin.name in parts:
+            raise UsageError(f"'{text}' has the part '{plugin.name}' twice. Give it once, with the sum of the weights.")
+        parts[plugin.name] = (plugin, weight)
+    if not any(weight for _, weight in parts.values()):
+        raise UsageError(f"all weights of '{text}' are zero: there is nothing to learn from. {EXAMPLE}")
+    for name, (_, weight) in parts.items():
+        if weight == 0 or not math.isfinite(weight):
+            raise UsageError(f"part '{name}' of '{text}' has weight {weight:g}. Leave it out, or give it another.")
+    ordered = tuple(parts[name] for name in sorted(parts))
+    return Choice(sum_name([(plugin.name, weight) for plugin, weight in ordered]), ordered, weighted=True)
+
+
+def _parse(text: str) -> list[tuple[str, float]]:
+    """Names and weights as typed.
+
+    Raises:
+        UsageError: not ``NAME*WEIGHT+NAME*WEIGHT+...``.
+    """
+    found, at = [], 0
+    while True:
+        match = _PART.match(text, at)
+        if not match or (match["before"] and match["after"]):
+            raise _bad_syntax(text, at)
+        found.append((match["name"], float(match["before"] or match["after"] or 1)))
+        at = match.end()
+        if at == len(text):
+            return found
+        if text[at] != "+":
+            raise _bad_syntax(text, at)
+        at += 1
+
+
+def _bad_syntax(text: str, at: int) -> UsageError:
+    where = f"at '{text[at:].strip()}'" if text[at:].strip() else "at its end"
+    return UsageError(
+        f"'{text}' is not a weighted sum of rewards ({where}): parts are NAME or NAME*WEIGHT, joined by '+'; to "
+        f"subtract a reward, give it a negative weight (NAME*-1). {EXAMPLE}"
+    )
+
+
+def sum_name(parts: list[tuple[str, float]]) -> str:
+    """The one form of a weighted sum: ``[("b", 0.5), ("a", -1)]`` -> ``a*-1+b*0.5``."""
+    return "+".join(f"{name}*{repr(float(weight)).removesuffix('.0')}" for name, weight in sorted(parts))
+
+
+def part_weights(name: str) -> dict[str, float]:
+    """Weights by part of a weighted sum; none for a single reward."""
+    return dict(_parse(name)) if _SUM.search(name) else {}
+
+
+def same_reward(given: str, name: str) -> bool:
+    """Whether what a person typed is the reward of that name, in whatever spelling or order of parts."""
+    if given == name:
+        return True
+    try:
+        return choose(given).name == name
+    except UsageError:
+        return False

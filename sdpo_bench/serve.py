@@ -1,0 +1,165 @@
+"""``sdpo-bench serve-reward``: one reward behind HTTP, for runs that cannot or should not load it themselves.
+
+The environment of a scorer with old libraries only has to run this module. Requests are scored one after the other;
+bodies are bounded, read as safetensors and never unpickled. There is no password and no encryption, so the service
+listens on the loopback address unless told otherwise.
+"""
+
+import asyncio
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import Any
+
+import click
+import torch
+
+from sdpo_bench import wire
+from sdpo_bench.api import Reward
+from sdpo_bench.config import parse_set
+from sdpo_bench.errors import MissingError, RunFailed, UsageError
+from sdpo_bench.models import pick_device
+from sdpo_bench.reward_choice import choose
+
+BODIES = 2
+"""Requests held in memory at once: one is scored while the next arrives."""
+MiB = 2**20
+
+
+def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB) -> Any:
+    """The ASGI application for a loaded reward.
+
+    ``GET /health``; ``GET /info``: name, version, scale, source, settings, commits, limits; ``POST /score``: see
+    :mod:`sdpo_bench.wire`. Errors are ``{"error": text}`` with status 400 (not a valid request), 413 (too large), 415
+    (wrong type) or 500 (the reward failed).
+    """
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    about = describe(name, reward, max_bytes)
+    worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+    room = asyncio.Semaphore(BODIES)
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def info(request: Request) -> Response:
+        return JSONResponse(about)
+
+    async def score(request: Request) -> Response:
+        if request.headers.get("content-type") != wire.MEDIA_TYPE:
+            return JSONResponse({"error": f"the content type must be {wire.MEDIA_TYPE}."}, 415)
+        async with room:
+            body = await _read(request, max_bytes)
+            if body is None:
+                return JSONResponse({"error": f"a request may have at most {max_bytes} bytes."}, 413)
+            try:
+                answer = await asyncio.get_running_loop().run_in_executor(worker, answer_to, body, reward, about)
+            except UsageError as error:
+                return JSONResponse({"error": str(error)}, 400)
+            except Exception as error:  # a reward is somebody else's code
+                return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+        return Response(answer, media_type=wire.MEDIA_TYPE)
+
+    routes = [Route("/health", health), Route("/info", info), Route("/score", score, methods=["POST"])]
+    return Starlette(routes=routes)
+
+
+def describe(name: str, reward: Reward, max_bytes: int) -> dict[str, Any]:
+    """What ``/info`` answers."""
+    return {
+        "protocol": wire.PROTOCOL,
+        "name": reward.filed_as or name,
+        "version": reward.full_version,
+        "scale": reward.scale,
+        "source": reward.source,
+        "settings": reward.identity_settings,
+        "commits": dict(reward.commits),
+        "max_bytes": max_bytes,
+        "packages": {"sdpo-bench": metadata.version("sdpo-bench"), "torch": torch.__version__},
+    }
+
+
+def answer_to(body: bytes, reward: Reward, about: dict[str, Any]) -> bytes:
+    """The body that answers a request's body.
+
+    Raises:
+        UsageError: the request is wrong. RunFailed: the reward's answer is.
+    """
+    images, prompts = wire.unpack_request(body)
+    with torch.no_grad():
+        scores = reward(images, prompts)
+    if not isinstance(scores, torch.Tensor) or scores.shape != (len(prompts),):
+        got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise RunFailed(f"the reward returned {got} for {len(prompts)} images")
+    return wire.pack_answer(scores, name=about["name"], version=about["version"])
+
+
+async def _read(request: Any, max_bytes: int) -> bytes | None:
+    """The body, or ``None`` as soon as it is larger than allowed, whatever its length header says."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def serve_command(
+    name: str, *, host: str, port: int, device: str, threads: int, max_mib: int, sets: tuple[str, ...]
+) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        UsageError: an unknown reward or setting, a weighted sum, an address that is taken.
+        MissingError: starlette, uvicorn or the reward's weights are not here.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise MissingError(
+            f"serving needs the package '{error.name}'. Type: pip install 'sdpo-bench[serve]'"
+        ) from error
+    choice = choose(name)
+    if choice.weighted:
+        raise UsageError(
+            f"'{choice.name}' is a weighted sum, whose parts are standardised by the run that uses it. Serve a part, "
+            "and name 'remote' in the run's sum."
+        )
+    reward = choice.make(_settings(sets), pick_device(device))
+    torch.set_num_threads(threads or torch.get_num_threads())
+    with _listen(host, port) as listener:
+        app = make_app(choice.name, reward.load(), max_bytes=max_mib * MiB)
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        click.echo(f"serving {choice.name}, version {reward.full_version}, on {url} (Ctrl-C stops)")
+        click.echo(f"use it with: sdpo-bench run --reward remote --set reward.url={url}", err=True)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            click.echo("warning: no password, no encryption: whoever reaches this address can use it.", err=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+
+
+def _settings(sets: tuple[str, ...]) -> dict[str, Any]:
+    given = parse_set(sets)
+    other = [key for key in given if not key.startswith("reward.")]
+    if other:
+        raise UsageError(f"--set {other[0]}: a service has only reward.* settings.")
+    return {key.removeprefix("reward."): value for key, value in given.items()}
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another --port."
+        ) from error

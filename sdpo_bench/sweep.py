@@ -1,0 +1,251 @@
+"""Work off a plan: start what is missing, go on after failures, never run a cell twice, stop when told to.
+
+The results folder is the only memory. Another sweep may work on the same one: a cell that is locked waits its turn,
+and if its process dies the next one to come by takes it up.
+"""
+
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sdpo_bench.cell_process import BUSY, DONE, STOPPED, Job
+from sdpo_bench.errors import Busy, Interrupted
+from sdpo_bench.executors import Ended, Executor
+from sdpo_bench.plan import Cell, Plan
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder
+
+Outcome = Literal["done", "elsewhere", "failed", "stopped"]
+"""``elsewhere``: another sweep finished it meanwhile."""
+POLL = 0.5  # seconds between looks at signals, clocks and locks
+
+
+@dataclass
+class Progress:
+    """Where a sweep stands; what views are shown."""
+
+    plan: Plan
+    todo: list[tuple[str, ...]]
+    """Keys of the cells of this sweep, in order."""
+    running: dict[tuple[str, ...], float] = field(default_factory=dict)
+    """Keys and start times."""
+    outcomes: dict[tuple[str, ...], Outcome] = field(default_factory=dict)
+    locked: set[tuple[str, ...]] = field(default_factory=set)
+    """Cells that another process works on."""
+    note: str = ""
+
+    @property
+    def cells(self) -> dict[tuple[str, ...], Cell]:
+        return {cell.key: cell for cell in self.plan.cells}
+
+    def count(self, outcome: str) -> int:
+        return sum(found == outcome for found in self.outcomes.values())
+
+    @property
+    def left(self) -> int:
+        """Cells that have not ended."""
+        return sum(self.outcomes.get(key) in (None, "stopped") for key in self.todo)
+
+
+class Sweep:
+    """One sweep over a results folder.
+
+    Args:
+        replan: the plan as it is now; called at the start and after tuning runs.
+        runtime: of every cell; the executor sets device and threads.
+        only_failed: leave out cells that have not failed.
+        deadline: ``time.monotonic()`` at which running cells save and end.
+        tell: called with the progress and, when something happened, with a line of text.
+    """
+
+    def __init__(
+        self,
+        replan: Callable[[], Plan],
+        executor: Executor,
+        runtime: Runtime,
+        *,
+        only_failed: bool = False,
+        deadline: float | None = None,
+        tell: Callable[[Progress, str], None] = lambda progress, line: None,
+    ):
+        self.replan, self.executor, self.runtime = replan, executor, runtime
+        self.deadline, self.tell = deadline, tell
+        plan = replan()
+        wanted = ("failed",) if only_failed else ("new", "unfinished", "failed", "waiting")
+        self.progress = Progress(plan, [cell.key for cell in plan.cells if cell.state in wanted])
+        self._signals: list[int] = []
+        self._stopping = self._killed = False
+
+    def run(self, resume: str) -> Progress:
+        """Until every cell has ended.
+
+        Args:
+            resume: the command that goes on after an interruption.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM, after running cells have saved (a second one does not wait for them).
+        """
+        try:
+            with self._catching():
+                while self._step():
+                    pass
+        finally:
+            self.executor.close()
+        if self._signals:
+            raise Interrupted(resume, 143 if self._signals[0] == signal.SIGTERM else 130)
+        return self.progress
+
+    def _step(self) -> bool:
+        """One turn; False when nothing runs and nothing is left to start."""
+        p = self.progress
+        self._obey()
+        if not self._stopping:
+            self._start_all()
+        waiting = not self._stopping and any(key not in p.outcomes and key not in p.running for key in p.todo)
+        if not p.running and not waiting:
+            return False
+        self.tell(p, "")
+        if p.running:
+            for ended in self.executor.wait(POLL):
+                self._end(ended)
+        else:
+            time.sleep(POLL)
+        return True
+
+    def _obey(self) -> None:
+        """Signals and the clock."""
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        if (self._signals or late) and not self._stopping:
+            self._stopping = True
+            self.progress.note = "time is up" if late and not self._signals else "stopping"
+            cells = len(self.progress.running)
+            self.tell(
+                self.progress, f"{self.progress.note}: {cells} running cells save and end (Ctrl-C again kills them)"
+            )
+            self.executor.stop()
+        if len(self._signals) > 1 and not self._killed:
+            self._killed = True
+            self.tell(self.progress, "killed; what was saved before stays")
+            self.executor.kill()
+
+    def _start_all(self) -> None:
+        p = self.progress
+        cells = p.cells
+        p.locked = set()
+        for key in p.todo:
+            if len(p.running) >= self.executor.slots:
+                return
+            if key in p.outcomes or key in p.running:
+                continue
+            self._start(key, cells[key])
+
+    def _start(self, key: tuple[str, ...], cell: Cell) -> None:
+        p = self.progress
+        if cell.state == "waiting":
+            if not self._tuning_left(cell):
+                self._replan()
+            return
+        if not cell.run_id:
+            p.outcomes[key] = "failed"
+            self.tell(p, f"failed: {cell.label}: {cell.message}")
+            return
+        folder = RunFolder(self.progress.plan.out / "runs" / cell.run_id)
+        if folder.is_locked:
+            p.locked.add(key)
+            return
+        if folder.known_state == "done":
+            self._settle(key, "elsewhere", f"done by another sweep: {cell.label}")
+            return
+        job = Job(cell.label, cell.run_id, cell.request, self.runtime, "sdpo-bench " + shlex.join(cell.command()))
+        try:
+            self.executor.start(job)
+        except Busy:
+            p.locked.add(key)
+            return
+        p.running[key] = time.monotonic()
+        self.tell(p, f"started: {cell.label} ({cell.run_id})")
+
+    def _tuning_left(self, cell: Cell) -> bool:
+        cells = self.progress.cells
+        return any(
+            key not in self.progress.outcomes
+            for key in self.progress.todo
+            if key in cells and cells[key].role == "tuning" and cells[key].group == cell.group
+        )
+
+    def _end(self, ended: Ended) -> None:
+        p = self.progress
+        key, cell = next(
+            (key, cell) for key, cell in p.cells.items() if cell.run_id == ended.job.run_id and key in p.running
+        )
+        seconds = time.monotonic() - p.running.pop(key)
+        if ended.code == BUSY:
+            return
+        if ended.code == STOPPED:
+            self._settle(key, "stopped", f"stopped: {cell.label}")
+        elif ended.code == DONE:
+            self._settle(key, "done", f"done: {cell.label} in {seconds:.0f} s")
+        else:
+            self._fail(key, cell, ended)
+
+    def _fail(self, key: tuple[str, ...], cell: Cell, ended: Ended) -> None:
+        if ended.message:
+            try:
+                ended.job.folder.record_failure(ended.message)
+            except Busy:
+                return
+            except OSError as error:
+                self.tell(self.progress, f"the failure of {cell.label} could not be recorded: {error}")
+        message = ended.job.folder.status["message"] or ended.message
+        self._settle(key, "failed", f"failed: {cell.label}: {message} (log: {ended.job.log})")
+
+    def _settle(self, key: tuple[str, ...], outcome: Outcome, line: str) -> None:
+        self.progress.outcomes[key] = outcome
+        self.tell(self.progress, line)
+        if key[0] == "tuning":
+            self._replan()
+
+    def _replan(self) -> None:
+        self.progress.plan = self.replan()
+
+    @contextmanager
+    def _catching(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM instead of being torn out of what is going on."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number in before:
+                signal.signal(number, lambda number, frame: self._signals.append(number))
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def put_aside(plan: Plan, only_failed: bool) -> int:
+    """For ``--force``: move the folders of the plan's cells out of the way, so that they start anew.
+
+    Returns:
+        How many were moved, to ``<out>/replaced/``.
+
+    Raises:
+        Busy: one of them is being worked on.
+    """
+    folders = [RunFolder(plan.out / "runs" / c.run_id) for c in plan.cells if c.run_id]
+    there = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
+    for folder in there:
+        if folder.is_locked:
+            raise Busy(f"another process is working on run '{folder.run_id}'. Wait for it, or stop it first.")
+    target = plan.out / "replaced" / time.strftime("%Y%m%dT%H%M%S")
+    for folder in there:
+        target.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            folder.path.rename(target / folder.run_id)
+    return len(there)

@@ -1,0 +1,187 @@
+"""What ``sdpo-bench sweep`` does; imported only when it is called. No torch in this process."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import click
+
+from sdpo_bench.cli_options import echo_json
+from sdpo_bench.config import Resolved
+from sdpo_bench.errors import UsageError
+from sdpo_bench.estimate import Rates
+from sdpo_bench.executors import Executor, LocalExecutor
+from sdpo_bench.plan import Plan, keep, make_plan, record_of
+from sdpo_bench.select_runs import parse_select
+from sdpo_bench.settings import ModelSettings, Runtime
+from sdpo_bench.store import check_writable
+from sdpo_bench.suite import Suite, find_suite
+from sdpo_bench.suite_records import write_record
+from sdpo_bench.sweep import Progress, Sweep, put_aside
+from sdpo_bench.sweep_view import SweepView, cell_data, plan_data, plan_table, plan_words
+from sdpo_bench.terminal import print_table
+
+CALIBRATION_LIMIT = 600  # seconds
+
+
+def sweep_command(
+    *, suite_name: str, out: Path, only_failed: bool, force: bool, jobs: int, max_hours: float | None,
+    filters: tuple[str, ...], dry_run: bool, executor: str, address: str, cpus: int, gpus: float, device: str,
+    threads: int, micro_batch: int, checkpoint_every: int, as_json: bool,
+) -> None:  # fmt: skip
+    """``sdpo-bench sweep``."""
+    suite = find_suite(suite_name)
+    selection = parse_select(filters, option="--filter")
+    if dry_run:
+        _dry_run(suite, out, selection, jobs, device.split(",")[0], threads, micro_batch, as_json)
+        return
+    keep(make_plan(suite, out), selection)  # whatever can be refused is refused before anything is written
+    check_writable(out)
+    runtime = Runtime(out.resolve(), "auto", micro_batch, checkpoint_every)
+    place = _executor(executor, runtime, address, jobs, threads, cpus, gpus, device)
+    if force:
+        moved = put_aside(keep(make_plan(suite, out), selection), only_failed)
+        click.echo(f"{moved} runs moved to {out / 'replaced'}; they start anew", err=True)
+    progress = _sweep(suite, out, selection, place, runtime, only_failed and not force, max_hours)
+    _show_outcome(progress, as_json)
+    if progress.count("failed"):
+        sys.exit(1)
+
+
+def _sweep(
+    suite: Suite, out: Path, selection: dict[str, list[str]], place: Executor, runtime: Runtime, only_failed: bool,
+    max_hours: float | None,
+) -> Progress:  # fmt: skip
+    def replan() -> Plan:
+        plan = make_plan(suite, out)
+        write_record(out, suite.name, record_of(plan))
+        return keep(plan, selection)
+
+    deadline = time.monotonic() + 3600 * max_hours if max_hours else None
+    try:
+        with SweepView() as view:
+            sweep = Sweep(replan, place, runtime, only_failed=only_failed, deadline=deadline, tell=view.tell)
+            if not sweep.progress.todo:
+                click.echo("nothing to do: no cell is left" + (" that failed" if only_failed else ""), err=True)
+            return sweep.run(resume_command())
+    finally:
+        place.close()
+
+
+def resume_command(arguments: list[str] | None = None) -> str:
+    """The command that goes on: as it was typed, without ``--force``, which would begin again."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return "sdpo-bench " + shlex.join(word for word in words if word != "--force")
+
+
+def _executor(
+    name: str, runtime: Runtime, address: str, jobs: int, threads: int, cpus: int, gpus: float, device: str
+) -> Executor:
+    if name == "ray":
+        from sdpo_bench.ray_executor import RayExecutor
+
+        return RayExecutor(address, runtime.out, cpus=cpus, gpus=gpus, device=device)
+    if address != "auto" or cpus != 1 or gpus:
+        raise UsageError("--address, --cpus-per-cell and --gpus-per-cell belong to --executor ray.")
+    return LocalExecutor(jobs, threads=threads, devices=device.split(","))
+
+
+# -- output --------------------------------------------------------------------------------------------------
+
+
+def _show_outcome(progress: Progress, as_json: bool) -> None:
+    plan = make_plan(progress.plan.suite, progress.plan.out)
+    wanted = {cell.key for cell in progress.plan.cells}
+    cells = [cell for cell in plan.cells if cell.key in wanted]
+    logs = plan.out / "logs"
+    failed = [cell for cell in cells if progress.outcomes.get(cell.key) == "failed"]
+    if as_json:
+        shown = [cell_data(cell) | {"outcome": progress.outcomes.get(cell.key, "skipped")} for cell in cells]
+        echo_json(
+            {"suite": plan.suite.name, "cells": shown, "failed": len(failed), "left": progress.left, "logs": logs}
+        )
+        return
+    if failed:
+        rows = [[cell.label, cell.message, str(logs / f"{cell.run_id}.log") if cell.run_id else "-"] for cell in failed]
+        print_table(["failed cell", "why", "log"], rows)
+    done = sum(cell.state == "done" for cell in cells)
+    click.echo(f"{done} of {len(cells)} cells done, {len(failed)} failed, {len(cells) - done - len(failed)} left")
+    if failed:
+        click.echo(f"try them again: {resume_command(['sweep', *_name(plan), '--only-failed'])}")
+    elif progress.left:
+        click.echo(f"go on: {resume_command()}")
+    click.echo(f"tables: sdpo-bench report --results {shlex.quote(str(plan.out))}")
+
+
+def _name(plan: Plan) -> list[str]:
+    typed = next((word for word in sys.argv[1:] if word.endswith(".toml")), plan.suite.name)
+    return [typed, "--out", str(plan.out)]
+
+
+def _dry_run(
+    suite: Suite, out: Path, selection: dict[str, list[str]], jobs: int, device: str, threads: int, micro_batch: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    wanted: dict[str, tuple[ModelSettings, set[str]]] = {}
+    keep(make_plan(suite, out, partial(_collect, wanted)), selection)
+    rates, why = calibrated(wanted, device, threads, micro_batch)
+    plan = keep(make_plan(suite, out, lambda resolved: rates.get(_key(resolved.config.model))), selection)
+    if as_json:
+        echo_json(plan_data(plan) | {"no_time_because": why})
+        return
+    columns, rows = plan_table(plan)
+    print_table(columns, rows, title=f"{suite.name}: {suite.description}")
+    if suite.reproduces:
+        click.echo(f"reproduces: {suite.reproduces}")
+    if suite.departs:
+        click.echo(f"departs: {suite.departs}")
+    for line in plan_words(plan, jobs, why):
+        click.echo(line)
+    click.echo("nothing was run (--dry-run)")
+
+
+# -- calibration ---------------------------------------------------------------------------------------------
+
+
+def _key(model: ModelSettings) -> str:
+    return json.dumps(asdict(model), sort_keys=True)
+
+
+def _collect(wanted: dict[str, tuple[ModelSettings, set[str]]], resolved: Resolved) -> None:
+    """Note what a cell would have to be measured for."""
+    config = resolved.config
+    _, rewards = wanted.setdefault(_key(config.model), (config.model, set()))
+    rewards |= {config.reward.name, *config.eval.rewards}
+
+
+def calibrated(
+    wanted: dict[str, tuple[ModelSettings, set[str]]], device: str, threads: int, micro_batch: int
+) -> tuple[dict[str, Rates], str]:
+    """Measured rates by model, and why one is missing.
+
+    Measured by a process of its own, so that torch never enters this one.
+    """
+    request = {
+        "device": device, "threads": threads, "micro_batch": micro_batch,
+        "models": [{"key": key, "settings": asdict(m), "rewards": sorted(r)} for key, (m, r) in wanted.items()],
+    }  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdpo_bench.calibrate"], input=json.dumps(request), capture_output=True, text=True,
+            timeout=CALIBRATION_LIMIT, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+        )  # fmt: skip
+        answers = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+    except (subprocess.TimeoutExpired, json.JSONDecodeError):
+        return {}, "the calibration did not finish"
+    rates = {key: Rates(**answer["rates"]) for key, answer in answers.items() if "rates" in answer}
+    reasons = [str(answer["error"]) for answer in answers.values() if "error" in answer]
+    if not answers:
+        lines = done.stderr.strip().splitlines()
+        reasons.append(f"the calibration failed: {lines[-1] if lines else 'no output'}")
+    return rates, "; ".join(dict.fromkeys(reasons))

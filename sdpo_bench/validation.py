@@ -1,0 +1,109 @@
+"""The best checkpoint on validation prompts: candidates are judged during training, on prompts that no report shows.
+
+A checkpoint that was chosen for its score on the reported prompts would flatter itself, so the choice has prompts of
+its own. Each candidate leaves one line in ``validation.jsonl``; its adapter is kept while it is the best so far. The
+cost of the choice stands in that log, beside the training bill and not in it.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench import evaluate as ev
+from sdpo_bench.policy import Policy
+from sdpo_bench.progress import Watcher
+from sdpo_bench.prompts import load_prompts
+from sdpo_bench.scoring import Scorer
+from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
+from sdpo_bench.store import RunFolder, atomic_write, best_row
+
+LOG = "validation.jsonl"
+
+
+class Validator:
+    """Judges the checkpoints of one run.
+
+    Args:
+        sampler: evaluation settings whose sampler is used, with the choice's own prompts, steps and image count.
+        scorer: the trained reward, charged to nobody.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: CheckpointSettings,
+        sampler: EvaluationSettings,
+        scorer: Scorer,
+        run: RunFolder,
+        micro_batch: int,
+        watcher: Watcher,
+    ):
+        self.policy, self.settings, self.scorer, self.run = policy, settings, scorer, run
+        self.sampler = replace(sampler, steps=settings.steps, images_per_prompt=settings.images_per_prompt)
+        self.micro_batch, self.watcher = micro_batch, watcher
+        texts = load_prompts(settings.prompts)
+        self.pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
+        self.schedules = {k: ev.evaluation_schedule(policy, self.sampler, k) for k in settings.steps}
+
+    def after_epoch(self, epoch: int, *, last: bool) -> None:
+        """Judge the policy as it is after ``epoch`` epochs, if that is a candidate and was not judged before."""
+        rows = self.rows
+        due = last or epoch % self.settings.every == 0
+        if epoch == 0 or not due or any(row["epoch"] == epoch for row in rows):
+            return
+        row = {"epoch": epoch, **self._judge()}
+        if best_row([*rows, row]) is row:
+            self.policy.save(self._adapter(epoch))
+        # After the adapter: a line in the log means that its adapter is on disk.
+        self.run.append(LOG, row)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.run.log(LOG)
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop candidates of epochs that a resumed run will do again."""
+        kept = [row for row in self.rows if row["epoch"] <= epoch]
+        if (self.run.path / LOG).exists():
+            atomic_write(self.run.path / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+
+    def best_adapter(self) -> Path:
+        """Folder of the best candidate's adapter."""
+        return self._adapter(best_row(self.rows)["epoch"])
+
+    def clear(self) -> None:
+        """Drop the candidates' adapters; the log stays."""
+        shutil.rmtree(self.run.path / "candidates", ignore_errors=True)
+
+    def _adapter(self, epoch: int) -> Path:
+        return self.run.path / "candidates" / f"epoch-{epoch:06d}"
+
+    def _judge(self) -> dict[str, Any]:
+        guidance = self.policy.guidance_scale
+        self.policy.set_guidance(self.sampler.guidance_scale)
+        try:
+            by_steps = {str(k): self._mean_score(k) for k in self.settings.steps}
+        finally:
+            self.policy.set_guidance(guidance)
+        branches = 2 if self.sampler.guidance_scale > 1 else 1
+        return {
+            "score": sum(by_steps.values()) / len(by_steps),
+            "score_by_steps": by_steps,
+            "denoiser_calls": branches * len(self.pairs) * sum(self.settings.steps),
+            "reward_calls": len(self.pairs) * len(by_steps),
+        }
+
+    def _mean_score(self, steps: int) -> float:
+        self.watcher.evaluation(f"checkpoint on {self.settings.prompts}, {steps} steps", 0, 1)
+        scores: list[float] = []
+        for part in _chunks(self.pairs, self.micro_batch):
+            images = ev.sample_images(self.policy, self.schedules[steps], self.sampler, part, self.micro_batch)
+            scores += self.scorer(images, [text for text, _ in part]).tolist()
+        return sum(scores) / len(scores)
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

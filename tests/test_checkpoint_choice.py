@@ -1,0 +1,160 @@
+"""The best checkpoint on validation prompts: chosen apart from what is reported, and exactly resumable."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from factories import make_resolved
+from sdpo_bench.errors import UsageError
+from sdpo_bench.policy import LORA_FILE
+from sdpo_bench.progress import Watcher
+from sdpo_bench.runner import run_cell
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder, best_row
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    (tmp_path / "train.txt").write_text("cat\ndog\n")
+    (tmp_path / "held.txt").write_text("a bee\na horse\n")
+    return tmp_path
+
+
+def choosing(tiny_pipe, prompts, **more):
+    return make_resolved(
+        tiny_pipe, "ddpo",
+        **{"checkpoint.choose": "validation", "checkpoint.prompts": str(prompts / "held.txt"), "checkpoint.every": 2,
+           "checkpoint.steps": "1,2", "sample.prompts": str(prompts / "train.txt"),
+           "eval.train": str(prompts / "train.txt"), "budget.images": 40, "update.lr": 3e-2, **more},
+    )  # fmt: skip
+
+
+def run(resolved, out, watcher=None):
+    return run_cell(resolved, Runtime(out=out, device="cpu", checkpoint_every=3), watcher).run
+
+
+def test_the_best_candidate_is_the_result_and_nothing_else_changes(tiny_pipe, prompts):
+    """Five epochs, a candidate every second one and the last; training itself is that of the run without a choice."""
+    chosen = run(choosing(tiny_pipe, prompts), prompts / "a")
+    rows = chosen.log("validation.jsonl")
+    assert [row["epoch"] for row in rows] == [2, 4, 5]
+    assert all(row["score"] == pytest.approx(sum(row["score_by_steps"].values()) / 2) for row in rows)
+    assert rows[0]["denoiser_calls"] == 2 * (1 + 2) and rows[0]["reward_calls"] == 4
+    best = best_row(rows)
+    resolved = choosing(tiny_pipe, prompts)
+    last = make_resolved(
+        tiny_pipe, "ddpo",
+        **{"sample.prompts": str(prompts / "train.txt"), "eval.train": str(prompts / "train.txt"),
+           "budget.images": 8 * best["epoch"], "update.lr": 3e-2},
+    )  # fmt: skip
+    assert last.run_id != resolved.run_id
+    stopped_there = run(last, prompts / "b")
+    ours, theirs = (load_file(str(folder.lora / LORA_FILE)) for folder in (chosen, stopped_there))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    log = (chosen.path / "train.jsonl").read_text().splitlines()
+    assert log[: best["epoch"]] == (stopped_there.path / "train.jsonl").read_text().splitlines()
+    assert not (chosen.path / "candidates").exists()
+
+
+def test_validation_scores_never_reach_the_evaluation_file(tiny_pipe, prompts):
+    from sdpo_bench.evaluate import read_rows
+
+    folder = run(choosing(tiny_pipe, prompts), prompts / "a")
+    assert set(read_rows(folder)["prompt"]) == {"cat", "dog"}
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("where", ["candidate", "after"])
+def test_a_choice_resumes_to_the_same_bytes(tiny_pipe, prompts, where):
+    resolved = choosing(tiny_pipe, prompts)
+    whole = run(resolved, prompts / "whole")
+    seen = []
+
+    def in_candidate(text, done, total):
+        seen.append(text)
+        if where == "candidate" and len([t for t in seen if t.startswith("checkpoint")]) == 4:
+            raise Stop
+
+    def in_epoch(tick):
+        if where == "after" and tick.epoch == 4 and tick.phase == "scoring":
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(resolved, prompts / "stopped", Watcher(in_epoch, in_candidate))
+    again = run(resolved, prompts / "stopped")
+    for name in ("train.jsonl", "validation.jsonl", "eval.parquet", f"lora/{LORA_FILE}"):
+        assert (again.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"checkpoint.prompts": "train"}, "shares 2 prompts with eval.train"),
+        ({"checkpoint.prompts": ""}, "needs prompts to choose on"),
+        ({"checkpoint.prompts": "no-such-set"}, "unknown prompt set"),
+        ({"checkpoint.choose": "last"}, "would have no effect"),
+        ({"checkpoint.choose": "best"}, "'last' or 'validation'"),
+    ],
+)
+def test_a_choice_that_would_mislead_is_refused(tiny_pipe, prompts, change, said):
+    change = {k: str(prompts / "train.txt") if v == "train" else v for k, v in change.items()}
+    with pytest.raises(UsageError, match=said):
+        choosing(tiny_pipe, prompts, **change)
+
+
+def test_the_last_checkpoint_leaves_no_trace_in_the_identity(tiny_pipe):
+    plain, said = make_resolved(tiny_pipe), make_resolved(tiny_pipe, **{"checkpoint.choose": "last"})
+    assert plain.run_id == said.run_id
+    assert "checkpoint" not in plain.data
+
+
+def test_prompts_that_chose_cannot_be_reported_later(tiny_pipe, prompts):
+    from sdpo_bench.commands import _eval_one
+
+    folder = run(choosing(tiny_pipe, prompts), prompts)
+    with pytest.raises(UsageError, match="was chosen on"):
+        _eval_one(folder, {"unseen": str(prompts / "held.txt")}, None, Runtime(out=prompts, device="cpu"))
+
+
+def test_a_full_disk_fails_in_words_and_the_run_goes_on_later(tiny_pipe, tmp_path, monkeypatch):
+    """The disk fills up in the second epoch, for the status file too, and is empty again for the next attempt."""
+    import errno
+    import os
+
+    from sdpo_bench.errors import DiskFull
+
+    resolved = make_resolved(tiny_pipe, **{"budget.images": 24})
+    whole = run(resolved, tmp_path / "whole")
+    folder = RunFolder(tmp_path / "full" / "runs" / resolved.run_id)
+    sync = os.fsync
+
+    def full(handle):
+        if len(folder.log()) >= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match="No space left on device.*same command again") as stop:
+        run(resolved, tmp_path / "full")
+    assert stop.value.exit_code == 3
+    assert folder.state != "done"
+    monkeypatch.setattr(os, "fsync", sync)
+    again = run(resolved, tmp_path / "full")
+    assert again.state == "done"
+    assert (again.path / "train.jsonl").read_bytes() == (whole.path / "train.jsonl").read_bytes()
+    assert json.loads((again.path / "status").read_text())["message"] == ""
+
+
+def test_an_adapter_is_written_in_one_piece(tiny_policy, tmp_path, monkeypatch):
+    """Killed in the middle of saving: no file, so the run does not count as trained."""
+    import sdpo_bench.policy as policy
+
+    monkeypatch.setattr(policy, "atomic_write", lambda path, data: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        tiny_policy.save(tmp_path / "lora")
+    assert not list((tmp_path / "lora").iterdir())

@@ -1,0 +1,210 @@
+"""Weighted sums: parts on one scale, measured on the base model, charged and shown by their own names."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from factories import make_resolved, make_trainer
+from sdpo_bench.api import NoSettings, Reward
+from sdpo_bench.bill import part_correlation, part_lines
+from sdpo_bench.calibration import calibrate
+from sdpo_bench.composite import Composite, CompositeSettings
+from sdpo_bench.errors import UsageError
+from sdpo_bench.evaluate import read_rows
+from sdpo_bench.models import load_policy
+from sdpo_bench.runner import base_folder, evaluation_scorers, run_cell
+from sdpo_bench.scoring import CompositeScorer
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder
+from sdpo_bench.train import correlation, part_metrics
+
+SUM = "jpeg-compressibility*-0.5+jpeg-incompressibility*2"
+PARTS = ["jpeg-compressibility", "jpeg-incompressibility"]
+
+
+class Channel(Reward):
+    """Mean of one colour channel."""
+
+    version = "1"
+    source = "test"
+
+    def __init__(self, channel: int):
+        super().__init__(NoSettings())
+        self.channel = channel
+
+    def __call__(self, images, prompts):
+        return images[:, self.channel].mean((1, 2))
+
+
+def two_channels(**settings) -> Composite:
+    return Composite(CompositeSettings(**settings), "cpu", [("red", 2.0, Channel(0)), ("blue", -1.0, Channel(2))])
+
+
+def plain_images(*colours) -> Tensor:
+    return torch.tensor(colours).view(-1, 3, 1, 1).expand(-1, 3, 4, 4)
+
+
+def test_the_sum_is_that_of_weighted_z_scores():
+    """2 (0.75 - 0.5) / 0.25 - (0.25 - 0.5) / 0.5 = 2 + 0.5; raw: 2 x 0.75 - 0.25 = 1.25."""
+    made = two_channels()
+    made.statistics = {"red": (0.5, 0.25), "blue": (0.5, 0.5)}
+    assert made(plain_images([0.75, 0.0, 0.25], [0.5, 0.0, 0.5]), ["a", "b"]).tolist() == [2.5, 0.0]
+    raw = two_channels(standardise="none")
+    assert raw(plain_images([0.75, 0.0, 0.25]), ["a"]).tolist() == [1.25]
+
+
+def test_a_standardised_sum_without_a_base_model_has_no_numbers():
+    with pytest.raises(RuntimeError, match="not been measured"):
+        two_channels()(plain_images([0.1, 0.2, 0.3]), ["a"])
+    with pytest.raises(UsageError, match="no numbers without a run"):
+        two_channels().full_version  # noqa: B018
+
+
+def test_one_reward_twice_under_one_name_is_refused():
+    with pytest.raises(UsageError, match="'red' is in the sum twice"):
+        Composite(CompositeSettings(), "cpu", [("red", 1, Channel(0)), ("red", 1, Channel(1))])
+
+
+def test_correlation_by_hand():
+    """(1, 2, 3, 4) and (1, 3, 2, 4): covariance 4 of 5; a part that never varies has none."""
+    a, b = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 3, 2, 4])
+    assert correlation(a, b) == pytest.approx(0.8)
+    assert correlation(a, torch.ones(4)) is None
+    found = part_metrics({"x": a.view(2, 2), "y": -b.view(2, 2)})
+    assert found["reward_part_correlation"] == {"x|y": pytest.approx(-0.8)}
+    assert found["reward_parts"]["y"] == {"mean": -2.5, "std": pytest.approx(1.25**0.5)}
+    assert part_metrics({}) == {}
+
+
+def test_a_conflict_is_named_by_the_weights_too():
+    rows = [{"reward_part_correlation": {"a|b": value}} for value in (0.5, None, -0.25)]
+    found = part_correlation(rows)
+    assert found == {"a|b": {"first": 0.5, "last": -0.25}}
+    assert part_lines("a*1+b*2", found)[0].endswith(
+        "+0.50 in the first epoch, -0.25 in the last: with these weights they conflict"
+    )
+    assert not part_lines("a*1+b*-2", found)[0].endswith("conflict")
+    assert part_correlation([{}]) == {}
+
+
+def sum_run(tiny_pipe, method="ddpo", **overrides):
+    settings = {"reward.name": SUM, "reward.reference_images": 12, "schedule.steps": 2, "eval.steps": "1"}
+    return make_resolved(tiny_pipe, method, **settings | overrides)
+
+
+def reference(resolved, tmp_path, **options):
+    scorers = evaluation_scorers(resolved.config, "cpu")
+    policy = load_policy(resolved.config.model, lora_seed=resolved.config.seed)
+    return scorers, calibrate(scorers, policy, tmp_path, {}, **options)
+
+
+def test_statistics_are_those_of_the_base_models_pictures_and_of_nothing_else(tiny_pipe, tmp_path):
+    scorers, used = reference(sum_run(tiny_pipe), tmp_path / "a")
+    found = used[SUM]
+    assert (found["images"], found["denoiser_calls"]) == (12, 24)
+    assert found["reward_calls"] == dict.fromkeys(PARTS, 12)
+    # one reward is minus the other
+    assert found["parts"][PARTS[0]]["mean"] == pytest.approx(-found["parts"][PARTS[1]]["mean"], abs=1e-9)
+    assert found["correlation"] == {"|".join(PARTS): pytest.approx(-1)}
+    assert scorers[0].reward.statistics[PARTS[1]] == (found["parts"][PARTS[1]]["mean"], found["parts"][PARTS[1]]["std"])
+    other = sum_run(tiny_pipe, "sdpo", seed=5, **{"update.lr": 1e-5})
+    scorers, again = reference(other, tmp_path / "b")
+    assert again == used
+    assert scorers[0].reward.full_version == sum_run(tiny_pipe).described.full_version
+    steps = sum_run(tiny_pipe, **{"schedule.steps": 3})
+    assert steps.described.full_version != sum_run(tiny_pipe).described.full_version
+
+
+def test_statistics_are_measured_once_for_a_results_folder(tiny_pipe, tmp_path, monkeypatch):
+    _, used = reference(sum_run(tiny_pipe), tmp_path)
+    monkeypatch.setattr("sdpo_bench.calibration._measure", lambda *_: pytest.fail("measured again"))
+    other = sum_run(tiny_pipe, **{"reward.name": "jpeg-compressibility*3+jpeg-incompressibility*1"})
+    assert list(reference(other, tmp_path)[1].values()) == list(used.values())
+
+
+def test_a_damaged_statistics_file_is_measured_again(tiny_pipe, tmp_path):
+    _, used = reference(sum_run(tiny_pipe), tmp_path)
+    file = next((tmp_path / "references").iterdir())
+    for content in ("{", json.dumps({"id": file.stem, "parts": {}}), file.read_text().replace("0.", "NaN, 0.", 1)):
+        file.write_text(content)
+        assert reference(sum_run(tiny_pipe), tmp_path)[1] == used
+
+
+def test_a_part_that_never_varies_is_refused(tiny_pipe, tmp_path, monkeypatch):
+    from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
+
+    monkeypatch.setattr(JpegCompressibility, "__call__", lambda self, images, prompts: torch.ones(len(prompts)))
+    with pytest.raises(UsageError, match="'jpeg-compressibility' gives all 12 pictures"):
+        reference(sum_run(tiny_pipe), tmp_path)
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    path = tmp_path / "few.txt"
+    path.write_text("cat\ndog\nbee\n")
+    return str(path)
+
+
+def test_a_run_reports_the_sum_and_its_parts(tiny_pipe, tmp_path, prompts_file):
+    resolved = sum_run(tiny_pipe, **{"sample.prompts": prompts_file, "eval.train": prompts_file})
+    runtime = Runtime(out=tmp_path / "out", device="cpu")
+    outcome = run_cell(resolved, runtime)
+    record = outcome.run.record()
+    assert record["config"]["reward"]["name"] == SUM
+    assert set(record["reward_reference"]) == {SUM}
+    assert record["reward_version"] == f"{SUM}/{resolved.described.full_version}"
+    assert all(f"{name}/1*" in record["reward_version"] for name in PARTS)
+    bill = outcome.run.log()[-1]["bill"]
+    assert bill["rewards"] == dict.fromkeys(PARTS, 16)
+    assert bill["reward_calls"] == 32
+    assert set(outcome.run.log()[0]["reward_parts"]) == set(PARTS)
+    # The sum in the rows is made of the parts in the rows, for the run and its base model alike.
+    statistics = record["reward_reference"][SUM]["parts"]
+    base = base_folder(resolved.config.model, resolved.config.eval, runtime)
+    for folder in (outcome.run, RunFolder(base.path)):
+        table = read_rows(folder).pivot_table(index=["prompt", "image"], columns="reward", values="score")
+        z = {name: (table[name] - statistics[name]["mean"]) / statistics[name]["std"] for name in PARTS}
+        assert (-0.5 * z[PARTS[0]] + 2 * z[PARTS[1]] - table[SUM]).abs().max() < 1e-5
+    # Once more: nothing is trained or measured, and what stands in run.json is what counts.
+    (tmp_path / "out" / "references").rename(tmp_path / "gone")
+    assert run_cell(resolved, runtime).table == outcome.table
+    assert not (tmp_path / "out" / "references").exists()
+
+
+def calibrated_trainer(resolved, out, **runtime):
+    trainer = make_trainer(resolved, out, **runtime)
+    trainer.scorer.reward.basis = resolved.described.basis
+    calibrate([trainer.scorer], trainer.policy, out, {})
+    return trainer
+
+
+def test_a_resumed_sum_equals_one_that_never_stopped(tiny_pipe, tmp_path):
+    resolved = sum_run(tiny_pipe)
+    whole = calibrated_trainer(resolved, tmp_path / "whole")
+    whole.train()
+    stopped = calibrated_trainer(resolved, tmp_path / "stopped")
+
+    def watch(tick):
+        if (tick.epoch, tick.phase) == (1, "updating"):
+            raise ZeroDivisionError
+
+    stopped.watch = watch
+    with pytest.raises(ZeroDivisionError):
+        stopped.train()
+    resumed = calibrated_trainer(resolved, tmp_path / "stopped")
+    resumed.train()
+    assert (resumed.run.path / "train.jsonl").read_bytes() == (whole.run.path / "train.jsonl").read_bytes()
+
+
+def test_a_budget_of_reward_calls_counts_every_part(tiny_pipe, tmp_path):
+    """DDPO asks once an image: two parts make 2 calls an image, so 21 calls allow 10 images."""
+    from sdpo_bench.commands import plan
+
+    resolved = sum_run(tiny_pipe, **{"budget.reward_calls": 21})
+    trainer = calibrated_trainer(resolved, tmp_path)
+    trainer.train()
+    assert (trainer.ledger.images, trainer.ledger.reward_calls) == (10, 20)
+    assert plan(resolved)["cost_per_epoch"]["reward_calls"] == 16
+    assert isinstance(trainer.scorer, CompositeScorer)

@@ -1,0 +1,137 @@
+"""A reward that raises, hangs or answers nonsense ends a run with a clear record, and the same command goes on."""
+
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from factories import make_resolved
+from sdpo_bench.api import NoSettings, Reward
+from sdpo_bench.deadline import Deadline, DeadlinePassed
+from sdpo_bench.errors import RunFailed
+from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
+from sdpo_bench.runner import run_cell
+from sdpo_bench.scoring import Scorer
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder
+
+
+class Answer(Reward):
+    """Returns what a test wants."""
+
+    version = "1"
+    source = "test"
+
+    def __init__(self, answer):
+        super().__init__(NoSettings())
+        self.answer = answer
+
+    def __call__(self, images, prompts):
+        return self.answer(images)
+
+
+def swallow_everything(images):
+    while True:
+        try:
+            time.sleep(30)
+        except Exception:
+            continue
+
+
+def fail(images):
+    raise KeyError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (fail, r"reward 'x' raised KeyError: 'no such layer'"),
+        (lambda images: (_ for _ in ()).throw(TimeoutError("socket")), "raised TimeoutError: socket"),
+        (lambda images: time.sleep(30), r"not scored 2 images: no answer within 0\.2 s.*--reward-timeout"),
+        (swallow_everything, "not scored 2 images"),
+        (lambda images: torch.zeros(3), r"returned \(3,\) for 2 images"),
+        (lambda images: torch.zeros(2, 1), r"returned \(2, 1\)"),
+        (lambda images: [0.0, 0.0], "returned list"),
+        (lambda images: None, "returned NoneType"),
+        (lambda images: torch.tensor([1.0, float("nan")]), "1 scores of 2 that are NaN"),
+        (lambda images: torch.tensor([float("inf")] * 2), "2 scores of 2"),
+    ],
+)
+def test_every_bad_answer_is_named(answer, message):
+    started = time.monotonic()
+    with pytest.raises(RunFailed, match=message):
+        Scorer("x", Answer(answer), timeout=0.2)(torch.rand(2, 3, 4, 4), ["a", "b"])
+    assert time.monotonic() - started < 10
+
+
+def test_a_bad_answer_is_not_remembered():
+    answers = iter([torch.tensor([float("nan")]), torch.tensor([3.0])])
+    scorer = Scorer("x", Answer(lambda images: next(answers)))
+    image = torch.rand(1, 3, 4, 4)
+    with pytest.raises(RunFailed):
+        scorer(image, ["a"])
+    assert scorer(image, ["a"]).tolist() == [3.0]
+
+
+def test_a_deadline_leaves_other_alarms_as_they_were():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(True))
+    earlier = signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        assert Deadline(5)(lambda: 7) == 7
+        with pytest.raises(DeadlinePassed, match=r"0\.05 s"):
+            Deadline(0.05)(lambda: time.sleep(5))
+        assert not rung
+        time.sleep(0.4)
+        assert rung == [True]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *earlier)
+
+
+def test_in_a_thread_a_late_answer_is_refused_when_it_comes():
+    found = []
+
+    def work():
+        try:
+            Deadline(0.05)(lambda: time.sleep(0.1))
+        except DeadlinePassed as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == ["no answer within 0.05 s"]
+    assert Deadline(0)(lambda: 5) == 5
+
+
+@pytest.mark.parametrize("kind", ["raises", "hangs"])
+def test_a_run_that_its_reward_ended_is_recorded_and_resumes(tiny_pipe, tmp_path, monkeypatch, kind):
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
+    resolved = make_resolved(tiny_pipe, "ddpo", **settings)
+    healthy = JpegIncompressibility.__call__
+    calls = []
+
+    def ill(self, images, prompts):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            if kind == "raises":
+                raise OSError("disk gone")
+            time.sleep(60)
+        return healthy(self, images, prompts)
+
+    monkeypatch.setattr(JpegIncompressibility, "__call__", ill)
+    run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
+    with pytest.raises(RunFailed, match="disk gone" if kind == "raises" else "no answer within 2 s"):
+        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu", reward_timeout=2))
+    assert run.state == "failed"
+    assert "jpeg-incompressibility" in run.status["message"]
+    assert [row["epoch"] for row in run.log()] == [1]
+    monkeypatch.setattr(JpegIncompressibility, "__call__", healthy)
+    outcome = run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+    assert run.state == "done"
+    assert [row["epoch"] for row in outcome.run.log()] == [1, 2]
