@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RewardMode = Literal["sparse", "predicted", "full"]
 RewardGuard = Literal["convex", "official"]
 Granularity = Literal["step", "trajectory"]
-Signal = Literal["advantage", "preference", "gradient"]
+Signal = Literal["advantage", "preference", "gradient", "none"]
 
 
 _EXECUTION = "execution only"
@@ -98,7 +98,8 @@ class Method(ABC):
     """Frozen dataclass of the method's own settings (``--set method.KEY=VALUE``)."""
     signal: ClassVar[Signal] = "advantage"
     """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings; ``gradient``:
-    the reward's own gradient through the last denoising steps (:meth:`backprop`), for differentiable rewards."""
+    the reward's own gradient through the last denoising steps (:meth:`backprop`), for differentiable rewards; ``none``:
+    nothing is trained (:class:`Search`)."""
     final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
     """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
     granularity: ClassVar[Granularity] = "step"
@@ -154,6 +155,30 @@ class Method(ABC):
     @abstractmethod
     def loss(self, batch: Minibatch) -> Loss:
         """Loss of one minibatch. Must not touch global state or draw random numbers."""
+
+
+class Search(Method):
+    """A method that trains nothing and searches at inference: of the candidates that it samples for each image, the
+    one with the highest trained reward is delivered. It is billed for every candidate of every evaluated image."""
+
+    signal = "none"
+
+    @property
+    @abstractmethod
+    def candidates(self) -> int:
+        """Samples for each delivered image, at least 1. The first has the noise of every other method's image."""
+
+    @abstractmethod
+    def propose(self, best: "Tensor", fresh: "Tensor") -> "Tensor":
+        """Noise of the next candidate.
+
+        Args:
+            best: ``[n, T + 1, C, h, w]`` noise of the best candidate so far: initial latents, then each step's.
+            fresh: independent standard normal noise of the same shape.
+        """
+
+    def loss(self, batch: Minibatch) -> Loss:
+        raise TypeError(f"{type(self).__name__} trains nothing")
 
 
 class Reward(ABC):

@@ -14,7 +14,7 @@ from sdpo_bench.errors import UsageError
 
 Axis = Literal["images", "denoiser_calls", "reward_calls", "optimiser_steps", "seconds"]
 AXES: tuple[str, ...] = get_args(Axis)
-Phase = Literal["rollout", "update", "reference", "diagnostic"]
+Phase = Literal["rollout", "update", "reference", "diagnostic", "search"]
 
 
 @dataclass

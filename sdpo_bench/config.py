@@ -177,7 +177,7 @@ def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, rewa
     }
     if method_class.signal != "advantage":
         built["advantage"] = None
-    if built["checkpoint"].choose == "last":
+    if built["checkpoint"].choose == "last" or method_class.signal == "none":
         built["checkpoint"] = None
     return RunConfig(seed=_seed(seed), **choices, **built), method_class
 
@@ -314,6 +314,9 @@ def _without_effect(method: Method, sources: Mapping[str, str]) -> list[str]:
         idle += ("advantage.",)
     if method.signal == "gradient":
         idle += ("update.step_weight",)
+    if method.signal == "none":
+        # Schedule, prompts and budget stay: they say with which runs it is compared.
+        idle += ("update.", "checkpoint.", "sample.images_per_epoch", "sample.draw")
     return [key for key, source in sources.items() if source == "you" and key.startswith(idle)] if idle else []
 
 

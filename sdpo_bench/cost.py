@@ -21,6 +21,8 @@ def group_cost(
     """
     steps, members = len(weights), method.members
     branches = 2 if guided else 1
+    if method.signal == "none":
+        return Cost(0, 0, 0, 0)
     if method.signal == "gradient":
         return _backprop_cost(method, steps, inner_epochs, branches, calls_per_image)
     rows = [step_rows(method, i) for i in range(steps)]

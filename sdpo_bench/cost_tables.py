@@ -27,11 +27,22 @@ def bill_table(setting: Setting, name: str) -> t.Table:
     )
     rows = tuple(_bill_row(arm, rewards, gradients) for arm in setting.arms if arm.done)
     hardware = sorted({hardware_words(run) for arm in setting.arms for run in arm.done} - {""})
-    notes = ["Mean over the finished runs of each method; evaluation is not part of the bill.",
+    notes = ["Mean over the finished runs of each method; evaluation is not part of the bill.", *_search_notes(setting),
              *(f"Hardware: {text}." for text in hardware)]  # fmt: skip
     if len(hardware) > 1:
         notes.append("Minutes on different hardware cannot be compared.")
     return t.Table(name, "Bill of one run", columns, (t.Group("", rows),), tuple(notes))
+
+
+def _search_notes(setting: Setting) -> list[str]:
+    """What the bill of a method that trains nothing is for, one note a method."""
+    searching = [arm.label for arm in setting.arms if any(run.search_bill for run in arm.done)]
+    if not searching:
+        return []
+    return [
+        f"{', '.join(searching)} trained nothing and used none of the budget: billed are all candidates of the "
+        "evaluated images, and every further image costs as much again."
+    ]
 
 
 def _part(bill: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -49,8 +49,8 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Meth
 
 
 def needs_log_prob(method: Method) -> bool:
-    """Whether the method learns from log-probabilities of steps (and not from the reward's own gradient)."""
-    return method.signal != "gradient"
+    """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
+    return method.signal in ("advantage", "preference")
 
 
 class Trainer:
@@ -104,6 +104,8 @@ class Trainer:
             RunFailed: numbers that can no longer be trusted; the last checkpoint is intact.
             KeyboardInterrupt: passed on; whole epochs since the last checkpoint are saved first.
         """
+        if self.method.signal == "none":
+            return
         self._resume()
         self.policy.on_call = self.ledger.charge_call
         wanted = self.groups_per_epoch

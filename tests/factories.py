@@ -28,6 +28,9 @@ PARENTS = tuple(n for n, m in LOADED.items() if not m.variant_of)
 """Methods with code of their own; a named variant is byte for byte its parent with a setting."""
 GRADIENT_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "gradient")
 """Methods that follow the reward's own gradient."""
+SEARCH_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "none")
+"""Methods that train nothing."""
+TRAINED = tuple(n for n in METHODS if n not in SEARCH_METHODS)
 SMALL = {"grpo": {"method.group_size": 4}}
 """Settings that make a method fit into the small experiments here."""
 PROMPTS = ["cat", "dog", "butterfly", "horse", "bee"]
@@ -53,6 +56,8 @@ def make_resolved(tiny_pipe: Path, method: str = "sdpo", **overrides: Any) -> Re
     if not any(key.startswith("budget.") for key in overrides):
         overrides = {"budget.images": settings["budget.images"]} | overrides
     reward = overrides.pop("reward.name", "emoji-align" if method in GRADIENT_METHODS else "jpeg-incompressibility")
+    if method in SEARCH_METHODS:
+        settings = {k: v for k, v in settings.items() if not k.startswith(("update.", "sample."))}
     settings = {k: v for k, v in settings.items() if not k.startswith("budget.")} | SMALL.get(method, {}) | overrides
     return resolve(Request(method=method, model=str(tiny_pipe), reward=reward, overrides=settings))
 
