@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 RewardMode = Literal["sparse", "predicted", "full"]
 RewardGuard = Literal["convex", "official"]
@@ -72,6 +72,11 @@ class Minibatch:
     num_steps: int
     kl: "Tensor | None" = None
     """``[b, G, K]`` KL(policy step || base step) per latent element; only for methods with ``needs_kl``."""
+    values: "Tensor | None" = None
+    """``[b, G, K]`` the critic's value of the state before each step; carries gradients to the critic. Only for methods
+    with a :meth:`Method.critic`."""
+    old_values: "Tensor | None" = None
+    """``[b, G, K]`` the same as it was when the epoch was sampled."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,17 @@ class Backprop:
 
     depth: int = 1
     window: int = 1
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A network that a method trains beside the policy, with the same loss and an AdamW learning rate of its own.
+
+    ``network(latents [n, C, h, w] float32, steps int64 [n]) -> [n]``. It must be deterministic (no dropout).
+    """
+
+    network: "nn.Module"
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,11 @@ class Method(ABC):
     def reward_guard(self) -> RewardGuard:
         """How ``predicted`` rewards treat negative similarity weights (``sdpo_bench.dense``)."""
         return "convex"
+
+    def critic(self, latent_shape: tuple[int, int, int], num_steps: int) -> Critic | None:
+        """A fresh critic for latents of shape (C, h, w), or ``None``. The engine calls this once a run, with torch's
+        generator seeded by the run's seed, and optimises, saves and restores what it gets."""
+        return None
 
     def backprop(self, num_steps: int) -> Backprop:
         """Which steps the reward's gradient flows through; only asked where ``signal = "gradient"``."""

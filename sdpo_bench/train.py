@@ -86,7 +86,15 @@ class Trainer:
         a = config.advantage
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
         self.updater = Updater(
-            policy, self.schedule, method, config.update, self.weights, self.ledger, runtime.micro_batch, self.scorer
+            policy,
+            self.schedule,
+            method,
+            config.update,
+            self.weights,
+            self.ledger,
+            runtime.micro_batch,
+            self.scorer,
+            config.seed,
         )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
@@ -222,11 +230,12 @@ class Trainer:
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
         normalised = self._advantages(rewards, trajectories.prompts)
         reference, kl = self._reference(trajectories)
+        values = self.updater.sampled_values(trajectories)
         metrics = _reward_metrics(queried, rewards, mode) | {"kl_to_base": kl} | part_metrics(answers.parts)
         if normalised is not None:
             metrics |= _spread("advantage", normalised)
         metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference), metrics
+        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values), metrics
 
     def _unscored(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
         """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
