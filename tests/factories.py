@@ -91,7 +91,9 @@ def random_experience(trajectories: Trajectories, reference: torch.Tensor | None
     generator = torch.Generator().manual_seed(seed)
     shape = trajectories.log_probs.shape
     advantages = torch.randn(shape, generator=generator)
-    return Experience(trajectories, advantages, torch.randn(shape[:2], generator=generator), advantages, reference)
+    final = torch.randn(shape[:2], generator=generator)
+    values = torch.randn(shape, generator=generator)
+    return Experience(trajectories, advantages, final, advantages, reference, values)
 
 
 def make_updater(
