@@ -6,12 +6,14 @@ it, only held-out rewards say whether it is any better.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
-from torch import Tensor
 
 from sdpo_bench.api import Search
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,6 @@ class BestOfN(Search):
     def candidates(self) -> int:
         return self.settings.n
 
-    def propose(self, best: Tensor, fresh: Tensor) -> Tensor:
+    def propose(self, best: "Tensor", fresh: "Tensor") -> "Tensor":
         """z_j ~ N(0, I), whatever was found before."""
         return fresh

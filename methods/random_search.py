@@ -5,12 +5,14 @@ A neighbour keeps the noise standard normal, so every candidate is a sample of t
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor
 
 from sdpo_bench.api import Search
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class RandomSearch(Search):
     def candidates(self) -> int:
         return self.settings.n
 
-    def propose(self, best: Tensor, fresh: Tensor) -> Tensor:
+    def propose(self, best: "Tensor", fresh: "Tensor") -> "Tensor":
         """z_j = sqrt(1 - rho^2) z_best + rho eps, eps ~ N(0, I)."""
         rho = self.settings.radius
         return (1 - rho**2) ** 0.5 * best + rho * fresh

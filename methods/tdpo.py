@@ -9,9 +9,7 @@ second normalisation of temporal rewards over a batch are left out.
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
 
 from sdpo_bench.api import Critic, Loss, Method, Minibatch
 from sdpo_bench.methods.ddpo import clipped_policy_gradient
@@ -29,26 +27,6 @@ class TDPOSettings:
     """AdamW learning rate of the critic (official: 1e-4)."""
 
 
-class TemporalCritic(nn.Module):
-    """Expected return of a denoising state: ``latents [n, C, h, w]`` and step numbers ``[n]`` to ``[n]``."""
-
-    def __init__(self, channels: int, num_steps: int, width: int = 64):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(channels, width // 2, 3, stride=2, padding=1), nn.SiLU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-        )  # fmt: skip
-        self.step = nn.Embedding(num_steps, width)
-        last = nn.Linear(width, 1)
-        # Before it has learnt anything it says 0, the mean of normalised rewards: temporal rewards begin as DDPO's.
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.head = nn.Sequential(nn.Linear(5 * width, width), nn.SiLU(), last)
-
-    def forward(self, latents: Tensor, steps: Tensor) -> Tensor:
-        return self.head(torch.cat([self.features(latents), self.step(steps)], 1))[:, 0]
-
-
 class TDPO(Method):
     """Clipped policy gradient of temporal rewards from a learned critic, updated at every single step (TDPO)."""
 
@@ -57,6 +35,8 @@ class TDPO(Method):
     defaults = {"update.order": "step-shuffled", "advantage.gamma": 1.0}
 
     def critic(self, latent_shape: tuple[int, int, int], num_steps: int) -> Critic:
+        from sdpo_bench.methods._temporal_critic import TemporalCritic
+
         return Critic(TemporalCritic(latent_shape[0], num_steps), self.settings.critic_lr)
 
     def loss(self, batch: Minibatch) -> Loss:
@@ -69,5 +49,5 @@ class TDPO(Method):
         clip = self.settings.critic_clip_range
         if clip > 0:
             near = batch.old_values + (batch.values - batch.old_values).clamp(-clip, clip)
-            error = torch.maximum(error, (near - batch.advantages) ** 2)
+            error = error.maximum((near - batch.advantages) ** 2)
         return Loss(gain.value + error.mean() / 2, metrics)

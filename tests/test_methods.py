@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -254,3 +256,14 @@ def test_method_files_are_short():
     """A method is one file of well under 100 lines, or the plugin contract is at fault."""
     for path in find("methods", "sdpo").path.parent.glob("*.py"):
         assert len(path.read_text().splitlines()) < 100, path.name
+
+
+def test_reading_a_method_imports_no_torch():
+    """Plans and listings ask methods what they need; that must stay quick."""
+    script = (
+        "import sys\nfrom sdpo_bench.registry import plugins\n"
+        "found = [p.load() for p in plugins('methods').values()]\n"
+        "assert len(found) > 10 and 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
