@@ -24,8 +24,6 @@ METHODS = tuple(plugins("methods"))
 LOADED = {name: find("methods", name).load() for name in METHODS}
 LOSS_METHODS = tuple(n for n, m in LOADED.items() if not m.variant_of and m.signal in ("advantage", "preference"))
 """Methods with a loss of log-probabilities of their own."""
-PARENTS = tuple(n for n, m in LOADED.items() if not m.variant_of)
-"""Methods with code of their own; a named variant is byte for byte its parent with a setting."""
 GRADIENT_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "gradient")
 """Methods that follow the reward's own gradient."""
 SEARCH_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "none")

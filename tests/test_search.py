@@ -49,7 +49,7 @@ def test_more_candidates_never_score_lower(tiny_policy, name):
     """Candidates of a longer search begin with those of a shorter one."""
     settings, scorer = EvaluationSettings(steps=(2,)), make_scorer("jpeg-incompressibility", {}, "cpu")
     base = scorer(sample_images(tiny_policy, evaluation_schedule(tiny_policy, settings, 2), settings, PAIRS), ["x"] * 3)
-    for n in (2, 4, 6):
+    for n in (2, 4):
         found = scorer(searched(tiny_policy, make_method(name, n=n), settings)[0], ["x"] * 3)
         assert (found >= base).all()
         base = found

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from factories import GRADIENT_METHODS, PARENTS, TRAINED, make_resolved, make_trainer
+from factories import GRADIENT_METHODS, TRAINED, make_resolved, make_trainer
 from sdpo_bench import checkpoint
 from sdpo_bench.errors import RunFailed, UsageError
 
@@ -33,6 +33,8 @@ def count_calls(monkeypatch, trainer):
 ONE_STEP, SKIP_LAST = {"update.inner_epochs": 2, "schedule.steps": 1}, {"update.step_weight": "skip-last"}
 # Every way of being charged, in every setting that changes the bill.
 WAYS = ("sdpo", "ddpo", "sparse_dpo", "dpok")
+# Every kind of state: buffers of prompts, a reference, whole trajectories, a critic, rewards asked for in updates.
+RESUMED = ("sdpo", "ddpo", "d3po", "sparse_dpo", "tdpo", "draft")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def interrupt_after(trainer, epochs, phase):
 
 @pytest.mark.parametrize(
     ("name", "phase"),
-    [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in PARENTS if name in TRAINED)],
+    [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in RESUMED)],
 )
 def test_resumed_equals_never_stopped(tiny_pipe, tmp_path, name, phase):
     """The same bytes of train.jsonl and the same weights, wherever the first attempt ended."""
