@@ -16,12 +16,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 RewardMode = Literal["sparse", "predicted", "full"]
 RewardGuard = Literal["convex", "official"]
 Granularity = Literal["step", "trajectory"]
-Signal = Literal["advantage", "preference"]
+Signal = Literal["advantage", "preference", "gradient", "none"]
 
 
 _EXECUTION = "execution only"
@@ -48,6 +48,8 @@ def execution_settings(settings: type) -> frozenset[str]:
 class Minibatch:
     """What the loss sees: ``b`` groups of ``G`` members at ``K`` steps (1, or all T for trajectory-level losses).
 
+    Methods with ``signal = "gradient"`` see no log-probabilities (K = 0) but ``final_rewards`` that carry gradients.
+
     All tensors are float32 on one device. Log-probabilities are means over latent dimensions (nats per element) and
     already carry the engine's step weight: ``log_probs - old_log_probs`` and ``log_probs - ref_log_probs`` are the
     weighted log-ratios, whatever ``update.step_weight`` says.
@@ -64,12 +66,37 @@ class Minibatch:
     rewards: "Tensor"
     """``[b, G, K]`` reward of each step as the method asked for (sparse: zero before the last step)."""
     final_rewards: "Tensor"
-    """``[b, G]`` reward of the final image."""
+    """``[b, G]`` reward of the final image; carries gradients where ``signal = "gradient"``."""
     steps: "Tensor"
     """int64 ``[b, K]``: step index i, 0 is the noisiest."""
     num_steps: int
     kl: "Tensor | None" = None
     """``[b, G, K]`` KL(policy step || base step) per latent element; only for methods with ``needs_kl``."""
+    values: "Tensor | None" = None
+    """``[b, G, K]`` the critic's value of the state before each step; carries gradients to the critic. Only for methods
+    with a :meth:`Method.critic`."""
+    old_values: "Tensor | None" = None
+    """``[b, G, K]`` the same as it was when the epoch was sampled."""
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """Through which steps a reward's gradient flows: ``depth`` consecutive ones, the last of them drawn for each group
+    and update from the last ``window`` steps."""
+
+    depth: int = 1
+    window: int = 1
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A network that a method trains beside the policy, with the same loss and an AdamW learning rate of its own.
+
+    ``network(latents [n, C, h, w] float32, steps int64 [n]) -> [n]``. It must be deterministic (no dropout).
+    """
+
+    network: "nn.Module"
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -86,7 +113,9 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     """Frozen dataclass of the method's own settings (``--set method.KEY=VALUE``)."""
     signal: ClassVar[Signal] = "advantage"
-    """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings."""
+    """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings; ``gradient``:
+    the reward's own gradient through the last denoising steps (:meth:`backprop`), for differentiable rewards; ``none``:
+    nothing is trained (:class:`Search`)."""
     final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
     """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
     granularity: ClassVar[Granularity] = "step"
@@ -135,9 +164,42 @@ class Method(ABC):
         """How ``predicted`` rewards treat negative similarity weights (``sdpo_bench.dense``)."""
         return "convex"
 
+    def critic(self, latent_shape: tuple[int, int, int], num_steps: int) -> Critic | None:
+        """A fresh critic for latents of shape (C, h, w), or ``None``. The engine calls this once a run, with torch's
+        generator seeded by the run's seed, and optimises, saves and restores what it gets."""
+        return None
+
+    def backprop(self, num_steps: int) -> Backprop:
+        """Which steps the reward's gradient flows through; only asked where ``signal = "gradient"``."""
+        return Backprop()
+
     @abstractmethod
     def loss(self, batch: Minibatch) -> Loss:
         """Loss of one minibatch. Must not touch global state or draw random numbers."""
+
+
+class Search(Method):
+    """A method that trains nothing and searches at inference: of the candidates that it samples for each image, the
+    one with the highest trained reward is delivered. It is billed for every candidate of every evaluated image."""
+
+    signal = "none"
+
+    @property
+    @abstractmethod
+    def candidates(self) -> int:
+        """Samples for each delivered image, at least 1. The first has the noise of every other method's image."""
+
+    @abstractmethod
+    def propose(self, best: "Tensor", fresh: "Tensor") -> "Tensor":
+        """Noise of the next candidate.
+
+        Args:
+            best: ``[n, T + 1, C, h, w]`` noise of the best candidate so far: initial latents, then each step's.
+            fresh: independent standard normal noise of the same shape.
+        """
+
+    def loss(self, batch: Minibatch) -> Loss:
+        raise TypeError(f"{type(self).__name__} trains nothing")
 
 
 class Reward(ABC):

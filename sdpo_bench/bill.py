@@ -1,9 +1,53 @@
 """The bill of a run in words, and what the parts of a weighted sum had to say to each other."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sdpo_bench.reward_choice import part_weights
+
+SEARCH_FILE = "search.json"
+"""What inference-time search has cost, by block of the evaluation."""
+
+
+def read_search(run: Path) -> dict[str, Any]:
+    """Content of a run's search file; empty for methods that train, or where the file is damaged."""
+    with suppress(OSError, ValueError):
+        found = json.loads((run / SEARCH_FILE).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("blocks"), dict):
+            return found
+    return {}
+
+
+def search_bill(run: Path) -> dict[str, Any]:
+    """The bill of all images that a search has delivered in evaluation; empty for methods that train."""
+    return add_bills(block["bill"] for block in read_search(run).get("blocks", {}).values())
+
+
+def add_bills(bills: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum of bills, count by count."""
+    total: dict[str, Any] = {}
+    for bill in bills:
+        for key, value in bill.items():
+            if isinstance(value, Mapping):
+                total[key] = add_bills([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return total
+
+
+def search_lines(run: Path) -> list[str]:
+    """What a searching method's bill is for; nothing for methods that train."""
+    found = read_search(run)
+    if not found:
+        return []
+    delivered = sum(block["delivered"] for block in found["blocks"].values())
+    return [
+        f"nothing was trained and none of the budget was used: this is the bill of {delivered:,} evaluated images, "
+        f"{found['samples_per_image']} samples for each. Every further image costs as much again."
+    ]
 
 
 def bill_text(bill: dict[str, Any], seconds: float) -> str:
@@ -13,6 +57,8 @@ def bill_text(bill: dict[str, Any], seconds: float) -> str:
     forward = " + ".join(f"{count:,} {phase}" for phase, count in bill["forward"].items())
     cached = bill.get("cached", {})
     rewards = ", ".join(_reward_text(name, count, cached.get(name, 0)) for name, count in bill["rewards"].items())
+    if bill.get("reward_backward"):
+        rewards += f", {bill['reward_backward']:,} of them differentiated"
     return (
         f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
         f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"

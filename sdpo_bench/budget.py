@@ -14,7 +14,7 @@ from sdpo_bench.errors import UsageError
 
 Axis = Literal["images", "denoiser_calls", "reward_calls", "optimiser_steps", "seconds"]
 AXES: tuple[str, ...] = get_args(Axis)
-Phase = Literal["rollout", "update", "reference", "diagnostic"]
+Phase = Literal["rollout", "update", "reference", "diagnostic", "search"]
 
 
 @dataclass
@@ -23,7 +23,8 @@ class Ledger:
 
     ``forward`` is denoiser evaluations by phase (sampling, training forward, reference model, diagnostics),
     ``backward`` those that were differentiated, ``rewards`` images scored by reward name, ``cached`` images whose
-    score was remembered: they cost nothing and are shown beside what was paid.
+    score was remembered: they cost nothing and are shown beside what was paid, ``reward_backward`` images whose score
+    was differentiated.
     """
 
     images: int = 0
@@ -31,6 +32,7 @@ class Ledger:
     backward: int = 0
     rewards: dict[str, int] = field(default_factory=dict)
     cached: dict[str, int] = field(default_factory=dict)
+    reward_backward: int = 0
     optimiser_steps: int = 0
     seconds: float = 0.0
     phase: Phase = "diagnostic"
@@ -61,7 +63,8 @@ class Ledger:
 
     @property
     def reward_calls(self) -> int:
-        return sum(self.rewards.values())
+        """Images scored plus scores differentiated, as for the denoiser."""
+        return sum(self.rewards.values()) + self.reward_backward
 
     def used(self, axis: str) -> float:
         """Amount used on one axis of :data:`AXES`."""

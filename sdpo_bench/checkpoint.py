@@ -17,7 +17,7 @@ from sdpo_bench.advantages import Normaliser
 from sdpo_bench.errors import UsageError
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.store import RunFolder, atomic_write
-from sdpo_bench.update import Updater
+from sdpo_bench.update import CRITIC, Updater
 
 KEEP = 2
 FORMAT = 1
@@ -39,7 +39,7 @@ def pack(progress: Progress, updater: Updater, normaliser: Normaliser, cache: Sc
 
     buffers = normaliser.state_dict()
     prompts = list(buffers)
-    tensors = {f"lora/{name}": p.detach() for name, p in updater.parameters.items()}
+    tensors = {_key(name): p.detach() for name, p in updater.parameters.items()}
     tensors |= _optimiser_tensors(updater)
     tensors |= {f"buffer/{i}": buffers[prompt] for i, prompt in enumerate(prompts)}
     tensors |= {f"cache/{name}": value for name, value in cache.state().items()}
@@ -67,6 +67,11 @@ def write(run: RunFolder, epoch: int, packed: bytes) -> Path:
 
 def _files(run: RunFolder) -> list[Path]:
     return sorted(run.checkpoints.glob("epoch-*.safetensors")) if run.checkpoints.is_dir() else []
+
+
+def _key(name: str) -> str:
+    """Where a parameter is in the file: ``lora/NAME`` or ``critic/NAME``."""
+    return name if name.startswith(CRITIC) else f"lora/{name}"
 
 
 def _optimiser_tensors(updater: Updater) -> dict[str, Tensor]:
@@ -116,7 +121,7 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     _check_shapes(path, tensors, updater)
     for name, parameter in updater.parameters.items():
         with torch.no_grad():
-            parameter.copy_(tensors[f"lora/{name}"])
+            parameter.copy_(tensors[_key(name)])
     _restore_optimiser(tensors, updater)
     normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
     cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
@@ -137,6 +142,6 @@ def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], updater: Updater) -> None:
     for name, parameter in updater.parameters.items():
-        stored = tensors.get(f"lora/{name}")
+        stored = tensors.get(_key(name))
         if stored is None or stored.shape != parameter.shape:
             raise UsageError(f"checkpoint '{path}' does not fit this model: '{name}' is missing or of another shape.")

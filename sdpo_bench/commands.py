@@ -9,14 +9,24 @@ import click
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import memory
-from sdpo_bench.bill import bill_text, part_correlation, part_lines, reference_lines
+from sdpo_bench.bill import (
+    add_bills,
+    bill_text,
+    part_correlation,
+    part_lines,
+    reference_lines,
+    search_bill,
+    search_lines,
+)  # fmt: skip
 from sdpo_bench.budget import parse_budget
 from sdpo_bench.calibration import calibrate
+from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Request, Resolved, build_method, parse_set, refuse_reported, resolve, validate
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.estimate import evaluation_work
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher
@@ -54,7 +64,7 @@ def run_command(
 
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     rows = outcome.run.log()
-    bill = rows[-1]["bill"] if rows else {}
+    bill = add_bills([rows[-1]["bill"] if rows else {}, search_bill(outcome.run.path)])
     seconds = sum(row["seconds"] for row in outcome.run.log("timing.jsonl"))
     if as_json:
         echo_json(
@@ -77,6 +87,8 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     for line in part_lines(resolved.reward_name, part_correlation(rows)):
         click.echo(line)
     click.echo(bill_text(bill, seconds))
+    for line in search_lines(outcome.run.path):
+        click.echo(line)
     for line in reference_lines(outcome.run.record().get("reward_reference", {})):
         click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
@@ -132,12 +144,12 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     steps = config.schedule.steps
     files = pipeline_files(config.model)
     configs = files.configs if files else {}
-    stand_in = training_schedule(config, dict(configs.get("scheduler", {})))
+    stand_in = training_schedule(config, dict(configs.get("scheduler", {})), method)
     weights = step_weights(stand_in, config.update.step_weight).tolist()
     guided = config.model.guidance_scale > 1 and not configs.get("unet", {}).get("time_cond_proj_dim")
     calls = len(resolved.reward.parts)
     cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided, calls_per_image=calls)
-    groups = config.sample.images_per_epoch // method.members
+    groups = config.sample.images_per_epoch // method.members if method.signal != "none" else 0
     per_epoch = {
         "groups": groups,
         "images": groups * cost.images,
@@ -151,7 +163,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "preset": resolved.preset,
         "budget": asdict(config.budget),
         "cost_per_epoch": per_epoch,
-    }
+    } | ({"search": asdict(evaluation_work(resolved))} if method.signal == "none" else {})
 
 
 def optimiser_steps(resolved: Resolved, groups: int) -> int:
@@ -174,6 +186,14 @@ def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
     costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
     print_table(["one epoch costs", ""], costs)
     _print_memory(needs)
+    if "search" in data:
+        calls, images = data["search"]["outside_forward"], data["search"]["outside_images"]
+        rewards = images * len(resolved.reward.parts)
+        click.echo(
+            f"trains nothing and uses none of the budget; its evaluation samples {images:,} candidates with "
+            f"{calls:,} denoiser calls and {rewards:,} reward calls; nothing was run (--dry-run)"
+        )
+        return
     budget = resolved.config.budget
     click.echo(f"stops at {budget.amount:,.0f} {budget.axis.replace('_', ' ')}; nothing was run (--dry-run)")
 
@@ -257,9 +277,14 @@ def _eval_one(
     names = [n.strip() for n in rewards.split(",") if n.strip()] if rewards else [trained, *settings.rewards]
     own = record.get("reward_execution", config["reward"])
     wanted = [(own["name"], own["settings"]) if same_reward(name, trained) else (name, {}) for name in names]
+    if "search" in record:  # what it chooses by is scored whatever was asked for
+        wanted.append((own["name"], own["settings"]))
     basis = Basis(model, validate(ScheduleSettings, config["schedule"], "schedule"), str(config["sample"]["prompts"]))
     scorers = make_scorers(wanted, basis, device, runtime.reward_timeout)
     settings = replace(settings, rewards=tuple(names))
+    search = None
+    if "search" in record:
+        search = recorded_search(config, next(s for s in scorers if same_reward(s.name, trained)))
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
     with Live(folder.run_id) as live:
         watcher = Watcher(live.tick, live.evaluation)
@@ -271,7 +296,7 @@ def _eval_one(
         with folder.locked():
             tuned = ev.evaluate(
                 policy, settings, scorers, folder, subject,
-                micro_batch=runtime.micro_batch, progress=live.evaluation,
+                micro_batch=runtime.micro_batch, progress=live.evaluation, search=search,
             )  # fmt: skip
     return ev.step_table(base, tuned), trained
 

@@ -92,6 +92,11 @@ class Composite(Reward):
         return bool(self.settings.standardise == "base")
 
     @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether every part is: a sum of which only some parts pull would follow another goal than its score."""
+        return all(part.differentiable for part in self.parts.values())
+
+    @property
     def filed_as(self) -> str:
         return sum_name(list(self.weights.items()))
 

@@ -9,6 +9,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,12 +18,12 @@ from sdpo_bench import geometry
 from sdpo_bench.api import Method, Reward, execution_settings
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
-from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.prompts import load_prompts
-from sdpo_bench.registry import Plugin, find
+from sdpo_bench.registry import Plugin, find, plugins
 from sdpo_bench.reward_choice import Choice, choose
 from sdpo_bench.settings import SECTIONS, EvaluationSettings, ModelSettings, PluginChoice, RunConfig
 
@@ -105,6 +106,7 @@ def resolve(request: Request) -> Resolved:
     chosen = build_method(config, method_class)
     config = geometry.fit(config, chosen.members, sources)
     check_fit(config, chosen, sources)
+    check_gradient(config, chosen, reward)
     return Resolved(config, sources, preset.name if preset else "", method_class, reward)
 
 
@@ -176,7 +178,7 @@ def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, rewa
     }
     if method_class.signal != "advantage":
         built["advantage"] = None
-    if built["checkpoint"].choose == "last":
+    if built["checkpoint"].choose == "last" or method_class.signal == "none":
         built["checkpoint"] = None
     return RunConfig(seed=_seed(seed), **choices, **built), method_class
 
@@ -249,10 +251,10 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
     Raises:
         UsageError: names the setting to change and a value that works.
     """
-    unused = [key for key, source in sources.items() if key.startswith("advantage.") and source == "you"]
-    if method.signal != "advantage" and unused:
+    unused = _without_effect(method, sources)
+    if unused:
         raise UsageError(
-            f"{config.method.name} learns from preferences, so {', '.join(unused)} would have no effect. Leave it out."
+            f"{config.method.name} does not use {', '.join(unused)}: it would have no effect. Leave it out."
         )
     if config.advantage and config.advantage.normalisation == "group" and method.members == 1:
         raise UsageError(
@@ -304,6 +306,50 @@ def refuse_reported(name: str, settings: EvaluationSettings, key: str) -> None:
                 f"{key} = '{name}' shares {len(shared)} prompts with eval.{split} = '{reported}', e.g. '{shared[0]}': "
                 "scores on prompts that made a choice must not be reported. Choose on other prompts."
             )
+
+
+def _without_effect(method: Method, sources: Mapping[str, str]) -> list[str]:
+    """Settings that the user gave and the method has no use for."""
+    idle: tuple[str, ...] = ()
+    if method.signal != "advantage":
+        idle += ("advantage.",)
+    if method.signal == "gradient":
+        idle += ("update.step_weight",)
+    if method.signal == "none":
+        # Schedule, prompts and budget stay: they say with which runs it is compared.
+        idle += ("update.", "checkpoint.", "sample.images_per_epoch", "sample.draw")
+    return [key for key, source in sources.items() if source == "you" and key.startswith(idle)] if idle else []
+
+
+def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
+    """A method that follows the reward's gradient needs a reward that has one, and enough steps.
+
+    Raises:
+        UsageError: names the rewards that declare a gradient, or the number of steps there are.
+    """
+    if method.signal != "gradient":
+        return
+    if not reward.make(config.reward.settings).differentiable:
+        raise UsageError(
+            f"{config.method.name} follows the gradient of the reward, and '{config.reward.name}' has none. "
+            f"Rewards that have one: {', '.join(_differentiable()) or '(none)'}. Use --reward NAME."
+        )
+    plan, steps = method.backprop(config.schedule.steps), config.schedule.steps
+    if not (plan.depth >= 1 and plan.window >= 1 and plan.depth + plan.window - 1 <= steps):
+        raise UsageError(
+            f"{config.method.name} differentiates {plan.depth} steps, the last of them among the last {plan.window}, "
+            f"and there are {steps}. Use fewer, or a larger schedule.steps."
+        )
+
+
+def _differentiable() -> list[str]:
+    """Names of all rewards that can be imported here and declare a gradient."""
+    found = []
+    for plugin in plugins("rewards").values():
+        with suppress(MissingError):
+            if plugin.load().differentiable is True:
+                found.append(plugin.name)
+    return found
 
 
 def parse_set(texts: Sequence[str]) -> dict[str, Any]:

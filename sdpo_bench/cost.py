@@ -21,6 +21,10 @@ def group_cost(
     """
     steps, members = len(weights), method.members
     branches = 2 if guided else 1
+    if method.signal == "none":
+        return Cost(0, 0, 0, 0)
+    if method.signal == "gradient":
+        return _backprop_cost(method, steps, inner_epochs, branches, calls_per_image)
     rows = [step_rows(method, i) for i in range(steps)]
     sampled = sum(rows)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
@@ -38,6 +42,13 @@ def group_cost(
         backward=inner_epochs * trained * branches,
         rewards=reward_queries(method, steps) * calls_per_image,
     )
+
+
+def _backprop_cost(method: Method, steps: int, inner_epochs: int, branches: int, calls_per_image: int) -> Cost:
+    """Sampling, then the last steps again with their graph; scores are asked for, and differentiated, there alone."""
+    sampled = sum(step_rows(method, i) for i in range(steps)) * branches
+    again = method.backprop(steps).depth * method.members * inner_epochs * branches
+    return Cost(method.members, sampled + again, again, 2 * method.members * inner_epochs * calls_per_image)
 
 
 def step_rows(method: Method, step: int) -> int:

@@ -9,12 +9,19 @@ from sdpo_bench.panels import Panel
 from sdpo_bench.results import Run
 from sdpo_bench.scores import BASE, PICTURES, Scores
 
+# Counts that most bills lack, shown where one has them: key of the bill, title, what it is.
+OCCASIONAL = (
+    ("cached", "from the cache", "Scores remembered from the same run; not charged"),
+    ("reward_backward", "reward gradients", "Scores differentiated"),
+)
+
 
 def bill_table(setting: Setting, name: str) -> t.Table:
     """What a run of each arm has cost: means over its finished runs."""
     rewards = sorted({reward for arm in setting.arms for run in arm.done for reward in _part(run.bill, "rewards")})
-    cached = any(_part(run.bill, "cached") for arm in setting.arms for run in arm.done)
-    remembered = (t.Column("cached", "from the cache", help="Scores remembered from the same run; not charged"),)
+    occasional = [
+        entry for entry in OCCASIONAL if any(_count(run.bill, entry[0]) for a in setting.arms for run in a.done)
+    ]
     columns = (
         t.Column("method", "method", numeric=False),
         t.Column("images", "images"),
@@ -22,17 +29,28 @@ def bill_table(setting: Setting, name: str) -> t.Table:
         t.Column("forward", "forward"),
         t.Column("backward", "backward"),
         *(t.Column(f"reward_calls_{reward}", f"reward calls: {reward}") for reward in rewards),
-        *(remembered if cached else ()),
+        *(t.Column(name, label, help=text) for name, label, text in occasional),
         t.Column("optimiser_steps", "optimiser steps"),
         t.Column("minutes", "minutes", help="Training only, on the hardware named below"),
     )
-    rows = tuple(_bill_row(arm, rewards, cached) for arm in setting.arms if arm.done)
+    rows = tuple(_bill_row(arm, rewards, [entry[0] for entry in occasional]) for arm in setting.arms if arm.done)
     hardware = sorted({hardware_words(run) for arm in setting.arms for run in arm.done} - {""})
-    notes = ["Mean over the finished runs of each method; evaluation is not part of the bill.",
+    notes = ["Mean over the finished runs of each method; evaluation is not part of the bill.", *_search_notes(setting),
              *(f"Hardware: {text}." for text in hardware)]  # fmt: skip
     if len(hardware) > 1:
         notes.append("Minutes on different hardware cannot be compared.")
     return t.Table(name, "Bill of one run", columns, (t.Group("", rows),), tuple(notes))
+
+
+def _search_notes(setting: Setting) -> list[str]:
+    """What the bill of a method that trains nothing is for, one note a method."""
+    searching = [arm.label for arm in setting.arms if any(run.search_bill for run in arm.done)]
+    if not searching:
+        return []
+    return [
+        f"{', '.join(searching)} trained nothing and used none of the budget: billed are all candidates of the "
+        "evaluated images, and every further image costs as much again."
+    ]
 
 
 def _part(bill: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -46,11 +64,16 @@ def _mean(values: Iterable[Any]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def _bill_row(arm: Arm, rewards: Sequence[str], cached: bool) -> t.Row:
+def _count(bill: Mapping[str, Any], key: str) -> Any:
+    """A count of the bill; the sum of one kept by reward."""
+    found = bill.get(key, 0)
+    return sum(found.values()) if isinstance(found, dict) else found
+
+
+def _bill_row(arm: Arm, rewards: Sequence[str], occasional: Sequence[str]) -> t.Row:
     billed = [run for run in arm.done if run.bill]
     bills = [run.bill for run in billed]
     calls = [_part(bill, "rewards") for bill in bills]
-    remembered = t.count(_mean(sum(_part(bill, "cached").values()) for bill in bills))
     cells = [
         t.word(arm.label),
         t.count(_mean(bill.get("images") for bill in bills)),
@@ -58,7 +81,7 @@ def _bill_row(arm: Arm, rewards: Sequence[str], cached: bool) -> t.Row:
         t.count(_mean(sum(_part(bill, "forward").values()) for bill in bills)),
         t.count(_mean(bill.get("backward") for bill in bills)),
         *(t.count(_mean(call.get(reward, 0) for call in calls)) for reward in rewards),
-        *([remembered] if cached else []),
+        *(t.count(_mean(_count(bill, key) for bill in bills)) for key in occasional),
         t.count(_mean(bill.get("optimiser_steps") for bill in bills)),
         t.number(_mean(run.seconds / 60 for run in billed), 1),
     ]

@@ -51,6 +51,14 @@ def reward_metrics(queried: Tensor, rewards: Tensor, mode: str) -> dict[str, Any
     }
 
 
+def update_rewards(rewards: list[Tensor]) -> dict[str, float]:
+    """Mean and spread of the rewards that were asked for during the updates; nothing where none were."""
+    if not rewards:
+        return {}
+    flat = torch.cat(rewards).double()
+    return {"reward_mean": float(flat.mean()), "reward_std": float(flat.std(correction=0))}
+
+
 def part_metrics(parts: Parts) -> dict[str, Any]:
     """Mean and spread of each part of a weighted sum on its own scale, and whether the parts agree.
 

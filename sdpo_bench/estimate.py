@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sdpo_bench.api import Search
 from sdpo_bench.budget import Ledger, Limit
 from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.cost import group_cost, probe_cost
@@ -70,6 +71,8 @@ def training_work(resolved: Resolved) -> Work | None:
     whose denoiser calls are shared out evenly.
     """
     config, method = resolved.config, make_method(resolved)
+    if method.signal == "none":
+        return Work()
     limit = Limit(config.budget.axis, config.budget.amount)
     if limit.axis == "seconds":
         return None
@@ -106,12 +109,13 @@ def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
     return windows * (config.schedule.steps if shuffled else 1) * config.update.inner_epochs
 
 
-def evaluation_work(config: RunConfig) -> Work:
-    """Judging one checkpoint on the reported prompts."""
-    e = config.eval
+def evaluation_work(resolved: Resolved) -> Work:
+    """Judging one checkpoint on the reported prompts; all candidates of a method that searches."""
+    e, method = resolved.config.eval, make_method(resolved)
+    candidates = method.candidates if isinstance(method, Search) else 1
     prompts = sum(len(load_prompts(name)) for name in (e.train, e.validation, e.unseen) if name)
     branches = 2 if e.guidance_scale > 1 else 1
-    images = prompts * e.images_per_prompt
+    images = prompts * e.images_per_prompt * candidates
     return Work(outside_forward=branches * images * sum(e.steps), outside_images=images * len(e.steps))
 
 
@@ -134,7 +138,7 @@ def run_work(resolved: Resolved) -> Work | None:
     if training is None:
         return None
     config = resolved.config
-    return training + choice_work(config, training, make_method(resolved)) + evaluation_work(config)
+    return training + choice_work(config, training, make_method(resolved)) + evaluation_work(resolved)
 
 
 def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:
@@ -145,7 +149,7 @@ def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:
         rates.rewards.get(name, 0.0) for name in config.eval.rewards if name != config.reward.name
     )
     if work is None:
-        outside = evaluation_work(config)
+        outside = evaluation_work(resolved)
         return (
             config.budget.amount
             + outside.outside_forward * rates.forward

@@ -6,6 +6,7 @@ a second call adds rewards, splits or step counts, and an interrupted one goes o
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench import pictures
+from sdpo_bench.candidates import Candidates
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
@@ -72,12 +74,14 @@ def evaluate(
     *,
     micro_batch: int = 64,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+    search: Candidates | None = None,
 ) -> pd.DataFrame:
     """Complete ``eval.parquet`` of a run for the asked step counts, splits and rewards; returns those rows.
 
     Args:
         scorers: rewards to score with (not charged to any training budget).
         progress: called with a text, denoiser calls done and in all.
+        search: how images are chosen among candidates, for methods that search; billed in the run folder.
 
     Raises:
         UsageError: a step count outside the model's range. RunFailed: images or scores that are not finite.
@@ -94,7 +98,11 @@ def evaluate(
             wanted = _missing(known, settings, scorers, split, texts, k)
             if wanted:
                 progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
-                block = _block(policy, schedules[k], settings, wanted, texts, micro_batch)
+                name = f"{sampler_id(settings)}, {split}, {k} steps"
+                bill = search.billed(run, name, len(texts) * settings.images_per_prompt) if search else nullcontext()
+                with bill:
+                    block = _block(policy, schedules[k], settings, wanted, texts, micro_batch, search)
+                # The bill first: rows that are there have been paid for, a block without rows is done and billed anew.
                 known = _add(known, block, subject, settings, split, k)
                 write_rows(run, known)
             done += k * len(texts) * settings.images_per_prompt
@@ -131,13 +139,14 @@ def _block(
     scorers: Sequence[Scorer],
     texts: Sequence[str],
     micro_batch: int,
+    search: Candidates | None,
 ) -> pd.DataFrame:
     """Sample one split at one step count and score every image with every reward."""
     pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
     frames = []
     for start in range(0, len(pairs), micro_batch):
         part = pairs[start : start + micro_batch]
-        images = sample_images(policy, schedule, settings, part, micro_batch)
+        images = sample_images(policy, schedule, settings, part, micro_batch, search)
         numbers = {name: value.tolist() for name, value in pictures.statistics(images).items()}
         base = {"prompt": [text for text, _ in part], "image": [i for _, i in part], **numbers}
         for scorer in scorers:
@@ -156,8 +165,11 @@ def sample_images(
     settings: EvaluationSettings,
     pairs: Sequence[tuple[str, int]],
     micro_batch: int = 64,
+    search: Candidates | None = None,
 ) -> Tensor:
     """Images ``[n, 3, H, W]`` of (prompt, image number) pairs; the noise depends on the pair and the bank alone."""
+    if search is not None:
+        return search.sample(policy, schedule, settings, pairs, micro_batch)
     noise = Noise(("evaluation", settings.noise_bank))
     names = [f"{prompt}\n{number}" for prompt, number in pairs]
     prompts = [prompt for prompt, _ in pairs]

@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.bill import search_bill
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
 from sdpo_bench.scores import Scores, read_scores
@@ -80,8 +81,13 @@ class Run:
 
     @cached_property
     def bill(self) -> dict[str, Any]:
-        """What training has cost so far; empty before the first epoch."""
-        return clean_bill(self.last_epoch.get("bill"))
+        """What training has cost so far, or what a search has in evaluation; empty before the first epoch."""
+        return self.search_bill or clean_bill(self.last_epoch.get("bill"))
+
+    @cached_property
+    def search_bill(self) -> dict[str, Any]:
+        """What a method that trains nothing has cost in evaluation; empty for the others."""
+        return clean_bill(search_bill(self.folder.path))
 
     @cached_property
     def seconds(self) -> float:

@@ -13,7 +13,9 @@ import torch
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import pictures, provenance
+from sdpo_bench.api import Search
 from sdpo_bench.calibration import calibrate
+from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.errors import DiskFull, SdpoBenchError
@@ -110,7 +112,8 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
                 run.set_status("running", "training")
                 trainer.train()
                 _export(trainer, policy, run)
-            table = _judge(config, runtime, run, policy, scorers, watcher, device)
+            search = candidates_of(trainer.method, scorers[0], config.seed)
+            table = _judge(config, runtime, run, policy, scorers, watcher, device, search)
         except KeyboardInterrupt:
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
@@ -137,7 +140,7 @@ def _set_threads(threads: int) -> None:
 
 
 def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device: str) -> dict[str, Any]:
-    config = resolved.config
+    config, method = resolved.config, trainer.method
     return {
         "kind": "run",
         "run": resolved.run_id,
@@ -150,7 +153,7 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
         "model_commit": resolved_commit(trainer.policy.pipeline.name_or_path),
         "schedule": canonical(dict(trainer.schedule.resolved)),
         **provenance.record(config.method.name, config.reward.name, device),
-    }
+    } | ({"search": {"samples_per_image": method.candidates}} if isinstance(method, Search) else {})
 
 
 def _trainer(
@@ -172,6 +175,7 @@ def _judge(
     scorers: list[Scorer],
     watcher: Watcher,
     device: str,
+    search: Candidates | None,
 ) -> list[dict[str, Any]]:
     """Evaluation rows of the run and of its base model, the grid, and the table."""
     settings = config.eval
@@ -181,10 +185,10 @@ def _judge(
     subject = ev.Subject(run.run_id, config.method.name, config.seed)
     tuned_rows = ev.evaluate(
         policy, settings, scorers, run, subject,
-        micro_batch=runtime.micro_batch, progress=watcher.evaluation,
+        micro_batch=runtime.micro_batch, progress=watcher.evaluation, search=search,
     )  # fmt: skip
     if not (run.path / "grid.png").exists():
-        draw_grid(policy, settings, run, runtime.micro_batch)
+        draw_grid(policy, settings, run, runtime.micro_batch, search)
     return ev.step_table(base_rows, tuned_rows)
 
 
@@ -232,17 +236,19 @@ def evaluate_base(
     return rows
 
 
-def draw_grid(policy: Policy, settings: EvaluationSettings, run: RunFolder, micro_batch: int) -> None:
-    """``grid.png``: a few prompts, the same noise, base beside tuned, one column a step count."""
+def draw_grid(
+    policy: Policy, settings: EvaluationSettings, run: RunFolder, micro_batch: int, search: Candidates | None = None
+) -> None:
+    """``grid.png``: a few prompts, the same noise, base beside tuned (or searched), one column a step count."""
     texts = next(iter(ev.splits(settings).values()))
     chosen = texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS]
     by_model = {}
-    for name, context in (("base", policy.reference()), ("tuned", nullcontext())):
+    pairs = [(text, 0) for text in chosen]
+    for name, context in (("base", policy.reference()), ("searched" if search else "tuned", nullcontext())):
+        how = search if name == "searched" else None
         with context:
             columns = [
-                ev.sample_images(
-                    policy, ev.evaluation_schedule(policy, settings, k), settings, [(t, 0) for t in chosen], micro_batch
-                )
+                ev.sample_images(policy, ev.evaluation_schedule(policy, settings, k), settings, pairs, micro_batch, how)
                 for k in settings.steps
             ]
         by_model[name] = columns

@@ -54,12 +54,16 @@ def draw(
     import torch
 
     from sdpo_bench import pictures
+    from sdpo_bench.calibration import calibrate
+    from sdpo_bench.candidates import recorded_search
+    from sdpo_bench.composite import Basis
     from sdpo_bench.config import validate
     from sdpo_bench.evaluate import evaluation_schedule, sample_images
     from sdpo_bench.models import load_policy, pick_device
     from sdpo_bench.policy import LORA_FILE
+    from sdpo_bench.runner import make_scorer
     from sdpo_bench.seeds import seed_for
-    from sdpo_bench.settings import EvaluationSettings, ModelSettings
+    from sdpo_bench.settings import EvaluationSettings, ModelSettings, ScheduleSettings
 
     record = folder.record()
     if record.get("kind") != "run" or not (folder.lora / LORA_FILE).exists():
@@ -72,12 +76,22 @@ def draw(
     policy = load_policy(model, device=pick_device(device), lora_seed=seed_for(config["seed"], "lora"))
     policy.load(folder.lora)
     policy.set_guidance(settings.guidance_scale)
+    search = None
+    if "search" in record:
+        own = record["reward_execution"]
+        schedule: ScheduleSettings = validate(ScheduleSettings, config["schedule"], "schedule")
+        basis = Basis(model, schedule, config["sample"]["prompts"])
+        scorer = make_scorer(own["name"], own["settings"], str(policy.device), basis)
+        scorer.reward.load()
+        calibrate([scorer], policy, folder.path.parent.parent, record.get("reward_reference", {}))
+        search = recorded_search(config, scorer)
     pairs = [(prompt, i) for prompt in prompts for i in range(images)]
     by_model: dict[str, list[Any]] = {}
-    for name, context in (("base", policy.reference()), ("tuned", nullcontext())):
+    for name, context in (("base", policy.reference()), ("searched" if search else "tuned", nullcontext())):
+        how = search if name == "searched" else None
         with context:
             schedules = [evaluation_schedule(policy, settings, k) for k in steps]
-            by_model[name] = [sample_images(policy, s, settings, pairs, micro_batch).cpu() for s in schedules]
+            by_model[name] = [sample_images(policy, s, settings, pairs, micro_batch, how).cpu() for s in schedules]
     rows = [
         (clean(f"{name}: {prompt}"), torch.stack([column[r] for column in columns]))
         for r, (prompt, _) in enumerate(pairs)

@@ -3,7 +3,7 @@
 A reward is somebody else's code, so its answer is checked for shape and finiteness before anything learns from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,16 +76,16 @@ class Scorer:
         rows = sorted(first.values())
         if rows:
             asked = images if len(rows) == len(keys) else images[torch.tensor(rows, device=images.device)]
-            fresh = self._ask(asked, [prompts[row] for row in rows]).tolist()
+            fresh = self._ask(asked, [prompts[row] for row in rows], self._call).detach().float().cpu().tolist()
             known |= dict(zip((keys[row] for row in rows), fresh))
             self.cache.put([keys[row] for row in rows], fresh)
         if self.ledger is not None:
             self.ledger.charge_reward(self.name, len(rows), cached=len(keys) - len(rows))
         return torch.tensor([known[key] for key in keys], dtype=torch.float32)
 
-    def _ask(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def _ask(self, images: Tensor, prompts: list[str], call: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
         try:
-            scores = self.deadline(lambda: self._call(images, prompts))
+            scores = self.deadline(lambda: call(images, prompts))
         except SdpoBenchError:
             raise
         except DeadlinePassed as error:
@@ -97,7 +97,22 @@ class Scorer:
         except Exception as error:  # a reward is somebody else's code
             raise RunFailed(f"reward '{self.name}' raised {type(error).__name__}: {error}") from error
         self._check(scores, len(prompts))
-        return scores.detach().float().cpu()
+        return scores
+
+    def differentiable(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores ``[B]`` whose graph reaches back to the images: never remembered, charged as calls and as gradients.
+
+        Raises:
+            RunFailed: as :meth:`__call__`, or a reward that declares a gradient and has none.
+        """
+        _refuse_broken(images)
+        scores = self._ask(images, list(prompts), self.reward)
+        if not scores.requires_grad:
+            raise RunFailed(f"reward '{self.name}' declares itself differentiable, but its scores carry no gradient.")
+        if self.ledger is not None:
+            self.ledger.charge_reward(self.name, len(prompts))
+            self.ledger.reward_backward += len(prompts)
+        return scores.float()
 
     def _call(self, images: Tensor, prompts: list[str]) -> Tensor:
         with torch.no_grad():
@@ -134,6 +149,9 @@ class CompositeScorer(Scorer):
         parts = self.score_parts(images, prompts)
         return self.reward.combine(parts), parts
 
+    def differentiable(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.reward.combine({part.name: part.differentiable(images, prompts) for part in self.parts})
+
     def score_parts(self, images: Tensor, prompts: Sequence[str]) -> Parts:
         """Scores of the parts alone, on their own scales."""
         digests = _digests(images)
@@ -141,9 +159,13 @@ class CompositeScorer(Scorer):
 
 
 def _digests(images: Tensor) -> list[bytes]:
+    _refuse_broken(images)
+    return picture_digests(images)
+
+
+def _refuse_broken(images: Tensor) -> None:
     if not torch.isfinite(images).all():
         raise RunFailed("decoded images contain NaN or infinity: the policy has diverged. Lower update.lr.")
-    return picture_digests(images)
 
 
 def supervise(name: str, reward: Reward, ledger: Ledger | None = None, **options: Any) -> Scorer:

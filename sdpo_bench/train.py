@@ -17,7 +17,7 @@ from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit
 from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
 from sdpo_bench.dense import choose_queries, step_rewards
-from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, spread
+from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, spread, update_rewards
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
@@ -34,8 +34,8 @@ from sdpo_bench.update import Experience, UpdateLog, Updater
 from sdpo_bench.validation import Validator
 
 
-def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
-    """The schedule of the training trajectories, checked for finite log-probabilities.
+def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method) -> Schedule:
+    """The schedule of the training trajectories, checked for finite log-probabilities where the method needs them.
 
     Raises:
         UsageError: from the lint.
@@ -45,8 +45,13 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any]) -> Schedule:
         scheduler, s.steps, sampler=s.sampler, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep,
         std_floor=s.std_floor,
     )  # fmt: skip
-    lint(schedule, needs_log_prob=True)
+    lint(schedule, needs_log_prob=needs_log_prob(method))
     return schedule
+
+
+def needs_log_prob(method: Method) -> bool:
+    """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
+    return method.signal in ("advantage", "preference")
 
 
 class Trainer:
@@ -72,9 +77,9 @@ class Trainer:
         self.config, self.runtime, self.run = config, runtime, run
         self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
         self.prompts = load_prompts(config.sample.prompts)
-        self.schedule = training_schedule(config, scheduler_config(policy))
+        self.schedule = training_schedule(config, scheduler_config(policy), method)
         self.weights = step_weights(self.schedule, config.update.step_weight)
-        if not bool((self.weights > 0).any()):
+        if needs_log_prob(method) and not bool((self.weights > 0).any()):
             raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
         self.ledger = Ledger()
         self.scorer = supervise(config.reward.name, reward, self.ledger, timeout=runtime.reward_timeout)
@@ -82,7 +87,15 @@ class Trainer:
         a = config.advantage
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
         self.updater = Updater(
-            policy, self.schedule, method, config.update, self.weights, self.ledger, runtime.micro_batch
+            policy,
+            self.schedule,
+            method,
+            config.update,
+            self.weights,
+            self.ledger,
+            runtime.micro_batch,
+            self.scorer,
+            config.seed,
         )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
@@ -100,6 +113,8 @@ class Trainer:
             RunFailed: numbers that can no longer be trusted; the last checkpoint is intact.
             KeyboardInterrupt: passed on; whole epochs since the last checkpoint are saved first.
         """
+        if self.method.signal == "none":
+            return
         self._resume()
         self.policy.on_call = self.ledger.charge_call
         wanted = self.groups_per_epoch
@@ -203,6 +218,8 @@ class Trainer:
     def _signals(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
         """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics."""
         self._tell("scoring")
+        if self.method.signal == "gradient":
+            return self._unscored(trajectories)
         method, mode = self.method, self.method.reward_mode
         queries = choose_queries(trajectories.x0, mode)
         decode_sample = mode == "sparse" and method.final_image == "sample"
@@ -214,11 +231,21 @@ class Trainer:
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
         normalised = self._advantages(rewards, trajectories.prompts)
         reference, kl = self._reference(trajectories)
+        values = self.updater.sampled_values(trajectories)
         metrics = reward_metrics(queried, rewards, mode) | {"kl_to_base": kl} | part_metrics(answers.parts)
         if normalised is not None:
             metrics |= spread("advantage", normalised)
         metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference), metrics
+        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values), metrics
+
+    def _unscored(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
+        """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
+        samples = trajectories.latents[:, :, -1].flatten(0, 1)
+        with torch.no_grad():
+            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
+        metrics = {"kl_to_base": self._reference(trajectories)[1], "pictures": pictures.summary(images)}
+        none = torch.zeros(*trajectories.latents.shape[:2], 0)
+        return Experience(trajectories, none, none), metrics
 
     def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
         settings = self.config.advantage
@@ -248,7 +275,7 @@ class Trainer:
             order = self._order(groups, inner)
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
-        return log.summary()
+        return log.summary() | update_rewards(log.rewards)
 
     def _seconds_stop(self) -> Callable[[], bool]:
         started = time.monotonic()

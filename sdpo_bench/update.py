@@ -8,25 +8,32 @@ order the settings ask for. Log-ratios carry the step weight here, so that no me
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo_bench.api import Method, Minibatch
+from sdpo_bench import backprop
+from sdpo_bench.api import Critic, Method, Minibatch
 from sdpo_bench.budget import Ledger
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.order import Order, Task, windows
 from sdpo_bench.policy import Policy
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
+from sdpo_bench.scoring import Scorer
+from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import UpdateSettings
+
+CRITIC = "critic/"
 
 
 @dataclass(frozen=True)
 class Experience:
     """One epoch's trajectories with their learning signals; tensors as in :class:`~sdpo_bench.api.Minibatch`.
 
-    ``rewards [N, G, T]``, ``final_rewards [N, G]``, ``advantages`` and ``ref_log_probs`` ``[N, G, T]`` or ``None``.
+    ``rewards [N, G, T]``, ``final_rewards [N, G]``, ``advantages``, ``ref_log_probs`` and ``old_values`` ``[N, G, T]``
+    or ``None``.
     """
 
     trajectories: Trajectories
@@ -34,6 +41,7 @@ class Experience:
     final_rewards: Tensor
     advantages: Tensor | None = None
     ref_log_probs: Tensor | None = None
+    old_values: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class UpdateLog:
     grad_norms: list[float] = field(default_factory=list)
     grad_square: Tensor = field(init=False)
     zero_gap: float = 0.0
+    rewards: list[Tensor] = field(default_factory=list)
+    """Rewards asked for during the updates (methods that follow the reward's gradient)."""
 
     def __post_init__(self) -> None:
         self.grad_square = torch.zeros(self.num_steps, dtype=torch.float64)
@@ -91,7 +101,10 @@ class Updater:
         weights: Tensor,
         ledger: Ledger,
         micro_batch: int = 64,
+        scorer: Scorer | None = None,
+        seed: int = 0,
     ):
+        self.scorer = scorer
         self.policy = policy
         self.schedule = schedule
         self.method = method
@@ -99,9 +112,17 @@ class Updater:
         self.weights = weights
         self.ledger = ledger
         self.micro_batch = micro_batch
-        self.parameters = policy.lora_parameters()
+        lora = policy.lora_parameters()
+        groups: list[dict[str, Any]] = [{"params": list(lora.values())}]
+        self.critic, learnt = None, dict[str, torch.nn.Parameter]()
+        if critic := seeded_critic(method, policy, schedule.num_steps, seed):
+            self.critic = critic.network
+            learnt = {CRITIC + name: p for name, p in critic.network.named_parameters()}
+            groups.append({"params": list(learnt.values()), "lr": critic.lr})
+        self.parameters = lora | learnt
+        """Everything that learns, by name: the adapter's weights, then the critic's (prefix :data:`CRITIC`)."""
         self.optimiser = torch.optim.AdamW(
-            [{"params": list(self.parameters.values())}],
+            groups,
             lr=settings.lr,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
@@ -133,9 +154,13 @@ class Updater:
         return False
 
     def _optimiser_step(self, log: UpdateLog) -> None:
-        parameters = list(self.parameters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
-        if not math.isfinite(norm):
+        # The critic is clipped by itself, so that its errors do not decide how far the policy moves.
+        norm, *others = [
+            float(torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm))
+            for group in self.optimiser.param_groups
+        ]
+        if not all(math.isfinite(n) for n in (norm, *others)):
+            norm = next(n for n in (norm, *others) if not math.isfinite(n))
             self.optimiser.zero_grad(set_to_none=True)
             raise RunFailed(f"the gradient norm is {norm} at optimiser step {self.ledger.optimiser_steps}.")
         self.optimiser.step()
@@ -154,7 +179,9 @@ class Updater:
         for part in torch.arange(len(task.groups)).split(size):
             share = task.share * len(part) / len(task.groups)
             piece = Task(task.groups[part], task.steps[part], share)
-            if self.method.granularity == "step":
+            if self.method.signal == "gradient":
+                self._backward_reward(experience, piece, log, fresh)
+            elif self.method.granularity == "step":
                 self._backward_step(experience, piece, log, fresh)
             else:
                 self._backward_trajectory(experience, piece, log, fresh)
@@ -171,7 +198,7 @@ class Updater:
         kl = None if now.kl is None else now.kl[..., None]
         batch = self._minibatch(experience, task, now.log_probs[..., None], kl)
         (self._loss(batch, log, fresh) * task.share).backward()
-        self._record_gradient(now, log)
+        self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
     def _backward_trajectory(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
@@ -189,11 +216,35 @@ class Updater:
         kls = [p.kl for p in passes if p.kl is not None]
         kl_leaf = torch.stack(kls, -1).requires_grad_() if kls else None
         loss = self._loss(self._minibatch(experience, task, leaf, kl_leaf), log, fresh) * task.share
-        inputs = [leaf] if kl_leaf is None else [leaf, kl_leaf]
-        slopes = torch.autograd.grad(loss, inputs, allow_unused=True)
+        loss.backward()
+        slopes = [leaf.grad] if kl_leaf is None else [leaf.grad, kl_leaf.grad]
         for i, step in enumerate(in_order.T):
             self._backward_slopes(trajectories, groups, step, [s if s is None else s[..., i] for s in slopes], log)
         self._record_ratio(experience, task, leaf.detach(), log, fresh)
+
+    def _backward_reward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        """Gradient of a loss of the rewards themselves, through the last denoising steps."""
+        trajectories, groups, method = experience.trajectories, task.groups, self.method
+        members, outputs = trajectories.latents.shape[1], []
+
+        def on_step(output: Tensor, steps: Tensor) -> None:
+            output.retain_grad()
+            self.ledger.backward += len(output) * self.policy.branches
+            outputs.append((output, steps))
+
+        assert self.scorer is not None
+        plan = method.backprop(trajectories.num_steps)
+        last = backprop.last_steps(task.steps, plan.window)
+        with self.ledger.during("update"):
+            images = backprop.final_images(
+                self.policy, self.schedule, trajectories, groups, last, plan, method.final_image, on_step
+            )
+        prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
+        rewards = self.scorer.differentiable(images, prompts).to(images.device).view(len(groups), members)
+        log.rewards.append(rewards.detach().cpu())
+        (self._loss(_reward_minibatch(rewards, trajectories.num_steps), log, fresh) * task.share).backward()
+        for output, steps in outputs:
+            self._record_gradient(output, steps, log)
 
     def _backward_slopes(
         self, trajectories: Trajectories, groups: Tensor, step: Tensor, slopes: list[Tensor | None], log: UpdateLog
@@ -203,13 +254,13 @@ class Updater:
         now = self._pass(trajectories, groups, step)
         pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]
         torch.autograd.backward([value for value, _ in pairs], [slope for _, slope in pairs])
-        self._record_gradient(now, log)
+        self._record_gradient(now.output, now.output_steps, log)
 
     def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
         loss = self.method.loss(batch)
         if not torch.isfinite(loss.value):
             raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")
-        count = len(batch.log_probs)
+        count = len(batch.final_rewards)
         log.add("loss", loss.value, count)
         for name, value in loss.metrics.items():
             log.add(name, value, count)
@@ -235,7 +286,28 @@ class Updater:
             steps=steps,
             num_steps=experience.trajectories.num_steps,
             kl=kl,
+            values=self._values(experience.trajectories, groups, steps),
+            old_values=pick(experience.old_values),
         )
+
+    def _values(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> Tensor | None:
+        """The critic's value ``[b, G, K]`` of the states before ``steps [b, K]``; ``None`` without a critic."""
+        if self.critic is None:
+            return None
+        states = trajectories.latents[groups[:, None], :, steps].transpose(1, 2)
+        at = steps[:, None].expand(states.shape[:3])
+        values: Tensor = self.critic(states.flatten(0, 2), at.flatten())
+        return values.view(at.shape)
+
+    @torch.no_grad()
+    def sampled_values(self, trajectories: Trajectories) -> Tensor | None:
+        """The critic's value ``[N, G, T]`` of every state; ``None`` without a critic."""
+        device, steps = trajectories.latents.device, trajectories.num_steps
+        parts = torch.arange(len(trajectories.prompts), device=device).split(self.micro_batch)
+        every = torch.arange(steps, device=device)
+        found = [self._values(trajectories, part, every.expand(len(part), -1)) for part in parts]
+        known = [values for values in found if values is not None]
+        return torch.cat(known) if known else None
 
     def _pass(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> StepPass:
         """One step ``[b]`` of each group. Members that share their first state share its denoiser call here too."""
@@ -259,10 +331,10 @@ class Updater:
         kl = gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
         return StepPass(log_probs, kl, output, at[rows])
 
-    def _record_gradient(self, now: StepPass, log: UpdateLog) -> None:
-        if now.output.grad is not None:
-            square = now.output.grad.detach().double().flatten(1).square().sum(1).cpu()
-            log.grad_square.index_add_(0, now.output_steps, square)
+    def _record_gradient(self, output: Tensor, steps: Tensor, log: UpdateLog) -> None:
+        if output.grad is not None:
+            square = output.grad.detach().double().flatten(1).square().sum(1).cpu()
+            log.grad_square.index_add_(0, steps, square)
 
     def _record_ratio(self, experience: Experience, task: Task, current: Tensor, log: UpdateLog, fresh: bool) -> None:
         groups, steps = task.groups.to(current.device), task.steps.to(current.device)
@@ -271,6 +343,23 @@ class Updater:
         log.add("approx_kl", 0.5 * gap.square().mean(), len(groups))
         if fresh:
             log.zero_gap = max(log.zero_gap, float((gap.exp() - 1).abs().max()))
+
+
+def seeded_critic(method: Method, policy: Policy, num_steps: int, seed: int) -> Critic | None:
+    """The method's critic, if it has one, initialised from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "critic"))
+        critic = method.critic(policy.latent_shape, num_steps)
+    if critic is not None:
+        critic.network.to(policy.device, torch.float32)
+    return critic
+
+
+def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:
+    """A minibatch of rewards ``[b, G]`` with their graph, and of no step's log-probability."""
+    empty = rewards.new_zeros(*rewards.shape, 0)
+    steps = torch.zeros(len(rewards), 0, dtype=torch.int64)
+    return Minibatch(empty, empty, None, None, empty, rewards, steps, num_steps)
 
 
 def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,14 @@ from sdpo_bench.update import Experience, Updater
 
 METHODS = tuple(plugins("methods"))
 """Every method that is found."""
-LOSS_METHODS = tuple(n for n in METHODS if not find("methods", n).load().variant_of)
+LOADED = {name: find("methods", name).load() for name in METHODS}
+LOSS_METHODS = tuple(n for n, m in LOADED.items() if not m.variant_of and m.signal in ("advantage", "preference"))
 """Methods with a loss of log-probabilities of their own."""
+GRADIENT_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "gradient")
+"""Methods that follow the reward's own gradient."""
+SEARCH_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "none")
+"""Methods that train nothing."""
+TRAINED = tuple(n for n in METHODS if n not in SEARCH_METHODS)
 SMALL = {"grpo": {"method.group_size": 4}}
 """Settings that make a method fit into the small experiments here."""
 PROMPTS = ["cat", "dog", "butterfly", "horse", "bee"]
@@ -47,8 +53,11 @@ def make_resolved(tiny_pipe: Path, method: str = "sdpo", **overrides: Any) -> Re
     }
     if not any(key.startswith("budget.") for key in overrides):
         overrides = {"budget.images": settings["budget.images"]} | overrides
+    reward = overrides.pop("reward.name", "emoji-align" if method in GRADIENT_METHODS else "jpeg-incompressibility")
+    if method in SEARCH_METHODS:
+        settings = {k: v for k, v in settings.items() if not k.startswith(("update.", "sample."))}
     settings = {k: v for k, v in settings.items() if not k.startswith("budget.")} | SMALL.get(method, {}) | overrides
-    return resolve(Request(method=method, model=str(tiny_pipe), reward="jpeg-incompressibility", overrides=settings))
+    return resolve(Request(method=method, model=str(tiny_pipe), reward=reward, overrides=settings))
 
 
 def make_trainer(resolved: Resolved, out: Path, **runtime: Any) -> Trainer:
@@ -80,7 +89,9 @@ def random_experience(trajectories: Trajectories, reference: torch.Tensor | None
     generator = torch.Generator().manual_seed(seed)
     shape = trajectories.log_probs.shape
     advantages = torch.randn(shape, generator=generator)
-    return Experience(trajectories, advantages, torch.randn(shape[:2], generator=generator), advantages, reference)
+    final = torch.randn(shape[:2], generator=generator)
+    values = torch.randn(shape, generator=generator)
+    return Experience(trajectories, advantages, final, advantages, reference, values)
 
 
 def make_updater(

@@ -1,6 +1,9 @@
 """What each method's loss is, in numbers worked out by hand, and that following it leads to a known optimum."""
 
+import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -79,6 +82,23 @@ def test_pso_by_hand():
     loss = make_method("pso").loss(tie).value
     assert loss.item() == pytest.approx(math.log(2))
     assert not torch.autograd.grad(loss, tie.log_probs)[0].any()
+
+
+def test_tdpo_by_hand():
+    """A = 1 against an old value of 0.4: temporal reward 0.6 at ratio 1. The critic went from 0.4 to 0.8; clipped to
+    0.5 its error is the larger, (0.5 - 1)^2. The second trajectory's critic has not moved: 0.3^2."""
+    batch = dataclasses.replace(
+        make_batch([[[0.0]], [[0.0]]], advantage=[[[1.0]], [[-0.5]]]),
+        values=torch.tensor([[[0.8]], [[-0.2]]], dtype=torch.float64, requires_grad=True),
+        old_values=torch.tensor([[[0.4]], [[-0.2]]], dtype=torch.float64),
+    )
+    gain, error = -(0.6 - 0.3) / 2, (0.25 + 0.09) / 2
+    assert value("tdpo", batch, critic_clip_range=0.1) == pytest.approx(gain + error / 2)
+    assert value("tdpo", batch, critic_clip_range=0.0) == pytest.approx(gain + (0.04 + 0.09) / 4)
+    loss = make_method("tdpo", critic_clip_range=0.0).loss(batch).value
+    to_policy, to_critic = torch.autograd.grad(loss, [batch.log_probs, batch.values])
+    assert torch.allclose(to_policy.flatten(), torch.tensor([-0.3, 0.15], dtype=torch.float64))
+    assert torch.allclose(to_critic.flatten(), torch.tensor([-0.1, 0.15], dtype=torch.float64))
 
 
 # -- group-relative advantages -----------------------------------------------------------------------------------
@@ -171,8 +191,8 @@ def log_density(actions, theta):
 def play(name, rounds=100, groups=48, **settings):
     """Two Gaussian steps with means theta; the reward falls with the square distance of each from its target."""
     method = make_method(name, **settings)
-    theta = torch.zeros(2, requires_grad=True)
-    optimiser = torch.optim.Adam([theta], lr=0.03)
+    theta, critic = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    optimiser = torch.optim.Adam([theta, critic], lr=0.03)
     normaliser = Normaliser(method.defaults.get("advantage.normalisation", "per-step-prompt"))
     sparse, generator = method.reward_mode == "sparse", torch.Generator().manual_seed(0)
     finals = []
@@ -195,6 +215,7 @@ def play(name, rounds=100, groups=48, **settings):
                     ref_log_probs=log_density(actions, torch.zeros(2))[..., steps],
                     advantages=None if advantage is None else advantage[..., steps], rewards=rewards[..., steps],
                     final_rewards=final, steps=torch.tensor(steps).expand(groups, -1), num_steps=2,
+                    values=critic[steps].expand(now.shape), old_values=critic.detach()[steps].expand(now.shape),
                     kl=(theta[steps] ** 2 / (2 * SPREAD**2)).expand(now.shape) if method.needs_kl else None,
                 )
             )  # fmt: skip
@@ -235,3 +256,14 @@ def test_method_files_are_short():
     """A method is one file of well under 100 lines, or the plugin contract is at fault."""
     for path in find("methods", "sdpo").path.parent.glob("*.py"):
         assert len(path.read_text().splitlines()) < 100, path.name
+
+
+def test_reading_a_method_imports_no_torch():
+    """Plans and listings ask methods what they need; that must stay quick."""
+    script = (
+        "import sys\nfrom sdpo_bench.registry import plugins\n"
+        "found = [p.load() for p in plugins('methods').values()]\n"
+        "assert len(found) > 10 and 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factories import METHODS
+from factories import GRADIENT_METHODS, METHODS
 from sdpo_bench import registry
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import UsageError
@@ -72,6 +72,10 @@ def test_every_preset_is_valid_for_every_method(name, method):
     model = preset.match["model"]
     reward = preset.match.get("reward", ["emoji-align"])
     reward = reward if isinstance(reward, str) else reward[0]
+    if method in GRADIENT_METHODS and not reward.startswith("emoji"):
+        with pytest.raises(UsageError, match="gradient"):
+            resolve(Request(method=method, model=model, reward=reward))
+        return
     resolved = resolve(Request(method=method, model=model, reward=reward))
     assert resolved.preset == name
     assert resolve(Request(method=method, model=model, reward=reward, preset=name)).run_id == resolved.run_id

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from factories import METHODS, make_resolved, make_trainer
+from factories import GRADIENT_METHODS, TRAINED, make_resolved, make_trainer
 from sdpo_bench import checkpoint
 from sdpo_bench.errors import RunFailed, UsageError
 
@@ -30,9 +30,18 @@ def count_calls(monkeypatch, trainer):
     return counts
 
 
-@pytest.mark.parametrize("name", METHODS)
+ONE_STEP, SKIP_LAST = {"update.inner_epochs": 2, "schedule.steps": 1}, {"update.step_weight": "skip-last"}
+# Every way of being charged, in every setting that changes the bill.
+WAYS = ("sdpo", "ddpo", "sparse_dpo", "dpok")
+# Every kind of state: buffers of prompts, a reference, whole trajectories, a critic, rewards asked for in updates.
+RESUMED = ("sdpo", "ddpo", "d3po", "sparse_dpo", "tdpo", "draft")
+
+
 @pytest.mark.parametrize(
-    "extra", [{}, {"update.inner_epochs": 2, "schedule.steps": 1}, {"update.step_weight": "skip-last"}]
+    ("name", "extra"),
+    [(name, {}) for name in TRAINED]
+    + [(name, ONE_STEP) for name in (*WAYS, *GRADIENT_METHODS)]
+    + [(name, SKIP_LAST) for name in WAYS],
 )
 def test_the_ledger_counts_every_call(tiny_pipe, tmp_path, monkeypatch, name, extra):
     from sdpo_bench.commands import plan
@@ -43,12 +52,12 @@ def test_the_ledger_counts_every_call(tiny_pipe, tmp_path, monkeypatch, name, ex
     trainer.train()
     bill = trainer.ledger.bill()
     assert sum(bill["forward"].values()) == counts["rows"]
-    assert bill["rewards"] == {"jpeg-incompressibility": counts["images"]}
+    assert bill["rewards"] == {trainer.scorer.name: counts["images"]}
     assert bill["images"] == 16
     predicted = plan(resolved)["cost_per_epoch"]
     assert 2 * predicted["denoiser_forward"] == counts["rows"]
     assert 2 * predicted["denoiser_backward"] == bill["backward"]
-    assert 2 * predicted["reward_calls"] == counts["images"]
+    assert 2 * predicted["reward_calls"] == counts["images"] + bill["reward_backward"] == bill["reward_calls"]
     assert 2 * predicted["optimiser_steps"] == bill["optimiser_steps"]
 
 
@@ -93,7 +102,7 @@ def interrupt_after(trainer, epochs, phase):
 
 @pytest.mark.parametrize(
     ("name", "phase"),
-    [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in METHODS)],
+    [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in RESUMED)],
 )
 def test_resumed_equals_never_stopped(tiny_pipe, tmp_path, name, phase):
     """The same bytes of train.jsonl and the same weights, wherever the first attempt ended."""
