@@ -171,6 +171,8 @@ class Policy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of each prompt, in order; every distinct prompt is encoded once per policy."""
+        if not prompts:
+            return Conditioning({})
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if missing:
             encoders = [getattr(self.pipeline, name) for name in self._text.encoders]
@@ -216,6 +218,9 @@ class Policy:
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[n, 3, H, W]`` float32 in [0, 1] of scaled latents ``[n, C, h, w]``; differentiable."""
         config = self.vae.config
+        if not len(latents):
+            side = latents.shape[-1] * picture_stride(self.pipeline)
+            return torch.empty(0, 3, side, side)
         with self._at_work(self.vae):
             unscaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
             if getattr(config, "latents_mean", None) is not None:

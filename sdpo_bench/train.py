@@ -6,6 +6,7 @@ of its resolved configuration, wherever and however often it was interrupted.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
 from sdpo_bench.policy import Policy
+from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
 from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
-from sdpo_bench.scoring import ask_rewards, supervise
+from sdpo_bench.scoring import Answers, Parts, ask_rewards, supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
 from sdpo_bench.update import Experience, UpdateLog, Updater
@@ -54,6 +56,17 @@ def needs_log_prob(method: Method) -> bool:
     return method.signal in ("advantage", "preference")
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The epoch's rewards over all processes, in the order of its groups: ``queried [N, G, Q]``, ``rewards [N, G, T]``,
+    N prompts, and the parts' scores ``[N, G]``."""
+
+    queried: Tensor
+    rewards: Tensor
+    prompts: Sequence[str]
+    parts: Parts
+
+
 class Trainer:
     """One run's training.
 
@@ -61,6 +74,7 @@ class Trainer:
         policy: carries a fresh adapter drawn from the run's seed.
         watch: called with a :class:`Tick` now and then.
         validator: judges candidates for the best checkpoint; None where the last one is taken.
+        processes: who else trains this run; each does its own groups, the main one writes.
     """
 
     def __init__(
@@ -73,8 +87,9 @@ class Trainer:
         reward: Reward,
         watch: Callable[[Tick], None] = lambda tick: None,
         validator: Validator | None = None,
+        processes: Processes = ALONE,
     ):
-        self.config, self.runtime, self.run = config, runtime, run
+        self.config, self.runtime, self.run, self.processes = config, runtime, run, processes
         self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
         self.prompts = load_prompts(config.sample.prompts)
         self.schedule = training_schedule(config, scheduler_config(policy), method)
@@ -96,6 +111,7 @@ class Trainer:
             runtime.micro_batch,
             self.scorer,
             config.seed,
+            processes,
         )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
@@ -174,29 +190,47 @@ class Trainer:
     def _run_epoch(self, groups: int, wanted: int) -> None:
         started = time.monotonic()
         self.metrics, timing = self._epoch(groups, wanted)
-        seconds = time.monotonic() - started
+        seconds = self.processes.share(lambda: time.monotonic() - started)
         self.ledger.seconds += seconds
         self.epoch += 1
         timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
-        self.run.append("train.jsonl", self.metrics)
-        self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
-        self._packed = self._pack()
+        if self.processes.is_main:
+            self.run.append("train.jsonl", self.metrics)
+            self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
+            self._packed = self._pack()
         self._tell("epoch")
 
     def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
-        clock = Stopwatch()
-        trajectories = self._sample(groups, wanted)
+        clock, before = Stopwatch(), Ledger.from_state(self.ledger.state_dict())
+        remembered = self.scorer.cache.mark() if self.processes.count > 1 else set()
+        mine = self.processes.mine(self._order(groups, 0).groups).sort().values
+        trajectories = self._sample(mine, groups, wanted)
         clock.lap("sample_seconds")
-        experience, metrics = self._signals(trajectories)
+        experience, metrics = self._signals(trajectories, mine, groups)
         clock.lap("reward_seconds")
         metrics |= self._learn(experience, groups)
         clock.lap("update_seconds")
+        self._settle(before, remembered)
         bill = self.ledger.bill()
         return {"epoch": self.epoch + 1, "groups": groups, **metrics, "bill": bill}, clock.laps
 
+    def _settle(self, before: Ledger, remembered: set[bytes]) -> None:
+        """Bring together what each process has been charged and told in this epoch."""
+        if self.processes.count == 1:
+            return
+        found = self.processes.gather((self.ledger, self.scorer.cache.since(remembered), self.updater.fingerprint()))
+        self.ledger.absorb([bill for bill, _, _ in found], before)
+        for _, scores, _ in found:
+            self.scorer.cache.put(list(scores), list(scores.values()))
+        if len({weights for _, _, weights in found}) > 1:
+            raise RunFailed(
+                f"the processes' weights differ after epoch {self.epoch + 1}: their updates were not equal."
+            )
+
     # -- stages ----------------------------------------------------------------------------------------------
 
-    def _sample(self, groups: int, wanted: int) -> Trajectories:
+    def _sample(self, mine: Tensor, groups: int, wanted: int) -> Trajectories:
+        """Trajectories of the groups that this process owns, out of ``groups`` that are sampled in this epoch."""
         self._tell("sampling")
         config = self.config
         rule = config.sample.draw
@@ -205,9 +239,9 @@ class Trainer:
             trajectories = rollout(
                 self.policy,
                 self.schedule,
-                drawn[:groups],
+                [drawn[g] for g in mine.tolist()],
                 Noise((config.seed, "train", self.epoch)),
-                groups=range(groups),
+                groups=mine.tolist(),
                 members=self.method.members,
                 shared_noise=self.method.shared_noise,
                 micro_batch=self.runtime.micro_batch,
@@ -215,11 +249,14 @@ class Trainer:
         self.ledger.images += groups * self.method.members
         return trajectories
 
-    def _signals(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
-        """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics."""
+    def _signals(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
+        """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics.
+
+        Statistics are over the groups of all processes, what is returned for learning over this one's own.
+        """
         self._tell("scoring")
         if self.method.signal == "gradient":
-            return self._unscored(trajectories)
+            return self._unscored(trajectories, mine, groups)
         method, mode = self.method, self.method.reward_mode
         queries = choose_queries(trajectories.x0, mode)
         decode_sample = mode == "sparse" and method.final_image == "sample"
@@ -229,23 +266,49 @@ class Trainer:
         )  # fmt: skip
         queried = answers.rewards.to(trajectories.x0)
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
-        normalised = self._advantages(rewards, trajectories.prompts)
-        reference, kl = self._reference(trajectories)
+        everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
+        normalised = self._advantages(everyone.rewards, everyone.prompts)
+        reference, kl = self._reference(trajectories, mine)
         values = self.updater.sampled_values(trajectories)
-        metrics = reward_metrics(queried, rewards, mode) | {"kl_to_base": kl} | part_metrics(answers.parts)
+        metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
+        metrics |= part_metrics(everyone.parts)
         if normalised is not None:
             metrics |= spread("advantage", normalised)
-        metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values), metrics
+            normalised = normalised[mine.to(normalised.device)]
+        metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
+        rows = self._rows(mine, groups)
+        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values, rows), metrics
 
-    def _unscored(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
+    def _everyone(
+        self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor
+    ) -> "Scored":
+        rows = self.processes.rows
+        if self.processes.count == 1:
+            return Scored(queried, rewards, prompts, answers.parts)
+        texts = [pair for part in self.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
+        parts = {name: rows(values, mine) for name, values in answers.parts.items()}
+        return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts)
+
+    def _picture_summary(self, images: Tensor) -> dict[str, float]:
+        first, *others = self.processes.gather(pictures.Sums.of(images))
+        return pictures.summary(sum(others, first))
+
+    def _rows(self, mine: Tensor, groups: int) -> Tensor | None:
+        """Where this process keeps each group; see :class:`Experience`."""
+        if self.processes.count == 1:
+            return None
+        return torch.full((groups,), -1).index_copy(0, mine, torch.arange(len(mine)))
+
+    def _unscored(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
         """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
         samples = trajectories.latents[:, :, -1].flatten(0, 1)
         with torch.no_grad():
             images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
-        metrics = {"kl_to_base": self._reference(trajectories)[1], "pictures": pictures.summary(images)}
+        metrics = {
+            "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
+        }  # fmt: skip
         none = torch.zeros(*trajectories.latents.shape[:2], 0)
-        return Experience(trajectories, none, none), metrics
+        return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
 
     def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
         settings = self.config.advantage
@@ -254,16 +317,14 @@ class Trainer:
         sparse = self.method.reward_mode == "sparse"
         return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
 
-    def _reference(self, trajectories: Trajectories) -> tuple[Tensor | None, float]:
+    def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
         """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
         groups otherwise): sum over steps of the mean over latent elements, nats."""
-        groups = len(trajectories.prompts)
-        chosen = groups if self.method.needs_reference else min(PROBE_GROUPS, groups)
+        chosen = [row for row, g in enumerate(mine.tolist()) if self.method.needs_reference or g < PROBE_GROUPS]
         phase = "reference" if self.method.needs_reference else "diagnostic"
         with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
-            log_probs, kl = base_statistics(
-                self.policy, self.schedule, trajectories, range(chosen), self.runtime.micro_batch
-            )
+            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.runtime.micro_batch)
+        kl = self.processes.rows(kl, mine[chosen])
         return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())
 
     def _learn(self, experience: Experience, groups: int) -> dict[str, Any]:
@@ -275,11 +336,16 @@ class Trainer:
             order = self._order(groups, inner)
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
+        first, *others = self.processes.gather(log)
+        for other in others:
+            first.absorb(other)
+        log = first
         return log.summary() | update_rewards(log.rewards)
 
     def _seconds_stop(self) -> Callable[[], bool]:
         started = time.monotonic()
-        return lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount
+        late = lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount  # noqa: E731
+        return lambda: self.processes.share(late)
 
     def _order(self, groups: int, inner: int) -> Order:
         """Samples and, independently for each group, steps in a fresh random order."""
@@ -292,7 +358,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint of the last whole epoch, unless it is there already."""
         epoch, packed = self._packed
-        if epoch != self._saved_epoch:
+        if epoch != self._saved_epoch and self.processes.is_main:
             checkpoint.write(self.run, epoch, packed)
             self._saved_epoch = epoch
 
@@ -303,18 +369,19 @@ class Trainer:
         return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:
-        path, warnings = checkpoint.latest(self.run)
+        path, warnings = self.processes.share(lambda: checkpoint.latest(self.run))
         for warning in warnings:
             self.watch(self._tick("warning", {"warning": warning}))
         progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache) if path else None
-        self.run.truncate("train.jsonl", progress.log_size if progress else 0)
-        self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
+        if self.processes.is_main:
+            self.run.truncate("train.jsonl", progress.log_size if progress else 0)
+            self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
         if self.validator is not None:
             self.validator.forget_after(progress.epoch if progress else 0)
         if progress:
             self.epoch = self._saved_epoch = progress.epoch
             self.ledger.__dict__.update(progress.ledger)
-            rows = self.run.log()
+            rows = self.processes.share(self.run.log)
             self.metrics = rows[-1] if rows else {}
         self._packed = self._pack()
 
