@@ -271,7 +271,8 @@ class Updater:
     def _backward_slopes(
         self, trajectories: Trajectories, groups: Tensor, step: Tensor, slopes: list[Tensor | None], log: UpdateLog
     ) -> None:
-        if not any(slope is not None and bool(slope.any()) for slope in slopes):
+        # By the step's weight, not by whether these slopes happen to be zero: a bill must not depend on the batch.
+        if not bool((self.weights[step] > 0).any()) and not any(s is not None and bool(s.any()) for s in slopes):
             return
         now = self._pass(trajectories, groups, step)
         pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]
