@@ -33,10 +33,12 @@ class Progress:
     timing_size: int
 
 
-def pack(progress: Progress, updater: Updater, normaliser: Normaliser, cache: ScoreCache) -> bytes:
-    """The checkpoint after ``progress.epoch`` epochs, as the bytes of its file."""
-    from safetensors.torch import save as to_bytes
+Snapshot = tuple[dict[str, Tensor], dict[str, str]]
+"""Tensors and header of a checkpoint, in memory."""
 
+
+def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache: ScoreCache) -> Snapshot:
+    """The state after ``progress.epoch`` epochs, which later updates leave alone."""
     buffers = normaliser.state_dict()
     prompts = list(buffers)
     tensors = {_key(name): p.detach() for name, p in updater.parameters.items()}
@@ -51,15 +53,18 @@ def pack(progress: Progress, updater: Updater, normaliser: Normaliser, cache: Sc
         "timing_size": progress.timing_size,
         "prompts": prompts,
     }
-    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    return to_bytes(plain, metadata={"state": json.dumps(header, sort_keys=True)})
+    plain = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    return plain, {"state": json.dumps(header, sort_keys=True)}
 
 
-def write(run: RunFolder, epoch: int, packed: bytes) -> Path:
-    """Put a packed checkpoint on disk and drop all but the last :data:`KEEP`."""
+def write(run: RunFolder, epoch: int, state: Snapshot) -> Path:
+    """Put a checkpoint on disk and drop all but the last :data:`KEEP`."""
+    from safetensors.torch import save as to_bytes
+
     run.checkpoints.mkdir(exist_ok=True)
     path = run.checkpoints / f"epoch-{epoch:06d}.safetensors"
-    atomic_write(path, packed)
+    tensors, header = state
+    atomic_write(path, to_bytes(tensors, metadata=header))
     for old in _files(run)[:-KEEP]:
         old.unlink()
     return path
@@ -135,9 +140,9 @@ def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:
         if kind == "optimiser":
             moment, _, name = rest.partition("/")
             parameter = updater.parameters[name]
-            # AdamW counts steps on the CPU whatever the parameter's device.
-            placed = value if moment == "step" else value.to(parameter.device)
-            updater.optimiser.state[parameter][moment] = placed
+            # The fused AdamW counts steps on the parameter's device, the plain one on the CPU.
+            stays = moment == "step" and not updater.optimiser.defaults["fused"]
+            updater.optimiser.state[parameter][moment] = value if stays else value.to(parameter.device)
 
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], updater: Updater) -> None:

@@ -62,6 +62,7 @@ class Policy:
         self.guidance_scale = guidance_scale
         self.on_call: Callable[[int], None] | None = None
         self._cache: dict[str, Conditioning] = {}
+        self._adapted: list[Any] = []
         self._text = text_shape(pipeline)
         self._side = latent_side(pipeline, resolution)
         self._offload = cpu_offload
@@ -119,12 +120,21 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside this context the denoiser is the base model: adapter off, no gradients."""
-        self.unet.disable_adapters()
+        self._switch(False)
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.unet.enable_adapters()
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        """As the UNet's own ``enable_adapters``, which walks through every module each time."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if not self._adapted:
+            self._adapted = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self._adapted:
+            layer.enable_adapters(on)
 
     def save(self, folder: Path) -> Path:
         """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` loads it."""
@@ -141,6 +151,7 @@ class Policy:
 
     def load(self, folder: Path) -> None:
         """Load an adapter written by :meth:`save` in place of the present one (bit-equal round trip)."""
+        self._adapted = []
         if getattr(self.unet, "peft_config", None):
             self.unet.delete_adapters(ADAPTER)
         self.unet.load_lora_adapter(str(folder), prefix="unet", weight_name=LORA_FILE, adapter_name=ADAPTER)

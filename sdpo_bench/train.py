@@ -115,7 +115,7 @@ class Trainer:
         )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
-        self._packed: tuple[int, bytes] = (0, b"")
+        self._kept: tuple[int, checkpoint.Snapshot] = (0, ({}, {}))
         self._saved_epoch = -1
         self.groups_per_epoch = config.sample.images_per_epoch // method.members
         self._refuse_small_budget()
@@ -197,7 +197,7 @@ class Trainer:
         if self.processes.is_main:
             self.run.append("train.jsonl", self.metrics)
             self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
-            self._packed = self._pack()
+            self._kept = self._snapshot()
         self._tell("epoch")
 
     def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
@@ -357,16 +357,16 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint of the last whole epoch, unless it is there already."""
-        epoch, packed = self._packed
+        epoch, state = self._kept
         if epoch != self._saved_epoch and self.processes.is_main:
-            checkpoint.write(self.run, epoch, packed)
+            checkpoint.write(self.run, epoch, state)
             self._saved_epoch = epoch
 
-    def _pack(self) -> tuple[int, bytes]:
+    def _snapshot(self) -> tuple[int, checkpoint.Snapshot]:
         progress = checkpoint.Progress(
             self.epoch, self.ledger.state_dict(), self.run.size("train.jsonl"), self.run.size("timing.jsonl")
         )
-        return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser, self.scorer.cache)
+        return self.epoch, checkpoint.snapshot(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:
         path, warnings = self.processes.share(lambda: checkpoint.latest(self.run))
@@ -383,7 +383,7 @@ class Trainer:
             self.ledger.__dict__.update(progress.ledger)
             rows = self.processes.share(self.run.log)
             self.metrics = rows[-1] if rows else {}
-        self._packed = self._pack()
+        self._kept = self._snapshot()
 
     def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:
         used = self.ledger.used(self.limit.axis)

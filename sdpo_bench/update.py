@@ -142,6 +142,7 @@ class Updater:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             eps=settings.epsilon,
+            fused=policy.device.type in ("cpu", "cuda"),
         )
 
     def fingerprint(self) -> str:
