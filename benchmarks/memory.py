@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--epochs 20] [--pairs 4] [--steps 4]
 
-A 13 M-parameter UNet on latents of 32 x 32. Three processes: one trains and reads its resident memory after every epoch;
-one makes the calls of an epoch alone (the floor); both report their peak. Prints JSON.
+A 13 M-parameter UNet on latents of 32 x 32. Three processes: one trains and reads its resident memory after every
+epoch; one makes the calls of an epoch alone (the floor); both report their peak. Prints JSON.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup [--repeats 3]
 
-Each measurement is a fresh process. Goals: import, ``--help`` and ``list`` under 0.5 s (no torch), first denoiser call of
-``sdpo-bench run`` on the embedded model within 10 s. CPU seconds stand beside wall seconds, because a shared machine
+Each measurement is a fresh process. Goals: import, ``--help`` and ``list`` under 0.5 s (no torch), first denoiser call
+of ``sdpo-bench run`` on the embedded model within 10 s. CPU seconds stand beside wall seconds, because a shared machine
 stretches the second. Prints JSON, best of the repeats.
 """
 
