@@ -1,8 +1,8 @@
 """Is memory flat over epochs, close to what the calls alone need, and what was estimated before the start?
 
-    python -m benchmarks.memory [--epochs 20] [--pairs 4] [--steps 4]
+    python -m benchmarks.memory [--model 13m|embedded] [--epochs 20] [--pairs 4] [--steps 4]
 
-A 13 M-parameter UNet on latents of 32 x 32. Three processes: one trains and reads its resident memory after every
+Two processes: one trains and reads its resident memory after every
 epoch; one makes the calls of an epoch alone (the floor); both report their peak. Prints JSON.
 """
 
@@ -71,13 +71,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--model", choices=("13m", "embedded"), default="13m")
     options = vars(parser.parse_args())
     context = multiprocessing.get_context("spawn")
     found: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         from benchmarks import epochs
 
-        model = str(epochs.pipeline_13m(Path(folder) / "13m"))
+        model = "emoji-turbo" if options["model"] == "embedded" else str(epochs.pipeline_13m(Path(folder) / "13m"))
         for work in (train, floor):
             answers = context.Queue()
             process = context.Process(target=work, args=(model, str(Path(folder) / work.__name__), options, answers))
