@@ -24,6 +24,7 @@ from sdpo_bench.run_tables import configuration_table, runs_table, versions_tabl
 from sdpo_bench.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.scores import Scores
 from sdpo_bench.select_runs import SPLIT, Selection, select
+from sdpo_bench.study_view import StudyView, study_view
 from sdpo_bench.suite_tables import suite_tables
 from sdpo_bench.tables import leaderboard, step_table, version_of
 
@@ -94,6 +95,7 @@ class Report:
     versions: t.Table
     notices: tuple[Notice, ...]
     selection: str = ""
+    studies: tuple[StudyView, ...] = ()
 
     @property
     def tables(self) -> list[tuple[str, t.Table]]:
@@ -102,7 +104,7 @@ class Report:
         for section in self.sections:
             within = [table for part in section.parts for table in part.tables]
             found += [(section.title, table) for table in (*within, *section.tables)]
-        return found
+        return found + [(study.title, table) for study in self.studies for table in study.tables]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,7 @@ def build_report(found: Results, request: Request) -> Report:
         versions_table(chosen.runs),
         tuple(notices),
         "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
+        tuple(study_view(record) for record in chosen.studies),
     )
 
 
@@ -195,6 +198,8 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
 
 
 def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
+    if not chosen.runs:
+        return ["No runs; studies only."]
     states: dict[str, int] = {}
     for run in chosen.runs:
         states[run.state] = states.get(run.state, 0) + 1
