@@ -4,12 +4,13 @@ A study declares its family before it looks. Each member is a seed x prompt matr
 interval is the crossed one, its p value agrees with that interval and is adjusted by Holm over the family.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sdpo_bench import tabular as t
 from sdpo_bench.matrices import Matrix
-from sdpo_bench.ranking import holm
+from sdpo_bench.ranking import benjamini_hochberg, holm
 from sdpo_bench.stats import Estimate, crossed_interval
 
 LEVEL = 0.95
@@ -22,7 +23,7 @@ class Contrast:
     label: str
     estimate: Estimate
     adjusted_p: float | None
-    """Holm's; None with one seed, which shows nothing."""
+    """Holm's, or Benjamini and Hochberg's where exploratory; None with one seed, which shows nothing."""
 
     @property
     def shown(self) -> bool:
@@ -41,9 +42,18 @@ class Contrast:
 def family(matrices: Mapping[str, Matrix]) -> dict[str, Contrast]:
     """Contrasts of a declared family by label, in the order given. One without an interval stays in the family as one
     that shows nothing."""
+    return _adjusted(matrices, holm)
+
+
+def exploratory(matrices: Mapping[str, Matrix]) -> dict[str, Contrast]:
+    """The same for a grid that nobody declared: Benjamini-Hochberg instead of Holm."""
+    return _adjusted(matrices, benjamini_hochberg)
+
+
+def _adjusted(matrices: Mapping[str, Matrix], adjust: Callable[[object], Any]) -> dict[str, Contrast]:
     estimates = {label: crossed_interval(matrix, LEVEL) for label, matrix in matrices.items()}
     p = {label: estimate.p_value() for label, estimate in estimates.items()}
-    adjusted = holm([1.0 if value is None else value for value in p.values()])
+    adjusted = adjust([1.0 if value is None else value for value in p.values()])
     return {
         label: Contrast(label, estimates[label], None if p[label] is None else float(new))
         for label, new in zip(estimates, adjusted)
