@@ -5,7 +5,7 @@ optimiser steps where another takes few, so the same methods are compared once f
 """
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from sdpo_bench import tabular as t
@@ -114,7 +114,7 @@ def _common(found: Mapping[str, Matrix]) -> dict[str, Matrix]:
 def order(ranks: tuple[Standing, ...]) -> str:
     """``sdpo > ddpo = d3po``."""
     text = ranks[0].method
-    for before, after in zip(ranks, ranks[1:]):
+    for before, after in pairwise(ranks):
         text += f" {'=' if before.rank == after.rank else '>'} {after.method}"
     return text
 
@@ -131,11 +131,11 @@ def conclusion(ranks: Mapping[str, tuple[Standing, ...]], pairs: Mapping[str, Co
         if contrast.shown:
             ways.setdefault(pair, {}).setdefault(contrast.up, []).append(axis.replace("_", " "))
     turned = {pair: found for pair, found in ways.items() if len(found) == 2}
-    for pair, found in turned.items():
+    for pair, way in turned.items():
         a, b = pair.split(" - ")
         texts.append(
-            f"The ranking CHANGES: {a} is ahead of {b} at equal {listed(found[True])}, behind it at equal "
-            f"{listed(found[False])}."
+            f"The ranking CHANGES: {a} is ahead of {b} at equal {listed(way[True])}, behind it at equal "
+            f"{listed(way[False])}."
         )
     if turned:
         return texts

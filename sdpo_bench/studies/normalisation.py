@@ -75,7 +75,7 @@ class Normalisation(Study):
 
 
 def _suite(request: StudyRequest) -> Any:
-    images = request.amount(1280, least=tr.EPOCH, multiple=tr.EPOCH)
+    images = request.amount(1792, least=tr.EPOCH, multiple=tr.EPOCH)
     variants = {mode: {"advantage": {"normalisation": mode}} for mode in MODES}
     return tr.training_suite(
         "normalisation", request, ["sdpo"], [tr.one_reward(request)], {"images": images}, variants=variants

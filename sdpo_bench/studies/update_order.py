@@ -109,7 +109,7 @@ def geometry(request: StudyRequest) -> Geometry:
             f"schedule.steps = {steps} must divide the {groups} pairs of an epoch (sample.images_per_epoch = {epoch}), "
             "or no window size gives both orders the same optimiser steps. Use e.g. --set schedule.steps=2."
         )
-    epochs = max(steps, round(request.amount(20 * epoch) / epoch))  # so that a T-th of them is at least one
+    epochs = max(steps, round(request.amount(40 * epoch) / epoch))  # so that a T-th of them is at least one
     return Geometry(steps, groups, epochs * epoch, epochs * config.update.inner_epochs)
 
 
@@ -137,8 +137,8 @@ def _matrices(trainings: Trainings, arms: tr.Arms, steps: int) -> dict[str, Matr
     found: dict[str, Matrix | None] = {}
     for words, (a, b) in COMPARISONS.items():
         found[words] = difference(trainings.gain(arms[a]), trainings.gain(arms[b]))
-        away = (generalisation(trainings, arms[name], steps) for name in (a, b))
-        found[f"{words}, {GENERALISATION}"] = difference(*away)
+        away = {name: generalisation(trainings, arms[name], steps) for name in (a, b)}
+        found[f"{words}, {GENERALISATION}"] = difference(away[a], away[b])
     return known(found)
 
 
