@@ -8,6 +8,7 @@ from the source text, so ``sdpo-bench list`` needs no torch. The rest of the pac
 import ast
 import importlib
 import inspect
+import sys
 import textwrap
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,7 +118,7 @@ def _builtin(kind: str) -> tuple[Plugin, ...]:
 
 def _third_party(kind: str) -> list[Plugin]:
     result = []
-    for entry in metadata.entry_points(group=f"sdpo_bench.{kind}"):
+    for entry in _entry_points(kind, tuple(sys.path)):
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
         path = _source_path(module)
@@ -128,6 +129,13 @@ def _third_party(kind: str) -> list[Plugin]:
         summary = found.summary if found else ""
         result.append(Plugin(entry.name, kind, owner, module, class_name, summary, path))
     return result
+
+
+@lru_cache(maxsize=8)
+def _entry_points(kind: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
+    """What is announced on the import ``path``. Reading the metadata of everything installed takes longer than
+    resolving a run, and a plan resolves hundreds."""
+    return tuple(metadata.entry_points(group=f"sdpo_bench.{kind}"))
 
 
 def _source_path(module: str) -> Path | None:

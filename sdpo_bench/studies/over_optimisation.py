@@ -61,7 +61,7 @@ class OverOptimisation(Study):
             ),
             (
                 "Gains over the base model, mean over step counts, in standard deviations of the base model's images; "
-                f"held-out: mean of the gains by rewards not trained on ({listed(CONTENT)} among the embedded ones, as the "
+                f"held-out: mean of the gains by rewards not trained on (of the embedded ones {listed(CONTENT)}; the "
                 "others are tastes).",
                 "Family for each trained reward: trained and held-out gain at every budget; crossed intervals, Holm.",
                 "Onset of hacking: the smallest budget with a shown gain by the trained reward and a shown loss by the "
