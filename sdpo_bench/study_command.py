@@ -28,7 +28,7 @@ from sdpo_bench.study_record import StudyRecord, design_facts, study_folder, var
 from sdpo_bench.study_view import study_view
 from sdpo_bench.suite import Suite
 from sdpo_bench.sweep import Sweep
-from sdpo_bench.sweep_command import calibrated, collect, model_key, resume_command
+from sdpo_bench.sweep_command import collect, measured_rates, model_key, resume_command
 from sdpo_bench.sweep_view import SweepView, plan_data, plan_table, plan_words
 from sdpo_bench.terminal import print_table
 from sdpo_bench.trainings import Trainings, merged_plan, reopen
@@ -168,7 +168,7 @@ def _costed_plan(
         return None, ""
     wanted: dict[str, tuple[ModelSettings, set[str]]] = {}
     merged_plan(study.name, design.suites, folder, partial(collect, wanted))
-    rates, why = calibrated(wanted, device, threads, micro_batch)
+    rates, why = measured_rates(wanted, device, threads, micro_batch)
     return merged_plan(study.name, design.suites, folder, partial(_rates_of, rates)), why
 
 

@@ -97,7 +97,8 @@ def geometry(request: StudyRequest) -> Geometry:
     Raises:
         UsageError: T does not divide the number of groups, so no window sizes give equal optimiser steps.
     """
-    overrides = {"schedule.steps": STEPS, **request.overrides}
+    # Window sizes are the study's own; these divide every epoch, so that the rest resolves.
+    overrides = {"schedule.steps": STEPS, **request.overrides, "update.minibatch": 1, "update.accumulation": 1}
     resolved = resolve(
         Request("sdpo", tr.one_reward(request), request.model or DEFAULT_MODEL, request.preset, 0, overrides)
     )
