@@ -62,7 +62,9 @@ def report_command(
     else:
         click.echo(render(report, style), nl=False)
     if report.notices and style != "terminal":
-        click.echo(f"{len(report.notices)} notices about runs that are missing or damaged; see the report.", err=True)
+        many = len(report.notices)
+        text = f"{many} notice{'s' * (many != 1)} about runs that are missing or damaged; see the report."
+        click.echo(text, err=True)
 
 
 def find_sides_against(name: str) -> list[Side]:
