@@ -251,7 +251,7 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
     Raises:
         UsageError: names the setting to change and a value that works.
     """
-    unused = _without_effect(method, sources)
+    unused = [key for key, source in sources.items() if source == "you" and key.startswith(idle_settings(method))]
     if unused:
         raise UsageError(
             f"{config.method.name} does not use {', '.join(unused)}: it would have no effect. Leave it out."
@@ -308,8 +308,8 @@ def refuse_reported(name: str, settings: EvaluationSettings, key: str) -> None:
             )
 
 
-def _without_effect(method: Method, sources: Mapping[str, str]) -> list[str]:
-    """Settings that the user gave and the method has no use for."""
+def idle_settings(method: type[Method] | Method) -> tuple[str, ...]:
+    """Prefixes of the settings that a method has no use for."""
     idle: tuple[str, ...] = ()
     if method.signal != "advantage":
         idle += ("advantage.",)
@@ -318,7 +318,13 @@ def _without_effect(method: Method, sources: Mapping[str, str]) -> list[str]:
     if method.signal == "none":
         # Schedule, prompts and budget stay: they say with which runs it is compared.
         idle += ("update.", "checkpoint.", "sample.images_per_epoch", "sample.draw")
-    return [key for key, source in sources.items() if source == "you" and key.startswith(idle)] if idle else []
+    return idle
+
+
+def can_learn_from(method: str, reward: str) -> bool:
+    """Whether a method can use a reward at all: one that follows the reward's gradient needs one that has it."""
+    needs_gradient = find("methods", method).load().signal == "gradient"
+    return not needs_gradient or choose(reward).make({}).differentiable
 
 
 def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
