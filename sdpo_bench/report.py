@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sdpo_bench import ablation, results
 from sdpo_bench import tabular as t
+from sdpo_bench.against import Side, against_tables, board_side
 from sdpo_bench.comparable import Setting, amount, apart, group_settings, shown
 from sdpo_bench.cost_tables import bill_table, picture_table
 from sdpo_bench.errors import UsageError
@@ -42,6 +43,8 @@ class Request:
     group_by: tuple[str, ...] = ()
     endpoint: Endpoint = PRIMARY
     level: float = 0.95
+    against: tuple[Side, ...] = ()
+    """Other people's numbers to show beside one's own."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Report:
     title: str
     summary: tuple[str, ...]
     main: tuple[t.Table, ...]
-    """The paper's table shape over all rewards, and the summary across rewards."""
+    """The paper's table shape over all rewards, the summary across rewards, and what stands against them."""
     sections: tuple[Section, ...]
     runs: t.Table
     versions: t.Table
@@ -133,6 +136,7 @@ def build_report(found: Results, request: Request) -> Report:
     notices = sorted({*chosen.notices, *repeated, *problems, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
     families = _families(boards, request)
+    beside = against_tables(boards, request.against) if request.against else []
     most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
     sections = tuple(
         _section(one, settings, scores, families, illustrated=i < most, number=i) for i, one in enumerate(judged)
@@ -140,7 +144,7 @@ def build_report(found: Results, request: Request) -> Report:
     return Report(
         "sdpo-bench report",
         tuple(_summary(chosen, settings)),
-        tuple(_main(chosen, boards, scores, request)),
+        (*_main(chosen, boards, scores, request), *beside),
         sections,
         runs_table(settings),
         versions_table(chosen.runs),
@@ -148,6 +152,16 @@ def build_report(found: Results, request: Request) -> Report:
         "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
         tuple(study_view(record) for record in chosen.studies),
     )
+
+
+def results_sides(found: Results, name: str) -> list[Side]:
+    """Another results folder as something to show one's own results against, one side a board of a trained reward."""
+    chosen = select(found, {})
+    done = [run for run in chosen.runs if run.state == "done"]
+    scores, _ = read_all_scores((*done, *chosen.bases))
+    judged = _judge_all(group_settings(chosen.runs)[0], scores, chosen.bases, Request())
+    boards = [board for one in judged for board in one.boards if board.panel.trained]
+    return [side for board in boards if (side := board_side(board, name))]
 
 
 def _judge_all(
