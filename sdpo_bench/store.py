@@ -16,6 +16,7 @@ Every file but the two append-only logs is written to a temporary name, synced a
 """
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,6 +167,15 @@ class RunFolder:
         path = self.path / name
         return path.stat().st_size if path.exists() else 0
 
+    def digest(self, name: str, size: int) -> str:
+        """SHA-256 of the first ``size`` bytes of a file; of nothing where there is none."""
+        path = self.path / name
+        content = b""
+        if path.exists():
+            with open(path, "rb") as stream:
+                content = stream.read(size)
+        return hashlib.sha256(content).hexdigest()
+
     def truncate(self, name: str, size: int) -> None:
         """Forget what was logged after a checkpoint, so that resuming repeats no line."""
         path = self.path / name
@@ -194,7 +204,18 @@ class RunFolder:
         with open(self.path / "lock", "a+") as handle:
             if not _try_lock(handle, wait):
                 raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
+            self._clear_unfinished()
             yield
+
+    def _clear_unfinished(self) -> None:
+        """Remove what processes that were killed in mid-write have left; whoever holds the lock is the only writer.
+
+        Not of ``run.json``, which is written before the lock is taken.
+        """
+        for left in self.path.rglob(".*.tmp"):
+            if not left.name.startswith(".run.json."):
+                with suppress(FileNotFoundError):
+                    left.unlink()
 
     @property
     def is_locked(self) -> bool:

@@ -297,9 +297,9 @@ class Trainer:
             self._saved_epoch = epoch
 
     def _pack(self) -> tuple[int, bytes]:
-        progress = checkpoint.Progress(
-            self.epoch, self.ledger.state_dict(), self.run.size("train.jsonl"), self.run.size("timing.jsonl")
-        )
+        run, size = self.run, self.run.size("train.jsonl")
+        digest = run.digest("train.jsonl", size)
+        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), size, digest, run.size("timing.jsonl"))
         return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:

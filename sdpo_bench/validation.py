@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench import evaluate as ev
-from sdpo_bench.policy import Policy
+from sdpo_bench.errors import UsageError
+from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.scoring import Scorer
@@ -71,8 +72,18 @@ class Validator:
             atomic_write(self.run.path / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
 
     def best_adapter(self) -> Path:
-        """Folder of the best candidate's adapter."""
-        return self._adapter(best_row(self.rows)["epoch"])
+        """Folder of the best candidate's adapter.
+
+        Raises:
+            UsageError: it was removed, as it is once the run has its result.
+        """
+        folder = self._adapter(best_row(self.rows)["epoch"])
+        if not (folder / LORA_FILE).exists():
+            raise UsageError(
+                f"the chosen adapter '{folder}' is gone, and only training anew brings it back. "
+                f"Delete '{self.run.path}' and give the same command again."
+            )
+        return folder
 
     def clear(self) -> None:
         """Drop the candidates' adapters; the log stays."""
