@@ -118,7 +118,7 @@ def _run(job: Job) -> None:
         )
     with Live(job.label) as live:
         outcome = run_cell(resolved, job.runtime, Watcher(live.tick, live.evaluation))
-    print_step_table(outcome.table, resolved.config.reward.name)
+    print_step_table(outcome.table, resolved.reward_name)
 
 
 def _failed(job: Job, message: str) -> int:

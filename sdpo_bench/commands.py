@@ -23,16 +23,15 @@ from sdpo_bench.calibration import calibrate
 from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
-from sdpo_bench.config import Request, Resolved, build_method, parse_set, refuse_reported, resolve, validate
-from sdpo_bench.cost import group_cost, probe_cost
+from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.estimate import evaluation_work
+from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
+from sdpo_bench.fit import refuse_reported
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
-from sdpo_bench.schedule import step_weights
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
 from sdpo_bench.store import RunFolder, best_row, find_run
@@ -138,40 +137,21 @@ def choice_text(candidates: list[dict[str, Any]]) -> str:
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
-    """Cost of a run before it starts, from its settings alone."""
-    config = resolved.config
-    method = build_method(config, resolved.method)
-    steps = config.schedule.steps
+    """Cost of a run before it starts, from its settings alone.
+
+    Raises:
+        UsageError: a schedule that the method cannot be trained on.
+    """
+    config, method = resolved.config, make_method(resolved)
     files = pipeline_files(config.model)
-    configs = files.configs if files else {}
-    stand_in = training_schedule(config, dict(configs.get("scheduler", {})), method)
-    weights = step_weights(stand_in, config.update.step_weight).tolist()
-    guided = config.model.guidance_scale > 1 and not configs.get("unet", {}).get("time_cond_proj_dim")
-    calls = len(resolved.reward.parts)
-    cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided, calls_per_image=calls)
-    groups = config.sample.images_per_epoch // method.members if method.signal != "none" else 0
-    per_epoch = {
-        "groups": groups,
-        "images": groups * cost.images,
-        "denoiser_forward": groups * cost.forward + probe_cost(method, steps, groups, guided=guided),
-        "denoiser_backward": groups * cost.backward,
-        "reward_calls": groups * cost.rewards,
-        "optimiser_steps": optimiser_steps(resolved, groups),
-    }
+    scheduler = dict(files.configs.get("scheduler", {})) if files else {}
+    training_schedule(config, scheduler, method)  # refuses what cannot be trained on
     return {
         "run": resolved.run_id,
         "preset": resolved.preset,
         "budget": asdict(config.budget),
-        "cost_per_epoch": per_epoch,
+        "cost_per_epoch": epoch_work(resolved),
     } | ({"search": asdict(evaluation_work(resolved))} if method.signal == "none" else {})
-
-
-def optimiser_steps(resolved: Resolved, groups: int) -> int:
-    """Optimiser steps of one full epoch."""
-    update = resolved.config.update
-    windows = groups // (update.minibatch * update.accumulation)
-    slots = resolved.config.schedule.steps if update.order == "step-shuffled" else 1
-    return windows * slots * update.inner_epochs
 
 
 def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
