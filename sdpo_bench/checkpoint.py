@@ -73,11 +73,16 @@ def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
 def write(run: RunFolder, epoch: int, packed: bytes) -> Path:
     """Put a packed checkpoint on disk and drop all but the last :data:`KEEP`."""
     run.checkpoints.mkdir(exist_ok=True)
-    path = run.checkpoints / f"epoch-{epoch:06d}.safetensors"
+    path = path_of(run, epoch)
     atomic_write(path, packed)
     for old in _files(run)[:-KEEP]:
         old.unlink()
     return path
+
+
+def path_of(run: RunFolder, epoch: int) -> Path:
+    """Where the checkpoint after ``epoch`` epochs is."""
+    return run.checkpoints / f"epoch-{epoch:06d}.safetensors"
 
 
 def _files(run: RunFolder) -> list[Path]:

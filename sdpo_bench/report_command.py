@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.render_terminal import make_console, terminal
 from sdpo_bench.report import Report, Request, build_report
 from sdpo_bench.results import load_results
@@ -83,7 +83,7 @@ def _write(target: Path, content: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(target, content)
-    except OSError as error:
+    except (OSError, Unwritable) as error:
         raise MissingError(f"'{target}' cannot be written: {error.strerror}. Choose another with --out.") from error
 
 

@@ -9,6 +9,7 @@ A run is its folder ``<out>/runs/<run id>``::
     validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
     checkpoints/     what is needed to go on
     lora/            the adapter in diffusers' own format
+    warnings.jsonl   one line a warning: collapse, doubtful updates, memory (only where there was one)
     eval.parquet     one row an image, reward and step count
     grid.png         the same prompts and noise, base beside tuned
 
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sdpo_bench.errors import Busy, DiskFull, MissingError, UsageError, nearest
+from sdpo_bench.errors import Busy, DiskFull, MissingError, Unwritable, UsageError, nearest
 
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
@@ -34,7 +35,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file so that readers see the old content or the new, never a part.
 
     Raises:
-        DiskFull: no space left.
+        DiskFull, Unwritable: no space left, a disk that became read-only, or a broken one.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -62,19 +63,20 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_space(path: Path) -> Iterator[None]:
-    """Say in words that the disk is full.
+    """Say in words that the disk is full, or refuses to be written.
 
     Raises:
-        DiskFull: in the place of the system's own error.
+        DiskFull, Unwritable: in the place of the system's own error.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "Free some space" if full else "See to the disk"
+        raise (DiskFull if full else Unwritable)(
             f"'{path}' cannot be written: {error.strerror}. Whole epochs up to the last checkpoint are safe. "
-            "Free some space and give the same command again; it goes on from there."
+            f"{mend} and give the same command again; it goes on from there.",
+            error.strerror,
         ) from error
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench import evaluate as ev
+from sdpo_bench import guards
 from sdpo_bench.errors import UsageError
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.progress import Watcher
@@ -49,9 +50,17 @@ class Validator:
         self.pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
         self.schedules = {k: ev.evaluation_schedule(policy, self.sampler, k) for k in settings.steps}
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Line of the candidate that is the run's result."""
+        collapse = guards.collapsed_at(self.run) if self.settings.choose == "before-collapse" else None
+        return guards.before_collapse(self.rows, collapse)
+
     def after_epoch(self, epoch: int, *, last: bool) -> None:
         """Judge the policy as it is after ``epoch`` epochs, if that is a candidate and was not judged before."""
         rows = self.rows
+        if rows and self.settings.choose == "before-collapse" and guards.collapsed_at(self.run) is not None:
+            return
         due = last or epoch % self.settings.every == 0
         if epoch == 0 or not due or any(row["epoch"] == epoch for row in rows):
             return
@@ -77,7 +86,7 @@ class Validator:
         Raises:
             UsageError: it was removed, as it is once the run has its result.
         """
-        folder = self._adapter(best_row(self.rows)["epoch"])
+        folder = self._adapter(self.chosen["epoch"])
         if not (folder / LORA_FILE).exists():
             raise UsageError(
                 f"the chosen adapter '{folder}' is gone, and only training anew brings it back. "
