@@ -11,7 +11,7 @@ import click
 
 from sdpo_bench import __version__, cli_report, cli_study, cli_sweep
 from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, REWARD_TIMEOUT, THREADS, complete
-from sdpo_bench.errors import Interrupted, SdpoBenchError, nearest
+from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
 
 LISTS = ("methods", "rewards", "models", "presets", "suites", "studies", "prompts", "settings", "runs")
 
@@ -278,6 +278,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        place = f"'{error.filename}': " if error.filename else ""
+        click.echo(f"Error: {place}{error.strerror or error}. More with: sdpo-bench --debug ...", err=True)
+        sys.exit(MissingError.exit_code)
     except Exception as error:
         if debug:
             raise

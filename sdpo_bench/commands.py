@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sdpo_bench import evaluate as ev
-from sdpo_bench import memory
+from sdpo_bench import guards, memory
 from sdpo_bench.bill import (
     add_bills,
     bill_text,
@@ -28,13 +28,14 @@ from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.fit import refuse_reported
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
+from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
-from sdpo_bench.store import RunFolder, best_row, find_run
+from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
 
@@ -75,6 +76,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
                 "bill": bill,
                 "validation": outcome.run.log("validation.jsonl"),
                 "training_seconds": seconds,
+                "warnings": [vars(warned) for warned in guards.warnings(outcome.run)],
                 "part_correlation": part_correlation(rows),
                 "reward_reference": outcome.run.record().get("reward_reference", {}),
             }
@@ -91,7 +93,9 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     for line in reference_lines(outcome.run.record().get("reward_reference", {})):
         click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
-        click.echo(choice_text(candidates))
+        click.echo(choice_text(candidates, _collapse(resolved, outcome)))
+    for warned in guards.warnings(outcome.run):
+        click.echo(f"warning: epoch {warned.epoch}: {warned.text}")
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
@@ -126,12 +130,19 @@ def _say_memory(resolved: Resolved, runtime: Runtime) -> None:
     click.echo(f"warning: {warning}" if warning else text, err=True)
 
 
-def choice_text(candidates: list[dict[str, Any]]) -> str:
+def _collapse(resolved: Resolved, outcome: Outcome) -> int | None:
+    """The epoch before which the checkpoint had to be chosen; ``None`` where there was none."""
+    chosen = resolved.config.checkpoint
+    return guards.collapsed_at(outcome.run) if chosen and chosen.choose == "before-collapse" else None
+
+
+def choice_text(candidates: list[dict[str, Any]], collapse: int | None = None) -> str:
     """Which checkpoint was chosen, from how many, at what cost beside the training bill."""
-    best = best_row(candidates)
+    best = guards.before_collapse(candidates, collapse)
     calls, rewards = (sum(row[key] for row in candidates) for key in ("denoiser_calls", "reward_calls"))
     return (
-        f"checkpoint: epoch {best['epoch']}, best of {len(candidates)} on validation prompts ({best['score']:.4f}); "
+        f"checkpoint: epoch {best['epoch']}, best of {len(candidates)} on validation prompts ({best['score']:.4f})"
+        f"{f', before the collapse in epoch {collapse}' if collapse else ''}; "
         f"choosing took {calls:,} more denoiser calls and {rewards:,} more reward calls"
     )
 
@@ -270,15 +281,21 @@ def _eval_one(
         watcher = Watcher(live.tick, live.evaluation)
         recorded = record.get("reward_reference", {})
         calibrate(scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=live.evaluation)
-        base = evaluate_base(policy, model, settings, scorers, runtime, watcher, device=device)
-        policy.load(folder.lora)
         subject = ev.Subject(folder.run_id, config["method"]["name"], config["seed"])
-        with folder.locked():
-            tuned = ev.evaluate(
-                policy, settings, scorers, folder, subject,
-                micro_batch=runtime.micro_batch, progress=live.evaluation, search=search,
-            )  # fmt: skip
-    return ev.step_table(base, tuned), trained
+
+        def judge(size: int) -> list[dict[str, Any]]:
+            fitting = replace(runtime, micro_batch=size)
+            base = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
+            policy.load(folder.lora)
+            with folder.locked():
+                tuned = ev.evaluate(
+                    policy, settings, scorers, folder, subject,
+                    micro_batch=size, progress=live.evaluation, search=search,
+                )  # fmt: skip
+            return ev.step_table(base, tuned)
+
+        table = halving(judge, runtime.micro_batch, lambda size, text: click.echo(f"warning: {text}", err=True))
+    return table, trained
 
 
 def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:

@@ -82,7 +82,9 @@ class Resolved:
     @property
     def run_id(self) -> str:
         """Folder name; evaluation settings are not part of it (a checkpoint can be judged many times)."""
-        training = {key: value for key, value in self.data.items() if key != "eval"}
+        chosen = self.config.checkpoint
+        free_sections = ("eval",) if chosen and chosen.choose == "before-collapse" else ("eval", "guard")
+        training = {key: value for key, value in self.data.items() if key not in free_sections}
         free = execution_settings(ModelSettings)
         training["model"] = {key: value for key, value in training["model"].items() if key not in free}
         return run_id(training, versions=self.versions)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sdpo_bench import ablation, results
+from sdpo_bench import ablation, guards, results
 from sdpo_bench import tabular as t
 from sdpo_bench.against import Side, against_tables, board_side
 from sdpo_bench.comparable import Setting, amount, apart, group_settings, shown
@@ -208,6 +208,7 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
         elif run.id in scores and scores[run.id].bad:
             bad = scores[run.id].bad
             found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
+        found += [Notice(run.id, f"warned in epoch {w.epoch}: {w.text}") for w in guards.warnings(run.folder)]
     return found
 
 

@@ -9,7 +9,7 @@ import click
 
 from sdpo_bench.against import Side, published_side
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.published import PAPER, paper, read_published
 from sdpo_bench.render_terminal import make_console, terminal
 from sdpo_bench.report import Report, Request, build_report, results_sides
@@ -110,7 +110,7 @@ def _write(target: Path, content: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(target, content)
-    except OSError as error:
+    except (OSError, Unwritable) as error:
         raise MissingError(f"'{target}' cannot be written: {error.strerror}. Choose another with --out.") from error
 
 

@@ -5,23 +5,24 @@ Every step looks at the run folder first, so calling this again does only what i
 
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
 
 from sdpo_bench import evaluate as ev
-from sdpo_bench import pictures, provenance
+from sdpo_bench import guards, pictures, provenance
 from sdpo_bench.api import Search
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
-from sdpo_bench.errors import DiskFull, SdpoBenchError
+from sdpo_bench.errors import SdpoBenchError, Unwritable
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
+from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.progress import Watcher
 from sdpo_bench.reward_choice import choose, same_reward
@@ -102,8 +103,10 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
     for scorer in scorers:
         scorer.reward.load()
     recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
-    references = calibrate(
-        scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=watcher.evaluation
+    references = halving(
+        lambda size: calibrate(scorers, policy, runtime.out, recorded, micro_batch=size, progress=watcher.evaluation),
+        runtime.micro_batch,
+        lambda size, text: trainer.warn(text),
     )
     run.create(_record(resolved, trainer, scorers, device) | {"reward_reference": references})
     with run.locked():
@@ -113,15 +116,21 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
                 trainer.train()
                 _export(trainer, policy, run)
             search = candidates_of(trainer.method, scorers[0], config.seed)
-            table = _judge(config, runtime, run, policy, scorers, watcher, device, search)
+            table = halving(
+                lambda size: _judge(
+                    config, replace(runtime, micro_batch=size), run, policy, scorers, watcher, device, search
+                ),
+                trainer.runtime.micro_batch,
+                trainer.shrink,
+            )
         except KeyboardInterrupt:
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
         except SdpoBenchError as error:
-            with suppress(DiskFull):  # then not even the status fits
+            with suppress(Unwritable):  # then not even the status fits
                 run.set_status("failed", str(error))
             raise
-        run.set_status("done")
+        run.set_status("done", warnings=len(guards.warnings(run)))
     return Outcome(run, table, trained_now)
 
 

@@ -6,12 +6,14 @@ of its resolved configuration, wherever and however often it was interrupted.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo_bench import checkpoint, pictures, seeds
+from sdpo_bench import checkpoint, guards, pictures, seeds
 from sdpo_bench.advantages import Normaliser, advantages
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit
@@ -21,6 +23,7 @@ from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, sp
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
+from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
@@ -99,6 +102,8 @@ class Trainer:
         )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
+        """Log line of the last whole epoch; ``_start`` is that of the first."""
+        self._start: dict[str, Any] = {}
         self._packed: tuple[int, bytes] = (0, b"")
         self._saved_epoch = -1
         self.groups_per_epoch = config.sample.images_per_epoch // method.members
@@ -119,11 +124,13 @@ class Trainer:
         self.policy.on_call = self.ledger.charge_call
         wanted = self.groups_per_epoch
         try:
+            self._refuse_collapse()
             while groups := self._groups_left(wanted):
                 before = self.ledger.used(self.limit.axis)
                 self._validate(last=False)
                 self._run_epoch(groups, wanted)
                 self._refuse_standstill(before)
+                self._refuse_collapse()
                 if self.epoch % self.runtime.checkpoint_every == 0:
                     self.save()
             self._validate(last=True)
@@ -146,7 +153,8 @@ class Trainer:
         if self.validator is None:
             return
         self.policy.on_call = None
-        self.validator.after_epoch(self.epoch, last=last)
+        judge = self.validator.after_epoch
+        halving(lambda _: judge(self.epoch, last=last), self.runtime.micro_batch, self.shrink)
         self.policy.on_call = self.ledger.charge_call
 
     def _groups_left(self, wanted: int) -> int:
@@ -173,7 +181,8 @@ class Trainer:
 
     def _run_epoch(self, groups: int, wanted: int) -> None:
         started = time.monotonic()
-        self.metrics, timing = self._epoch(groups, wanted)
+        size = self.runtime.micro_batch
+        self.metrics, timing = halving(lambda _: self._epoch(groups, wanted), size, self._begin_epoch_again)
         seconds = time.monotonic() - started
         self.ledger.seconds += seconds
         self.epoch += 1
@@ -182,6 +191,37 @@ class Trainer:
         self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
         self._packed = self._pack()
         self._tell("epoch")
+        self._start = self._start or self.metrics
+        for warned in guards.fire(self.run, self.metrics, self._start, self.config.guard):
+            self.warn(warned.text)
+
+    def warn(self, text: str) -> None:
+        """Tell whoever watches."""
+        self.watch(self._tick("warning", {"warning": f"epoch {self.epoch}: {text}"}))
+
+    def _refuse_collapse(self) -> None:
+        """All pictures are one colour: every reward is the same, and there is nothing left to learn from."""
+        if self.config.guard.stop and guards.all_flat(self.metrics, self._start):
+            raise RunFailed(
+                f"all pictures of epoch {self.epoch} are one colour: the policy has collapsed. Lower update.lr, or use "
+                "checkpoint.choose=before-collapse. To go on all the same: --set guard.stop=false"
+            )
+
+    def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
+        """Back to the last whole epoch, as if the process had been killed, and on with smaller micro-batches."""
+        self.save()
+        self.updater.optimiser.zero_grad(set_to_none=True)
+        self._restore(checkpoint.path_of(self.run, self.epoch))
+        self.shrink(micro_batch, text)
+
+    def shrink(self, micro_batch: int, text: str) -> None:
+        """Smaller micro-batches from now on, recorded with the run."""
+        self.runtime = replace(self.runtime, micro_batch=micro_batch)
+        self.updater.micro_batch = micro_batch
+        if self.validator is not None:
+            self.validator.micro_batch = micro_batch
+        guards.record(self.run, guards.Warned(self.epoch + 1, "memory", text))
+        self.warn(text)
 
     def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
         clock = Stopwatch()
@@ -297,26 +337,31 @@ class Trainer:
             self._saved_epoch = epoch
 
     def _pack(self) -> tuple[int, bytes]:
-        progress = checkpoint.Progress(
-            self.epoch, self.ledger.state_dict(), self.run.size("train.jsonl"), self.run.size("timing.jsonl")
-        )
+        run, size = self.run, self.run.size("train.jsonl")
+        digest = run.digest("train.jsonl", size)
+        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), size, digest, run.size("timing.jsonl"))
         return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:
         path, warnings = checkpoint.latest(self.run)
         for warning in warnings:
             self.watch(self._tick("warning", {"warning": warning}))
-        progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache) if path else None
+        progress = self._restore(path) if path else None
         self.run.truncate("train.jsonl", progress.log_size if progress else 0)
         self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
+        guards.forget_after(self.run, progress.epoch if progress else 0)
         if self.validator is not None:
             self.validator.forget_after(progress.epoch if progress else 0)
         if progress:
             self.epoch = self._saved_epoch = progress.epoch
-            self.ledger.__dict__.update(progress.ledger)
             rows = self.run.log()
-            self.metrics = rows[-1] if rows else {}
+            self._start, self.metrics = (rows[0], rows[-1]) if rows else ({}, {})
         self._packed = self._pack()
+
+    def _restore(self, path: Path) -> checkpoint.Progress:
+        progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache)
+        self.ledger.__dict__.update(progress.ledger)
+        return progress
 
     def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:
         used = self.ledger.used(self.limit.axis)
