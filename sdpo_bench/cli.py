@@ -12,6 +12,7 @@ import click
 from sdpo_bench import __version__, cli_report, cli_study, cli_sweep
 from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, REWARD_TIMEOUT, THREADS, complete
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
+from sdpo_bench.processes import refuse_several
 
 LISTS = ("methods", "rewards", "models", "presets", "suites", "studies", "prompts", "settings", "runs")
 
@@ -46,6 +47,8 @@ def cli(context: click.Context, debug: bool) -> None:
     sdpo-bench list methods                          what there is
     """
     context.obj = {"debug": debug}
+    if context.invoked_subcommand != "run":
+        refuse_several(context.invoked_subcommand or "")
 
 
 # -- run -----------------------------------------------------------------------------------------------------
