@@ -23,9 +23,10 @@ from sdpo_bench.calibration import calibrate
 from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
-from sdpo_bench.config import Request, Resolved, parse_set, refuse_reported, resolve, validate
+from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
+from sdpo_bench.fit import refuse_reported
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.progress import Watcher

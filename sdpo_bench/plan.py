@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sdpo_bench.config import Request, Resolved, refuse_reported, resolve
+from sdpo_bench.config import Request, Resolved, resolve
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimate import Rates, Work, run_work, seconds
+from sdpo_bench.fit import refuse_reported
 from sdpo_bench.identity import canonical_json
 from sdpo_bench.results import flat_settings
 from sdpo_bench.search import Choice, choice_data, make_choice, tuning_overrides

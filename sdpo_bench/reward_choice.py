@@ -90,17 +90,17 @@ class Choice:
         """
         from sdpo_bench.config import validate
 
-        made = []
-        for (name, own), (plugin, weight) in zip(self.singles(settings), self.parts):
+        made: list[Reward] = []
+        for (_, own), (plugin, _) in zip(self.singles(settings), self.parts):
             reward_class = plugin.load()
-            reward: Reward = reward_class(validate(reward_class.Settings, own, "reward"), device)
-            made.append((reward.filed_as or name, weight, reward))
+            made.append(reward_class(validate(reward_class.Settings, own, "reward"), device))
         if not self.weighted:
-            return made[0][2]
+            return made[0]
         full = self.validate(settings)
         own = {key: value for key, value in full.items() if "." not in key}
+        parts = [(part.filed_as or plugin.name, weight, part) for part, (plugin, weight) in zip(made, self.parts)]
         composite = _composite()
-        combined: Reward = composite(validate(composite.Settings, own, "reward"), device, made, basis)
+        combined: Reward = composite(validate(composite.Settings, own, "reward"), device, parts, basis)
         return combined
 
 

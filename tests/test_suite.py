@@ -14,7 +14,7 @@ from sdpo_bench.plan import keep, make_plan
 from sdpo_bench.suite import find_suite, read_suite, shipped_suites
 
 ABLATIONS = ("normalisation", "updates", "rewards")
-NAMES = {"smoke", *(f"{where}-main" for where in ("paper", "embedded")),
+NAMES = {"smoke", "embedded-methods", *(f"{where}-main" for where in ("paper", "embedded")),
          *(f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS)}  # fmt: skip
 
 
@@ -37,8 +37,21 @@ def test_the_main_suites_are_the_papers_table(plans):
     assert {cell.settings["schedule.steps"] for cell in paper} == {50}
     assert {tuple(cell.settings["eval.steps"]) for cell in paper} == {(1, 2, 4, 8, 16, 50)}
     assert {cell.method for cell in paper} == {"sdpo", "ddpo", "d3po", "sparse_dpo"}
+    paper_methods = {cell.method for cell in paper}
+    assert paper_methods < {cell.method for cell in plans["embedded-main"].cells}
     assert {cell.seed for cell in plans["embedded-main"].cells} == set(range(5))
     assert {c.settings["budget.axis"] for c in plans["embedded-main"].cells} == {"images"}
+
+
+def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_main_table(plans):
+    """Named variants stand in the ablations; a cell of both suites is run once."""
+    from sdpo_bench.registry import plugins
+
+    cells = plans["embedded-methods"].cells
+    builtin = {n for n, p in plugins("methods").items() if p.owner == "built-in" and not p.load().variant_of}
+    assert {cell.method for cell in cells} == builtin
+    main = {cell.run_id for cell in plans["embedded-main"].cells if cell.reward == "emoji-align"}
+    assert main < {cell.run_id for cell in cells}
 
 
 @pytest.mark.parametrize("where", ["paper", "embedded"])
@@ -101,7 +114,7 @@ def test_planning_an_embedded_suite_never_imports_torch():
         "from sdpo_bench.suite import find_suite, shipped_suites\n"
         "import sdpo_bench.sweep_command, sdpo_bench.sweep_view\n"
         "shipped_suites()\n"
-        "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).cells) == 60\n"
+        "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).cells) == 70\n"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

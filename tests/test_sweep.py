@@ -105,7 +105,7 @@ def background(path, out, *more):
     return process
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=150.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited for too long"
