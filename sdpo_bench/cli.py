@@ -217,11 +217,11 @@ def serve_reward(name: str, **options: Any) -> None:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(LISTS))
+@click.argument("what", metavar="WHAT", type=click.Choice(LISTS))
 @OUT
 @JSON
 def list_(what: str, out: Path, as_json: bool) -> None:
-    """Show what there is: methods, rewards, models, presets, suites, studies, prompts, settings or runs.
+    """Show what there is; WHAT is methods, rewards, models, presets, suites, studies, prompts, settings or runs.
 
     \b
     Examples:
@@ -234,9 +234,9 @@ def list_(what: str, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the shell completion script.
+    """Print the completion script of SHELL: bash, zsh or fish.
 
     \b
     Example (bash):
