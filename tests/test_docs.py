@@ -265,7 +265,7 @@ def check_names(argv: list[str], where: str) -> None:
         values = context.params
         names = [values.get("name"), *(values.get("names") or ())]
         for name in [name for name in names if name and name not in ("sd-turbo", "sdxl-turbo")]:
-            find("rewards", name)
+            find("studies" if argv[0] == "study" else "rewards", name)
         if values.get("plugin") and values["plugin"] != "my-method":
             assert values["plugin"] in {**plugins("methods"), **plugins("rewards")}, where
         if argv[0] == "serve-reward":
