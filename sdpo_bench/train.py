@@ -21,6 +21,7 @@ from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
 from sdpo_bench.dense import choose_queries, step_rewards
 from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, spread, update_rewards
 from sdpo_bench.errors import RunFailed, UsageError
+from sdpo_bench.experience import Experience, UpdateLog
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
 from sdpo_bench.out_of_memory import halving, refusing
@@ -34,7 +35,7 @@ from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
 from sdpo_bench.scoring import Answers, Parts, ask_rewards, supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Experience, UpdateLog, Updater
+from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
 
 T = TypeVar("T")

@@ -6,8 +6,9 @@ import torch
 from factories import make_method, make_resolved, make_trainer, make_updater, random_experience, sample_groups
 from sdpo_bench import checkpoint
 from sdpo_bench.api import Critic, Loss, Method
+from sdpo_bench.experience import UpdateLog
 from sdpo_bench.order import Order
-from sdpo_bench.update import CRITIC, UpdateLog, Updater
+from sdpo_bench.update import CRITIC, Updater
 
 
 class Regression(Method):
