@@ -15,7 +15,7 @@ from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, rollout
 from sdpo_bench.schedule import gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
-from sdpo_bench.update import unique_rows
+from sdpo_bench.step_pass import unique_rows
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=100, deadline=None)
