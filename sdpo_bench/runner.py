@@ -139,6 +139,7 @@ def _export(trainer: Trainer, policy: Policy, run: RunFolder) -> None:
     if trainer.validator is not None:
         policy.load(trainer.validator.best_adapter())
     policy.save(run.lora)
+    run.seal_log()
     if trainer.validator is not None:
         trainer.validator.clear()
 
