@@ -5,7 +5,7 @@ where another asks one and takes few. Every denoiser and reward call is charged 
 training ends.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -77,6 +77,20 @@ class Ledger:
         counts["rewards"] = dict(sorted(self.rewards.items()))
         counts["cached"] = dict(sorted(self.cached.items()))
         return counts | {"denoiser_calls": self.denoiser_calls, "reward_calls": self.reward_calls}
+
+    def absorb(self, parts: "Sequence[Ledger]", before: "Ledger") -> None:
+        """Become the bill of all processes: what was counted ``before`` they parted and what each has counted since.
+
+        Images, optimiser steps and seconds are those of the whole run already.
+        """
+        for name in ("forward", "rewards", "cached"):
+            known: dict[str, int] = getattr(before, name)
+            keys = {key for part in parts for key in getattr(part, name)}
+            total = lambda k: known.get(k, 0) + sum(getattr(p, name).get(k, 0) - known.get(k, 0) for p in parts)  # noqa: E731, B023
+            setattr(self, name, {key: total(key) for key in keys})
+        for name in ("backward", "reward_backward"):
+            start: int = getattr(before, name)
+            setattr(self, name, start + sum(getattr(part, name) - start for part in parts))
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -50,18 +50,28 @@ def calibrate(
         UsageError: a part that gives every picture the same score.
     """
     used = {}
-    for scorer in scorers:
-        if isinstance(scorer, CompositeScorer) and scorer.reward.standardised:
-            reward = scorer.reward
-            path = out / "references" / f"{reward.reference_id}.json"
-            found = recorded.get(scorer.name) or _read(path, reward)
-            if found is None or found["id"] != reward.reference_id:
-                found = _measure(scorer, policy, micro_batch, progress)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
-            reward.statistics = {name: (part["mean"], part["std"]) for name, part in found["parts"].items()}
-            used[scorer.name] = found
+    for scorer in _standardised(scorers):
+        reward = scorer.reward
+        path = out / "references" / f"{reward.reference_id}.json"
+        found = recorded.get(scorer.name) or _read(path, reward)
+        if found is None or found["id"] != reward.reference_id:
+            found = _measure(scorer, policy, micro_batch, progress)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(found, indent=1, sort_keys=True) + "\n")
+        used[scorer.name] = found
+    apply(scorers, used)
     return used
+
+
+def apply(scorers: Sequence[Scorer], used: Mapping[str, Any]) -> None:
+    """Give weighted sums the statistics that :func:`calibrate` returned."""
+    for scorer in _standardised(scorers):
+        parts = used[scorer.name]["parts"]
+        scorer.reward.statistics = {name: (part["mean"], part["std"]) for name, part in parts.items()}
+
+
+def _standardised(scorers: Sequence[Scorer]) -> list[CompositeScorer]:
+    return [s for s in scorers if isinstance(s, CompositeScorer) and s.reward.standardised]
 
 
 def _read(path: Path, reward: Composite) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from sdpo_bench.bill import SEARCH_FILE, read_search
 from sdpo_bench.budget import Ledger
 from sdpo_bench.config import validate
 from sdpo_bench.policy import Policy
+from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.registry import find
 from sdpo_bench.rollout import Noise, replay
 from sdpo_bench.schedule import Schedule
@@ -47,11 +48,16 @@ class Candidates:
         return supervise(self._source.name, self._source.reward, self.ledger, timeout=self._source.deadline.seconds)
 
     @contextmanager
-    def billed(self, run: RunFolder, block: str, delivered: int) -> Iterator[None]:
+    def billed(self, run: RunFolder, block: str, delivered: int, processes: Processes = ALONE) -> Iterator[None]:
         """Calls inside this context are one block of an evaluation; doing a block again replaces its bill."""
         self.ledger = Ledger()
         self._scorer = self._fresh_scorer()
         yield
+        bills = processes.gather(self.ledger)
+        if not processes.is_main:
+            return
+        self.ledger.images = sum(bill.images for bill in bills)
+        self.ledger.absorb(bills, Ledger())
         found = read_search(run.path)
         blocks = found.get("blocks", {}) | {block: {"delivered": delivered, "bill": self.ledger.bill()}}
         text = json.dumps({"samples_per_image": self.method.candidates, "blocks": blocks}, indent=1, sort_keys=True)

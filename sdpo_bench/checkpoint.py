@@ -37,10 +37,12 @@ class Progress:
     timing_size: int
 
 
-def pack(progress: Progress, updater: Updater, normaliser: Normaliser, cache: ScoreCache) -> bytes:
-    """The checkpoint after ``progress.epoch`` epochs, as the bytes of its file."""
-    from safetensors.torch import save as to_bytes
+Snapshot = tuple[dict[str, Tensor], str]
+"""Tensors and header of a checkpoint, in memory."""
 
+
+def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache: ScoreCache) -> Snapshot:
+    """The state after ``progress.epoch`` epochs, which later updates leave alone."""
     buffers = normaliser.state_dict()
     prompts = list(buffers)
     tensors = {_key(name): p.detach() for name, p in updater.parameters.items()}
@@ -56,9 +58,8 @@ def pack(progress: Progress, updater: Updater, normaliser: Normaliser, cache: Sc
         "timing_size": progress.timing_size,
         "prompts": prompts,
     }
-    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    state = json.dumps(header, sort_keys=True)
-    return to_bytes(plain, metadata={"sealed": json.dumps([_digest(state, plain), state])})
+    plain = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    return plain, json.dumps(header, sort_keys=True)
 
 
 def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
@@ -70,11 +71,15 @@ def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def write(run: RunFolder, epoch: int, packed: bytes) -> Path:
-    """Put a packed checkpoint on disk and drop all but the last :data:`KEEP`."""
+def write(run: RunFolder, epoch: int, state: Snapshot) -> Path:
+    """Put a checkpoint on disk and drop all but the last :data:`KEEP`."""
+    from safetensors.torch import save as to_bytes
+
     run.checkpoints.mkdir(exist_ok=True)
     path = path_of(run, epoch)
-    atomic_write(path, packed)
+    tensors, header = state
+    sealed = json.dumps([_digest(header, tensors), header])
+    atomic_write(path, to_bytes(tensors, metadata={"sealed": sealed}))
     for old in _files(run)[:-KEEP]:
         old.unlink()
     return path
@@ -163,9 +168,9 @@ def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:
         if kind == "optimiser":
             moment, _, name = rest.partition("/")
             parameter = updater.parameters[name]
-            # AdamW counts steps on the CPU whatever the parameter's device.
-            placed = value if moment == "step" else value.to(parameter.device)
-            updater.optimiser.state[parameter][moment] = placed
+            # The fused AdamW counts steps on the parameter's device, the plain one on the CPU.
+            stays = moment == "step" and not updater.optimiser.defaults["fused"]
+            updater.optimiser.state[parameter][moment] = value if stays else value.to(parameter.device)
 
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], updater: Updater) -> None:

@@ -9,11 +9,12 @@ from typing import Any, NoReturn
 
 import click
 
-from sdpo_bench import __version__, cli_report, cli_sweep
+from sdpo_bench import __version__, cli_report, cli_study, cli_sweep
 from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, REWARD_TIMEOUT, THREADS, complete
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
+from sdpo_bench.processes import refuse_several
 
-LISTS = ("methods", "rewards", "models", "presets", "suites", "prompts", "settings", "runs")
+LISTS = ("methods", "rewards", "models", "presets", "suites", "studies", "prompts", "settings", "runs")
 
 
 class Terminated(KeyboardInterrupt):
@@ -42,9 +43,12 @@ def cli(context: click.Context, debug: bool) -> None:
     sdpo-bench run --method ddpo --seed 1            another method, another seed
     sdpo-bench run --method sdpo --reward hpsv2      SD-Turbo, as published (needs a GPU and its weights)
     sdpo-bench sweep embedded-main --dry-run         a whole table: its cells and what they cost
+    sdpo-bench study reward-prediction               is an assumption of the methods true?
     sdpo-bench list methods                          what there is
     """
     context.obj = {"debug": debug}
+    if context.invoked_subcommand != "run":
+        refuse_several(context.invoked_subcommand or "")
 
 
 # -- run -----------------------------------------------------------------------------------------------------
@@ -213,11 +217,11 @@ def serve_reward(name: str, **options: Any) -> None:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(LISTS))
+@click.argument("what", metavar="WHAT", type=click.Choice(LISTS))
 @OUT
 @JSON
 def list_(what: str, out: Path, as_json: bool) -> None:
-    """Show what there is: methods, rewards, models, presets, suites, prompts, settings or runs.
+    """Show what there is; WHAT is methods, rewards, models, presets, suites, studies, prompts, settings or runs.
 
     \b
     Examples:
@@ -230,9 +234,9 @@ def list_(what: str, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the shell completion script.
+    """Print the completion script of SHELL: bash, zsh or fish.
 
     \b
     Example (bash):
@@ -246,7 +250,7 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
 
 
-for _command in (cli_sweep.sweep, cli_report.report, cli_report.compare, cli_report.sample):
+for _command in (cli_sweep.sweep, cli_study.study, cli_report.report, cli_report.compare, cli_report.sample):
     cli.add_command(_command)
 
 

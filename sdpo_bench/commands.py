@@ -1,5 +1,6 @@
 """What the commands that need torch do; imported by the command line only when one of them is called."""
 
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from sdpo_bench.fit import refuse_reported
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE
+from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
@@ -55,11 +57,14 @@ def run_command(
     if dry_run:
         _show_plan(resolved, runtime, as_json)
         return
-    _say_memory(resolved, runtime)
     label = f"{resolved.config.method.name} on {resolved.reward_name}"
-    with Live(label) as live:
-        outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation))
-    _show_outcome(resolved, outcome, as_json)
+    with launched(pick_device(device)) as processes:
+        if processes.is_main:
+            _say_memory(resolved, runtime, processes.count)
+        with Live(label, quiet=not processes.is_main) as live:
+            outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
+        if processes.is_main:
+            _show_outcome(resolved, outcome, as_json)
 
 
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
@@ -117,18 +122,21 @@ def needed_memory(resolved: Resolved, runtime: Runtime) -> dict[str, Any]:
         return data | {"warning": str(error)}
 
 
-def _say_memory(resolved: Resolved, runtime: Runtime) -> None:
+def _say_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> None:
     """One line on standard error before anything is loaded.
 
     Raises:
         MissingError: the run cannot fit.
     """
-    needed = memory.estimate(resolved.config, runtime.micro_batch, device := pick_device(runtime.device))
+    device = pick_device(runtime.device)
+    needed = memory.estimate(resolved.config, runtime.micro_batch, device, processes)
     if needed is None:
         return
-    free = memory.available_bytes(device)
+    shared = 1 if device.startswith("cuda") else int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    free = memory.available_bytes(device) / shared
     warning = memory.check(needed, free, resolved.config.model)
     text = f"memory: about {memory.gigabytes(needed.total)} of {memory.gigabytes(free)} free on {device}"
+    text += f", each of {processes} processes" if processes > 1 else ""
     click.echo(f"warning: {warning}" if warning else text, err=True)
 
 

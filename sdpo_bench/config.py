@@ -194,9 +194,16 @@ def _check_key(key: str, owners: Mapping[str, Sequence[str]], source: str) -> No
     section = key.partition(".")[0]
     valid = [f"{s}.{name}" for s, names in owners.items() for name in names] + ["seed"]
     if key not in valid:
-        close = valid if section not in owners else [v for v in valid if v.startswith(f"{section}.")]
         where = f" (from {source})" if source and source != "you" else ""
-        raise UsageError(f"unknown setting '{key}'{where}.{nearest(key, close or valid)}")
+        raise UsageError(f"unknown setting '{key}'{where}.{_nearest_setting(key, section, valid)}")
+
+
+def _nearest_setting(key: str, section: str, valid: Sequence[str]) -> str:
+    """The settings of the same section; without a known section those of that name, as far as there are any."""
+    close = [v for v in valid if v.startswith(f"{section}.")] or [
+        v for v in valid if v.endswith(f".{key.rpartition('.')[2]}")
+    ]
+    return nearest(key, close or valid) + ("" if close else " See: sdpo-bench list settings")
 
 
 def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:

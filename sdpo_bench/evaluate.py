@@ -20,6 +20,7 @@ from sdpo_bench.candidates import Candidates
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
+from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.rollout import Noise, sample
 from sdpo_bench.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
@@ -28,6 +29,8 @@ from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.store import RunFolder, atomic_write
 
 KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
+Pair = tuple[str, int]
+"""A prompt and the number of one of its images."""
 COLUMNS = [*KEYS, "score", *pictures.STATISTICS]
 
 
@@ -75,6 +78,7 @@ def evaluate(
     micro_batch: int = 64,
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     search: Candidates | None = None,
+    processes: Processes = ALONE,
 ) -> pd.DataFrame:
     """Complete ``eval.parquet`` of a run for the asked step counts, splits and rewards; returns those rows.
 
@@ -82,11 +86,12 @@ def evaluate(
         scorers: rewards to score with (not charged to any training budget).
         progress: called with a text, denoiser calls done and in all.
         search: how images are chosen among candidates, for methods that search; billed in the run folder.
+        processes: who shares the work; the main one writes, all return the rows.
 
     Raises:
         UsageError: a step count outside the model's range. RunFailed: images or scores that are not finite.
     """
-    known = read_rows(run)
+    known = processes.share(lambda: read_rows(run))
     blocks = [(split, texts, k) for split, texts in splits(settings).items() for k in settings.steps]
     schedules = {k: evaluation_schedule(policy, settings, k) for k in settings.steps}
     guidance = policy.guidance_scale
@@ -99,12 +104,13 @@ def evaluate(
             if wanted:
                 progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
                 name = f"{sampler_id(settings)}, {split}, {k} steps"
-                bill = search.billed(run, name, len(texts) * settings.images_per_prompt) if search else nullcontext()
-                with bill:
-                    block = _block(policy, schedules[k], settings, wanted, texts, micro_batch, search)
+                images = len(texts) * settings.images_per_prompt
+                with search.billed(run, name, images, processes) if search else nullcontext():
+                    block = _block(policy, schedules[k], settings, wanted, texts, micro_batch, search, processes)
                 # The bill first: rows that are there have been paid for, a block without rows is done and billed anew.
                 known = _add(known, block, subject, settings, split, k)
-                write_rows(run, known)
+                if processes.is_main:
+                    write_rows(run, known)
             done += k * len(texts) * settings.images_per_prompt
     finally:
         policy.set_guidance(guidance)
@@ -140,12 +146,12 @@ def _block(
     texts: Sequence[str],
     micro_batch: int,
     search: Candidates | None,
+    processes: Processes,
 ) -> pd.DataFrame:
     """Sample one split at one step count and score every image with every reward."""
     pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
     frames = []
-    for start in range(0, len(pairs), micro_batch):
-        part = pairs[start : start + micro_batch]
+    for part in my_batches(pairs, micro_batch, processes):
         images = sample_images(policy, schedule, settings, part, micro_batch, search)
         numbers = {name: value.tolist() for name, value in pictures.statistics(images).items()}
         base = {"prompt": [text for text, _ in part], "image": [i for _, i in part], **numbers}
@@ -155,7 +161,14 @@ def _block(
             scores = scorer(images, [text for text, _ in part]).tolist()
             named = {"reward": scorer.name, "version": scorer.reward.full_version, "score": scores}
             frames.append(pd.DataFrame(base | named))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([frame for part in processes.gather(frames) for frame in part], ignore_index=True)
+
+
+def my_batches(pairs: list[Pair], micro_batch: int, processes: Processes = ALONE) -> list[list[Pair]]:
+    """This process's part of the work, in batches of at most ``micro_batch``."""
+    size = min(micro_batch, -(-len(pairs) // processes.count))
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    return batches[processes.rank :: processes.count]
 
 
 @torch.no_grad()

@@ -74,8 +74,8 @@ class Estimate:
         }  # fmt: skip
 
 
-def estimate(config: RunConfig, micro_batch: int, device: str) -> Estimate | None:
-    """Memory of a run; ``None`` for a hub model of unknown architecture that is not here yet.
+def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 1) -> Estimate | None:
+    """Memory of each process of a run; ``None`` for a hub model of unknown architecture that is not here yet.
 
     Raises:
         UsageError, MissingError: a local folder that is not a pipeline, not whole, or damaged.
@@ -88,7 +88,8 @@ def estimate(config: RunConfig, micro_batch: int, device: str) -> Estimate | Non
     resting, working = _weights(files, config.model)
     # A trajectory holds T + 1 states, T predicted originals and as much step noise while it is sampled.
     elements = int(files.configs["unet"].get("in_channels", 4)) * side**2
-    trajectories = 4 * config.sample.images_per_epoch * (3 * config.schedule.steps + 1) * elements
+    images = -(-config.sample.images_per_epoch // processes)
+    trajectories = 4 * images * (3 * config.schedule.steps + 1) * elements
     fixed = {
         "weights": working + (resting if kind == "cpu" else 0.0),
         "trajectories of an epoch": float(trajectories),

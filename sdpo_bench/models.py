@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.hub import cached_pipeline, find_pipeline
 from sdpo_bench.pipeline_files import PipelineFiles, missing_parts, published, read_folder
+from sdpo_bench.processes import local_device
 
 if TYPE_CHECKING:
     from sdpo_bench.policy import Policy
@@ -256,7 +257,7 @@ def scheduler_config(policy: "Policy") -> dict[str, Any]:
 
 
 def pick_device(wanted: str) -> str:
-    """Resolve ``auto`` and refuse a device that is not here.
+    """Resolve ``auto`` and refuse a device that is not here; each of several processes gets a GPU of its own.
 
     Raises:
         UsageError: not a device name. MissingError: a device this machine lacks.
@@ -265,7 +266,8 @@ def pick_device(wanted: str) -> str:
 
     has_mps = torch.backends.mps.is_available()
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    wanted = local_device(wanted)
     try:
         device = torch.device(wanted)
     except RuntimeError as error:

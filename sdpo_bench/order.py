@@ -29,6 +29,16 @@ class Task:
     share: float
 
 
+def part_of(task: Task, rows: Tensor) -> Task:
+    """The part of a task that one process does: ``rows [N]`` says where it keeps each group, -1 where it does not.
+
+    Every group keeps its weight, so the parts of all processes add up to the task.
+    """
+    kept = rows[task.groups] >= 0
+    share = task.share * kept.float().mean().item() if len(kept) else 0.0
+    return Task(rows[task.groups[kept]], task.steps[kept], share)
+
+
 def windows(order: Order, settings: UpdateSettings, granularity: str) -> Iterator[list[Task]]:
     """The backward passes of one inner epoch, one list for each optimiser step.
 

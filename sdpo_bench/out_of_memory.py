@@ -51,3 +51,20 @@ def halving(work: Callable[[int], T], micro_batch: int, halved: Callable[[int, s
             torch.cuda.empty_cache()
         micro_batch //= 2
         halved(micro_batch, f"out of memory ({reason}); going on with --micro-batch {micro_batch}, the same numbers")
+
+
+def refusing(work: Callable[[int], T], micro_batch: int) -> T:
+    """``work(micro_batch)``, once.
+
+    Raises:
+        RunFailed: it runs out of memory; says how the run goes on.
+    """
+    try:
+        return work(micro_batch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(
+            f"out of memory with --micro-batch {micro_batch}. The same command with a smaller one goes on from the "
+            "last whole epoch, with the same numbers."
+        ) from error

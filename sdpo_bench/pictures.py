@@ -1,6 +1,8 @@
 """What the pictures look like, in numbers and in grids: a rising reward over collapsing pictures must not go unseen."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,48 @@ def statistics(images: Tensor) -> dict[str, Tensor]:
     }
 
 
-def summary(images: Tensor) -> dict[str, float]:
+@dataclass(frozen=True)
+class Sums:
+    """What :func:`summary` needs to know of a set of images; those of parts add up to those of the whole."""
+
+    count: int
+    numbers: dict[str, float]
+    flat: int
+    pixels: Tensor
+    square: float
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Sums":
+        """Sums over images ``[B, 3, H, W]`` in [0, 1]."""
+        numbers = statistics(images)
+        return cls(
+            len(images),
+            {name: float(value.double().sum()) for name, value in numbers.items()},
+            int((numbers["contrast"] < FLAT_CONTRAST).sum()),
+            images.sum(0, dtype=torch.float64).cpu(),
+            sum(float(image.double().square().mean()) for image in images),
+        )
+
+    def __add__(self, other: "Sums") -> "Sums":
+        if not self.count or not other.count:
+            return self if self.count else other
+        numbers = {name: value + other.numbers[name] for name, value in self.numbers.items()}
+        return Sums(
+            self.count + other.count, numbers, self.flat + other.flat, self.pixels + other.pixels,
+            self.square + other.square,
+        )  # fmt: skip
+
+
+def summary(sums: Sums) -> dict[str, float]:
     """Means of :func:`statistics`, the share of flat pictures, and diversity.
 
-    ``diversity``: root mean squared distance of pixels between neighbouring images of the batch.
+    ``diversity``: root mean squared distance of pixels between two different images, over all pairs.
     """
-    numbers = statistics(images)
-    result = {name: float(value.mean()) for name, value in numbers.items()}
-    result["flat_fraction"] = float((numbers["contrast"] < FLAT_CONTRAST).float().mean())
-    if len(images) > 1:
-        result["diversity"] = float((images - images.roll(1, 0)).square().mean((1, 2, 3)).sqrt().mean())
+    count = sums.count
+    result = {name: value / count for name, value in sums.numbers.items()} | {"flat_fraction": sums.flat / count}
+    if count > 1:
+        variance = sums.square / count - float((sums.pixels / count).square().mean())
+        result["diversity"] = math.sqrt(max(0.0, 2 * variance * count / (count - 1)))
     return result
 
 

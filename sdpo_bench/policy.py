@@ -63,6 +63,7 @@ class Policy:
         self.guidance_scale = guidance_scale
         self.on_call: Callable[[int], None] | None = None
         self._cache: dict[str, Conditioning] = {}
+        self._adapted: list[Any] = []
         self._text = text_shape(pipeline)
         self._side = latent_side(pipeline, resolution)
         self._offload = cpu_offload
@@ -120,12 +121,21 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside this context the denoiser is the base model: adapter off, no gradients."""
-        self.unet.disable_adapters()
+        self._switch(False)
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.unet.enable_adapters()
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        """As the UNet's own ``enable_adapters``, which walks through every module each time."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if not self._adapted:
+            self._adapted = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self._adapted:
+            layer.enable_adapters(on)
 
     def save(self, folder: Path) -> Path:
         """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` loads it."""
@@ -151,6 +161,7 @@ class Policy:
             UsageError: the file is damaged.
         """
         _check_seal(Path(folder))
+        self._adapted = []
         if getattr(self.unet, "peft_config", None):
             self.unet.delete_adapters(ADAPTER)
         self.unet.load_lora_adapter(str(folder), prefix="unet", weight_name=LORA_FILE, adapter_name=ADAPTER)
@@ -181,6 +192,8 @@ class Policy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of each prompt, in order; every distinct prompt is encoded once per policy."""
+        if not prompts:
+            return Conditioning({})
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if missing:
             encoders = [getattr(self.pipeline, name) for name in self._text.encoders]
@@ -226,6 +239,9 @@ class Policy:
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[n, 3, H, W]`` float32 in [0, 1] of scaled latents ``[n, C, h, w]``; differentiable."""
         config = self.vae.config
+        if not len(latents):
+            side = latents.shape[-1] * picture_stride(self.pipeline)
+            return torch.empty(0, 3, side, side)
         with self._at_work(self.vae):
             unscaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
             if getattr(config, "latents_mean", None) is not None:

@@ -20,6 +20,8 @@ def base_statistics(
     The sampling policy's mean is recovered from the stored predicted originals, so only the reference model is called.
     """
     g, steps = trajectories.latents.shape[1], trajectories.num_steps
+    if not groups:
+        return (none := trajectories.log_probs[:0]), none
     log_probs, kls = [], []
     for part in torch.tensor(list(groups)).split(max(1, micro_batch // g)):
         for i in range(steps):

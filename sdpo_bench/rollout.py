@@ -52,12 +52,16 @@ class Noise:
 
     def initial(self, shape: tuple[int, ...], groups: Sequence[seeds.Axis], members: int, shared: bool) -> Tensor:
         """``[N, G, C, h, w]``: one draw a group where it is shared, else one a member."""
+        if not groups:
+            return torch.empty(0, members, *shape)
         drawn = 1 if shared else members
         rows = [[seeds.normal(shape, *self.axes, "initial", g, m) for m in range(drawn)] for g in groups]
         return torch.stack([torch.stack(row) for row in rows]).expand(-1, members, *shape)
 
     def steps(self, shape: tuple[int, ...], groups: Sequence[seeds.Axis], members: int, num_steps: int) -> Tensor:
         """``[N, G, T, C, h, w]`` step noise, independent for every member."""
+        if not groups:
+            return torch.empty(0, members, num_steps, *shape)
         rows = [
             [seeds.normal((num_steps, *shape), *self.axes, "step", num_steps, g, m) for m in range(members)]
             for g in groups
@@ -174,6 +178,8 @@ def _predict(
 ) -> Tensor:
     """Model output ``[N, G', C, h, w]`` for states of the same shape, in micro-batches."""
     n, g = states.shape[:2]
+    if not n:
+        return torch.empty_like(states)
     rows = torch.arange(n).repeat_interleave(g)
     flat = states.flatten(0, 1)
     outputs = [

@@ -5,7 +5,7 @@ Every step looks at the run folder first, so calling this again does only what i
 
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from sdpo_bench import evaluate as ev
 from sdpo_bench import guards, pictures, provenance
 from sdpo_bench.api import Search
-from sdpo_bench.calibration import calibrate
+from sdpo_bench.calibration import apply, calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
@@ -24,6 +24,7 @@ from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, Policy
+from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
 from sdpo_bench.reward_choice import choose, same_reward
 from sdpo_bench.score_cache import ScoreCache
@@ -81,8 +82,13 @@ def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> li
     return make_scorers([(trained, config.reward.settings), *held_out], basis, device, timeout)
 
 
-def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = None) -> Outcome:
+def run_cell(
+    resolved: Resolved, runtime: Runtime, watcher: Watcher | None = None, processes: Processes = ALONE
+) -> Outcome:
     """Do whatever is missing of a run and return its table.
+
+    Args:
+        processes: who does it together, on a results folder that all of them see; the main one writes.
 
     Raises:
         RunFailed: recorded in the run's status; the last good checkpoint stays.
@@ -98,31 +104,22 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
-    trained_now = not (run.lora / LORA_FILE).exists()
-    trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher)
+    trained_now = processes.share(lambda: not (run.lora / LORA_FILE).exists())
+    trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
     for scorer in scorers:
         scorer.reward.load()
-    recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
-    references = halving(
-        lambda size: calibrate(scorers, policy, runtime.out, recorded, micro_batch=size, progress=watcher.evaluation),
-        runtime.micro_batch,
-        lambda size, text: trainer.warn(text),
+    references = processes.share(lambda: _references(trainer, scorers, watcher))
+    apply(scorers, references)
+    if not processes.is_main:
+        return _work(trainer, scorers, watcher, device, trained_now)
+    run.create(
+        _record(resolved, trainer, scorers, device)
+        | {"reward_reference": references}
+        | ({"processes": processes.count} if processes.count > 1 else {})
     )
-    run.create(_record(resolved, trainer, scorers, device) | {"reward_reference": references})
     with run.locked():
         try:
-            if trained_now:
-                run.set_status("running", "training")
-                trainer.train()
-                _export(trainer, policy, run)
-            search = candidates_of(trainer.method, scorers[0], config.seed)
-            table = halving(
-                lambda size: _judge(
-                    config, replace(runtime, micro_batch=size), run, policy, scorers, watcher, device, search
-                ),
-                trainer.runtime.micro_batch,
-                trainer.shrink,
-            )
+            outcome = _work(trainer, scorers, watcher, device, trained_now)
         except KeyboardInterrupt:
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
@@ -131,15 +128,41 @@ def run_cell(resolved: Resolved, runtime: Runtime, watcher: Watcher | None = Non
                 run.set_status("failed", str(error))
             raise
         run.set_status("done", warnings=len(guards.warnings(run)))
-    return Outcome(run, table, trained_now)
+    return outcome
 
 
-def _export(trainer: Trainer, policy: Policy, run: RunFolder) -> None:
+def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, train: bool) -> Outcome:
+    """What all processes of a run do: train where that is due, then judge."""
+    config, run, processes = trainer.config, trainer.run, trainer.processes
+    if train:
+        if processes.is_main:
+            run.set_status("running", "training")
+        trainer.train()
+        _export(trainer, run)
+    search = candidates_of(trainer.method, scorers[0], config.seed)
+    table = trainer.halving(lambda _: _judge(trainer, scorers, watcher, device, search), trainer.shrink)
+    return Outcome(run, table, train)
+
+
+def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> dict[str, Any]:
+    """What the parts of weighted sums are standardised with."""
+    run, out = trainer.run, trainer.runtime.out
+    recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
+    return halving(
+        lambda size: calibrate(scorers, trainer.policy, out, recorded, micro_batch=size, progress=watcher.evaluation),
+        trainer.runtime.micro_batch,
+        lambda size, text: trainer.warn(text),
+    )
+
+
+def _export(trainer: Trainer, run: RunFolder) -> None:
     """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
     if trainer.validator is not None:
-        policy.load(trainer.validator.best_adapter())
-    policy.save(run.lora)
-    run.seal_log()
+        trainer.policy.load(trainer.validator.best_adapter())
+    if trainer.processes.is_main:
+        trainer.policy.save(run.lora)
+        run.seal_log()
+    trainer.processes.meet()
     if trainer.validator is not None:
         trainer.validator.clear()
 
@@ -167,37 +190,37 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
 
 
 def _trainer(
-    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, scorer: Scorer, watcher: Watcher
-) -> Trainer:
+    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, scorer: Scorer, watcher: Watcher,
+    processes: Processes,
+) -> Trainer:  # fmt: skip
     """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
     method = build_method(config, resolved.method)
     chosen = config.checkpoint
-    validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher) if chosen else None
-    return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator)
+    validator = None
+    if chosen:
+        validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher, processes)
+    return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator, processes)
 
 
 def _judge(
-    config: RunConfig,
-    runtime: Runtime,
-    run: RunFolder,
-    policy: Policy,
-    scorers: list[Scorer],
-    watcher: Watcher,
-    device: str,
-    search: Candidates | None,
+    trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, search: Candidates | None
 ) -> list[dict[str, Any]]:
     """Evaluation rows of the run and of its base model, the grid, and the table."""
-    settings = config.eval
-    run.set_status("running", "evaluating")
-    base_rows = evaluate_base(policy, config.model, settings, scorers, runtime, watcher, device=device)
+    config, runtime, run = trainer.config, trainer.runtime, trainer.run
+    policy, processes, settings = trainer.policy, trainer.processes, trainer.config.eval
+    if processes.is_main:
+        run.set_status("running", "evaluating")
+    base_rows = evaluate_base(
+        policy, config.model, settings, scorers, runtime, watcher, device=device, processes=processes
+    )
     policy.load(run.lora)
     subject = ev.Subject(run.run_id, config.method.name, config.seed)
     tuned_rows = ev.evaluate(
         policy, settings, scorers, run, subject,
-        micro_batch=runtime.micro_batch, progress=watcher.evaluation, search=search,
+        micro_batch=runtime.micro_batch, progress=watcher.evaluation, search=search, processes=processes,
     )  # fmt: skip
-    if not (run.path / "grid.png").exists():
+    if processes.is_main and not (run.path / "grid.png").exists():
         draw_grid(policy, settings, run, runtime.micro_batch, search)
     return ev.step_table(base_rows, tuned_rows)
 
@@ -224,6 +247,7 @@ def evaluate_base(
     watcher: Watcher,
     *,
     device: str,
+    processes: Processes = ALONE,
 ) -> pd.DataFrame:
     """Rows of the base model (adapter off), computed once for each model and sampler."""
     run = base_folder(model, settings, runtime)
@@ -235,14 +259,16 @@ def evaluate_base(
         "versions": provenance.versions(),
         "hardware": provenance.hardware(device),
     }
-    run.create(record)
+    if processes.is_main:
+        run.create(record)
     adapter = policy.reference() if policy.lora_parameters() else nullcontext()
-    with run.locked(wait=True), adapter:
+    with run.locked(wait=True) if processes.is_main else nullcontext(), adapter:
         rows = ev.evaluate(
             policy, settings, scorers, run, ev.Subject(run.run_id, "base", 0),
-            micro_batch=runtime.micro_batch, progress=watcher.evaluation,
+            micro_batch=runtime.micro_batch, progress=watcher.evaluation, processes=processes,
         )  # fmt: skip
-        run.set_status("done")
+        if processes.is_main:
+            run.set_status("done")
     return rows
 
 

@@ -49,6 +49,14 @@ class ScoreCache:
         while len(self._scores) > self.capacity:
             del self._scores[next(iter(self._scores))]
 
+    def mark(self) -> set[bytes]:
+        """What is known now, for :meth:`since`."""
+        return set(self._scores)
+
+    def since(self, mark: set[bytes]) -> dict[bytes, float]:
+        """Scores that came after :meth:`mark`."""
+        return {key: score for key, score in self._scores.items() if key not in mark}
+
     def clear(self) -> None:
         self._scores.clear()
 

@@ -160,12 +160,18 @@ def read_suite(path: Path) -> Suite:
     """
     data = read_toml(path, "suite")
     try:
-        return _suite(path.stem, data)
+        return make_suite(path.stem, data)
     except UsageError as error:
         raise UsageError(f"suite '{path.stem}': {error}") from None
 
 
-def _suite(name: str, data: dict[str, Any]) -> Suite:
+def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
+    """A suite from what its file would hold.
+
+    Raises:
+        UsageError: unknown names, an empty product.
+    """
+    data = dict(data)
     _known(data, (*TEXTS, *TABLES, *SECTIONS, "method", "reward"), "key")
     texts = {key: str(data.pop(key, "")) for key in TEXTS}
     cells, by_method = _table(data, "cells"), _tables(data, "for")

@@ -134,9 +134,9 @@ def _dry_run(
     as_json: bool,
 ) -> None:  # fmt: skip
     wanted: dict[str, tuple[ModelSettings, set[str]]] = {}
-    keep(make_plan(suite, out, partial(_collect, wanted)), selection)
+    keep(make_plan(suite, out, partial(collect, wanted)), selection)
     rates, why = measured_rates(wanted, device, threads, micro_batch)
-    plan = keep(make_plan(suite, out, lambda resolved: rates.get(_key(resolved.config.model))), selection)
+    plan = keep(make_plan(suite, out, lambda resolved: rates.get(model_key(resolved.config.model))), selection)
     if as_json:
         echo_json(plan_data(plan) | {"no_time_because": why})
         return
@@ -154,14 +154,15 @@ def _dry_run(
 # -- speed of this machine ---------------------------------------------------------------------------------------------
 
 
-def _key(model: ModelSettings) -> str:
+def model_key(model: ModelSettings) -> str:
+    """Under which rates are kept."""
     return json.dumps(asdict(model), sort_keys=True)
 
 
-def _collect(wanted: dict[str, tuple[ModelSettings, set[str]]], resolved: Resolved) -> None:
+def collect(wanted: dict[str, tuple[ModelSettings, set[str]]], resolved: Resolved) -> None:
     """Note what a cell would have to be measured for."""
     model = resolved.config.model
-    _, rewards = wanted.setdefault(_key(model), (model, set()))
+    _, rewards = wanted.setdefault(model_key(model), (model, set()))
     rewards |= reward_keys(resolved)[1]
 
 

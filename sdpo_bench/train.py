@@ -6,9 +6,9 @@ of its resolved configuration, wherever and however often it was interrupted.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,18 +23,21 @@ from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, sp
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
-from sdpo_bench.out_of_memory import halving
+from sdpo_bench.out_of_memory import halving, refusing
 from sdpo_bench.policy import Policy
+from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
 from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
-from sdpo_bench.scoring import ask_rewards, supervise
+from sdpo_bench.scoring import Answers, Parts, ask_rewards, supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.store import RunFolder
 from sdpo_bench.update import Experience, UpdateLog, Updater
 from sdpo_bench.validation import Validator
+
+T = TypeVar("T")
 
 
 def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method) -> Schedule:
@@ -57,6 +60,17 @@ def needs_log_prob(method: Method) -> bool:
     return method.signal in ("advantage", "preference")
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The epoch's rewards over all processes, in the order of its groups: ``queried [N, G, Q]``, ``rewards [N, G, T]``,
+    N prompts, and the parts' scores ``[N, G]``."""
+
+    queried: Tensor
+    rewards: Tensor
+    prompts: Sequence[str]
+    parts: Parts
+
+
 class Trainer:
     """One run's training.
 
@@ -64,6 +78,7 @@ class Trainer:
         policy: carries a fresh adapter drawn from the run's seed.
         watch: called with a :class:`Tick` now and then.
         validator: judges candidates for the best checkpoint; None where the last one is taken.
+        processes: who else trains this run; each does its own groups, the main one writes.
     """
 
     def __init__(
@@ -76,8 +91,9 @@ class Trainer:
         reward: Reward,
         watch: Callable[[Tick], None] = lambda tick: None,
         validator: Validator | None = None,
+        processes: Processes = ALONE,
     ):
-        self.config, self.runtime, self.run = config, runtime, run
+        self.config, self.runtime, self.run, self.processes = config, runtime, run, processes
         self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
         self.prompts = load_prompts(config.sample.prompts)
         self.schedule = training_schedule(config, scheduler_config(policy), method)
@@ -99,12 +115,13 @@ class Trainer:
             runtime.micro_batch,
             self.scorer,
             config.seed,
+            processes,
         )
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
         """Log line of the last whole epoch; ``_start`` is that of the first."""
         self._start: dict[str, Any] = {}
-        self._packed: tuple[int, bytes] = (0, b"")
+        self._kept: tuple[int, checkpoint.Snapshot] = (0, ({}, ""))
         self._saved_epoch = -1
         self.groups_per_epoch = config.sample.images_per_epoch // method.members
         self._refuse_small_budget()
@@ -154,7 +171,7 @@ class Trainer:
             return
         self.policy.on_call = None
         judge = self.validator.after_epoch
-        halving(lambda _: judge(self.epoch, last=last), self.runtime.micro_batch, self.shrink)
+        self.halving(lambda _: judge(self.epoch, last=last), self.shrink)
         self.policy.on_call = self.ledger.charge_call
 
     def _groups_left(self, wanted: int) -> int:
@@ -181,19 +198,20 @@ class Trainer:
 
     def _run_epoch(self, groups: int, wanted: int) -> None:
         started = time.monotonic()
-        size = self.runtime.micro_batch
-        self.metrics, timing = halving(lambda _: self._epoch(groups, wanted), size, self._begin_epoch_again)
-        seconds = time.monotonic() - started
+        self.metrics, timing = self.halving(lambda _: self._epoch(groups, wanted), self._begin_epoch_again)
+        seconds = self.processes.share(lambda: time.monotonic() - started)
         self.ledger.seconds += seconds
         self.epoch += 1
         timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
-        self.run.append("train.jsonl", self.metrics)
-        self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
-        self._packed = self._pack()
+        if self.processes.is_main:
+            self.run.append("train.jsonl", self.metrics)
+            self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
+            self._kept = self._snapshot()
         self._tell("epoch")
         self._start = self._start or self.metrics
-        for warned in guards.fire(self.run, self.metrics, self._start, self.config.guard):
-            self.warn(warned.text)
+        if self.processes.is_main:
+            for warned in guards.fire(self.run, self.metrics, self._start, self.config.guard):
+                self.warn(warned.text)
 
     def warn(self, text: str) -> None:
         """Tell whoever watches."""
@@ -206,6 +224,17 @@ class Trainer:
                 f"all pictures of epoch {self.epoch} are one colour: the policy has collapsed. Lower update.lr, or use "
                 "checkpoint.choose=before-collapse. To go on all the same: --set guard.stop=false"
             )
+
+    def halving(self, work: Callable[[int], T], halved: Callable[[int, str], None]) -> T:
+        """Work that is tried again with smaller micro-batches when memory runs out (``out_of_memory.halving``).
+
+        One of several processes cannot begin again alone, so there it ends the run.
+
+        Raises:
+            RunFailed: nothing smaller is left to try, or this is one of several processes.
+        """
+        size = self.runtime.micro_batch
+        return halving(work, size, halved) if self.processes.count == 1 else refusing(work, size)
 
     def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
         """Back to the last whole epoch, as if the process had been killed, and on with smaller micro-batches."""
@@ -224,19 +253,36 @@ class Trainer:
         self.warn(text)
 
     def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
-        clock = Stopwatch()
-        trajectories = self._sample(groups, wanted)
+        clock, before = Stopwatch(), Ledger.from_state(self.ledger.state_dict())
+        remembered = self.scorer.cache.mark() if self.processes.count > 1 else set()
+        mine = self.processes.mine(self._order(groups, 0).groups).sort().values
+        trajectories = self._sample(mine, groups, wanted)
         clock.lap("sample_seconds")
-        experience, metrics = self._signals(trajectories)
+        experience, metrics = self._signals(trajectories, mine, groups)
         clock.lap("reward_seconds")
         metrics |= self._learn(experience, groups)
         clock.lap("update_seconds")
+        self._settle(before, remembered)
         bill = self.ledger.bill()
         return {"epoch": self.epoch + 1, "groups": groups, **metrics, "bill": bill}, clock.laps
 
+    def _settle(self, before: Ledger, remembered: set[bytes]) -> None:
+        """Bring together what each process has been charged and told in this epoch."""
+        if self.processes.count == 1:
+            return
+        found = self.processes.gather((self.ledger, self.scorer.cache.since(remembered), self.updater.fingerprint()))
+        self.ledger.absorb([bill for bill, _, _ in found], before)
+        for _, scores, _ in found:
+            self.scorer.cache.put(list(scores), list(scores.values()))
+        if len({weights for _, _, weights in found}) > 1:
+            raise RunFailed(
+                f"the processes' weights differ after epoch {self.epoch + 1}: their updates were not equal."
+            )
+
     # -- stages ----------------------------------------------------------------------------------------------
 
-    def _sample(self, groups: int, wanted: int) -> Trajectories:
+    def _sample(self, mine: Tensor, groups: int, wanted: int) -> Trajectories:
+        """Trajectories of the groups that this process owns, out of ``groups`` that are sampled in this epoch."""
         self._tell("sampling")
         config = self.config
         rule = config.sample.draw
@@ -245,9 +291,9 @@ class Trainer:
             trajectories = rollout(
                 self.policy,
                 self.schedule,
-                drawn[:groups],
+                [drawn[g] for g in mine.tolist()],
                 Noise((config.seed, "train", self.epoch)),
-                groups=range(groups),
+                groups=mine.tolist(),
                 members=self.method.members,
                 shared_noise=self.method.shared_noise,
                 micro_batch=self.runtime.micro_batch,
@@ -255,11 +301,14 @@ class Trainer:
         self.ledger.images += groups * self.method.members
         return trajectories
 
-    def _signals(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
-        """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics."""
+    def _signals(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
+        """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics.
+
+        Statistics are over the groups of all processes, what is returned for learning over this one's own.
+        """
         self._tell("scoring")
         if self.method.signal == "gradient":
-            return self._unscored(trajectories)
+            return self._unscored(trajectories, mine, groups)
         method, mode = self.method, self.method.reward_mode
         queries = choose_queries(trajectories.x0, mode)
         decode_sample = mode == "sparse" and method.final_image == "sample"
@@ -269,23 +318,49 @@ class Trainer:
         )  # fmt: skip
         queried = answers.rewards.to(trajectories.x0)
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
-        normalised = self._advantages(rewards, trajectories.prompts)
-        reference, kl = self._reference(trajectories)
+        everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
+        normalised = self._advantages(everyone.rewards, everyone.prompts)
+        reference, kl = self._reference(trajectories, mine)
         values = self.updater.sampled_values(trajectories)
-        metrics = reward_metrics(queried, rewards, mode) | {"kl_to_base": kl} | part_metrics(answers.parts)
+        metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
+        metrics |= part_metrics(everyone.parts)
         if normalised is not None:
             metrics |= spread("advantage", normalised)
-        metrics["pictures"] = pictures.summary(answers.final_images.flatten(0, 1))
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values), metrics
+            normalised = normalised[mine.to(normalised.device)]
+        metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
+        rows = self._rows(mine, groups)
+        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values, rows), metrics
 
-    def _unscored(self, trajectories: Trajectories) -> tuple[Experience, dict[str, Any]]:
+    def _everyone(
+        self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor
+    ) -> "Scored":
+        rows = self.processes.rows
+        if self.processes.count == 1:
+            return Scored(queried, rewards, prompts, answers.parts)
+        texts = [pair for part in self.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
+        parts = {name: rows(values, mine) for name, values in answers.parts.items()}
+        return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts)
+
+    def _picture_summary(self, images: Tensor) -> dict[str, float]:
+        first, *others = self.processes.gather(pictures.Sums.of(images))
+        return pictures.summary(sum(others, first))
+
+    def _rows(self, mine: Tensor, groups: int) -> Tensor | None:
+        """Where this process keeps each group; see :class:`Experience`."""
+        if self.processes.count == 1:
+            return None
+        return torch.full((groups,), -1).index_copy(0, mine, torch.arange(len(mine)))
+
+    def _unscored(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
         """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
         samples = trajectories.latents[:, :, -1].flatten(0, 1)
         with torch.no_grad():
             images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
-        metrics = {"kl_to_base": self._reference(trajectories)[1], "pictures": pictures.summary(images)}
+        metrics = {
+            "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
+        }  # fmt: skip
         none = torch.zeros(*trajectories.latents.shape[:2], 0)
-        return Experience(trajectories, none, none), metrics
+        return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
 
     def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
         settings = self.config.advantage
@@ -294,16 +369,14 @@ class Trainer:
         sparse = self.method.reward_mode == "sparse"
         return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
 
-    def _reference(self, trajectories: Trajectories) -> tuple[Tensor | None, float]:
+    def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
         """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
         groups otherwise): sum over steps of the mean over latent elements, nats."""
-        groups = len(trajectories.prompts)
-        chosen = groups if self.method.needs_reference else min(PROBE_GROUPS, groups)
+        chosen = [row for row, g in enumerate(mine.tolist()) if self.method.needs_reference or g < PROBE_GROUPS]
         phase = "reference" if self.method.needs_reference else "diagnostic"
         with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
-            log_probs, kl = base_statistics(
-                self.policy, self.schedule, trajectories, range(chosen), self.runtime.micro_batch
-            )
+            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.runtime.micro_batch)
+        kl = self.processes.rows(kl, mine[chosen])
         return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())
 
     def _learn(self, experience: Experience, groups: int) -> dict[str, Any]:
@@ -315,11 +388,16 @@ class Trainer:
             order = self._order(groups, inner)
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
+        first, *others = self.processes.gather(log)
+        for other in others:
+            first.absorb(other)
+        log = first
         return log.summary() | update_rewards(log.rewards)
 
     def _seconds_stop(self) -> Callable[[], bool]:
         started = time.monotonic()
-        return lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount
+        late = lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount  # noqa: E731
+        return lambda: self.processes.share(late)
 
     def _order(self, groups: int, inner: int) -> Order:
         """Samples and, independently for each group, steps in a fresh random order."""
@@ -331,32 +409,33 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint of the last whole epoch, unless it is there already."""
-        epoch, packed = self._packed
-        if epoch != self._saved_epoch:
-            checkpoint.write(self.run, epoch, packed)
+        epoch, state = self._kept
+        if epoch != self._saved_epoch and self.processes.is_main:
+            checkpoint.write(self.run, epoch, state)
             self._saved_epoch = epoch
 
-    def _pack(self) -> tuple[int, bytes]:
+    def _snapshot(self) -> tuple[int, checkpoint.Snapshot]:
         run, size = self.run, self.run.size("train.jsonl")
         digest = run.digest("train.jsonl", size)
         progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), size, digest, run.size("timing.jsonl"))
-        return self.epoch, checkpoint.pack(progress, self.updater, self.normaliser, self.scorer.cache)
+        return self.epoch, checkpoint.snapshot(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:
-        path, warnings = checkpoint.latest(self.run)
+        path, warnings = self.processes.share(lambda: checkpoint.latest(self.run))
         for warning in warnings:
             self.watch(self._tick("warning", {"warning": warning}))
         progress = self._restore(path) if path else None
-        self.run.truncate("train.jsonl", progress.log_size if progress else 0)
-        self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
-        guards.forget_after(self.run, progress.epoch if progress else 0)
+        if self.processes.is_main:
+            self.run.truncate("train.jsonl", progress.log_size if progress else 0)
+            self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
+            guards.forget_after(self.run, progress.epoch if progress else 0)
         if self.validator is not None:
             self.validator.forget_after(progress.epoch if progress else 0)
         if progress:
             self.epoch = self._saved_epoch = progress.epoch
-            rows = self.run.log()
+            rows = self.processes.share(self.run.log)
             self._start, self.metrics = (rows[0], rows[-1]) if rows else ({}, {})
-        self._packed = self._pack()
+        self._kept = self._snapshot()
 
     def _restore(self, path: Path) -> checkpoint.Progress:
         progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache)

@@ -5,6 +5,7 @@ policy, one denoising step's graph at a time even for losses over whole trajecto
 order the settings ask for. Log-ratios carry the step weight here, so that no method needs to know about it.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from sdpo_bench import backprop
 from sdpo_bench.api import Critic, Method, Minibatch
 from sdpo_bench.budget import Ledger
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.order import Order, Task, windows
+from sdpo_bench.order import Order, Task, part_of, windows
 from sdpo_bench.policy import Policy
+from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
 from sdpo_bench.scoring import Scorer
@@ -42,6 +44,8 @@ class Experience:
     advantages: Tensor | None = None
     ref_log_probs: Tensor | None = None
     old_values: Tensor | None = None
+    rows: Tensor | None = None
+    """int64: row of each group of the epoch, -1 where another process has it; ``None``: all are here, in order."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,15 @@ class UpdateLog:
         total, count = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
         self.sums[name] = (total + value.detach().double().cpu() * weight, count + weight)
 
+    def absorb(self, other: "UpdateLog") -> None:
+        """Add what another process did in the same optimiser steps."""
+        for name, (value, count) in other.sums.items():
+            total, before = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
+            self.sums[name] = (total + value, before + count)
+        self.grad_square = self.grad_square + other.grad_square
+        self.zero_gap = max(self.zero_gap, other.zero_gap)
+        self.rewards = self.rewards + other.rewards
+
     def summary(self) -> dict[str, float | list[float]]:
         """Means over groups, and the share of the squared output gradient by denoising step."""
         means: dict[str, float | list[float]] = {
@@ -103,8 +116,10 @@ class Updater:
         micro_batch: int = 64,
         scorer: Scorer | None = None,
         seed: int = 0,
+        processes: Processes = ALONE,
     ):
         self.scorer = scorer
+        self.processes = processes
         self.policy = policy
         self.schedule = schedule
         self.method = method
@@ -127,7 +142,13 @@ class Updater:
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             eps=settings.epsilon,
+            fused=policy.device.type in ("cpu", "cuda"),
         )
+
+    def fingerprint(self) -> str:
+        """Hash of everything that learns, to tell whether processes still agree."""
+        plain = torch.cat([p.detach().flatten() for p in self.parameters.values()]).cpu()
+        return hashlib.blake2b(plain.numpy().tobytes(), digest_size=8).hexdigest()
 
     def inner_epoch(
         self,
@@ -147,9 +168,11 @@ class Updater:
                 return True
             fresh = not log.grad_norms
             for task in window:
-                self._backward(experience, task, log, fresh)
+                mine = task if experience.rows is None else part_of(task, experience.rows)
+                self._backward(experience, mine, log, fresh)
                 if progress is not None:
                     progress(len(task.groups))
+            self.processes.sum_gradients(self.parameters.values())
             self._optimiser_step(log)
         return False
 
@@ -170,7 +193,7 @@ class Updater:
 
     def _backward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
         """Accumulate the gradient of one task, in micro-batches of groups."""
-        if self.method.granularity == "step":
+        if self.method.granularity == "step" and len(task.groups):
             task = self._without_idle_steps(task)
         if not len(task.groups):
             return
@@ -249,7 +272,8 @@ class Updater:
     def _backward_slopes(
         self, trajectories: Trajectories, groups: Tensor, step: Tensor, slopes: list[Tensor | None], log: UpdateLog
     ) -> None:
-        if not any(slope is not None and bool(slope.any()) for slope in slopes):
+        # By the step's weight, not by whether these slopes happen to be zero: a bill must not depend on the batch.
+        if not bool((self.weights[step] > 0).any()) and not any(s is not None and bool(s.any()) for s in slopes):
             return
         now = self._pass(trajectories, groups, step)
         pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]

@@ -6,8 +6,8 @@ cost of the choice stands in that log, beside the training bill and not in it.
 """
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sdpo_bench import evaluate as ev
 from sdpo_bench import guards
 from sdpo_bench.errors import UsageError
 from sdpo_bench.policy import LORA_FILE, Policy
+from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.scoring import Scorer
@@ -42,10 +43,11 @@ class Validator:
         run: RunFolder,
         micro_batch: int,
         watcher: Watcher,
+        processes: Processes = ALONE,
     ):
         self.policy, self.settings, self.scorer, self.run = policy, settings, scorer, run
         self.sampler = replace(sampler, steps=settings.steps, images_per_prompt=settings.images_per_prompt)
-        self.micro_batch, self.watcher = micro_batch, watcher
+        self.micro_batch, self.watcher, self.processes = micro_batch, watcher, processes
         texts = load_prompts(settings.prompts)
         self.pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
         self.schedules = {k: ev.evaluation_schedule(policy, self.sampler, k) for k in settings.steps}
@@ -53,18 +55,26 @@ class Validator:
     @property
     def chosen(self) -> dict[str, Any]:
         """Line of the candidate that is the run's result."""
-        collapse = guards.collapsed_at(self.run) if self.settings.choose == "before-collapse" else None
-        return guards.before_collapse(self.rows, collapse)
+        return guards.before_collapse(self.rows, self._collapse)
+
+    @property
+    def _collapse(self) -> int | None:
+        """The epoch of the collapse, where it matters."""
+        if self.settings.choose != "before-collapse":
+            return None
+        return self.processes.share(lambda: guards.collapsed_at(self.run))
 
     def after_epoch(self, epoch: int, *, last: bool) -> None:
         """Judge the policy as it is after ``epoch`` epochs, if that is a candidate and was not judged before."""
         rows = self.rows
-        if rows and self.settings.choose == "before-collapse" and guards.collapsed_at(self.run) is not None:
+        if rows and self._collapse is not None:
             return
         due = last or epoch % self.settings.every == 0
         if epoch == 0 or not due or any(row["epoch"] == epoch for row in rows):
             return
         row = {"epoch": epoch, **self._judge()}
+        if not self.processes.is_main:
+            return
         if best_row([*rows, row]) is row:
             self.policy.save(self._adapter(epoch))
         # After the adapter: a line in the log means that its adapter is on disk.
@@ -72,12 +82,12 @@ class Validator:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return self.run.log(LOG)
+        return self.processes.share(lambda: self.run.log(LOG))
 
     def forget_after(self, epoch: int) -> None:
         """Drop candidates of epochs that a resumed run will do again."""
         kept = [row for row in self.rows if row["epoch"] <= epoch]
-        if (self.run.path / LOG).exists():
+        if self.processes.is_main and (self.run.path / LOG).exists():
             atomic_write(self.run.path / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
 
     def best_adapter(self) -> Path:
@@ -96,7 +106,8 @@ class Validator:
 
     def clear(self) -> None:
         """Drop the candidates' adapters; the log stays."""
-        shutil.rmtree(self.run.path / "candidates", ignore_errors=True)
+        if self.processes.is_main:
+            shutil.rmtree(self.run.path / "candidates", ignore_errors=True)
 
     def _adapter(self, epoch: int) -> Path:
         return self.run.path / "candidates" / f"epoch-{epoch:06d}"
@@ -119,11 +130,7 @@ class Validator:
     def _mean_score(self, steps: int) -> float:
         self.watcher.evaluation(f"checkpoint on {self.settings.prompts}, {steps} steps", 0, 1)
         scores: list[float] = []
-        for part in _chunks(self.pairs, self.micro_batch):
+        for part in ev.my_batches(self.pairs, self.micro_batch, self.processes):
             images = ev.sample_images(self.policy, self.schedules[steps], self.sampler, part, self.micro_batch)
             scores += self.scorer(images, [text for text, _ in part]).tolist()
-        return sum(scores) / len(scores)
-
-
-def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+        return math.fsum(score for part in self.processes.gather(scores) for score in part) / len(self.pairs)

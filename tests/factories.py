@@ -9,6 +9,7 @@ import torch
 from sdpo_bench.budget import Ledger
 from sdpo_bench.config import Request, Resolved, resolve, validate
 from sdpo_bench.models import load_policy
+from sdpo_bench.processes import ALONE
 from sdpo_bench.registry import find, plugins
 from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.runner import make_scorer
@@ -68,7 +69,9 @@ def make_trainer(resolved: Resolved, out: Path, **runtime: Any) -> Trainer:
     policy = load_policy(config.model, lora_seed=seed_for(config.seed, "lora"))
     method = make_method(config.method.name, **config.method.settings)
     reward = make_scorer(config.reward.name, config.reward.settings, "cpu").reward
-    return Trainer(config, replace(Runtime(out=out, device="cpu"), **runtime), run, policy, method, reward)
+    processes = runtime.pop("processes", ALONE)
+    chosen = replace(Runtime(out=out, device="cpu"), **runtime)
+    return Trainer(config, chosen, run, policy, method, reward, processes=processes)
 
 
 def sample_groups(

@@ -17,7 +17,7 @@ from factories import make_resolved
 from sdpo_bench import checkpoint, guards
 from sdpo_bench.api import Loss
 from sdpo_bench.errors import MissingError, RunFailed
-from sdpo_bench.out_of_memory import halving, is_out_of_memory
+from sdpo_bench.out_of_memory import halving, is_out_of_memory, refusing
 from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Watcher
 from sdpo_bench.runner import run_cell
@@ -62,6 +62,16 @@ def test_what_does_not_fit_at_all_says_what_would_help():
 
     with pytest.raises(RunFailed, match=r"one latent at a time.*model\.precision=bf16"):
         halving(work, 2, lambda size, text: None)
+
+
+def test_one_of_several_processes_ends_the_run_and_says_how_it_goes_on():
+    def work(size):
+        raise NO_MEMORY[0]
+
+    with pytest.raises(RunFailed, match=r"--micro-batch 8\. The same command with a smaller one goes on"):
+        refusing(work, 8)
+    with pytest.raises(ZeroDivisionError):
+        refusing(lambda size: size / 0, 8)
 
 
 def test_other_errors_are_not_taken_for_missing_memory():

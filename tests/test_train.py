@@ -173,7 +173,7 @@ def test_methods_meet_the_same_prompts_and_initial_noise(tiny_pipe, tmp_path):
     for name in ("sdpo", "d3po", "sparse_dpo", "ddpo"):
         trainer = make_trainer(make_resolved(tiny_pipe, name), tmp_path)
         groups = 8 // trainer.method.members
-        trajectories = trainer._sample(groups, groups)
+        trajectories = trainer._sample(torch.arange(groups), groups, groups)
         seen[name] = trajectories.prompts, trajectories.latents[:, 0, 0]
     for name in ("d3po", "sparse_dpo", "ddpo"):
         assert seen[name][0][:4] == seen["sdpo"][0]

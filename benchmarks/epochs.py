@@ -1,0 +1,158 @@
+"""What the speed and memory measurements share: a 13 M-parameter pipeline, one epoch of a run, and its floor.
+
+The floor of an epoch is the calls it made, and nothing else: the same UNet forward (and backward) passes, decodings and
+reward calls on tensors of the same shapes. It is recorded from a real epoch and replayed without the harness.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+UNET_13M = {
+    "block_out_channels": [64, 128, 256], "layers_per_block": 1, "cross_attention_dim": 256, "sample_size": 32,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"], "attention_head_dim": 8,
+}  # fmt: skip
+VAE = {
+    "block_out_channels": [16, 32], "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2, "layers_per_block": 1, "norm_num_groups": 8, "latent_channels": 4,
+    "sample_size": 64,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "projection_dim": 256, "vocab_size": 518, "max_position_embeddings": 77, "hidden_act": "gelu",
+}  # fmt: skip
+
+
+def pipeline_13m(folder: Path) -> Path:
+    """A random Stable Diffusion pipeline: UNet of 12.8 M parameters, latents of 32 x 32, pictures of 64 x 64."""
+    from tools.random_pipeline import NOISE, write_pipeline
+
+    scheduler = {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing"} | NOISE
+    parts = {"unet": UNET_13M, "vae": VAE, "text_encoder": TEXT, "scheduler": scheduler}
+    return write_pipeline(parts, folder)
+
+
+def make_trainer(
+    model: str, method: str, out: Path, *, steps: int, pairs: int, reward: str = "jpeg-incompressibility",
+    runtime: dict[str, Any] | None = None, **settings: Any,
+) -> Any:  # fmt: skip
+    """A trainer whose epoch has ``2 * pairs`` images."""
+    from sdpo_bench.config import Request, build_method, resolve
+    from sdpo_bench.models import load_policy
+    from sdpo_bench.runner import make_scorer
+    from sdpo_bench.seeds import seed_for
+    from sdpo_bench.settings import Runtime
+    from sdpo_bench.store import RunFolder
+    from sdpo_bench.train import Trainer
+
+    overrides = {
+        "schedule.steps": steps, "sample.images_per_epoch": 2 * pairs, "update.minibatch": 4,
+        "update.accumulation": 1, "budget.images": 10**6,
+    } | settings  # fmt: skip
+    resolved = resolve(Request(method=method, model=model, reward=reward, overrides=overrides))
+    config = resolved.config
+    run = RunFolder(out / "runs" / resolved.run_id)
+    run.create({"kind": "run", "config": resolved.data})
+    policy = load_policy(config.model, lora_seed=seed_for(config.seed, "lora"))
+    scorer = make_scorer(config.reward.name, config.reward.settings, "cpu")
+    scorer.reward.load()
+    how = Runtime(out=out, device="cpu", threads=1, **(runtime or {}))
+    trainer = Trainer(config, how, run, policy, build_method(config, resolved.method), scorer.reward)
+    policy.on_call = trainer.ledger.charge_call
+    trainer.resolved = resolved
+    return trainer
+
+
+def epoch(trainer: Any) -> None:
+    """One epoch as ``train()`` does it."""
+    groups = trainer.groups_per_epoch
+    trainer._run_epoch(groups, groups)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a network or of the reward, with what it was given."""
+
+    kind: str
+    arguments: tuple[Any, ...]
+    differentiated: bool = False
+    adapter: bool = True
+
+
+def record(trainer: Any) -> list[Call]:
+    """Do an epoch and return its calls."""
+    calls: list[Call] = []
+    policy, scorer = trainer.policy, trainer.scorer
+    call, decode, reward = policy._call, policy.decode, scorer._call
+
+    def watched_call(latents: Any, timesteps: Any, arguments: Any) -> Any:
+        off = any(getattr(m, "disable_adapters", False) is True for m in policy.unet.modules())
+        calls.append(Call("unet", (latents.detach(), timesteps, arguments), torch.is_grad_enabled(), not off))
+        return call(latents, timesteps, arguments)
+
+    def watched_decode(latents: Any) -> Any:
+        calls.append(Call("decode", (latents.detach(),)))
+        return decode(latents)
+
+    def watched_reward(images: Any, prompts: Any) -> Any:
+        calls.append(Call("reward", (images, prompts)))
+        return reward(images, prompts)
+
+    policy._call, policy.decode, scorer._call = watched_call, watched_decode, watched_reward
+    try:
+        epoch(trainer)
+    finally:
+        policy._call, policy.decode, scorer._call = call, decode, reward
+    return calls
+
+
+def replay(trainer: Any, calls: list[Call]) -> None:
+    """The calls alone."""
+    unet, vae, reward = trainer.policy.unet, trainer.policy.vae, trainer.scorer.reward
+    for call in calls:
+        with trainer.policy.reference() if not call.adapter else nullcontext():
+            if call.kind == "unet":
+                latents, timesteps, arguments = call.arguments
+                with torch.set_grad_enabled(call.differentiated):
+                    output = unet(latents, timesteps, return_dict=False, **arguments)[0]
+                if call.differentiated:
+                    output.backward(torch.ones_like(output))
+            elif call.kind == "encode":
+                encode_alone(trainer.policy.pipeline, *call.arguments)
+            else:
+                with torch.no_grad():
+                    vae.decode(*call.arguments) if call.kind == "decode" else reward(*call.arguments)
+    trainer.policy.unet.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def encode_alone(pipeline: Any, prompt: str) -> None:
+    """One prompt through the text encoder."""
+    pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    """CPU time of this process, all threads: what a shared machine disturbs least."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def alternate(ours: Callable[[], Any], other: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """CPU seconds of both in turn, each going first half of the times, and the ratio of their medians."""
+    from statistics import median
+
+    times: dict[str, list[float]] = {"ours": [], "other": []}
+    for turn in range(repeats):
+        both = [("ours", ours), ("other", other)]
+        for name, work in both if turn % 2 == 0 else both[::-1]:
+            times[name].append(round(cpu_seconds(work), 3))
+    ratios = [a / b for a, b in zip(times["ours"], times["other"])]
+    ratio = median(times["ours"]) / median(times["other"])
+    return times | {"ratio": round(ratio, 3), "ratios": [round(r, 3) for r in ratios]}

@@ -1,0 +1,161 @@
+"""Several processes: the numbers, bills and files of one, no draw twice, and trouble on one that ends all of them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from factories import make_resolved, make_trainer
+from sdpo_bench.errors import UsageError
+from sdpo_bench.order import Task, part_of
+from sdpo_bench.processes import ALONE, local_device, refuse_several
+from several import BUDGET, budget, trained
+
+HERE = Path(__file__).parent
+# A loss of single steps, one of whole trajectories with a reference, and rewards asked for in the updates.
+METHODS = ("sdpo", "sparse_dpo", "draft")
+SCENARIOS = (*METHODS, "resumed", "stopped", "failing", "killed")  # the last one kills a process
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return min(probe.getsockname()[1], 65000)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, tiny_pipe):
+    """What two processes left; the run ``resumed`` was begun by one."""
+    folder = tmp_path_factory.mktemp("two")
+    make_trainer(make_resolved(tiny_pipe, **BUDGET), folder / "resumed")  # makes the folder
+    begun = make_trainer(make_resolved(tiny_pipe, **BUDGET), folder / "resumed")
+
+    class Enough(Exception):
+        pass
+
+    def watch(tick):
+        if tick.epoch == 1 and tick.phase == "updating":
+            raise Enough
+
+    begun.watch = watch
+    with pytest.raises(Enough):
+        begun.train()
+    port = str(free_port())
+    children = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "several.py"), str(rank), "2", port, str(folder), *SCENARIOS],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    try:
+        for child in children:
+            child.wait(timeout=240)
+    finally:
+        for child in children:
+            child.kill()
+    return folder
+
+
+def left(folder, scenario):
+    files = [folder / f"{scenario}-{rank}.json" for rank in range(2)]
+    return [json.loads(path.read_text()) if path.exists() else None for path in files]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_give_the_numbers_of_one(tiny_pipe, tmp_path, two, method):
+    one = trained(method, tmp_path, ALONE, **budget(method))
+    results = left(two, method)
+    weights = [load_file(two / method / f"weights-{rank}.safetensors") for rank in range(2)]
+    expected = load_file(tmp_path / "weights-0.safetensors")
+    # Adam divides by the gradient's own size, so rounding in a vanishing entry moves it by up to a learning rate.
+    assert all((weights[0][n] - w).abs().max() < 1e-3 for n, w in expected.items())
+    assert sum(float((weights[0][n] - w).abs().mean()) for n, w in expected.items()) / len(expected) < 1e-5
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in expected)
+    for result in results:
+        assert result["bill"] == one["bill"]
+        assert result["metrics"].keys() == one["metrics"].keys()
+    for name in ("reward_mean", "reward_std", "loss", "grad_norm", "kl_to_base"):
+        assert results[0]["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-3, abs=1e-7), name
+    assert results[0]["metrics"]["pictures"] == pytest.approx(one["metrics"]["pictures"], rel=1e-4)
+
+
+def test_no_picture_is_sampled_twice_and_none_is_left_out(tiny_pipe, tmp_path, two):
+    one = trained("sdpo", tmp_path, ALONE, **BUDGET)["sampled"]
+    parts = [result["sampled"] for result in left(two, "sdpo")]
+    assert [len(part) for part in parts] == [5, 4], "4 + 4 + 1 pairs"
+    every = torch.tensor([pair for part in parts for pair in part])
+    assert len(every.flatten().unique()) == 18
+    # From the second epoch on the sampling weights carry rounding.
+    assert torch.allclose(
+        every.flatten(1)[:, 0].sort().values, torch.tensor(one).flatten(1)[:, 0].sort().values, atol=1e-2
+    )
+
+
+def test_a_run_begun_by_one_process_is_finished_by_two(two):
+    whole, resumed = (load_file(two / name / "weights-0.safetensors") for name in ("sdpo", "resumed"))
+    assert all((resumed[n] - w).abs().max() < 1e-3 for n, w in whole.items())
+    rows = [next((two / name / "runs").iterdir()).joinpath("train.jsonl").read_text() for name in ("sdpo", "resumed")]
+    bills = [[json.loads(line)["bill"] for line in text.splitlines()] for text in rows]
+    assert bills[0] == bills[1] and len(bills[0]) == 3, "each epoch is logged once, by one process"
+
+
+def test_trouble_on_one_process_ends_all(two):
+    main, other = left(two, "failing")
+    assert "process 1 failed: the disk of process 1 is on fire" in main["error"]
+    assert other["error"] == "SystemExit: 1", "the main process alone speaks"
+    main, other = left(two, "stopped")
+    assert main["error"].startswith("KeyboardInterrupt") and other["error"] == "SystemExit: 130"
+    main, other = left(two, "killed")
+    assert "another process of this run has died" in main["error"] and other is None
+
+
+def test_parts_of_a_task_keep_every_groups_weight():
+    task = Task(torch.tensor([4, 0, 2]), torch.tensor([[1], [0], [2]]), 0.75)
+    mine = part_of(task, torch.tensor([0, -1, 1, -1, -1]))
+    assert mine.groups.tolist() == [0, 1] and mine.steps.tolist() == [[0], [2]]
+    assert mine.share == pytest.approx(0.5)
+    assert part_of(task, torch.full((5,), -1)).share == 0
+
+
+def test_each_process_has_a_gpu_of_its_own_and_other_commands_refuse_to_be_multiplied(monkeypatch):
+    assert local_device("cuda") == "cuda"
+    for name, value in (("RANK", 1), ("WORLD_SIZE", 2), ("LOCAL_RANK", 1), ("MASTER_ADDR", "x"), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    assert local_device("cuda") == "cuda:1" and local_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match="all 2 processes on one GPU"):
+        local_device("cuda:0")
+    with pytest.raises(UsageError, match="sdpo-bench sweep"):
+        refuse_several("sweep")
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_command(tiny_pipe, tmp_path):
+    """The documented command: one set of files, one table, the evaluation of every image exactly once."""
+    settings = ("schedule.steps=2", "sample.images_per_epoch=8", "update.minibatch=4", "update.accumulation=1",
+                "eval.steps=1", "eval.images_per_prompt=1")  # fmt: skip
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()),
+        "-m", "sdpo_bench", "run", "--model", str(tiny_pipe), "--reward", "jpeg-incompressibility", "--device", "cpu",
+        "--budget", "images=8", "--out", str(tmp_path), *(f"--set={s}" for s in settings),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    assert done.stdout.count("SE over images:") == 1
+    assert json.loads((folder / "status").read_text())["state"] == "done"
+    assert len((folder / "train.jsonl").read_text().splitlines()) == 1
+    import pandas as pd
+
+    rows = pd.read_parquet(folder / "eval.parquet")
+    assert len(rows) == len(rows[["prompt", "image"]].drop_duplicates()) == 45
