@@ -99,6 +99,8 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
         click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
         click.echo(choice_text(candidates, _collapse(resolved, outcome)))
+    if changed := outcome.run.log_changed:
+        click.echo(f"warning: {changed}.")
     for warned in guards.warnings(outcome.run):
         click.echo(f"warning: epoch {warned.epoch}: {warned.text}")
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")

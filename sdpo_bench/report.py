@@ -208,6 +208,8 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
         elif run.id in scores and scores[run.id].bad:
             bad = scores[run.id].bad
             found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
+        if changed := run.folder.log_changed:
+            found.append(Notice(run.id, changed))
         found += [Notice(run.id, f"warned in epoch {w.epoch}: {w.text}") for w in guards.warnings(run.folder)]
     return found
 

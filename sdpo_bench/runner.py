@@ -161,6 +161,7 @@ def _export(trainer: Trainer, run: RunFolder) -> None:
         trainer.policy.load(trainer.validator.best_adapter())
     if trainer.processes.is_main:
         trainer.policy.save(run.lora)
+        run.seal_log()
     trainer.processes.meet()
     if trainer.validator is not None:
         trainer.validator.clear()

@@ -28,6 +28,8 @@ from typing import IO, Any, Literal
 
 from sdpo_bench.errors import Busy, DiskFull, MissingError, Unwritable, UsageError, nearest
 
+LORA_SEAL = "pytorch_lora_weights.sha256"
+"""Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
 
@@ -178,6 +180,25 @@ class RunFolder:
                 content = stream.read(size)
         return hashlib.sha256(content).hexdigest()
 
+    def seal_log(self) -> None:
+        """Keep the digest of the finished training log beside the adapter's, for :attr:`log_changed`."""
+        seal = self.lora / LORA_SEAL
+        line = f"{self.digest('train.jsonl', self.size('train.jsonl'))}  ../train.jsonl\n"
+        atomic_write(seal, seal.read_text(encoding="utf-8") + line)
+
+    @property
+    def log_changed(self) -> str:
+        """What to say where the training log is not what it was when training ended; empty where it is."""
+        with suppress(OSError, ValueError):
+            for line in (self.lora / LORA_SEAL).read_text(encoding="utf-8").splitlines():
+                digest, _, name = line.partition("  ")
+                if name == "../train.jsonl" and digest != self.digest("train.jsonl", self.size("train.jsonl")):
+                    return (
+                        "train.jsonl was changed after training ended: its bill and curves cannot be trusted. Delete "
+                        f"'{self.lora}' and give the run command again to train from the last sound checkpoint"
+                    )
+        return ""
+
     def truncate(self, name: str, size: int) -> None:
         """Forget what was logged after a checkpoint, so that resuming repeats no line."""
         path = self.path / name
@@ -191,7 +212,7 @@ class RunFolder:
         path = self.path / name
         rows: list[dict[str, Any]] = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(json.JSONDecodeError):
                     rows.append(json.loads(line))
         return rows

@@ -12,7 +12,7 @@ from killing import command_of, finish, results, run_until
 from sdpo_bench import checkpoint, cli
 from sdpo_bench.errors import UsageError
 from sdpo_bench.policy import LORA_FILE
-from sdpo_bench.store import RunFolder
+from sdpo_bench.store import LORA_SEAL, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,26 @@ def test_a_flipped_bit_in_an_adapter_is_found(tiny_policy, tmp_path):
         tiny_policy.load(tmp_path)
     tiny_policy.save(tmp_path)
     tiny_policy.load(tmp_path)
+
+
+def test_a_log_that_was_changed_after_the_end_is_reported(tmp_path):
+    """Its last line is the bill: a log that lost lines would make a run look cheap."""
+    from report_factory import make_run, spread
+
+    from sdpo_bench.report import Request, build_report
+    from sdpo_bench.results import load_results
+
+    run = RunFolder(make_run(tmp_path, "sdpo", 0, spread([1, 2, 3])))
+    run.lora.mkdir()
+    (run.lora / LORA_SEAL).write_text("0" * 64 + f"  {LORA_FILE}\n")
+    run.seal_log()
+    told = lambda: [n.text for n in build_report(load_results(tmp_path), Request()).notices]  # noqa: E731
+    assert told() == [] and run.log_changed == ""
+    lines = (run.path / "train.jsonl").read_bytes().splitlines(keepends=True)
+    for damage in (lines[:-1], [], [b"\xff\xfe\n"]):
+        (run.path / "train.jsonl").write_bytes(b"".join(damage))
+        assert ["train.jsonl was changed" in text for text in told()] == [True]
+        run.log()
 
 
 def test_what_killed_writers_left_is_cleared_by_the_next(tmp_path):
