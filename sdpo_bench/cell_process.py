@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from sdpo_bench.config import Request, resolve
-from sdpo_bench.errors import Busy, DiskFull, SdpoBenchError, UsageError
+from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
 
@@ -118,7 +118,7 @@ def _run(job: Job) -> None:
         )
     with Live(job.label) as live:
         outcome = run_cell(resolved, job.runtime, Watcher(live.tick, live.evaluation))
-    print_step_table(outcome.table, resolved.config.reward.name)
+    print_step_table(outcome.table, resolved.reward_name)
 
 
 def _failed(job: Job, message: str) -> int:
@@ -126,6 +126,6 @@ def _failed(job: Job, message: str) -> int:
         job.folder.record_failure(message)
     except Busy:
         return BUSY
-    except (DiskFull, OSError) as error:
+    except (Unwritable, OSError) as error:
         print(f"the failure could not be recorded: {error}", file=sys.stderr)
     return FAILED

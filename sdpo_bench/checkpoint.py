@@ -2,10 +2,13 @@
 
 Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the optimiser's moments,
 the normaliser's buffers, the remembered scores, the ledger and the length of the logs. It is one safetensors file with
-JSON in its header: loading runs no code from the file.
+JSON in its header: loading runs no code from the file. A digest of everything in it, and of the training log up to it,
+is checked on loading: a checkpoint with a single flipped bit is passed over for the one before.
 """
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from sdpo_bench.store import RunFolder, atomic_write
 from sdpo_bench.update import CRITIC, Updater
 
 KEEP = 2
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,11 @@ class Progress:
     epoch: int
     ledger: dict[str, Any]
     log_size: int
+    log_sha256: str
     timing_size: int
 
 
-Snapshot = tuple[dict[str, Tensor], dict[str, str]]
+Snapshot = tuple[dict[str, Tensor], str]
 """Tensors and header of a checkpoint, in memory."""
 
 
@@ -50,11 +54,21 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
         "epoch": progress.epoch,
         "ledger": progress.ledger,
         "log_size": progress.log_size,
+        "log_sha256": progress.log_sha256,
         "timing_size": progress.timing_size,
         "prompts": prompts,
     }
     plain = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    return plain, {"state": json.dumps(header, sort_keys=True)}
+    return plain, json.dumps(header, sort_keys=True)
+
+
+def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
+    """One digest of the header and of every tensor's name, type, shape and bytes."""
+    found = hashlib.sha256(state.encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write(run: RunFolder, epoch: int, state: Snapshot) -> Path:
@@ -62,12 +76,18 @@ def write(run: RunFolder, epoch: int, state: Snapshot) -> Path:
     from safetensors.torch import save as to_bytes
 
     run.checkpoints.mkdir(exist_ok=True)
-    path = run.checkpoints / f"epoch-{epoch:06d}.safetensors"
+    path = path_of(run, epoch)
     tensors, header = state
-    atomic_write(path, to_bytes(tensors, metadata=header))
+    sealed = json.dumps([_digest(header, tensors), header])
+    atomic_write(path, to_bytes(tensors, metadata={"sealed": sealed}))
     for old in _files(run)[:-KEEP]:
         old.unlink()
     return path
+
+
+def path_of(run: RunFolder, epoch: int) -> Path:
+    """Where the checkpoint after ``epoch`` epochs is."""
+    return run.checkpoints / f"epoch-{epoch:06d}.safetensors"
 
 
 def _files(run: RunFolder) -> list[Path]:
@@ -93,12 +113,17 @@ def latest(run: RunFolder) -> tuple[Path | None, list[str]]:
     warnings: list[str] = []
     for path in reversed(_files(run)):
         try:
-            read(path)
+            _check_log(run, path, read(path)[0])
         except UsageError as error:
             warnings.append(f"{error} Going back to the checkpoint before it.")
             continue
         return path, warnings
     return None, warnings
+
+
+def _check_log(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
+    if run.digest("train.jsonl", header["log_size"]) != header["log_sha256"]:
+        raise UsageError(f"'{run.path / 'train.jsonl'}' is not what it was when checkpoint '{path.name}' was written.")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -111,12 +136,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["state"])
+            digest, state = json.loads((file.metadata() or {})["sealed"])
+            header = json.loads(state)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UsageError(f"checkpoint '{path}' is damaged ({error}).") from error
     if header.get("format") != FORMAT:
         raise UsageError(f"checkpoint '{path}' has format {header.get('format')}, this version reads {FORMAT}.")
+    if digest != _digest(state, tensors):
+        raise UsageError(f"checkpoint '{path}' is damaged (its content does not have the digest it was written with).")
     return header, tensors
 
 
@@ -130,7 +158,7 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     _restore_optimiser(tensors, updater)
     normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
     cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
-    return Progress(header["epoch"], header["ledger"], header["log_size"], header["timing_size"])
+    return Progress(header["epoch"], header["ledger"], header["log_size"], header["log_sha256"], header["timing_size"])
 
 
 def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:

@@ -9,12 +9,12 @@ from typing import Any, NoReturn
 
 import click
 
-from sdpo_bench import __version__, cli_report, cli_sweep
+from sdpo_bench import __version__, cli_report, cli_study, cli_sweep
 from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, REWARD_TIMEOUT, THREADS, complete
-from sdpo_bench.errors import Interrupted, SdpoBenchError, nearest
+from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
 from sdpo_bench.processes import refuse_several
 
-LISTS = ("methods", "rewards", "models", "presets", "suites", "prompts", "settings", "runs")
+LISTS = ("methods", "rewards", "models", "presets", "suites", "studies", "prompts", "settings", "runs")
 
 
 class Terminated(KeyboardInterrupt):
@@ -43,6 +43,7 @@ def cli(context: click.Context, debug: bool) -> None:
     sdpo-bench run --method ddpo --seed 1            another method, another seed
     sdpo-bench run --method sdpo --reward hpsv2      SD-Turbo, as published (needs a GPU and its weights)
     sdpo-bench sweep embedded-main --dry-run         a whole table: its cells and what they cost
+    sdpo-bench study reward-prediction               is an assumption of the methods true?
     sdpo-bench list methods                          what there is
     """
     context.obj = {"debug": debug}
@@ -217,11 +218,11 @@ def serve_reward(name: str, **options: Any) -> None:
 
 
 @cli.command("list")
-@click.argument("what", type=click.Choice(LISTS))
+@click.argument("what", metavar="WHAT", type=click.Choice(LISTS))
 @OUT
 @JSON
 def list_(what: str, out: Path, as_json: bool) -> None:
-    """Show what there is: methods, rewards, models, presets, suites, prompts, settings or runs.
+    """Show what there is; WHAT is methods, rewards, models, presets, suites, studies, prompts, settings or runs.
 
     \b
     Examples:
@@ -234,9 +235,9 @@ def list_(what: str, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the shell completion script.
+    """Print the completion script of SHELL: bash, zsh or fish.
 
     \b
     Example (bash):
@@ -250,7 +251,7 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
 
 
-for _command in (cli_sweep.sweep, cli_report.report, cli_report.compare, cli_report.sample):
+for _command in (cli_sweep.sweep, cli_study.study, cli_report.report, cli_report.compare, cli_report.sample):
     cli.add_command(_command)
 
 
@@ -281,6 +282,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        place = f"'{error.filename}': " if error.filename else ""
+        click.echo(f"Error: {place}{error.strerror or error}. More with: sdpo-bench --debug ...", err=True)
+        sys.exit(MissingError.exit_code)
     except Exception as error:
         if debug:
             raise

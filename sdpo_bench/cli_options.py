@@ -36,7 +36,7 @@ def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[
 
 
 def _names(kind: str, context: click.Context) -> list[str]:
-    if kind in ("methods", "rewards"):
+    if kind in ("methods", "rewards", "studies"):
         from sdpo_bench.registry import plugins
 
         return list(plugins(kind))

@@ -35,6 +35,10 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 )  # fmt: skip
 @METRIC
 @click.option(
+    "--against", multiple=True, metavar="paper|PATH",
+    help="Show your gains beside others': published numbers, a .toml file of such, or a results folder; repeatable.",
+)  # fmt: skip
+@click.option(
     "--format", "style", type=click.Choice(FORMATS), help="[default: from the name given to --out, else terminal]"
 )
 @click.option(
@@ -52,6 +56,7 @@ def report(**options: Any) -> None:
       sdpo-bench report --format html
       sdpo-bench report --out tables.tex --select reward=hpsv2 --metric 1
       sdpo-bench report --group-by update.lr --select method=sdpo
+      sdpo-bench report --against paper
       sdpo-bench report --format all --out my-report
     """
     from sdpo_bench.report_command import report_command

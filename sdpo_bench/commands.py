@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sdpo_bench import evaluate as ev
-from sdpo_bench import memory
+from sdpo_bench import guards, memory
 from sdpo_bench.bill import (
     add_bills,
     bill_text,
@@ -24,20 +24,20 @@ from sdpo_bench.calibration import calibrate
 from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
-from sdpo_bench.config import Request, Resolved, build_method, parse_set, refuse_reported, resolve, validate
-from sdpo_bench.cost import group_cost, probe_cost
+from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.estimate import evaluation_work
+from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
+from sdpo_bench.fit import refuse_reported
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
+from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
-from sdpo_bench.schedule import step_weights
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
-from sdpo_bench.store import RunFolder, best_row, find_run
+from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
 
@@ -81,6 +81,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
                 "bill": bill,
                 "validation": outcome.run.log("validation.jsonl"),
                 "training_seconds": seconds,
+                "warnings": [vars(warned) for warned in guards.warnings(outcome.run)],
                 "part_correlation": part_correlation(rows),
                 "reward_reference": outcome.run.record().get("reward_reference", {}),
             }
@@ -97,7 +98,11 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     for line in reference_lines(outcome.run.record().get("reward_reference", {})):
         click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
-        click.echo(choice_text(candidates))
+        click.echo(choice_text(candidates, _collapse(resolved, outcome)))
+    if changed := outcome.run.log_changed:
+        click.echo(f"warning: {changed}.")
+    for warned in guards.warnings(outcome.run):
+        click.echo(f"warning: epoch {warned.epoch}: {warned.text}")
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
@@ -135,51 +140,39 @@ def _say_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> Non
     click.echo(f"warning: {warning}" if warning else text, err=True)
 
 
-def choice_text(candidates: list[dict[str, Any]]) -> str:
+def _collapse(resolved: Resolved, outcome: Outcome) -> int | None:
+    """The epoch before which the checkpoint had to be chosen; ``None`` where there was none."""
+    chosen = resolved.config.checkpoint
+    return guards.collapsed_at(outcome.run) if chosen and chosen.choose == "before-collapse" else None
+
+
+def choice_text(candidates: list[dict[str, Any]], collapse: int | None = None) -> str:
     """Which checkpoint was chosen, from how many, at what cost beside the training bill."""
-    best = best_row(candidates)
+    best = guards.before_collapse(candidates, collapse)
     calls, rewards = (sum(row[key] for row in candidates) for key in ("denoiser_calls", "reward_calls"))
     return (
-        f"checkpoint: epoch {best['epoch']}, best of {len(candidates)} on validation prompts ({best['score']:.4f}); "
+        f"checkpoint: epoch {best['epoch']}, best of {len(candidates)} on validation prompts ({best['score']:.4f})"
+        f"{f', before the collapse in epoch {collapse}' if collapse else ''}; "
         f"choosing took {calls:,} more denoiser calls and {rewards:,} more reward calls"
     )
 
 
 def plan(resolved: Resolved) -> dict[str, Any]:
-    """Cost of a run before it starts, from its settings alone."""
-    config = resolved.config
-    method = build_method(config, resolved.method)
-    steps = config.schedule.steps
+    """Cost of a run before it starts, from its settings alone.
+
+    Raises:
+        UsageError: a schedule that the method cannot be trained on.
+    """
+    config, method = resolved.config, make_method(resolved)
     files = pipeline_files(config.model)
-    configs = files.configs if files else {}
-    stand_in = training_schedule(config, dict(configs.get("scheduler", {})), method)
-    weights = step_weights(stand_in, config.update.step_weight).tolist()
-    guided = config.model.guidance_scale > 1 and not configs.get("unet", {}).get("time_cond_proj_dim")
-    calls = len(resolved.reward.parts)
-    cost = group_cost(method, weights, inner_epochs=config.update.inner_epochs, guided=guided, calls_per_image=calls)
-    groups = config.sample.images_per_epoch // method.members if method.signal != "none" else 0
-    per_epoch = {
-        "groups": groups,
-        "images": groups * cost.images,
-        "denoiser_forward": groups * cost.forward + probe_cost(method, steps, groups, guided=guided),
-        "denoiser_backward": groups * cost.backward,
-        "reward_calls": groups * cost.rewards,
-        "optimiser_steps": optimiser_steps(resolved, groups),
-    }
+    scheduler = dict(files.configs.get("scheduler", {})) if files else {}
+    training_schedule(config, scheduler, method)  # refuses what cannot be trained on
     return {
         "run": resolved.run_id,
         "preset": resolved.preset,
         "budget": asdict(config.budget),
-        "cost_per_epoch": per_epoch,
+        "cost_per_epoch": epoch_work(resolved),
     } | ({"search": asdict(evaluation_work(resolved))} if method.signal == "none" else {})
-
-
-def optimiser_steps(resolved: Resolved, groups: int) -> int:
-    """Optimiser steps of one full epoch."""
-    update = resolved.config.update
-    windows = groups // (update.minibatch * update.accumulation)
-    slots = resolved.config.schedule.steps if update.order == "step-shuffled" else 1
-    return windows * slots * update.inner_epochs
 
 
 def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
@@ -298,15 +291,21 @@ def _eval_one(
         watcher = Watcher(live.tick, live.evaluation)
         recorded = record.get("reward_reference", {})
         calibrate(scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=live.evaluation)
-        base = evaluate_base(policy, model, settings, scorers, runtime, watcher, device=device)
-        policy.load(folder.lora)
         subject = ev.Subject(folder.run_id, config["method"]["name"], config["seed"])
-        with folder.locked():
-            tuned = ev.evaluate(
-                policy, settings, scorers, folder, subject,
-                micro_batch=runtime.micro_batch, progress=live.evaluation, search=search,
-            )  # fmt: skip
-    return ev.step_table(base, tuned), trained
+
+        def judge(size: int) -> list[dict[str, Any]]:
+            fitting = replace(runtime, micro_batch=size)
+            base = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
+            policy.load(folder.lora)
+            with folder.locked():
+                tuned = ev.evaluate(
+                    policy, settings, scorers, folder, subject,
+                    micro_batch=size, progress=live.evaluation, search=search,
+                )  # fmt: skip
+            return ev.step_table(base, tuned)
+
+        table = halving(judge, runtime.micro_batch, lambda size, text: click.echo(f"warning: {text}", err=True))
+    return table, trained
 
 
 def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:

@@ -16,9 +16,9 @@ from sdpo_bench.settings import ModelSettings
 
 MODEL_KEYS = ("model.name", "model.revision", "model.precision", "model.resolution")
 SETTING_KEYS = (*MODEL_KEYS, "reward.", "sample.prompts", "schedule.", "budget.")
-FREE_KEYS = ("seed", "eval.", *(f"model.{name}" for name in sorted(execution_settings(ModelSettings))))
-"""What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, and what only moves
-memory about."""
+FREE_KEYS = ("seed", "eval.", "guard.", *(f"model.{name}" for name in sorted(execution_settings(ModelSettings))))
+"""What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, when it warns, and what
+only moves memory about."""
 MOST_LABEL_KEYS = 3
 
 

@@ -9,7 +9,6 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
@@ -18,14 +17,14 @@ from sdpo_bench import geometry
 from sdpo_bench.api import Method, Reward, execution_settings
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
-from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
-from sdpo_bench.prompts import load_prompts
-from sdpo_bench.registry import Plugin, find, plugins
+from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
-from sdpo_bench.settings import SECTIONS, EvaluationSettings, ModelSettings, PluginChoice, RunConfig
+from sdpo_bench.settings import SECTIONS, ModelSettings, PluginChoice, RunConfig
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -83,7 +82,9 @@ class Resolved:
     @property
     def run_id(self) -> str:
         """Folder name; evaluation settings are not part of it (a checkpoint can be judged many times)."""
-        training = {key: value for key, value in self.data.items() if key != "eval"}
+        chosen = self.config.checkpoint
+        free_sections = ("eval",) if chosen and chosen.choose == "before-collapse" else ("eval", "guard")
+        training = {key: value for key, value in self.data.items() if key not in free_sections}
         free = execution_settings(ModelSettings)
         training["model"] = {key: value for key, value in training["model"].items() if key not in free}
         return run_id(training, versions=self.versions)
@@ -193,9 +194,16 @@ def _check_key(key: str, owners: Mapping[str, Sequence[str]], source: str) -> No
     section = key.partition(".")[0]
     valid = [f"{s}.{name}" for s, names in owners.items() for name in names] + ["seed"]
     if key not in valid:
-        close = valid if section not in owners else [v for v in valid if v.startswith(f"{section}.")]
         where = f" (from {source})" if source and source != "you" else ""
-        raise UsageError(f"unknown setting '{key}'{where}.{nearest(key, close or valid)}")
+        raise UsageError(f"unknown setting '{key}'{where}.{_nearest_setting(key, section, valid)}")
+
+
+def _nearest_setting(key: str, section: str, valid: Sequence[str]) -> str:
+    """The settings of the same section; without a known section those of that name, as far as there are any."""
+    close = [v for v in valid if v.startswith(f"{section}.")] or [
+        v for v in valid if v.endswith(f".{key.rpartition('.')[2]}")
+    ]
+    return nearest(key, close or valid) + ("" if close else " See: sdpo-bench list settings")
 
 
 def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
@@ -243,113 +251,6 @@ def _explain(problem: Mapping[str, Any], section: str) -> str:
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:
     """The configured method, ready to be asked what it needs."""
     return method_class(validate(method_class.Settings, config.method.settings, "method"))
-
-
-def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> None:
-    """Settings that are each valid but do not fit together: batch geometry, update order, unused sections.
-
-    Raises:
-        UsageError: names the setting to change and a value that works.
-    """
-    unused = _without_effect(method, sources)
-    if unused:
-        raise UsageError(
-            f"{config.method.name} does not use {', '.join(unused)}: it would have no effect. Leave it out."
-        )
-    if config.advantage and config.advantage.normalisation == "group" and method.members == 1:
-        raise UsageError(
-            f"advantage.normalisation = group compares the members of a group, and {config.method.name} samples one. "
-            "Use per-step-prompt, per-prompt, per-step, batch or none."
-        )
-    if method.granularity == "trajectory" and config.update.order != "accumulated":
-        raise UsageError(
-            f"{config.method.name}'s loss needs whole trajectories, so the update order can only be 'accumulated'. "
-            "Use --set update.order=accumulated."
-        )
-    geometry.check(config, method.members)
-    _check_choice(config, sources)
-
-
-def _check_choice(config: RunConfig, sources: Mapping[str, str]) -> None:
-    """Validation prompts are there, and never among those that are reported."""
-    chosen = config.checkpoint
-    if chosen is None:
-        idle = [
-            k for k, s in sources.items() if k.startswith("checkpoint.") and k != "checkpoint.choose" and s == "you"
-        ]
-        if idle:
-            raise UsageError(
-                f"{', '.join(idle)} would have no effect: the last checkpoint is taken. "
-                "Add --set checkpoint.choose=validation."
-            )
-        return
-    if not chosen.prompts:
-        raise UsageError(
-            "checkpoint.choose = validation needs prompts to choose on. Use --set checkpoint.prompts=NAME "
-            "(sdpo-bench list prompts) or a text file."
-        )
-    refuse_reported(chosen.prompts, config.eval, "checkpoint.prompts")
-
-
-def refuse_reported(name: str, settings: EvaluationSettings, key: str) -> None:
-    """Prompts on which something was chosen say nothing more about it.
-
-    Raises:
-        UsageError: prompt set ``name`` shares a prompt with a split that is evaluated.
-    """
-    mine = set(load_prompts(name))
-    for split in ("train", "validation", "unseen"):
-        reported = getattr(settings, split)
-        shared = sorted(mine & set(load_prompts(reported))) if reported else []
-        if shared:
-            raise UsageError(
-                f"{key} = '{name}' shares {len(shared)} prompts with eval.{split} = '{reported}', e.g. '{shared[0]}': "
-                "scores on prompts that made a choice must not be reported. Choose on other prompts."
-            )
-
-
-def _without_effect(method: Method, sources: Mapping[str, str]) -> list[str]:
-    """Settings that the user gave and the method has no use for."""
-    idle: tuple[str, ...] = ()
-    if method.signal != "advantage":
-        idle += ("advantage.",)
-    if method.signal == "gradient":
-        idle += ("update.step_weight",)
-    if method.signal == "none":
-        # Schedule, prompts and budget stay: they say with which runs it is compared.
-        idle += ("update.", "checkpoint.", "sample.images_per_epoch", "sample.draw")
-    return [key for key, source in sources.items() if source == "you" and key.startswith(idle)] if idle else []
-
-
-def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
-    """A method that follows the reward's gradient needs a reward that has one, and enough steps.
-
-    Raises:
-        UsageError: names the rewards that declare a gradient, or the number of steps there are.
-    """
-    if method.signal != "gradient":
-        return
-    if not reward.make(config.reward.settings).differentiable:
-        raise UsageError(
-            f"{config.method.name} follows the gradient of the reward, and '{config.reward.name}' has none. "
-            f"Rewards that have one: {', '.join(_differentiable()) or '(none)'}. Use --reward NAME."
-        )
-    plan, steps = method.backprop(config.schedule.steps), config.schedule.steps
-    if not (plan.depth >= 1 and plan.window >= 1 and plan.depth + plan.window - 1 <= steps):
-        raise UsageError(
-            f"{config.method.name} differentiates {plan.depth} steps, the last of them among the last {plan.window}, "
-            f"and there are {steps}. Use fewer, or a larger schedule.steps."
-        )
-
-
-def _differentiable() -> list[str]:
-    """Names of all rewards that can be imported here and declare a gradient."""
-    found = []
-    for plugin in plugins("rewards").values():
-        with suppress(MissingError):
-            if plugin.load().differentiable is True:
-                found.append(plugin.name)
-    return found
 
 
 def parse_set(texts: Sequence[str]) -> dict[str, Any]:

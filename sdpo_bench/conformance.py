@@ -65,7 +65,7 @@ def check_plugin(plugin: Plugin) -> Iterator[Check]:
         yield Check(plugin.name, plugin.kind, "can be imported", "failed", str(error))
         return
     yield Check(plugin.name, plugin.kind, "can be imported", "ok")
-    for name, check in _checks(plugin.kind).items():
+    for name, check in _checks(plugin.kind, loaded).items():
         with tempfile.TemporaryDirectory() as scratch:
             yield _run(plugin, name, partial(check, plugin, loaded, Path(scratch)))
 
@@ -82,8 +82,10 @@ def _run(plugin: Plugin, name: str, work: Callable[[], None]) -> Check:
     return Check(plugin.name, plugin.kind, name, "ok")
 
 
-def _checks(kind: str) -> dict[str, Callable[[Plugin, Any, Path], None]]:
-    if kind == "methods":
+def _checks(kind: str, loaded: Any) -> dict[str, Callable[[Plugin, Any, Path], None]]:
+    if kind == "methods" and loaded.signal == "none":
+        from sdpo_bench.conformance_search import CHECKS
+    elif kind == "methods":
         from sdpo_bench.conformance_methods import CHECKS
     else:
         from sdpo_bench.conformance_rewards import CHECKS

@@ -37,7 +37,15 @@ class Interrupted(KeyboardInterrupt):
         self.command, self.exit_code = command, exit_code
 
 
-class DiskFull(MissingError):
+class Unwritable(MissingError):
+    """The place where results are written refuses; what was whole before still is. ``strerror``: the system's words."""
+
+    def __init__(self, text: str, strerror: str | None = None):
+        super().__init__(text)
+        self.strerror = strerror
+
+
+class DiskFull(Unwritable):
     """No space left where results are written; what was whole before still is."""
 
 

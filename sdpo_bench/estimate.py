@@ -1,19 +1,23 @@
 """What a run will cost: its bill from the settings alone, and the time from measured rates.
 
 Images, reward calls, denoiser calls and optimiser steps are counted as the ledger will count them, epoch by epoch to
-the cut last one. Time is an estimate from a short calibration (``calibrate``). No torch here.
+the cut last one. Time is an estimate from a short measurement (``machine_rates``). No torch here.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 from sdpo_bench.api import Search
-from sdpo_bench.budget import Ledger, Limit
+from sdpo_bench.budget import Cost, Ledger, Limit
 from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.cost import group_cost, probe_cost
+from sdpo_bench.models import pipeline_files
 from sdpo_bench.prompts import load_prompts
-from sdpo_bench.settings import RunConfig
+from sdpo_bench.reward_choice import choose, same_reward
+from sdpo_bench.settings import ModelSettings, RunConfig, ScheduleSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Rates:
     """One image."""
     optimiser_step: float
     rewards: Mapping[str, float] = field(default_factory=dict)
-    """One image, by reward name."""
+    """One image, by :func:`single_key` of a single reward."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,58 @@ class Work:
         return self.forward + self.backward
 
 
-def trained_steps(rule: str, steps: int) -> list[float]:
+def trained_steps(schedule: ScheduleSettings, rule: str) -> list[float]:
     """Which steps ``schedule.step_weights`` gives a weight above 0, as 1 and 0."""
-    return [0.0 if rule == "skip-last" and steps > 1 and i == steps - 1 else 1.0 for i in range(steps)]
+    last = 1.0
+    if schedule.sampler == "lcm" and not schedule.std_floor:
+        last = 0.0  # it draws nothing
+    if rule == "skip-last" and schedule.steps > 1:
+        last = 0.0
+    return [1.0] * (schedule.steps - 1) + [last]
+
+
+@lru_cache(maxsize=32)
+def is_guided(model: ModelSettings) -> bool:
+    """Whether a denoiser call has two branches: guidance above 1, and not as an input of the network (LCM)."""
+    if model.guidance_scale <= 1:
+        return False
+    files = pipeline_files(model)
+    return not (files and files.configs.get("unet", {}).get("time_cond_proj_dim"))
 
 
 def make_method(resolved: Resolved) -> Any:
     """The method of a resolved run, with its settings."""
     return build_method(resolved.config, resolved.method)
+
+
+def cost_of_group(resolved: Resolved) -> Cost:
+    """What one prompt group of a run costs."""
+    config = resolved.config
+    weights = trained_steps(config.schedule, config.update.step_weight)
+    return group_cost(
+        make_method(resolved), weights, inner_epochs=config.update.inner_epochs, guided=is_guided(config.model),
+        calls_per_image=len(resolved.reward.parts),
+    )  # fmt: skip
+
+
+def cost_of_probe(resolved: Resolved, groups: int) -> int:
+    """Denoiser calls of one epoch of ``groups`` groups that only measure the KL to the base model."""
+    config = resolved.config
+    return probe_cost(make_method(resolved), config.schedule.steps, groups, guided=is_guided(config.model))
+
+
+def epoch_work(resolved: Resolved) -> dict[str, int]:
+    """The bill of one whole epoch, as ``run --dry-run`` shows it."""
+    config, method, cost = resolved.config, make_method(resolved), cost_of_group(resolved)
+    groups = config.sample.images_per_epoch // method.members if method.signal != "none" else 0
+    return {
+        "groups": groups,
+        "images": groups * cost.images,
+        "denoiser_forward": groups * cost.forward + cost_of_probe(resolved, groups),
+        "denoiser_backward": groups * cost.backward,
+        "reward_calls": groups * cost.rewards,
+        "optimiser_steps": optimiser_steps(config, method, groups),
+    }
 
 
 def training_work(resolved: Resolved) -> Work | None:
@@ -76,11 +124,8 @@ def training_work(resolved: Resolved) -> Work | None:
     limit = Limit(config.budget.axis, config.budget.amount)
     if limit.axis == "seconds":
         return None
-    steps, inner = config.schedule.steps, config.update.inner_epochs
-    guided = config.model.guidance_scale > 1
-    cost = group_cost(method, trained_steps(config.update.step_weight, steps), inner_epochs=inner, guided=guided)
-    wanted = config.sample.images_per_epoch // method.members
-    probe = probe_cost(method, steps, wanted, guided=guided)
+    cost, wanted = cost_of_group(resolved), config.sample.images_per_epoch // method.members
+    probe = cost_of_probe(resolved, wanted)
     ledger, decoded = Ledger(), 0
     while groups := limit.groups_left(ledger, cost, wanted, probe if limit.axis == "denoiser_calls" else 0):
         full = optimiser_steps(config, method, groups)
@@ -90,11 +135,11 @@ def training_work(resolved: Resolved) -> Work | None:
         ledger.images += groups * cost.images
         trained = groups * cost.backward * share
         ledger.backward += round(trained)
-        forward = groups * (cost.forward - cost.backward) + trained + probe_cost(method, steps, groups, guided=guided)
+        forward = groups * (cost.forward - cost.backward) + trained + cost_of_probe(resolved, groups)
         ledger.forward["all"] = ledger.forward.get("all", 0) + round(forward)
         ledger.charge_reward("all", groups * cost.rewards)
         ledger.optimiser_steps += -int(-full * share // 1)
-        decoded += groups * cost.rewards
+        decoded += groups * cost.rewards // len(resolved.reward.parts)
     return Work(
         ledger.images, sum(ledger.forward.values()), ledger.backward, ledger.reward_calls, ledger.optimiser_steps,
         decoded,
@@ -144,21 +189,35 @@ def run_work(resolved: Resolved) -> Work | None:
 def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:
     """Time of a run by measured rates; a reward without a rate counts as free."""
     config = resolved.config
-    trained = rates.rewards.get(config.reward.name, 0.0)
-    evaluated = trained + sum(
-        rates.rewards.get(name, 0.0) for name in config.eval.rewards if name != config.reward.name
-    )
+    trained, evaluated = (sum(rates.rewards.get(key, 0.0) for key in keys) for keys in reward_keys(resolved))
+    outside = evaluation_work(resolved) if work is None else work
+    judged = outside.outside_forward * rates.forward + outside.outside_images * (rates.decode + evaluated)
     if work is None:
-        outside = evaluation_work(resolved)
-        return (
-            config.budget.amount
-            + outside.outside_forward * rates.forward
-            + outside.outside_images * (rates.decode + evaluated)
-        )
+        return config.budget.amount + judged
     return (
-        (work.forward - work.backward + work.outside_forward) * rates.forward
+        (work.forward - work.backward) * rates.forward
         + work.backward * rates.train
         + work.decoded * (rates.decode + trained)
-        + work.outside_images * (rates.decode + evaluated)
         + work.optimiser_steps * rates.optimiser_step
+        + judged
     )
+
+
+# -- single rewards ------------------------------------------------------------------------------------------
+
+
+def single_key(name: str, settings: Mapping[str, Any]) -> str:
+    """Key of a single reward with its settings; sums are measured by their parts."""
+    return json.dumps([name, dict(settings)], sort_keys=True)
+
+
+def reward_keys(resolved: Resolved) -> tuple[set[str], set[str]]:
+    """Single rewards asked for an image in training, and in the evaluation, by :func:`single_key`."""
+    config = resolved.config
+    trained = {single_key(*single) for single in resolved.reward.singles(config.reward.settings)}
+    held_out = {single_key(*single) for name in _held_out(config) for single in choose(name).singles({})}
+    return trained, trained | held_out
+
+
+def _held_out(config: RunConfig) -> Iterator[str]:
+    return (name for name in config.eval.rewards if not same_reward(name, config.reward.name))

@@ -236,7 +236,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     if not run.evaluation.exists():
         return empty_rows()
     try:
-        rows = pd.read_parquet(run.evaluation)
+        rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise UsageError(
             f"'{run.evaluation}' is damaged ({error}). Delete it and run: sdpo-bench eval {run.run_id}"
@@ -250,7 +250,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
 def write_rows(run: RunFolder, rows: pd.DataFrame) -> None:
     """Write ``eval.parquet`` in one piece."""
     stream = BytesIO()
-    rows.to_parquet(stream, index=False, compression="zstd")
+    rows.to_parquet(stream, index=False, compression="zstd", write_page_checksum=True)
     atomic_write(run.evaluation, stream.getvalue())
 
 

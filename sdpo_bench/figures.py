@@ -101,7 +101,7 @@ def _dots(board: Board, shown: Sequence[str], styles: Any, name: str, more: str)
         f"{name}-intervals",
         f"Gain over the base model {where} with its 95 % interval over seeds and prompts; hollow: 1 seed, no interval."
         f"{more}",
-        lambda: plots.draw_dots(rows, styles, "Gain over the base model", f"{board.panel.key.reward}, {where}", size),
+        lambda: plots.draw_dots(rows, styles, f"Gain over the base model {where}", board.panel.key.reward, size),
     )
 
 

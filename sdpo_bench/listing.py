@@ -95,6 +95,7 @@ def _runs(out: Path) -> Listing:
 _LISTS = {
     "methods": lambda out: _plugins("methods"),
     "rewards": lambda out: _plugins("rewards"),
+    "studies": lambda out: _plugins("studies"),
     "models": _models,
     "presets": _presets,
     "suites": _suites,

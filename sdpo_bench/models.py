@@ -5,6 +5,7 @@ and which scheduler settings its training used.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -91,7 +92,7 @@ def known_model(name: str) -> BaseModel:
     """
     if name in KNOWN:
         return KNOWN[name]
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # which takes any text, however long
         return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", _folder_defaults(Path(name)))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
         return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE)

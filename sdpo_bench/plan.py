@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sdpo_bench.config import Request, Resolved, refuse_reported, resolve
+from sdpo_bench.config import Request, Resolved, resolve
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimate import Rates, Work, run_work, seconds
+from sdpo_bench.fit import refuse_reported
 from sdpo_bench.identity import canonical_json
 from sdpo_bench.results import flat_settings
 from sdpo_bench.search import Choice, choice_data, make_choice, tuning_overrides
@@ -117,11 +118,11 @@ def make_plan(suite: Suite, out: Path, rates: RatesOf = lambda resolved: None) -
 
 def groups(suite: Suite) -> Iterator[Group]:
     """Method x reward x model x variant, in the order of the file, methods varying fastest within a reward."""
+    pairs = suite.pairs
     for model in suite.models:
         for reward in suite.rewards:
             for variant in suite.variants:
-                for method in suite.methods:
-                    yield (method, reward, model, variant)
+                yield from ((method, reward, model, variant) for method, r in pairs if r == reward)
 
 
 class _Planner:
@@ -139,13 +140,15 @@ class _Planner:
         extra = tuning_overrides(search)
         cells, choices = [], []
         for group in groups(self.suite):
-            runs = []
-            for settings in search.candidates(group[0]):
+            runs, candidates = [], search.candidates(group[0])
+            if candidates == [{}]:
+                continue  # no key of the grid is one of its own: there is nothing to tune
+            for settings in candidates:
                 overrides = {**_common(self.suite.overrides(group[0], group[3])), **extra, **settings}
                 cell = self.cell(group, search.settings.seed, "tuning", overrides)
                 cells.append(cell)
                 runs.append((RunFolder(self.out / "runs" / cell.run_id), settings))
-            choices.append(make_choice(group, runs, search))
+            choices.append(make_choice(group, runs, str(cell.settings["reward.name"]), search))
         return cells, tuple(choices)
 
     def reported(self, group: Group, seed: int, choice: Choice | None) -> Cell:

@@ -6,6 +6,7 @@ the same UNet with the adapter off, so it costs no memory. Every denoiser call p
 reported to ``on_call``, which is how the ledger stays exact.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError, nearest
-from sdpo_bench.store import atomic_write
+from sdpo_bench.store import LORA_SEAL, atomic_write
 
 __all__ = ["LORA_FILE", "Conditioning", "Policy"]
 
@@ -164,11 +165,20 @@ class Policy:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as unfinished:  # a killed process must not leave half an adapter
             type(self.pipeline).save_lora_weights(unfinished, unet_lora_layers=state, safe_serialization=True)
-            atomic_write(target, (Path(unfinished) / LORA_FILE).read_bytes())
+            content = (Path(unfinished) / LORA_FILE).read_bytes()
+        seal = target.with_name(LORA_SEAL)
+        seal.unlink(missing_ok=True)  # a seal without its adapter must never exist
+        atomic_write(target, content)
+        atomic_write(seal, f"{hashlib.sha256(content).hexdigest()}  {LORA_FILE}\n")
         return target
 
     def load(self, folder: Path) -> None:
-        """Load an adapter written by :meth:`save` in place of the present one (bit-equal round trip)."""
+        """Load an adapter written by :meth:`save` in place of the present one (bit-equal round trip).
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        _check_seal(Path(folder))
         self._adapted = []
         if getattr(self.unet, "peft_config", None):
             self.unet.delete_adapters(ADAPTER)
@@ -263,6 +273,19 @@ class Policy:
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
         return self.unet.config.in_channels, self._side, self._side
+
+
+def _check_seal(folder: Path) -> None:
+    """An adapter with a flipped bit still loads, and its scores are wrong: compare it with the digest beside it."""
+    seal = folder / LORA_SEAL
+    if not seal.exists():
+        return
+    digest = hashlib.sha256((folder / LORA_FILE).read_bytes()).hexdigest()
+    if seal.read_bytes().split()[:1] != [digest.encode()]:
+        raise UsageError(
+            f"'{folder / LORA_FILE}' is damaged: it does not have the digest in {LORA_SEAL}. Delete the folder "
+            f"'{folder}' and give the same run command again; the adapter is made anew from the last checkpoint."
+        )
 
 
 def _statistics(config: Any) -> tuple[Any, Any]:

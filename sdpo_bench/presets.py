@@ -80,12 +80,7 @@ def read_preset(path: Path) -> Preset:
     Raises:
         UsageError: not TOML. MissingError: not readable.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingError(f"preset file '{path}' cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"preset file '{path}' is not valid TOML: {error}.") from error
+    data = read_toml(path, "preset")
     description = str(data.pop("description", ""))
     match = data.pop("match", {})
     by_method = data.pop("for", {})
@@ -114,3 +109,17 @@ def automatic_preset(model: str, reward: str) -> Preset | None:
     fitting = [p for p in shipped_presets().values() if p.fits(model, reward)]
     fitting.sort(key=lambda p: ("reward" not in p.match, p.name))
     return fitting[0] if fitting else None
+
+
+def read_toml(path: Path, kind: str) -> dict[str, Any]:
+    """A TOML file that a person may have written; ``kind`` names it in messages.
+
+    Raises:
+        UsageError: not TOML. MissingError: not readable.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingError(f"{kind} file '{path}' cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{kind} file '{path}' is not valid TOML: {error}.") from error

@@ -1,13 +1,14 @@
 """Find plugins without importing them, and import exactly the one that is asked for.
 
-Built-in plugins are the files of two folders; third parties announce theirs through the entry-point groups
-``sdpo_bench.methods`` and ``sdpo_bench.rewards``. Listing reads names and first docstring lines from the source text,
-so ``sdpo-bench list`` needs no torch. The rest of the package knows plugins by name only.
+Built-in plugins are the files of three folders; third parties announce theirs through the entry-point groups
+``sdpo_bench.methods``, ``sdpo_bench.rewards`` and ``sdpo_bench.studies``. Listing reads names and first docstring lines
+from the source text, so ``sdpo-bench list`` needs no torch. The rest of the package knows plugins by name only.
 """
 
 import ast
 import importlib
 import inspect
+import sys
 import textwrap
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +19,10 @@ from typing import Any
 
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.study import Study
 
-KINDS: dict[str, type] = {"methods": Method, "rewards": Reward}
+KINDS: dict[str, type] = {"methods": Method, "rewards": Reward, "studies": Study}
+SINGULAR = {"methods": "method", "rewards": "reward", "studies": "study"}
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,19 @@ class Plugin:
             found = getattr(importlib.import_module(self.module), self.class_name)
         except ModuleNotFoundError as error:
             raise MissingError(
-                f"{self.kind[:-1]} '{self.name}' ({self.owner}) needs the package '{error.name}'. "
+                f"{SINGULAR[self.kind]} '{self.name}' ({self.owner}) needs the package '{error.name}'. "
                 f"Install it with: pip install {error.name}"
             ) from error
         except Exception as error:  # somebody else's module may fail in any way
             reason = str(error) or type(error).__name__
-            raise MissingError(f"{self.kind[:-1]} '{self.name}' ({self.owner}) cannot be imported: {reason}") from error
+            raise MissingError(
+                f"{SINGULAR[self.kind]} '{self.name}' ({self.owner}) cannot be imported: {reason}"
+            ) from error
         base = KINDS[self.kind]
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise UsageError(f"'{self.module}:{self.class_name}' is not a subclass of sdpo_bench.api.{base.__name__}.")
+            raise UsageError(
+                f"'{self.module}:{self.class_name}' is not a subclass of {base.__module__}.{base.__name__}."
+            )
         return found
 
     @property
@@ -69,7 +76,7 @@ def plugin_tag(name: str) -> str:
 
 
 def plugins(kind: str) -> dict[str, Plugin]:
-    """All plugins of ``"methods"`` or ``"rewards"`` by name, built-in ones first.
+    """All plugins of ``"methods"``, ``"rewards"`` or ``"studies"`` by name, built-in ones first.
 
     Raises:
         UsageError: two plugins share a name; the message names both owners.
@@ -97,7 +104,7 @@ def find(kind: str, name: str) -> Plugin:
     for plugin in available.values():
         if plugin.tag == plugin_tag(name):
             return plugin
-    raise UsageError(f"unknown {kind[:-1]} '{name}'.{nearest(name, available)} See: sdpo-bench list {kind}")
+    raise UsageError(f"unknown {SINGULAR[kind]} '{name}'.{nearest(name, available)} See: sdpo-bench list {kind}")
 
 
 @lru_cache(maxsize=4)
@@ -111,7 +118,7 @@ def _builtin(kind: str) -> tuple[Plugin, ...]:
 
 def _third_party(kind: str) -> list[Plugin]:
     result = []
-    for entry in metadata.entry_points(group=f"sdpo_bench.{kind}"):
+    for entry in _entry_points(kind, tuple(sys.path)):
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
         path = _source_path(module)
@@ -122,6 +129,13 @@ def _third_party(kind: str) -> list[Plugin]:
         summary = found.summary if found else ""
         result.append(Plugin(entry.name, kind, owner, module, class_name, summary, path))
     return result
+
+
+@lru_cache(maxsize=8)
+def _entry_points(kind: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
+    """What is announced on the import ``path``. Reading the metadata of everything installed takes longer than
+    resolving a run, and a plan resolves hundreds."""
+    return tuple(metadata.entry_points(group=f"sdpo_bench.{kind}"))
 
 
 def _source_path(module: str) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdpo_bench.report import Report, Section
 from sdpo_bench.results import Notice
+from sdpo_bench.study_view import StudyView
 from sdpo_bench.tabular import Cell, Group, Row, Table, clean, text_column
 
 PLAIN_WIDTH = 160  # columns where there is no terminal to ask
@@ -39,8 +40,25 @@ def terminal(report: Report, *, width: int | None = None, colour: bool = False) 
         console.print()
         console.rule("All rewards", align="left", characters="=")
         print_tables(console, report.main)
+    for study in report.studies:
+        print_study(console, study)
     print_notices(console, report.notices)
     return stream.getvalue()
+
+
+def print_study(console: Any, study: StudyView) -> None:
+    """A study: question, design, tables, and what they say."""
+    console.print()
+    console.rule(clean(study.title), align="left", characters="=")
+    console.print(clean(study.question))
+    for name, value in study.facts:
+        console.print(clean(f"{name}: {value}"), style="dim")
+    print_tables(console, study.tables)
+    console.print("\nConclusion", style="bold")
+    for line in study.conclusion:
+        console.print(clean(line))
+    for line in study.statistics:
+        console.print(clean(line), style="dim")
 
 
 def _section(console: Any, section: Section) -> None:

@@ -8,9 +8,11 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from sdpo_bench.report import Report, Section
+from sdpo_bench.study_view import StudyView
 from sdpo_bench.tabular import Cell, Row, Table, clean, table_data, text_column
 
 LATEX_NEEDS = r"\usepackage[T1]{fontenc}, \usepackage{booktabs}, \usepackage{graphicx}"
@@ -40,10 +42,19 @@ def markdown(report: Report) -> str:
             lines += ["", f"### {md(part.title)}", "", md(part.sampler), "", md(part.finding)]
             lines += [line for table in part.tables for line in _markdown_table(table, "####")]
         lines += [line for table in section.tables for line in _markdown_table(table, "###")]
-    lines += _markdown_table(report.runs, "##")
+    for study in report.studies:
+        lines += _markdown_study(study)
+    lines += _markdown_table(report.runs, "##") if report.runs.rows else []
     if report.notices:
         lines += ["", "## Notices", "", *(f"- {md(n.where)}: {md(n.text)}" for n in report.notices)]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
+
+
+def _markdown_study(study: StudyView) -> list[str]:
+    lines = ["", f"## {md(study.title)}", "", md(study.question), "", *(f"- {md(line)}" for line in study.conclusion)]
+    lines += ["", "### Design", "", *(f"- {md(name)}: {md(value)}" for name, value in study.facts)]
+    lines += [line for table in study.tables for line in _markdown_table(table, "###")]
+    return [*lines, "", "### Statistics", "", *(f"- {md(line)}" for line in study.statistics)]
 
 
 def md(text: str) -> str:
@@ -126,10 +137,15 @@ CSV_COLUMNS = ("section", "table", "group", "row", "column", "text", "value", "l
 
 def as_csv(report: Report) -> str:
     """One line a cell, in full precision; a table's notes follow it with the column name ``note``."""
+    return csv_tables([*report.tables, ("", report.runs)])
+
+
+def csv_tables(tables: Iterable[tuple[str, Table]]) -> str:
+    """The same of any tables, each with the title of its section."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for section, table in [*report.tables, ("", report.runs)]:
+    for section, table in tables:
         for group in table.groups:
             for row in group.rows:
                 label = row.cells[text_column(table)].text
@@ -164,11 +180,24 @@ def as_json(report: Report) -> str:
         "selection": report.selection,
         "main": [table_data(table) for table in report.main],
         "settings": [_section_data(section) for section in report.sections],
+        "studies": [study_data(study) for study in report.studies],
         "runs": table_data(report.runs),
         "versions": table_data(report.versions),
         "notices": [{"where": notice.where, "text": notice.text} for notice in report.notices],
     }
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def study_data(study: StudyView) -> dict[str, Any]:
+    """A study as data."""
+    return {
+        "title": study.title,
+        "question": study.question,
+        "conclusion": list(study.conclusion),
+        "design": dict(study.facts),
+        "statistics": list(study.statistics),
+        "tables": [table_data(table) for table in study.tables],
+    }
 
 
 def _section_data(section: Section) -> dict[str, Any]:

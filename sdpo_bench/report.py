@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sdpo_bench import ablation, results
+from sdpo_bench import ablation, guards, results
 from sdpo_bench import tabular as t
+from sdpo_bench.against import Side, against_tables, board_side
 from sdpo_bench.comparable import Setting, amount, apart, group_settings, shown
 from sdpo_bench.cost_tables import bill_table, picture_table
 from sdpo_bench.errors import UsageError
@@ -24,6 +25,7 @@ from sdpo_bench.run_tables import configuration_table, runs_table, versions_tabl
 from sdpo_bench.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.scores import Scores
 from sdpo_bench.select_runs import SPLIT, Selection, select
+from sdpo_bench.study_view import StudyView, study_view
 from sdpo_bench.suite_tables import suite_tables
 from sdpo_bench.tables import leaderboard, step_table, version_of
 
@@ -41,6 +43,8 @@ class Request:
     group_by: tuple[str, ...] = ()
     endpoint: Endpoint = PRIMARY
     level: float = 0.95
+    against: tuple[Side, ...] = ()
+    """Other people's numbers to show beside one's own."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,13 @@ class Report:
     title: str
     summary: tuple[str, ...]
     main: tuple[t.Table, ...]
-    """The paper's table shape over all rewards, and the summary across rewards."""
+    """The paper's table shape over all rewards, the summary across rewards, and what stands against them."""
     sections: tuple[Section, ...]
     runs: t.Table
     versions: t.Table
     notices: tuple[Notice, ...]
     selection: str = ""
+    studies: tuple[StudyView, ...] = ()
 
     @property
     def tables(self) -> list[tuple[str, t.Table]]:
@@ -102,7 +107,7 @@ class Report:
         for section in self.sections:
             within = [table for part in section.parts for table in part.tables]
             found += [(section.title, table) for table in (*within, *section.tables)]
-        return found
+        return found + [(study.title, table) for study in self.studies for table in study.tables]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +136,7 @@ def build_report(found: Results, request: Request) -> Report:
     notices = sorted({*chosen.notices, *repeated, *problems, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
     families = _families(boards, request)
+    beside = against_tables(boards, request.against) if request.against else []
     most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
     sections = tuple(
         _section(one, settings, scores, families, illustrated=i < most, number=i) for i, one in enumerate(judged)
@@ -138,13 +144,24 @@ def build_report(found: Results, request: Request) -> Report:
     return Report(
         "sdpo-bench report",
         tuple(_summary(chosen, settings)),
-        tuple(_main(chosen, boards, scores, request)),
+        (*_main(chosen, boards, scores, request), *beside),
         sections,
         runs_table(settings),
         versions_table(chosen.runs),
         tuple(notices),
         "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
+        tuple(study_view(record) for record in chosen.studies),
     )
+
+
+def results_sides(found: Results, name: str) -> list[Side]:
+    """Another results folder as something to show one's own results against, one side a board of a trained reward."""
+    chosen = select(found, {})
+    done = [run for run in chosen.runs if run.state == "done"]
+    scores, _ = read_all_scores((*done, *chosen.bases))
+    judged = _judge_all(group_settings(chosen.runs)[0], scores, chosen.bases, Request())
+    boards = [board for one in judged for board in one.boards if board.panel.trained]
+    return [side for board in boards if (side := board_side(board, name))]
 
 
 def _judge_all(
@@ -191,10 +208,15 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
         elif run.id in scores and scores[run.id].bad:
             bad = scores[run.id].bad
             found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
+        if changed := run.folder.log_changed:
+            found.append(Notice(run.id, changed))
+        found += [Notice(run.id, f"warned in epoch {w.epoch}: {w.text}") for w in guards.warnings(run.folder)]
     return found
 
 
 def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
+    if not chosen.runs:
+        return ["No runs; studies only."]
     states: dict[str, int] = {}
     for run in chosen.runs:
         states[run.state] = states.get(run.state, 0) + 1

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import click
 
+from sdpo_bench.against import Side, published_side
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
+from sdpo_bench.published import PAPER, paper, read_published
 from sdpo_bench.render_terminal import make_console, terminal
-from sdpo_bench.report import Report, Request, build_report
+from sdpo_bench.report import Report, Request, build_report, results_sides
 from sdpo_bench.results import load_results
 from sdpo_bench.scoreboard import parse_metric
 from sdpo_bench.select_runs import SPLIT, parse_select
@@ -42,10 +44,12 @@ def report_command(
     metric: str,
     style: str | None,
     out: Path | None,
+    against: tuple[str, ...] = (),
 ) -> None:
     """``sdpo-bench report``."""
     style = style or _style_of(out)
-    request = Request(parse_select(select), group_by, parse_metric(metric))
+    sides = tuple(side for name in against for side in find_sides_against(name))
+    request = Request(parse_select(select), group_by, parse_metric(metric), against=sides)
     report = build_report(load_results(results), request)
     if style == "all":
         _write_all(report, out or results / "report")
@@ -58,7 +62,30 @@ def report_command(
     else:
         click.echo(render(report, style), nl=False)
     if report.notices and style != "terminal":
-        click.echo(f"{len(report.notices)} notices about runs that are missing or damaged; see the report.", err=True)
+        many = len(report.notices)
+        text = f"{many} notice{'s' * (many != 1)} about runs that are missing or damaged; see the report."
+        click.echo(text, err=True)
+
+
+def find_sides_against(name: str) -> list[Side]:
+    """What ``--against`` names: the shipped published numbers, a file of such numbers, or another results folder.
+
+    Raises:
+        UsageError: none of these, or there is nothing in it to compare with.
+    """
+    path = Path(name)
+    if name == PAPER:
+        return [published_side(found, PAPER) for found in paper()]
+    if path.suffix == ".toml":
+        return [published_side(read_published(path), path.stem)]
+    if path.is_dir():
+        if sides := results_sides(load_results(path), name):
+            return sides
+        raise UsageError(f"--against '{name}': none of its runs has scores and a base model. sdpo-bench eval adds them")
+    raise UsageError(
+        f"--against '{name}' is no results folder and no .toml file of published numbers. Valid: {PAPER}, FILE.toml, "
+        "a results folder. Example: --against paper"
+    )
 
 
 def _style_of(out: Path | None) -> str:
@@ -83,7 +110,7 @@ def _write(target: Path, content: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(target, content)
-    except OSError as error:
+    except (OSError, Unwritable) as error:
         raise MissingError(f"'{target}' cannot be written: {error.strerror}. Choose another with --out.") from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +24,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
 from sdpo_bench.scores import Scores, read_scores
 from sdpo_bench.store import RunFolder
+from sdpo_bench.study_record import StudyRecord, read_studies
 from sdpo_bench.suite_records import SuiteRecord, read_records
 
 MANY = 1500  # files from which on starting processes pays
@@ -114,39 +115,47 @@ class Results:
     """Folders of base models' scores."""
     notices: tuple[Notice, ...] = ()
     suites: tuple[SuiteRecord, ...] = ()
+    studies: tuple[StudyRecord, ...] = ()
 
     def keep(self, runs: Iterable[Run]) -> "Results":
         """The same results with fewer runs, and without the notices of the others."""
         chosen = tuple(runs)
         gone = {run.id for run in self.runs} - {run.id for run in chosen}
         notices = tuple(n for n in self.notices if n.where not in gone)
-        return Results(self.out, chosen, self.bases, notices, self.suites)
+        return replace(self, runs=chosen, notices=notices)
 
 
 def load_results(out: Path) -> Results:
     """Read every run folder of ``out`` except scores and curves.
 
     Raises:
-        UsageError: no results folder, or no run in it.
+        UsageError: no results folder, or neither run nor study in it.
     """
     root = out / "runs"
-    if not root.is_dir():
+    studies, unread = read_studies(out)
+    if not root.is_dir() and not studies:
         raise UsageError(f"no runs in '{out}': it has no folder 'runs'. Start one with: sdpo-bench run")
     runs: list[Run] = []
     bases: list[Run] = []
-    notices: list[Notice] = []
-    for path in sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")):
+    notices = [Notice(name, problem) for name, problem in unread]
+    for path in _folders(root):
         try:
             run, kind = _read_run(Path(path))
         except (UsageError, OSError) as error:
             notices.append(Notice(Path(path).name, _why_unread(RunFolder(Path(path)), error)))
             continue
         (bases if kind == "base" else runs).append(run)
-    if not runs and not notices:
+    if not runs and not notices and not studies:
         raise UsageError(f"no runs in '{out}'. Start one with: sdpo-bench run")
     suites, broken = read_records(out)
     notices += [Notice(name, problem) for name, problem in broken]
-    return Results(out, tuple(runs), tuple(bases), tuple(notices), tuple(suites))
+    return Results(out, tuple(runs), tuple(bases), tuple(notices), tuple(suites), tuple(studies))
+
+
+def _folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        return []
+    return sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _why_unread(folder: RunFolder, error: Exception) -> str:

@@ -71,6 +71,17 @@ class Choice:
             found |= {f"{plugin.name}.{key}": value for key, value in asdict(mine).items()}
         return found
 
+    def singles(self, settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Name of each part with its own settings, defaults filled in; a single reward is its only part.
+
+        Raises:
+            UsageError: as :meth:`validate`.
+        """
+        full = self.validate(settings)
+        if not self.weighted:
+            return [(self.name, full)]
+        return [(plugin.name, _of_part(full, plugin.name)) for plugin, _ in self.parts]
+
     def make(self, settings: Mapping[str, Any], device: str = "cpu", basis: Any = None) -> Reward:
         """The reward, not loaded yet.
 
@@ -79,18 +90,16 @@ class Choice:
         """
         from sdpo_bench.config import validate
 
-        full = self.validate(settings)
+        made: list[Reward] = []
+        for (_, own), (plugin, _) in zip(self.singles(settings), self.parts):
+            reward_class = plugin.load()
+            made.append(reward_class(validate(reward_class.Settings, own, "reward"), device))
         if not self.weighted:
-            reward_class = self.parts[0][0].load()
-            made: Reward = reward_class(validate(reward_class.Settings, full, "reward"), device)
-            return made
-        composite = _composite()
-        parts = []
-        for plugin, weight in self.parts:
-            single = Choice(plugin.name, ((plugin, 1.0),), weighted=False)
-            part = single.make(_of_part(full, plugin.name), device)
-            parts.append((part.filed_as or plugin.name, weight, part))
+            return made[0]
+        full = self.validate(settings)
         own = {key: value for key, value in full.items() if "." not in key}
+        parts = [(part.filed_as or plugin.name, weight, part) for part, (plugin, weight) in zip(made, self.parts)]
+        composite = _composite()
         combined: Reward = composite(validate(composite.Settings, own, "reward"), device, parts, basis)
         return combined
 

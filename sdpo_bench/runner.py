@@ -12,16 +12,17 @@ import pandas as pd
 import torch
 
 from sdpo_bench import evaluate as ev
-from sdpo_bench import pictures, provenance
+from sdpo_bench import guards, pictures, provenance
 from sdpo_bench.api import Search
 from sdpo_bench.calibration import apply, calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
-from sdpo_bench.errors import DiskFull, SdpoBenchError
+from sdpo_bench.errors import SdpoBenchError, Unwritable
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, pick_device
+from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
@@ -107,7 +108,7 @@ def run_cell(
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
     for scorer in scorers:
         scorer.reward.load()
-    references = processes.share(lambda: _references(scorers, policy, run, runtime, watcher))
+    references = processes.share(lambda: _references(trainer, scorers, watcher))
     apply(scorers, references)
     if not processes.is_main:
         return _work(trainer, scorers, watcher, device, trained_now)
@@ -123,10 +124,10 @@ def run_cell(
             run.set_status("interrupted", "stopped by the user; the same command resumes it")
             raise
         except SdpoBenchError as error:
-            with suppress(DiskFull):  # then not even the status fits
+            with suppress(Unwritable):  # then not even the status fits
                 run.set_status("failed", str(error))
             raise
-        run.set_status("done")
+        run.set_status("done", warnings=len(guards.warnings(run)))
     return outcome
 
 
@@ -139,17 +140,18 @@ def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str
         trainer.train()
         _export(trainer, run)
     search = candidates_of(trainer.method, scorers[0], config.seed)
-    table = _judge(trainer, scorers, watcher, device, search)
+    table = trainer.halving(lambda _: _judge(trainer, scorers, watcher, device, search), trainer.shrink)
     return Outcome(run, table, train)
 
 
-def _references(
-    scorers: list[Scorer], policy: Policy, run: RunFolder, runtime: Runtime, watcher: Watcher
-) -> dict[str, Any]:
+def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> dict[str, Any]:
     """What the parts of weighted sums are standardised with."""
+    run, out = trainer.run, trainer.runtime.out
     recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
-    return calibrate(
-        scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=watcher.evaluation
+    return halving(
+        lambda size: calibrate(scorers, trainer.policy, out, recorded, micro_batch=size, progress=watcher.evaluation),
+        trainer.runtime.micro_batch,
+        lambda size, text: trainer.warn(text),
     )
 
 
@@ -159,6 +161,7 @@ def _export(trainer: Trainer, run: RunFolder) -> None:
         trainer.policy.load(trainer.validator.best_adapter())
     if trainer.processes.is_main:
         trainer.policy.save(run.lora)
+        run.seal_log()
     trainer.processes.meet()
     if trainer.validator is not None:
         trainer.validator.clear()

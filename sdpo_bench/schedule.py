@@ -66,6 +66,10 @@ def make_schedule(
     return sampler_family(sampler).build(scheduler_config, steps, StepOptions(eta, spacing, prev_timestep, std_floor))
 
 
+SMALLEST_STD = 1e-6
+"""Noise below this is lost in the rounding of a float32 latent, and its square soon underflows."""
+
+
 def lint(schedule: Schedule, *, needs_log_prob: bool) -> list[str]:
     """Refuse a schedule whose log-probabilities do not exist; return warnings about a legal but odd one.
 
@@ -88,7 +92,7 @@ def lint(schedule: Schedule, *, needs_log_prob: bool) -> list[str]:
 
 
 def _refuse_zero_std(schedule: Schedule) -> None:
-    still = {i for i, value in enumerate(schedule.std().tolist()) if not value > 0}
+    still = {i for i, value in enumerate(schedule.std().tolist()) if not value > SMALLEST_STD}
     bad = sorted(still - schedule.undecided())
     if len(still) < schedule.num_steps and not bad:
         return
@@ -99,7 +103,7 @@ def _refuse_zero_std(schedule: Schedule) -> None:
         )
     shown = ", ".join(f"step {i} (t = {int(schedule.timesteps[i])})" for i in (bad or sorted(still))[:4])
     raise UsageError(
-        f"{shown}: the step's standard deviation is 0, so its log-probability does not exist. "
+        f"{shown}: the step's standard deviation is 0 or too small for float32, so its log-probability does not exist. "
         f"{schedule.zero_std_advice()}"
     )
 

@@ -151,7 +151,7 @@ def _columns(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
     import pyarrow.parquet as parquet
 
     text, needed = [*PANEL_COLUMNS, "prompt"], [*PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
-    with parquet.ParquetFile(path, read_dictionary=text, pre_buffer=False) as stored:
+    with parquet.ParquetFile(path, read_dictionary=text, pre_buffer=False, page_checksum_verification=True) as stored:
         table = stored.read([*needed, *wanted], use_threads=False)
     found = dict(zip(table.column_names, table.columns))
     if lacking := [name for name in needed if name not in found]:

@@ -20,6 +20,7 @@ from sdpo_bench.composite import Composite
 from sdpo_bench.deadline import Deadline, DeadlinePassed
 from sdpo_bench.dense import Queries
 from sdpo_bench.errors import RunFailed, SdpoBenchError
+from sdpo_bench.out_of_memory import is_out_of_memory
 from sdpo_bench.policy import Policy
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.score_cache import ScoreCache, picture_digests, score_key
@@ -99,6 +100,8 @@ class Scorer:
                 "then goes on."
             ) from error
         except Exception as error:  # a reward is somebody else's code
+            if is_out_of_memory(error):
+                raise
             raise RunFailed(f"reward '{self.name}' raised {type(error).__name__}: {error}") from error
         self._check(scores, len(prompts))
         return scores

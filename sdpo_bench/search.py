@@ -63,14 +63,18 @@ def tuning_overrides(search: Search) -> dict[str, Any]:
 
 
 def make_choice(
-    group: tuple[str, str, str, str], runs: Sequence[tuple[RunFolder, Mapping[str, Any]]], search: Search
+    group: tuple[str, str, str, str], runs: Sequence[tuple[RunFolder, Mapping[str, Any]]], filed_as: str, search: Search
 ) -> Choice:
-    """Read the tuning runs of one group from disk."""
+    """Read the tuning runs of one group from disk.
+
+    Args:
+        filed_as: name of the trained reward in results, which is not the one asked for where a service computes it.
+    """
     candidates = []
     cost = dict.fromkeys(BILL, 0.0)
     for folder, settings in runs:
         state = folder.known_state
-        score = tuning_score(folder, group[1], search) if state == "done" else None
+        score = tuning_score(folder, filed_as, search) if state == "done" else None
         candidates.append(Candidate(folder.run_id, settings, state, score))
         bill = clean_bill((last_line(folder.path / "train.jsonl") or {}).get("bill"))
         cost = {key: cost[key] + float(bill.get(key, 0)) for key in BILL}

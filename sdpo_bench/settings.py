@@ -15,6 +15,7 @@ from sdpo_bench.api import Execution, execution_settings
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
 
@@ -178,8 +179,9 @@ class EvaluationSettings:
 class CheckpointSettings:
     """Which checkpoint of a run is its result."""
 
-    choose: Literal["last", "validation"] = "last"
-    """The last one, or the one that scores best on validation prompts under the trained reward."""
+    choose: Literal["last", "validation", "before-collapse"] = "last"
+    """The last one, the one that scores best on validation prompts under the trained reward, or the best of those
+    whose pictures had not yet collapsed (``guard.*``)."""
     prompts: str = ""
     """Prompt set of the choice; none of them may be among the prompts that are reported."""
     every: Count = 5
@@ -188,6 +190,31 @@ class CheckpointSettings:
     """Numbers of denoising steps whose mean score decides."""
     images_per_prompt: Count = 1
     """Images of every prompt and step count."""
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """From where on a run's log means that the policy collapses; warnings only, except ``stop``.
+
+    Part of a run's identity only where ``checkpoint.choose = before-collapse``.
+    """
+
+    flat: Execution[Share] = 0.5
+    """Share of an epoch's pictures that are one colour (standard deviation of luminance below 0.02)."""
+    dark: Execution[Share] = 0.02
+    """Mean brightness of an epoch's pictures at or below which they are black."""
+    diversity: Execution[Share] = 0.25
+    """Distance between pictures, as a part of what it was in the first epoch."""
+    kl: Execution[Positive] = 1.0
+    """KL to the base model: nats per latent element, summed over the steps of a trajectory."""
+    clip_fraction: Execution[Share] = 0.999
+    """Share of samples whose importance ratio is clipped."""
+    clip_at_start: Execution[Share] = 0.01
+    """The same before an epoch's first update, where every ratio should be 1."""
+    ratio_at_start: Execution[Positive] = 0.01
+    """Largest deviation of an importance ratio from 1 before an epoch's first update."""
+    stop: Execution[bool] = True
+    """Stop a run all of whose pictures have become one colour."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +259,7 @@ class RunConfig:
     update: UpdateSettings
     budget: BudgetSettings
     eval: EvaluationSettings
+    guard: GuardSettings = GuardSettings()
     checkpoint: CheckpointSettings | None = None
     """None: the last checkpoint, so that nothing about a choice is part of the identity."""
 
@@ -245,4 +273,5 @@ SECTIONS: dict[str, type] = {
     "budget": BudgetSettings,
     "eval": EvaluationSettings,
     "checkpoint": CheckpointSettings,
+    "guard": GuardSettings,
 }

@@ -9,6 +9,7 @@ A run is its folder ``<out>/runs/<run id>``::
     validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
     checkpoints/     what is needed to go on
     lora/            the adapter in diffusers' own format
+    warnings.jsonl   one line a warning: collapse, doubtful updates, memory (only where there was one)
     eval.parquet     one row an image, reward and step count
     grid.png         the same prompts and noise, base beside tuned
 
@@ -16,6 +17,7 @@ Every file but the two append-only logs is written to a temporary name, synced a
 """
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sdpo_bench.errors import Busy, DiskFull, MissingError, UsageError, nearest
+from sdpo_bench.errors import Busy, DiskFull, MissingError, Unwritable, UsageError, nearest
 
+LORA_SEAL = "pytorch_lora_weights.sha256"
+"""Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
 
@@ -33,7 +37,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file so that readers see the old content or the new, never a part.
 
     Raises:
-        DiskFull: no space left.
+        DiskFull, Unwritable: no space left, a disk that became read-only, or a broken one.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -61,19 +65,20 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_space(path: Path) -> Iterator[None]:
-    """Say in words that the disk is full.
+    """Say in words that the disk is full, or refuses to be written.
 
     Raises:
-        DiskFull: in the place of the system's own error.
+        DiskFull, Unwritable: in the place of the system's own error.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "Free some space" if full else "See to the disk"
+        raise (DiskFull if full else Unwritable)(
             f"'{path}' cannot be written: {error.strerror}. Whole epochs up to the last checkpoint are safe. "
-            "Free some space and give the same command again; it goes on from there."
+            f"{mend} and give the same command again; it goes on from there.",
+            error.strerror,
         ) from error
 
 
@@ -166,6 +171,34 @@ class RunFolder:
         path = self.path / name
         return path.stat().st_size if path.exists() else 0
 
+    def digest(self, name: str, size: int) -> str:
+        """SHA-256 of the first ``size`` bytes of a file; of nothing where there is none."""
+        path = self.path / name
+        content = b""
+        if path.exists():
+            with open(path, "rb") as stream:
+                content = stream.read(size)
+        return hashlib.sha256(content).hexdigest()
+
+    def seal_log(self) -> None:
+        """Keep the digest of the finished training log beside the adapter's, for :attr:`log_changed`."""
+        seal = self.lora / LORA_SEAL
+        line = f"{self.digest('train.jsonl', self.size('train.jsonl'))}  ../train.jsonl\n"
+        atomic_write(seal, seal.read_text(encoding="utf-8") + line)
+
+    @property
+    def log_changed(self) -> str:
+        """What to say where the training log is not what it was when training ended; empty where it is."""
+        with suppress(OSError, ValueError):
+            for line in (self.lora / LORA_SEAL).read_text(encoding="utf-8").splitlines():
+                digest, _, name = line.partition("  ")
+                if name == "../train.jsonl" and digest != self.digest("train.jsonl", self.size("train.jsonl")):
+                    return (
+                        "train.jsonl was changed after training ended: its bill and curves cannot be trusted. Delete "
+                        f"'{self.lora}' and give the run command again to train from the last sound checkpoint"
+                    )
+        return ""
+
     def truncate(self, name: str, size: int) -> None:
         """Forget what was logged after a checkpoint, so that resuming repeats no line."""
         path = self.path / name
@@ -179,7 +212,7 @@ class RunFolder:
         path = self.path / name
         rows: list[dict[str, Any]] = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(json.JSONDecodeError):
                     rows.append(json.loads(line))
         return rows
@@ -194,7 +227,18 @@ class RunFolder:
         with open(self.path / "lock", "a+") as handle:
             if not _try_lock(handle, wait):
                 raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
+            self._clear_unfinished()
             yield
+
+    def _clear_unfinished(self) -> None:
+        """Remove what processes that were killed in mid-write have left; whoever holds the lock is the only writer.
+
+        Not of ``run.json``, which is written before the lock is taken.
+        """
+        for left in self.path.rglob(".*.tmp"):
+            if not left.name.startswith(".run.json."):
+                with suppress(FileNotFoundError):
+                    left.unlink()
 
     @property
     def is_locked(self) -> bool:

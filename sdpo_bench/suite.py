@@ -26,7 +26,6 @@ A suite is a preset (``presets.py``: sections of settings, ``[for.METHOD.section
     clip_range = [1e-4, 1e-3]
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -38,8 +37,9 @@ from annotated_types import Ge, MinLen
 
 from sdpo_bench.budget import AXES
 from sdpo_bench.config import validate
-from sdpo_bench.errors import MissingError, UsageError, nearest
-from sdpo_bench.presets import flatten
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.fit import can_learn_from, idle_settings
+from sdpo_bench.presets import flatten, read_toml
 from sdpo_bench.registry import find, plugin_tag, plugins
 from sdpo_bench.settings import SECTIONS, Count, Steps
 
@@ -75,8 +75,9 @@ class Search:
     by_method: Mapping[str, Mapping[str, tuple[Any, ...]]]
 
     def candidates(self, method: str) -> list[dict[str, Any]]:
-        """Every choice of the method's grid, the last key varying fastest."""
-        axes = {**self.grid, **self.by_method.get(plugin_tag(method), {})}
+        """Every choice of the method's grid, the last key varying fastest; one empty choice where it has no use for
+        any key of the grid."""
+        axes = {**without_idle(method, self.grid), **self.by_method.get(plugin_tag(method), {})}
         return [dict(zip(axes, values)) for values in product(*axes.values())]
 
 
@@ -89,6 +90,8 @@ class Suite:
     reproduces: str
     departs: str
     methods: tuple[str, ...]
+    every_method: bool
+    """Whether the file says "*": every installed method, each with the rewards that it can learn from."""
     rewards: tuple[str, ...]
     models: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -100,13 +103,30 @@ class Suite:
     search: Search | None
 
     def overrides(self, method: str, variant: str) -> dict[str, Any]:
-        """Settings of a cell above its presets: common ones, the method's, the variant's."""
-        return {**self.common, **self.by_method.get(plugin_tag(method), {}), **self.variants[variant]}
+        """Settings of a cell above its presets: the common ones that it can use, the method's, the variant's."""
+        return {
+            **without_idle(method, self.common),
+            **self.by_method.get(plugin_tag(method), {}),
+            **self.variants[variant],
+        }
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Method and reward of the cells, methods varying fastest. A pair that was named stays, and is refused when it
+        is resolved, if the method cannot learn from the reward."""
+        found = [(method, reward) for reward in self.rewards for method in self.methods]
+        return [pair for pair in found if not self.every_method or can_learn_from(*pair)]
 
     @property
     def variant_keys(self) -> tuple[str, ...]:
         """Settings in which the variants differ."""
         return tuple(dict.fromkeys(key for settings in self.variants.values() for key in settings))
+
+
+def without_idle(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings meant for all methods, without those that this one has no use for."""
+    idle = idle_settings(find("methods", method).load())
+    return {key: value for key, value in settings.items() if not key.startswith(idle)}
 
 
 def suite_folder() -> Path:
@@ -138,30 +158,33 @@ def read_suite(path: Path) -> Suite:
     Raises:
         UsageError: not TOML, unknown names, an empty product. MissingError: not readable.
     """
+    data = read_toml(path, "suite")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingError(f"suite file '{path}' cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"suite file '{path}' is not valid TOML: {error}.") from error
-    try:
-        return _suite(path.stem, data)
+        return make_suite(path.stem, data)
     except UsageError as error:
         raise UsageError(f"suite '{path.stem}': {error}") from None
 
 
-def _suite(name: str, data: dict[str, Any]) -> Suite:
+def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
+    """A suite from what its file would hold.
+
+    Raises:
+        UsageError: unknown names, an empty product.
+    """
+    data = dict(data)
     _known(data, (*TEXTS, *TABLES, *SECTIONS, "method", "reward"), "key")
     texts = {key: str(data.pop(key, "")) for key in TEXTS}
     cells, by_method = _table(data, "cells"), _tables(data, "for")
     variants = {key: flatten(table) for key, table in _tables(data, "variants").items()}
     search = _table(data, "search") if "search" in data else None
     _known(cells, ("method", "reward", "model", "seed", "preset"), "key cells.")
-    methods = _methods(_several(cells, "method"))
+    named = _several(cells, "method")
+    methods = _methods(named)
     suite = Suite(
         name=name,
         **texts,
         methods=methods,
+        every_method=named == [EVERY],
         rewards=tuple(find("rewards", reward).name for reward in _several(cells, "reward")),
         models=tuple(_several(cells, "model")),
         seeds=_seeds(_several(cells, "seed")),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.errors import MissingError
+from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.identity import canonical
 from sdpo_bench.store import atomic_write
 
@@ -42,7 +42,7 @@ def write_record(out: Path, name: str, data: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
-    except OSError as error:
+    except (OSError, Unwritable) as error:
         raise MissingError(f"'{path}' cannot be written: {error.strerror}. Choose another --out FOLDER.") from error
 
 

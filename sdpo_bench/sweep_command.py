@@ -15,7 +15,7 @@ import click
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Resolved
 from sdpo_bench.errors import UsageError
-from sdpo_bench.estimate import Rates
+from sdpo_bench.estimate import Rates, reward_keys
 from sdpo_bench.executors import Executor, LocalExecutor
 from sdpo_bench.plan import Plan, keep, make_plan, record_of
 from sdpo_bench.select_runs import parse_select
@@ -27,7 +27,7 @@ from sdpo_bench.sweep import Progress, Sweep, put_aside
 from sdpo_bench.sweep_view import SweepView, cell_data, plan_data, plan_table, plan_words
 from sdpo_bench.terminal import print_table
 
-CALIBRATION_LIMIT = 600  # seconds
+MEASURING_LIMIT = 600  # seconds
 
 
 def sweep_command(
@@ -84,6 +84,11 @@ def _executor(
     name: str, runtime: Runtime, address: str, jobs: int, threads: int, cpus: int, gpus: float, device: str
 ) -> Executor:
     if name == "ray":
+        if jobs != 1 or threads:
+            raise UsageError(
+                "--jobs and --threads belong to --executor local: Ray runs as many cells at once as the cluster has "
+                "room for. Give each cell its share by --cpus-per-cell and --gpus-per-cell."
+            )
         from sdpo_bench.ray_executor import RayExecutor
 
         return RayExecutor(address, runtime.out, cpus=cpus, gpus=gpus, device=device)
@@ -129,9 +134,9 @@ def _dry_run(
     as_json: bool,
 ) -> None:  # fmt: skip
     wanted: dict[str, tuple[ModelSettings, set[str]]] = {}
-    keep(make_plan(suite, out, partial(_collect, wanted)), selection)
-    rates, why = calibrated(wanted, device, threads, micro_batch)
-    plan = keep(make_plan(suite, out, lambda resolved: rates.get(_key(resolved.config.model))), selection)
+    keep(make_plan(suite, out, partial(collect, wanted)), selection)
+    rates, why = measured_rates(wanted, device, threads, micro_batch)
+    plan = keep(make_plan(suite, out, lambda resolved: rates.get(model_key(resolved.config.model))), selection)
     if as_json:
         echo_json(plan_data(plan) | {"no_time_because": why})
         return
@@ -146,42 +151,45 @@ def _dry_run(
     click.echo("nothing was run (--dry-run)")
 
 
-# -- calibration ---------------------------------------------------------------------------------------------
+# -- speed of this machine ---------------------------------------------------------------------------------------------
 
 
-def _key(model: ModelSettings) -> str:
+def model_key(model: ModelSettings) -> str:
+    """Under which rates are kept."""
     return json.dumps(asdict(model), sort_keys=True)
 
 
-def _collect(wanted: dict[str, tuple[ModelSettings, set[str]]], resolved: Resolved) -> None:
+def collect(wanted: dict[str, tuple[ModelSettings, set[str]]], resolved: Resolved) -> None:
     """Note what a cell would have to be measured for."""
-    config = resolved.config
-    _, rewards = wanted.setdefault(_key(config.model), (config.model, set()))
-    rewards |= {config.reward.name, *config.eval.rewards}
+    model = resolved.config.model
+    _, rewards = wanted.setdefault(model_key(model), (model, set()))
+    rewards |= reward_keys(resolved)[1]
 
 
-def calibrated(
+def measured_rates(
     wanted: dict[str, tuple[ModelSettings, set[str]]], device: str, threads: int, micro_batch: int
 ) -> tuple[dict[str, Rates], str]:
     """Measured rates by model, and why one is missing.
 
     Measured by a process of its own, so that torch never enters this one.
     """
-    request = {
-        "device": device, "threads": threads, "micro_batch": micro_batch,
-        "models": [{"key": key, "settings": asdict(m), "rewards": sorted(r)} for key, (m, r) in wanted.items()],
-    }  # fmt: skip
+    models = [
+        {"key": key, "settings": asdict(model), "rewards": [json.loads(one) for one in sorted(rewards)]}
+        for key, (model, rewards) in wanted.items()
+    ]
+    request = json.dumps({"device": device, "threads": threads, "micro_batch": micro_batch, "models": models})
+    command = [sys.executable, "-m", "sdpo_bench.machine_rates"]
+    quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "sdpo_bench.calibrate"], input=json.dumps(request), capture_output=True, text=True,
-            timeout=CALIBRATION_LIMIT, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
-        )  # fmt: skip
+            command, input=request, capture_output=True, text=True, timeout=MEASURING_LIMIT, env=quiet
+        )
         answers = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
     except (subprocess.TimeoutExpired, json.JSONDecodeError):
-        return {}, "the calibration did not finish"
+        return {}, "measuring this machine took too long"
     rates = {key: Rates(**answer["rates"]) for key, answer in answers.items() if "rates" in answer}
     reasons = [str(answer["error"]) for answer in answers.values() if "error" in answer]
     if not answers:
         lines = done.stderr.strip().splitlines()
-        reasons.append(f"the calibration failed: {lines[-1] if lines else 'no output'}")
+        reasons.append(f"measuring this machine failed: {lines[-1] if lines else 'no output'}")
     return rates, "; ".join(dict.fromkeys(reasons))

@@ -4,6 +4,7 @@ Progress goes to standard error, results to standard output, so that output can 
 """
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from sdpo_bench.progress import Tick
 from sdpo_bench.reward_choice import part_weights
 
 PLAIN_EVERY = 10.0  # seconds between log lines where there is no terminal
+PLAIN_WIDTH = 160  # columns where there is no terminal to ask
+LEAST_COLUMN = 8  # a column that is not the first may be folded down to this
 
 
 class Live:
@@ -89,19 +92,33 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """A table on standard output, numbers right-aligned."""
+    """A table on standard output, numbers right-aligned; on a narrow terminal a paragraph for each row."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
+    if width < _least_width(columns, rows):
+        print("\n".join([*([title] if title else []), *(_paragraph(columns, row) for row in rows)]))
+        return
     table = Table(title=escape(title) if title else None, title_justify="left")
     for i, name in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
-        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False).print(table)
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of a terminal that leave the rows' names in one piece, which is what a person copies."""
+    longest = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    return longest[0] + sum(min(LEAST_COLUMN, most) for most in longest[1:]) + 3 * len(columns)
+
+
+def _paragraph(columns: Sequence[str], row: Sequence[str]) -> str:
+    words = [f"{name}: {cell}" if name else cell for name, cell in zip(columns[1:], row[1:]) if cell not in ("", "-")]
+    return "\n".join([row[0], *(f"  {word}" for word in words)])
 
 
 def _is_number(text: str) -> bool:

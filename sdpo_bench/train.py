@@ -5,35 +5,39 @@ of its resolved configuration, wherever and however often it was interrupted.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sdpo_bench import checkpoint, pictures, seeds
-from sdpo_bench.advantages import Normaliser, advantages
+from sdpo_bench import checkpoint, guards, seeds
+from sdpo_bench.advantages import Normaliser
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit
-from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
-from sdpo_bench.dense import choose_queries, step_rewards
-from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, spread, update_rewards
+from sdpo_bench.cost import group_cost, probe_cost
+from sdpo_bench.epoch_metrics import Stopwatch, update_rewards
 from sdpo_bench.errors import RunFailed, UsageError
+from sdpo_bench.experience import Experience, UpdateLog
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
+from sdpo_bench.out_of_memory import halving, refusing
 from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
-from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
-from sdpo_bench.scoring import Answers, Parts, ask_rewards, supervise
+from sdpo_bench.scoring import supervise
 from sdpo_bench.settings import RunConfig, Runtime
+from sdpo_bench.signals import Signals
 from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Experience, UpdateLog, Updater
+from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
+
+T = TypeVar("T")
 
 PREFETCHED = 1024
 """Prompts up to which all are encoded before training, so that the text encoders are done (and, offloaded, visit the
@@ -58,17 +62,6 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Meth
 def needs_log_prob(method: Method) -> bool:
     """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
     return method.signal in ("advantage", "preference")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The epoch's rewards over all processes, in the order of its groups: ``queried [N, G, Q]``, ``rewards [N, G, T]``,
-    N prompts, and the parts' scores ``[N, G]``."""
-
-    queried: Tensor
-    rewards: Tensor
-    prompts: Sequence[str]
-    parts: Parts
 
 
 class Trainer:
@@ -117,9 +110,15 @@ class Trainer:
             config.seed,
             processes,
         )
+        self.signals = Signals(
+            policy, self.schedule, method, a, self.scorer, self.normaliser, self.ledger, processes,
+            self.updater.sampled_values, runtime,
+        )  # fmt: skip
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
-        self._kept: tuple[int, checkpoint.Snapshot] = (0, ({}, {}))
+        """Log line of the last whole epoch; ``_start`` is that of the first."""
+        self._start: dict[str, Any] = {}
+        self._kept: tuple[int, checkpoint.Snapshot] = (0, ({}, ""))
         self._saved_epoch = -1
         self.groups_per_epoch = config.sample.images_per_epoch // method.members
         self._refuse_small_budget()
@@ -141,11 +140,13 @@ class Trainer:
         self.policy.on_call = self.ledger.charge_call
         wanted = self.groups_per_epoch
         try:
+            self._refuse_collapse()
             while groups := self._groups_left(wanted):
                 before = self.ledger.used(self.limit.axis)
                 self._validate(last=False)
                 self._run_epoch(groups, wanted)
                 self._refuse_standstill(before)
+                self._refuse_collapse()
                 if self.epoch % self.runtime.checkpoint_every == 0:
                     self.save()
             self._validate(last=True)
@@ -168,7 +169,8 @@ class Trainer:
         if self.validator is None:
             return
         self.policy.on_call = None
-        self.validator.after_epoch(self.epoch, last=last)
+        judge = self.validator.after_epoch
+        self.halving(lambda _: judge(self.epoch, last=last), self.shrink)
         self.policy.on_call = self.ledger.charge_call
 
     def _groups_left(self, wanted: int) -> int:
@@ -195,7 +197,7 @@ class Trainer:
 
     def _run_epoch(self, groups: int, wanted: int) -> None:
         started = time.monotonic()
-        self.metrics, timing = self._epoch(groups, wanted)
+        self.metrics, timing = self.halving(lambda _: self._epoch(groups, wanted), self._begin_epoch_again)
         seconds = self.processes.share(lambda: time.monotonic() - started)
         self.ledger.seconds += seconds
         self.epoch += 1
@@ -205,16 +207,61 @@ class Trainer:
             self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
             self._kept = self._snapshot()
         self._tell("epoch")
+        self._start = self._start or self.metrics
+        if self.processes.is_main:
+            for warned in guards.fire(self.run, self.metrics, self._start, self.config.guard):
+                self.warn(warned.text)
+
+    def warn(self, text: str) -> None:
+        """Tell whoever watches."""
+        self.watch(self._tick("warning", {"warning": f"epoch {self.epoch}: {text}"}))
+
+    def _refuse_collapse(self) -> None:
+        """All pictures are one colour: every reward is the same, and there is nothing left to learn from."""
+        if self.config.guard.stop and guards.all_flat(self.metrics, self._start):
+            raise RunFailed(
+                f"all pictures of epoch {self.epoch} are one colour: the policy has collapsed. Lower update.lr, or use "
+                "checkpoint.choose=before-collapse. To go on all the same: --set guard.stop=false"
+            )
+
+    def halving(self, work: Callable[[int], T], halved: Callable[[int, str], None]) -> T:
+        """Work that is tried again with smaller micro-batches when memory runs out (``out_of_memory.halving``).
+
+        One of several processes cannot begin again alone, so there it ends the run.
+
+        Raises:
+            RunFailed: nothing smaller is left to try, or this is one of several processes.
+        """
+        size = self.runtime.micro_batch
+        return halving(work, size, halved) if self.processes.count == 1 else refusing(work, size)
+
+    def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
+        """Back to the last whole epoch, as if the process had been killed, and on with smaller micro-batches."""
+        self.save()
+        self.updater.optimiser.zero_grad(set_to_none=True)
+        self._restore(checkpoint.path_of(self.run, self.epoch))
+        self.shrink(micro_batch, text)
+
+    def shrink(self, micro_batch: int, text: str) -> None:
+        """Smaller micro-batches from now on, recorded with the run."""
+        self.runtime = self.signals.runtime = replace(self.runtime, micro_batch=micro_batch)
+        self.updater.micro_batch = micro_batch
+        if self.validator is not None:
+            self.validator.micro_batch = micro_batch
+        guards.record(self.run, guards.Warned(self.epoch + 1, "memory", text))
+        self.warn(text)
 
     def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
         clock, before = Stopwatch(), Ledger.from_state(self.ledger.state_dict())
         remembered = self.scorer.cache.mark() if self.processes.count > 1 else set()
-        mine = self.processes.mine(self._order(groups, 0).groups).sort().values
+        first = self._order(groups, 0)
+        mine = self.processes.mine(first.groups).sort().values
         trajectories = self._sample(mine, groups, wanted)
         clock.lap("sample_seconds")
-        experience, metrics = self._signals(trajectories, mine, groups)
+        self._tell("scoring")
+        experience, metrics = self.signals.of(trajectories, mine, groups)
         clock.lap("reward_seconds")
-        metrics |= self._learn(experience, groups)
+        metrics |= self._learn(experience, groups, first)
         clock.lap("update_seconds")
         self._settle(before, remembered)
         bill = self.ledger.bill()
@@ -255,97 +302,19 @@ class Trainer:
         self.ledger.images += groups * self.method.members
         return trajectories
 
-    def _signals(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
-        """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics.
-
-        Statistics are over the groups of all processes, what is returned for learning over this one's own.
-        """
-        self._tell("scoring")
-        if self.method.signal == "gradient":
-            return self._unscored(trajectories, mine, groups)
-        method, mode = self.method, self.method.reward_mode
-        queries = choose_queries(trajectories.x0, mode)
-        decode_sample = mode == "sparse" and method.final_image == "sample"
-        answers = ask_rewards(
-            self.policy, trajectories, queries, self.scorer,
-            decode_sample=decode_sample, micro_batch=self.runtime.micro_batch, overlap=self.runtime.async_rewards,
-        )  # fmt: skip
-        queried = answers.rewards.to(trajectories.x0)
-        rewards = step_rewards(queries, queried, mode, method.reward_guard)
-        everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
-        normalised = self._advantages(everyone.rewards, everyone.prompts)
-        reference, kl = self._reference(trajectories, mine)
-        values = self.updater.sampled_values(trajectories)
-        metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
-        metrics |= part_metrics(everyone.parts)
-        if normalised is not None:
-            metrics |= spread("advantage", normalised)
-            normalised = normalised[mine.to(normalised.device)]
-        metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
-        rows = self._rows(mine, groups)
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values, rows), metrics
-
-    def _everyone(
-        self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor
-    ) -> "Scored":
-        rows = self.processes.rows
-        if self.processes.count == 1:
-            return Scored(queried, rewards, prompts, answers.parts)
-        texts = [pair for part in self.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
-        parts = {name: rows(values, mine) for name, values in answers.parts.items()}
-        return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts)
-
-    def _picture_summary(self, images: Tensor) -> dict[str, float]:
-        first, *others = self.processes.gather(pictures.Sums.of(images))
-        return pictures.summary(sum(others, first))
-
-    def _rows(self, mine: Tensor, groups: int) -> Tensor | None:
-        """Where this process keeps each group; see :class:`Experience`."""
-        if self.processes.count == 1:
-            return None
-        return torch.full((groups,), -1).index_copy(0, mine, torch.arange(len(mine)))
-
-    def _unscored(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
-        """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
-        samples = trajectories.latents[:, :, -1].flatten(0, 1)
-        with torch.no_grad():
-            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
-        metrics = {
-            "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
-        }  # fmt: skip
-        none = torch.zeros(*trajectories.latents.shape[:2], 0)
-        return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
-
-    def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        settings = self.config.advantage
-        if settings is None:
-            return None
-        sparse = self.method.reward_mode == "sparse"
-        return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
-
-    def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
-        """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
-        groups otherwise): sum over steps of the mean over latent elements, nats."""
-        chosen = [row for row, g in enumerate(mine.tolist()) if self.method.needs_reference or g < PROBE_GROUPS]
-        phase = "reference" if self.method.needs_reference else "diagnostic"
-        with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
-            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.runtime.micro_batch)
-        kl = self.processes.rows(kl, mine[chosen])
-        return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())
-
-    def _learn(self, experience: Experience, groups: int) -> dict[str, Any]:
+    def _learn(self, experience: Experience, groups: int, first: Order) -> dict[str, Any]:
+        """Gradient updates in the order ``first``, and in fresh orders in further inner epochs."""
         log = UpdateLog(self.schedule.num_steps)
         stop = (lambda: self.limit.reached(self.ledger)) if self.limit.axis == "optimiser_steps" else (lambda: False)
         if self.limit.axis == "seconds":
             stop = self._seconds_stop()
         for inner in range(self.config.update.inner_epochs):
-            order = self._order(groups, inner)
+            order = self._order(groups, inner) if inner else first
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
-        first, *others = self.processes.gather(log)
+        log, *others = self.processes.gather(log)
         for other in others:
-            first.absorb(other)
-        log = first
+            log.absorb(other)
         return log.summary() | update_rewards(log.rewards)
 
     def _seconds_stop(self) -> Callable[[], bool]:
@@ -369,27 +338,32 @@ class Trainer:
             self._saved_epoch = epoch
 
     def _snapshot(self) -> tuple[int, checkpoint.Snapshot]:
-        progress = checkpoint.Progress(
-            self.epoch, self.ledger.state_dict(), self.run.size("train.jsonl"), self.run.size("timing.jsonl")
-        )
+        run, size = self.run, self.run.size("train.jsonl")
+        digest = run.digest("train.jsonl", size)
+        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), size, digest, run.size("timing.jsonl"))
         return self.epoch, checkpoint.snapshot(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:
         path, warnings = self.processes.share(lambda: checkpoint.latest(self.run))
         for warning in warnings:
             self.watch(self._tick("warning", {"warning": warning}))
-        progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache) if path else None
+        progress = self._restore(path) if path else None
         if self.processes.is_main:
             self.run.truncate("train.jsonl", progress.log_size if progress else 0)
             self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
+            guards.forget_after(self.run, progress.epoch if progress else 0)
         if self.validator is not None:
             self.validator.forget_after(progress.epoch if progress else 0)
         if progress:
             self.epoch = self._saved_epoch = progress.epoch
-            self.ledger.__dict__.update(progress.ledger)
             rows = self.processes.share(self.run.log)
-            self.metrics = rows[-1] if rows else {}
+            self._start, self.metrics = (rows[0], rows[-1]) if rows else ({}, {})
         self._kept = self._snapshot()
+
+    def _restore(self, path: Path) -> checkpoint.Progress:
+        progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache)
+        self.ledger.__dict__.update(progress.ledger)
+        return progress
 
     def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:
         used = self.ledger.used(self.limit.axis)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench import evaluate as ev
-from sdpo_bench.policy import Policy
+from sdpo_bench import guards
+from sdpo_bench.errors import UsageError
+from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import load_prompts
@@ -50,9 +52,23 @@ class Validator:
         self.pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
         self.schedules = {k: ev.evaluation_schedule(policy, self.sampler, k) for k in settings.steps}
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Line of the candidate that is the run's result."""
+        return guards.before_collapse(self.rows, self._collapse)
+
+    @property
+    def _collapse(self) -> int | None:
+        """The epoch of the collapse, where it matters."""
+        if self.settings.choose != "before-collapse":
+            return None
+        return self.processes.share(lambda: guards.collapsed_at(self.run))
+
     def after_epoch(self, epoch: int, *, last: bool) -> None:
         """Judge the policy as it is after ``epoch`` epochs, if that is a candidate and was not judged before."""
         rows = self.rows
+        if rows and self._collapse is not None:
+            return
         due = last or epoch % self.settings.every == 0
         if epoch == 0 or not due or any(row["epoch"] == epoch for row in rows):
             return
@@ -75,8 +91,18 @@ class Validator:
             atomic_write(self.run.path / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
 
     def best_adapter(self) -> Path:
-        """Folder of the best candidate's adapter."""
-        return self._adapter(best_row(self.rows)["epoch"])
+        """Folder of the best candidate's adapter.
+
+        Raises:
+            UsageError: it was removed, as it is once the run has its result.
+        """
+        folder = self._adapter(self.chosen["epoch"])
+        if not (folder / LORA_FILE).exists():
+            raise UsageError(
+                f"the chosen adapter '{folder}' is gone, and only training anew brings it back. "
+                f"Delete '{self.run.path}' and give the same command again."
+            )
+        return folder
 
     def clear(self) -> None:
         """Drop the candidates' adapters; the log stays."""

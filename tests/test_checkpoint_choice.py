@@ -98,7 +98,7 @@ def test_a_choice_resumes_to_the_same_bytes(tiny_pipe, prompts, where):
         ({"checkpoint.prompts": ""}, "needs prompts to choose on"),
         ({"checkpoint.prompts": "no-such-set"}, "unknown prompt set"),
         ({"checkpoint.choose": "last"}, "would have no effect"),
-        ({"checkpoint.choose": "best"}, "'last' or 'validation'"),
+        ({"checkpoint.choose": "best"}, "'last', 'validation' or 'before-collapse'"),
     ],
 )
 def test_a_choice_that_would_mislead_is_refused(tiny_pipe, prompts, change, said):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sdpo_bench import terminal
+
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
 QUICK = ["--set", "schedule.steps=2", "--set", "sample.images_per_epoch=4", "--set", "update.minibatch=2",
          "--set", "update.accumulation=1", "--set", "eval.steps=1,2", "--set", "eval.images_per_prompt=1",
@@ -69,6 +71,7 @@ WRONG = [
     (["run", "--model", "emoji-turbos"], "unknown model 'emoji-turbos'", "emoji-turbo"),
     (["run", "--preset", "embeded"], "unknown preset 'embeded'", "embedded"),
     (["run", "--set", "update.lrr=1"], "unknown setting 'update.lrr'", "update.lr"),
+    (["run", "--set", "lr=1"], "unknown setting 'lr'", "Valid: update.lr."),
     (["run", "--set", "upd.lr=1"], "unknown setting 'upd.lr'", "update.lr"),
     (["run", "--set", "method.clip_rang=1"], "unknown setting 'method.clip_rang'", "method.clip_range"),
     (["run", "--set", "update.lr=fast"], "update.lr: got 'fast'", "number"),
@@ -327,3 +330,19 @@ def test_completion_scripts():
         assert "_SDPO_BENCH_COMPLETE" in call("completion", shell).stdout
     done = call(COMP_WORDS="sdpo-bench run --method sd", COMP_CWORD="3", _SDPO_BENCH_COMPLETE="bash_complete")
     assert "plain,sdpo" in done.stdout
+
+
+@pytest.mark.parametrize(("width", "whole"), [(60, False), (80, False), (120, True)])
+def test_names_stay_in_one_piece_on_a_narrow_terminal(width, whole, monkeypatch, capsys):
+    """Rows become paragraphs where a table would have to break the run ids that people copy."""
+    run = "sdpo-emoji_align-emoji_turbo-s0-3da9a2370b"
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal.print_table(
+        ["run", "state", "budget used", "score - base", "judged by", "message"],
+        [[run, "done", "2,048 of 2,048 images", "0.1655", "emoji-align, train", ""]],
+    )
+    out = capsys.readouterr().out
+    assert run in out
+    assert ("\u2502" in out) is whole
+    assert whole or ("budget used: 2,048 of 2,048 images" in out and "message" not in out)

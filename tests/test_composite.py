@@ -13,6 +13,7 @@ from sdpo_bench.calibration import calibrate
 from sdpo_bench.composite import Composite, CompositeSettings
 from sdpo_bench.epoch_metrics import correlation, part_metrics
 from sdpo_bench.errors import UsageError
+from sdpo_bench.estimate import Rates, reward_keys, run_work, seconds
 from sdpo_bench.evaluate import read_rows
 from sdpo_bench.models import load_policy
 from sdpo_bench.runner import base_folder, evaluation_scorers, run_cell
@@ -207,4 +208,9 @@ def test_a_budget_of_reward_calls_counts_every_part(tiny_pipe, tmp_path):
     trainer.train()
     assert (trainer.ledger.images, trainer.ledger.reward_calls) == (10, 20)
     assert plan(resolved)["cost_per_epoch"]["reward_calls"] == 16
+    work = run_work(resolved)
+    assert (work.images, work.reward_calls, work.decoded) == (10, 20, 10)
+    rates = dict.fromkeys(reward_keys(resolved)[0], 1.0)
+    assert len(rates) == 2, "a sum is measured by its parts"
+    assert seconds(resolved, work, Rates(0, 0, 0, 0, rates)) == 2 * (10 + work.outside_images)
     assert isinstance(trainer.scorer, CompositeScorer)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sdpo_bench import conformance_methods as methods
+from sdpo_bench import conformance_bandit as bandit
 from sdpo_bench import conformance_rewards as rewards
-from sdpo_bench.api import Loss, Method, Reward
+from sdpo_bench import conformance_search as search
+from sdpo_bench.api import Loss, Method, Reward, Search
 from sdpo_bench.conformance import Nonconforming, NotHere, check_declarations, check_plugin
 from sdpo_bench.registry import Plugin, plugins
 from sdpo_bench.rewards.emoji_style import EmojiStyle
@@ -20,7 +21,7 @@ def test_every_plugin_conforms(plugin, monkeypatch):
     monkeypatch.setenv("SDPO_BENCH_REWARD_URL", "http://127.0.0.1:1")  # no service there
     checks = list(check_plugin(plugin))
     assert [c for c in checks if c.status == "failed"] == []
-    assert len(checks) >= 7
+    assert len(checks) >= 5
     assert plugin.kind == "rewards" or not [c for c in checks if c.status == "skipped"]
 
 
@@ -75,7 +76,43 @@ class Unmoved(Method):
         return Loss(batch.advantages.mean())
 
 
-LOSS_CHECKS = {k: v for k, v in methods.CHECKS.items() if "only LoRA" not in k and "resume" not in k}
+class Uphill(Method):
+    """Follows the reward's gradient, the wrong way."""
+
+    signal = "gradient"
+
+    def loss(self, batch):
+        return Loss(batch.final_rewards.mean())
+
+
+class Downhill(Uphill):
+    """Follows the reward's gradient."""
+
+    def loss(self, batch):
+        return Loss(-batch.final_rewards.mean())
+
+
+class FewCandidates(Search):
+    """Three draws."""
+
+    candidates = 3
+
+    def propose(self, best, fresh):
+        return fresh
+
+
+class Louder(FewCandidates):
+    """Noise that the base model does not know."""
+
+    def propose(self, best, fresh):
+        return best + fresh
+
+
+class Restless(FewCandidates):
+    """Draws for itself."""
+
+    def propose(self, best, fresh):
+        return torch.randn_like(best)
 
 
 def failures(checks, loaded, folder):
@@ -100,10 +137,27 @@ def failures(checks, loaded, folder):
         (KeepsGraphs, ["loss of a minibatch"]),
         (Overwrites, ["loss of a minibatch"]),
         (Unmoved, ["loss of a minibatch", "loss falls on a bandit"]),
+        (Downhill, []),
+        (Uphill, ["bandit moves to its optimum"]),
     ],
 )
 def test_methods_that_break_the_contract_are_found(tmp_path, loaded, expected):
-    failed = failures(LOSS_CHECKS, loaded, tmp_path)
+    failed = failures(bandit.CHECKS, loaded, tmp_path)
+    assert set(expected) <= set(failed)
+    assert expected or not failed
+
+
+@pytest.mark.parametrize(
+    ("loaded", "expected"),
+    [
+        (FewCandidates, []),
+        (Louder, ["noise stays standard normal"]),
+        (Restless, ["proposals"]),
+        (type("Few", (Good,), {"signal": "none"}), list(search.CHECKS)),
+    ],
+)
+def test_searches_that_break_the_contract_are_found(tmp_path, loaded, expected):
+    failed = failures(search.CHECKS, loaded, tmp_path)
     assert set(expected) <= set(failed)
     assert expected or not failed
 

@@ -30,7 +30,8 @@ def test_every_folder_of_code_is_a_listed_package():
     mapped = {ROOT / folder for folder in project["package-dir"].values()}
     assert set(project["packages"]) == set(project["package-dir"])
     holding_code = {p.parent for top in ("sdpo_bench", "methods", "rewards") for p in (ROOT / top).rglob("*.py")}
-    assert holding_code == mapped
+    assert holding_code | {ROOT / "results" / "paper"} == mapped
+    assert project["package-data"]["sdpo_bench.paper"] == ["*.toml"]
     data = [p for p in (ROOT / "sdpo_bench").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
     patterns = project["package-data"]["sdpo_bench"]
     for path in data:

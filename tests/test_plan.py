@@ -9,8 +9,19 @@ from suite_files import SUITE, finish, leave_scores, write_suite
 
 from factories import METHODS, make_resolved, make_trainer
 from sdpo_bench.config import Request, resolve
-from sdpo_bench.estimate import Rates, choice_work, evaluation_work, make_method, seconds, trained_steps, training_work
+from sdpo_bench.estimate import (
+    Rates,
+    choice_work,
+    cost_of_group,
+    evaluation_work,
+    make_method,
+    seconds,
+    single_key,
+    trained_steps,
+    training_work,
+)
 from sdpo_bench.plan import make_plan, record_of
+from sdpo_bench.settings import ScheduleSettings
 from sdpo_bench.store import RunFolder
 from sdpo_bench.suite import read_suite
 
@@ -43,12 +54,24 @@ def test_the_estimate_is_the_bill(tiny_pipe, tmp_path, name, extra):
 
 
 @pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain"])
+@pytest.mark.parametrize(("sampler", "std_floor"), [("ddim", 1e-3), ("lcm", 1e-3), ("lcm", 0.0)])
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_trained_steps_are_those_with_a_weight(rule, steps):
+def test_trained_steps_are_those_with_a_weight(rule, sampler, std_floor, steps):
+    """The last step of a consistency model draws nothing, so it is not trained."""
     from sdpo_bench.schedule import make_schedule, step_weights
 
-    weights = step_weights(make_schedule({}, steps, std_floor=1e-3), rule)
-    assert trained_steps(rule, steps) == (weights > 0).float().tolist()
+    settings = ScheduleSettings(steps=steps, sampler=sampler, std_floor=std_floor)
+    weights = step_weights(make_schedule({}, steps, sampler=sampler, std_floor=std_floor), rule)
+    assert trained_steps(settings, rule) == (weights > 0).float().tolist()
+
+
+def test_guidance_as_an_input_of_the_network_has_one_branch():
+    """A consistency model is told its guidance; others are called twice, with and without the prompt."""
+    for name, branches in (("lcm-dreamshaper-v7", 1), ("sd-turbo", 2)):
+        sampler = {"schedule.sampler": "lcm"} if branches == 1 else {}
+        overrides = {"model.guidance_scale": 8, "schedule.steps": 4, "sample.images_per_epoch": 64, **sampler}
+        resolved = resolve(Request("ddpo", "aesthetic", name, overrides=overrides))
+        assert cost_of_group(resolved).forward == branches * (4 + 4 - (branches == 1))
 
 
 def test_only_the_clock_knows_what_a_budget_of_seconds_buys():
@@ -56,7 +79,9 @@ def test_only_the_clock_knows_what_a_budget_of_seconds_buys():
     resolved = resolve(Request("sdpo", "emoji-align", overrides={"budget.seconds": 100, **judged}))
     assert training_work(resolved) is None
     # 45 prompts x 4 images at 1, 2, 4, 8, 16 and 50 steps: 14,580 calls and 1,080 images.
-    assert seconds(resolved, None, Rates(0.01, 1, 0.1, 1, {"emoji-align": 0.2})) == pytest.approx(100 + 145.8 + 324)
+    assert seconds(resolved, None, Rates(0.01, 1, 0.1, 1, {single_key("emoji-align", {}): 0.2})) == pytest.approx(
+        100 + 145.8 + 324
+    )
 
 
 def test_time_is_counts_times_rates():
@@ -69,9 +94,9 @@ def test_time_is_counts_times_rates():
     assert (work.forward, work.backward, work.reward_calls, work.optimiser_steps) == (180, 80, 8, 1)
     assert seconds(resolved, work, Rates(1, 0, 0, 0)) == 100
     assert seconds(resolved, work, Rates(0, 1, 0, 0)) == 80
-    assert seconds(resolved, work, Rates(0, 0, 1, 0, {"emoji-align": 2})) == 8 * 3
+    assert seconds(resolved, work, Rates(0, 0, 1, 0, {single_key("emoji-align", {}): 2})) == 8 * 3
     assert seconds(resolved, work, Rates(0, 0, 0, 5)) == 5
-    outside = evaluation_work(resolved.config)
+    outside = evaluation_work(resolved)
     assert (outside.outside_forward, outside.outside_images) == (45, 45)
 
 

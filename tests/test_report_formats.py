@@ -63,6 +63,20 @@ def page(report) -> str:
     return html(report)
 
 
+def test_the_axis_of_gains_names_the_whole_reward(tmp_path, monkeypatch):
+    """Axis labels of more than 40 characters are cut: the endpoint belongs into the title."""
+    reward = "emoji-align*0.7+jpeg-compressibility*0.3"
+    make_base(tmp_path, base_frame(spread([0, 0, 0]), reward=reward))
+    make_run(tmp_path, "sdpo", 0, spread([1, 1, 1]), reward=reward)
+    drawn = {}
+    monkeypatch.setattr(plots, "draw_dots", lambda rows, styles, *words: drawn.update(words=words) or b"")
+    (part,) = build_report(load_results(tmp_path), Request()).sections[0].parts
+    next(figure for figure in part.figures if figure.name.endswith("intervals")).draw()
+    title, x_label, _ = drawn["words"]
+    assert plots.safe(x_label) == x_label == reward
+    assert title == "Gain over the base model on the mean over step counts"
+
+
 # -- HTML ----------------------------------------------------------------------------------------------------
 
 

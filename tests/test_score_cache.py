@@ -159,7 +159,7 @@ def test_the_bill_shows_the_hit_rate():
 
 def test_the_report_has_a_column_for_remembered_scores_where_there_are_any():
     def table(*bills):
-        runs = [SimpleNamespace(bill=bill, record={}, seconds=60.0) for bill in bills]
+        runs = [SimpleNamespace(bill=bill, record={}, seconds=60.0, search_bill={}) for bill in bills]
         return bill_table(SimpleNamespace(arms=[SimpleNamespace(label="ddpo", done=runs)]), "bill")
 
     plain, hit = {"rewards": {"x": 30}}, {"rewards": {"x": 20}, "cached": {"x": 10}}

@@ -14,7 +14,7 @@ from sdpo_bench.plan import keep, make_plan
 from sdpo_bench.suite import find_suite, read_suite, shipped_suites
 
 ABLATIONS = ("normalisation", "updates", "rewards")
-NAMES = {"smoke", *(f"{where}-main" for where in ("paper", "embedded")),
+NAMES = {"smoke", "embedded-methods", *(f"{where}-main" for where in ("paper", "embedded")),
          *(f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS)}  # fmt: skip
 
 
@@ -37,8 +37,21 @@ def test_the_main_suites_are_the_papers_table(plans):
     assert {cell.settings["schedule.steps"] for cell in paper} == {50}
     assert {tuple(cell.settings["eval.steps"]) for cell in paper} == {(1, 2, 4, 8, 16, 50)}
     assert {cell.method for cell in paper} == {"sdpo", "ddpo", "d3po", "sparse_dpo"}
+    paper_methods = {cell.method for cell in paper}
+    assert paper_methods < {cell.method for cell in plans["embedded-main"].cells}
     assert {cell.seed for cell in plans["embedded-main"].cells} == set(range(5))
     assert {c.settings["budget.axis"] for c in plans["embedded-main"].cells} == {"images"}
+
+
+def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_main_table(plans):
+    """Named variants stand in the ablations; a cell of both suites is run once."""
+    from sdpo_bench.registry import plugins
+
+    cells = plans["embedded-methods"].cells
+    builtin = {n for n, p in plugins("methods").items() if p.owner == "built-in" and not p.load().variant_of}
+    assert {cell.method for cell in cells} == builtin
+    main = {cell.run_id for cell in plans["embedded-main"].cells if cell.reward == "emoji-align"}
+    assert main < {cell.run_id for cell in cells}
 
 
 @pytest.mark.parametrize("where", ["paper", "embedded"])
@@ -59,14 +72,39 @@ def test_an_ablation_varies_one_setting(plans, where, what, key, values):
     assert len({cell.seed for cell in plan.cells}) == (5 if where == "embedded" else 3)
 
 
-def test_smoke_is_every_method_with_every_embedded_reward(plans):
+def test_smoke_is_every_method_with_every_embedded_reward_it_can_use(plans):
+    """Methods that follow the reward's gradient are left out where there is none."""
     from sdpo_bench.registry import plugins
 
     cells = plans["smoke"].cells
     pairs = {(cell.method, cell.reward) for cell in cells}
-    embedded = {"emoji-align", "emoji-style", "emoji-accuracy", "jpeg-compressibility", "jpeg-incompressibility"}
-    assert pairs == {(method, reward) for method in plugins("methods") for reward in embedded}
+    differentiable = {"emoji-align", "emoji-style"}
+    embedded = differentiable | {"emoji-accuracy", "jpeg-compressibility", "jpeg-incompressibility"}
+    by_gradient = {"draft", "refl"}
+    assert pairs == {(m, r) for m in plugins("methods") for r in (differentiable if m in by_gradient else embedded)}
     assert all(cell.work.images <= 64 for cell in cells)
+
+
+def test_common_settings_reach_the_methods_that_use_them(tmp_path):
+    """A learning rate for all is no learning rate for one that trains nothing, nor anything to tune; its own are."""
+    text = SEARCH.replace('["sdpo", "ddpo"]', '["ddpo", "best_of_n"]') + "[update]\nminibatch = 4\n"
+    suite = read_suite(write_suite(tmp_path, text))
+    assert suite.overrides("ddpo", "")["update.minibatch"] == 4
+    assert "update.minibatch" not in suite.overrides("best_of_n", "")
+    plan = make_plan(suite, tmp_path)
+    assert {cell.method for cell in plan.cells if cell.role == "tuning"} == {"ddpo"}
+    assert {cell.state for cell in plan.cells if cell.method == "best_of_n"} == {"new"}
+    own = read_suite(write_suite(tmp_path, text + "[for.best_of_n.update]\nminibatch = 4\n"))
+    with pytest.raises(UsageError, match="does not use update.minibatch"):
+        make_plan(own, tmp_path)
+
+
+def test_a_reward_without_a_gradient_is_refused_where_it_was_asked_for(tmp_path):
+    suite = read_suite(
+        write_suite(tmp_path, SUITE.replace('["sdpo", "ddpo"]', '["draft"]').replace("emoji-align", "emoji-accuracy"))
+    )
+    with pytest.raises(UsageError, match="follows the gradient of the reward, and 'emoji-accuracy' has none"):
+        make_plan(suite, tmp_path)
 
 
 def test_planning_an_embedded_suite_never_imports_torch():
@@ -76,7 +114,7 @@ def test_planning_an_embedded_suite_never_imports_torch():
         "from sdpo_bench.suite import find_suite, shipped_suites\n"
         "import sdpo_bench.sweep_command, sdpo_bench.sweep_view\n"
         "shipped_suites()\n"
-        "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).cells) == 60\n"
+        "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).cells) == 70\n"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -105,7 +105,7 @@ def background(path, out, *more):
     return process
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=150.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited for too long"
@@ -167,7 +167,7 @@ def test_weights_that_are_missing_fail_the_cell_not_the_sweep(tmp_path, tiny_pip
     path = tiny_suite(tmp_path, tiny_pipe, model='["nobody/nothing"]', method='["ddpo"]')
     out = tmp_path / "out"
     assert sweep(path, out) == 1
-    assert "nobody_nothing" in capfd.readouterr().out
+    assert "0 of 1 cells done, 1 failed" in capfd.readouterr().out
     (cell,) = cells(path, out)
     assert cell.state == "failed"
     assert "neither cached here nor reachable" in cell.message  # the printed table may break the line anywhere
@@ -177,7 +177,16 @@ def test_weights_that_are_missing_fail_the_cell_not_the_sweep(tmp_path, tiny_pip
     assert notice.text.startswith("failed before training began: the weights of 'nobody/nothing'")
 
 
-@pytest.mark.parametrize("options", [["--address", "x:1"], ["--gpus-per-cell", "1"], ["--max-hours", "0"]])
+OPTIONS_OF_NO_USE = [
+    ["--address", "x:1"],
+    ["--gpus-per-cell", "1"],
+    ["--max-hours", "0"],
+    ["--executor", "ray", "--jobs", "2"],
+    ["--executor", "ray", "--threads", "1"],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS_OF_NO_USE)
 def test_options_that_would_do_nothing_are_refused(tmp_path, tiny_pipe, options, capsys):
     assert sweep(tiny_suite(tmp_path, tiny_pipe), tmp_path / "out", *options) == 2
     assert not (tmp_path / "out" / "runs").exists() or not list((tmp_path / "out" / "runs").iterdir())

@@ -28,6 +28,13 @@ OWN = {
     "ddpo": ("method.clip_range", (1e-3, 1e-2)),
     "d3po": ("method.beta", (1.0, 100.0)),
     "sparse_dpo": ("method.beta", (1.0, 100.0)),
+    "rebel": ("method.log_scale", (0.01, 1.0)),
+    "grpo": ("method.clip_range", (1e-3, 1e-2)),
+    "dpok": ("method.kl_weight", (0.01, 1.0)),
+    "tdpo": ("method.clip_range", (1e-3, 1e-2)),
+    "pso": ("method.beta", (1.0, 100.0)),
+    "refl": ("method.window", (0.25, 0.5)),
+    "draft": ("method.steps", (1, 2)),
 }
 """The setting of a method's own, and its candidates."""
 
@@ -60,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--images", type=int, default=1536)
-    parser.add_argument("--methods", nargs="*", default=list(OWN))
+    parser.add_argument("--methods", nargs="*", default=list(OWN), choices=list(OWN))
     args = parser.parse_args()
     grid = [(m, rate, own) for m in args.methods for rate, own in product(RATES, OWN[m][1])]
     with ThreadPoolExecutor(args.jobs) as pool:

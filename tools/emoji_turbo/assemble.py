@@ -44,7 +44,7 @@ def save_scorers(folder: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     facts = {"classes": list(CLASSES), "nothing": len(CLASSES), "networks": {}}
     for name in ("align", "accuracy"):
-        weights = torch.load(folder / f"{name}.pt")
+        weights = torch.load(folder / f"{name}.pt", weights_only=True)
         save_file({key: value.half().contiguous() for key, value in weights.items()}, target / f"{name}.safetensors")
         facts["networks"][name] = {"parameters": sum(v.numel() for v in weights.values()), "dtype": "float16"}
     (target / "scorers.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -90,7 +90,7 @@ def trajectory(unet, text, tokens: Tensor, alphas: Tensor, generator: torch.Gene
 
 def load_trajectories(folder: Path) -> list[Tensor]:
     """Points, timesteps, ends, tokens and classes of all workers' trajectories."""
-    parts = [torch.load(path) for path in sorted(folder.glob("trajectories-*.pt"))]
+    parts = [torch.load(path, weights_only=True) for path in sorted(folder.glob("trajectories-*.pt"))]
     return [torch.cat(column) for column in zip(*parts)]
 
 

@@ -26,8 +26,8 @@ PROMPT_SETS = {
 def load_scorers(folder: Path) -> tuple[AlignScorer, AccuracyScorer]:
     """The two scorers just trained."""
     align, accuracy = AlignScorer(), AccuracyScorer()
-    align.load_state_dict(torch.load(folder / "align.pt"))
-    accuracy.load_state_dict(torch.load(folder / "accuracy.pt"))
+    align.load_state_dict(torch.load(folder / "align.pt", weights_only=True))
+    accuracy.load_state_dict(torch.load(folder / "accuracy.pt", weights_only=True))
     return align.eval(), accuracy.eval()
 
 

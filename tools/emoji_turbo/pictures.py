@@ -62,7 +62,7 @@ class Pool:
     @classmethod
     def load(cls, path) -> "Pool":
         """Read what ``save`` wrote."""
-        return cls(**torch.load(path))
+        return cls(**torch.load(path, weights_only=True))
 
 
 def allowed_backgrounds() -> Tensor:

@@ -142,7 +142,7 @@ class AlignData:
 
     def __init__(self, folder: Path):
         self.pool = Pool.load(folder / "scorer_pool.pt")
-        made = torch.load(folder / "scorer_pictures.pt")
+        made = torch.load(folder / "scorer_pictures.pt", weights_only=True)
         self.sources = (self.pool.images, made["reconstructed"], made["unfinished"])
         self.confidence = made["confidence"]
 
@@ -208,7 +208,7 @@ def train_accuracy(folder: Path, worker: Worker, plan: Plan = ACCURACY_PLAN) -> 
     """Train `accuracy` on clean and reconstructed pictures with shifts, mild noise and erased squares."""
     torch.manual_seed(plan.seed)
     pool = Pool.load(folder / "scorer_pool.pt")
-    rebuilt = torch.load(folder / "scorer_pictures.pt")["reconstructed"]
+    rebuilt = torch.load(folder / "scorer_pictures.pt", weights_only=True)["reconstructed"]
     model = AccuracyScorer()
 
     def loss_function(generator: torch.Generator, count: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -209,7 +209,7 @@ class Trainer:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint)
+        state = torch.load(self.checkpoint, weights_only=True)
         self.iteration = state["iteration"]
         for key, module in self.modules.items():
             module.load_state_dict(state["modules"][key])

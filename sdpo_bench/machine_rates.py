@@ -1,7 +1,7 @@
 """A short measurement of how fast this machine is: seconds per denoiser call, decoded image, reward and update.
 
-``python -m sdpo_bench.calibrate`` reads what to measure as JSON and writes the rates as JSON, so that planning needs
-no torch. Several calls each, the fastest counts: the first one warms up, and others share the machine.
+``python -m sdpo_bench.machine_rates`` reads what to measure as JSON and writes the rates as JSON, so that planning
+needs no torch. Several calls each, the fastest counts: the first one warms up, and others share the machine.
 """
 
 import json
@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 
 from sdpo_bench.config import validate
 from sdpo_bench.errors import SdpoBenchError
-from sdpo_bench.estimate import Rates
+from sdpo_bench.estimate import Rates, is_guided, single_key
 from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import Policy
 from sdpo_bench.prompts import load_prompts
@@ -25,15 +26,15 @@ from sdpo_bench.settings import ModelSettings
 BATCH = 32
 
 
-def measure(settings: ModelSettings, rewards: list[str], device: str, micro_batch: int) -> Rates:
-    """Rates of one base model and some rewards.
+def measure(settings: ModelSettings, rewards: list[tuple[str, dict[str, Any]]], device: str, micro_batch: int) -> Rates:
+    """Rates of one base model and some single rewards, given by name and settings.
 
     Raises:
         MissingError: weights or a device that are not here.
     """
     device = pick_device(device)
-    scorers = [make_scorer(name, {}, device) for name in rewards]
-    for scorer in scorers:
+    scorers = {single_key(name, own): make_scorer(name, own, device) for name, own in rewards}
+    for scorer in scorers.values():
         scorer.reward.load()
     policy = load_policy(settings, device=device, lora_seed=0)
     batch = min(BATCH, micro_batch)
@@ -42,16 +43,15 @@ def measure(settings: ModelSettings, rewards: list[str], device: str, micro_batc
     timesteps = torch.full((batch,), 499)
     conditioning = policy.encode(texts)
     predict = lambda: policy.predict(latents, timesteps, conditioning)  # noqa: E731
-    branches = 2 if settings.guidance_scale > 1 else 1
+    branches = 2 if is_guided(settings) else 1
     with torch.no_grad():
         forward = fastest(predict, policy)
         images = policy.decode(latents)
         decode = fastest(lambda: policy.decode(latents), policy)
     train = fastest(lambda: predict().float().pow(2).mean().backward(), policy)
-    scored = {s.name: fastest(lambda s=s: s(images, texts), policy) / batch for s in scorers}  # type: ignore[misc]
-    return Rates(
-        forward / batch / branches, train / batch / branches, decode / batch, _optimiser_seconds(policy), scored
-    )
+    scored = {key: fastest(partial(scorer, images, texts), policy) / batch for key, scorer in scorers.items()}
+    calls = batch * branches
+    return Rates(forward / calls, train / calls, decode / batch, _optimiser_seconds(policy), scored)
 
 
 def _optimiser_seconds(policy: Policy) -> float:

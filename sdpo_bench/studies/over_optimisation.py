@@ -1,0 +1,394 @@
+"""How long does a rising reward mean better pictures?
+
+Trainings of growing length on each reward are judged by rewards they never saw, by how different their pictures
+still are, by plain picture statistics and by their distance to the base model. The onset of hacking is where the
+trained reward is up and the others are shown to be down.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdpo_bench import tabular as t
+from sdpo_bench.contrasts import Contrast, contrast_cells, family, listed, seed_caution
+from sdpo_bench.errors import UsageError
+from sdpo_bench.findings import Findings, Plot, banded, line
+from sdpo_bench.matrices import Matrix
+from sdpo_bench.plots import Chart
+from sdpo_bench.registry import find
+from sdpo_bench.scores import PICTURES
+from sdpo_bench.studies import _training as tr
+from sdpo_bench.study import Bench, Design, Study, StudyRequest
+from sdpo_bench.suite import Suite
+from sdpo_bench.trainings import Arm, Trained, Trainings, known, scaled
+
+TRAINED = ("emoji-align", "emoji-style", "jpeg-compressibility")
+CONTENT = ("emoji-align", "emoji-accuracy")
+"""Whether a picture shows what its prompt names. Style and file size are tastes: losing one is no sign of hacking."""
+PARTS = (8, 4, 2, 1)
+"""Budgets as parts of the whole."""
+IMAGES = 4
+"""Images of each prompt whose distances are measured."""
+SPACES = {"latents": "latent distance", "features": "feature distance"}
+
+
+class OverOptimisation(Study):
+    """Trained against held-out rewards over the budget, diversity, picture statistics, and the onset of hacking."""
+
+    name = "over-optimisation"
+    question = (
+        "As a reward is optimised longer, when do rewards that were not trained on, the diversity of the pictures and "
+        "the pictures themselves begin to suffer?"
+    )
+
+    def design(self, request: StudyRequest) -> Design:
+        suites = [_suite(request, images) for images in budgets(request)]
+        facts = tr.suite_facts(request, suites)
+        prompts = int(dict(facts)["prompts"].split()[0])
+        runs = 1 + len(suites) * len(_rewards(request)) * len(request.chosen_seeds)
+        steps = _diversity_steps(suites[0])
+        return Design(
+            (
+                *facts,
+                ("budget", f"{listed(f'{images:,}' for images in budgets(request))} images, each a training of its own "
+                           "that begins like the others"),
+                ("scored with", ", ".join(_judges(request))),
+                ("diversity", f"{IMAGES} pictures of each prompt at {steps} steps: mean pairwise distance of latents "
+                              "(root mean square) and of features (1 - cosine) of the embedded accuracy network"),
+            ),
+            (
+                "Gains over the base model, mean over step counts, in standard deviations of the base model's images; "
+                f"held-out: mean of the gains by rewards not trained on (of the embedded ones {listed(CONTENT)}; the "
+                "others are tastes).",
+                "Family for each trained reward: trained and held-out gain at every budget; crossed intervals, Holm.",
+                "Onset of hacking: the smallest budget with a shown gain by the trained reward and a shown loss by the "
+                "held-out ones. Diversity is lost where its difference to the base model is shown to be below 0 "
+                "(family: both spaces at every budget).",
+            ),
+            tuple(suites),
+            denoiser_calls=runs * prompts * IMAGES * steps,
+        )  # fmt: skip
+
+    def findings(self, bench: Bench) -> Findings:
+        views = [_View(bench, reward) for reward in _rewards(bench.request)]
+        measured = measure_all(bench)
+        for view in views:
+            view.measure(measured)
+        contrasts = [c for view in views for c in view.gains.values()]
+        return Findings(
+            (*(text for view in views for text in view.sentences()), *seed_caution(contrasts)),
+            (_matrix_table(bench, views), *(view.table() for view in views)),
+            tuple(view.plot() for view in views),
+        )
+
+
+def budgets(request: StudyRequest) -> tuple[int, ...]:
+    """Numbers of images, ascending."""
+    most = request.amount(2048, least=tr.EPOCH, multiple=tr.EPOCH)
+    return tuple(sorted({max(8, most // part) for part in PARTS}))
+
+
+def _rewards(request: StudyRequest) -> tuple[str, ...]:
+    return tuple(find("rewards", name).name for name in request.rewards or TRAINED)
+
+
+def _judges(request: StudyRequest) -> list[str]:
+    """Every reward that scores: the embedded ones where they were trained on, else those that were named.
+
+    Raises:
+        UsageError: a single reward that is not an embedded one, so that nothing is held out.
+    """
+    mine, embedded = _rewards(request), list(dict.fromkeys([*TRAINED, *CONTENT]))
+    if set(mine) <= set(embedded):
+        return embedded
+    if len(mine) < 2:
+        raise UsageError(
+            f"with {mine[0]} alone nothing is held out. Add another, e.g. --reward {mine[0]} --reward NAME."
+        )
+    return list(mine)
+
+
+def _held_out(reward: str, judges: list[str]) -> list[str]:
+    """The judges of what was not trained on."""
+    content = [judge for judge in judges if judge in CONTENT]
+    return [judge for judge in content or judges if judge != reward]
+
+
+def _suite(request: StudyRequest, images: int) -> Suite:
+    judged = {**tr.JUDGED, "rewards": _judges(request)}
+    return tr.training_suite(
+        f"over-optimisation.{images}", request, ["sdpo"], _rewards(request), {"images": images}, judged,
+        variants={str(images): {}},
+    )  # fmt: skip
+
+
+def _diversity_steps(suite: Suite) -> int:
+    """The middle of the step counts that are judged."""
+    steps = suite.common.get("eval.steps", tr.JUDGED["steps"])
+    counts = sorted(int(k) for k in (steps if isinstance(steps, list | tuple) else str(steps).split(",")))
+    return counts[len(counts) // 2]
+
+
+# -- diversity -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean pairwise distance of each prompt's pictures, ``[P]`` by space."""
+
+    latents: np.ndarray
+    features: np.ndarray
+
+
+def pairwise(latents: np.ndarray, features: np.ndarray) -> Spread:
+    """Distances within prompts.
+
+    Args:
+        latents: ``[P, I, D]``; features: ``[P, I, F]``.
+    """
+    pairs = np.triu_indices(latents.shape[1], 1)
+    gaps = latents[:, pairs[0]] - latents[:, pairs[1]]
+    unit = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+    cosines = (unit[:, pairs[0]] * unit[:, pairs[1]]).sum(-1)
+    return Spread(np.sqrt((gaps**2).mean(-1)).mean(1), 1 - cosines.mean(1))
+
+
+def measure_all(bench: Bench) -> dict[str, Spread]:
+    """Diversity of every usable run by run id, and of the base model under ``""``."""
+    import torch
+
+    from sdpo_bench.config import resolve
+    from sdpo_bench.models import load_policy, pick_device
+
+    usable = [run for run in bench.trainings.runs if not run.why_not]
+    if not usable:
+        return {}
+    if bench.runtime.threads:
+        torch.set_num_threads(bench.runtime.threads)
+    config = resolve(usable[0].cell.request).config
+    policy = load_policy(config.model, device=pick_device(bench.runtime.device), lora_seed=0)
+    policy.set_guidance(config.eval.guidance_scale)
+    steps = _diversity_steps(bench.design.suites[0])
+    with policy.reference():
+        found = {"": _measure(policy, config.eval, steps, bench.runtime.micro_batch)}
+    for i, run in enumerate(usable):
+        bench.say(f"measuring diversity, run {i + 1} of {len(usable)}")
+        policy.load(run.folder.lora)
+        found[run.cell.run_id] = _measure(policy, config.eval, steps, bench.runtime.micro_batch)
+    return found
+
+
+def _measure(policy: Any, settings: Any, steps: int, micro_batch: int) -> Spread:
+    import torch
+
+    from sdpo_bench.evaluate import evaluation_schedule
+    from sdpo_bench.prompts import load_prompts
+    from sdpo_bench.rollout import Noise, sample
+
+    prompts = sorted(load_prompts(settings.train))
+    names = [f"{prompt}\n{i}" for prompt in prompts for i in range(IMAGES)]
+    texts = [prompt for prompt in prompts for _ in range(IMAGES)]
+    schedule = evaluation_schedule(policy, settings, steps)
+    noise = Noise(("evaluation", settings.noise_bank))
+    latents, _ = sample(policy, schedule, texts, noise, groups=names, micro_batch=micro_batch)
+    with torch.no_grad():
+        features = torch.cat([picture_features(policy.decode(part)) for part in latents.split(micro_batch)])
+    shape = (len(prompts), IMAGES, -1)
+    return pairwise(latents.double().cpu().reshape(shape).numpy(), features.double().cpu().reshape(shape).numpy())
+
+
+def picture_features(images: Any) -> Any:
+    """What the embedded accuracy network's heads read, ``[B, 192]``; no reward is trained with that network."""
+    from sdpo_bench.emoji_scorer import load_scorer
+
+    network, caught = load_scorer("accuracy", str(images.device)), []
+    hook = network.heads.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    try:
+        network(images)
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+# -- one trained reward --------------------------------------------------------------------------------------
+
+
+class _View:
+    """What trainings on one reward show over the budget."""
+
+    def __init__(self, bench: Bench, reward: str):
+        self.reward, self.trainings = reward, bench.trainings
+        self.arms = {images: Arm("sdpo", reward, str(images)) for images in budgets(bench.request)}
+        self.judges = _judges(bench.request)
+        matrices = {}
+        for images, arm in self.arms.items():
+            matrices[f"trained {images}"] = standardised(self.trainings, arm, reward)
+            matrices[f"held-out {images}"] = held_out(self.trainings, arm, _held_out(reward, self.judges))
+        self.gains = family(known(matrices))
+        self.diversity: dict[str, Contrast] = {}
+        self.base: Spread | None = None
+
+    def measure(self, measured: Mapping[str, Spread]) -> None:
+        """Diversity against the base model, in percent of its mean distance."""
+        self.base = measured.get("")
+        found = {}
+        for images, arm in self.arms.items():
+            for space in SPACES:
+                found[f"{space} {images}"] = _loss(self.trainings.arms[arm], measured, space)
+        self.diversity = family(known(found))
+
+    @property
+    def onset(self) -> int | None:
+        """The smallest budget at which the reward is hacked."""
+        return onset(self.gains, list(self.arms))
+
+    def sentences(self) -> list[str]:
+        up = [i for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.up]
+        first = f"is shown to rise from {up[0]:,} images on" if up else "is not shown to rise at any budget"
+        found = [f"{self.reward}: trained on, it {first}."]
+        if self.onset is not None:
+            found.append(f"{self.reward}: HACKED from {self.onset:,} images on: the held-out rewards are shown below "
+                         "the base model's.")  # fmt: skip
+        else:
+            found.append(f"{self.reward}: no onset of hacking is shown: {self._held_out_words()}")
+        lost = {w: [i for i in self.arms if (c := self.diversity.get(f"{s} {i}")) and c.down]
+                for s, w in SPACES.items()}  # fmt: skip
+        words = [f"{word} from {places[0]:,} images on" for word, places in lost.items() if places]
+        kept = [word for word, places in lost.items() if not places]
+        if self.diversity:
+            found.append(f"{self.reward}: diversity is shown to be lost in {listed(words)}." if words else
+                         f"{self.reward}: no loss of diversity is shown ({listed(kept)}).")  # fmt: skip
+        return found
+
+    def _held_out_words(self) -> str:
+        last = self.gains.get(f"held-out {max(self.arms)}")
+        if last is None:
+            return "no training gave scores."
+        down = "shown to be down, without a shown gain by the trained one"
+        words = "shown to be up" if last.up else down if last.down else "not shown to differ from the base model's"
+        return f"at the largest budget the held-out rewards are {words}."
+
+    def table(self) -> t.Table:
+        """One row a budget."""
+        columns = (
+            t.Column("images", "images"), t.Column("trained", "trained reward"), t.Column("p", "Holm p"),
+            t.Column("held_out", "held-out rewards"), t.Column("p2", "Holm p"),
+            *(t.Column(space, f"{words}, % of base") for space, words in SPACES.items()),
+            *(t.Column(name, f"{name} / base") for name in PICTURES),
+            t.Column("kl", "KL to base", help="last epoch: sum over steps of the mean over latent elements, nats"),
+            t.Column("onset", "", numeric=False), t.Column("seeds", "seeds"),
+        )  # fmt: skip
+        rows = [self._row(images, arm) for images, arm in self.arms.items()]
+        notes = (
+            "Gains in standard deviations of the base model's images, ± half the 95 % crossed interval; diversity as "
+            "difference to the base model in percent. Bold: shown to differ from 0.",
+        )
+        return t.Table(f"budget-{self.reward}", f"Trained on {self.reward}", columns, (t.Group("", tuple(rows)),),
+                       notes, tuple(tr.failure_notes(self.trainings)))  # fmt: skip
+
+    def _row(self, images: int, arm: Arm) -> t.Row:
+        runs = self.trainings.arms[arm]
+        gains = [cell for kind in ("trained", "held-out") for cell in contrast_cells(
+            self.gains.get(f"{kind} {images}"), 2)]  # fmt: skip
+        spread = [contrast_cells(self.diversity.get(f"{space} {images}"), 1)[0] for space in SPACES]
+        ratios = [mine / base if base else math.nan for mine, base in (self.trainings.pictures(arm, name)
+                  for name in PICTURES)]  # fmt: skip
+        kl = tr.mean_of(float(run.log[-1]["kl_to_base"]) for run in runs if run.log)
+        mark = "onset of hacking" if images == self.onset else ""
+        return t.Row(
+            (t.count(images), *gains, *spread, *(t.number(x, 2) for x in ratios), t.number(kl, 4), t.word(mark),
+             tr.seeds_cell(runs))
+        )  # fmt: skip
+
+    def plot(self) -> Plot:
+        """Gains, diversity and KL over the budget, the onset marked."""
+        x = list(self.arms)
+        estimates = {name: [c.estimate if (c := self.gains.get(f"{name} {i}")) else None for i in x]
+                     for name in ("trained", "held-out")}  # fmt: skip
+        series = [banded("trained reward", x, estimates["trained"]), banded("held-out", x, estimates["held-out"])]
+        if self.onset is not None:
+            at_onset = self.gains[f"held-out {self.onset}"].estimate.value
+            series.append(line("onset of hacking", [self.onset], [at_onset]))
+        each = []
+        for judge in self.judges:
+            found = [standardised(self.trainings, arm, judge) for arm in self.arms.values()]
+            each.append(banded(judge, x, [tr.crossed(m) for m in found]))
+        spread = [
+            banded(words, x, [c.estimate if (c := self.diversity.get(f"{s} {i}")) else None for i in x])
+            for s, words in SPACES.items()
+        ]
+        longest = {"sdpo": self.arms[max(x)]}
+        kl = tr.curve_chart(self.trainings, longest, "kl_to_base", "images", "KL to the base model", "nats")
+        axis = "images of training"
+        charts = (
+            Chart("Trained against held-out", axis, "gain, base model's sd", series, steps=True, zero=True),
+            Chart("Every reward", axis, "gain, base model's sd", each, steps=True, zero=True),
+            Chart("Diversity", axis, "% of base", spread, steps=True, zero=True),
+            kl,
+            tr.curve_chart(self.trainings, longest, "pictures.contrast", "images", "Contrast", ""),
+            tr.curve_chart(self.trainings, longest, "pictures.sharpness", "images", "Sharpness", ""),
+        )
+        caption = (
+            f"SDPO trained on {self.reward}. Bands: 95 % crossed intervals over seeds and prompts; of the curves of "
+            "the longest training: lowest to highest seed."
+        )
+        return Plot(self.reward, caption, charts, columns=3, size=(3.6, 2.7))
+
+
+def onset(gains: Mapping[str, Contrast], budgets: list[int]) -> int | None:
+    """The smallest budget with a shown gain by the trained reward and a shown loss by the held-out ones."""
+    for images in sorted(budgets):
+        mine, others = gains.get(f"trained {images}"), gains.get(f"held-out {images}")
+        if mine and others and mine.up and others.down:
+            return images
+    return None
+
+
+def standardised(trainings: Trainings, arm: Arm, judge: str) -> Matrix | None:
+    """Gain by a reward in standard deviations of the base model's images."""
+    gain = trainings.gain(arm, reward=judge)
+    spread = trainings.spread(arm, reward=judge) if gain else math.nan
+    return scaled(gain, 1 / spread) if spread > 0 else None
+
+
+def held_out(trainings: Trainings, arm: Arm, judges: list[str]) -> Matrix | None:
+    """Mean of the standardised gains by rewards that were not trained on."""
+    found = [m for judge in judges if (m := standardised(trainings, arm, judge)) is not None]
+    if not found:
+        return None
+    return Matrix(np.mean([m.values for m in found], axis=0), found[0].seeds, found[0].prompts)
+
+
+def _loss(runs: tuple[Trained, ...], measured: Mapping[str, Spread], space: str) -> Matrix | None:
+    """Distance minus the base model's, ``[S, P]`` in percent of the base model's mean distance."""
+    mine = {run.cell.seed: getattr(measured[run.cell.run_id], space) for run in runs if run.cell.run_id in measured}
+    if not mine:
+        return None
+    base = getattr(measured[""], space)
+    values = 100 * (np.stack(list(mine.values())) - base) / base.mean()
+    return Matrix(values, tuple(mine), tuple(map(str, range(len(base)))))
+
+
+def _matrix_table(bench: Bench, views: list[_View]) -> t.Table:
+    """Trained on x scored with, at the largest budget."""
+    most = max(budgets(bench.request))
+    judges = _judges(bench.request)
+    found = family(
+        known({
+            f"{view.reward} > {judge}": standardised(bench.trainings, view.arms[most], judge)
+            for view in views for judge in judges
+        })
+    )  # fmt: skip
+    columns = (t.Column("trained", "trained on", numeric=False), *(t.Column(j, f"scored with {j}") for j in judges))
+    rows = [
+        t.Row((t.word(v.reward), *(contrast_cells(found.get(f"{v.reward} > {j}"), 2)[0] for j in judges)))
+        for v in views
+    ]
+    notes = (
+        f"Gain after {most:,} images in standard deviations of the base model's images, ± half the 95 % crossed "
+        "interval. Bold: shown to differ from 0 after Holm over the matrix.",
+    )
+    return t.Table("matrix", "Trained on x scored with", columns, (t.Group("", tuple(rows)),), notes)

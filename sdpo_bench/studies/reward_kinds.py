@@ -1,0 +1,220 @@
+"""Which method keeps working when the reward is sparse, not differentiable, noisy, delayed or on another scale?
+
+Every kind is made from one clean reward by the reward plugin `altered`, so that what is learnt can be judged by the
+clean one, whatever the training saw.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdpo_bench import tabular as t
+from sdpo_bench.contrasts import Contrast, contrast_cells, family, listed, seed_caution
+from sdpo_bench.findings import Findings, Plot, banded
+from sdpo_bench.matrices import Matrix
+from sdpo_bench.plots import Chart
+from sdpo_bench.studies import _training as tr
+from sdpo_bench.study import Bench, Design, Study, StudyRequest
+from sdpo_bench.suite import Suite
+from sdpo_bench.trainings import Arm, Trainings, scaled
+
+METHODS = ("sdpo", "ddpo", "d3po")
+DELAYED_METHOD = "sdpo_sparse"
+PLAIN, THRESHOLDED, NOISY, RESCALED, JPEG, DELAYED = "plain", "thresholded", "noisy", "rescaled", "jpeg", "delayed"
+KINDS = (PLAIN, THRESHOLDED, NOISY, RESCALED, JPEG, DELAYED)
+JPEG_REWARD = "jpeg-compressibility"
+MEASURED = {"emoji-align": (-1.03, 0.55)}
+"""Threshold that a fifth of the base model's pictures pass at 5 steps, and their standard deviation, by reward."""
+
+
+class RewardKinds(Study):
+    """Thresholded, JPEG, noisy, delayed and rescaled rewards: which method keeps working."""
+
+    name = "reward-kinds"
+    question = (
+        "Which method still learns when its reward is thresholded to 0 or 1, not differentiable, noisy, known for the "
+        "finished picture alone, or on another scale?"
+    )
+
+    def design(self, request: StudyRequest) -> Design:
+        clean = tr.one_reward(request)
+        kinds, suites = _kinds(request, clean), _suites(request, clean)
+        return Design(
+            (
+                *tr.suite_facts(request, suites),
+                ("budget", f"{suites[0].common['budget.images']:,} images for every training"),
+                ("clean reward", f"{clean}; what is learnt is judged by it ({JPEG}: by {JPEG_REWARD})"),
+                *((kind, _words(kinds[kind], clean)) for kind in kinds),
+                (DELAYED, f"nothing but the finished picture is scored: SDPO without dense rewards ({DELAYED_METHOD}); "
+                          f"{listed(m for m in METHODS if m != 'sdpo')} never see more"),
+            ),
+            (
+                "Endpoint: mean over step counts of the gain over the base model by the clean reward, in standard "
+                "deviations of the base model's images.",
+                "Family: every method with every kind against no gain; crossed intervals, Holm. A method keeps working "
+                "with a kind where its gain is shown to be above 0.",
+                "The share of a method's plain gain that it keeps is descriptive.",
+            ),
+            tuple(suites),
+        )  # fmt: skip
+
+    def findings(self, bench: Bench) -> Findings:
+        clean, trainings = tr.one_reward(bench.request), bench.trainings
+        gains = {
+            (method, kind): gain
+            for method in METHODS
+            for kind in KINDS
+            if (gain := clean_gain(trainings, method, kind, clean)) is not None
+        }
+        found = family({f"{method}, {kind}": gain for (method, kind), gain in gains.items()})
+        return Findings(
+            (*conclusion(found), *seed_caution(found.values())),
+            (_table(trainings, found),),
+            (_plot(trainings, clean),),
+        )
+
+
+def _kinds(request: StudyRequest, clean: str) -> dict[str, dict[str, Any]]:
+    """Settings of `altered` by kind."""
+    threshold, noise = MEASURED[clean] if clean in MEASURED else measure(request, clean)
+    return {
+        PLAIN: {"of": clean},
+        THRESHOLDED: {"of": clean, "threshold": threshold},
+        NOISY: {"of": clean, "noise": noise},
+        RESCALED: {"of": clean, "scale": 100.0, "offset": 10.0},
+        JPEG: {"of": JPEG_REWARD},
+    }
+
+
+def _words(settings: Mapping[str, Any], clean: str) -> str:
+    parts = [f"{key} = {value:g}" for key, value in settings.items() if key != "of"]
+    return ", ".join([str(settings["of"]), *parts]) if parts or settings["of"] != clean else f"{clean} as it is"
+
+
+def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
+    """For a reward that is not in :data:`MEASURED`: the same two numbers, to two digits."""
+    from sdpo_bench.config import DEFAULT_MODEL, Request, resolve
+    from sdpo_bench.models import load_policy, scheduler_config
+    from sdpo_bench.prompts import load_prompts
+    from sdpo_bench.rollout import Noise, sample
+    from sdpo_bench.runner import make_scorer
+    from sdpo_bench.schedule import make_schedule
+
+    wanted = Request("sdpo", clean, request.model or DEFAULT_MODEL, request.preset, 0, dict(request.overrides))
+    config = resolve(wanted).config
+    policy = load_policy(config.model, lora_seed=0)
+    schedule = make_schedule(scheduler_config(policy), config.schedule.steps, sampler=config.schedule.sampler)
+    prompts = [p for p in load_prompts(config.sample.prompts) for _ in range(2)]
+    names = [f"{prompt}\n{i}" for i, prompt in enumerate(prompts)]
+    latents, _ = sample(policy, schedule, prompts, Noise(("study", "reward-kinds")), groups=names)
+    scores = make_scorer(clean, config.reward.settings, "cpu")(policy.decode(latents), prompts).double()
+    # Two digits, so that the last bits of another machine give no other experiment.
+    return tuple(float(f"{x:.2g}") for x in (scores.quantile(0.8), scores.std()))  # type: ignore[return-value]
+
+
+def _suites(request: StudyRequest, clean: str) -> list[Suite]:
+    budget = {"images": request.amount(640, least=tr.EPOCH, multiple=tr.EPOCH)}
+    judged = {"steps": [1, 4, 16], "images_per_prompt": 2, "rewards": list(dict.fromkeys([clean, JPEG_REWARD]))}
+    kinds = _kinds(request, clean)
+    variants = {kind: {"reward": settings} for kind, settings in kinds.items()}
+    delayed = {DELAYED: {"reward": kinds[PLAIN]}}
+    return [
+        tr.training_suite("reward-kinds", request, METHODS, ["altered"], budget, judged, variants=variants),
+        tr.training_suite("reward-kinds.delayed", request, [DELAYED_METHOD], ["altered"], budget, judged,
+                          variants=delayed),
+    ]  # fmt: skip
+
+
+def arm_of(method: str, kind: str) -> Arm:
+    """Runs behind a cell of the table; a method that only ever sees finished pictures is delayed by nature."""
+    if kind != DELAYED:
+        return Arm(method, "altered", kind)
+    return Arm(DELAYED_METHOD, "altered", DELAYED) if method == "sdpo" else Arm(method, "altered", PLAIN)
+
+
+def clean_gain(trainings: Trainings, method: str, kind: str, clean: str) -> Matrix | None:
+    """Gain by the clean reward in standard deviations of the base model's images."""
+    arm, judge = arm_of(method, kind), JPEG_REWARD if kind == JPEG else clean
+    if kind == DELAYED and method != "sdpo":
+        return None  # the same runs as plain: they count once in the family
+    gain = trainings.gain(arm, reward=judge)
+    return scaled(gain, 1 / trainings.spread(arm, reward=judge)) if gain is not None else None
+
+
+def conclusion(found: Mapping[str, Contrast]) -> list[str]:
+    """For each kind, who keeps working."""
+    texts = []
+    for kind in KINDS:
+        mine = {m: found[f"{m}, {kind}"] for m in METHODS if f"{m}, {kind}" in found}
+        works, harmed, shown = ([m for m, c in mine.items() if getattr(c, way)] for way in ("up", "down", "shown"))
+        parts = [f"works for {listed(works)}"] if works else []
+        parts += [f"makes the pictures of {listed(harmed)} worse"] if harmed else []
+        unknown = [m for m in mine if m not in shown]
+        parts += [f"no gain is shown for {listed(unknown)}"] if unknown else []
+        gone = [m for m in METHODS if m not in mine and not (kind == DELAYED and m != "sdpo")]
+        parts += [f"no training of {listed(gone)} ended with usable scores"] if gone else []
+        if parts:
+            texts.append(f"A {kind} reward: {'; '.join(parts)}.")
+    kept = {m: [k for k in KINDS if (c := found.get(f"{m}, {k}")) and c.up] for m in METHODS}
+    most = max(len(kinds) for kinds in kept.values())
+    asked = {m: sum(f"{m}, {k}" in found for k in KINDS) for m in METHODS}
+    counts = ", ".join(f"{m} with {len(kinds)} of {asked[m]}" for m, kinds in kept.items())
+    return [*texts, f"Kinds with a shown gain: {counts}." if most else "No method is shown to gain with any kind."]
+
+
+def _table(trainings: Trainings, found: Mapping[str, Contrast]) -> t.Table:
+    columns = (
+        t.Column("kind", "kind", numeric=False),
+        *(
+            column
+            for m in METHODS
+            for column in (
+                t.Column(m, m, help="gain by the clean reward, standard deviations of the base model's images"),
+                t.Column(f"{m}_p", "Holm p"), t.Column(f"{m}_kept", "of plain"), t.Column(f"{m}_seeds", "seeds"),
+            )
+        ),
+    )  # fmt: skip
+    rows = []
+    for kind in KINDS:
+        cells: list[t.Cell] = [t.word(kind)]
+        for method in METHODS:
+            contrast, plain = found.get(f"{method}, {kind}"), found.get(f"{method}, {PLAIN}")
+            if kind == DELAYED and method != "sdpo":
+                cells += [t.word("as plain"), *[t.Cell(t.DASH)] * 3]
+                continue
+            cells += [*contrast_cells(contrast, 2), _kept(contrast, plain)]
+            cells.append(tr.seeds_cell(trainings.arms[arm_of(method, kind)]))
+        rows.append(t.Row(tuple(cells), kind == PLAIN))
+    notes = (
+        "± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0 in the family of all "
+        f"cells. 'of plain': share of the gain with the plain reward; {JPEG} is another task and judges itself.",
+    )
+    return t.Table("kinds", "What is learnt from each kind of reward, by the clean one", columns,
+                   (t.Group("", tuple(rows)),), notes, tuple(tr.failure_notes(trainings)))  # fmt: skip
+
+
+def _kept(contrast: Contrast | None, plain: Contrast | None) -> t.Cell:
+    if contrast is None or plain is None or not plain.up:
+        return t.Cell(t.DASH)
+    share = contrast.estimate.value / plain.estimate.value
+    return t.Cell(f"{100 * share:.0f} %", share)
+
+
+def _plot(trainings: Trainings, clean: str) -> Plot:
+    charts = []
+    for method in METHODS:
+        series = []
+        for kind in KINDS:
+            arm = arm_of(method, kind)
+            judge = JPEG_REWARD if kind == JPEG else clean
+            cells = trainings.cells(arm, judge) if kind != DELAYED or method == "sdpo" else None
+            if cells:
+                steps = cells[0].steps
+                unit = [1 / trainings.spread(arm, k, judge) for k in steps]
+                gains = [scaled(trainings.gain(arm, k, judge), u) for k, u in zip(steps, unit)]
+                series.append(banded(kind, steps, [tr.crossed(gain) for gain in gains]))
+        charts.append(Chart(method, "denoising steps", "gain, base model's sd", series, steps=True, zero=True))
+    caption = (
+        "Gain over the base model by the clean reward, in standard deviations of the base model's images at that step "
+        "count; 95 % crossed intervals over seeds and prompts."
+    )
+    return Plot("kinds", caption, tuple(charts), columns=3, size=(3.8, 3.0))

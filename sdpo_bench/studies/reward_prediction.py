@@ -1,0 +1,388 @@
+"""Are the rewards of unasked denoising steps what SDPO predicts from three queries?
+
+The dense reward of SDPO is asked at three steps and filled in by latent similarity elsewhere. Here every step of the
+base model's trajectories is decoded and scored, so that the prediction meets the truth.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdpo_bench import tabular as t
+from sdpo_bench.config import Request, Resolved, build_method, resolve
+from sdpo_bench.contrasts import Contrast, family, listed, seed_caution
+from sdpo_bench.errors import UsageError
+from sdpo_bench.findings import Findings, Plot, banded, line
+from sdpo_bench.matrices import Matrix
+from sdpo_bench.plots import Chart
+from sdpo_bench.prompts import load_prompts
+from sdpo_bench.stats import Estimate, crossed_interval
+from sdpo_bench.studies import _step_rewards as s
+from sdpo_bench.study import Bench, Design, Study, StudyRequest
+
+REWARDS = ("emoji-align", "emoji-style", "jpeg-compressibility")
+STEPS = (5, 10, 20, 50)
+EVEN = (5, 9)
+USABLE = 0.5
+"""Correlation with the true reward among trajectories of one prompt, below which a prediction counts as failed."""
+RIVALS = (s.LAST, s.SAME_QUERIES, s.MIDDLE, "linear, ends (2)")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Trajectories of one number of steps with the true reward of every step."""
+
+    similarity: np.ndarray
+    """``[n, T, T]``"""
+    truth: Mapping[str, np.ndarray]
+    """``[n, T]`` by reward."""
+    seeds: np.ndarray
+    """``[n]`` position of the seed."""
+    prompts: np.ndarray
+    """``[n]`` position of the prompt."""
+
+
+class RewardPrediction(Study):
+    """True rewards at every denoising step against SDPO's latent-similarity prediction and simple alternatives."""
+
+    name = "reward-prediction"
+    question = (
+        "SDPO asks the reward at three denoising steps and predicts the others by latent similarity. How good is the "
+        "prediction, on which steps and at how many of them, and is it better than simpler or cheaper ways?"
+    )
+
+    def design(self, request: StudyRequest) -> Design:
+        prompts, members = _prompts(request), _members(request)
+        rewards, counts, seeds = _rewards(request), _step_counts(request), request.chosen_seeds
+        trajectories = len(seeds) * len(prompts) * members
+        return Design(
+            (
+                ("model", f"{_resolved(request, rewards[0], counts[0]).config.model.name}, not trained"),
+                ("rewards", ", ".join(rewards)),
+                ("denoising steps T", ", ".join(map(str, counts))),
+                ("seeds", f"{', '.join(map(str, seeds))} (of the sampling noise)"),
+                ("prompts", str(len(prompts))),
+                ("trajectories", f"{members} of each prompt and seed, {trajectories} at each T"),
+                ("truth", "the reward of the decoded predicted original of every step"),
+            ),
+            (
+                "Endpoint: mean absolute error over all steps (asked ones have none), in standard deviations of the "
+                "true reward over all steps and trajectories of that T; one number for each seed and prompt.",
+                f"Family, one for each reward: SDPO's prediction against {listed(RIVALS)} at every T; crossed seed x "
+                "prompt intervals of the paired difference, Holm over the family.",
+                f"Prediction fails at a step where Spearman's correlation with the truth, among trajectories of the "
+                f"same prompt that were not asked there, is below {USABLE}: advantages are made from such differences.",
+            ),
+            denoiser_calls=trajectories * sum(counts),
+        )
+
+    def findings(self, bench: Bench) -> Findings:
+        request, sampled = bench.request, {}
+        for steps in _step_counts(request):
+            bench.say(f"sampling and scoring every step at T = {steps}")
+            sampled[steps] = sample_truth(request, steps, bench.runtime)
+        prompts, seeds = _prompts(request), request.chosen_seeds
+        views = [_Reward(reward, sampled, seeds, prompts) for reward in _rewards(request)]
+        conclusion = [sentence for view in views for sentence in view.sentences()]
+        contrasts = [contrast for view in views for contrast in view.contrasts.values()]
+        return Findings(
+            (*conclusion, *seed_caution(contrasts)),
+            (_accuracy_table(views), _prediction_table(views)),
+            tuple(plot for view in views for plot in view.plots()),
+        )
+
+
+# -- request -------------------------------------------------------------------------------------------------
+
+
+def _rewards(request: StudyRequest) -> tuple[str, ...]:
+    return request.rewards or REWARDS
+
+
+def _step_counts(request: StudyRequest) -> tuple[int, ...]:
+    given = request.overrides.get("schedule.steps")
+    counts = tuple(int(n) for n in (str(given).split(",") if given else STEPS))
+    if min(counts) < 3:
+        raise UsageError("schedule.steps: with fewer than 3 steps every one is asked, so nothing is predicted.")
+    return counts
+
+
+def _resolved(request: StudyRequest, reward: str, steps: int) -> Resolved:
+    overrides = {**request.overrides, "schedule.steps": steps}
+    return resolve(Request("sdpo", reward, request.model or None, request.preset, 0, overrides))
+
+
+def _prompts(request: StudyRequest) -> list[str]:
+    """All training prompts, evenly thinned out below the default size."""
+    config = _resolved(request, _rewards(request)[0], _step_counts(request)[0]).config
+    every = load_prompts(config.sample.prompts)
+    count = min(len(every), max(4, round(len(every) * request.size)))
+    return [every[i] for i in np.linspace(0, len(every) - 1, count).round().astype(int)]
+
+
+def _members(request: StudyRequest) -> int:
+    return request.amount(2, least=2)
+
+
+def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
+    """Sample the base model, decode every step's predicted original and score it by every reward."""
+    import torch
+
+    from sdpo_bench.models import load_policy, pick_device, scheduler_config
+    from sdpo_bench.rollout import Noise, rollout
+    from sdpo_bench.runner import make_scorer
+    from sdpo_bench.train import training_schedule
+
+    resolved = _resolved(request, _rewards(request)[0], steps)
+    config, device = resolved.config, pick_device(runtime.device)
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    policy = load_policy(config.model, device=device, lora_seed=0)
+    schedule = training_schedule(config, scheduler_config(policy), build_method(config, resolved.method))
+    scorers = [make_scorer(name, _own_settings(request, name, steps), device) for name in _rewards(request)]
+    prompts, members = _prompts(request), _members(request)
+    latents, truth = [], {scorer.name: list[Any]() for scorer in scorers}
+    for seed in request.chosen_seeds:
+        found = rollout(
+            policy, schedule, prompts, Noise((seed, "study", "reward-prediction")),
+            groups=prompts, members=members, micro_batch=runtime.micro_batch,
+        )  # fmt: skip
+        latents.append(found.x0.flatten(3).flatten(0, 1).cpu())
+        names = [prompt for prompt in prompts for _ in range(members * steps)]
+        for part in torch.arange(len(names)).split(runtime.micro_batch):
+            with torch.no_grad():
+                images = policy.decode(found.x0.flatten(0, 2)[part])
+            for scorer in scorers:
+                truth[scorer.name].append(scorer(images, [names[i] for i in part.tolist()]))
+    flat = torch.nn.functional.normalize(torch.cat(latents).double(), dim=-1)
+    n_seeds, n_prompts = len(request.chosen_seeds), len(prompts)
+    return Sampled(
+        (flat @ flat.transpose(1, 2)).numpy(),
+        {name: torch.cat(parts).view(-1, steps).double().numpy() for name, parts in truth.items()},
+        np.repeat(np.arange(n_seeds), n_prompts * members),
+        np.tile(np.repeat(np.arange(n_prompts), members), n_seeds),
+    )
+
+
+def _own_settings(request: StudyRequest, reward: str, steps: int) -> dict[str, Any]:
+    return dict(_resolved(request, reward, steps).config.reward.settings)
+
+
+# -- analysis ------------------------------------------------------------------------------------------------
+
+
+def as_matrix(values: np.ndarray, sampled: Sampled, seeds: tuple[int, ...], prompts: list[str]) -> Matrix:
+    """``[n]`` numbers of trajectories as means of each seed and prompt."""
+    shape = (len(seeds), len(prompts))
+    cell = np.ravel_multi_index((sampled.seeds, sampled.prompts), shape)
+    means = np.bincount(cell, values, minlength=shape[0] * shape[1]) / np.bincount(cell, minlength=shape[0] * shape[1])
+    return Matrix(means.reshape(shape), seeds, tuple(prompts))
+
+
+class _Reward:
+    """What one reward's numbers say."""
+
+    def __init__(self, reward: str, sampled: Mapping[int, Sampled], seeds: tuple[int, ...], prompts: list[str]):
+        self.reward, self.sampled, self.seeds, self.prompts = reward, sampled, seeds, prompts
+        self.accuracy: dict[int, dict[str, s.Accuracy]] = {}
+        self.matrices: dict[int, dict[str, Matrix]] = {}
+        for steps, found in sampled.items():
+            truth = found.truth[reward]
+            spread = float(truth.std(ddof=1)) or 1.0
+            self.accuracy[steps] = {
+                name: s.accuracy(rule, truth, found.similarity, found.prompts, spread)
+                for name, rule in s.rules(steps, EVEN).items()
+            }
+            self.matrices[steps] = {
+                name: as_matrix(a.error, found, seeds, prompts)
+                for name, a in self.accuracy[steps].items()
+                if a.not_finite == 0
+            }
+        pairs = {
+            f"T = {steps}, {rival}": _minus(self.matrices[steps][s.SDPO], self.matrices[steps][rival])
+            for steps in sampled
+            for rival in RIVALS
+        }
+        self.contrasts = family(pairs)
+
+    def against(self, rival: str) -> dict[int, Contrast]:
+        """SDPO's error minus the rival's, by T; negative: SDPO's is smaller."""
+        return {steps: self.contrasts[f"T = {steps}, {rival}"] for steps in self.sampled}
+
+    def failed_steps(self, steps: int) -> list[int]:
+        """Steps at which the prediction fails."""
+        return [int(i) for i in np.flatnonzero(self.accuracy[steps][s.SDPO].correlation < USABLE)]
+
+    def sentences(self) -> list[str]:
+        errors = ", ".join(f"{self.matrices[n][s.SDPO].values.mean():.2f} at T = {n}" for n in self.sampled)
+        found = [f"{self.reward}: SDPO's prediction misses the true reward by {errors} (standard deviations)."]
+        for rival, words in ((s.LAST, "the last reward alone"), (s.SAME_QUERIES, "a straight line through its queries"),
+                             (s.MIDDLE, "the middle step as its anchor")):  # fmt: skip
+            found.append(f"{self.reward}: {_versus(self.against(rival), words)}.")
+        return [*found, *(f"{self.reward}: {text}" for text in (self._failures(), self._cheapest(), self._official()))]
+
+    def _failures(self) -> str:
+        texts = []
+        for steps in self.sampled:
+            judged = int(np.isfinite(self.accuracy[steps][s.SDPO].correlation).sum())
+            if failed := self.failed_steps(steps):
+                texts.append(f"T = {steps} (step{'s' * (len(failed) > 1)} {_ranges(failed)} of {judged} judged)")
+        if not texts:
+            return f"prediction fails at no step: its correlation with the truth is {USABLE} or more wherever judged."
+        return f"prediction FAILS at {listed(texts)}: the correlation with the truth is below {USABLE}."
+
+    def _cheapest(self) -> str:
+        steps = max(self.sampled)
+        errors = {n: (self.accuracy[steps][n].queries, float(m.values.mean())) for n, m in self.matrices[steps].items()}
+        best = s.cheapest(errors, errors[s.SDPO][1])
+        same = best == s.SDPO
+        return (
+            f"at T = {steps} no cheaper way has as small an error as SDPO's."
+            if same
+            else f"at T = {steps} the cheapest way with no larger error is '{best}' ({errors[best][1]:.2f} from "
+            f"{errors[best][0]:.3g} queries, SDPO's {errors[s.SDPO][1]:.2f} from {errors[s.SDPO][0]:.3g})."
+        )
+
+    def _official(self) -> str:
+        bad = [n for n in self.sampled if self.accuracy[n][s.OFFICIAL].not_finite > 0]
+        if bad:
+            return f"the official weights give NaN or infinite rewards at T = {listed(bad)}."
+        worse = [
+            n
+            for n in self.sampled
+            if self.matrices[n][s.OFFICIAL].values.mean() > self.matrices[n][s.SDPO].values.mean() + 5e-3
+        ]
+        where = f"have a larger error at T = {listed(worse)}" if worse else "change the error by less than 0.005"
+        return f"the official weights, which may be negative, {where}."
+
+    def plots(self) -> list[Plot]:
+        most = max(self.sampled)
+        shown = (s.SDPO, s.SAME_QUERIES, s.MIDDLE, s.LAST)
+        sampled, spread = self.sampled[most], float(self.sampled[most].truth[self.reward].std(ddof=1)) or 1.0
+        rule = s.rules(most, EVEN)[s.SDPO]
+        predicted, asked = rule(sampled.truth[self.reward], sampled.similarity)
+        bins = s.calibration(predicted[~asked], sampled.truth[self.reward][~asked])
+        ends = [min(x for x, _ in bins), max(x for x, _ in bins)]
+        accuracy = self.accuracy[most]
+        charts = (
+            Chart(f"Error by step, T = {most}", "denoising step, 0 is the noisiest", "mean absolute error, sd",
+                  [line(name, range(most), accuracy[name].by_step.tolist()) for name in shown]),
+            Chart(f"Correlation by step, T = {most}", "denoising step, 0 is the noisiest", "Spearman within prompt",
+                  [line(name, range(most), accuracy[name].correlation.tolist()) for name in shown], zero=True),
+            Chart(f"Cost and accuracy, T = {most}", "reward queries of a trajectory", "mean absolute error, sd",
+                  _cost_lines({n: (accuracy[n].queries, self._error(most, n)) for n in self.matrices[most]})),
+            Chart("Error by number of steps", "denoising steps T", "mean absolute error, sd",
+                  [banded(name, sorted(self.sampled), [self._error(n, name) for n in sorted(self.sampled)])
+                   for name in shown], steps=True),
+            Chart(f"Calibration, T = {most}", "predicted reward", "true reward",
+                  [line(s.SDPO, [x for x, _ in bins], [y for _, y in bins]), line("equal", ends, list(ends))]),
+        )  # fmt: skip
+        caption = (
+            f"{self.reward} (standard deviation {spread:.3g}): predicted against true rewards of the base model's "
+            "trajectories. Bands: 95 % crossed intervals over seeds and prompts."
+        )
+        return [Plot(self.reward, caption, charts, columns=3, size=(3.6, 2.8))]
+
+    def _error(self, steps: int, rule: str) -> Estimate | None:
+        found = self.matrices[steps].get(rule)
+        return crossed_interval(found) if found else None
+
+
+def _cost_lines(found: Mapping[str, tuple[float, Estimate | None]]) -> list[Any]:
+    """Error against queries, one line for each family of rules."""
+    lines = []
+    for kind in ("similarity", "linear", "last"):
+        best: dict[float, Estimate] = {}
+        for name, (queries, error) in found.items():
+            if name.startswith(kind) and error and (queries not in best or error.value < best[queries].value):
+                best[queries] = error
+        lines.append(banded({"last": s.LAST}.get(kind, f"{kind}, best of its kind"), sorted(best),
+                            [best[q] for q in sorted(best)]))  # fmt: skip
+    return lines
+
+
+def _minus(a: Matrix, b: Matrix) -> Matrix:
+    return Matrix(a.values - b.values, a.seeds, a.prompts)
+
+
+def _versus(found: Mapping[int, Contrast], words: str) -> str:
+    groups = [("better than", [n for n, c in found.items() if c.down]), ("worse than", [n for n, c in found.items()
+              if c.up]), ("not shown to differ from", [n for n, c in found.items() if not c.shown])]  # fmt: skip
+    texts = [f"{verdict} {words} at T = {listed(steps)}" for verdict, steps in groups if steps]
+    return "it is " + ", ".join(texts)
+
+
+def _ranges(steps: list[int]) -> str:
+    """``0-3, 7``."""
+    parts: list[list[int]] = []
+    for step in steps:
+        if parts and step == parts[-1][-1] + 1:
+            parts[-1].append(step)
+        else:
+            parts.append([step])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+def _accuracy_table(views: list[_Reward]) -> t.Table:
+    counts = sorted(views[0].sampled)
+    columns = (
+        t.Column("rule", "prediction (queries)", numeric=False),
+        *(t.Column(f"t{n}", f"T = {n}", help="mean absolute error in standard deviations") for n in counts),
+    )
+    groups = []
+    for view in views:
+        names = list(dict.fromkeys(name for n in counts for name in view.accuracy[n]))
+        rows = [t.Row((t.word(name), *(_error_cell(view, n, name) for n in counts)), name == s.SDPO) for name in names]
+        groups.append(t.Group(view.reward, tuple(rows)))
+    notes = (
+        "Mean absolute error over all steps in standard deviations of the true reward, ± half its 95 % crossed "
+        "interval over seeds and prompts; asked steps have no error. Bold: shown to differ from SDPO's (grey row) in "
+        "the declared family.",
+    )
+    return t.Table("accuracy", "Error of predicted step rewards", columns, tuple(groups), notes)
+
+
+def _error_cell(view: _Reward, steps: int, rule: str) -> t.Cell:
+    accuracy = view.accuracy[steps].get(rule)
+    if accuracy is None:
+        return t.Cell(t.DASH)
+    if accuracy.not_finite:
+        return t.word(f"{100 * accuracy.not_finite:.2g} % NaN")
+    strong = rule in RIVALS and view.against(rule)[steps].shown
+    return t.estimate(view._error(steps, rule), 3, strong=strong)
+
+
+def _prediction_table(views: list[_Reward]) -> t.Table:
+    columns = (
+        t.Column("steps", "T"),
+        t.Column("queries", "queries"),
+        t.Column("bias", "bias", help="predicted minus true over unasked steps, standard deviations"),
+        t.Column("slope", "slope", help="of the true on the predicted reward; 1 is calibrated"),
+        t.Column("spearman", "Spearman", help="over all unasked steps and prompts"),
+        t.Column("within", "within prompt", help="Spearman among trajectories of one prompt, mean over steps"),
+        t.Column("last", "within, last alone", help="the same for the last reward alone"),
+        t.Column("failed", "steps failed", numeric=False),
+        t.Column("verdict", "verdict", numeric=False),
+    )
+    groups = [t.Group(v.reward, tuple(_prediction_row(v, steps) for steps in sorted(v.sampled))) for v in views]
+    notes = (f"A step fails where the correlation within prompts is below {USABLE}.",)
+    return t.Table("prediction", "SDPO's prediction: bias, calibration, ranking", columns, tuple(groups), notes)
+
+
+def _prediction_row(view: _Reward, steps: int) -> t.Row:
+    a, failed = view.accuracy[steps][s.SDPO], view.failed_steps(steps)
+    judged = int(np.isfinite(a.correlation).sum())
+    words = "nothing to judge" if not judged else "fails" if len(failed) == judged else "fails in part" if failed else (
+        "holds")  # fmt: skip
+    return t.Row(
+        (
+            t.count(steps), t.number(a.queries, 2), t.number(a.bias, 3, signed=True), t.number(a.slope, 2),
+            t.number(a.spearman, 2), t.number(a.within, 2), t.number(view.accuracy[steps][s.LAST].within, 2),
+            t.word(f"{len(failed)} of {judged}" + (f": {_ranges(failed)}" if failed else "")), t.word(words),
+        )
+    )  # fmt: skip

@@ -1,0 +1,221 @@
+"""Does the step-shuffled order help, or the optimiser steps that come with it?
+
+Step-shuffled updates take T times more optimiser steps from the same images than accumulated ones. The published
+comparison changes both at once; here each is held equal in turn, and both together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo_bench import tabular as t
+from sdpo_bench.config import DEFAULT_MODEL, Request, resolve
+from sdpo_bench.contrasts import Contrast, contrast_cells, family, seed_caution
+from sdpo_bench.errors import UsageError
+from sdpo_bench.findings import Findings
+from sdpo_bench.matrices import Matrix
+from sdpo_bench.studies import _training as tr
+from sdpo_bench.study import Bench, Design, Study, StudyRequest
+from sdpo_bench.suite import Suite
+from sdpo_bench.trainings import Arm, Trainings, difference, known
+
+STEPS = 4
+SHUFFLED, LARGE, SMALL, EARLY = "shuffled", "accumulated", "accumulated-small", "shuffled-early"
+COMPARISONS = {
+    "equal images": (SHUFFLED, LARGE),
+    "equal optimiser steps": (EARLY, LARGE),
+    "equal images and optimiser steps": (SHUFFLED, SMALL),
+}
+"""Shuffled and accumulated arm of each comparison."""
+GENERALISATION = "step generalisation"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that make the comparisons equal."""
+
+    steps: int
+    groups: int
+    """Prompt groups of an epoch, all in one optimiser step of the large windows."""
+    images: int
+    optimiser_steps: int
+    """What accumulated updates take for ``images``."""
+
+
+class UpdateOrder(Study):
+    """Step-shuffled against accumulated updates at equal images, at equal optimiser steps, and at both."""
+
+    name = "update-order"
+    question = (
+        "Is it the step-shuffled order of updates that helps, or the T times more optimiser steps that come with it, "
+        "and does it help at step counts other than the trained one?"
+    )
+
+    def design(self, request: StudyRequest) -> Design:
+        g = geometry(request)
+        suites = _suites(request, g)
+        return Design(
+            (
+                *tr.suite_facts(request, suites),
+                ("budget", f"{g.images:,} images, or {g.optimiser_steps} optimiser steps ({EARLY})"),
+                (SHUFFLED, f"{g.steps} optimiser steps an epoch, {g.groups} groups at one step each"),
+                (LARGE, f"1 optimiser step an epoch, {g.groups} groups at all {g.steps} steps"),
+                (SMALL, f"{g.steps} optimiser steps an epoch, {g.groups // g.steps} groups at all {g.steps} steps: "
+                        "as many terms in each optimiser step as shuffled"),
+                (EARLY, f"shuffled, ended after {g.optimiser_steps} optimiser steps, so with {g.steps} times fewer "
+                        "images"),
+            ),
+            (
+                "Endpoint: mean over step counts of the gain over the base model; step generalisation: mean gain at "
+                f"the step counts other than T = {g.steps} minus the gain at T.",
+                "Family: shuffled against accumulated in the three comparisons, on both endpoints; crossed intervals "
+                "of the paired difference, Holm over the six.",
+            ),
+            tuple(suites),
+        )  # fmt: skip
+
+    def findings(self, bench: Bench) -> Findings:
+        trainings, reward = bench.trainings, tr.one_reward(bench.request)
+        arms = {name: Arm("sdpo", reward, name) for name in (SHUFFLED, LARGE, SMALL, EARLY)}
+        steps = geometry(bench.request).steps
+        found = family(_matrices(trainings, arms, steps))
+        reference = family(tr.against_reference(trainings, arms, SHUFFLED))
+        return Findings(
+            (*conclusion(found), *seed_caution(found.values())),
+            (
+                _comparison_table(found),
+                tr.gain_table(trainings, arms, reference, SHUFFLED, name="gains", title="Gain of each arm"),
+                bill_table(trainings, arms),
+            ),
+            (tr.training_plot(trainings, arms),),
+        )
+
+
+def geometry(request: StudyRequest) -> Geometry:
+    """Sizes of the arms.
+
+    Raises:
+        UsageError: T does not divide the number of groups, so no window sizes give equal optimiser steps.
+    """
+    # Window sizes are the study's own; these divide every epoch, so that the rest resolves.
+    overrides = {"schedule.steps": STEPS, **request.overrides, "update.minibatch": 1, "update.accumulation": 1}
+    resolved = resolve(
+        Request("sdpo", tr.one_reward(request), request.model or DEFAULT_MODEL, request.preset, 0, overrides)
+    )
+    config = resolved.config
+    steps, epoch = config.schedule.steps, config.sample.images_per_epoch
+    groups = epoch // 2
+    if steps < 2 or groups % steps:
+        raise UsageError(
+            f"schedule.steps = {steps} must divide the {groups} pairs of an epoch (sample.images_per_epoch = {epoch}), "
+            "or no window size gives both orders the same optimiser steps. Use e.g. --set schedule.steps=2."
+        )
+    epochs = max(steps, round(request.amount(40 * epoch) / epoch))  # so that a T-th of them is at least one
+    return Geometry(steps, groups, epochs * epoch, epochs * config.update.inner_epochs)
+
+
+def _suites(request: StudyRequest, g: Geometry) -> list[Suite]:
+    def update(order: str, minibatch: int) -> dict[str, Any]:
+        return {"update": {"order": order, "minibatch": minibatch, "accumulation": 1}}
+
+    shuffled = update("step-shuffled", g.groups)
+    variants = {
+        SHUFFLED: shuffled,
+        LARGE: update("accumulated", g.groups),
+        SMALL: update("accumulated", g.groups // g.steps),
+    }
+    common: dict[str, Any] = {"schedule": {"steps": STEPS}}
+    rewards = [tr.one_reward(request)]
+    return [
+        tr.training_suite("update-order", request, ["sdpo"], rewards, {"images": g.images}, variants=variants,
+                          **common),
+        tr.training_suite("update-order.early", request, ["sdpo"], rewards, {"optimiser_steps": g.optimiser_steps},
+                          variants={EARLY: shuffled}, **common),
+    ]  # fmt: skip
+
+
+def _matrices(trainings: Trainings, arms: tr.Arms, steps: int) -> dict[str, Matrix]:
+    found: dict[str, Matrix | None] = {}
+    for words, (a, b) in COMPARISONS.items():
+        found[words] = difference(trainings.gain(arms[a]), trainings.gain(arms[b]))
+        away = {name: generalisation(trainings, arms[name], steps) for name in (a, b)}
+        found[f"{words}, {GENERALISATION}"] = difference(away[a], away[b])
+    return known(found)
+
+
+def generalisation(trainings: Trainings, arm: Arm, steps: int) -> Matrix | None:
+    """Mean gain at the other step counts minus that at ``steps``; None where T was not judged or nothing else was."""
+    found = trainings.cells(arm)
+    others = [k for k in found[0].steps if k != steps] if found else []
+    own = trainings.gain(arm, steps) if found and steps in found[0].steps else None
+    away = [gain for k in others if (gain := trainings.gain(arm, k)) is not None]
+    if own is None or not away:
+        return None
+    return Matrix(sum(gain.values for gain in away) / len(away) - own.values, own.seeds, own.prompts)
+
+
+def conclusion(found: Mapping[str, Contrast]) -> list[str]:
+    """What the three comparisons say, and what they say together."""
+    texts = []
+    for words in COMPARISONS:
+        if contrast := found.get(words):
+            verdict = "learns more" if contrast.up else "learns less" if contrast.down else (
+                "is not shown to learn more or less")  # fmt: skip
+            texts.append(f"At {words} the step-shuffled order {verdict}: {contrast.estimate.words()}.")
+    images, both = found.get("equal images"), found.get("equal images and optimiser steps")
+    if images and both:
+        texts.append(_together(images, both))
+    shown = [w for w in COMPARISONS if (c := found.get(f"{w}, {GENERALISATION}")) and c.shown]
+    for words in shown:
+        better = "better" if found[f"{words}, {GENERALISATION}"].up else "worse"
+        texts.append(f"At {words} its gain carries over {better} to step counts other than the trained one.")
+    if not shown:
+        texts.append("No difference is shown in how the gain carries over to other step counts.")
+    return texts
+
+
+def _together(images: Contrast, both: Contrast) -> str:
+    if images.up and both.up:
+        return "The order itself helps: its lead remains when the optimiser steps are equal too."
+    if images.up and not both.shown:
+        return (
+            "Its lead at equal images is not shown to remain when the optimiser steps are equal too, so the number of "
+            "optimiser steps may be all there is to it."
+        )
+    if both.down:
+        return "With equal images and optimiser steps the accumulated order is the better one."
+    return "The two orders are not told apart when images are equal." if not images.shown else (
+        "The order matters, but not in one direction.")  # fmt: skip
+
+
+def _comparison_table(found: Mapping[str, Contrast]) -> t.Table:
+    columns = (
+        t.Column("comparison", "shuffled minus accumulated", numeric=False),
+        t.Column("gain", "mean gain"), t.Column("p", "Holm p"),
+        t.Column("generalisation", GENERALISATION), t.Column("p2", "Holm p"),
+    )  # fmt: skip
+    rows = [
+        t.Row((t.word(words), *contrast_cells(found.get(words)),
+               *contrast_cells(found.get(f"{words}, {GENERALISATION}"))))
+        for words in COMPARISONS
+    ]  # fmt: skip
+    notes = ("Reward units, ± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0.",)
+    return t.Table("comparisons", "Step-shuffled against accumulated", columns, (t.Group("", tuple(rows)),), notes)
+
+
+BILL = ("images", "optimiser_steps", "denoiser_calls", "reward_calls")
+
+
+def bill_table(trainings: Trainings, arms: tr.Arms, axes: Sequence[str] = BILL) -> t.Table:
+    """What each arm has used, mean over its runs."""
+    columns = (
+        t.Column("arm", "arm", numeric=False), *(t.Column(a, a.replace("_", " ")) for a in axes),
+        t.Column("seconds", "seconds", help="of training on this machine"),
+    )  # fmt: skip
+    rows = []
+    for label, arm in arms.items():
+        runs = trainings.arms[arm]
+        used = [tr.mean_of(float(run.bill[axis]) for run in runs if run.bill) for axis in axes]
+        seconds = tr.mean_of(run.seconds for run in runs if run.bill)
+        rows.append(t.Row((t.word(label), *(t.count(x) for x in used), t.number(seconds, 1))))
+    return t.Table("bill", "What each arm used (mean over seeds)", columns, (t.Group("", tuple(rows)),))

@@ -1,0 +1,121 @@
+"""A finished study on disk: one JSON file that a report can draw without the study's code, and its tables as CSV.
+
+``<out>/studies/NAME/SIZE.json`` holds question, design, statistics, conclusion, tables and the data of the plots,
+with the command that made it. Another size, model or reward has a file of its own, so a quick try never replaces a
+real result. The runs of its trainings lie in ``<out>/studies/NAME/runs`` and are not needed for anything here.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from sdpo_bench.errors import MissingError
+from sdpo_bench.findings import Findings
+from sdpo_bench.identity import digest
+from sdpo_bench.store import atomic_write
+from sdpo_bench.study import Design, StudyRequest
+
+FORMAT = 1
+"""Raised when the form of the file changes."""
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study's results with everything that a reader needs."""
+
+    study: str
+    variant: str
+    """Name of the file: size, and model or rewards where they are not the study's own."""
+    question: str
+    facts: tuple[tuple[str, str], ...]
+    statistics: tuple[str, ...]
+    findings: Findings
+    command: str
+    seconds: float
+    """Of the call that finished it, waiting included."""
+    runs: dict[str, int]
+    """Trainings by state."""
+    versions: dict[str, Any]
+    hardware: dict[str, Any]
+    format: int = FORMAT
+
+    @property
+    def slug(self) -> str:
+        """Unique name in a report."""
+        return f"study-{self.study}-{self.variant}"
+
+
+_ADAPTER = TypeAdapter(StudyRecord)
+
+
+def variant_of(request: StudyRequest) -> str:
+    """File name of a request's results."""
+    asked = {
+        "model": request.model, "rewards": request.rewards, "preset": request.preset, "seeds": request.seeds,
+        "overrides": dict(request.overrides),
+    }  # fmt: skip
+    given = {key: value for key, value in asked.items() if value}
+    return request.size_name + (f"-{digest(given, 6)}" if given else "")
+
+
+def study_folder(out: Path, name: str) -> Path:
+    return out / "studies" / name
+
+
+def design_facts(design: Design, request: StudyRequest) -> tuple[tuple[str, str], ...]:
+    """The design as declared, and what the user changed of it."""
+    changed = [("size", f"{request.size_name} (factor {request.size:g})")]
+    changed += [("set by the user", ", ".join(f"{k} = {v}" for k, v in request.overrides.items()))] * bool(
+        request.overrides
+    )
+    return (*design.facts, *changed)
+
+
+def write_study(out: Path, record: StudyRecord, tables: str) -> Path:
+    """Write a record and its tables as CSV; returns the path of the record.
+
+    Raises:
+        MissingError: the folder cannot be written.
+    """
+    path = study_folder(out, record.study) / f"{record.variant}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_plain(asdict(record)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        atomic_write(path.with_suffix(".csv"), tables)
+        atomic_write(path, text + "\n")
+    except OSError as error:
+        raise MissingError(f"'{path}' cannot be written: {error.strerror}. Choose another --results FOLDER.") from error
+    return path
+
+
+def _plain(data: Any) -> Any:
+    """JSON data; a number that is not finite becomes null, other floats keep nine digits."""
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(item) for item in data]
+    if hasattr(data, "item"):  # a number of numpy's
+        data = data.item()
+    if isinstance(data, float):
+        return float(f"{data:.9g}") if math.isfinite(data) else None
+    return data
+
+
+def read_studies(out: Path) -> tuple[list[StudyRecord], list[tuple[str, str]]]:
+    """Records of a results folder by study and size, and (file, problem) for each that cannot be read."""
+    found, problems = [], []
+    root = out / "studies"
+    for path in sorted(root.glob("*/*.json")) if root.is_dir() else []:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict) or data.get("format") != FORMAT:
+                raise ValueError(f"not a study record of format {FORMAT}")
+            found.append(_ADAPTER.validate_python(data))
+        except (OSError, ValueError) as error:  # pydantic's is a ValueError
+            reason = str(error).splitlines()[0]
+            problems.append((f"studies/{path.parent.name}/{path.name}", f"damaged ({reason}); run the study again"))
+    return found, problems

@@ -1,0 +1,49 @@
+"""A study's record as a part of a report: its texts, tables and figures, without the study's code."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from sdpo_bench import plots
+from sdpo_bench import tabular as t
+from sdpo_bench.figures import Figure
+from sdpo_bench.findings import Plot
+from sdpo_bench.scores import BASE
+from sdpo_bench.study_record import StudyRecord
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """One study as every format shows it."""
+
+    name: str
+    title: str
+    question: str
+    conclusion: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    statistics: tuple[str, ...]
+    tables: tuple[t.Table, ...]
+    figures: tuple[Figure, ...]
+
+
+def study_view(record: StudyRecord) -> StudyView:
+    """The record in the terms of a report."""
+    size = "" if record.variant == "default" else f" ({record.variant})"
+    runs = ", ".join(f"{count} {state}" for state, count in sorted(record.runs.items()))
+    made = [("command", record.command), *([("trainings", runs)] if runs else [])]
+    return StudyView(
+        record.slug,
+        f"Study: {record.study}{size}",
+        record.question,
+        record.findings.conclusion,
+        (*record.facts, *made),
+        record.statistics,
+        tuple(replace(table, name=f"{record.slug}-{table.name}") for table in record.findings.tables),
+        tuple(_figure(record.slug, plot) for plot in record.findings.plots),
+    )
+
+
+def _figure(slug: str, plot: Plot) -> Figure:
+    labels = list(dict.fromkeys(series.label for chart in plot.charts for series in chart.series))
+    styles = plots.style_of(labels, BASE)
+    draw = partial(plots.draw_charts, plot.charts, styles, columns=plot.columns, size=plot.size)
+    return Figure(f"{slug}-{plot.name}", plot.caption, draw, wide=plot.columns > 1)

@@ -1,0 +1,82 @@
+"""Trainings of a study without training: run folders whose scores and logs are what a test says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from report_factory import SAMPLER, frame
+
+from sdpo_bench.plan import Cell
+from sdpo_bench.prompts import load_prompts
+from sdpo_bench.registry import plugins
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder
+from sdpo_bench.study import Bench, StudyRequest
+from sdpo_bench.trainings import Trainings, merged_plan
+
+Gain = Callable[[Cell, str, int], float]
+"""``(cell, judging reward, step count) -> gain`` over the base model, whose scores lie around 0."""
+
+
+def finished(name: str, request: StudyRequest, out: Path, gain: Gain, *, fail: Any = lambda cell: "",
+             contrast: Any = lambda cell: 0.2, log: Any = lambda cell: [row()]) -> Bench:  # fmt: skip
+    """A study whose trainings have all ended; seeds and prompts differ a little around ``gain``."""
+    study = plugins("studies")[name].load()()
+    design = study.design(request)
+    suites = list(design.suites)
+    _finish(suites, out, gain, fail, contrast, log)
+    before = Trainings.of(merged_plan(name, suites, out))
+    suites += study.follow_up(request, before)
+    _finish(suites, out, gain, fail, contrast, log)
+    return Bench(request, design, Runtime(out), Trainings.of(merged_plan(name, suites, out)))
+
+
+def findings(name: str, *arguments: Any, **options: Any) -> Any:
+    """What the study makes of them."""
+    return plugins("studies")[name].load()().findings(finished(name, *arguments, **options))
+
+
+def row(images: int = 64, steps: int = 10, share: Any = (0.5, 0.5), **more: Any) -> dict[str, Any]:
+    """The last line of a training log."""
+    bill = {"images": images, "optimiser_steps": steps, "denoiser_calls": 100, "reward_calls": images}
+    return {"epoch": 1, "reward_mean": 1.0, "kl_to_base": 0.01, "gradient_share_by_step": list(share), "bill": bill,
+            "pictures": {"contrast": 0.2, "sharpness": 0.1}} | more  # fmt: skip
+
+
+def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: Any) -> None:
+    base, blocks = RunFolder(out / "runs" / "base-x"), {}
+    base.create({"kind": "base"})
+    for cell in merged_plan("test", suites, out).cells:
+        folder = RunFolder(out / "runs" / cell.run_id)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        reason = fail(cell)
+        (folder.path / "status").write_text(json.dumps({"state": "failed" if reason else "done", "message": reason}))
+        if reason:
+            continue
+        _scores(folder, cell, gain, contrast(cell), cell.seed).to_parquet(folder.evaluation, index=False)
+        key = (cell.settings["reward.version"], str(cell.settings["eval.steps"]))
+        if key not in blocks:
+            blocks[key] = _scores(base, cell, lambda *_: 0.0, 0.2, 0)
+        (folder.path / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log(cell)))
+        (folder.path / "timing.jsonl").write_text(json.dumps({"seconds": 12.5}) + "\n")
+    keys = ["split", "prompt", "image", "steps", "reward", "version"]
+    pd.concat(blocks.values()).drop_duplicates(keys).to_parquet(base.evaluation, index=False)
+
+
+def _scores(folder: RunFolder, cell: Cell, gain: Gain, contrast: float, seed: int) -> pd.DataFrame:
+    """Scores of every reward that judges: gain + 0.01 (seed - 1) + noise of prompt and image that cancels in pairs."""
+    s = cell.settings
+    prompts, steps = sorted(load_prompts(s["eval.train"])), sorted(s["eval.steps"])
+    noise = np.random.default_rng(0).normal(size=(len(prompts), len(steps), s["eval.images_per_prompt"]))
+    own = np.random.default_rng(cell.seed + 1).normal(size=(len(prompts), 1, 1)) * 0.02
+    rows = []
+    for reward in dict.fromkeys([s["reward.name"], *s["eval.rewards"]]):
+        gains = np.array([gain(cell, reward, k) for k in steps])[None, :, None]
+        scores = noise + gains + (0 if folder.run_id.startswith("base") else own + 0.01 * (seed - 1))
+        version = s["reward.version"].partition("/")[2] if reward == s["reward.name"] else "1"
+        rows.append(frame(scores, run=folder.run_id, method=cell.method, seed=seed, prompts=prompts, steps=steps,
+                          reward=reward, version=version, sampler=SAMPLER).assign(contrast=contrast))  # fmt: skip
+    return pd.concat(rows)

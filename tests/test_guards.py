@@ -1,0 +1,177 @@
+"""Collapse is seen: warned of once, recorded, shown in reports, and never chosen as the best checkpoint."""
+
+import json
+
+import pytest
+import torch
+from report_factory import make_run, spread
+
+from factories import make_resolved, make_trainer
+from sdpo_bench import guards
+from sdpo_bench.errors import RunFailed
+from sdpo_bench.policy import Policy
+from sdpo_bench.results import load_results
+from sdpo_bench.settings import GuardSettings
+
+HEALTHY = {
+    "epoch": 1, "clip_fraction": 0.4, "clip_fraction_at_zero_update": 0.0, "ratio_at_zero_update": 1e-6,
+    "kl_to_base": 0.01, "pictures": {"flat_fraction": 0.0, "brightness": 0.5, "diversity": 0.4},
+}  # fmt: skip
+
+
+def row(epoch=2, **changes):
+    shown = {k: changes.pop(k) for k in ("flat_fraction", "brightness", "diversity") if k in changes}
+    return HEALTHY | {"epoch": epoch, "pictures": HEALTHY["pictures"] | shown} | changes
+
+
+@pytest.mark.parametrize(
+    ("change", "guard", "said"),
+    [
+        ({"flat_fraction": 0.5}, "flat", "50% of the pictures are one colour"),
+        ({"brightness": 0.02}, "dark", "black"),
+        ({"diversity": 0.099}, "diversity", "alike: diversity 0.099, it was 0.4"),
+        ({"kl_to_base": 1.0}, "kl", "far from its base: KL 1"),
+        ({"clip_fraction": 1.0}, "clip_fraction", "clip fraction 1"),
+        ({"clip_fraction_at_zero_update": 0.01}, "clip_at_start", "before any update"),
+        ({"ratio_at_zero_update": 0.01}, "ratio_at_start", "not 1 before the first update"),
+    ],
+)
+def test_each_guard_by_hand(change, guard, said):
+    """At the threshold it fires alone, and just this side of it nothing does."""
+    found = guards.look(row(**change), HEALTHY, GuardSettings())
+    assert set(found) == {guard}
+    assert said in found[guard] and f"guard.{guard} = " in found[guard]
+    ((key, value),) = change.items()
+    sound = value * (1.02 if guard in ("dark", "diversity") else 0.98)
+    assert guards.look(row(**{key: sound}), HEALTHY, GuardSettings()) == {}
+
+
+def test_thresholds_are_settings_and_no_part_of_the_identity(tiny_pipe):
+    assert guards.look(row(kl_to_base=1.0), HEALTHY, GuardSettings(kl=2.0)) == {}
+    plain, other = make_resolved(tiny_pipe), make_resolved(tiny_pipe, **{"guard.kl": 9, "guard.stop": False})
+    assert plain.run_id == other.run_id
+    assert other.config.guard.kl == 9 and other.data["guard"]["kl"] == 9
+    choice = {"checkpoint.choose": "before-collapse", "checkpoint.prompts": "emoji-validation"}
+    chosen = [make_resolved(tiny_pipe, **choice, **more) for more in ({}, {"guard.kl": 9})]
+    assert chosen[0].run_id != chosen[1].run_id, "there the thresholds decide which checkpoint is judged"
+
+
+SMALL = {"schedule.steps": 2, "sample.images_per_epoch": 4}
+
+
+@pytest.fixture
+def black_from(monkeypatch):
+    """A function: the trainer's policy draws black pictures after so many epochs."""
+    decode = Policy.decode
+
+    def change(trainer, epoch):
+        monkeypatch.setattr(Policy, "decode", lambda self, x: decode(self, x) * (trainer.epoch < epoch))
+
+    return change
+
+
+def test_black_pictures_are_warned_of_once(tiny_pipe, tmp_path, black_from):
+    resolved = make_resolved(tiny_pipe, "ddpo", **SMALL, **{"budget.images": 16, "guard.stop": False})
+    trainer = make_trainer(resolved, tmp_path, checkpoint_every=1)
+    black_from(trainer, 1)
+    told = []
+    trainer.watch = lambda tick: told.append(tick.metrics["warning"]) if tick.phase == "warning" else None
+    trainer.train()
+    lines = [json.loads(line) for line in (trainer.run.path / "warnings.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["guard"]) for line in lines] == [(2, "flat"), (2, "dark"), (2, "diversity")]
+    assert len(told) == 3 and told[0].startswith("epoch 2: 100% of the pictures")
+    assert len(trainer.run.log()) == 4
+
+
+def test_a_run_of_black_pictures_stops_and_a_resumed_one_repeats_nothing(tiny_pipe, tmp_path, black_from):
+    resolved = make_resolved(tiny_pipe, "ddpo", **SMALL, **{"budget.images": 16})
+    stopped = make_trainer(resolved, tmp_path)
+    black_from(stopped, 1)
+    with pytest.raises(RunFailed, match=r"all pictures of epoch 2 are one colour.*guard\.stop=false"):
+        stopped.train()
+    again = make_trainer(resolved, tmp_path)
+    with pytest.raises(RunFailed, match="epoch 2"):
+        again.train()
+    assert [warned.epoch for warned in guards.warnings(again.run)] == [2, 2, 2]
+    assert len(again.run.log()) == 2
+
+
+def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
+    resolved = make_resolved(tiny_pipe, "ddpo", **SMALL, **{"budget.images": 12, "guard.kl": 1e-12})
+    whole = make_trainer(resolved, tmp_path / "whole")
+    whole.train()
+    killed = make_trainer(resolved, tmp_path / "killed", checkpoint_every=9)
+    killed._resume()
+    for _ in range(2):  # two epochs and no checkpoint: SIGKILL
+        killed._run_epoch(4, 4)
+    again = make_trainer(resolved, tmp_path / "killed")
+    again.train()
+    expected = (whole.run.path / "warnings.jsonl").read_bytes()
+    assert json.loads(expected)["guard"] == "kl"
+    assert (again.run.path / "warnings.jsonl").read_bytes() == expected
+
+
+def test_the_best_before_the_collapse_by_hand():
+    """Pictures of epoch 6 were black: they are the policy's after 5 epochs, so epoch 4 is the last sound candidate."""
+    rows = [{"epoch": e, "score": s} for e, s in ((2, 0.3), (3, 0.2), (4, 0.4), (5, 0.9), (6, 0.8))]
+    assert guards.before_collapse(rows, None)["epoch"] == 5
+    assert guards.before_collapse(rows, 6)["epoch"] == 4
+    assert guards.before_collapse(rows, 4)["epoch"] == 2
+    assert guards.before_collapse(rows, 2)["epoch"] == 2, "the earliest, where none is sound"
+
+
+def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path, monkeypatch):
+    """The reward prefers what comes after the collapse; the choice does not fall for it."""
+    from safetensors.torch import load_file
+
+    from sdpo_bench.commands import choice_text
+    from sdpo_bench.policy import LORA_FILE
+    from sdpo_bench.progress import Watcher
+    from sdpo_bench.runner import run_cell
+    from sdpo_bench.settings import Runtime
+
+    (tmp_path / "train.txt").write_text("cat\ndog\n")
+    (tmp_path / "held.txt").write_text("bee\n")
+    settings = {
+        "sample.prompts": str(tmp_path / "train.txt"), "eval.train": str(tmp_path / "train.txt"), "eval.steps": 1,
+        "checkpoint.choose": "before-collapse", "checkpoint.prompts": str(tmp_path / "held.txt"),
+        "checkpoint.every": 1, "checkpoint.steps": 1, "budget.images": 20, **SMALL, "guard.stop": False,
+        "reward.name": "jpeg-compressibility",
+    }  # fmt: skip
+    epoch = [0]
+    decode = Policy.decode
+    monkeypatch.setattr(Policy, "decode", lambda self, x: decode(self, x) * (epoch[0] < 3))
+
+    def watch(tick):
+        epoch[0] = tick.epoch
+
+    outcome = run_cell(
+        make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path, device="cpu"), Watcher(train=watch)
+    )
+    rows = outcome.run.log("validation.jsonl")
+    assert [r["epoch"] for r in rows] == [1, 2, 3], "after the collapse nothing is judged any more"
+    assert max(rows, key=lambda r: r["score"])["epoch"] == 3, "black pictures compress best"
+    assert guards.collapsed_at(outcome.run) == 4
+    expected = max(rows[:2], key=lambda r: r["score"])["epoch"]
+    assert f"epoch {expected}, best of 3" in choice_text(rows, 4) and "before the collapse in epoch 4" in choice_text(
+        rows, 4
+    )
+    assert outcome.run.status["warnings"] == 3
+    stopped = make_trainer(
+        make_resolved(tiny_pipe, "ddpo", **settings | {"budget.images": 4 * expected}), tmp_path / "b"
+    )
+    epoch[0] = 0
+    stopped.train()
+    ours = load_file(str(outcome.run.lora / LORA_FILE))
+    theirs = stopped.policy.save(tmp_path / "theirs")
+    assert all(torch.equal(value, ours[name]) for name, value in load_file(str(theirs)).items())
+
+
+def test_reports_show_what_a_run_was_warned_of(tmp_path):
+    from sdpo_bench.report import Request, build_report
+
+    folder = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
+    warned = {"epoch": 7, "guard": "dark", "text": "the pictures are black"}
+    (folder / "warnings.jsonl").write_text(json.dumps(warned) + '\n[3]\n{"epoch": "x"}\n{"epo')
+    report = build_report(load_results(tmp_path), Request())
+    assert [(n.where, n.text) for n in report.notices] == [(folder.name, "warned in epoch 7: the pictures are black")]
