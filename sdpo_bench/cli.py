@@ -83,6 +83,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @click.option(
     "--checkpoint-every", type=click.IntRange(1), default=5, show_default=True, help="Epochs between checkpoints."
 )
+@click.option("--async-rewards", is_flag=True, help="Score one batch while the next is decoded (same numbers).")
 @JSON
 def run(**options: Any) -> None:
     """Train one method with one reward, then judge it at every step count.

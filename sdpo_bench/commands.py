@@ -45,7 +45,7 @@ from sdpo_bench.train import training_schedule
 def run_command(
     *, method: str | None, reward: str | None, model: str | None, preset: str | None, seed: int | None,
     budget: str | None, sets: tuple[str, ...], dry_run: bool, out: Path, device: str, threads: int, micro_batch: int,
-    checkpoint_every: int, reward_timeout: float, as_json: bool,
+    checkpoint_every: int, reward_timeout: float, async_rewards: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """``sdpo-bench run``."""
     overrides = parse_set(sets)
@@ -53,7 +53,7 @@ def run_command(
         axis, amount = parse_budget(budget)
         overrides[f"budget.{axis}"] = amount
     resolved = resolve(Request(method, reward, model, preset, seed, overrides))
-    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout)
+    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards)
     if dry_run:
         _show_plan(resolved, runtime, as_json)
         return

@@ -22,8 +22,8 @@ from sdpo_bench.settings import ModelSettings, RunConfig
 
 RESERVE = 0.1  # of the estimate: kernels' workspaces and fragmentation
 FRAMEWORK = 0.6e9  # the interpreter with its libraries, or a device context
-MEASURED_FROM = 50_000_000  # parameters
-WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+MEASURED_FROM = 5_000_000  # parameters
+WIDTH = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and two AdamW moments
 
 
@@ -113,7 +113,7 @@ def _measured(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str
     known = published(model.name)
     if known is None or not known.measured or model.lora_targets != ModelSettings.lora_targets:
         return dict(_trace(canonical_json(_task(files, model, side))))
-    sizes = known.measured["fp32" if model.precision == "fp32" else "half"]
+    sizes = known.measured["fp32" if WIDTH[model.precision] == 4 else "half"]
     scale = (side / known.configs["unet"]["sample_size"]) ** 2
     training = sizes["checkpointed" if model.gradient_checkpointing else "training"]
     return {
@@ -157,7 +157,7 @@ def _trace(task_json: str) -> dict[str, int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     task = json.loads(task_json)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[task["precision"]]
+    dtype = {4: torch.float32, 2: torch.bfloat16}[WIDTH[task["precision"]]]
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(task["unet"]).requires_grad_(False).eval()
         vae_class = getattr(diffusers, task["vae"].get("_class_name", "AutoencoderKL"))
@@ -287,7 +287,7 @@ def check(needed: Estimate, available: float, model: ModelSettings) -> str | Non
         advice.append("--set model.gradient_checkpointing=true")
     if not model.cpu_offload:
         advice.append("--set model.cpu_offload=true (on a GPU)")
-    if model.precision == "fp32":
+    if WIDTH[model.precision] == 4:
         advice.append("--set model.precision=bf16")
     fitting = needed.largest_micro_batch(available)
     head = f"this run needs about {gigabytes(needed.total)}, and {gigabytes(available)} are free here."

@@ -237,6 +237,7 @@ def load_policy(settings: "ModelSettings", *, device: str = "cpu", lora_seed: in
     """A policy of the base model; with ``lora_seed`` it carries a fresh adapter."""
     from sdpo_bench.policy import Policy
 
+    set_float32_products(settings.precision, device)
     policy = Policy(
         load_pipeline(settings),
         guidance_scale=settings.guidance_scale,
@@ -244,11 +245,31 @@ def load_policy(settings: "ModelSettings", *, device: str = "cpu", lora_seed: in
         device=device,
         resolution=settings.resolution,
         gradient_checkpointing=settings.gradient_checkpointing,
+        channels_last=settings.channels_last,
         cpu_offload=settings.cpu_offload,
     )
     if lora_seed is not None:
         policy.add_lora(settings.lora_rank, settings.lora_alpha, settings.lora_targets, lora_seed)
+    if settings.compile:
+        policy.compile(settings.compile)
     return policy
+
+
+def set_float32_products(precision: str, device: str) -> None:
+    """Whether products of float32 numbers may be rounded to TF32, in this process.
+
+    PyTorch's own default rounds in convolutions and not in matrix products; here the setting decides for both.
+
+    Raises:
+        UsageError: TF32 asked for on a device that has none.
+    """
+    import torch
+
+    rounded = precision == "tf32"
+    if rounded and not device.startswith("cuda"):
+        raise UsageError(f"model.precision = tf32 is for NVIDIA GPUs; on '{device}' use fp32.")
+    torch.backends.cuda.matmul.allow_tf32 = rounded
+    torch.backends.cudnn.allow_tf32 = rounded
 
 
 def scheduler_config(policy: "Policy") -> dict[str, Any]:

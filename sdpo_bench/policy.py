@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_bench.conditioning import Conditioning, text_shape
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.store import LORA_SEAL, atomic_write
 
 __all__ = ["LORA_FILE", "Conditioning", "Policy"]
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Policy:
@@ -38,6 +38,7 @@ class Policy:
         precision: compute dtype of the frozen weights; LoRA weights and log-probabilities stay float32.
         resolution: side of the pictures in pixels; ``None`` is the model's own.
         gradient_checkpointing: recompute the UNet's activations in the backward pass instead of keeping them.
+        channels_last: memory order of UNet and autoencoder; the same numbers up to rounding.
         cpu_offload: text encoders and autoencoder wait in CPU memory and visit the device only while they work.
 
     Raises:
@@ -53,6 +54,7 @@ class Policy:
         device: str = "cpu",
         resolution: int | None = None,
         gradient_checkpointing: bool = False,
+        channels_last: bool = False,
         cpu_offload: bool = False,
     ):
         self.pipeline = pipeline
@@ -73,6 +75,9 @@ class Policy:
             resting = "cpu" if cpu_offload and part is not pipeline.unet else self.device
             upcast = part is pipeline.vae and self._text.upcast_vae(pipeline)
             part.to(resting, torch.float32 if upcast else self.dtype)
+        if channels_last:
+            for network in (pipeline.unet, pipeline.vae):
+                network.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
             pipeline.unet.enable_gradient_checkpointing()
 
@@ -89,6 +94,19 @@ class Policy:
             if self._offload and not torch.is_grad_enabled():
                 for part in parts:
                     part.to("cpu")
+
+    def compile(self, backend: str) -> None:
+        """Compile the UNet's forward and backward passes, adapter included, at their first use.
+
+        Raises:
+            UsageError: no such backend of ``torch.compile``.
+        """
+        from torch._dynamo import list_backends
+
+        known = list_backends(exclude_tags=())
+        if backend not in known:
+            raise UsageError(f"unknown torch.compile backend '{backend}' in model.compile.{nearest(backend, known)}")
+        self.unet.compile(backend=backend)
 
     # -- adapter ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from sdpo_bench.policy import Policy
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
-from sdpo_bench.update import unique_rows
+from sdpo_bench.step_pass import unique_rows
 
 
 @torch.no_grad()

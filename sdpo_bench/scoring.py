@@ -3,8 +3,12 @@
 A reward is somebody else's code, so its answer is checked for shape and finiteness before anything learns from it.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,11 +199,14 @@ def ask_rewards(
     *,
     decode_sample: bool,
     micro_batch: int = 64,
+    overlap: bool = False,
 ) -> Answers:
     """Score the queried steps of every trajectory.
 
     Args:
         decode_sample: score the decoded sample instead of a predicted original; needs a single query, the last step.
+        overlap: score a batch in a thread while the next is decoded; the calls, their order and their answers are the
+            same. There a reward that hangs cannot be cut off, only refused when it answers.
 
     Members that share their first step share its predicted original, so it is decoded and scored once a group.
     """
@@ -212,7 +219,7 @@ def ask_rewards(
     keys = owner * trajectories.num_steps + steps
     unique, inverse = keys.flatten().unique(return_inverse=True)
     rows, at = unique // trajectories.num_steps, unique % trajectories.num_steps
-    scores, images, parts = _score_rows(policy, trajectories, rows, at, scorer, decode_sample, micro_batch)
+    scores, images, parts = _score_rows(policy, trajectories, rows, at, scorer, decode_sample, micro_batch, overlap)
     last = inverse.view(n, g, q)[..., _last_query(q)]
     final = images[last.flatten()].view(n, g, *images.shape[1:])
     return Answers(scores[inverse].view(n, g, q), final, {name: values[last] for name, values in parts.items()})
@@ -231,19 +238,50 @@ def _score_rows(
     scorer: Scorer,
     decode_sample: bool,
     micro_batch: int,
+    overlap: bool,
 ) -> tuple[Tensor, Tensor, Parts]:
     """Scores ``[U]``, images ``[U, 3, H, W]`` (CPU) and the parts' scores of trajectory ``rows`` at ``steps``."""
     members = trajectories.latents.shape[1]
     source = trajectories.latents[:, :, -1] if decode_sample else trajectories.x0
     flat = source.flatten(0, 1)
-    scores, images, parts = [], [], []
-    for part in torch.arange(len(rows)).split(micro_batch):
-        picked = flat[rows[part]] if decode_sample else flat[rows[part], steps[part]]
-        with torch.no_grad():
-            decoded = policy.decode(picked)
-        prompts = [trajectories.prompts[row] for row in (rows[part] // members).tolist()]
-        values, by_part = scorer.score(decoded, prompts)
-        scores.append(values)
-        parts.append(by_part)
-        images.append(decoded.cpu())
+    images, answers = [], []
+    with _queue(overlap) as ask:
+        for part in torch.arange(len(rows)).split(micro_batch):
+            picked = flat[rows[part]] if decode_sample else flat[rows[part], steps[part]]
+            with torch.no_grad():
+                decoded = policy.decode(picked)
+            prompts = [trajectories.prompts[row] for row in (rows[part] // members).tolist()]
+            answers.append(ask(partial(scorer.score, decoded, prompts)))
+            images.append(decoded.cpu())
+    found = [answer() for answer in answers]
+    scores, parts = [values for values, _ in found], [by_part for _, by_part in found]
     return torch.cat(scores), torch.cat(images), {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+Scores = tuple[Tensor, Parts]
+
+
+@contextmanager
+def _queue(overlap: bool) -> Iterator[Callable[[Callable[[], Scores]], Callable[[], Scores]]]:
+    """Takes work and returns what fetches its answer; one piece at a time, in order, here or in a thread."""
+    if not overlap:
+        yield _at_once
+        return
+    pending: list[Future[Scores]] = []
+
+    def ask(work: Callable[[], Scores]) -> Callable[[], Scores]:
+        if len(pending) > 1:  # a slow reward must not pile up pictures on the device
+            pending[-2].result()
+        pending.append(pool.submit(work))
+        return pending[-1].result
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="reward")
+    try:
+        yield ask
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True) if sys.exc_info()[0] else pool.shutdown(wait=True)
+
+
+def _at_once(work: Callable[[], Scores]) -> Callable[[], Scores]:
+    found = work()
+    return lambda: found

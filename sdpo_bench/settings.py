@@ -34,8 +34,9 @@ class ModelSettings:
     """Known model, local pipeline folder or hub id (``sdpo-bench list models``)."""
     revision: str | None = None
     """Hub revision; the commit it resolves to is recorded with the run."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Compute dtype of frozen weights; LoRA weights and log-probabilities are always float32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Compute dtype of frozen weights; LoRA weights and log-probabilities are always float32. ``tf32`` is float32 whose
+    products an NVIDIA GPU rounds to 10 bits; ``fp32`` rounds nowhere, convolutions included."""
     guidance_scale: Annotated[float, Ge(1)] = 1.0
     """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or told to a guidance-distilled
     UNet as an embedding."""
@@ -43,6 +44,12 @@ class ModelSettings:
     """Side of the pictures in pixels; unset: the model's own. Also what an SDXL model is told."""
     gradient_checkpointing: Execution[bool] = False
     """Recompute the UNet's activations in the backward pass: less memory, a third more time, the same numbers."""
+    channels_last: Execution[bool] = False
+    """Keep UNet and autoencoder in the memory order that tensor cores read: faster convolutions on GPUs in half
+    precision, the same numbers up to rounding."""
+    compile: Execution[str] = ""
+    """Backend of ``torch.compile`` for the UNet, e.g. ``inductor``; empty: not compiled. Takes minutes at the start,
+    gives the same numbers up to rounding."""
     cpu_offload: Execution[bool] = False
     """Text encoders and autoencoder wait in CPU memory while they have nothing to do: less device memory, the same
     numbers."""
@@ -226,6 +233,8 @@ class Runtime:
     """CPU threads of torch; 0 leaves its default."""
     reward_timeout: NonNegative = 1800.0
     """Seconds that one reward call (at most ``micro_batch`` images) may take before the run fails; 0: no limit."""
+    async_rewards: bool = False
+    """Score one batch in a thread while the next is decoded: worth it where the reward is elsewhere than the model."""
 
 
 @dataclass(frozen=True)

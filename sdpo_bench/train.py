@@ -5,22 +5,22 @@ of its resolved configuration, wherever and however often it was interrupted.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sdpo_bench import checkpoint, guards, pictures, seeds
-from sdpo_bench.advantages import Normaliser, advantages
+from sdpo_bench import checkpoint, guards, seeds
+from sdpo_bench.advantages import Normaliser
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit
-from sdpo_bench.cost import PROBE_GROUPS, group_cost, probe_cost
-from sdpo_bench.dense import choose_queries, step_rewards
-from sdpo_bench.epoch_metrics import Stopwatch, part_metrics, reward_metrics, spread, update_rewards
+from sdpo_bench.cost import group_cost, probe_cost
+from sdpo_bench.epoch_metrics import Stopwatch, update_rewards
 from sdpo_bench.errors import RunFailed, UsageError
+from sdpo_bench.experience import Experience, UpdateLog
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
 from sdpo_bench.out_of_memory import halving, refusing
@@ -28,16 +28,20 @@ from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
-from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
-from sdpo_bench.scoring import Answers, Parts, ask_rewards, supervise
+from sdpo_bench.scoring import supervise
 from sdpo_bench.settings import RunConfig, Runtime
+from sdpo_bench.signals import Signals
 from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Experience, UpdateLog, Updater
+from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
 
 T = TypeVar("T")
+
+PREFETCHED = 1024
+"""Prompts up to which all are encoded before training, so that the text encoders are done (and, offloaded, visit the
+device once); an SD-Turbo prompt takes 0.3 MB."""
 
 
 def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method) -> Schedule:
@@ -58,17 +62,6 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Meth
 def needs_log_prob(method: Method) -> bool:
     """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
     return method.signal in ("advantage", "preference")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The epoch's rewards over all processes, in the order of its groups: ``queried [N, G, Q]``, ``rewards [N, G, T]``,
-    N prompts, and the parts' scores ``[N, G]``."""
-
-    queried: Tensor
-    rewards: Tensor
-    prompts: Sequence[str]
-    parts: Parts
 
 
 class Trainer:
@@ -117,6 +110,10 @@ class Trainer:
             config.seed,
             processes,
         )
+        self.signals = Signals(
+            policy, self.schedule, method, a, self.scorer, self.normaliser, self.ledger, processes,
+            self.updater.sampled_values, runtime,
+        )  # fmt: skip
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
         """Log line of the last whole epoch; ``_start`` is that of the first."""
@@ -138,6 +135,8 @@ class Trainer:
         if self.method.signal == "none":
             return
         self._resume()
+        if len(self.prompts) <= PREFETCHED:
+            self.policy.encode(self.prompts)
         self.policy.on_call = self.ledger.charge_call
         wanted = self.groups_per_epoch
         try:
@@ -245,7 +244,7 @@ class Trainer:
 
     def shrink(self, micro_batch: int, text: str) -> None:
         """Smaller micro-batches from now on, recorded with the run."""
-        self.runtime = replace(self.runtime, micro_batch=micro_batch)
+        self.runtime = self.signals.runtime = replace(self.runtime, micro_batch=micro_batch)
         self.updater.micro_batch = micro_batch
         if self.validator is not None:
             self.validator.micro_batch = micro_batch
@@ -255,12 +254,14 @@ class Trainer:
     def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
         clock, before = Stopwatch(), Ledger.from_state(self.ledger.state_dict())
         remembered = self.scorer.cache.mark() if self.processes.count > 1 else set()
-        mine = self.processes.mine(self._order(groups, 0).groups).sort().values
+        first = self._order(groups, 0)
+        mine = self.processes.mine(first.groups).sort().values
         trajectories = self._sample(mine, groups, wanted)
         clock.lap("sample_seconds")
-        experience, metrics = self._signals(trajectories, mine, groups)
+        self._tell("scoring")
+        experience, metrics = self.signals.of(trajectories, mine, groups)
         clock.lap("reward_seconds")
-        metrics |= self._learn(experience, groups)
+        metrics |= self._learn(experience, groups, first)
         clock.lap("update_seconds")
         self._settle(before, remembered)
         bill = self.ledger.bill()
@@ -301,97 +302,19 @@ class Trainer:
         self.ledger.images += groups * self.method.members
         return trajectories
 
-    def _signals(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
-        """Rewards, advantages and reference log-probabilities of the sampled trajectories, and their metrics.
-
-        Statistics are over the groups of all processes, what is returned for learning over this one's own.
-        """
-        self._tell("scoring")
-        if self.method.signal == "gradient":
-            return self._unscored(trajectories, mine, groups)
-        method, mode = self.method, self.method.reward_mode
-        queries = choose_queries(trajectories.x0, mode)
-        decode_sample = mode == "sparse" and method.final_image == "sample"
-        answers = ask_rewards(
-            self.policy, trajectories, queries, self.scorer,
-            decode_sample=decode_sample, micro_batch=self.runtime.micro_batch,
-        )  # fmt: skip
-        queried = answers.rewards.to(trajectories.x0)
-        rewards = step_rewards(queries, queried, mode, method.reward_guard)
-        everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
-        normalised = self._advantages(everyone.rewards, everyone.prompts)
-        reference, kl = self._reference(trajectories, mine)
-        values = self.updater.sampled_values(trajectories)
-        metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
-        metrics |= part_metrics(everyone.parts)
-        if normalised is not None:
-            metrics |= spread("advantage", normalised)
-            normalised = normalised[mine.to(normalised.device)]
-        metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
-        rows = self._rows(mine, groups)
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values, rows), metrics
-
-    def _everyone(
-        self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor
-    ) -> "Scored":
-        rows = self.processes.rows
-        if self.processes.count == 1:
-            return Scored(queried, rewards, prompts, answers.parts)
-        texts = [pair for part in self.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
-        parts = {name: rows(values, mine) for name, values in answers.parts.items()}
-        return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts)
-
-    def _picture_summary(self, images: Tensor) -> dict[str, float]:
-        first, *others = self.processes.gather(pictures.Sums.of(images))
-        return pictures.summary(sum(others, first))
-
-    def _rows(self, mine: Tensor, groups: int) -> Tensor | None:
-        """Where this process keeps each group; see :class:`Experience`."""
-        if self.processes.count == 1:
-            return None
-        return torch.full((groups,), -1).index_copy(0, mine, torch.arange(len(mine)))
-
-    def _unscored(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
-        """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
-        samples = trajectories.latents[:, :, -1].flatten(0, 1)
-        with torch.no_grad():
-            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
-        metrics = {
-            "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
-        }  # fmt: skip
-        none = torch.zeros(*trajectories.latents.shape[:2], 0)
-        return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
-
-    def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        settings = self.config.advantage
-        if settings is None:
-            return None
-        sparse = self.method.reward_mode == "sparse"
-        return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
-
-    def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
-        """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
-        groups otherwise): sum over steps of the mean over latent elements, nats."""
-        chosen = [row for row, g in enumerate(mine.tolist()) if self.method.needs_reference or g < PROBE_GROUPS]
-        phase = "reference" if self.method.needs_reference else "diagnostic"
-        with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
-            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.runtime.micro_batch)
-        kl = self.processes.rows(kl, mine[chosen])
-        return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())
-
-    def _learn(self, experience: Experience, groups: int) -> dict[str, Any]:
+    def _learn(self, experience: Experience, groups: int, first: Order) -> dict[str, Any]:
+        """Gradient updates in the order ``first``, and in fresh orders in further inner epochs."""
         log = UpdateLog(self.schedule.num_steps)
         stop = (lambda: self.limit.reached(self.ledger)) if self.limit.axis == "optimiser_steps" else (lambda: False)
         if self.limit.axis == "seconds":
             stop = self._seconds_stop()
         for inner in range(self.config.update.inner_epochs):
-            order = self._order(groups, inner)
+            order = self._order(groups, inner) if inner else first
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
-        first, *others = self.processes.gather(log)
+        log, *others = self.processes.gather(log)
         for other in others:
-            first.absorb(other)
-        log = first
+            log.absorb(other)
         return log.summary() | update_rewards(log.rewards)
 
     def _seconds_stop(self) -> Callable[[], bool]:

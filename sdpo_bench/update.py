@@ -8,98 +8,27 @@ order the settings ask for. Log-ratios carry the step weight here, so that no me
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdpo_bench import backprop
-from sdpo_bench.api import Critic, Method, Minibatch
+from sdpo_bench.api import Method, Minibatch
 from sdpo_bench.budget import Ledger
+from sdpo_bench.critic import every_value, seeded_critic, state_values
 from sdpo_bench.errors import RunFailed
+from sdpo_bench.experience import Experience, UpdateLog
 from sdpo_bench.order import Order, Task, part_of, windows
 from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.rollout import Trajectories
-from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
+from sdpo_bench.schedule import Schedule
 from sdpo_bench.scoring import Scorer
-from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import UpdateSettings
+from sdpo_bench.step_pass import StepPass, step_pass
 
 CRITIC = "critic/"
-
-
-@dataclass(frozen=True)
-class Experience:
-    """One epoch's trajectories with their learning signals; tensors as in :class:`~sdpo_bench.api.Minibatch`.
-
-    ``rewards [N, G, T]``, ``final_rewards [N, G]``, ``advantages``, ``ref_log_probs`` and ``old_values`` ``[N, G, T]``
-    or ``None``.
-    """
-
-    trajectories: Trajectories
-    rewards: Tensor
-    final_rewards: Tensor
-    advantages: Tensor | None = None
-    ref_log_probs: Tensor | None = None
-    old_values: Tensor | None = None
-    rows: Tensor | None = None
-    """int64: row of each group of the epoch, -1 where another process has it; ``None``: all are here, in order."""
-
-
-@dataclass(frozen=True)
-class StepPass:
-    """One step under the current policy: ``log_probs [b, G]``, ``kl [b, G]`` to the base where asked for, and the
-    model ``output [u, C, h, w]`` with the step ``output_steps [u]`` of each of its rows."""
-
-    log_probs: Tensor
-    kl: Tensor | None
-    output: Tensor
-    output_steps: Tensor
-
-
-@dataclass
-class UpdateLog:
-    """What happened in the updates of one epoch; detached, flat in memory."""
-
-    num_steps: int
-    sums: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-    grad_norms: list[float] = field(default_factory=list)
-    grad_square: Tensor = field(init=False)
-    zero_gap: float = 0.0
-    rewards: list[Tensor] = field(default_factory=list)
-    """Rewards asked for during the updates (methods that follow the reward's gradient)."""
-
-    def __post_init__(self) -> None:
-        self.grad_square = torch.zeros(self.num_steps, dtype=torch.float64)
-
-    def add(self, name: str, value: Tensor, weight: int) -> None:
-        """Add a mean over ``weight`` groups, so that micro-batches of unequal size do not tilt the average."""
-        total, count = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
-        self.sums[name] = (total + value.detach().double().cpu() * weight, count + weight)
-
-    def absorb(self, other: "UpdateLog") -> None:
-        """Add what another process did in the same optimiser steps."""
-        for name, (value, count) in other.sums.items():
-            total, before = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
-            self.sums[name] = (total + value, before + count)
-        self.grad_square = self.grad_square + other.grad_square
-        self.zero_gap = max(self.zero_gap, other.zero_gap)
-        self.rewards = self.rewards + other.rewards
-
-    def summary(self) -> dict[str, float | list[float]]:
-        """Means over groups, and the share of the squared output gradient by denoising step."""
-        means: dict[str, float | list[float]] = {
-            name: float(value) / max(1, count) for name, (value, count) in self.sums.items()
-        }
-        total = float(self.grad_square.sum())
-        shares = (self.grad_square / total).tolist() if total > 0 else [0.0] * self.num_steps
-        return means | {
-            "grad_norm": math.fsum(self.grad_norms) / max(1, len(self.grad_norms)),
-            "ratio_at_zero_update": self.zero_gap,
-            "gradient_share_by_step": [round(share, 6) for share in shares],
-        }
 
 
 class Updater:
@@ -310,50 +239,18 @@ class Updater:
             steps=steps,
             num_steps=experience.trajectories.num_steps,
             kl=kl,
-            values=self._values(experience.trajectories, groups, steps),
+            values=state_values(self.critic, experience.trajectories, groups, steps) if self.critic else None,
             old_values=pick(experience.old_values),
         )
 
-    def _values(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> Tensor | None:
-        """The critic's value ``[b, G, K]`` of the states before ``steps [b, K]``; ``None`` without a critic."""
-        if self.critic is None:
-            return None
-        states = trajectories.latents[groups[:, None], :, steps].transpose(1, 2)
-        at = steps[:, None].expand(states.shape[:3])
-        values: Tensor = self.critic(states.flatten(0, 2), at.flatten())
-        return values.view(at.shape)
-
-    @torch.no_grad()
     def sampled_values(self, trajectories: Trajectories) -> Tensor | None:
         """The critic's value ``[N, G, T]`` of every state; ``None`` without a critic."""
-        device, steps = trajectories.latents.device, trajectories.num_steps
-        parts = torch.arange(len(trajectories.prompts), device=device).split(self.micro_batch)
-        every = torch.arange(steps, device=device)
-        found = [self._values(trajectories, part, every.expand(len(part), -1)) for part in parts]
-        known = [values for values in found if values is not None]
-        return torch.cat(known) if known else None
+        return every_value(self.critic, trajectories, self.micro_batch) if self.critic else None
 
     def _pass(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> StepPass:
-        """One step ``[b]`` of each group. Members that share their first state share its denoiser call here too."""
-        b, g = len(groups), trajectories.latents.shape[1]
-        rows, inverse = unique_rows(steps, g, trajectories.shared_start)
-        before, after, at = _gather_states(trajectories, groups, steps)
-        conditioning = trajectories.conditioning[groups[rows // g]]
-        timesteps = self.schedule.timesteps[at[rows]]
-        with self.ledger.during("update"):
-            output = self.policy.predict(before[rows], timesteps, conditioning)
-        if output.requires_grad:
-            output.retain_grad()
-            self.ledger.backward += len(rows) * self.policy.branches
-        denoised = self.schedule.denoise(output[inverse], before, at)
-        log_probs = gaussian_log_prob(after, denoised.mean, denoised.std).view(b, g)
-        if not self.method.needs_kl:
-            return StepPass(log_probs, None, output, at[rows])
-        with self.policy.reference(), self.ledger.during("reference"):
-            base_output = self.policy.predict(before[rows], timesteps, conditioning)
-        base = self.schedule.denoise(base_output[inverse], before, at)
-        kl = gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
-        return StepPass(log_probs, kl, output, at[rows])
+        return step_pass(
+            self.policy, self.schedule, trajectories, groups, steps, self.ledger, with_kl=self.method.needs_kl
+        )
 
     def _record_gradient(self, output: Tensor, steps: Tensor, log: UpdateLog) -> None:
         if output.grad is not None:
@@ -369,46 +266,11 @@ class Updater:
             log.zero_gap = max(log.zero_gap, float((gap.exp() - 1).abs().max()))
 
 
-def seeded_critic(method: Method, policy: Policy, num_steps: int, seed: int) -> Critic | None:
-    """The method's critic, if it has one, initialised from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "critic"))
-        critic = method.critic(policy.latent_shape, num_steps)
-    if critic is not None:
-        critic.network.to(policy.device, torch.float32)
-    return critic
-
-
 def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:
     """A minibatch of rewards ``[b, G]`` with their graph, and of no step's log-probability."""
     empty = rewards.new_zeros(*rewards.shape, 0)
     steps = torch.zeros(len(rewards), 0, dtype=torch.int64)
     return Minibatch(empty, empty, None, None, empty, rewards, steps, num_steps)
-
-
-def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor, Tensor]:
-    """Which of ``b * G`` states need a denoiser call, and where each state finds its output.
-
-    Args:
-        steps: int64 ``[b]``, the step of each group.
-
-    Returns:
-        ``rows [u]`` (flat state numbers, ascending) and ``inverse [b * G]`` with ``state = rows[inverse]``.
-    """
-    source = torch.arange(len(steps) * members).view(-1, members)
-    if shared_start:
-        source = torch.where(steps.cpu()[:, None] == 0, source[:, :1], source)
-    return source.flatten().unique(return_inverse=True)
-
-
-def _gather_states(trajectories: Trajectories, groups: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """States before and after the step of each group's members, ``[b * G, C, h, w]``, and step numbers ``[b * G]``."""
-    latents = trajectories.latents
-    where = groups.to(latents.device), slice(None), steps.to(latents.device)
-    # Advanced indices around a slice put the indexed axis first: [b, G, C, h, w].
-    before = latents[where[0], :, where[2]].flatten(0, 1)
-    after = latents[where[0], :, where[2] + 1].flatten(0, 1)
-    return before, after, steps.repeat_interleave(latents.shape[1])
 
 
 def take(values: Tensor, groups: Tensor, steps: Tensor) -> Tensor:

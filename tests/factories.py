@@ -8,6 +8,7 @@ import torch
 
 from sdpo_bench.budget import Ledger
 from sdpo_bench.config import Request, Resolved, resolve, validate
+from sdpo_bench.experience import Experience
 from sdpo_bench.models import load_policy
 from sdpo_bench.processes import ALONE
 from sdpo_bench.registry import find, plugins
@@ -18,7 +19,7 @@ from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import Runtime, UpdateSettings
 from sdpo_bench.store import RunFolder
 from sdpo_bench.train import Trainer
-from sdpo_bench.update import Experience, Updater
+from sdpo_bench.update import Updater
 
 METHODS = tuple(plugins("methods"))
 """Every method that is found."""

@@ -11,9 +11,9 @@ from sdpo_bench.backprop import last_steps
 from sdpo_bench.cli import main
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import RunFailed, UsageError
+from sdpo_bench.experience import Experience, UpdateLog
 from sdpo_bench.order import Order
 from sdpo_bench.scoring import Scorer
-from sdpo_bench.update import Experience, UpdateLog
 
 
 class Red(Reward):

@@ -6,8 +6,10 @@ import torch
 from factories import make_method, make_resolved, make_trainer, make_updater, random_experience, sample_groups
 from sdpo_bench import checkpoint
 from sdpo_bench.api import Critic, Loss, Method
+from sdpo_bench.critic import state_values
+from sdpo_bench.experience import UpdateLog
 from sdpo_bench.order import Order
-from sdpo_bench.update import CRITIC, UpdateLog, Updater
+from sdpo_bench.update import CRITIC, Updater
 
 
 class Regression(Method):
@@ -66,7 +68,7 @@ def test_values_are_those_of_the_states_before_each_step(tiny_policy):
         for g in range(2):
             alone = updater.critic(trajectories.latents[:, g, i], torch.full((4,), i))
             assert torch.allclose(values[:, g, i], alone, atol=1e-5)
-    picked = updater._values(trajectories, torch.tensor([2, 0]), torch.tensor([[1], [2]]))
+    picked = state_values(updater.critic, trajectories, torch.tensor([2, 0]), torch.tensor([[1], [2]]))
     assert torch.allclose(picked[:, :, 0], torch.stack([values[2, :, 1], values[0, :, 2]]), atol=1e-5)
 
 

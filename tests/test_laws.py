@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from factories import LOSS_METHODS, make_method, make_updater, random_experience, sample_groups
 from sdpo_bench import seeds
+from sdpo_bench.experience import UpdateLog
 from sdpo_bench.order import Order, windows
 from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, rollout
 from sdpo_bench.schedule import gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
-from sdpo_bench.update import UpdateLog, unique_rows
+from sdpo_bench.step_pass import unique_rows
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=100, deadline=None)

@@ -12,6 +12,7 @@ import torch
 
 from sdpo_bench.api import Minibatch
 from sdpo_bench.budget import Ledger
+from sdpo_bench.experience import Experience, UpdateLog
 from sdpo_bench.models import load_policy
 from sdpo_bench.order import Order
 from sdpo_bench.policy import Conditioning
@@ -20,7 +21,7 @@ from sdpo_bench.registry import find
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings, UpdateSettings
-from sdpo_bench.update import Experience, UpdateLog, Updater
+from sdpo_bench.update import Updater
 
 
 def method(name, **settings):

@@ -46,7 +46,7 @@ class ExtremeSteps(Study):
                 *tr.suite_facts(request, [suite]),
                 ("trained at T", ", ".join(map(str, _steps(request)))),
                 ("budget", f"{suite.common['budget.denoiser_calls']:,} denoiser calls for every training, so that long "
-                           "trajectories are few: the smallest pictures' count stands in the table"),
+                           "trajectories are few (the table has the number of images)"),
             ),
             (
                 "Endpoint: gain over the base model at the trained T. Family: every method and T against no gain; "
@@ -124,6 +124,8 @@ def failures(
         return found
     if own.down:
         found.append(Failure("worse than the base model at its own T"))
+    elif own.adjusted_p is None:
+        found.append(Failure("1 seed, so no test", warning=True))
     elif not own.up:
         found.append(Failure("no gain shown at its own T"))
     lost = [label.split(" > ")[1] for label, c in grid.items() if label.startswith(f"{steps} > ") and c.down]
@@ -166,7 +168,7 @@ def conclusion(failed: Mapping[tuple[str, int], list[Failure]], own: Mapping[str
                 if not failure.warning:
                     kinds.setdefault(failure.words, []).append(k)
         texts += [f"{method}, trained at T = {listed(places)}: {words}." for words, places in kinds.items()]
-        warned = [k for k, found in mine.items() if any(f.warning for f in found)]
+        warned = [k for k, found in mine.items() if any(f.warning and "gradient" in f.words for f in found)]
         if warned:
             texts.append(f"{method}: one step has most of the gradient at T = {listed(warned)}.")
     return texts

@@ -1,0 +1,70 @@
+"""What goes into an epoch's updates and what is kept of them: trajectories with their signals, and the log."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.rollout import Trajectories
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One epoch's trajectories with their learning signals; tensors as in :class:`~sdpo_bench.api.Minibatch`.
+
+    ``rewards [N, G, T]``, ``final_rewards [N, G]``, ``advantages``, ``ref_log_probs`` and ``old_values`` ``[N, G, T]``
+    or ``None``.
+    """
+
+    trajectories: Trajectories
+    rewards: Tensor
+    final_rewards: Tensor
+    advantages: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    old_values: Tensor | None = None
+    rows: Tensor | None = None
+    """int64: row of each group of the epoch, -1 where another process has it; ``None``: all are here, in order."""
+
+
+@dataclass
+class UpdateLog:
+    """What happened in the updates of one epoch; detached, flat in memory."""
+
+    num_steps: int
+    sums: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    grad_norms: list[float] = field(default_factory=list)
+    grad_square: Tensor = field(init=False)
+    zero_gap: float = 0.0
+    rewards: list[Tensor] = field(default_factory=list)
+    """Rewards asked for during the updates (methods that follow the reward's gradient)."""
+
+    def __post_init__(self) -> None:
+        self.grad_square = torch.zeros(self.num_steps, dtype=torch.float64)
+
+    def add(self, name: str, value: Tensor, weight: int) -> None:
+        """Add a mean over ``weight`` groups, so that micro-batches of unequal size do not tilt the average."""
+        total, count = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
+        self.sums[name] = (total + value.detach().double().cpu() * weight, count + weight)
+
+    def absorb(self, other: "UpdateLog") -> None:
+        """Add what another process did in the same optimiser steps."""
+        for name, (value, count) in other.sums.items():
+            total, before = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
+            self.sums[name] = (total + value, before + count)
+        self.grad_square = self.grad_square + other.grad_square
+        self.zero_gap = max(self.zero_gap, other.zero_gap)
+        self.rewards = self.rewards + other.rewards
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """Means over groups, and the share of the squared output gradient by denoising step."""
+        means: dict[str, float | list[float]] = {
+            name: float(value) / max(1, count) for name, (value, count) in self.sums.items()
+        }
+        total = float(self.grad_square.sum())
+        shares = (self.grad_square / total).tolist() if total > 0 else [0.0] * self.num_steps
+        return means | {
+            "grad_norm": math.fsum(self.grad_norms) / max(1, len(self.grad_norms)),
+            "ratio_at_zero_update": self.zero_gap,
+            "gradient_share_by_step": [round(share, 6) for share in shares],
+        }
