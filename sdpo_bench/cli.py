@@ -266,6 +266,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
         cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -298,6 +299,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
         sys.exit(1)
     sys.exit(0)
+
+
+def _refuse_what_is_no_text(arguments: list[str]) -> None:
+    """Settings and paths go into records, which are UTF-8."""
+    for argument in arguments:
+        text = argument.encode("utf-8", "replace").decode()
+        if text != argument or "\0" in argument:
+            raise click.UsageError(f"the argument {argument!a} is not UTF-8 text.")
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:

@@ -5,6 +5,7 @@ own ``--set`` and flags. Keys are ``section.key``; plugins' own settings are ``m
 Validation happens once, here, and speaks to the person who typed the value.
 """
 
+import math
 import tomllib
 import types
 import typing
@@ -217,9 +218,13 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
     hints = typing.get_type_hints(owner, include_extras=True)
     prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
     try:
-        return _adapter(owner).validate_python(prepared)
+        found = _adapter(owner).validate_python(prepared)
     except ValidationError as error:
         raise UsageError("\n".join(_explain(problem, section) for problem in error.errors())) from None
+    for key, value in asdict(found).items():
+        if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, tuple) else [value])):
+            raise UsageError(f"{section}.{key}: got {value}, expected a finite number.")
+    return found
 
 
 @lru_cache

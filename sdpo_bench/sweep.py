@@ -187,7 +187,8 @@ class Sweep:
         seconds = time.monotonic() - p.running.pop(key)
         if ended.code == BUSY:
             return
-        if ended.code == STOPPED:
+        if ended.code == STOPPED or (self._signals and ended.job.folder.known_state == "interrupted"):
+            # A scheduler's signal to the whole group can end a cell after it has saved, before it has said so.
             self._settle(key, "stopped", f"stopped: {cell.label}")
         elif ended.code == DONE:
             self._settle(key, "done", f"done: {cell.label} in {seconds:.0f} s")

@@ -36,7 +36,19 @@ MARKERS = {"needs a GPU", "needs the hub", "long"}
 """``needs the hub``: only options and names are checked. The others are resolved all the same, down to each setting."""
 SHELL = {"bash", "sh", "console"}
 DATA = {"text", "bibtex", "python", "toml"}
-RECORDED = ("sdpo-bench", "pip", "python", "python3", "pytest", "ruff", "mypy", "mkdir", "accelerate", "ssh")
+RECORDED = (
+    "sdpo-bench",
+    "pip",
+    "python",
+    "python3",
+    "pytest",
+    "ruff",
+    "mypy",
+    "mkdir",
+    "accelerate",
+    "torchrun",
+    "ssh",
+)
 RECORDER = '#!/bin/bash\n{ printf "%s\\x1f" "${0##*/}" "$@"; printf "\\x1e"; } >> "$COMMAND_LOG"\n'
 
 
@@ -324,12 +336,14 @@ def check_pytest(argv: list[str], block: Block, *_) -> None:
         assert known, f"{name_of(block)}: {word}"
 
 
-def check_accelerate(argv: list[str], block: Block, world, monkeypatch) -> None:
+def check_launcher(argv: list[str], block: Block, world, monkeypatch) -> None:
+    """``accelerate launch OPTIONS -m sdpo_bench ...`` or ``torchrun OPTIONS -m sdpo_bench ...``."""
     place = argv.index("-m")
-    assert argv[0] == "launch" and argv[place + 1] == "sdpo_bench", argv
+    assert argv[0] == "launch" or argv[0].startswith("--nproc"), argv
+    assert argv[place + 1] == "sdpo_bench", argv
     check_own(argv[place + 2 :], block, world, monkeypatch)
 
 
 CHECKS = {"sdpo-bench": check_own, "pip": check_pip, "python": check_python, "python3": check_python,
-          "pytest": check_pytest, "accelerate": check_accelerate,
+          "pytest": check_pytest, "accelerate": check_launcher, "torchrun": check_launcher,
           **dict.fromkeys(("ruff", "mypy", "mkdir", "ssh"), lambda *_: None)}  # fmt: skip

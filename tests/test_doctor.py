@@ -49,7 +49,7 @@ def third_party(installed, monkeypatch):
 def test_a_third_party_package_is_found_run_and_reported(third_party, tiny_pipe, tmp_path, capsys):
     code, shown = run(capsys, "list", "methods", "--json")
     row = next(r for r in json.loads(shown.out) if r["name"] == "reinforce-example")
-    assert row["from"] == "sdpo-bench-example"
+    assert row["from"] == "sdpo-bench-reinforce"
     assert row["what"].startswith("Policy gradient of the final image's reward")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("cat\ndog\n")

@@ -26,7 +26,7 @@ from sdpo_bench.prompts import load_prompts
 from sdpo_bench.schedule import lint, make_schedule
 from sdpo_bench.settings import SECTIONS
 from sdpo_bench.stats import crossed_interval, seed_interval
-from sdpo_bench.suite import read_suite
+from sdpo_bench.suite import make_suite, read_suite
 
 KEYS = sorted(f"{section}.{name}" for section, owner in SECTIONS.items() for name in owner.__dataclass_fields__)
 VALUES = st.one_of(
@@ -109,10 +109,8 @@ TOML = st.recursive(
 @few
 @given(st.dictionaries(st.sampled_from(["cells", "search", "for", "variants", "update", "seed", "description"]), TOML))
 def test_suites_of_any_shape_are_refused_in_words(data):
-    from sdpo_bench.suite import _suite
-
     with contextlib.suppress(SdpoBenchError):
-        _suite("mine", {"cells": {"method": "sdpo", "reward": "emoji-align", "seed": 0}} | data)
+        make_suite("mine", {"cells": {"method": "sdpo", "reward": "emoji-align", "seed": 0}} | data)
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
@@ -236,6 +234,20 @@ def test_intervals_hold_their_mean_and_are_ordered(values, shift):
     for interval in (crossed_interval, seed_interval):
         found = interval(table)
         assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("key", ["update.lr", "budget.images", "method.clip_range", "guard.kl", "update.betas"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "inf", "nan"])
+def test_settings_are_finite(key, value):
+    value = (value, value) if key == "update.betas" else value
+    with pytest.raises(UsageError, match=rf"{key.replace('images', 'amount')}: got"):
+        resolve(Request(overrides={key: value}))
+
+
+@pytest.mark.parametrize("argument", ["\udcff", "a\0b"])
+def test_arguments_that_are_no_text_are_refused(argument):
+    code, _, error = said(["report", "--results", argument])
+    assert code == 2 and "is not UTF-8 text" in error
 
 
 def test_known_models_are_safe_to_ask_for_anything():

@@ -135,9 +135,9 @@ def test_settings_decide_the_group():
 
 
 def test_a_preset_gives_way_to_another_group_size_and_the_user_does_not():
-    fitted = resolve(Request(method="grpo"))
+    fitted = resolve(Request(method="grpo", overrides={"method.group_size": 64}))  # one group; the preset has 2 x 1
     assert fitted.config.sample.images_per_epoch == 64
-    assert (fitted.config.update.minibatch, fitted.config.update.accumulation) == (8, 1)
+    assert (fitted.config.update.minibatch, fitted.config.update.accumulation) == (1, 1)
     assert "fitted" in fitted.sources["update.minibatch"]
     large = resolve(Request(method="grpo", reward="hpsv2")).config  # 32 groups; the preset has 4 x 32 for pairs
     assert (large.update.minibatch, large.update.accumulation) == (4, 8)

@@ -12,6 +12,7 @@ from sdpo_bench import executors
 from sdpo_bench.cli import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plan import make_plan
+from sdpo_bench.ranking import Standing
 from sdpo_bench.registry import find
 from sdpo_bench.studies import budget, extreme_steps, normalisation, over_optimisation, update_order
 from sdpo_bench.study import StudyRequest
@@ -98,6 +99,13 @@ def test_seconds_are_what_the_reference_took(four, tmp_path):
     found = find("studies", "budget").load()().findings(bench)
     assert has(found, "does not depend on the axis")
     assert [r.cells[0].text for r in table(found, "pairs").rows] == ["sdpo - ddpo", "sdpo - d3po", "ddpo - d3po"]
+
+
+def test_ties_are_the_same_order_whoever_happens_to_lead():
+    a, b, c = (Standing(name, 0.0, 1, None, None) for name in "abc")
+    last = Standing("a", 0.0, 3, None, None)
+    assert budget.order((a, c, b)) == budget.order((b, a, c)) == "a = b = c"
+    assert budget.order((c, b, last)) == "b = c > a"
 
 
 def test_budgets_are_the_references_bill():

@@ -112,7 +112,8 @@ def _common(found: Mapping[str, Matrix]) -> dict[str, Matrix]:
 
 
 def order(ranks: tuple[Standing, ...]) -> str:
-    """``sdpo > ddpo = d3po``."""
+    """``sdpo > d3po = ddpo``; those that tie stand by name, so that equal findings read alike."""
+    ranks = tuple(sorted(ranks, key=lambda standing: (standing.rank, standing.method)))
     text = ranks[0].method
     for before, after in pairwise(ranks):
         text += f" {'=' if before.rank == after.rank else '>'} {after.method}"
