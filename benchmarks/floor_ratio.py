@@ -20,7 +20,7 @@ from benchmarks import epochs
 
 HARNESS = (
     "_optimiser_step", "_snapshot", "append", "_switch", "_loss", "_minibatch", "_record_gradient", "_record_ratio",
-    "denoise", "gaussian_log_prob", "gaussian_kl", "_gather_states", "unique_rows", "encode", "initial", "steps",
+    "denoise", "gaussian_log_prob", "gaussian_kl", "pick", "unique_rows", "encode", "initial", "steps",
     "choose_queries", "step_rewards", "_advantages", "_picture_summary", "picture_digests", "_order",
     "mean_from_original", "reward_metrics",
 )  # fmt: skip

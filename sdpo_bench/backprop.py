@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdpo_bench.api import Backprop
 from sdpo_bench.policy import Policy
-from sdpo_bench.rollout import Trajectories
+from sdpo_bench.rollout import Trajectories, pick
 from sdpo_bench.schedule import Schedule
 
 OnStep = Callable[[Tensor, Tensor], None]
@@ -46,19 +46,15 @@ def final_images(
     members = trajectories.latents.shape[1]
     conditioning = trajectories.conditioning[groups.repeat_interleave(members)]
     first = last - plan.depth + 1
-    current = _pick(trajectories.latents, groups, first)
+    state = lambda states, steps: pick(states, groups, steps, policy.device).flatten(0, 1)  # noqa: E731
+    current = state(trajectories.latents, first)
     for k in range(plan.depth):
         at = (first + k).repeat_interleave(members)
         output = policy.predict(current, schedule.timesteps[at], conditioning)
         on_step(output, at)
         step = schedule.denoise(output, current, at)
         # The stored step drew its noise around the mean that the sampling policy predicted then.
-        before, x0 = _pick(trajectories.latents, groups, first + k), _pick(trajectories.x0, groups, first + k)
-        noise = _pick(trajectories.latents, groups, first + k + 1) - schedule.mean_from_original(x0, before, at)
+        before, x0 = state(trajectories.latents, first + k), state(trajectories.x0, first + k)
+        noise = state(trajectories.latents, first + k + 1) - schedule.mean_from_original(x0, before, at)
         current = step.mean + noise
     return policy.decode(current if image == "sample" else step.x0)
-
-
-def _pick(states: Tensor, groups: Tensor, steps: Tensor) -> Tensor:
-    """``states [N, G, ...]`` at one step of each group, flat ``[b * G, C, h, w]``."""
-    return states[groups.to(states.device), :, steps.to(states.device)].flatten(0, 1)

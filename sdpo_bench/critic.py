@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sdpo_bench.api import Critic, Method
 from sdpo_bench.policy import Policy
-from sdpo_bench.rollout import Trajectories
+from sdpo_bench.rollout import Trajectories, pick
 from sdpo_bench.seeds import seed_for
 
 
@@ -21,8 +21,9 @@ def seeded_critic(method: Method, policy: Policy, num_steps: int, seed: int) -> 
 
 def state_values(network: torch.nn.Module, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> Tensor:
     """Values ``[b, G, K]`` of the states before ``steps [b, K]`` of ``groups [b]``."""
-    states = trajectories.latents[groups[:, None], :, steps].transpose(1, 2)
-    at = steps[:, None].expand(states.shape[:3])
+    device = next(network.parameters()).device
+    states = pick(trajectories.latents, groups[:, None], steps, device).transpose(1, 2)
+    at = steps[:, None].expand(states.shape[:3]).to(device)
     values: Tensor = network(states.flatten(0, 2), at.flatten())
     return values.view(at.shape)
 
@@ -30,7 +31,5 @@ def state_values(network: torch.nn.Module, trajectories: Trajectories, groups: T
 @torch.no_grad()
 def every_value(network: torch.nn.Module, trajectories: Trajectories, batch: int) -> Tensor:
     """Values ``[N, G, T]`` of every state, ``batch`` groups at a time."""
-    device, steps = trajectories.latents.device, torch.arange(trajectories.num_steps)
-    parts = torch.arange(len(trajectories.prompts), device=device).split(batch)
-    every = steps.to(device)
+    parts, every = torch.arange(len(trajectories.prompts)).split(batch), torch.arange(trajectories.num_steps)
     return torch.cat([state_values(network, trajectories, part, every.expand(len(part), -1)) for part in parts])

@@ -90,9 +90,10 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
     elements = int(files.configs["unet"].get("in_channels", 4)) * side**2
     images = -(-config.sample.images_per_epoch // processes)
     trajectories = 4 * images * (3 * config.schedule.steps + 1) * elements
+    offloaded = resting > 0 and kind != "cpu"
     fixed = {
-        "weights": working + (resting if kind == "cpu" else 0.0),
-        "trajectories of an epoch": float(trajectories),
+        "weights": working + (0.0 if offloaded else resting),
+        "trajectories of an epoch": 0.0 if offloaded else float(trajectories),
         "framework": FRAMEWORK,
     }
     per_latent: dict[str, float] = {}
@@ -104,7 +105,7 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
             "training step": measured["training"] * (2 if guided else 1) * (1 + RESERVE),
             "decoding": measured["decoding"] * (1 + RESERVE),
         }
-    host = {"in CPU memory (offloaded)": resting} if resting and kind != "cpu" else {}
+    host = {"in CPU memory (offloaded)": resting + trajectories} if offloaded else {}
     return Estimate(files.parameters, fixed, per_latent, micro_batch, host)
 
 

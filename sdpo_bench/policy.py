@@ -39,7 +39,8 @@ class Policy:
         resolution: side of the pictures in pixels; ``None`` is the model's own.
         gradient_checkpointing: recompute the UNet's activations in the backward pass instead of keeping them.
         channels_last: memory order of UNet and autoencoder; the same numbers up to rounding.
-        cpu_offload: text encoders and autoencoder wait in CPU memory and visit the device only while they work.
+        cpu_offload: text encoders and autoencoder wait in CPU memory and visit the device only while they work;
+            trajectories wait there too.
 
     Raises:
         UsageError: a resolution that the autoencoder's and the UNet's strides do not divide.
@@ -268,6 +269,11 @@ class Policy:
             shift = getattr(config, "shift_factor", None) or 0.0
             images = self.vae.decode(unscaled + shift, return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def storage(self) -> torch.device:
+        """Where trajectories wait for the updates: with ``cpu_offload`` not on the device."""
+        return torch.device("cpu") if self._offload else self.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

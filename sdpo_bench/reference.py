@@ -26,15 +26,17 @@ def base_statistics(
     for part in torch.tensor(list(groups)).split(max(1, micro_batch // g)):
         for i in range(steps):
             rows, inverse = unique_rows(torch.full((len(part),), i), g, trajectories.shared_start)
-            before = trajectories.latents[part, :, i].flatten(0, 1)
+            before, after, x0 = (
+                states[part, :, j].flatten(0, 1).to(policy.device)
+                for states, j in ((trajectories.latents, i), (trajectories.latents, i + 1), (trajectories.x0, i))
+            )
             at = torch.full((len(before),), i)
             output = policy.predict(
                 before[rows], schedule.timesteps[at[rows]], trajectories.conditioning[part[rows // g]]
             )
             base = schedule.denoise(output[inverse], before, at)
-            after = trajectories.latents[part, :, i + 1].flatten(0, 1)
             log_probs.append(gaussian_log_prob(after, base.mean, base.std).view(-1, g))
-            mean = schedule.mean_from_original(trajectories.x0[part, :, i].flatten(0, 1), before, at)
+            mean = schedule.mean_from_original(x0, before, at)
             kls.append(gaussian_kl(mean, base.mean, base.std).view(-1, g))
     by_part = [torch.stack(log_probs[k : k + steps], -1) for k in range(0, len(log_probs), steps)]
     kl_parts = [torch.stack(kls[k : k + steps], -1) for k in range(0, len(kls), steps)]

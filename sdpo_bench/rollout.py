@@ -18,7 +18,7 @@ from sdpo_bench.schedule import Denoised, Schedule, gaussian_log_prob
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Denoising trajectories of N prompt groups with G members each; float32 on the policy's device.
+    """Denoising trajectories of N prompt groups with G members each; float32 where the policy stores them.
 
     Attributes:
         prompts: N texts.
@@ -39,6 +39,12 @@ class Trajectories:
     @property
     def num_steps(self) -> int:
         return self.x0.shape[2]
+
+
+def pick(states: Tensor, groups: Tensor, steps: Tensor, device: torch.device) -> Tensor:
+    """``states [N, G, T, ...]`` of trajectories at one step of each group ``[b]``, ``[b, G, ...]`` on ``device``."""
+    # Advanced indices around a slice put the indexed axis first.
+    return states[groups.to(states.device), :, steps.to(states.device)].to(device)
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,11 @@ def replay(
     """Trajectories from given initial latents ``[N, G, C, h, w]`` and step noise ``[N, G, T, C, h, w]``."""
     conditioning = conditioning or policy.encode(prompts)
     n, g = start.shape[:2]
-    latents, x0s, log_probs = [start.to(policy.device)], [], []
+    latents, x0s, log_probs = [start.to(policy.storage)], [], []
     for step, following in _walk(policy, schedule, start, step_noise, conditioning, shared_start, micro_batch):
         log_probs.append(gaussian_log_prob(following.flatten(0, 1), step.mean, step.std).view(n, g))
-        x0s.append(step.x0.view_as(following))
-        latents.append(following)
+        x0s.append(step.x0.view_as(following).to(policy.storage))
+        latents.append(following.to(policy.storage))
         if progress is not None:
             progress(n * g)
     return Trajectories(

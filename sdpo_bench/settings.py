@@ -51,8 +51,8 @@ class ModelSettings:
     """Backend of ``torch.compile`` for the UNet, e.g. ``inductor``; empty: not compiled. Takes minutes at the start,
     gives the same numbers up to rounding."""
     cpu_offload: Execution[bool] = False
-    """Text encoders and autoencoder wait in CPU memory while they have nothing to do: less device memory, the same
-    numbers."""
+    """Text encoders, autoencoder and trajectories wait in CPU memory while they have nothing to do: less device memory,
+    the same numbers."""
     lora_rank: Count = 4
     """Rank of the adapter (official code: 4)."""
     lora_alpha: Positive = 4.0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sdpo_bench.budget import Ledger
 from sdpo_bench.policy import Policy
-from sdpo_bench.rollout import Trajectories
+from sdpo_bench.rollout import Trajectories, pick
 from sdpo_bench.schedule import Schedule, gaussian_kl, gaussian_log_prob
 
 
@@ -34,7 +34,8 @@ def step_pass(
     """
     b, g = len(groups), trajectories.latents.shape[1]
     rows, inverse = unique_rows(steps, g, trajectories.shared_start)
-    before, after, at = _gather_states(trajectories, groups, steps)
+    before, after = (pick(trajectories.latents, groups, i, policy.device).flatten(0, 1) for i in (steps, steps + 1))
+    at = steps.repeat_interleave(g)
     conditioning = trajectories.conditioning[groups[rows // g]]
     timesteps = schedule.timesteps[at[rows]]
     with ledger.during("update"):
@@ -66,13 +67,3 @@ def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor
     if shared_start:
         source = torch.where(steps.cpu()[:, None] == 0, source[:, :1], source)
     return source.flatten().unique(return_inverse=True)
-
-
-def _gather_states(trajectories: Trajectories, groups: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """States before and after the step of each group's members, ``[b * G, C, h, w]``, and step numbers ``[b * G]``."""
-    latents = trajectories.latents
-    where = groups.to(latents.device), slice(None), steps.to(latents.device)
-    # Advanced indices around a slice put the indexed axis first: [b, G, C, h, w].
-    before = latents[where[0], :, where[2]].flatten(0, 1)
-    after = latents[where[0], :, where[2] + 1].flatten(0, 1)
-    return before, after, steps.repeat_interleave(latents.shape[1])

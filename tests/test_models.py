@@ -10,9 +10,11 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 
 from factories import make_resolved, make_trainer
 from sdpo_bench.cost import group_cost
+from sdpo_bench.critic import state_values
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.methods._temporal_critic import TemporalCritic
 from sdpo_bench.models import known_model, load_policy
-from sdpo_bench.rollout import Noise, replay
+from sdpo_bench.rollout import Noise, Trajectories, pick, replay
 from sdpo_bench.runner import run_cell
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings, Runtime
@@ -170,6 +172,24 @@ def test_offloaded_parts_visit_the_device_only_while_they_work(tiny_pipe, monkey
     with torch.no_grad():
         policy.decode(torch.zeros(1, 4, 8, 8))
     assert moves == [("text_encoder", "cpu:0"), ("text_encoder", "cpu"), ("vae", "cpu:0"), ("vae", "cpu")]
+
+
+def test_trajectories_wait_where_they_are_stored_and_come_to_the_device(tiny_pipe, monkeypatch):
+    """The device is one without data here, so that a tensor which stays behind shows."""
+    device = torch.device("meta")
+    policy = load_policy(ModelSettings(name=str(tiny_pipe), cpu_offload=True))
+    assert (policy.storage, load_policy(ModelSettings(name=str(tiny_pipe))).storage.type) == (
+        torch.device("cpu"),
+        "cpu",
+    )
+    latents = torch.randn(3, 2, 4, 4, 8, 8)
+    groups, steps = torch.tensor([2, 0]), torch.tensor([1, 3])
+    assert torch.equal(pick(latents, groups, steps, policy.storage)[1], latents[0, :, 3])
+    assert pick(latents, groups, steps, device).device == device
+    network = TemporalCritic(4, 3).to(device)
+    trajectories = Trajectories(("a", "b", "c"), None, latents, latents[:, :, 1:], torch.zeros(3, 2, 3), False)
+    values = state_values(network, trajectories, groups, steps[:, None])
+    assert (values.device, values.shape) == (device, (2, 2, 1))
 
 
 def test_a_resolution_between_the_strides_is_refused(tiny_pipe):
