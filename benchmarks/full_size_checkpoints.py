@@ -5,7 +5,7 @@ with its CLIP (ViT-L/14, which CLIPScore reads too) in the published layout, loa
 scores one picture, and reports seconds and peak memory. Each part runs in a process of its own, so that peaks do not
 mix. Needs about 9 GB of memory and 4 GB of disk; the tokenizers are stand-ins.
 
-    python benchmarks/full_size_checkpoints.py [REWARD...] [--keep FOLDER] [--device cpu] [--precision fp32]
+    python -m benchmarks.full_size_checkpoints [REWARD...] [--keep FOLDER] [--device cpu] [--precision fp32]
 """
 
 import argparse
@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 import torch
+
+from benchmarks.apart import apart
 
 TABLE = Path(__file__).parent.parent / "tests" / "fixtures" / "clip_table_excerpt"
 WORDS = [
@@ -193,15 +195,6 @@ def measure(name: str, folder: Path, device: str, precision: str, answers) -> No
     end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     answers.put((loaded - start, end - loaded, before / 2**20, peak / 2**20, score))
-
-
-def apart(function, *arguments) -> None:
-    """Run in a fresh process; its memory is its own."""
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{function.__name__} failed with exit code {process.exitcode}")
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.apart import apart
+
 PARTS = ("sd-turbo", "sdxl", "lcm")
 
 
@@ -80,15 +82,6 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
         "estimate_gb": round(needed.total / 1e9, 2), "adapter_bytes": next(run.lora.iterdir()).stat().st_size,
         "evaluated": run.evaluation.exists(),
     }  # fmt: skip
-
-
-def apart(function, *arguments) -> None:
-    """Run in a fresh process; its memory is its own."""
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{function.__name__} failed with exit code {process.exitcode}")
 
 
 def main() -> None:
