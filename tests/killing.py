@@ -7,12 +7,11 @@ file, or part of a log's last line.
 
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from forked import command, exit_code
 from sdpo_bench.store import RunFolder
 
 KILLED = -signal.SIGKILL
@@ -32,34 +31,20 @@ def run_until(kill_at: int | str, arguments: list[str], moments: Path) -> int:
     The child is a fork, so that nothing is imported again. The moments that it reached are in the file ``moments``, one
     a line, and what it said in ``moments`` + ``.said``.
     """
-    sys.stdout.flush(), sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            _child(kill_at, arguments, moments)
-        except SystemExit as stop:
-            os._exit(stop.code if isinstance(stop.code, int) else 0)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = Path(f"{moments}.said")
+    said.unlink(missing_ok=True)
+    return exit_code(lambda: _child(kill_at, arguments, moments), said, said)
 
 
 def _child(kill_at: int | str, arguments: list[str], moments: Path) -> None:
-    from sdpo_bench import cli
     from sdpo_bench.policy import Policy
 
-    said = os.open(f"{moments}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     moment = _Moments(kill_at, moments)
     os.fsync = _around(moment, "fsync", os.fsync, tear=True)
     os.replace = _around(moment, "replace", os.replace)
     os.unlink = _around(moment, "unlink", os.unlink)
     Policy.predict = _around(moment, "predict", Policy.predict)  # type: ignore[method-assign]
-    sys.argv = ["sdpo-bench", *arguments]
-    cli.main(arguments)
+    command(arguments)
 
 
 class _Moments:

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import forked
 from sdpo_bench import terminal
 
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
@@ -19,12 +22,29 @@ QUICK = ["--set", "schedule.steps=2", "--set", "sample.images_per_epoch=4", "--s
 
 
 def call(*arguments, cwd=None, **environment):
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240, cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )  # fmt: skip
+    """The command in a process of its own: a fresh one where the environment is another, else a forked one."""
+    if environment:
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240, cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        )  # fmt: skip
+    else:
+        done = forked_call([str(word) for word in arguments], cwd)
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+def forked_call(words, cwd):
+    import sdpo_bench.commands  # noqa: F401  (so that no child imports it)
+
+    def work():
+        os.chdir(cwd or ".")
+        forked.command(words)
+
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code = forked.exit_code(work, out, err)
+        return SimpleNamespace(returncode=code, stdout=out.read_text(), stderr=err.read_text())
 
 
 @pytest.fixture(scope="module")
