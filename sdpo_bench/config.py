@@ -23,6 +23,7 @@ from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
+from sdpo_bench.prompts import file_digest
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
 from sdpo_bench.settings import SECTIONS, ModelSettings, PluginChoice, RunConfig
@@ -78,7 +79,15 @@ class Resolved:
     @property
     def versions(self) -> dict[str, str]:
         """Versions that decide the numbers besides the settings."""
-        return {"reward": f"{self.reward_name}/{self.described.full_version}"}
+        return {"reward": f"{self.reward_name}/{self.described.full_version}"} | self.prompt_files
+
+    @property
+    def prompt_files(self) -> dict[str, str]:
+        """Digests of the prompts that training reads from files of the user's own, by setting."""
+        chosen = self.config.checkpoint
+        named = {"sample.prompts": self.config.sample.prompts, "checkpoint.prompts": chosen.prompts if chosen else ""}
+        digests = {key: file_digest(name) for key, name in named.items() if name}
+        return {key: value for key, value in digests.items() if value}
 
     @property
     def run_id(self) -> str:

@@ -37,6 +37,9 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
             "Use --set update.order=accumulated."
         )
     geometry.check(config, method.members)
+    for name in (config.sample.prompts, config.eval.train, config.eval.validation, config.eval.unseen):
+        if name:
+            load_prompts(name)  # refuses what is no prompt set
     _check_choice(config, sources)
 
 

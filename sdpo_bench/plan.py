@@ -171,7 +171,13 @@ class _Planner:
         return Cell(
             *group, seed, role, overrides, self.suite.preset, resolved.run_id, state, message, work,
             seconds(resolved, work, measured) if measured else None,
-            flat_settings({"config": resolved.data, "reward_version": resolved.versions["reward"]}),
+            flat_settings(
+                {
+                    "config": resolved.data,
+                    "reward_version": resolved.versions["reward"],
+                    "prompt_files": resolved.prompt_files,
+                }
+            ),
         )  # fmt: skip
 
     def _resolve(self, group: Group, role: Role, overrides: dict[str, Any]) -> tuple[Resolved, Work | None]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sdpo_bench import seeds
 from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.identity import digest
 
 
 def prompt_folder() -> Path:
@@ -39,6 +40,11 @@ def load_prompts(name: str) -> list[str]:
         twice = next(p for p in prompts if prompts.count(p) > 1)
         raise UsageError(f"prompt file '{path}' has '{twice}' twice; every prompt counts once.")
     return prompts
+
+
+def file_digest(name: str) -> str:
+    """Hash of the prompts in somebody's own file, which can be edited under its name; empty for a shipped set."""
+    return "" if name in shipped_sets() else digest(load_prompts(name))
 
 
 def draw_prompts(prompts: list[str], count: int, *, seed: int, epoch: int, rule: str) -> list[str]:

@@ -192,7 +192,10 @@ def _status(folder: RunFolder) -> tuple[str, str]:
 
 
 def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of ``run.json``'s configuration by ``section.key``, with the reward version beside it."""
+    """Content of ``run.json``'s configuration by ``section.key``, with the reward version beside it.
+
+    So are the digests of the user's own prompt files, as ``sample.prompts.digest``; shipped sets have none.
+    """
     config = record.get("config")
     flat: dict[str, Any] = {}
     for section, values in (config if isinstance(config, dict) else {}).items():
@@ -202,7 +205,9 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
         nested = values.get("settings") if section in ("method", "reward") else None
         own = {k: v for k, v in values.items() if not (isinstance(nested, dict) and k == "settings")}
         flat |= {f"{section}.{key}": value for key, value in (own | (nested or {})).items()}
-    return flat | {"reward.version": record.get("reward_version", "")}
+    files = record.get("prompt_files")
+    digests = {f"{key}.digest": value for key, value in files.items()} if isinstance(files, dict) else {}
+    return flat | {"reward.version": record.get("reward_version", "")} | digests
 
 
 def last_line(path: Path) -> dict[str, Any] | None:

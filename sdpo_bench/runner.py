@@ -181,6 +181,7 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
         "sources": resolved.sources,
         "preset": resolved.preset,
         "reward_version": resolved.versions["reward"],
+        "prompt_files": resolved.prompt_files,
         "reward_execution": {"name": config.reward.name, "settings": config.reward.settings},
         "reward_commits": {s.name: dict(s.reward.commits) for s in scorers if s.reward.commits},
         "model_commit": resolved_commit(trainer.policy.pipeline.name_or_path),

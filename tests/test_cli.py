@@ -225,6 +225,24 @@ def test_a_finished_run_is_shown_again_and_not_repeated(finished, tiny_pipe, few
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+def test_an_edited_prompt_file_is_another_run(tmp_path):
+    """Or a run would go on with prompts that it did not begin with, and a finished one be taken for the new one."""
+    path = tmp_path / "mine.txt"
+    ids = []
+    for text in ("cat\ndog\n", "cat\nbee\n", "# the first again\ncat\ndog\n"):
+        path.write_text(text)
+        done = call("run", "--dry-run", "--json", "--set", f"sample.prompts={path}", cwd=tmp_path)
+        ids.append(json.loads(done.stdout)["run"])
+    assert ids[0] != ids[1] and ids[0] == ids[2]
+
+
+@pytest.mark.parametrize("key", ["sample.prompts", "eval.train", "eval.unseen"])
+def test_a_dry_run_refuses_prompts_that_are_not_there(tmp_path, key):
+    done = call("run", "--dry-run", "--set", f"{key}=simple-animal", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "unknown prompt set 'simple-animal'. Did you mean 'simple-animals'?" in done.stderr
+
+
 def test_another_seed_is_another_run(finished, tiny_pipe, few_prompts):
     out, folder, _ = finished
     done = call(*quick_run(tiny_pipe, out, few_prompts, "--seed", "5", "--dry-run", "--json"))
