@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except SdpoBenchError as error:
         if debug:
             raise
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {_clean_lines(str(error))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if debug:
@@ -299,6 +299,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
         sys.exit(1)
     sys.exit(0)
+
+
+def _clean_lines(text: str) -> str:
+    from sdpo_bench.terminal import clean
+
+    return "\n".join(clean(line) for line in text.split("\n"))
 
 
 def _refuse_what_is_no_text(arguments: list[str]) -> None:

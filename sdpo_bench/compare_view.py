@@ -8,6 +8,7 @@ from sdpo_bench.render_terminal import print_tables
 from sdpo_bench.scoreboard import endpoint_words
 from sdpo_bench.stats import ONE_SEED, Estimate
 from sdpo_bench.tables import interval_words, panel_notes
+from sdpo_bench.terminal import clean
 
 
 def heading(comparison: Comparison, duel: Duel) -> str:
@@ -98,18 +99,18 @@ def differing_lines(comparison: Comparison) -> list[str]:
 def print_comparison(console: Any, comparison: Comparison) -> None:
     """Verdicts, tables, bills on a rich console without markup."""
     for duel in comparison.duels:
-        console.print(t.clean(f"{heading(comparison, duel)}: {duel.verdict}."), style="bold")
+        console.print(clean(f"{heading(comparison, duel)}: {duel.verdict}."), style="bold")
         for line in primary_lines(comparison, duel):
-            console.print(t.clean(line))
+            console.print(clean(line))
     print_tables(console, [duel_table(comparison, duel, f"duel-{i + 1}") for i, duel in enumerate(comparison.duels)])
     if lines := differing_lines(comparison):
         console.print("\nWhat differs", style="bold")
         for line in lines:
-            console.print(t.clean(f"  {line}"))
+            console.print(clean(f"  {line}"))
     if comparison.bill is not None:
         print_tables(console, [comparison.bill])
     for notice in comparison.notices:
-        console.print(t.clean(f"notice: {notice}"))
+        console.print(clean(f"notice: {notice}"))
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:

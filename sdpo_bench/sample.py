@@ -9,7 +9,7 @@ import click
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.store import RunFolder, find_run
-from sdpo_bench.tabular import clean
+from sdpo_bench.terminal import clean
 
 
 def sample_command(

@@ -80,11 +80,6 @@ class Table:
         return tuple(row for group in self.groups for row in group.rows)
 
 
-def clean(text: str) -> str:
-    """Text from outside without control characters: it cannot move a terminal's cursor or turn a line around."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def word(text: object, *, strong: bool = False) -> Cell:
     """A cell of text; an empty one is a dash without a value."""
     return Cell(str(text), str(text), strong=strong) if str(text) else Cell(DASH)

@@ -86,6 +86,11 @@ class Live:
             print(text, file=sys.stderr, flush=True)
 
 
+def clean(text: str) -> str:
+    """Text from outside without control characters: it cannot move a terminal's cursor or turn a line around."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def number(value: float, digits: int = 3) -> str:
     """A number for a table; a missing one is a dash."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
@@ -97,6 +102,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     from rich.markup import escape
     from rich.table import Table
 
+    title, columns = clean(title), [clean(name) for name in columns]
+    rows = [[clean(cell) for cell in row] for row in rows]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
     if width < _least_width(columns, rows):
         print("\n".join([*([title] if title else []), *(_paragraph(columns, row) for row in rows)]))

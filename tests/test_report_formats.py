@@ -24,7 +24,8 @@ from sdpo_bench.render_terminal import terminal
 from sdpo_bench.render_text import as_csv, as_json, latex, markdown, md, tex
 from sdpo_bench.report import Request, build_report
 from sdpo_bench.results import load_results
-from sdpo_bench.tabular import clean, digits_for, fixed
+from sdpo_bench.tabular import digits_for, fixed
+from sdpo_bench.terminal import clean
 
 HOSTILE = (
     "<script>alert(1)</script>",

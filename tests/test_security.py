@@ -7,6 +7,7 @@ from conftest import HERE
 
 from sdpo_bench.cli import cli
 from sdpo_bench.identity import run_id
+from sdpo_bench.terminal import print_table
 
 ROOT = HERE.parent
 SOURCES = sorted(
@@ -85,6 +86,14 @@ def test_names_from_outside_stay_in_the_results_folder(tmp_path, name):
     folder = (tmp_path / "runs" / run_id(config, versions={})).resolve()
     assert folder.parent == (tmp_path / "runs").resolve()
     assert folder.name.isascii() and "/" not in folder.name
+
+
+def test_what_a_table_shows_cannot_move_the_cursor(capsys):
+    """A run folder of somebody else says what it likes in its status."""
+    print_table(["run", "mess\x1bage"], [["a", "\x1b]0;title\x07\x1b[2J\u202eecalp"]], title="\x1b[31mred")
+    printed = capsys.readouterr().out
+    assert not any(char in printed for char in "\x1b\x07\u202e")
+    assert "title" in printed and "ecalp" in printed
 
 
 def test_services_listen_on_this_machine_alone_unless_told():
