@@ -1,7 +1,6 @@
 """What the commands that need torch do; imported by the command line only when one of them is called."""
 
 import os
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,14 @@ from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.fit import refuse_reported
 from sdpo_bench.models import load_policy, pick_device, pipeline_files
 from sdpo_bench.out_of_memory import halving
-from sdpo_bench.policy import LORA_FILE
+from sdpo_bench.policy import LORA_FILE, check_seal
 from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
-from sdpo_bench.store import RunFolder, find_run
+from sdpo_bench.store import RunFolder, atomic_write, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
 
@@ -317,10 +316,9 @@ def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
     destination = target / LORA_FILE
     if destination.exists() and not force:
         raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
+    check_seal(folder.lora)
     target.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_suffix(".tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(destination)
+    atomic_write(destination, source.read_bytes())
     config = folder.record()["config"]
     click.echo(
         f"In Python, with a pipeline of {config['model']['name']}:\n"

@@ -179,7 +179,7 @@ class Policy:
         Raises:
             UsageError: the file is damaged.
         """
-        _check_seal(Path(folder))
+        check_seal(Path(folder))
         self._adapted = []
         if getattr(self.unet, "peft_config", None):
             self.unet.delete_adapters(ADAPTER)
@@ -281,8 +281,12 @@ class Policy:
         return self.unet.config.in_channels, self._side, self._side
 
 
-def _check_seal(folder: Path) -> None:
-    """An adapter with a flipped bit still loads, and its scores are wrong: compare it with the digest beside it."""
+def check_seal(folder: Path) -> None:
+    """An adapter with a flipped bit still loads, and its scores are wrong: compare it with the digest beside it.
+
+    Raises:
+        UsageError: it is damaged.
+    """
     seal = folder / LORA_SEAL
     if not seal.exists():
         return

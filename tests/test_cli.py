@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,18 @@ def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
     base = draw()
     pipeline.load_lora_weights(str(tmp_path / "lora"), weight_name="pytorch_lora_weights.safetensors")
     assert not torch.allclose(draw(), base, atol=1e-5)
+
+
+def test_a_damaged_adapter_is_not_exported(finished, tmp_path):
+    _, folder, _ = finished
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    weights = copy / "lora" / "pytorch_lora_weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = call("export", copy, "--to", tmp_path / "exported")
+    assert done.returncode == 2, done.stdout
+    assert "is damaged" in done.stderr and not (tmp_path / "exported").exists()
 
 
 def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pipe, tmp_path):
