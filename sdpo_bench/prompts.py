@@ -28,7 +28,7 @@ def load_prompts(name: str) -> list[str]:
     if name not in sets and not path.is_file():
         raise UsageError(f"unknown prompt set '{name}'.{nearest(name, sets)} A path to a text file works too.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise MissingError(f"prompt file '{path}' cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -192,6 +192,12 @@ def test_prompt_files_that_are_wrong(tmp_path):
             load_prompts(str(path))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    """Editors on Windows begin text with one, and end lines with CRLF."""
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert load_prompts(str(tmp_path / "p.txt")) == ["cat", "dog"]
+
+
 def test_run_records_are_plain_json(tmp_path):
     run = RunFolder(tmp_path / "r")
     run.create({"kind": "run", "config": resolve(Request()).data})
