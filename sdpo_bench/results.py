@@ -155,7 +155,8 @@ def load_results(out: Path) -> Results:
 def _folders(root: Path) -> list[str]:
     if not root.is_dir():
         return []
-    return sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    # isdir, because an entry raises for a link that leads to itself.
+    return sorted(e.path for e in os.scandir(root) if os.path.isdir(e.path) and not e.name.startswith("."))
 
 
 def _why_unread(folder: RunFolder, error: Exception) -> str:

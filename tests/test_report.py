@@ -70,6 +70,11 @@ def out(tmp_path: Path) -> Path:
 # -- numbers -------------------------------------------------------------------------------------------------
 
 
+def test_a_link_to_itself_among_the_runs_stops_nothing(out):
+    (out / "runs" / "loop").symlink_to(out / "runs" / "loop")
+    assert len(load_results(out).runs) == 6
+
+
 def test_leaderboard_by_hand(out):
     table = table_of(report_of(out), "leaderboard-1")
     # Gains are 1, 2, 3 by seed and alike over prompts: mean 2, variance of the mean 1/3, df 2.
