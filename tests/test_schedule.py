@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.schedule import lint, make_schedule, spaced_timesteps, step_weights
+from sdpo_bench.settings import ScheduleSettings
 
 SD_TURBO = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -34,6 +35,8 @@ def test_every_step_count_has_exactly_that_many_descending_timesteps(steps, spac
 def test_previous_timestep_is_the_next_of_the_list():
     """Where 1000 is not a multiple of T the official rule leaves the list: 8 of 15 steps at T = 16 (trailing)."""
     grid, official = (make_schedule(SD_TURBO, 16, prev_timestep=rule) for rule in ("grid", "official"))
+    assert torch.equal(make_schedule(SD_TURBO, 16).prev_timesteps, grid.prev_timesteps)
+    assert ScheduleSettings().prev_timestep == "grid"
     assert grid.prev_timesteps.tolist() == [*grid.timesteps.tolist()[1:], 0]
     assert official.prev_timesteps.tolist()[1] == 875
     off = (official.prev_timesteps[:-1] != official.timesteps[1:]).sum().item()
@@ -57,13 +60,14 @@ def test_the_last_step_of_sd_turbo_is_stochastic():
         ({"spacing": "linspace"}, 4),
         ({"eta": 0.0}, 4),
         ({"config": {"set_alpha_to_one": True}}, 4),
+        ({"eta": 1e-7}, 4),  # not 0, and its square is nothing beside a float32 latent
         ({}, 700),
     ],
 )
 def test_deterministic_steps_are_refused_where_log_probabilities_are_needed(options, steps):
     config = SD_TURBO | options.pop("config", {})
     schedule = make_schedule(config, steps, **options)
-    with pytest.raises(UsageError, match=r"standard deviation is 0|deterministic"):
+    with pytest.raises(UsageError, match=r"standard deviation is 0.*std_floor|deterministic.*Use schedule\.eta"):
         lint(schedule, needs_log_prob=True)
     lint(schedule, needs_log_prob=False)
 
