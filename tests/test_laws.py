@@ -1,6 +1,8 @@
 """Laws that hold whatever the numbers are: invariances, exact ratios, independence of the base model."""
 
+import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from sdpo_bench import seeds
 from sdpo_bench.experience import UpdateLog
 from sdpo_bench.order import Order, windows
 from sdpo_bench.reference import base_statistics
-from sdpo_bench.rollout import Noise, rollout
+from sdpo_bench.rollout import Noise, replay, rollout
 from sdpo_bench.schedule import gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
 from sdpo_bench.step_pass import unique_rows
@@ -82,12 +84,13 @@ def test_the_shared_first_step_is_computed_once(tiny_policy):
 
 
 def test_sharing_the_first_step_changes_no_number(tiny_policy):
+    """The same noise, every member's first step computed by itself."""
     schedule, shared = sample_groups(tiny_policy)
-    for g in range(2):
-        alone = rollout(
-            tiny_policy, schedule, shared.prompts, Noise((0, "test")), groups=range(4), members=2, shared_noise=True
-        )
-        assert torch.equal(alone.latents[:, g], shared.latents[:, g])
+    noise, shape = Noise((0, "test")), tiny_policy.latent_shape
+    start, steps = noise.initial(shape, range(4), 2, True), noise.steps(shape, range(4), 2, 3)
+    alone = replay(tiny_policy, schedule, shared.prompts, start, steps, shared_start=False)
+    for name in ("latents", "x0", "log_probs"):
+        assert torch.allclose(getattr(alone, name), getattr(shared, name), atol=2e-5), name
 
 
 @given(side=st.integers(2, 40), scale=st.floats(0.01, 3), seed=st.integers(0, 1000))
@@ -152,6 +155,18 @@ def test_ratio_is_one_before_the_first_update(tiny_policy, name):
     updater.inner_epoch(random_experience(trajectories, reference), order_of(4, 3), log)
     assert log.zero_gap < 1e-5
     assert log.summary()["ratio_mean"] != 1.0, "later minibatches meet a changed policy"
+
+
+@pytest.mark.parametrize("name", ["sdpo", "sparse_dpo"])  # a loss of single steps, one of whole trajectories
+def test_a_ratio_that_is_not_one_is_seen(tiny_policy, name):
+    """Log-probabilities stored 0.1 too low: the ratio is off by exp(0.1) - 1 before any update."""
+    method = make_method(name)
+    schedule, trajectories = sample_groups(tiny_policy)
+    reference = reference_of(tiny_policy, schedule, trajectories)
+    wrong = replace(trajectories, log_probs=trajectories.log_probs - 0.1)
+    log = UpdateLog(3)
+    make_updater(tiny_policy, schedule, method).inner_epoch(random_experience(wrong, reference), order_of(4, 3), log)
+    assert log.summary()["ratio_at_zero_update"] == pytest.approx(math.expm1(0.1), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", LOSS_METHODS)
