@@ -194,6 +194,7 @@ def test_every_epoch_logs_what_a_person_needs(tiny_pipe, tmp_path):
     assert sum(rows[0]["gradient_share_by_step"]) == pytest.approx(1, abs=1e-5)
     assert rows[0]["kl_to_base"] == pytest.approx(0, abs=1e-8), "a fresh adapter is the base model"
     assert rows[1]["kl_to_base"] > 0
+    assert all(row["clip_fraction"] > 0 == row["clip_fraction_at_zero_update"] for row in rows)
     assert {"seconds", "images_per_second"} <= set(trainer.run.log("timing.jsonl")[0])
     preference = make_trainer(make_resolved(tiny_pipe, "d3po"), tmp_path)
     preference.train()
