@@ -17,9 +17,9 @@ import forked
 from sdpo_bench import terminal
 
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
-QUICK = ["--set", "schedule.steps=2", "--set", "sample.images_per_epoch=4", "--set", "update.minibatch=2",
-         "--set", "update.accumulation=1", "--set", "eval.steps=1,2", "--set", "eval.images_per_prompt=1",
-         "--budget", "images=8", "--reward", "jpeg-incompressibility"]  # fmt: skip
+QUICK = ["--set", "schedule.steps=2", "--set", "schedule.eta=0.5", "--set", "sample.images_per_epoch=4",
+         "--set", "update.minibatch=2", "--set", "update.accumulation=1", "--set", "eval.steps=1,2",
+         "--set", "eval.images_per_prompt=1", "--budget", "images=8", "--reward", "jpeg-incompressibility"]  # fmt: skip
 
 
 def call(*arguments, cwd=None, **environment):
@@ -208,11 +208,26 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert json.loads((folder / "status").read_text())["state"] == "done"
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["schedule"]["steps"] == 2
-    assert record["schedule"]["beta_schedule"] == "scaled_linear"
+    resolved = {"sampler": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "prev_timestep": "grid",
+                "std_floor": 0, "overruled": {}, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
+                "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}  # fmt: skip
+    assert resolved.items() <= record["schedule"].items()
     assert set(record["plugin_sha256"]) == {"method", "reward"}
     assert "SE over images" in done.stdout
     assert "1 training seed" in done.stdout
     assert "8 images" in done.stdout
+
+
+def test_a_run_is_judged_by_the_evaluation_settings_and_not_by_those_of_its_training(finished):
+    """Beside the base model, which no training schedule has touched."""
+    import pandas as pd
+
+    out, folder, _ = finished
+    (base,) = (out / "runs").glob("base-*")
+    for run in (folder, base):
+        rows = pd.read_parquet(run / "eval.parquet")
+        assert set(rows.sampler) == {"ddim trailing eta=1 guidance=1 sample bank=0"}
+        assert set(rows.steps) == {1, 2}
 
 
 def test_a_finished_run_is_shown_again_and_not_repeated(finished, tiny_pipe, few_prompts):
@@ -268,8 +283,14 @@ def test_eval_adds_rows_and_keeps_the_others(finished):
 
 
 def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
+    """To the outputs of the tuned model, which are not those of the base."""
     import torch
     from diffusers import StableDiffusionPipeline
+
+    from sdpo_bench import checkpoint
+    from sdpo_bench.models import load_policy
+    from sdpo_bench.settings import ModelSettings
+    from sdpo_bench.store import RunFolder
 
     out, folder, _ = finished
     done = call("export", folder.name, "--to", tmp_path / "lora", "--out", out)
@@ -278,14 +299,19 @@ def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
     assert again.returncode == 2
     assert "--force" in again.stderr
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipe, dtype=torch.float32, safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
-    draw = lambda: pipeline(  # noqa: E731
-        "cat", num_inference_steps=2, guidance_scale=1.0, output_type="pt",
-        generator=torch.Generator().manual_seed(0),
-    ).images  # fmt: skip
-    base = draw()
-    pipeline.load_lora_weights(str(tmp_path / "lora"), weight_name="pytorch_lora_weights.safetensors")
-    assert not torch.allclose(draw(), base, atol=1e-5)
+    tuned = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
+    newest, _ = checkpoint.latest(RunFolder(folder))  # what was trained, not what was saved of it
+    trained = checkpoint.read(newest)[1]
+    for name, parameter in tuned.lora_parameters().items():
+        parameter.data = trained[f"lora/{name}"]
+    latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
+    conditioning = tuned.encode(["cat", "dog"])
+    texts = conditioning.positive["encoder_hidden_states"]
+    with torch.no_grad():
+        base = pipeline.unet(latents, times, texts).sample
+        pipeline.load_lora_weights(str(tmp_path / "lora"), weight_name="pytorch_lora_weights.safetensors")
+        theirs, ours = pipeline.unet(latents, times, texts).sample, tuned.predict(latents, times, conditioning)
+    assert torch.allclose(theirs, ours, atol=1e-6) and not torch.allclose(theirs, base, atol=1e-5)
 
 
 def test_a_damaged_adapter_is_not_exported(finished, tmp_path):

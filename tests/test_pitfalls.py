@@ -1,6 +1,7 @@
 """Every pitfall that others fell into has a check, and the checks that no other test file has are here."""
 
 import re
+from dataclasses import replace
 
 import click
 import pytest
@@ -10,7 +11,10 @@ from conftest import HERE
 from factories import make_resolved
 from sdpo_bench import evaluate as ev
 from sdpo_bench.cli import cli, main
+from sdpo_bench.config import Request, resolve
 from sdpo_bench.epoch_metrics import reward_metrics
+from sdpo_bench.presets import shipped_presets
+from sdpo_bench.rollout import Noise
 from sdpo_bench.settings import EvaluationSettings
 
 PAGE = (HERE.parent / "docs" / "pitfalls.md").read_text()
@@ -67,20 +71,53 @@ def test_the_training_schedule_does_not_reach_the_evaluation(tiny_pipe, tiny_pol
     other = make_resolved(tiny_pipe, **changed).config.eval
     assert ev.sampler_id(plain) == ev.sampler_id(other) == "ddim trailing eta=1 guidance=1 sample bank=0"
     ours, theirs = (ev.evaluation_schedule(tiny_policy, settings, 4) for settings in (plain, other))
-    assert torch.equal(ours.timesteps, theirs.timesteps)
+    assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(ours.std(), theirs.std())
+
+
+def test_the_evaluation_has_settings_of_its_own(tiny_policy):
+    """They reach its schedule, and are part of what is printed beside the scores."""
+    plain = EvaluationSettings()
+    quiet, leading = replace(plain, eta=0.5), replace(plain, spacing="leading")
+    schedules = [ev.evaluation_schedule(tiny_policy, settings, 4) for settings in (plain, quiet, leading)]
+    assert torch.allclose(schedules[1].std(), schedules[0].std() / 2)
+    assert not torch.equal(schedules[2].timesteps, schedules[0].timesteps)
+    lcm = ev.evaluation_schedule(tiny_policy, replace(plain, sampler="lcm"), 4)
+    assert (schedules[0].sampler, lcm.sampler) == ("ddim", "lcm")
+    changes = {"eta": 0.5, "spacing": "leading", "sampler": "lcm", "guidance_scale": 2.0, "image": "predicted",
+               "noise_bank": 1}  # fmt: skip
+    texts = {ev.sampler_id(plain), *(ev.sampler_id(replace(plain, **{k: v})) for k, v in changes.items())}
+    assert len(texts) == 1 + len(changes)
+
+
+@pytest.mark.parametrize("preset", ["", *sorted(shipped_presets())])
+def test_several_step_counts_are_scored_by_default(preset):
+    """Fewer and more than those of the training, or those of the paper, down to a single one."""
+    model = shipped_presets()[preset].match["model"] if preset else "emoji-turbo"
+    config = resolve(Request(model=model, preset=preset or None)).config
+    steps = config.eval.steps
+    assert len(steps) >= 5 and min(steps) == 1 and set(steps) - {config.schedule.steps}
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_k_step_score_is_a_k_step_run(tiny_policy, steps):
-    """The denoiser is called at each of the k timesteps of a k-step schedule, from pure noise, and no other."""
+    """The denoiser is called at each of the k timesteps of a k-step schedule, and no other; the image is where a walk
+    from pure noise through all of them ends."""
     seen = []
     predict = tiny_policy.predict
     tiny_policy.predict = lambda x, t, c: (seen.append(t.unique().tolist()), predict(x, t, c))[1]
     settings = EvaluationSettings(steps=(steps,))
     schedule = ev.evaluation_schedule(tiny_policy, settings, steps)
-    ev.sample_images(tiny_policy, schedule, settings, [("cat", 0), ("dog", 0)])
+    images = ev.sample_images(tiny_policy, schedule, settings, [("cat", 0), ("dog", 0)])
     assert seen == [[t] for t in schedule.timesteps.tolist()]
     assert len(seen) == steps and seen[0] == [999]
+    noise, names, shape = Noise(("evaluation", 0)), ["cat\n0", "dog\n0"], tiny_policy.latent_shape
+    state, drawn = noise.initial(shape, names, 1, False)[:, 0], noise.steps(shape, names, 1, steps)[:, 0]
+    texts = tiny_policy.encode(["cat", "dog"])
+    for i, time in enumerate(schedule.timesteps):
+        step = schedule.denoise(predict(state, time.expand(2), texts), state, torch.tensor([i, i]))
+        state = step.mean + step.std * drawn[:, i]
+    assert torch.allclose(images, tiny_policy.decode(state), atol=1e-4)
+    assert not torch.allclose(images, tiny_policy.decode(step.x0), atol=1e-3)
 
 
 def test_means_are_means():
