@@ -18,6 +18,7 @@ from sdpo_bench.rollout import Noise, replay, rollout
 from sdpo_bench.schedule import gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
 from sdpo_bench.step_pass import unique_rows
+from sdpo_bench.update import Updater
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=100, deadline=None)
@@ -124,6 +125,26 @@ def test_no_two_draws_of_a_run_share_a_seed(monkeypatch, tiny_pipe, tmp_path):
         make_trainer(make_resolved(tiny_pipe, seed=seed, **{"budget.images": 24}), tmp_path).train()
     assert len(used) > 2 * 3 * 4 * 4
     assert [s for s, n in used.items() if n > 1] == []
+
+
+def test_every_seed_begins_with_an_adapter_of_its_own(monkeypatch, tiny_pipe, tmp_path):
+    from factories import make_resolved
+    from sdpo_bench import runner
+    from sdpo_bench.settings import Runtime
+
+    class Asked(Exception):
+        pass
+
+    def load(model, *, device, lora_seed):
+        raise Asked(lora_seed)
+
+    monkeypatch.setattr(runner, "load_policy", load)
+    drawn = set()
+    for seed in (0, 1):
+        with pytest.raises(Asked) as asked:
+            runner.run_cell(make_resolved(tiny_pipe, seed=seed), Runtime(out=tmp_path, device="cpu"))
+        drawn.add(asked.value.args[0])
+    assert len(drawn) == 2
 
 
 @given(a=st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=4),
@@ -288,6 +309,24 @@ def test_a_step_of_weight_zero_is_not_computed_and_changes_nothing(tiny_policy):
     updater.inner_epoch(experience, order_of(4, 3), log)
     assert updater.ledger.forward["update"] == 4 * (1 + 2)
     assert log.summary()["gradient_share_by_step"][2] == 0
+
+
+def test_leaving_out_steps_of_weight_zero_changes_no_gradient(tiny_policy, monkeypatch):
+    """In a task of four groups, of which some are at the step of weight 0; the others must not count for more."""
+    method = make_method("sdpo")
+    schedule, trajectories = sample_groups(tiny_policy)
+    experience, weights = random_experience(trajectories), torch.tensor([1.0, 1.0, 0.0])
+    updater = make_updater(tiny_policy, schedule, method, weights=weights, minibatch=4, order="step-shuffled")
+    tasks = [task for (task,) in windows(order_of(4, 3), updater.settings, "step")]
+    task = next(t for t in tasks if 0 < int((t.steps == 2).sum()) < 4)
+    gradients = []
+    for _ in range(2):
+        updater._backward(experience, task, UpdateLog(3), fresh=True)
+        gradients.append({n: p.grad.clone() for n, p in updater.parameters.items()})
+        updater.optimiser.zero_grad(set_to_none=True)
+        monkeypatch.setattr(Updater, "_without_idle_steps", lambda self, task: task)
+    for name, gradient in gradients[1].items():
+        assert torch.allclose(gradients[0][name], gradient, rtol=1e-3, atol=1e-7 + 1e-4 * gradient.abs().max()), name
 
 
 @given(groups=st.integers(1, 12), slots=st.integers(1, 5), minibatch=st.integers(1, 5), accumulation=st.integers(1, 4),
