@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from factories import make_resolved, make_trainer
 from sdpo_bench.errors import UsageError
 from sdpo_bench.order import Task, part_of
-from sdpo_bench.processes import ALONE, local_device, refuse_several
+from sdpo_bench.processes import ALONE, Launched, local_device, refuse_several
 from several import BUDGET, budget, trained
 
 HERE = Path(__file__).parent
@@ -122,6 +124,17 @@ def test_parts_of_a_task_keep_every_groups_weight():
     assert mine.groups.tolist() == [0, 1] and mine.steps.tolist() == [[0], [2]]
     assert mine.share == pytest.approx(0.5)
     assert part_of(task, torch.full((5,), -1)).share == 0
+
+
+def test_a_parameter_without_a_gradient_anywhere_stays_without_one():
+    """Zeros instead would let the optimiser's momentum move it, which it does not do in one process."""
+    processes = Launched.__new__(Launched)
+    processes._dist = SimpleNamespace(all_reduce=lambda bucket: bucket.mul_(2))  # the other one has the same
+    processes._meeting = nullcontext
+    learnt = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    learnt[0].grad = torch.tensor([1.0, 3.0])
+    processes.sum_gradients(learnt)
+    assert learnt[0].grad.tolist() == [2.0, 6.0] and learnt[1].grad is None
 
 
 def test_each_process_has_a_gpu_of_its_own_and_other_commands_refuse_to_be_multiplied(monkeypatch):
