@@ -96,6 +96,13 @@ def test_a_run_of_black_pictures_stops_and_a_resumed_one_repeats_nothing(tiny_pi
     assert len(again.run.log()) == 2
 
 
+def test_only_pictures_that_became_flat_end_a_run():
+    flat, sound = ({"pictures": {"flat_fraction": share}} for share in (1.0, 0.9))
+    assert guards.all_flat(flat, sound)
+    assert not guards.all_flat(sound, sound)
+    assert not guards.all_flat(flat, flat), "a base model that draws nothing else has not collapsed"
+
+
 def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
     resolved = make_resolved(tiny_pipe, "ddpo", **SMALL, **{"budget.images": 12, "guard.kl": 1e-12})
     whole = make_trainer(resolved, tmp_path / "whole")
@@ -105,7 +112,10 @@ def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
     for _ in range(2):  # two epochs and no checkpoint: SIGKILL
         killed._run_epoch(4, 4)
     again = make_trainer(resolved, tmp_path / "killed")
+    told = []
+    again.watch = lambda tick: told.append(tick.metrics["warning"]) if tick.phase == "warning" else None
     again.train()
+    assert len(told) == 1, "the epochs that are done again warn again"
     expected = (whole.run.path / "warnings.jsonl").read_bytes()
     assert json.loads(expected)["guard"] == "kl"
     assert (again.run.path / "warnings.jsonl").read_bytes() == expected
