@@ -84,6 +84,17 @@ def test_pso_by_hand():
     assert not torch.autograd.grad(loss, tie.log_probs)[0].any()
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"), [("d3po", {"clip_range": 9.0}), ("pso", {"clip_range": 0.0}), ("sparse_dpo", {})]
+)
+def test_preference_losses_say_how_well_they_agree(name, settings):
+    """Log-ratios 0.3 and 0.1: two pairs whose first won, one whose second did, a tie: (0.2 + 0.2 - 0.2 + 0) / 4."""
+    batch = make_batch([[[0.3], [0.1]]] * 4, final=[[3.0, 1.0], [3.0, 1.0], [1.0, 3.0], [2.0, 2.0]], reference=True)
+    metrics = make_method(name, beta=1.0, **settings).loss(batch).metrics
+    assert metrics["margin"].item() == pytest.approx(0.05)
+    assert metrics["implicit_accuracy"].item() == pytest.approx(0.5), "a tie is no agreement"
+
+
 def test_tdpo_by_hand():
     """A = 1 against an old value of 0.4: temporal reward 0.6 at ratio 1. The critic went from 0.4 to 0.8; clipped to
     0.5 its error is the larger, (0.5 - 1)^2. The second trajectory's critic has not moved: 0.3^2."""
