@@ -96,6 +96,20 @@ def test_modes_by_hand():
     assert torch.allclose(few.flatten(), overall, atol=1e-5)
 
 
+def test_modes_by_hand_at_two_steps():
+    """The second step's values are ten times the first's: what keeps steps apart sees no difference between them."""
+    first, prompts = [1.0, 3.0, 5.0, 9.0], ["cat", "cat", "dog", "dog"]
+    values = torch.tensor([[v, 10 * v] for v in first])
+    mode = lambda name: Normaliser(name, 32, 2)(values, prompts).tolist()  # noqa: E731
+    for found in (mode("per-step-prompt"), mode("group")):
+        assert [x for row in found for x in row] == pytest.approx([-1, -1, 1, 1] * 2, abs=1e-5)
+    by_step = [(v - 4.5) / 8.75**0.5 for v in first for _ in range(2)]
+    assert [x for row in mode("per-step") for x in row] == pytest.approx(by_step, abs=1e-5)
+    # cat: 1, 10, 3, 30 have mean 11 and population variance 131.5; dog: 5, 50, 9, 90 have 38.5 and 1194.25.
+    cat, dog = [(v - 11) / 131.5**0.5 for v in (1, 10, 3, 30)], [(v - 38.5) / 1194.25**0.5 for v in (5, 50, 9, 90)]
+    assert [x for row in mode("per-prompt") for x in row] == pytest.approx(cat + dog, abs=1e-5)
+
+
 def test_buffers_survive_a_round_trip_of_their_state():
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(6, 3, generator=generator)  # noqa: E731
