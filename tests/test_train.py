@@ -81,6 +81,7 @@ def test_seconds_stop_a_run(tiny_pipe, tmp_path):
     trainer = make_trainer(make_resolved(tiny_pipe, "ddpo", **{"budget.seconds": 1e-6}), tmp_path)
     trainer.train()
     assert trainer.epoch == 1
+    assert trainer.ledger.images == 8 and trainer.ledger.optimiser_steps == 0, "inside the epoch"
 
 
 def test_a_budget_below_one_group_is_refused(tiny_pipe, tmp_path):
