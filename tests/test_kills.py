@@ -1,6 +1,7 @@
 """A run that is killed again and again, anywhere, ends with the bytes of one that never was."""
 
 import random
+import re
 import shutil
 import signal
 
@@ -110,6 +111,18 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(trained, copy, position):
     assert all(torch.equal(value, before[name]) for name, value in checkpoint.read(newest)[1].items())
 
 
+def test_a_changed_header_of_a_checkpoint_is_found(copy):
+    """Of a checkpoint that says it is of another epoch, whole in all else."""
+    _, _, run = copy
+    newest = run.checkpoints / "epoch-000004.safetensors"
+    changed, count = re.subn(rb"(epoch\W+)4\b", rb"\g<1>5", newest.read_bytes())
+    assert count == 1
+    newest.write_bytes(changed)
+    path, warnings = checkpoint.latest(run)
+    assert path == run.checkpoints / "epoch-000003.safetensors"
+    assert "does not have the digest" in warnings[0]
+
+
 def test_a_changed_training_log_is_found_and_done_again(copy):
     """The log's last line carries the bill, so a run does not go on from a log that is not its own."""
     resolved, out, run = copy
@@ -157,7 +170,9 @@ def test_what_killed_writers_left_is_cleared_by_the_next(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create({})
     (run.path / "lora").mkdir()
-    for name in (".status.77.tmp", "lora/.x.safetensors.78.tmp"):
+    for name in (".status.77.tmp", "lora/.x.safetensors.78.tmp", ".run.json.79.tmp"):
         (run.path / name).write_bytes(b"half")
     with run.locked():
-        assert not list(run.path.rglob("*.tmp"))
+        assert [path.name for path in run.path.rglob("*.tmp")] == [".run.json.79.tmp"], (
+            "written before the lock is held"
+        )
