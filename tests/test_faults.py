@@ -84,7 +84,8 @@ def test_other_errors_are_not_taken_for_missing_memory():
 def ample(tiny_pipe, tmp_path_factory):
     """A run with memory enough, and its settings."""
     folder = tmp_path_factory.mktemp("ample")
-    resolved = make_resolved(tiny_pipe, "sdpo", **few(folder, **{"budget.images": 16}))
+    sizes = {"budget.images": 16, "update.minibatch": 4, "schedule.steps": 3}  # a task of one micro-batch, in 3 slots
+    resolved = make_resolved(tiny_pipe, "sdpo", **few(folder, **sizes))
     return resolved, run_cell(resolved, Runtime(out=folder, device="cpu", micro_batch=8))
 
 
@@ -92,7 +93,7 @@ def ample(tiny_pipe, tmp_path_factory):
 def test_running_out_of_memory_changes_no_number(ample, tmp_path, monkeypatch, where):
     """The second epoch fails half-way with 8 at a time; fewer fit. Counts are equal, numbers up to rounding."""
     resolved, whole = ample
-    predict, decode, calls = Policy.predict, Policy.decode, []
+    predict, decode, calls, later = Policy.predict, Policy.decode, [], []
     phase = {}
 
     def tight(name):
@@ -100,6 +101,8 @@ def test_running_out_of_memory_changes_no_number(ample, tmp_path, monkeypatch, w
 
         def limited(self, latents, *rest):
             asked = {"rollout": "predict", "scoring": "decode", "update": "predict", "evaluation": "decode"}[where]
+            if name == asked and phase.get("now") == where and len(calls) > 1:
+                later.append(len(latents))
             if name == asked and phase.get("now") == where and len(latents) > (2 if where == "evaluation" else 4) // 2:
                 calls.append(len(latents))
                 if len(calls) == 2 or where != "update":  # in the update, after a step has been taken
@@ -123,6 +126,8 @@ def test_running_out_of_memory_changes_no_number(ample, tmp_path, monkeypatch, w
     outcome = run_cell(resolved, Runtime(out=tmp_path / "tight", device="cpu", micro_batch=8), watcher)
     assert calls, "nothing ran out of memory"
     assert told and "out of memory (CUDA out of memory" in told[0]
+    if where == "update":
+        assert later and max(later) <= 4, "smaller from then on"
     recorded = [w for w in guards.warnings(outcome.run) if w.guard == "memory"]
     assert [w.text for w in recorded] == [text.partition(": ")[2] for text in told]
     for ours, theirs in zip(outcome.run.log(), whole.run.log(), strict=True):
