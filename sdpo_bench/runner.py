@@ -104,7 +104,7 @@ def run_cell(
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
-    trained_now = processes.share(lambda: not (run.lora / LORA_FILE).exists())
+    trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and run.exported))
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
     for scorer in scorers:
         scorer.reward.load()

@@ -180,6 +180,13 @@ class RunFolder:
                 content = stream.read(size)
         return hashlib.sha256(content).hexdigest()
 
+    @property
+    def exported(self) -> bool:
+        """Whether training ended and its adapter is there, with the seals that are written last."""
+        with suppress(OSError, ValueError):
+            return "../train.jsonl" in (self.lora / LORA_SEAL).read_text(encoding="utf-8")
+        return False
+
     def seal_log(self) -> None:
         """Keep the digest of the finished training log beside the adapter's, for :attr:`log_changed`."""
         seal = self.lora / LORA_SEAL

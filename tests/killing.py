@@ -15,7 +15,10 @@ from forked import command, exit_code
 from sdpo_bench.store import RunFolder
 
 KILLED = -signal.SIGKILL
-RESULTS = ("train.jsonl", "validation.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors", "grid.png")
+RESULTS = (
+    "train.jsonl", "validation.jsonl", "eval.parquet", "grid.png", "lora/pytorch_lora_weights.safetensors",
+    "lora/pytorch_lora_weights.sha256",
+)  # fmt: skip
 SETTINGS = {
     "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
     "update.lr": 3e-2, "eval.steps": 1, "eval.images_per_prompt": 1, "checkpoint.choose": "validation",

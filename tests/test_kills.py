@@ -58,6 +58,14 @@ def test_killed_inside_each_kind_of_write(command, never_killed, tmp_path):
     assert results(tmp_path / "out") == expected
 
 
+def test_killed_before_the_log_is_sealed(command, never_killed, tmp_path):
+    """Its adapter is there already, but a log without a seal could be changed unseen: it is sealed by the next."""
+    expected, moments = never_killed
+    seals = [m for m in moments if "before replace .pytorch_lora_weights.sha256" in m]  # the last is the log's
+    finish(command, tmp_path / "out", 1, [int(seals[-1].split()[0])], tmp_path / "moments")
+    assert results(tmp_path / "out") == expected
+
+
 def test_the_last_checkpoints_are_kept_and_synced_with_their_folder(never_killed, command, tmp_path):
     """A rename is durable only when the folder is synced too, and what is older goes only after that."""
     _, moments = never_killed
