@@ -29,8 +29,11 @@ def train(model: str, out: str, options: dict, answers) -> None:
     from sdpo_bench import memory
 
     torch.set_num_threads(1)
-    trainer = epochs.make_trainer(model, "sdpo", Path(out), steps=options["steps"], pairs=options["pairs"])
-    needed = memory.estimate(trainer.resolved.config, 64, "cpu")
+    largest = 2 * options["pairs"]  # of the epoch; evaluation, which is not measured, would decode more at once
+    trainer = epochs.make_trainer(
+        model, "sdpo", Path(out), steps=options["steps"], pairs=options["pairs"], runtime={"micro_batch": largest}
+    )
+    needed = memory.estimate(trainer.resolved.config, largest, "cpu")
     resident = []
     for _ in range(options["epochs"]):
         epochs.epoch(trainer)

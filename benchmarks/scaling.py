@@ -1,11 +1,12 @@
-"""How do cost per image and memory grow with T, batch and prompts? And a paper estimate for SD-Turbo on 1 to 8 GPUs.
+"""How do cost per image, memory and report time grow? And a paper estimate for SD-Turbo on 1 to 8 GPUs.
 
-    python -m benchmarks.scaling [--out scaling.png]         measured on the embedded model (CPU seconds per image)
+    python -m benchmarks.scaling [--out scaling.png]         measured on the embedded model, and on synthetic runs
     python -m benchmarks.scaling --paper                      counted, not measured: FLOPs and bytes of SD-Turbo
 
-The paper estimate counts a UNet pass by torch's FLOP counter on tensors without content, takes a stated share of a
-card's peak rate, and adds the bytes of one gradient exchange per optimiser step. It is an estimate; nothing ran on a
-GPU. How ``report`` grows with the number of runs is measured by ``report_many_runs``. Prints JSON.
+The measured part varies T, pairs and prompts one at a time, each case in a process of its own (CPU seconds per image,
+peak memory), and the number of runs that ``report`` reads (made by ``report_many_runs``). The paper estimate counts a
+UNet pass by torch's FLOP counter on tensors without content, takes a stated share of a card's peak rate, and adds the
+bytes of one gradient exchange per optimiser step. It is an estimate; nothing ran on a GPU. Prints JSON.
 """
 
 import argparse
@@ -15,57 +16,83 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import epochs
+from benchmarks import apart, epochs, report_many_runs
 
-GRID = {"steps": (1, 2, 4, 8), "pairs": (2, 4, 8), "prompts": (1, 8, 45)}
-BASE = {"steps": 4, "pairs": 4, "prompts": 45}
+GRID = {"steps": (1, 2, 5, 10, 20, 50), "pairs": (2, 4, 8, 16, 32), "prompts": (1, 8, 45)}
+BASE = {"steps": 5, "pairs": 8, "prompts": 45}
+RUNS = (100, 1000, 10000)
 PEAK_FLOPS, UTILISATION = 990e12, 0.35  # dense bf16 of an H100 SXM by its data sheet; share reached by well-fed UNets
 LINK = 100e9  # bytes a second of an all-reduce between GPUs of one machine
+REPEATS = 3
+
+
+def train_case(axis: str, value: int, folder: Path) -> None:
+    """The median epoch of one case; the row is left in ``row.json``."""
+    import resource
+    from statistics import median
+
+    from sdpo_bench.prompts import load_prompts
+
+    torch.set_num_threads(1)
+    case = BASE | {axis: value}
+    folder.mkdir()
+    texts = folder / "prompts.txt"
+    texts.write_text("\n".join(load_prompts("simple-animals")[: case["prompts"]]) + "\n")
+    trainer = epochs.make_trainer(
+        "emoji-turbo", "sdpo", folder, steps=case["steps"], pairs=case["pairs"], reward="emoji-align",
+        **{"sample.prompts": str(texts), "update.minibatch": 2},
+    )  # fmt: skip
+    epochs.epoch(trainer)
+    seconds = median(epochs.cpu_seconds(lambda: epochs.epoch(trainer)) for _ in range(REPEATS))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    row = {"cpu_ms_per_image": round(500 * seconds / case["pairs"], 1), "peak_mb": round(peak)}
+    (folder / "row.json").write_text(json.dumps({"axis": axis, "value": value} | row))
+
+
+def report_case(runs: int, folder: Path) -> dict:
+    """Seconds and peak memory of the terminal report of so many synthetic runs."""
+    report_many_runs.make_folders(folder, runs)
+    found = report_many_runs.measure(folder, report_many_runs.COMMANDS["report --format terminal"])
+    return {"axis": "runs", "value": runs, "seconds": found["seconds"], "peak_mb": found["peak_mib"]}
 
 
 def measured(folder: Path) -> list[dict]:
-    """CPU seconds per image and resident memory, one axis varied at a time."""
-    import psutil
-
+    """All rows, one axis varied at a time; each is printed as soon as it is there."""
     rows = []
-    for axis, values in GRID.items():
-        for value in values:
-            case = BASE | {axis: value}
-            texts = folder / f"prompts-{axis}-{value}.txt"
-            from sdpo_bench.prompts import load_prompts
-
-            texts.write_text("\n".join(load_prompts("simple-animals")[: case["prompts"]]) + "\n")
-            trainer = epochs.make_trainer(
-                "emoji-turbo", "sdpo", folder / f"{axis}-{value}", steps=case["steps"], pairs=case["pairs"],
-                reward="emoji-align", **{"sample.prompts": str(texts), "update.minibatch": 2},
-            )  # fmt: skip
-            epochs.epoch(trainer)
-            seconds = epochs.cpu_seconds(lambda: epochs.epoch(trainer))  # noqa: B023
-            rows.append(
-                {
-                    "axis": axis, "value": value, "cpu_ms_per_image": round(500 * seconds / case["pairs"], 1),
-                    "resident_mb": round(psutil.Process().memory_info().rss / 2**20),
-                }
-            )  # fmt: skip
-            print(json.dumps(rows[-1]), flush=True)
+    for axis, value in [(axis, value) for axis, values in GRID.items() for value in values]:
+        apart.apart(train_case, axis, value, folder / f"{axis}-{value}")
+        rows.append(json.loads((folder / f"{axis}-{value}" / "row.json").read_text()))
+        print(json.dumps(rows[-1]), flush=True)
+    for runs in RUNS:
+        rows.append(report_case(runs, folder / f"runs-{runs}"))
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """One panel an axis, cost per image over its values."""
+    """Cost above, memory below, one column an axis; the last column is the report over its runs."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(GRID), figsize=(10, 3), sharey=True)
-    for panel, axis in zip(panels, GRID):
+    names = {
+        "steps": "denoising steps T", "pairs": "pairs an epoch", "prompts": "prompts", "runs": "runs in the report",
+    }  # fmt: skip
+    figure, panels = pyplot.subplots(2, len(names), figsize=(12, 5), sharex="col", layout="constrained")
+    for column, (axis, name) in enumerate(names.items()):
         mine = [row for row in rows if row["axis"] == axis]
-        panel.plot([r["value"] for r in mine], [r["cpu_ms_per_image"] for r in mine], "o-")
-        panel.set_xlabel({"steps": "denoising steps T", "pairs": "pairs an epoch", "prompts": "prompts"}[axis])
-    panels[0].set_ylabel("CPU ms per image")
-    figure.tight_layout()
-    figure.savefig(path)
+        cost = "seconds" if axis == "runs" else "cpu_ms_per_image"
+        for panel, key in zip(panels[:, column], (cost, "peak_mb")):
+            panel.plot([row["value"] for row in mine], [row[key] for row in mine], "o-")
+            panel.set_xscale("log")
+            panel.set_xticks(values := [row["value"] for row in mine], [f"{value:,}" for value in values])
+            panel.minorticks_off()
+            panel.set_ylim(bottom=0)
+        panels[0, column].set_ylabel("seconds" if axis == "runs" else "CPU ms per image")
+        panels[1, column].set_ylabel("peak memory, MB")
+        panels[1, column].set_xlabel(name)
+    figure.savefig(path, dpi=110)
 
 
 def unet_flops() -> dict[str, float]:
@@ -74,20 +101,20 @@ def unet_flops() -> dict[str, float]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sdpo_bench import memory
+    from sdpo_bench import activations
     from sdpo_bench.pipeline_files import published
     from sdpo_bench.settings import ModelSettings
 
     files = published("sd-turbo")
     assert files is not None
-    task = memory._task(files, ModelSettings(name="sd-turbo"), 64)
+    task = activations.make_task(files, ModelSettings(name="sd-turbo"), 64)
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(files.configs["unet"]).requires_grad_(False).eval()
-        adapter = memory._add_adapter(unet, task)
+        adapter = activations.add_adapter(unet, task)
     found = {"adapter": float(adapter)}
     with FakeTensorMode():
-        memory._give_storage(unet, torch.float32)
-        told = memory._arguments(unet.config, 64, torch.float32)
+        activations.give_storage(unet, torch.float32)
+        told = activations.make_arguments(unet.config, 64, torch.float32)
         for name, grad in (("forward", False), ("forward and backward", True)):
             with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad):
                 output = unet(**told, return_dict=False)[0]

@@ -202,8 +202,8 @@ def _print_memory(needs: dict[str, Any]) -> None:
     if "unknown" in needs:
         click.echo(f"memory: {needs['unknown']}")
         return
-    many = needs["micro_batch"]
-    per = {f"{name}, {many} at once": many * size for name, size in needs["bytes_per_latent"].items()}
+    many = needs["latents_in_a_call"]
+    per = {f"{name}, {many[name]} at once": many[name] * size for name, size in needs["bytes_per_latent"].items()}
     parts = needs["fixed_bytes"] | per | {"at the peak": needs["peak_bytes"]} | needs["host_bytes"]
     rows = [[name, memory.gigabytes(size)] for name, size in parts.items()]
     print_table(

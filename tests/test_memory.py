@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from factories import make_resolved
-from sdpo_bench import memory
+from sdpo_bench import activations, memory
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import MissingError
 from sdpo_bench.identity import canonical_json
@@ -18,7 +18,7 @@ from sdpo_bench.settings import ModelSettings
 def traced(folder, **settings):
     model = ModelSettings(name=str(folder), **settings)
     files = pipeline_files(model)
-    return memory._trace(canonical_json(memory._task(files, model, memory.latent_side(files, model))))
+    return activations.trace(canonical_json(activations.make_task(files, model, memory.latent_side(files, model))))
 
 
 def test_parameters_are_counted_without_loading(tiny_pipe):
@@ -86,10 +86,41 @@ def test_an_estimate_adds_up():
     assert needed.fixed["trajectories of an epoch"] == 256 * 151 * 4 * 64 * 64 * 4
     assert needed.fixed["adapter and optimiser"] == 829_952 * 16
     assert needed.total == needed.fixed_bytes + 4 * max(needed.per_latent.values())
+    assert needed.per_latent["sampling"] < 0.2 * needed.per_latent["training step"]
     assert 0.5e9 < needed.per_latent["training step"] < 2e9
     assert memory.estimate(sd_turbo(**{"model.resolution": 256}), 4, "cuda").per_latent["decoding"] == pytest.approx(
         needed.per_latent["decoding"] / 4
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "training"),
+    [
+        ({}, 2 * 2),  # two pairs of SDPO in a minibatch
+        ({"update.minibatch": 8}, 2 * 8),
+        ({"update.minibatch": 64}, 64),  # more than the micro-batch
+        # Twelve prompts with four pictures each are judged, more than are sampled in an epoch.
+        ({"method": "ddpo", "update.minibatch": 3, "update.accumulation": 1, "sample.images_per_epoch": 12}, 3),
+        ({"method": "draft", "method.steps": 4, "update.minibatch": 4}, 4 * 4),  # graphs of four steps at once
+    ],
+)
+def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, training):
+    """A minibatch of few pairs never holds as many graphs as a micro-batch; decoding does what is judged, too."""
+    method = settings.pop("method", "sdpo")
+    reward = "emoji-align" if method == "draft" else "jpeg-compressibility"
+    base = {
+        "update.minibatch": 2,
+        "update.accumulation": 1,
+        "sample.images_per_epoch": 128,
+        "eval.train": "few-animals",
+    }
+    config = resolve(Request(method=method, reward=reward, model="sd-turbo", overrides=base | settings)).config
+    needed = memory.estimate(config, 64, "cuda")
+    sizes = needed.per_latent
+    assert needed.in_a_call("training step") == training
+    assert needed.in_a_call("sampling") == needed.in_a_call("decoding") == (48 if method == "ddpo" else 64)
+    largest = max(training * sizes["training step"], needed.in_a_call("decoding") * sizes["decoding"])
+    assert needed.total == needed.fixed_bytes + largest
 
 
 def test_offloading_and_checkpointing_lower_it():

@@ -2,15 +2,15 @@
 
     python -m tools.measure_architectures
 
-Only shapes are computed (see ``sdpo_bench.memory``); it takes minutes.
+Only shapes are computed (see ``sdpo_bench.activations``); it takes minutes.
 Needed again when diffusers changes its networks.
 """
 
 import json
 from pathlib import Path
 
+from sdpo_bench.activations import make_task, trace
 from sdpo_bench.identity import canonical_json
-from sdpo_bench.memory import _task, _trace
 from sdpo_bench.pipeline_files import PipelineFiles
 from sdpo_bench.settings import ModelSettings
 
@@ -24,9 +24,9 @@ def measure(files: PipelineFiles) -> dict:
         sizes = {}
         for kind, recompute in (("training", False), ("checkpointed", True)):
             settings = ModelSettings(precision=precision, gradient_checkpointing=recompute)
-            task = _task(files, settings, files.configs["unet"]["sample_size"])
-            traced = _trace(canonical_json(task))
-            sizes |= {kind: traced["training"], "decoding": traced["decoding"]}
+            task = make_task(files, settings, files.configs["unet"]["sample_size"])
+            traced = trace(canonical_json(task))
+            sizes |= {kind: traced["training"], "sampling": traced["sampling"], "decoding": traced["decoding"]}
             found["adapter_per_rank"] = traced["adapter"] // settings.lora_rank
         found[name] = sizes
     return found
