@@ -64,7 +64,9 @@ def make_folders(out: Path, runs: int) -> None:
 
 def measure(out: Path, code: str) -> dict[str, float]:
     """Seconds and peak memory of a command in a process of its own."""
-    program = f"OUT = {str(out)!r}; {code}; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # Not ru_maxrss, which starts at what the process that started this one had.
+    peak = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    program = f"OUT = {str(out)!r}; {code}; {peak}"
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

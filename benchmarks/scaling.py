@@ -88,7 +88,7 @@ def plot(rows: list[dict], path: Path) -> None:
             panel.set_xscale("log")
             panel.set_xticks(values := [row["value"] for row in mine], [f"{value:,}" for value in values])
             panel.minorticks_off()
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.1 * max(row[key] for row in mine))
         panels[0, column].set_ylabel("seconds" if axis == "runs" else "CPU ms per image")
         panels[1, column].set_ylabel("peak memory, MB")
         panels[1, column].set_xlabel(name)
