@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.regular import read_text
 from sdpo_bench.reward_choice import part_weights
 
 SEARCH_FILE = "search.json"
@@ -15,7 +16,7 @@ SEARCH_FILE = "search.json"
 def read_search(run: Path) -> dict[str, Any]:
     """Content of a run's search file; empty for methods that train, or where the file is damaged."""
     with suppress(OSError, ValueError):
-        found = json.loads((run / SEARCH_FILE).read_text(encoding="utf-8"))
+        found = json.loads(read_text(run / SEARCH_FILE))
         if isinstance(found, dict) and isinstance(found.get("blocks"), dict):
             return found
     return {}

@@ -23,6 +23,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
 from sdpo_bench.prompts import load_prompts
+from sdpo_bench.regular import read_text
 from sdpo_bench.rollout import Noise, sample
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.scoring import CompositeScorer, Parts, Scorer
@@ -77,7 +78,7 @@ def _standardised(scorers: Sequence[Scorer]) -> list[CompositeScorer]:
 def _read(path: Path, reward: Composite) -> dict[str, Any] | None:
     """Statistics of an earlier run; ``None`` where there are none that can be used."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         numbers = [float(found["parts"][name][key]) for name in reward.parts for key in ("mean", "std")]
         if all(math.isfinite(number) for number in numbers) and "id" in found:
             return dict(found)

@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn
 
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError
+from sdpo_bench.regular import regular
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
 
@@ -75,7 +76,7 @@ def _end_with_parent() -> None:
 @contextmanager
 def _log(job: Job) -> Iterator[IO[str]]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "a", encoding="utf-8", buffering=1) as stream:
+    with open(job.log, "a", encoding="utf-8", buffering=1, opener=regular) as stream:
         stream.write(f"\n== {time.strftime('%Y-%m-%dT%H:%M:%S')} {job.label}\n== {job.command}\n")
         yield stream
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.errors import UsageError
+from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.store import RunFolder, atomic_write
 from sdpo_bench.update import CRITIC, Updater
@@ -135,6 +136,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_regular(path)
         with safe_open(str(path), framework="pt") as file:
             digest, state = json.loads((file.metadata() or {})["sealed"])
             header = json.loads(state)

@@ -32,6 +32,7 @@ from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, check_seal
 from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
+from sdpo_bench.regular import read_bytes
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
 from sdpo_bench.seeds import seed_for
@@ -318,7 +319,7 @@ def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
         raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
     check_seal(folder.lora)
     target.mkdir(parents=True, exist_ok=True)
-    atomic_write(destination, source.read_bytes())
+    atomic_write(destination, read_bytes(source))
     config = folder.record()["config"]
     click.echo(
         f"In Python, with a pipeline of {config['model']['name']}:\n"

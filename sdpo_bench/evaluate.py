@@ -23,6 +23,7 @@ from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.prompts import load_prompts
+from sdpo_bench.regular import require_regular
 from sdpo_bench.rollout import Noise, sample
 from sdpo_bench.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
 from sdpo_bench.scoring import Scorer
@@ -238,6 +239,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     if not run.evaluation.exists():
         return empty_rows()
     try:
+        require_regular(run.evaluation)
         rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise UsageError(

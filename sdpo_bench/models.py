@@ -16,6 +16,7 @@ from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.hub import cached_pipeline, find_pipeline
 from sdpo_bench.pipeline_files import PipelineFiles, missing_parts, published, read_folder
 from sdpo_bench.processes import local_device
+from sdpo_bench.regular import read_text
 
 if TYPE_CHECKING:
     from sdpo_bench.policy import Policy
@@ -105,7 +106,7 @@ def known_model(name: str) -> BaseModel:
 def _folder_defaults(folder: Path) -> Mapping[str, Any]:
     """Settings that a local folder's scheduler file asks for."""
     try:
-        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        scheduler = json.loads(read_text(folder / "scheduler" / "scheduler_config.json"))
         return _BY_SCHEDULER.get(scheduler.get("_class_name"), _PUBLISHED_SCHEDULE)
     except (OSError, ValueError, AttributeError):
         return _PUBLISHED_SCHEDULE  # whatever is wrong with the folder is said when it is loaded

@@ -101,7 +101,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _weight_files(folder: Path) -> list[Path]:
     """The default variant's weights (``model.fp16.safetensors`` is another variant), safetensors before .bin."""
     for ending in (".safetensors", ".bin"):
-        found = [f for f in sorted(folder.glob(f"*{ending}")) if len(f.name.removesuffix(ending).split(".")) == 1]
+        default = [f for f in sorted(folder.glob(f"*{ending}")) if "." not in f.name.removesuffix(ending)]
+        found = [f for f in default if f.is_file()]
         if found:
             return found
     return []

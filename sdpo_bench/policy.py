@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.regular import read_bytes, require_regular
 from sdpo_bench.store import LORA_SEAL, atomic_write
 
 __all__ = ["LORA_FILE", "Conditioning", "Policy"]
@@ -287,15 +288,21 @@ def check_seal(folder: Path) -> None:
     Raises:
         UsageError: it is damaged.
     """
-    seal = folder / LORA_SEAL
-    if not seal.exists():
-        return
-    digest = hashlib.sha256((folder / LORA_FILE).read_bytes()).hexdigest()
-    if seal.read_bytes().split()[:1] != [digest.encode()]:
-        raise UsageError(
-            f"'{folder / LORA_FILE}' is damaged: it does not have the digest in {LORA_SEAL}. Delete the folder "
-            f"'{folder}' and give the same run command again; the adapter is made anew from the last checkpoint."
-        )
+    path, seal = folder / LORA_FILE, folder / LORA_SEAL
+    try:
+        require_regular(path)
+        if not seal.exists():
+            return
+        digest = hashlib.sha256(read_bytes(path)).hexdigest()
+        if read_bytes(seal).split()[:1] == [digest.encode()]:
+            return
+        reason = f"it does not have the digest in {LORA_SEAL}"
+    except OSError as error:
+        reason = f"'{error.filename}': {error.strerror}"
+    raise UsageError(
+        f"'{path}' is damaged: {reason}. Delete the folder '{folder}' and give the same run command again; the "
+        "adapter is made anew from the last checkpoint."
+    )
 
 
 def _statistics(config: Any) -> tuple[Any, Any]:

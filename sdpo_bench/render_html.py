@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sdpo_bench.plots import THEME
+from sdpo_bench.regular import read_bytes
 from sdpo_bench.report import Grid, Report
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
@@ -60,7 +61,7 @@ def svg_uri(svg: bytes) -> str:
 def grid_uri(grid: Grid) -> str:
     """A picture grid as a data URI; empty where the file is gone or not a PNG."""
     try:
-        data = grid.path.read_bytes()
+        data = read_bytes(grid.path)
     except OSError:
         return ""
     return _uri("image/png", data) if data.startswith(PNG_MAGIC) else ""

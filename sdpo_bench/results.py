@@ -22,6 +22,7 @@ from typing import Any
 from sdpo_bench.bill import search_bill
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
+from sdpo_bench.regular import read_text, regular
 from sdpo_bench.scores import Scores, read_scores
 from sdpo_bench.store import RunFolder
 from sdpo_bench.study_record import StudyRecord, read_studies
@@ -94,7 +95,7 @@ class Run:
     def seconds(self) -> float:
         """Seconds of training on whatever machine it was; whole lines of the log count."""
         with suppress(OSError, ValueError):
-            text = (self.folder.path / "timing.jsonl").read_text(encoding="utf-8")
+            text = read_text(self.folder.path / "timing.jsonl")
             return math.fsum(float(found[1]) for line in text.splitlines() if (found := SECONDS.search(line)))
         return 0.0
 
@@ -213,7 +214,7 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def last_line(path: Path) -> dict[str, Any] | None:
     """The last whole JSON line of a log, read from its end; ``None`` where there is none."""
-    with suppress(OSError), open(path, "rb") as stream:
+    with suppress(OSError), open(path, "rb", opener=regular) as stream:
         stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
         for line in reversed(stream.read().splitlines()):
             with suppress(json.JSONDecodeError, UnicodeDecodeError):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.matrices import Cells, Endpoint, Matrix, Measure
+from sdpo_bench.regular import require_regular
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
@@ -132,6 +133,7 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
         pictures: read the picture statistics too.
     """
     try:
+        require_regular(path)
         columns = _columns(path, PICTURES if pictures else ())
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         reason = str(error).strip().split("\n")[0] or type(error).__name__

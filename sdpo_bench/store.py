@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from sdpo_bench.errors import Busy, DiskFull, MissingError, Unwritable, UsageError, nearest
+from sdpo_bench.regular import Irregular, read_text, regular
 
 LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
@@ -162,7 +163,8 @@ class RunFolder:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to ``train.jsonl`` or ``timing.jsonl``."""
-        with disk_space(self.path / name), open(self.path / name, "a", encoding="utf-8") as stream:
+        path = self.path / name
+        with disk_space(path), open(path, "a", encoding="utf-8", opener=regular) as stream:
             stream.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -173,11 +175,9 @@ class RunFolder:
 
     def digest(self, name: str, size: int) -> str:
         """SHA-256 of the first ``size`` bytes of a file; of nothing where there is none."""
-        path = self.path / name
         content = b""
-        if path.exists():
-            with open(path, "rb") as stream:
-                content = stream.read(size)
+        with suppress(FileNotFoundError, Irregular), open(self.path / name, "rb", opener=regular) as stream:
+            content = stream.read(size)
         return hashlib.sha256(content).hexdigest()
 
     @property
@@ -191,13 +191,13 @@ class RunFolder:
         """Keep the digest of the finished training log beside the adapter's, for :attr:`log_changed`."""
         seal = self.lora / LORA_SEAL
         line = f"{self.digest('train.jsonl', self.size('train.jsonl'))}  ../train.jsonl\n"
-        atomic_write(seal, seal.read_text(encoding="utf-8") + line)
+        atomic_write(seal, read_text(seal) + line)
 
     @property
     def log_changed(self) -> str:
         """What to say where the training log is not what it was when training ended; empty where it is."""
         with suppress(OSError, ValueError):
-            for line in (self.lora / LORA_SEAL).read_text(encoding="utf-8").splitlines():
+            for line in read_text(self.lora / LORA_SEAL).splitlines():
                 digest, _, name = line.partition("  ")
                 if name == "../train.jsonl" and digest != self.digest("train.jsonl", self.size("train.jsonl")):
                     return (
@@ -210,16 +210,15 @@ class RunFolder:
         """Forget what was logged after a checkpoint, so that resuming repeats no line."""
         path = self.path / name
         if path.exists() and path.stat().st_size > size:
-            with open(path, "rb+") as stream:
+            with open(path, "rb+", opener=regular) as stream:
                 stream.truncate(size)
                 os.fsync(stream.fileno())
 
     def log(self, name: str = "train.jsonl") -> list[dict[str, Any]]:
         """Lines of a log, oldest first; a last line that a killed process left unfinished is skipped."""
-        path = self.path / name
         rows: list[dict[str, Any]] = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(FileNotFoundError, Irregular):
+            for line in read_text(self.path / name, errors="replace").splitlines():
                 with suppress(json.JSONDecodeError):
                     rows.append(json.loads(line))
         return rows
@@ -230,12 +229,23 @@ class RunFolder:
 
         Raises:
             Busy: another living process holds it (and ``wait`` is off).
+            Unwritable: the lock cannot be opened.
         """
-        with open(self.path / "lock", "a+") as handle:
+        with self._lock_file() as handle:
             if not _try_lock(handle, wait):
                 raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
             self._clear_unfinished()
             yield
+
+    def _lock_file(self) -> IO[str]:
+        path = self.path / "lock"
+        try:
+            return open(path, "a+", opener=regular)
+        except OSError as error:
+            raise Unwritable(
+                f"'{path}' cannot be locked: {error.strerror}. Delete it and give the same command again.",
+                error.strerror,
+            ) from error
 
     def _clear_unfinished(self) -> None:
         """Remove what processes that were killed in mid-write have left; whoever holds the lock is the only writer.
@@ -250,9 +260,9 @@ class RunFolder:
     @property
     def is_locked(self) -> bool:
         """Whether a living process works on the run just now."""
-        if not (self.path / "lock").exists():
+        if not (self.path / "lock").is_file():
             return False
-        with open(self.path / "lock", "a+") as handle:
+        with self._lock_file() as handle:
             return not _try_lock(handle, wait=False)
 
 
@@ -275,9 +285,11 @@ def _try_lock(handle: IO[str], wait: bool) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"'{path.parent}' is not a run folder: it has no {path.name}.") from None
+    except OSError as error:
+        raise UsageError(f"'{path}' is damaged: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"'{path}' is damaged: {error}.") from error
     if not isinstance(data, dict):

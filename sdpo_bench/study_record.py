@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from sdpo_bench.errors import MissingError
 from sdpo_bench.findings import Findings
 from sdpo_bench.identity import digest
+from sdpo_bench.regular import read_text
 from sdpo_bench.store import atomic_write
 from sdpo_bench.study import Design, StudyRequest
 
@@ -111,7 +112,7 @@ def read_studies(out: Path) -> tuple[list[StudyRecord], list[tuple[str, str]]]:
     root = out / "studies"
     for path in sorted(root.glob("*/*.json")) if root.is_dir() else []:
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_text(path))
             if not isinstance(data, dict) or data.get("format") != FORMAT:
                 raise ValueError(f"not a study record of format {FORMAT}")
             found.append(_ADAPTER.validate_python(data))

@@ -12,6 +12,7 @@ from typing import Any
 
 from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.identity import canonical
+from sdpo_bench.regular import read_text
 from sdpo_bench.store import atomic_write
 
 
@@ -51,7 +52,7 @@ def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
     found, problems = [], []
     for path in sorted((out / "suites").glob("*.json")) if (out / "suites").is_dir() else []:
         try:
-            found.append(_record(json.loads(path.read_text(encoding="utf-8"))))
+            found.append(_record(json.loads(read_text(path))))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to mend it"))
     return found, problems

@@ -1,0 +1,137 @@
+"""Pipes and devices in the place of a results folder's files are refused as damaged, and nobody waits for them."""
+
+import faulthandler
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from report_factory import base_frame, make_base, make_run, spread
+
+from factories import make_resolved
+from forked import command, exit_code
+from sdpo_bench import checkpoint
+from sdpo_bench.bill import read_search
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
+from sdpo_bench.evaluate import read_rows
+from sdpo_bench.pipeline_files import read_folder
+from sdpo_bench.policy import LORA_FILE, check_seal
+from sdpo_bench.store import LORA_SEAL, RunFolder
+
+FILES = (
+    "run.json", "status", "train.jsonl", "timing.jsonl", "search.json", "warnings.jsonl", "validation.jsonl",
+    "grid.png", f"lora/{LORA_SEAL}", "lock", "eval.parquet",
+)  # fmt: skip
+
+
+def pipe(path: Path) -> Path:
+    """Put a pipe that nobody writes to in the place of a file."""
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+@pytest.fixture
+def impatient():
+    """Waiting for a pipe fails the test."""
+
+    def stop(number, frame):
+        raise TimeoutError("something waits for a pipe")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    faulthandler.dump_traceback_later(120, exit=True)  # for what waits in C and never comes back to Python
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create({"kind": "run"})
+    return folder
+
+
+def test_lists_and_reports_go_on_beside_pipes(tmp_path):
+    out = tmp_path / "results"
+    make_base(out, base_frame(spread([0, 0, 0])))
+    whole = make_run(out, "ddpo", 0, spread([1, 1, 1]))
+    harmed = {name: make_run(out, "sdpo", seed, spread([1, 1, 1])) for seed, name in enumerate(FILES)}
+    for name, folder in harmed.items():
+        pipe(folder / name)
+    pipe(out / "suites" / "paper.json")
+    (out / "studies").mkdir()
+    pipe(out / "studies" / "budget" / "small.json")
+    said = {}
+    for words in (["list", "runs"], ["report", "--out", str(tmp_path / "page.html")]):
+        said[words[0]] = tmp_path / words[0]
+        arguments = [*words, "--results", str(out), *(["--json"] if words[0] == "list" else [])]
+        # The child dies by its alarm where it waits: a library that waits in C never comes back to Python.
+        code = exit_code(lambda: (signal.alarm(200), command(arguments)), said[words[0]], tmp_path / "err")  # noqa: B023
+        assert code == 0, (words, code, (tmp_path / "err").read_text()[-2000:])
+    rows = {row["run"]: row for row in json.loads(said["list"].read_text())}
+    assert rows[whole.name]["state"] == "done" and "damaged" not in str(rows[whole.name])
+    assert rows[harmed["run.json"].name]["state"] == "damaged"
+    assert rows[harmed["status"].name]["state"] == "unknown"
+    assert "eval.parquet is damaged: not a regular file" in rows[harmed["eval.parquet"].name]["message"]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
+def test_a_run_folder_refuses_what_is_no_file(run, target):
+    for name in ("status", "train.jsonl", "lock", "search.json"):
+        pipe(run.path / name) if target == "pipe" else (run.path / name).symlink_to(target)
+    assert run.known_state == "unknown"
+    assert run.log() == [] and read_search(run.path) == {}
+    assert run.digest("train.jsonl", 10) == run.digest("nothing", 10)
+    with pytest.raises(Unwritable, match=r"train.jsonl.*not a regular file"):
+        run.append("train.jsonl", {"epoch": 1})
+    assert not run.is_locked
+    with pytest.raises(Unwritable, match=r"lock.*not a regular file.*Delete it"), run.locked():
+        pass
+    run.set_status("new")
+    assert run.state == "new"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", [LORA_SEAL, LORA_FILE])
+def test_an_adapter_of_pipes_is_damaged(run, name):
+    for file in (LORA_SEAL, LORA_FILE):
+        run.lora.mkdir(exist_ok=True)
+        (run.lora / file).write_text("0")
+    pipe(run.lora / name)
+    assert run.log_changed == ""
+    with pytest.raises(UsageError, match="is damaged"):
+        check_seal(run.lora)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_checkpoints_that_are_pipes_are_passed_over(run):
+    pipe(run.checkpoints / "epoch-000001.safetensors")
+    path, warnings = checkpoint.latest(run)
+    assert path is None and "not a regular file" in warnings[0]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_evaluation_rows_are_not_read_from_a_pipe(run):
+    pipe(run.evaluation)
+    with pytest.raises(UsageError, match=r"is damaged \(not a regular file"):
+        read_rows(run)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_weights_of_a_pipeline_are_files(tiny_pipe, tmp_path):
+    folder = Path(shutil.copytree(tiny_pipe, tmp_path / "pipe"))
+    for path in (folder / "unet").glob("*.safetensors"):
+        pipe(path)
+    with pytest.raises(MissingError, match="unet has no weights"):
+        read_folder(folder)
+    pipe(folder / "scheduler" / "scheduler_config.json")
+    make_resolved(folder)
+    with pytest.raises(MissingError, match="scheduler has no configuration file"):
+        read_folder(folder)
