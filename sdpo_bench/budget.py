@@ -140,6 +140,16 @@ class Limit:
         return max(0, min(wanted, int((left - overhead) // each)))
 
 
+def limit_text(amount: float, axis: str) -> str:
+    """A budget as it was given, e.g. ``2,560 images``."""
+    return f"{amount:,.15g} {axis.replace('_', ' ')}"
+
+
+def used_text(used: float) -> str:
+    """What was used of a budget: whole numbers, and of small times three digits."""
+    return f"{used:,.3g}" if used < 100 else f"{used:,.0f}"
+
+
 def parse_budget(text: str) -> tuple[str, float]:
     """``"images=3000"`` -> ``("images", 3000.0)``; suffixes k and M are understood.
 

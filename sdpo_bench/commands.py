@@ -18,7 +18,7 @@ from sdpo_bench.bill import (
     search_bill,
     search_lines,
 )  # fmt: skip
-from sdpo_bench.budget import parse_budget
+from sdpo_bench.budget import limit_text, parse_budget
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
@@ -196,7 +196,7 @@ def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
         )
         return
     budget = resolved.config.budget
-    click.echo(f"stops at {budget.amount:,.0f} {budget.axis.replace('_', ' ')}; nothing was run (--dry-run)")
+    click.echo(f"stops at {limit_text(budget.amount, budget.axis)}; nothing was run (--dry-run)")
 
 
 def _print_memory(needs: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdpo_bench.api import execution_settings
+from sdpo_bench.budget import limit_text
 from sdpo_bench.identity import canonical_json, digest
 from sdpo_bench.results import Notice, Run
 from sdpo_bench.settings import ModelSettings
@@ -144,9 +145,10 @@ def _label(arm: Arm, keys: Sequence[str]) -> str:
 
 def amount(settings: Mapping[str, Any]) -> str:
     """The budget in words, e.g. ``2,560 images``."""
-    value = settings["budget.amount"]
-    number = f"{value:,.0f}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-    return f"{number} {str(settings['budget.axis']).replace('_', ' ')}"
+    value, axis = settings["budget.amount"], str(settings["budget.axis"])
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return limit_text(value, axis)
+    return f"{value} {axis.replace('_', ' ')}"
 
 
 def _title(settings: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ heard of) must still run on them, so sizes that come from a preset or a default 
 
 from dataclasses import replace
 
+from sdpo_bench.budget import limit_text
 from sdpo_bench.errors import UsageError
 from sdpo_bench.settings import RunConfig
 
@@ -58,6 +59,6 @@ def check(config: RunConfig, members: int) -> None:
     budget = config.budget
     if budget.axis == "images" and budget.amount % members:
         raise UsageError(
-            f"a budget of {budget.amount:g} images is not a multiple of {members}, the trajectories of one prompt "
-            f"group of {name}. Use --budget images={int(budget.amount // members) * members or members}."
+            f"a budget of {limit_text(budget.amount, 'images')} is not a multiple of {members}, the trajectories of "
+            f"one prompt group of {name}. Use --budget images={int(budget.amount // members) * members or members}."
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.budget import limit_text, used_text
 from sdpo_bench.comparable import MODEL_KEYS
 from sdpo_bench.errors import UsageError
 from sdpo_bench.panels import SPLITS
@@ -76,7 +77,7 @@ def budget_used(run: Run) -> str | None:
     used = run.seconds if axis == "seconds" else run.bill.get(axis)
     if not isinstance(used, int | float) or not isinstance(limit, int | float) or not (run.bill or run.seconds):
         return None
-    return f"{used:,.0f} of {limit:,.0f} {axis.replace('_', ' ')}"
+    return f"{used_text(used)} of {limit_text(limit, axis)}"
 
 
 def headline(run: Run, scores: Scores, base: Mapping[PanelKey, Block]) -> Headline | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sdpo_bench.budget import limit_text
 from sdpo_bench.config import Request, Resolved, resolve
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimate import Rates, Work, run_work, seconds
@@ -223,12 +224,12 @@ def _refuse_twins(suite: Suite, cells: Sequence[Cell]) -> None:
 def _refuse_unmatched(suite: Suite, cells: Sequence[Cell]) -> None:
     budgets: dict[tuple[str, str], tuple[tuple[Any, Any], Cell]] = {}
     for cell in cells:
-        mine = (cell.settings["budget.axis"], cell.settings["budget.amount"])
+        mine = (cell.settings["budget.amount"], cell.settings["budget.axis"])
         theirs, first = budgets.setdefault((cell.reward, cell.model), (mine, cell))
         if mine != theirs:
             raise UsageError(
-                f"suite '{suite.name}': '{first.label}' stops at {theirs[1]:g} {theirs[0]} but '{cell.label}' at "
-                f"{mine[1]:g} {mine[0]}; a comparison needs one budget. Add [budget] to the suite, e.g. images = 2560."
+                f"suite '{suite.name}': '{first.label}' stops at {limit_text(*theirs)} but '{cell.label}' at "
+                f"{limit_text(*mine)}; a comparison needs one budget. Add [budget] to the suite, e.g. images = 2560."
             )
 
 

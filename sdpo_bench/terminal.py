@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from sdpo_bench.budget import limit_text, used_text
 from sdpo_bench.progress import Tick
 from sdpo_bench.reward_choice import part_weights
 
@@ -59,7 +60,7 @@ class Live:
         reward = tick.metrics.get("reward_mean")
         doing = f"epoch {tick.epoch} done" if tick.phase == "epoch" else f"epoch {tick.epoch + 1} {tick.phase}"
         text = f"{self.label}: {doing}"
-        text += f", {tick.used:,.0f}/{tick.limit:,.0f} {tick.axis.replace('_', ' ')}"
+        text += f", {used_text(tick.used)}/{limit_text(tick.limit, tick.axis)}"
         text += f", reward {reward:.4g}" if reward is not None else ""
         self._show(text, tick.used, tick.limit, tick.phase == "epoch")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sdpo_bench import checkpoint, guards, seeds
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.api import Method, Reward
-from sdpo_bench.budget import Cost, Ledger, Limit
+from sdpo_bench.budget import Cost, Ledger, Limit, limit_text
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.epoch_metrics import Stopwatch, update_rewards
 from sdpo_bench.errors import RunFailed, UsageError
@@ -191,7 +191,7 @@ class Trainer:
         cost, overhead = self._costs(self.groups_per_epoch)
         if self.limit.groups_left(Ledger(), cost, self.groups_per_epoch, overhead) == 0:
             raise UsageError(
-                f"a budget of {self.limit.amount:g} {self.limit.axis} is less than one prompt group costs "
+                f"a budget of {limit_text(self.limit.amount, self.limit.axis)} is less than one prompt group costs "
                 f"({cost.of(self.limit.axis) + overhead:g}). Use a larger --budget."
             )
 

@@ -181,6 +181,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("budget", "said"), [("seconds=0.0001", "0.0001 seconds"), ("images=1.5M", "1,500,000 images")]
+)
+def test_a_dry_run_names_the_budget_that_was_given(tmp_path, budget, said):
+    done = call("run", "--dry-run", "--budget", budget, cwd=tmp_path)
+    assert f"stops at {said};" in done.stdout, done.stderr
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, few_prompts):
     """A finished run of the tiny pipeline, as the command line makes it."""

@@ -23,6 +23,7 @@ from scipy import stats as scipy_stats
 
 from sdpo_bench.ablation import fast_iqm
 from sdpo_bench.aggregates import iqm
+from sdpo_bench.comparable import amount
 from sdpo_bench.errors import UsageError
 from sdpo_bench.headline import list_runs
 from sdpo_bench.matrices import cells, matrix
@@ -583,6 +584,18 @@ def test_list_runs_gives_state_budget_and_headline(out):
     assert by_run[f"d3po{prefix}0"] == ["failed", "128 of 128 images", None, None, "black images"]
     assert by_run[f"d3po{prefix}1"][0] == "damaged"
     assert list_runs(out / "nowhere")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "shown"),
+    [(0.00123, 0.25, "0.00246 of 0.25"), (30.4, 1e6, "60.8 of 1,000,000"), (617.3, 1234.5, "1,235 of 1,234.5")],
+)
+def test_budgets_of_seconds_are_not_rounded_away(tmp_path, seconds, limit, shown):
+    folder = make_run(tmp_path, **{"budget.axis": "seconds", "budget.amount": limit})
+    (folder / "timing.jsonl").write_text(f'{{"epoch": 1, "seconds": {seconds}}}\n' * 2)
+    assert list_runs(tmp_path)[1][0][2] == f"{shown} seconds"
+    run = load_results(tmp_path).runs[0]
+    assert amount(run.settings) == f"{shown.split()[-1]} seconds"
 
 
 def test_headline_needs_the_same_prompts_and_images(tmp_path):
