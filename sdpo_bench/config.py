@@ -6,6 +6,7 @@ Validation happens once, here, and speaks to the person who typed the value.
 """
 
 import math
+import re
 import tomllib
 import types
 import typing
@@ -229,7 +230,9 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
     try:
         found = _adapter(owner).validate_python(prepared)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(problem, section) for problem in error.errors())) from None
+        # The first of each setting: a tuple whose items are all wrong is said to be too short besides.
+        first = {str(problem["loc"][0]): problem for problem in reversed(error.errors())}
+        raise UsageError("\n".join(_explain(problem, section) for problem in reversed(first.values()))) from None
     for key, value in asdict(found).items():
         if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, tuple) else [value])):
             raise UsageError(f"{section}.{key}: got {value}, expected a finite number.")
@@ -257,9 +260,22 @@ def _split(value: Any, hint: Any) -> Any:
 
 
 def _explain(problem: Mapping[str, Any], section: str) -> str:
-    place = ".".join([section, *(str(part) for part in problem["loc"][:1])])
-    message = str(problem["msg"]).removeprefix("Input should be ").replace("valid ", "")
-    return f"{place}: got {problem['input']!r}, expected {message}."
+    place = f"{section}.{problem['loc'][0]}"
+    return f"{place}: got {problem['input']!r}, expected {_expected(problem)}."
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    """What pydantic says was wrong, as what would be right."""
+    limits = problem.get("ctx", {})
+    match problem["type"]:
+        case "too_short":
+            return f"at least {limits['min_length']} item{'s' * (limits['min_length'] != 1)}"
+        case "too_long":
+            return f"at most {limits['max_length']} item{'s' * (limits['max_length'] != 1)}"
+        case "missing":
+            return "more items"
+    message = str(problem["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
+    return re.sub(r"\ba valid (?=[aeiou])", "an ", message).replace("valid ", "")
 
 
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:

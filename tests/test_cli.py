@@ -100,7 +100,13 @@ WRONG = [
     (["run", "--set", "schedule.steps=0"], "schedule.steps: got 0", "greater than or equal to 1"),
     (["run", "--set", "schedule.steps=1001"], "schedule.steps: got 1001", "less than or equal to 1000"),
     (["run", "--set", "schedule.steps=2.5"], "schedule.steps: got 2.5", "integer"),
+    (["run", "--set", "schedule.steps=many"], "schedule.steps: got 'many', expected an integer", "."),
     (["run", "--set", "eval.steps=0,1"], "eval.steps: got '0'", "greater than or equal to 1"),
+    (["run", "--set", "eval.steps=0"], "eval.steps: got 0", "greater than or equal to 1"),
+    (["run", "--set", "eval.steps=99999999"], "eval.steps: got 99999999", "less than or equal to 1000"),
+    (["run", "--set", "eval.steps="], "eval.steps: got [], expected at least 1 item", "."),
+    (["run", "--set", "update.betas=1"], "update.betas: got [1], expected more items", "."),
+    (["run", "--set", "update.betas=0,0,0"], "update.betas: got ['0', '0', '0'], expected at most 2 items", "."),
     (["run", "--set", "update.order=random"], "update.order: got 'random'", "'step-shuffled'"),
     (["run", "--set", "schedule.eta=0"], "eta = 0", "schedule.eta"),
     (
@@ -138,6 +144,7 @@ def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, argum
     message = capsys.readouterr().err
     assert stop.value.code == 2, message
     assert said in message
+    assert message.count(": got ") <= 1, message
     assert hint in message
     assert "Traceback" not in message
     assert not list(tmp_path.rglob("run.json")), "nothing half-written"
