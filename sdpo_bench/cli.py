@@ -69,7 +69,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @click.option(
     "--preset", shell_complete=complete("presets"), help="Preset name or TOML file [default: the one that fits]."
 )
-@click.option("--seed", type=click.IntRange(0), help="Training seed [default: 0].")
+@click.option("--seed", type=click.IntRange(0), help="Training seed, at most 2**63 - 1 [default: 0].")
 @click.option("--budget", help="Where training stops: AXIS=AMOUNT, e.g. images=3000 or reward_calls=5k.")
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting (sdpo-bench list settings); repeatable."

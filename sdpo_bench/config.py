@@ -27,6 +27,7 @@ from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.prompts import file_digest
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
+from sdpo_bench.seeds import checked_seed
 from sdpo_bench.settings import SECTIONS, ModelSettings, PluginChoice, RunConfig
 
 DEFAULT_METHOD = "sdpo"
@@ -192,13 +193,7 @@ def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, rewa
         built["advantage"] = None
     if built["checkpoint"].choose == "last" or method_class.signal == "none":
         built["checkpoint"] = None
-    return RunConfig(seed=_seed(seed), **choices, **built), method_class
-
-
-def _seed(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise UsageError(f"seed: got {value!r}, expected a whole number from 0 on.")
-    return value
+    return RunConfig(seed=checked_seed(seed), **choices, **built), method_class
 
 
 def _check_key(key: str, owners: Mapping[str, Sequence[str]], source: str) -> None:

@@ -7,12 +7,27 @@ ever comes from a generator whose state depends on what was drawn before.
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sdpo_bench.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
 Axis = str | int
+LARGEST = 2**63 - 1
+"""Largest seed that a person may give."""
+
+
+def checked_seed(value: Any, name: str = "seed") -> int:
+    """A seed that somebody gave.
+
+    Raises:
+        UsageError: not a whole number within the limits.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
+        raise UsageError(f"{name}: got {value!r}, expected a whole number from 0 to 2**63 - 1 ({LARGEST}).")
+    return value
 
 
 def seed_for(*axes: Axis) -> int:

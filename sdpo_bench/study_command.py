@@ -21,6 +21,7 @@ from sdpo_bench.plan import Plan
 from sdpo_bench.registry import find
 from sdpo_bench.render_terminal import make_console, print_study
 from sdpo_bench.render_text import csv_tables, study_data
+from sdpo_bench.seeds import checked_seed
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import check_writable
 from sdpo_bench.study import Bench, Design, Study, StudyRequest, parse_size
@@ -77,12 +78,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """``"0,1,2"`` as numbers.
 
     Raises:
-        UsageError: not whole numbers from 0 on, or one of them twice.
+        UsageError: not whole numbers within the limits, or one of them twice.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not all(word.isascii() and word.isdigit() for word in words) or len(set(map(int, words))) < len(words):
         raise UsageError(f"--seeds: got '{text}', expected different whole numbers, e.g. --seeds 0,1,2.")
-    return tuple(int(word) for word in words)
+    return tuple(checked_seed(int(word), "--seeds") for word in words)
 
 
 def _command(name: str, size: str, request: StudyRequest, seeds: str, sets: Sequence[str]) -> str:

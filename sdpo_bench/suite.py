@@ -41,6 +41,7 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.fit import can_learn_from, idle_settings
 from sdpo_bench.presets import flatten, read_toml
 from sdpo_bench.registry import find, plugin_tag, plugins
+from sdpo_bench.seeds import checked_seed
 from sdpo_bench.settings import SECTIONS, Count, Steps
 
 TEXTS = ("description", "reproduces", "departs")
@@ -250,9 +251,7 @@ def _method(name: str) -> str:
 
 
 def _seeds(values: list[int]) -> tuple[int, ...]:
-    if min(values) < 0:
-        raise UsageError(f"cells.seed: got {min(values)}, expected whole numbers from 0 on.")
-    return tuple(values)
+    return tuple(checked_seed(value, "cells.seed") for value in values)
 
 
 def _search(table: dict[str, Any]) -> Search:

@@ -123,6 +123,7 @@ WRONG = [
     (["run", "--budget", "images=many"], "not an amount", "images=3000"),
     (["run", "--budget", "reward_calls=2"], "less than one prompt group", "larger --budget"),
     (["run", "--seed", "-1"], "-1", "range"),
+    (["run", "--dry-run", "--seed", str(2**63)], "a whole number from 0 to 2**63 - 1", str(2**63 - 1)),
     (["run", "--device", "tpu"], "unknown device 'tpu'", "cpu"),
     (["run", "--set", "sample.prompts=nowhere.txt"], "unknown prompt set", "simple-animals"),
     (["run", "--method", "d3po", "--set", "advantage.gamma=0.5"], "no effect", "advantage.gamma"),

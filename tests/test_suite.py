@@ -138,6 +138,7 @@ BAD = {
     "no methods": ({"method": "[]"}, "nothing to run: cells.method is empty", "sdpo"),
     "no seeds": ({"seed": "[]"}, "nothing to run: cells.seed is empty", "seed = "),
     "a seed twice": ({"seed": "[0, 1, 0]"}, "names 0 twice", "once"),
+    "too large a seed": ({"seed": f"[{2**63}]"}, f"cells.seed: got {2**63}", "from 0 to 2**63 - 1"),
     "a seed that is text": ({"seed": '["0"]'}, "cells.seed: got '0'", "seed = "),
     "a cell twice": ({"images": "128\n[variants.a]\n[variants.b.update]\nlr = 4e-3"}, "the same run", "emoji-align b"),
     "no TOML": ({"images": "= 1"}, "not valid TOML", "line"),
