@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from sdpo_bench import __version__, cli_report, cli_study, cli_sweep
-from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, OUT, REWARD_TIMEOUT, THREADS, complete
+from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST, OUT, REWARD_TIMEOUT, THREADS, complete
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
 from sdpo_bench.processes import refuse_several
 
@@ -81,7 +81,11 @@ def cli(context: click.Context, debug: bool) -> None:
 @MICRO_BATCH
 @REWARD_TIMEOUT
 @click.option(
-    "--checkpoint-every", type=click.IntRange(1), default=5, show_default=True, help="Epochs between checkpoints."
+    "--checkpoint-every",
+    type=click.IntRange(1, MOST),
+    default=5,
+    show_default=True,
+    help="Epochs between checkpoints.",
 )
 @click.option("--async-rewards", is_flag=True, help="Score one batch while the next is decoded (same numbers).")
 @JSON
@@ -110,7 +114,7 @@ def run(**options: Any) -> None:
 @click.argument("runs", nargs=-1, required=True, shell_complete=complete("runs"))
 @click.option("--steps", help="Step counts, e.g. 1,2,4,8 [default: the run's own].")
 @click.option("--rewards", help="Rewards, comma-separated, also ones not trained on [default: the run's own].")
-@click.option("--images", type=click.IntRange(1), help="Images per prompt [default: the run's own].")
+@click.option("--images", type=click.IntRange(1, MOST), help="Images per prompt [default: the run's own].")
 @click.option("--unseen", help="Prompt set of the unseen split, e.g. emoji-unseen.")
 @click.option("--validation", help="Prompt set of the validation split.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Other eval.* settings; repeatable.")

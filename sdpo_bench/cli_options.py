@@ -7,14 +7,18 @@ from typing import Any
 
 import click
 
+from sdpo_bench.settings import MOST
+
 OUT = click.option(
     "--results", "--out", "out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"),
     show_default=True, envvar="SDPO_BENCH_OUT", help="Results folder.",
 )  # fmt: skip
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-THREADS = click.option("--threads", type=click.IntRange(0), default=0, help="CPU threads of torch (0: its default).")
+THREADS = click.option(
+    "--threads", type=click.IntRange(0, MOST), default=0, help="CPU threads of torch (0: its default)."
+)
 MICRO_BATCH = click.option(
-    "--micro-batch", type=click.IntRange(1), default=64, show_default=True,
+    "--micro-batch", type=click.IntRange(1, MOST), default=64, show_default=True,
     help="Most latents in one denoiser call; changes memory and speed, no result.",
 )  # fmt: skip
 REWARD_TIMEOUT = click.option(

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import JSON, MICRO_BATCH, OUT, THREADS, complete
+from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, complete
 
 
 @click.command()
@@ -40,7 +40,11 @@ from sdpo_bench.cli_options import JSON, MICRO_BATCH, OUT, THREADS, complete
 @THREADS
 @MICRO_BATCH
 @click.option(
-    "--checkpoint-every", type=click.IntRange(1), default=5, show_default=True, help="Epochs between checkpoints."
+    "--checkpoint-every",
+    type=click.IntRange(1, MOST),
+    default=5,
+    show_default=True,
+    help="Epochs between checkpoints.",
 )
 @JSON
 def sweep(**options: Any) -> None:

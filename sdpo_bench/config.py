@@ -28,7 +28,7 @@ from sdpo_bench.prompts import file_digest
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
 from sdpo_bench.seeds import checked_seed
-from sdpo_bench.settings import SECTIONS, ModelSettings, PluginChoice, RunConfig
+from sdpo_bench.settings import MOST, SECTIONS, ModelSettings, PluginChoice, RunConfig
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -229,8 +229,11 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
         first = {str(problem["loc"][0]): problem for problem in reversed(error.errors())}
         raise UsageError("\n".join(_explain(problem, section) for problem in reversed(first.values()))) from None
     for key, value in asdict(found).items():
-        if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, tuple) else [value])):
+        items = value if isinstance(value, tuple) else [value]
+        if any(isinstance(item, float) and not math.isfinite(item) for item in items):
             raise UsageError(f"{section}.{key}: got {value}, expected a finite number.")
+        if any(isinstance(item, int) and abs(item) > MOST for item in items):
+            raise UsageError(f"{section}.{key}: got {value}, expected at most {MOST}.")
     return found
 
 

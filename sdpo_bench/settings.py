@@ -13,6 +13,9 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from sdpo_bench.api import Execution, execution_settings
 
+MOST = 2**31 - 1
+"""Largest whole number of any setting, plugins' own included; nothing that can be done comes near it."""
+
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]

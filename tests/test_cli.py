@@ -86,6 +86,7 @@ def test_lists_name_every_plugin_with_its_first_line():
     assert all(row["meaning"] for row in settings), [r["setting"] for r in settings if not r["meaning"]]
 
 
+MOST = str(2**31 - 1)
 WRONG = [
     (["run", "--method", "spdo"], "unknown method 'spdo'", "sdpo"),
     (["run", "--reward", "emoji-aling"], "unknown reward 'emoji-aling'", "emoji"),
@@ -107,6 +108,11 @@ WRONG = [
     (["run", "--set", "eval.steps="], "eval.steps: got [], expected at least 1 item", "."),
     (["run", "--set", "update.betas=1"], "update.betas: got [1], expected more items", "."),
     (["run", "--set", "update.betas=0,0,0"], "update.betas: got ['0', '0', '0'], expected at most 2 items", "."),
+    (["run", "--dry-run", "--set", f"eval.images_per_prompt={10**20}"], f"eval.images_per_prompt: got {10**20}", MOST),
+    (["run", "--dry-run", "--set", f"eval.noise_bank={2**31}"], f"eval.noise_bank: got {2**31}", MOST),
+    (["run", "--dry-run", "--method", "best_of_n", "--set", f"method.n={2**31}"], f"method.n: got {2**31}", MOST),
+    (["run", "--dry-run", "--micro-batch", str(2**31)], f"{2**31} is not in the range", MOST),
+    (["eval", "x", "--images", str(2**31)], f"{2**31} is not in the range", MOST),
     (["run", "--set", "update.order=random"], "update.order: got 'random'", "'step-shuffled'"),
     (["run", "--set", "schedule.eta=0"], "eta = 0", "schedule.eta"),
     (
