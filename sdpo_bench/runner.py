@@ -91,7 +91,7 @@ def run_cell(
         processes: who does it together, on a results folder that all of them see; the main one writes.
 
     Raises:
-        RunFailed: recorded in the run's status; the last good checkpoint stays.
+        RunFailed: recorded in the run's status, as any other error; the last good checkpoint stays.
         KeyboardInterrupt: likewise recorded; the same call later resumes.
     """
     watcher = watcher or Watcher()
@@ -126,6 +126,10 @@ def run_cell(
         except SdpoBenchError as error:
             with suppress(Unwritable):  # then not even the status fits
                 run.set_status("failed", str(error))
+            raise
+        except Exception as error:  # a defect, often of a plugin; or the run would read as running for ever
+            with suppress(Unwritable, OSError):
+                run.set_status("failed", f"{type(error).__name__}: {error}".removesuffix(": "))
             raise
         run.set_status("done", warnings=len(guards.warnings(run)))
     return outcome

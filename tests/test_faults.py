@@ -171,6 +171,21 @@ def test_numbers_that_are_none_end_a_run_with_its_last_good_checkpoint(tiny_pipe
     assert [row["epoch"] for row in run_cell(resolved, Runtime(out=tmp_path / "out")).run.log()] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("error", [IndexError("list index\nout of range"), AssertionError()], ids=["text", "no text"])
+def test_an_unexpected_error_is_recorded_and_raised_on(tiny_pipe, tmp_path, monkeypatch, error):
+    """A defect of somebody's plugin, say: or the run would read as running for ever."""
+    resolved = make_resolved(tiny_pipe, "ddpo", **few(tmp_path))
+
+    def broken(self, batch):
+        raise error
+
+    monkeypatch.setattr(resolved.method, "loss", broken)
+    with pytest.raises(type(error)):
+        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+    run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
+    assert run.status == {"state": "failed", "message": f"{type(error).__name__}: {error}".removesuffix(": ")}
+
+
 # -- disks ---------------------------------------------------------------------------------------------------
 
 
