@@ -27,7 +27,7 @@ from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.fit import refuse_reported
-from sdpo_bench.models import load_policy, pick_device, pipeline_files
+from sdpo_bench.models import load_policy, pick_device, pipeline_files, refuse_changed
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, check_seal
 from sdpo_bench.processes import launched
@@ -273,6 +273,7 @@ def _eval_one(
     if chosen := config.get("checkpoint"):
         refuse_reported(chosen["prompts"], settings, f"'{folder.run_id}' was chosen on checkpoint.prompts, and this")
     model: ModelSettings = validate(ModelSettings, config["model"], "model")
+    refuse_changed(model, record)
     device = pick_device(runtime.device)
     trained = config["reward"]["name"]
     names = [n.strip() for n in rewards.split(",") if n.strip()] if rewards else [trained, *settings.rewards]

@@ -15,6 +15,7 @@ from annotated_types import Ge, Le
 from sdpo_bench.api import Reward
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import digest
+from sdpo_bench.models import model_digest
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.reward_choice import sum_name
 from sdpo_bench.settings import ModelSettings, ScheduleSettings
@@ -39,6 +40,8 @@ class Basis:
     def id(self) -> str:
         """Hash of all that can change the pictures."""
         model = {key: getattr(self.model, key) for key in ("name", "revision", "precision", "guidance_scale")}
+        if content := model_digest(self.model.name):
+            model["digest"] = content
         texts = load_prompts(self.prompts)
         return digest({"model": model, "schedule": asdict(self.schedule), "prompts": texts}, 8)
 

@@ -22,7 +22,7 @@ from sdpo_bench.composite import Basis
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical, run_id
-from sdpo_bench.models import known_model
+from sdpo_bench.models import known_model, model_digest
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.prompts import file_digest
 from sdpo_bench.registry import Plugin, find
@@ -81,7 +81,13 @@ class Resolved:
     @property
     def versions(self) -> dict[str, str]:
         """Versions that decide the numbers besides the settings."""
-        return {"reward": f"{self.reward_name}/{self.described.full_version}"} | self.prompt_files
+        model = {"model": self.model_digest} if self.model_digest else {}
+        return {"reward": f"{self.reward_name}/{self.described.full_version}"} | model | self.prompt_files
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Content of a pipeline folder of the user's own, which can be edited under its name; else empty."""
+        return model_digest(self.config.model.name)
 
     @property
     def prompt_files(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.hub import cached_pipeline, find_pipeline
-from sdpo_bench.pipeline_files import PipelineFiles, missing_parts, published, read_folder
+from sdpo_bench.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.processes import local_device
 from sdpo_bench.regular import read_text
 
@@ -156,6 +156,28 @@ def pipeline_folder(settings: "ModelSettings") -> Path:
     if absent:
         raise MissingError(f"the pipeline folder '{location}' is not whole: {'; '.join(absent)}.")
     return Path(location)
+
+
+def model_digest(name: str) -> str:
+    """Hash of a local pipeline folder, which can change under its name; empty for known models and those of the hub."""
+    return content_digest(Path(name)) if name not in KNOWN and os.path.isdir(name) else ""
+
+
+def refuse_changed(settings: "ModelSettings", record: Mapping[str, Any]) -> None:
+    """An adapter belongs to the weights that it was trained on.
+
+    Args:
+        record: ``run.json`` of the run whose adapter it is.
+
+    Raises:
+        UsageError: the pipeline folder holds another model now.
+    """
+    before = record.get("model_digest")
+    if before and before != model_digest(settings.name):
+        raise UsageError(
+            f"the pipeline '{settings.name}' has changed since run '{record.get('run')}' was trained on it. Put its "
+            "files back, or train anew: with the changed files the same run command makes another run."
+        )
 
 
 def pipeline_files(settings: "ModelSettings") -> PipelineFiles | None:

@@ -4,18 +4,23 @@ Configurations and the headers of safetensors files say how large a model is, wh
 is missing of it. For known models that are not on this machine the package ships their published architecture.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.regular import read_text, regular
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CONFIGS = (*NETWORKS, "scheduler")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+TEXTS = (".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise MissingError(f"'{path}' is damaged or unreadable: {error}.") from error
     if not isinstance(data, dict):
@@ -106,6 +111,40 @@ def _weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def content_digest(folder: Path) -> str:
+    """Hash of what makes a pipeline's pictures: its configurations, vocabularies and default weights.
+
+    Where the folder is, and what is never loaded of it, is no part of the hash.
+
+    Raises:
+        MissingError: a file that cannot be read.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    for path in _loaded_files(folder):
+        try:
+            status = path.stat()
+            content = _file_digest(str(path), status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise MissingError(f"'{path}' cannot be read: {error.strerror}.") from error
+        found.update(f"{path.relative_to(folder).as_posix()} {status.st_size} {content}\n".encode())
+    return found.hexdigest()
+
+
+def _loaded_files(folder: Path) -> list[Path]:
+    files = [folder / "model_index.json"]
+    for part in (*CONFIGS, *TOKENIZERS):
+        files += [path for path in sorted((folder / part).glob("*")) if path.suffix in TEXTS]
+        files += _weight_files(folder / part)
+    return [path for path in files if path.is_file()]
+
+
+@cache
+def _file_digest(path: str, size: int, changed: int) -> str:
+    """Hash of a file; gigabytes take seconds, and a process asks often."""
+    with open(path, "rb", opener=regular) as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
 
 
 def _count(folder: Path) -> int:

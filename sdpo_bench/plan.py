@@ -176,6 +176,7 @@ class _Planner:
                 {
                     "config": resolved.data,
                     "reward_version": resolved.versions["reward"],
+                    "model_digest": resolved.model_digest,
                     "prompt_files": resolved.prompt_files,
                 }
             ),

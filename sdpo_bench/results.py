@@ -196,7 +196,8 @@ def _status(folder: RunFolder) -> tuple[str, str]:
 def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Content of ``run.json``'s configuration by ``section.key``, with the reward version beside it.
 
-    So are the digests of the user's own prompt files, as ``sample.prompts.digest``; shipped sets have none.
+    So are the digests of the user's own prompt files and pipeline, as ``sample.prompts.digest`` and ``model.digest``;
+    shipped sets and models have none.
     """
     config = record.get("config")
     flat: dict[str, Any] = {}
@@ -209,6 +210,8 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
         flat |= {f"{section}.{key}": value for key, value in (own | (nested or {})).items()}
     files = record.get("prompt_files")
     digests = {f"{key}.digest": value for key, value in files.items()} if isinstance(files, dict) else {}
+    if record.get("model_digest"):
+        digests["model.digest"] = record["model_digest"]
     return flat | {"reward.version": record.get("reward_version", "")} | digests
 
 

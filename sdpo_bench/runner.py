@@ -21,7 +21,7 @@ from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.errors import SdpoBenchError, Unwritable
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
-from sdpo_bench.models import load_policy, pick_device
+from sdpo_bench.models import load_policy, model_digest, pick_device
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.processes import ALONE, Processes
@@ -185,6 +185,7 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
         "sources": resolved.sources,
         "preset": resolved.preset,
         "reward_version": resolved.versions["reward"],
+        "model_digest": resolved.model_digest,
         "prompt_files": resolved.prompt_files,
         "reward_execution": {"name": config.reward.name, "settings": config.reward.settings},
         "reward_commits": {s.name: dict(s.reward.commits) for s in scorers if s.reward.commits},
@@ -240,7 +241,8 @@ def base_folder(model: ModelSettings, settings: EvaluationSettings, runtime: Run
 def _base_facts(model: ModelSettings) -> dict[str, Any]:
     """What changes the base model's pictures besides its name and the sampler."""
     facts = {"revision": model.revision, "precision": model.precision}
-    return facts | ({"resolution": model.resolution} if model.resolution else {})
+    optional = {"resolution": model.resolution, "digest": model_digest(model.name)}
+    return facts | {key: value for key, value in optional.items() if value}
 
 
 def evaluate_base(

@@ -59,7 +59,7 @@ def draw(
     from sdpo_bench.composite import Basis
     from sdpo_bench.config import validate
     from sdpo_bench.evaluate import evaluation_schedule, sample_images
-    from sdpo_bench.models import load_policy, pick_device
+    from sdpo_bench.models import load_policy, pick_device, refuse_changed
     from sdpo_bench.policy import LORA_FILE
     from sdpo_bench.runner import make_scorer
     from sdpo_bench.seeds import seed_for
@@ -73,6 +73,7 @@ def draw(
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"], "eval")
     model: ModelSettings = validate(ModelSettings, config["model"], "model")
+    refuse_changed(model, record)
     policy = load_policy(model, device=pick_device(device), lora_seed=seed_for(config["seed"], "lora"))
     policy.load(folder.lora)
     policy.set_guidance(settings.guidance_scale)

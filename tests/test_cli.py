@@ -304,6 +304,17 @@ def test_eval_adds_rows_and_keeps_the_others(finished):
     assert set(after.reward) == {"jpeg-incompressibility", "jpeg-compressibility"}
 
 
+def test_eval_refuses_a_pipeline_that_has_changed(finished, tmp_path):
+    _, folder, _ = finished
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(record | {"model_digest": "0" * 16}))
+    for words in (["eval", copy], ["sample", copy, "--prompt", "cat", "--out", tmp_path / "x.png"]):
+        done = call(*words, "--results" if words[0] == "sample" else "--out", tmp_path)
+        assert done.returncode == 2, done.stdout
+        assert "has changed since run" in done.stderr
+
+
 def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
     """To the outputs of the tuned model, which are not those of the base."""
     import torch

@@ -1,6 +1,7 @@
 """SDXL-shaped and consistency pipelines: same pictures as stock diffusers, trained end to end, adapters that load."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -9,13 +10,17 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
 from factories import make_resolved, make_trainer
+from sdpo_bench.composite import Basis
+from sdpo_bench.config import Request, resolve
 from sdpo_bench.cost import group_cost
 from sdpo_bench.critic import state_values
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.evaluate import sampler_id
+from sdpo_bench.identity import digest
 from sdpo_bench.methods._temporal_critic import TemporalCritic
-from sdpo_bench.models import known_model, load_policy
+from sdpo_bench.models import known_model, load_policy, model_digest, refuse_changed
 from sdpo_bench.rollout import Noise, Trajectories, pick, replay
-from sdpo_bench.runner import run_cell
+from sdpo_bench.runner import base_folder, run_cell
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings, Runtime
 from tools.random_pipeline import SMALL, write_pipeline
@@ -252,6 +257,53 @@ def test_pipelines_for_other_tasks_are_refused(tiny_pipe, tmp_path, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UsageError, match="not a plain text-to-image pipeline"):
         load_policy(ModelSettings(name=str(folder)))
+
+
+def test_changed_weights_are_another_model(tiny_pipe, tmp_path):
+    """Or a run would go on from weights that it did not begin with, and be judged beside another model's scores."""
+    folder = shutil.copytree(tiny_pipe, tmp_path / "pipe")
+    weights = next((folder / "unet").glob("*.safetensors"))
+
+    def ids():
+        resolved = make_resolved(folder)
+        c = resolved.config
+        basis = Basis(c.model, c.schedule, c.sample.prompts)
+        return resolved.run_id, base_folder(c.model, c.eval, Runtime(out=tmp_path)).run_id, basis.id
+
+    def put(content):
+        before = weights.stat().st_mtime_ns
+        weights.write_bytes(content)
+        os.utime(weights, ns=(before + 1, before + 1))
+
+    first, content = ids(), weights.read_bytes()
+    (folder / "README.md").write_text("what is not loaded changes nothing")
+    assert ids() == first
+    put(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = ids()
+    assert all(one != other for one, other in zip(first, changed, strict=True))
+    put(content)
+    assert ids() == first
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    assert ids()[0] not in (first[0], changed[0])
+    assert model_digest(str(shutil.copytree(tiny_pipe, tmp_path / "moved"))) == model_digest(str(tiny_pipe))
+
+
+@pytest.mark.parametrize("name", ["emoji-turbo", "nobody/nothing"])
+def test_what_cannot_change_under_its_name_keeps_its_id(name, tmp_path):
+    assert model_digest(name) == ""
+    resolved = resolve(Request(model=name, reward="jpeg-compressibility"))
+    assert list(resolved.versions) == ["reward"]
+    model = resolved.config.model
+    facts = {"model": name, "sampler": sampler_id(resolved.config.eval), "revision": None, "precision": "fp32"}
+    assert base_folder(model, resolved.config.eval, Runtime(out=tmp_path)).run_id.endswith(digest(facts))
+
+
+def test_a_run_is_not_judged_on_another_pipeline(tiny_pipe):
+    settings = ModelSettings(name=str(tiny_pipe))
+    refuse_changed(settings, {"run": "r", "model_digest": model_digest(settings.name)})
+    refuse_changed(settings, {"run": "r"})  # trained before digests were recorded
+    with pytest.raises(UsageError, match="has changed since run 'r' was trained"):
+        refuse_changed(settings, {"run": "r", "model_digest": "0" * 16})
 
 
 def test_noise_is_as_large_as_the_resolution(small):

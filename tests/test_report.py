@@ -287,6 +287,7 @@ def test_two_renderings_are_equal_bytes_wherever_the_folder_is(out, tmp_path_fac
         ({"model.name": "sd-turbo"}, "model.name is sd-turbo here and emoji-turbo there"),
         ({"sample.prompts": "mine"}, "sample.prompts is mine here and simple-animals there"),
         ({"version": "2"}, "reward.version is emoji-align/2 here and emoji-align/1 there"),
+        ({"record": {"model_digest": "0a"}}, "model.digest is 0a here and none there"),
         ({"reward": "jpeg"}, "reward.name is jpeg here and emoji-align there"),
     ],
 )
