@@ -42,9 +42,21 @@ def terminal(report: Report, *, width: int | None = None, colour: bool = False) 
         console.rule("All rewards", align="left", characters="=")
         print_tables(console, report.main)
     for study in report.studies:
-        print_study(console, study)
+        _study_in_short(console, study)
+    if report.studies:
+        console.print("\nDesign, tables, plots and statistics of the studies: --format html", style="dim")
     print_notices(console, report.notices)
     return stream.getvalue()
+
+
+def _study_in_short(console: Any, study: StudyView) -> None:
+    """Question and answer: seven studies with all their tables would bury the runs."""
+    console.print()
+    console.rule(clean(study.title), align="left", characters="=")
+    console.print(clean(study.question))
+    for line in study.conclusion:
+        console.print(clean(f"- {line}"))
+    console.print(clean(dict(study.facts)["command"]), style="dim")
 
 
 def print_study(console: Any, study: StudyView) -> None:
