@@ -12,6 +12,7 @@ A preset file looks like this::
     lr = 2e-3
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,11 +116,29 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
     """A TOML file that a person may have written; ``kind`` names it in messages.
 
     Raises:
-        UsageError: not TOML. MissingError: not readable.
+        UsageError: not TOML, or values that no setting can have. MissingError: not readable.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin UTF-8 with a mark
+        _refuse_no_settings(data, f"{kind} file '{path}'")
     except OSError as error:
         raise MissingError(f"{kind} file '{path}' cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{kind} file '{path}' is not valid TOML: {error}.") from error
+    except RecursionError:
+        raise UsageError(f"{kind} file '{path}' is nested too deeply.") from None
+    return data
+
+
+def _refuse_no_settings(value: Any, where: str, key: str = "") -> None:
+    """TOML has dates and numbers that are none; identities are made of neither."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _refuse_no_settings(inner, where, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_no_settings(inner, where, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{where}: {key} = {value}, expected a finite number.")
+    elif not isinstance(value, str | int | float):
+        raise UsageError(f"{where}: {key} = {value}, but no setting is a date or a time.")

@@ -47,6 +47,8 @@ from sdpo_bench.settings import SECTIONS, Count, Steps
 TEXTS = ("description", "reproduces", "departs")
 TABLES = ("cells", "variants", "search", "for")
 EVERY = "*"
+AXES_OF_CELLS = {"method.name": "method", "reward.name": "reward", "model.name": "model", "seed": "seed"}
+"""Settings that are axes of ``[cells]``."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
     _known(cells, ("method", "reward", "model", "seed", "preset"), "key cells.")
     named = _several(cells, "method")
     methods = _methods(named)
+    if not isinstance(cells.get("preset", ""), str):
+        raise UsageError(f'cells.preset: got {cells["preset"]!r}. Example: preset = "embedded"')
     suite = Suite(
         name=name,
         **texts,
@@ -275,8 +279,24 @@ def _search(table: dict[str, Any]) -> Search:
     return Search(settings, flatten({"budget": budget}), lists, own)
 
 
+def _refuse_axes(suite: Suite) -> None:
+    """What a cell is called must be what it runs."""
+    tables = [("the suite", suite.common)]
+    tables += [(f"for.{name}", table) for name, table in suite.by_method.items()]
+    tables += [(f"variants.{name}", table) for name, table in suite.variants.items()]
+    if suite.search is not None:
+        tables += [("search", suite.search.grid)]
+        tables += [(f"search.for.{name}", table) for name, table in suite.search.by_method.items()]
+    for where, settings in tables:
+        for key, axis in AXES_OF_CELLS.items():
+            if key in settings:
+                given = list(settings[key]) if isinstance(settings[key], tuple) else settings[key]
+                raise UsageError(f"{where} sets {key} = {given!r} beside cells.{axis}. Say it in cells.{axis} alone.")
+
+
 def _check(suite: Suite) -> None:
     """What keeps a comparison fair: one budget, one evaluation, one choice of checkpoint for all."""
+    _refuse_axes(suite)
     for where, settings in [
         *((f"for.{name}", table) for name, table in suite.by_method.items()),
         *((f"variants.{name}", table) for name, table in suite.variants.items()),

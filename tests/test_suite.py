@@ -145,6 +145,15 @@ BAD = {
     "a budget for one method": ({"images": "128\n[for.ddpo.budget]\nimages = 64"}, "sets budget.images", "top"),
     "an evaluation for one variant": ({"images": "128\n[variants.a.eval]\nsteps = [1]"}, "sets eval.steps", "top"),
     "two budgets": ({"images": "128\nreward_calls = 3"}, "one budget axis", "images, reward_calls"),
+    "a preset that is no name": ({"preset": "5"}, "cells.preset: got 5", 'preset = "embedded"'),
+    "a number that is none": ({"images": "128\n[update]\nlr = nan"}, "update.lr = nan", "finite number"),
+    "an endless number": ({"images": "inf"}, "budget.images = inf", "finite number"),
+    "a list with a number that is none": ({"images": "128\n[update]\nbetas = [0.9, nan]"}, "betas = nan", "finite"),
+    "a date": ({"images": "128\n[update]\nlr = 2020-01-01"}, "update.lr = 2020-01-01", "no setting is a date"),
+    "tables without end": ({"images": f"{'[' * 3000}{']' * 3000}"}, "nested too deeply", "mine.toml"),
+    "a second method": ({"images": '128\n[method]\nname = "d3po"'}, "method.name = 'd3po'", "cells.method"),
+    "a variant's model": ({"images": '128\n[variants.a.model]\nname = "sd-turbo"'}, "model.name", "cells.model"),
+    "a seed beside the cells'": ({"images": "128\n[variants.a]\nseed = 7"}, "sets seed = 7", "cells.seed"),
 }  # fmt: skip
 
 BAD_SEARCH = {
@@ -156,6 +165,9 @@ BAD_SEARCH = {
         {"steps": '[1]\nby = "validation"\nprompts = "simple-animals"'}, "shares 45 prompts with eval.train", "report",
     ),
     "a search for nobody": ({"lr": "[1e-3]\n[search.for.d3po.method]\nbeta = [0.1]"}, "not among the suite's", "d3po"),
+    "a searched method": (
+        {"lr": '[1e-3]\n[search.grid.method]\nname = ["d3po"]'}, "method.name = ['d3po']", "cells.method",
+    ),
     "a searched budget": ({"lr": "[1e-3]\n[search.grid.budget]\nimages = [4]"}, "not a hyperparameter", "budget"),
 }  # fmt: skip
 
