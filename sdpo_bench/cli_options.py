@@ -9,6 +9,16 @@ import click
 
 from sdpo_bench.settings import MOST
 
+class Amount(click.FloatRange):
+    """A range of numbers; NaN, which no comparison finds outside of any, is not in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 OUT = click.option(
     "--results", "--out", "out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"),
     show_default=True, envvar="SDPO_BENCH_OUT", help="Results folder.",
@@ -22,7 +32,7 @@ MICRO_BATCH = click.option(
     help="Most latents in one denoiser call; changes memory and speed, no result.",
 )  # fmt: skip
 REWARD_TIMEOUT = click.option(
-    "--reward-timeout", type=click.FloatRange(0), default=1800, show_default=True, metavar="SECONDS",
+    "--reward-timeout", type=Amount(0), default=1800, show_default=True, metavar="SECONDS",
     help="Longest that one reward call may take (0: no limit).",
 )  # fmt: skip
 JSON = click.option(

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, complete
+from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, Amount, complete
 
 
 @click.command()
@@ -18,7 +18,7 @@ from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, comple
 @click.option("--only-failed", is_flag=True, help="Only cells that have failed.")
 @click.option("--force", is_flag=True, help="Start finished cells anew; their old folders go to OUT/replaced.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time on this machine.")
-@click.option("--max-hours", type=click.FloatRange(0, min_open=True), help="Save and stop after this time.")
+@click.option("--max-hours", type=Amount(0, min_open=True), help="Save and stop after this time.")
 @click.option(
     "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
     help="Processes on this machine, or a Ray cluster.",
@@ -30,9 +30,7 @@ from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, comple
 @click.option(
     "--cpus-per-cell", "cpus", type=click.IntRange(1), default=1, show_default=True, help="Ray: CPUs of a cell."
 )
-@click.option(
-    "--gpus-per-cell", "gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="Ray: GPUs of a cell."
-)
+@click.option("--gpus-per-cell", "gpus", type=Amount(0), default=0.0, show_default=True, help="Ray: GPUs of a cell.")
 @click.option(
     "--device", default="auto", show_default=True,
     help="auto, cpu, cuda, cuda:N or mps; several by comma are given to the jobs in turn.",

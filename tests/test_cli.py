@@ -135,6 +135,8 @@ WRONG = [
     (["run", "--method", "d3po", "--set", "advantage.gamma=0.5"], "no effect", "advantage.gamma"),
     (["run", "--method", "sparse_dpo", "--set", "update.order=step-shuffled"], "whole trajectories", "accumulated"),
     (["run", "--set", "model.lora_targets=conv9"], "fit no module", "to_q"),
+    (["run", "--reward-timeout", "nan"], "nan", "not in the range"),
+    (["sweep", "smoke", "--max-hours", "nan"], "nan", "not in the range"),
     (["rum"], "no command 'rum'", "run"),
     (["eval", "nothing"], "no run 'nothing'", "list runs"),
     (["export", "nothing", "--to", "x"], "no run 'nothing'", "list runs"),
