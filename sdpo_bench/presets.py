@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest
-from sdpo_bench.registry import plugin_tag
+from sdpo_bench.registry import plugin_tag, plugins
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ def read_preset(path: Path) -> Preset:
     if not isinstance(by_method, Mapping) or not all(isinstance(v, Mapping) for v in by_method.values()):
         raise UsageError(f"preset file '{path}': [for] holds one table a method, e.g. [for.ddpo.update].")
     methods = {plugin_tag(name): flatten(table) for name, table in by_method.items()}
+    known = [plugin_tag(plugin) for plugin in plugins("methods")]
+    for name in by_method:
+        if plugin_tag(name) not in known:
+            raise UsageError(f"preset file '{path}': [for.{name}] is for no method here.{nearest(name, known)}")
     return Preset(path.stem, description, match, flatten(data), methods)
 
 

@@ -136,6 +136,7 @@ WRONG = [
     (["run", "--method", "sparse_dpo", "--set", "update.order=step-shuffled"], "whole trajectories", "accumulated"),
     (["run", "--set", "model.lora_targets=conv9"], "fit no module", "to_q"),
     (["run", "--reward-timeout", "nan"], "nan", "not in the range"),
+    (["run", "--preset", "typo.toml"], "[for.ddop]", "Did you mean 'ddpo'"),
     (["sweep", "smoke", "--max-hours", "nan"], "nan", "not in the range"),
     (["rum"], "no command 'rum'", "run"),
     (["eval", "nothing"], "no run 'nothing'", "list runs"),
@@ -148,6 +149,7 @@ def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, argum
     from sdpo_bench.cli import main
 
     monkeypatch.chdir(tmp_path)
+    Path("typo.toml").write_text("[for.ddop.update]\nlr = 1e-3\n")
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     message = capsys.readouterr().err
