@@ -268,6 +268,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # Threads that spin while they wait make a small model ten times slower as soon as anything else runs on the
     # machine; sleeping ones cost nothing on an idle one. Read when torch loads its OpenMP library.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_what_is_closed()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
@@ -303,6 +304,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
         sys.exit(1)
     sys.exit(0)
+
+
+def _open_what_is_closed() -> None:
+    """Python has ``None`` for an output that was closed (``>&-``), which libraries take for a stream."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _clean_lines(text: str) -> str:

@@ -1,6 +1,7 @@
 """What the commands that need torch do; imported by the command line only when one of them is called."""
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def _say_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> Non
     warning = memory.check(needed, free, resolved.config.model)
     text = f"memory: about {memory.gigabytes(needed.total)} of {memory.gigabytes(free)} free on {device}"
     text += f", each of {processes} processes" if processes > 1 else ""
-    click.echo(f"warning: {warning}" if warning else text, err=True)
+    with suppress(OSError):  # as in Live: words on the way are no reason to end
+        click.echo(f"warning: {warning}" if warning else text, err=True)
 
 
 def _collapse(resolved: Resolved, outcome: Outcome) -> int | None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -84,7 +85,8 @@ class Live:
         if self._progress is not None:
             self._progress.console.print(text, markup=False)
         elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody listens any more, or a log's disk is full: no reason to stop training
+                print(text, file=sys.stderr, flush=True)
 
 
 def clean(text: str) -> str:

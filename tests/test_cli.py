@@ -460,3 +460,21 @@ def test_names_stay_in_one_piece_on_a_narrow_terminal(width, whole, monkeypatch,
     assert run in out
     assert ("\u2502" in out) is whole
     assert whole or ("budget used: 2,048 of 2,048 images" in out and "message" not in out)
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2)])
+def test_a_closed_output_is_no_defect(closed, tmp_path):
+    def close():
+        for number in closed:
+            os.close(number)
+
+    done = subprocess.run([*COMMAND, "list", "methods"], capture_output=True, text=True, preexec_fn=close, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_broken_place_for_progress_does_not_end_a_run(tmp_path, tiny_pipe, few_prompts):
+    with open("/dev/full", "w") as full:
+        words = quick_run(tiny_pipe, tmp_path, few_prompts, "--json")
+        done = subprocess.run([*COMMAND, *words], stdout=subprocess.PIPE, stderr=full, text=True, timeout=240)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["trained_now"]
