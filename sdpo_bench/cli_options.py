@@ -9,6 +9,7 @@ import click
 
 from sdpo_bench.settings import MOST
 
+
 class Amount(click.FloatRange):
     """A range of numbers; NaN, which no comparison finds outside of any, is not in it."""
 
