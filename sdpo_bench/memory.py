@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdpo_bench.activations import WIDTH, make_task, trace
+from sdpo_bench.api import Method
 from sdpo_bench.config import build_method
 from sdpo_bench.errors import MissingError
 from sdpo_bench.evaluate import splits
@@ -37,6 +38,7 @@ class Estimate:
         per_latent: bytes of one latent in a training step and in sampling, and of one picture in decoding.
         micro_batch: most latents in one call.
         rows: latents that the settings give such a call to do, by purpose; it has no more.
+        members: trajectories of a prompt group, which a training step never takes apart.
     """
 
     parameters: Mapping[str, int]
@@ -44,6 +46,7 @@ class Estimate:
     per_latent: Mapping[str, float]
     micro_batch: int
     rows: Mapping[str, int] = field(default_factory=dict)
+    members: int = 1
     host: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -62,12 +65,15 @@ class Estimate:
 
     def in_a_call(self, name: str) -> int:
         """Most latents in one call of this purpose."""
-        return min(self.micro_batch, self.rows[name])
+        return min(max(self.micro_batch, self._at_least(name)), self.rows[name])
+
+    def _at_least(self, name: str) -> int:
+        return self.members if name == "training step" else 1
 
     @property
     def least(self) -> float:
-        """Bytes at the peak with one latent at a time."""
-        return self.fixed_bytes + max(self.per_latent.values(), default=0.0)
+        """Bytes at the peak with the smallest micro-batch."""
+        return self.fixed_bytes + max((self._at_least(k) * size for k, size in self.per_latent.items()), default=0.0)
 
     def largest_micro_batch(self, available: float) -> int:
         """Most latents in one call that fit into ``available`` bytes, 0 if none do."""
@@ -106,6 +112,7 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
         "trajectories of an epoch": 0.0 if offloaded else float(trajectories),
         "framework": FRAMEWORK,
     }
+    method = build_method(config, find("methods", config.method.name).load())
     per_latent: dict[str, float] = {}
     if sum(files.parameters.values()) >= MEASURED_FROM:
         measured = _measured(files, config.model, side)
@@ -113,23 +120,26 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
         fixed["adapter and optimiser"] = measured["adapter"] * ADAPTER_BYTES
         branches = 2 if guided else 1
         per_latent = {
-            "training step": measured["training"] * branches * (1 + RESERVE),
+            "training step": measured["training"] * _graphs(method, config) * branches * (1 + RESERVE),
             "sampling": measured["sampling"] * branches * (1 + RESERVE),
             "decoding": measured["decoding"] * (1 + RESERVE),
         }
     host = {"in CPU memory (offloaded)": resting + trajectories} if offloaded else {}
-    return Estimate(files.parameters, fixed, per_latent, micro_batch, _rows(config, images, processes), host)
+    rows = _rows(config, method.members, images, processes)
+    return Estimate(files.parameters, fixed, per_latent, micro_batch, rows, method.members, host)
 
 
-def _rows(config: RunConfig, images: int, processes: int) -> dict[str, int]:
+def _graphs(method: Method, config: RunConfig) -> int:
+    """Denoising steps whose graphs a training step holds: all of a gradient through the sampler, else one."""
+    return method.backprop(config.schedule.steps).depth if method.signal == "gradient" else 1
+
+
+def _rows(config: RunConfig, members: int, images: int, processes: int) -> dict[str, int]:
     """Latents of the largest call of each purpose, were the micro-batch unlimited."""
-    method = build_method(config, find("methods", config.method.name).load())
-    # A gradient through the sampler holds the graphs of all its steps at once; every other loss that of one.
-    graphs = method.backprop(config.schedule.steps).depth if method.signal == "gradient" else 1
-    minibatch = method.members * -(-config.update.minibatch // processes)
+    minibatch = members * -(-config.update.minibatch // processes)
     judged = max((len(texts) for texts in splits(config.eval).values()), default=0) * config.eval.images_per_prompt
     pictures = max(images, -(-judged // processes))
-    return {"training step": graphs * minibatch, "sampling": pictures, "decoding": pictures}
+    return {"training step": minibatch, "sampling": pictures, "decoding": pictures}
 
 
 def _measured(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str, float]:
@@ -195,7 +205,7 @@ def check(needed: Estimate, available: float, model: ModelSettings) -> str | Non
     head = f"this run needs about {gigabytes(needed.total)}, and {gigabytes(available)} are free here."
     if fitting < 1:
         raise MissingError(
-            f"{head} Even one latent at a time needs {gigabytes(needed.least)}. "
+            f"{head} Even with --micro-batch 1 it needs {gigabytes(needed.least)}. "
             f"Smaller: {', '.join([*advice, '--set model.resolution=N', '--set sample.images_per_epoch=N'])}."
         )
     return f"{head} Use --micro-batch {fitting} or less (no number changes)" + (

@@ -94,33 +94,41 @@ def test_an_estimate_adds_up():
 
 
 @pytest.mark.parametrize(
-    ("settings", "training"),
+    ("settings", "latents", "graphs"),
     [
-        ({}, 2 * 2),  # two pairs of SDPO in a minibatch
-        ({"update.minibatch": 8}, 2 * 8),
-        ({"update.minibatch": 64}, 64),  # more than the micro-batch
+        ({}, 2 * 2, 1),  # two pairs of SDPO in a minibatch
+        ({"update.minibatch": 8}, 2 * 8, 1),
+        ({"update.minibatch": 64}, 64, 1),  # more than the micro-batch
         # Twelve prompts with four pictures each are judged, more than are sampled in an epoch.
-        ({"method": "ddpo", "update.minibatch": 3, "update.accumulation": 1, "sample.images_per_epoch": 12}, 3),
-        ({"method": "draft", "method.steps": 4, "update.minibatch": 4}, 4 * 4),  # graphs of four steps at once
+        ({"method": "ddpo", "update.minibatch": 3, "sample.images_per_epoch": 12}, 3, 1),
+        ({"method": "draft", "method.steps": 4, "update.minibatch": 4}, 4, 4),  # graphs of four steps at once
+        ({"method": "draft", "method.steps": 4, "update.minibatch": 128}, 64, 4),
     ],
 )
-def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, training):
+def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, latents, graphs):
     """A minibatch of few pairs never holds as many graphs as a micro-batch; decoding does what is judged, too."""
     method = settings.pop("method", "sdpo")
     reward = "emoji-align" if method == "draft" else "jpeg-compressibility"
     base = {
-        "update.minibatch": 2,
-        "update.accumulation": 1,
-        "sample.images_per_epoch": 128,
-        "eval.train": "few-animals",
-    }
+        "update.minibatch": 2, "update.accumulation": 1, "sample.images_per_epoch": 128, "eval.train": "few-animals",
+        "eval.images_per_prompt": 4,
+    }  # fmt: skip
     config = resolve(Request(method=method, reward=reward, model="sd-turbo", overrides=base | settings)).config
     needed = memory.estimate(config, 64, "cuda")
+    same = resolve(Request(reward="jpeg-compressibility", model="sd-turbo", overrides=base)).config
+    plain = memory.estimate(same, 64, "cuda").per_latent
     sizes = needed.per_latent
-    assert needed.in_a_call("training step") == training
+    assert needed.in_a_call("training step") == latents
+    assert sizes["training step"] == graphs * plain["training step"]
     assert needed.in_a_call("sampling") == needed.in_a_call("decoding") == (48 if method == "ddpo" else 64)
-    largest = max(training * sizes["training step"], needed.in_a_call("decoding") * sizes["decoding"])
+    largest = max(latents * sizes["training step"], needed.in_a_call("decoding") * sizes["decoding"])
     assert needed.total == needed.fixed_bytes + largest
+
+
+def test_a_pair_is_never_taken_apart():
+    needed = memory.estimate(sd_turbo(), 1, "cuda")
+    assert needed.in_a_call("training step") == 2 and needed.in_a_call("decoding") == 1
+    assert needed.least == needed.total == needed.fixed_bytes + 2 * needed.per_latent["training step"]
 
 
 def test_offloading_and_checkpointing_lower_it():
@@ -144,7 +152,7 @@ def test_what_cannot_fit_is_refused_and_what_fits_in_parts_is_told_how():
     assert memory.estimate(config, fitting, "cuda").total <= needed.total / 2
     assert memory.estimate(config, fitting + 1, "cuda").total > needed.total / 2
     assert "gradient_checkpointing" in warning
-    with pytest.raises(MissingError, match="Even one latent at a time"):
+    with pytest.raises(MissingError, match="Even with --micro-batch 1"):
         memory.check(needed, needed.least - 1, config.model)
 
 
