@@ -114,8 +114,8 @@ def _run(job: Job) -> None:
     resolved = resolve(job.request)
     if resolved.run_id != job.run_id:
         raise UsageError(
-            f"the cell resolves to {resolved.run_id} here, but was planned as {job.run_id}: a preset, prompt set or "
-            "plugin differs. Plan again, with the same version everywhere."
+            f"the cell resolves to {resolved.run_id} here, but was planned as {job.run_id}: a preset, prompt "
+            "file, pipeline folder or plugin differs. Plan again, with the same files and version everywhere."
         )
     with Live(job.label) as live:
         outcome = run_cell(resolved, job.runtime, Watcher(live.tick, live.evaluation))

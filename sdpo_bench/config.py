@@ -232,7 +232,7 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
         found = _adapter(owner).validate_python(prepared)
     except ValidationError as error:
         # The first of each setting: a tuple whose items are all wrong is said to be too short besides.
-        first = {str(problem["loc"][0]): problem for problem in reversed(error.errors())}
+        first = {str(problem["loc"][:1]): problem for problem in reversed(error.errors())}
         raise UsageError("\n".join(_explain(problem, section) for problem in reversed(first.values()))) from None
     for key, value in asdict(found).items():
         items = value if isinstance(value, tuple) else [value]
@@ -264,7 +264,11 @@ def _split(value: Any, hint: Any) -> Any:
 
 
 def _explain(problem: Mapping[str, Any], section: str) -> str:
+    if not problem["loc"]:  # of the settings as a whole
+        return f"{section}: {problem['msg']}."
     place = f"{section}.{problem['loc'][0]}"
+    if problem["type"] == "missing" and len(problem["loc"]) == 1:
+        return f"{place}: nothing was given, expected a value."
     return f"{place}: got {problem['input']!r}, expected {_expected(problem)}."
 
 

@@ -78,8 +78,10 @@ class Estimate:
     def largest_micro_batch(self, available: float) -> int:
         """Most latents in one call that fit into ``available`` bytes, 0 if none do."""
         left = available - self.fixed_bytes
+        if self.least > available:
+            return 0
         fitting = [int(left // size) for name, size in self.per_latent.items() if self.rows[name] * size > left]
-        return max(0, min(fitting, default=self.micro_batch if left > 0 else 0))
+        return min(fitting, default=self.micro_batch)
 
     def as_data(self) -> dict[str, Any]:
         in_calls = {name: self.in_a_call(name) for name in self.per_latent}

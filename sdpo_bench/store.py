@@ -184,7 +184,7 @@ class RunFolder:
     def exported(self) -> bool:
         """Whether training ended and its adapter is there, with the seals that are written last."""
         with suppress(OSError, ValueError):
-            return "../train.jsonl" in (self.lora / LORA_SEAL).read_text(encoding="utf-8")
+            return "../train.jsonl" in read_text(self.lora / LORA_SEAL)
         return False
 
     def seal_log(self) -> None:
@@ -241,11 +241,12 @@ class RunFolder:
         path = self.path / "lock"
         try:
             return open(path, "a+", opener=regular)
+        except Irregular as error:
+            text = f"'{path}' cannot be locked: {error.strerror}. Delete it and give the same command again."
+            raise Unwritable(text, error.strerror) from error
         except OSError as error:
-            raise Unwritable(
-                f"'{path}' cannot be locked: {error.strerror}. Delete it and give the same command again.",
-                error.strerror,
-            ) from error
+            text = f"'{path}' cannot be locked: {error.strerror}. Give its folder free space and write access first."
+            raise Unwritable(text, error.strerror) from error
 
     def _clear_unfinished(self) -> None:
         """Remove what processes that were killed in mid-write have left; whoever holds the lock is the only writer.
@@ -288,8 +289,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         data = json.loads(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"'{path.parent}' is not a run folder: it has no {path.name}.") from None
-    except OSError as error:
+    except Irregular as error:
         raise UsageError(f"'{path}' is damaged: {error.strerror}.") from error
+    except OSError as error:
+        raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"'{path}' is damaged: {error}.") from error
     if not isinstance(data, dict):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sdpo_bench.cell_process import BUSY, DONE, STOPPED, Job
-from sdpo_bench.errors import Busy, Interrupted
+from sdpo_bench.errors import Busy, Interrupted, Unwritable
 from sdpo_bench.executors import Ended, Executor
 from sdpo_bench.plan import Cell, Plan
 from sdpo_bench.settings import Runtime
@@ -201,7 +201,7 @@ class Sweep:
                 ended.job.folder.record_failure(ended.message)
             except Busy:
                 return
-            except OSError as error:
+            except (Unwritable, OSError) as error:
                 self.tell(self.progress, f"the failure of {cell.label} could not be recorded: {error}")
         message = ended.job.folder.status["message"] or ended.message
         self._settle(key, "failed", f"failed: {cell.label}: {message} (log: {ended.job.log})")

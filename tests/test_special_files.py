@@ -1,6 +1,5 @@
 """Pipes and devices in the place of a results folder's files are refused as damaged, and nobody waits for them."""
 
-import faulthandler
 import json
 import os
 import shutil
@@ -42,10 +41,8 @@ def impatient():
         raise TimeoutError("something waits for a pipe")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(60)
-    faulthandler.dump_traceback_later(120, exit=True)  # for what waits in C and never comes back to Python
+    signal.alarm(200)  # far beyond what it takes on a busy machine
     yield
-    faulthandler.cancel_dump_traceback_later()
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
 
@@ -105,7 +102,7 @@ def test_an_adapter_of_pipes_is_damaged(run, name):
         run.lora.mkdir(exist_ok=True)
         (run.lora / file).write_text("0")
     pipe(run.lora / name)
-    assert run.log_changed == ""
+    assert run.log_changed == "" and not run.exported
     with pytest.raises(UsageError, match="is damaged"):
         check_seal(run.lora)
 

@@ -199,8 +199,11 @@ def test_a_study_leaves_a_record_that_a_report_shows(predicted, capsys, tmp_path
             or "SDPO&#39;s prediction: bias" in text
             or "SDPO{'}s" in text
             or (style == "csv" and "prediction" in text)
-            or style == "terminal"  # question, conclusion and command only
+            or style == "terminal"
         )
+        if style == "terminal":  # question, conclusion and command only
+            assert "SDPO's prediction: bias" not in text
+            assert "sdpo-bench study reward-prediction --size tiny" in text and "--format html" in text
         if style not in ("csv", "latex"):
             for sentence in record.findings.conclusion:
                 assert sentence[:40].split("'")[0] in text.replace("\\", "")
