@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from factories import GRADIENT_METHODS, METHODS
 from sdpo_bench import registry
-from sdpo_bench.config import Request, resolve
+from sdpo_bench.config import Request, resolve, validate
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical_json, run_id
 from sdpo_bench.presets import shipped_presets
@@ -203,3 +204,21 @@ def test_run_records_are_plain_json(tmp_path):
     run.create({"kind": "run", "config": resolve(Request()).data})
     assert json.loads((run.path / "run.json").read_text())["config"]["method"]["name"] == "sdpo"
     assert run.state == "new"
+
+
+def test_settings_of_a_plugin_are_explained_where_no_single_one_is_wrong():
+    """A check of the settings as a whole has no key, and a setting without a default may be missing."""
+
+    @dataclass
+    class Settings:
+        low: int
+        high: int = 1
+
+        def __post_init__(self):
+            if self.low > self.high:
+                raise ValueError("low is above high")
+
+    with pytest.raises(UsageError, match=r"^method: .*low is above high\.$"):
+        validate(Settings, {"low": 2}, "method")
+    with pytest.raises(UsageError, match=r"^method\.low: nothing was given, expected a value\.$"):
+        validate(Settings, {}, "method")
