@@ -26,15 +26,15 @@ BODIES = 2
 MiB = 2**20
 
 
-def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB) -> Any:
+def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_timeout: float = 60) -> Any:
     """The ASGI application for a loaded reward.
 
     ``GET /health``; ``GET /info``: name, version, scale, source, settings, commits, limits; ``POST /score``: see
-    :mod:`sdpo_bench.wire`. Errors are ``{"error": text}`` with status 400 (not a valid request), 413 (too large), 415
-    (wrong type) or 500 (the reward failed).
+    :mod:`sdpo_bench.wire`. Errors are ``{"error": text}`` with status 400 (not a valid request), 408 (its body took
+    longer than ``body_timeout`` seconds to arrive), 413 (too large), 415 (wrong type) or 500 (the reward failed).
     """
     from starlette.applications import Starlette
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -52,7 +52,14 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB) -> Any:
         if request.headers.get("content-type") != wire.MEDIA_TYPE:
             return JSONResponse({"error": f"the content type must be {wire.MEDIA_TYPE}."}, 415)
         async with room:
-            body = await _read(request, max_bytes)
+            try:
+                async with asyncio.timeout(body_timeout):  # a client that stalls must not keep the others out
+                    body = await _read(request, max_bytes)
+            except TimeoutError:
+                said = f"the body has not arrived within {body_timeout:g} s. The service's limit: --body-timeout."
+                return JSONResponse({"error": said}, 408, {"connection": "close"})
+            except ClientDisconnect:
+                return Response(status_code=400)  # nobody is there to read it
             if body is None:
                 return JSONResponse({"error": f"a request may have at most {max_bytes} bytes."}, 413)
             try:
@@ -109,8 +116,9 @@ async def _read(request: Any, max_bytes: int) -> bytes | None:
 
 
 def serve_command(
-    name: str, *, host: str, port: int, device: str, threads: int, max_mib: int, sets: tuple[str, ...]
-) -> None:
+    name: str, *, host: str, port: int, device: str, threads: int, max_mib: int, body_timeout: float,
+    sets: tuple[str, ...],
+) -> None:  # fmt: skip
     """Serve until interrupted.
 
     Raises:
@@ -133,7 +141,7 @@ def serve_command(
     reward = choice.make(_settings(sets), pick_device(device))
     torch.set_num_threads(threads or torch.get_num_threads())
     with _listen(host, port) as listener:
-        app = make_app(choice.name, reward.load(), max_bytes=max_mib * MiB)
+        app = make_app(choice.name, reward.load(), max_bytes=max_mib * MiB, body_timeout=body_timeout)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
         click.echo(f"serving {choice.name}, version {reward.full_version}, on {url} (Ctrl-C stops)")

@@ -37,7 +37,16 @@ def unpack_request(body: bytes) -> tuple[Tensor, list[str]]:
         raise UsageError(f"images must be [B, 3, H, W], got {list(images.shape)}.")
     if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts) or len(prompts) != len(images):
         raise UsageError(f"one prompt an image is due, as a JSON list of {len(images)} strings.")
+    _refuse_no_pictures(images)
     return images, prompts
+
+
+def _refuse_no_pictures(images: Tensor) -> None:
+    """Exactly [0, 1], as decoding clamps to it; what is not a number compares with nothing."""
+    wrong = (~((images >= 0) & (images <= 1)).flatten(1).all(1)).nonzero().flatten().tolist()
+    if wrong:
+        first = ", ".join(map(str, wrong[:10])) + (", ..." if len(wrong) > 10 else "")
+        raise UsageError(f"images hold finite values from 0 to 1; not so images {first} (counted from 0).")
 
 
 def pack_answer(scores: Tensor, *, name: str, version: str) -> bytes:
@@ -80,5 +89,5 @@ def _unpack(body: bytes, name: str) -> tuple[Tensor, dict[str, str]]:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -3,6 +3,7 @@
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -39,7 +40,7 @@ def service(name=JPEG, reward=None, port=0, **options):
 
     reward = reward or choose(name).make({})
     listener = _listen("127.0.0.1", port)
-    config = uvicorn.Config(make_app(name, reward, **options), log_level="critical", lifespan="off")
+    config = uvicorn.Config(make_app(name, reward, **options), log_level="error", log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -194,6 +195,51 @@ def test_a_service_refuses_what_is_no_request():
     assert served.sizes == [2]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.001, 1.001])
+def test_what_is_no_picture_is_refused_with_its_place(value):
+    images = torch.rand(3, 3, 4, 4)
+    images[0, 0, 0, 0], images[0, 0, 0, 1], images[2, 1, 2, 3] = 0, 1, value
+    with service("exact", Exact()) as (url, _):
+        answer = post(url, wire.pack_request(images, ["a"] * 3))
+    assert answer.status_code == 400
+    assert "from 0 to 1; not so images 2 " in answer.json()["error"]
+
+
+def test_deeply_nested_prompts_are_a_wrong_request():
+    from safetensors.torch import save
+
+    body = save({"images": torch.rand(1, 3, 4, 4)}, {"prompts": "[" * 100_000 + "]" * 100_000})
+    with service("exact", Exact()) as (url, _):
+        assert post(url, body).status_code == 400
+
+
+def half_a_request(url):
+    """A connection whose client has announced a body and sent a part of it."""
+    place = urlsplit(url)
+    where = socket.create_connection((place.hostname, place.port), timeout=10)
+    head = f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: {wire.MEDIA_TYPE}\r\ncontent-length: 99\r\n\r\n"
+    where.sendall(head.encode() + b"x" * 10)
+    return where
+
+
+def test_clients_that_stall_in_their_body_keep_nobody_out():
+    good = wire.pack_request(torch.rand(1, 3, 4, 4), ["a"])
+    with service("exact", Exact(), body_timeout=0.5) as (url, _):
+        stalled = [half_a_request(url) for _ in range(3)]
+        assert post(url, good).status_code == 200
+        assert b"408" in stalled[0].recv(1000).splitlines()[0]
+        for where in stalled:
+            where.close()
+
+
+def test_a_client_that_goes_away_in_its_body_is_no_error_of_the_service(caplog):
+    with service("exact", Exact()) as (url, _):
+        half_a_request(url).close()
+        assert post(url, wire.pack_request(torch.rand(1, 3, 4, 4), ["a"])).status_code == 200
+        time.sleep(0.2)
+    assert "ClientDisconnect" not in caplog.text
+
+
 def refuse():
     raise ValueError("no such layer")
 
@@ -232,7 +278,7 @@ def test_attempts_are_repeated_with_growing_waits(monkeypatch):
 
 
 def test_a_busy_service_is_asked_again(monkeypatch):
-    statuses = [503, 502, 200]
+    statuses = [503, 408, 200]
     handler = httpx2.MockTransport(lambda request: httpx2.Response(statuses.pop(0), json={"error": "busy"}))
     made = client("http://host", retries=2)
     made.__dict__["_client"] = httpx2.Client(transport=handler)
@@ -308,7 +354,15 @@ def test_serve_reward_from_the_command_line():
 
 
 def serve(name=JPEG, **options):
-    usual = {"host": "127.0.0.1", "port": 0, "device": "cpu", "threads": 0, "max_mib": 1, "sets": ()}
+    usual = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "device": "cpu",
+        "threads": 0,
+        "max_mib": 1,
+        "body_timeout": 60,
+        "sets": (),
+    }
     serve_command(name, **usual | options)
 
 
