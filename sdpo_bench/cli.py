@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from sdpo_bench import __version__, cli_report, cli_study, cli_sweep
-from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST, OUT, REWARD_TIMEOUT, THREADS, complete
+from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST, OUT, REWARD_TIMEOUT, THREADS, Command, complete
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
 from sdpo_bench.processes import refuse_several
 
@@ -23,6 +23,8 @@ class Terminated(KeyboardInterrupt):
 
 class Group(click.Group):
     """A command group that suggests the nearest command."""
+
+    command_class = Command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0]

@@ -40,6 +40,30 @@ JSON = click.option(
     "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
 )
 
+MAY_BE_EMPTY = ("prompts",)
+"""Parameters that an empty text is a value of: an empty prompt draws a picture too."""
+
+
+class Command(click.Command):
+    """A command that refuses empty options and arguments: a shell variable that is not set would choose for itself."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            typed, _, parameters = self.make_parser(ctx).parse_args(list(args))
+            for parameter in parameters:
+                _refuse_empty(ctx, parameter, typed.get(parameter.name or ""))
+        return super().parse_args(ctx, args)
+
+
+def _refuse_empty(context: click.Context, parameter: click.Parameter, typed: Any) -> None:
+    texts = typed if isinstance(typed, list | tuple) else [typed]
+    if parameter.name in MAY_BE_EMPTY or all(not isinstance(text, str) or text.strip() for text in texts):
+        return
+    option = isinstance(parameter, click.Option)
+    what = parameter.opts[0] if option else parameter.make_metavar(context)
+    leave = " Leave the option out for its default." if option else ""
+    raise click.UsageError(f"{what} is empty (a shell variable that is not set?).{leave}", context)
+
 
 def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """Shell completion of plugin, model, preset or run names."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST, THREADS, complete
+from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST, THREADS, Command, complete
 
 RESULTS = click.option(
     "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
@@ -26,7 +26,7 @@ METRIC = click.option(
 FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 
 
-@click.command()
+@click.command(cls=Command)
 @RESULTS
 @SELECT
 @click.option(
@@ -64,7 +64,7 @@ def report(**options: Any) -> None:
     report_command(**options)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("a", metavar="A", shell_complete=complete("runs"))
 @click.argument("b", metavar="B", shell_complete=complete("runs"))
 @RESULTS
@@ -90,7 +90,7 @@ def compare(**options: Any) -> None:
     compare_command(**options)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run_name", metavar="RUN", shell_complete=complete("runs"))
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; repeatable.")
 @click.option("--steps", default="1,2,4,8", show_default=True, help="Numbers of denoising steps, one column each.")

@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import JSON, MICRO_BATCH, OUT, THREADS, complete
+from sdpo_bench.cli_options import JSON, MICRO_BATCH, OUT, THREADS, Command, complete
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="NAME", shell_complete=complete("studies"))
 @click.option(
     "--size", default="default", show_default=True, metavar="SIZE",

@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, Amount, complete
+from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, Amount, Command, complete
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("suite_name", metavar="SUITE", shell_complete=complete("suites"))
 @OUT
 @click.option("--dry-run", is_flag=True, help="Print the plan with its cost, do nothing.")

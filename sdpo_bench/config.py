@@ -32,6 +32,7 @@ from sdpo_bench.settings import MOST, SECTIONS, ModelSettings, PluginChoice, Run
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
+NAMES = ("method.name", "reward.name", "model.name")
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def resolve(request: Request) -> Resolved:
 
 def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin, Choice, Preset | None]:
     overrides = dict(request.overrides or {})
-    preset = find_preset(request.preset) if request.preset else None
+    _refuse_empty_names(request, overrides)
+    preset = find_preset(request.preset) if request.preset is not None else None
     base = preset.common if preset else {}
     pick = lambda key, given, default: str(overrides.pop(key, None) or given or base.get(key) or default)  # noqa: E731
     method = find("methods", pick("method.name", request.method, DEFAULT_METHOD))
@@ -153,6 +155,13 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     names = {"method.name": method.name, "reward.name": reward.name, "model.name": model.name}
     layers += [("names", names), ("you", overrides | own)]
     return [(source, _budget(layer)) for source, layer in layers], method, reward, preset
+
+
+def _refuse_empty_names(request: Request, overrides: Mapping[str, Any]) -> None:
+    given = {key: getattr(request, key) for key in ("method", "reward", "model", "preset")}
+    for key, name in (given | {key: overrides.get(key) for key in NAMES}).items():
+        if name is not None and not str(name).strip():
+            raise UsageError(f"{key} is empty. Name one, or leave it out.")
 
 
 def _check_fixed(method: Plugin, method_class: type[Method], overrides: Mapping[str, Any]) -> None:

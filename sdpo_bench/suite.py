@@ -183,7 +183,7 @@ def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
     _known(cells, ("method", "reward", "model", "seed", "preset"), "key cells.")
     named = _several(cells, "method")
     methods = _methods(named)
-    if not isinstance(cells.get("preset", ""), str):
+    if not isinstance(cells.get("preset", "-"), str) or not cells.get("preset", "-").strip():
         raise UsageError(f'cells.preset: got {cells["preset"]!r}. Example: preset = "embedded"')
     suite = Suite(
         name=name,
@@ -231,7 +231,7 @@ def _several(cells: Mapping[str, Any], key: str) -> list[Any]:
         raise UsageError(f"there is nothing to run: cells.{key} is empty. Give at least one, e.g. {_EXAMPLES[key]}")
     kind = int if key == "seed" else str
     for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) or not str(value).strip():
             raise UsageError(f"cells.{key}: got {value!r}. Example: {_EXAMPLES[key]}")
         if values.count(value) > 1:
             raise UsageError(f"cells.{key} names {value!r} twice; a cell is run once.")

@@ -122,6 +122,7 @@ WRONG = [
     ),
     (["run", "--set", "sample.images_per_epoch=7"], "not a multiple of 2", "Use 6"),
     (["run", "--set", "update.minibatch=5"], "update.minibatch", "sample.images_per_epoch="),
+    (["run", "--dry-run", "--set", "model.name="], "model.name is empty", "leave it out"),
     (["run", "--set", "lr"], "--set takes section.key=value", "update.lr"),
     (["run", "--budget", "pictures=3"], "unknown budget axis 'pictures'", "images"),
     (["run", "--budget", "images=-3"], "positive number", "images=3000"),
@@ -159,6 +160,38 @@ def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, argum
     assert hint in message
     assert "Traceback" not in message
     assert not list(tmp_path.rglob("run.json")), "nothing half-written"
+
+
+EMPTY = [
+    *(["run", "--dry-run", option, ""] for option in
+      ("--preset", "--method", "--reward", "--model", "--budget", "--results", "--out", "--device", "--set")),
+    ["run", "--dry-run", "--model="], ["run", "--dry-run", "--model", " "],
+    ["eval", "x", "--rewards", ""], ["eval", "x", "--steps", ""], ["eval", ""], ["compare", "", "ddpo"],
+    ["sweep", "smoke", "--dry-run", "--device", ""], ["study", "budget", "--dry-run", "--model", ""],
+    ["study", "budget", "--dry-run", "--seeds", ""], ["report", "--out", ""], ["export", "x", "--to", ""],
+    ["sample", "x", "--prompt", "a", "--out", ""], ["doctor", "--plugin", ""], ["list", "runs", "--out", ""],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", EMPTY, ids=" ".join)
+def test_an_empty_name_does_not_mean_choose_for_me(tmp_path, monkeypatch, capsys, arguments):
+    from sdpo_bench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2, message
+    assert "is empty (a shell variable that is not set?)" in message
+
+
+def test_an_empty_prompt_is_a_prompt(tmp_path, monkeypatch, capsys):
+    from sdpo_bench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["sample", "nothing", "--prompt", ""])
+    assert "no run 'nothing'" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):

@@ -127,6 +127,8 @@ SEARCH = (
 )
 
 BAD = {
+    "an empty model": ({"model": '""'}, "cells.model: got ''", 'model = "emoji-turbo"'),
+    "an empty preset": ({"preset": '""'}, "cells.preset: got ''", 'preset = "embedded"'),
     "an unknown method": ({"method": '["sdpoo"]'}, "unknown method 'sdpoo'", "Did you mean 'sdpo'"),
     "an unknown reward": ({"reward": '["emoji-alin"]'}, "unknown reward", "Did you mean 'emoji-align'"),
     "an unknown model": ({"model": '"emoji"'}, "unknown model 'emoji'", "emoji-turbo"),
