@@ -1,6 +1,7 @@
 """What the commands that need torch do; imported by the command line only when one of them is called."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ def run_command(
 ) -> None:  # fmt: skip
     """``sdpo-bench run``."""
     overrides = parse_set(sets)
+    _refuse_contradictions(overrides, method=method, reward=reward, model=model, seed=seed, budget=budget)
     if budget:
         axis, amount = parse_budget(budget)
         overrides[f"budget.{axis}"] = amount
@@ -66,6 +68,24 @@ def run_command(
             outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
         if processes.is_main:
             _show_outcome(resolved, outcome, as_json)
+
+
+def _refuse_contradictions(
+    overrides: Mapping[str, Any], *, seed: int | None, budget: str | None, **names: str | None
+) -> None:
+    """A flag and a ``--set`` that name two values for one setting."""
+    given: dict[str, tuple[str, Any]] = {f"{kind}.name": (f"--{kind}", name) for kind, name in names.items()}
+    given["seed"] = ("--seed", seed)
+    if budget:
+        axis, amount = parse_budget(budget)
+        given |= {f"budget.{axis}": ("--budget", amount), "budget.amount": ("--budget", amount)}
+        given["budget.axis"] = ("--budget", axis)
+    for key, (flag, value) in given.items():
+        if value is not None and key in overrides and overrides[key] != value:
+            shown = budget if flag == "--budget" else value
+            raise UsageError(
+                f"{flag} {shown} and --set {key}={overrides[key]} contradict each other. Give one of them."
+            )
 
 
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:

@@ -194,6 +194,26 @@ def test_an_empty_prompt_is_a_prompt(tmp_path, monkeypatch, capsys):
     assert "no run 'nothing'" in capsys.readouterr().err
 
 
+CONTRADICTIONS = [
+    (["--method", "sdpo", "--set", "method.name=ddpo"], "--method sdpo and --set method.name=ddpo"),
+    (["--reward", "emoji-align", "--set", "reward.name=emoji-style"], "--reward emoji-align and --set reward.name="),
+    (["--model", "emoji-turbo", "--set", "model.name=sd-turbo"], "--model emoji-turbo and --set model.name=sd-turbo"),
+    (["--seed", "1", "--set", "seed=2"], "--seed 1 and --set seed=2"),
+    (["--budget", "images=64", "--set", "budget.images=32"], "--budget images=64 and --set budget.images=32"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), CONTRADICTIONS)
+def test_a_flag_and_a_setting_that_differ_are_refused(tmp_path, monkeypatch, capsys, arguments, said):
+    from sdpo_bench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--dry-run", *arguments])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_pipeline(tmp_path):
     done = call("run", "--model", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 2
