@@ -281,6 +281,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     _open_what_is_closed()
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        _refuse_a_deleted_folder()
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
         cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -327,6 +328,16 @@ def _clean_lines(text: str) -> str:
     from sdpo_bench.terminal import clean
 
     return "\n".join(clean(line) for line in text.split("\n"))
+
+
+def _refuse_a_deleted_folder() -> None:
+    """Before a numerical library meets it and ends the process in its own words."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise MissingError(
+            f"the current folder cannot be used ({error.strerror}); was it deleted? Change to another: cd FOLDER"
+        ) from None
 
 
 def _refuse_what_is_no_text(arguments: list[str]) -> None:

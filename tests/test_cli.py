@@ -214,6 +214,19 @@ def test_a_flag_and_a_setting_that_differ_are_refused(tmp_path, monkeypatch, cap
     assert said in capsys.readouterr().err
 
 
+def test_a_current_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
+    from sdpo_bench.cli import main
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["list", "methods"])
+    assert stop.value.code == 3
+    assert "the current folder cannot be used" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_pipeline(tmp_path):
     done = call("run", "--model", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 2
