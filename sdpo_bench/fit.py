@@ -51,9 +51,10 @@ def _check_choice(config: RunConfig, sources: Mapping[str, str]) -> None:
             k for k, s in sources.items() if k.startswith("checkpoint.") and k != "checkpoint.choose" and s == "you"
         ]
         if idle:
+            often = " How often a run is saved is --checkpoint-every." if "checkpoint.every" in idle else ""
             raise UsageError(
                 f"{', '.join(idle)} would have no effect: the last checkpoint is taken. "
-                "Add --set checkpoint.choose=validation."
+                f"Add --set checkpoint.choose=validation.{often}"
             )
         return
     if not chosen.prompts:

@@ -123,6 +123,7 @@ WRONG = [
     (["run", "--set", "sample.images_per_epoch=7"], "not a multiple of 2", "Use 6"),
     (["run", "--set", "update.minibatch=5"], "update.minibatch", "sample.images_per_epoch="),
     (["run", "--dry-run", "--set", "model.name="], "model.name is empty", "leave it out"),
+    (["run", "--dry-run", "--set", "checkpoint.every=1"], "checkpoint.every would have", "--checkpoint-every"),
     (["run", "--set", "lr"], "--set takes section.key=value", "update.lr"),
     (["run", "--budget", "pictures=3"], "unknown budget axis 'pictures'", "images"),
     (["run", "--budget", "images=-3"], "positive number", "images=3000"),
