@@ -303,13 +303,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if debug:
             raise
         place = f"'{error.filename}': " if error.filename else ""
-        click.echo(f"Error: {place}{error.strerror or error}. More with: sdpo-bench --debug ...", err=True)
+        text = _clean_lines(f"{place}{error.strerror or error}")
+        click.echo(f"Error: {text}. More with: sdpo-bench --debug ...", err=True)
         sys.exit(MissingError.exit_code)
     except Exception as error:
         if debug:
             raise
         click.echo(
-            f"Error: unexpected {type(error).__name__}: {error}\n"
+            f"Error: unexpected {type(error).__name__}: {_clean_lines(str(error))}\n"
             "This is a defect. Run again with 'sdpo-bench --debug ...' and report the traceback.",
             err=True,
         )

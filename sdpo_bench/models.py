@@ -301,6 +301,18 @@ def scheduler_config(policy: "Policy") -> dict[str, Any]:
     return dict(policy.pipeline.scheduler.config)
 
 
+def check_devices(text: str) -> list[str]:
+    """The names in a comma-separated list of devices, all of which are here; ``auto`` stays ``auto``.
+
+    Raises:
+        UsageError, MissingError: as for :func:`pick_device`.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        pick_device(name)
+    return names
+
+
 def pick_device(wanted: str) -> str:
     """Resolve ``auto`` and refuse a device that is not here; each of several processes gets a GPU of its own.
 

@@ -17,6 +17,7 @@ from sdpo_bench.config import Resolved, parse_set
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimate import Rates
 from sdpo_bench.executors import LocalExecutor
+from sdpo_bench.models import check_devices
 from sdpo_bench.plan import Plan
 from sdpo_bench.registry import find
 from sdpo_bench.render_terminal import make_console, print_study
@@ -50,8 +51,9 @@ def study_command(
         return
     check_writable(folder)
     started = time.monotonic()
-    runtime = Runtime(folder.resolve(), device.split(",")[0], micro_batch, threads=threads)
-    trainings = _train(study, design, request, runtime, jobs, device.split(","))
+    devices = check_devices(device)
+    runtime = Runtime(folder.resolve(), devices[0], micro_batch, threads=threads)
+    trainings = _train(study, design, request, runtime, jobs, devices)
     say = lambda text: click.echo(text, err=True)  # noqa: E731
     findings = study.findings(Bench(request, design, runtime, trainings, say))
     record = StudyRecord(

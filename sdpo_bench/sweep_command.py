@@ -17,6 +17,7 @@ from sdpo_bench.config import Resolved
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimate import Rates, reward_keys
 from sdpo_bench.executors import Executor, LocalExecutor
+from sdpo_bench.models import check_devices
 from sdpo_bench.plan import Plan, keep, make_plan, record_of
 from sdpo_bench.select_runs import parse_select
 from sdpo_bench.settings import ModelSettings, Runtime
@@ -94,7 +95,7 @@ def _executor(
         return RayExecutor(address, runtime.out, cpus=cpus, gpus=gpus, device=device)
     if address != "auto" or cpus != 1 or gpus:
         raise UsageError("--address, --cpus-per-cell and --gpus-per-cell belong to --executor ray.")
-    return LocalExecutor(jobs, threads=threads, devices=device.split(","))
+    return LocalExecutor(jobs, threads=threads, devices=check_devices(device))
 
 
 # -- output --------------------------------------------------------------------------------------------------
