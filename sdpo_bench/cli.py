@@ -10,7 +10,18 @@ from typing import Any, NoReturn
 import click
 
 from sdpo_bench import __version__, cli_report, cli_study, cli_sweep
-from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST, OUT, REWARD_TIMEOUT, THREADS, Command, complete
+from sdpo_bench.cli_options import (
+    DEVICE,
+    JSON,
+    MICRO_BATCH,
+    MOST,
+    OUT,
+    REWARD_TIMEOUT,
+    THREADS,
+    Amount,
+    Command,
+    complete,
+)
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
 from sdpo_bench.processes import refuse_several
 
@@ -206,7 +217,7 @@ def doctor(**options: Any) -> None:
 @click.option("--max-mib", type=click.IntRange(1), default=256, show_default=True, help="Largest request body.")
 @click.option(
     "--body-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Amount(0, min_open=True),
     default=60,
     show_default=True,
     metavar="SECONDS",

@@ -140,6 +140,7 @@ WRONG = [
     (["run", "--reward-timeout", "nan"], "nan", "not in the range"),
     (["run", "--preset", "typo.toml"], "[for.ddop]", "Did you mean 'ddpo'"),
     (["sweep", "smoke", "--max-hours", "nan"], "nan", "not in the range"),
+    (["serve-reward", "jpeg-compressibility", "--body-timeout", "nan"], "nan", "not in the range"),
     (["sweep", "smoke", "--device", "cpu,,cpu"], "unknown device ''", "Valid: auto, cpu, cuda"),
     (["study", "reward-prediction", "--size", "tiny", "--device", "tpu"], "unknown device 'tpu'", "Valid: auto"),
     (["rum"], "no command 'rum'", "run"),
