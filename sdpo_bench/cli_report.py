@@ -43,7 +43,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 )
 @click.option(
     "--out", type=click.Path(path_type=Path),
-    help="File to write (a folder for --format all) [default: standard output; html and all: in the results folder].",
+    help="File to write (all: a folder, with figures) [default: standard output; html, all: in the results folder].",
 )  # fmt: skip
 def report(**options: Any) -> None:
     """Tables, plots and picture grids of all runs, from the results folder alone.

@@ -47,7 +47,12 @@ def html(report: Report) -> str:
 
 
 def svg_uri(svg: bytes) -> str:
-    """An SVG as a data URI whose text and rules follow the reader's light or dark scheme."""
+    """An SVG as a data URI, see :func:`themed`."""
+    return _uri("image/svg+xml", themed(svg))
+
+
+def themed(svg: bytes) -> bytes:
+    """The SVG with text and rules that follow the reader's light or dark scheme."""
     text = svg.decode()
     for name, colour in THEME.items():
         text = text.replace(colour, f"var(--{name})")
@@ -55,7 +60,7 @@ def svg_uri(svg: bytes) -> str:
     dark = "".join(f"--{name}:{colour};" for name, colour in DARK.items())
     style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
     head, tag, rest = text.partition("<defs>")
-    return _uri("image/svg+xml", f"{head}{style}{tag}{rest}".encode())
+    return f"{head}{style}{tag}{rest}".encode()
 
 
 def grid_uri(grid: Grid) -> str:

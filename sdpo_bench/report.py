@@ -109,6 +109,15 @@ class Report:
             found += [(section.title, table) for table in (*within, *section.tables)]
         return found + [(study.title, table) for study in self.studies for table in study.tables]
 
+    @property
+    def figures(self) -> list[tuple[str, Figure]]:
+        """Every figure with the title of its section and part."""
+        found = []
+        for section in self.sections:
+            found += [(f"{section.title}, {part.title}", figure) for part in section.parts for figure in part.figures]
+            found += [(section.title, figure) for figure in section.figures]
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:

@@ -103,9 +103,25 @@ def _write_all(report: Report, folder: Path) -> None:
         target = folder / f"report{suffix}"
         _write(target, render(report, style))
         click.echo(str(target))
+    if report.figures:
+        _write_figures(report, folder / "figures")
 
 
-def _write(target: Path, content: str) -> None:
+def _write_figures(report: Report, folder: Path) -> None:
+    """Each figure as an SVG of its own, with a list of what they show."""
+    from sdpo_bench.render_html import themed
+    from sdpo_bench.render_text import md
+
+    lines = ["# Figures", "", "| file | of | what it shows |", "|:--|:--|:--|"]
+    for title, figure in report.figures:
+        target = folder / f"{figure.name}.svg"
+        _write(target, themed(figure.draw()))
+        click.echo(str(target))
+        lines.append(f"| [{target.name}]({target.name}) | {md(title)} | {md(figure.caption)} |")
+    _write(folder / "README.md", "\n".join([*lines, ""]))
+
+
+def _write(target: Path, content: bytes | str) -> None:
     """In one piece: an old file stays until the new one is whole."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -366,9 +366,16 @@ def test_command_prints_or_writes(hostile, tmp_path):
 def test_command_writes_all_formats(tmp_path):
     out = tmp_path / "results"
     make_run(out, "sdpo", 0, spread([1, 1, 1]))
+    make_base(out, base_frame(spread([0, 0, 0])))
     run("--results", out, "--format", "all")
     names = {path.name for path in (out / "report").iterdir()}
-    assert names == {f"report.{suffix}" for suffix in ("txt", "md", "csv", "tex", "json", "html")}
+    assert names == {f"report.{suffix}" for suffix in ("txt", "md", "csv", "tex", "json", "html")} | {"figures"}
+    figures = out / "report" / "figures"
+    drawn = {path.name for path in figures.glob("*.svg")}
+    assert {"setting-1-1-1-steps.svg", "setting-1-1-1-intervals.svg", "setting-1-cost.svg"} <= drawn
+    assert all(ElementTree.parse(figures / name).getroot().tag.endswith("svg") for name in drawn)
+    listed = re.findall(r"^\| \[(\S+)\]\((\S+)\) \|", (figures / "README.md").read_text(encoding="utf-8"), re.M)
+    assert {name for pair in listed for name in pair} == drawn
 
 
 def test_command_refuses_clearly(hostile, tmp_path):
