@@ -284,12 +284,8 @@ def eval_command(
 def _eval_one(
     folder: RunFolder, changes: dict[str, Any], rewards: str | None, runtime: Runtime
 ) -> tuple[list[dict[str, Any]], str]:
+    folder.refuse_without_adapter()
     record = folder.record()
-    if record.get("kind") != "run" or not (folder.lora / LORA_FILE).exists():
-        raise UsageError(
-            f"run '{folder.run_id}' has no trained adapter yet (state: {folder.state}). "
-            "Finish it first: sdpo-bench list runs"
-        )
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
     if chosen := config.get("checkpoint"):
@@ -334,9 +330,8 @@ def _eval_one(
 def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
     """``sdpo-bench export``."""
     folder = find_run(out, run_name)
+    folder.refuse_without_adapter()
     source = folder.lora / LORA_FILE
-    if not source.exists():
-        raise UsageError(f"run '{folder.run_id}' has no trained adapter yet (state: {folder.state}).")
     destination = target / LORA_FILE
     if destination.exists() and not force:
         raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.regular import read_bytes, require_regular
-from sdpo_bench.store import LORA_SEAL, atomic_write
+from sdpo_bench.store import LORA_FILE, LORA_SEAL, atomic_write
 
 __all__ = ["LORA_FILE", "Conditioning", "Policy"]
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

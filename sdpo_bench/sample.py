@@ -60,14 +60,12 @@ def draw(
     from sdpo_bench.config import validate
     from sdpo_bench.evaluate import evaluation_schedule, sample_images
     from sdpo_bench.models import load_policy, pick_device, refuse_changed
-    from sdpo_bench.policy import LORA_FILE
     from sdpo_bench.runner import make_scorer
     from sdpo_bench.seeds import seed_for
     from sdpo_bench.settings import EvaluationSettings, ModelSettings, ScheduleSettings
 
+    folder.refuse_without_adapter()
     record = folder.record()
-    if record.get("kind") != "run" or not (folder.lora / LORA_FILE).exists():
-        raise UsageError(f"run '{folder.run_id}' has no trained adapter yet. See: sdpo-bench list runs")
     if threads:
         torch.set_num_threads(threads)
     config = record["config"]

@@ -29,6 +29,8 @@ from typing import IO, Any, Literal
 from sdpo_bench.errors import Busy, DiskFull, MissingError, Unwritable, UsageError, nearest
 from sdpo_bench.regular import Irregular, read_text, regular
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The adapter, under the name that diffusers looks for."""
 LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 State = Literal["new", "running", "interrupted", "failed", "done"]
@@ -104,6 +106,26 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "eval.parquet"
+
+    def refuse_without_adapter(self) -> None:
+        """A base model's folder, a run that is not finished, and scores that were shared without weights.
+
+        Raises:
+            UsageError: with what to do about it.
+        """
+        if self.record().get("kind") != "run":
+            raise UsageError(f"'{self.run_id}' holds the base model's scores, no adapter. Runs: sdpo-bench list runs")
+        if (self.lora / LORA_FILE).exists():
+            return
+        if self.state == "done":
+            raise UsageError(
+                f"run '{self.run_id}' is done, but its adapter is not in '{self.lora}': only its scores are here. "
+                "sdpo-bench run with the settings of its run.json trains it again"
+            )
+        raise UsageError(
+            f"run '{self.run_id}' has no trained adapter yet (state: {self.state}). Finish it first: the command that "
+            "began it goes on. See: sdpo-bench list runs"
+        )
 
     def create(self, record: Mapping[str, Any]) -> None:
         """Make the folder and its ``run.json``; a folder that exists keeps its first record."""

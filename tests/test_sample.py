@@ -81,10 +81,16 @@ def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch
     ):
         with pytest.raises(UsageError, match=words):
             run(*arguments)
-    adapter = next((results / "runs").glob("*/lora/*"))
+    adapter = next((results / "runs").glob("*/lora/*.safetensors"))
     adapter.unlink()
-    with pytest.raises(UsageError, match="has no trained adapter yet"):
+    with pytest.raises(UsageError, match="its adapter is not in .* sdpo-bench run with the settings of its run.json"):
         run("sdpo", *common)
+    RunFolder(adapter.parents[1]).set_status("interrupted", "")
+    with pytest.raises(UsageError, match=r"has no trained adapter yet \(state: interrupted\)"):
+        run("sdpo", *common)
+    RunFolder(results / "runs" / "base-emoji").create({"kind": "base"})
+    with pytest.raises(UsageError, match="holds the base model's scores"):
+        run("base-emoji", *common)
 
 
 def test_a_place_that_cannot_be_written_is_found_before_sampling(results, tmp_path, monkeypatch):
