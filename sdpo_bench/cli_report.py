@@ -23,6 +23,7 @@ METRIC = click.option(
     "--metric", default="mean", show_default=True,
     help="Primary endpoint: mean over step counts, area under the step curve, or a number of steps.",
 )  # fmt: skip
+ONLY = ("main", "against", "leaderboard", "held-out", "pictures", "bill", "ablation", "studies")
 FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 
 
@@ -37,6 +38,10 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 @click.option(
     "--against", multiple=True, metavar="paper|PATH",
     help="Show your gains beside others': published numbers, a .toml file of such, or a results folder; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--only", multiple=True, type=click.Choice(ONLY),
+    help="Only tables of this kind, without figures and the list of runs; repeatable.",
 )  # fmt: skip
 @click.option(
     "--format", "style", type=click.Choice(FORMATS), help="[default: from the name given to --out, else terminal]"
@@ -57,6 +62,7 @@ def report(**options: Any) -> None:
       sdpo-bench report --out tables.tex --select reward=hpsv2 --metric 1
       sdpo-bench report --group-by update.lr --select method=sdpo
       sdpo-bench report --against paper
+      sdpo-bench report --only leaderboard --format markdown
       sdpo-bench report --format all --out my-report
     """
     from sdpo_bench.report_command import report_command

@@ -13,6 +13,7 @@ from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.published import PAPER, paper, read_published
 from sdpo_bench.render_terminal import make_console, terminal
 from sdpo_bench.report import Report, Request, build_report, results_sides
+from sdpo_bench.report_parts import only as a_part
 from sdpo_bench.results import load_results
 from sdpo_bench.scoreboard import parse_metric
 from sdpo_bench.select_runs import SPLIT, parse_select
@@ -45,12 +46,15 @@ def report_command(
     style: str | None,
     out: Path | None,
     against: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
 ) -> None:
     """``sdpo-bench report``."""
     style = style or _style_of(out)
     sides = tuple(side for name in against for side in find_sides_against(name))
     request = Request(parse_select(select), group_by, parse_metric(metric), against=sides)
     report = build_report(load_results(results), request)
+    if only:
+        report = a_part(report, only)
     if style == "all":
         _write_all(report, out or results / "report")
     elif out is not None or style == "html":
@@ -63,7 +67,7 @@ def report_command(
         click.echo(render(report, style), nl=False)
     if report.notices and style != "terminal":
         many = len(report.notices)
-        text = f"{many} notice{'s' * (many != 1)} about runs that are missing or damaged; see the report."
+        text = f"{many} notice{'s' * (many != 1)} about runs that warned, are missing or damaged; see the report."
         click.echo(text, err=True)
 
 

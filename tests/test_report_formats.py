@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from report_factory import base_frame, frame, make_base, make_run, spread
 
 from sdpo_bench import plots
+from sdpo_bench.cli_report import ONLY
 from sdpo_bench.cli_report import report as report_cli
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.figures import _cost_charts
@@ -376,6 +377,31 @@ def test_command_writes_all_formats(tmp_path):
     assert all(ElementTree.parse(figures / name).getroot().tag.endswith("svg") for name in drawn)
     listed = re.findall(r"^\| \[(\S+)\]\((\S+)\) \|", (figures / "README.md").read_text(encoding="utf-8"), re.M)
     assert {name for pair in listed for name in pair} == drawn
+
+
+def test_a_part_of_a_report_has_the_tables_asked_for_and_no_other(hostile, tmp_path):
+    whole = json.loads(run("--results", hostile, "--format", "json").stdout)
+    names = {kind: table_names(json.loads(run("--results", hostile, "--format", "json", "--only", kind).stdout))
+             for kind in ONLY}  # fmt: skip
+    assert sorted(name for found in names.values() for name in found) == sorted(table_names(whole))  # each in one kind
+    for kind in ("leaderboard", "pictures", "bill"):
+        assert names[kind] and all(kind in name for name in names[kind])
+    assert "main-1" in names["main"]
+    two = run("--results", hostile, "--only", "bill", "--only", "leaderboard", "--format", "json").stdout
+    assert sorted(table_names(json.loads(two))) == sorted(names["bill"] + names["leaderboard"])
+    text = run("--results", hostile, "--only", "leaderboard", "--format", "markdown").stdout
+    assert "| rank | method |" in text
+    assert "Runs" not in text and "Notices" in text  # what is damaged stays in sight
+    page = tmp_path / "part.html"
+    run("--results", hostile, "--only", "leaderboard", "--out", page)
+    assert "<img" not in page.read_text(encoding="utf-8")
+
+
+def table_names(data: dict) -> list[str]:
+    """Names of the tables of a report's JSON, without the lists of runs, versions and settings."""
+    parts = [table for section in data["settings"] for part in section["parts"] for table in part["tables"]]
+    tables = [*data["main"], *parts, *(table for section in data["settings"] for table in section["tables"])]
+    return [table["name"] for table in tables]
 
 
 def test_command_refuses_clearly(hostile, tmp_path):
