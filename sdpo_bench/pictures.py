@@ -80,29 +80,31 @@ def to_bytes_image(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().contiguous()
 
 
-def grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], path: Path, *, cell: int = 96) -> None:
-    """Write a labelled PNG grid.
+CELL, GAP, HEAD, LABEL_WIDTH = 96, 4, 22, 190
+"""Pixels of a grid: side of a picture, between pictures, above them, left of them."""
+
+
+def grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], path: Path) -> None:
+    """Write a labelled PNG grid; small pictures are enlarged without smoothing.
 
     Args:
         rows: (label, images ``[len(columns), 3, H, W]`` in [0, 1]).
         columns: column headings.
-        cell: side of one picture in pixels; small pictures are enlarged without smoothing.
     """
     from PIL import Image, ImageDraw
 
-    label_width, head, gap = 190, 22, 4
-    width = label_width + len(columns) * (cell + gap)
-    canvas = Image.new("RGB", (width, head + len(rows) * (cell + gap)), "white")
+    width = LABEL_WIDTH + len(columns) * (CELL + GAP)
+    canvas = Image.new("RGB", (width, HEAD + len(rows) * (CELL + GAP)), "white")
     draw: Any = ImageDraw.Draw(canvas)
     for c, text in enumerate(columns):
-        draw.text((label_width + c * (cell + gap) + 4, 5), text, fill="black")
+        draw.text((LABEL_WIDTH + c * (CELL + GAP) + 4, 5), text, fill="black")
     for r, (label, images) in enumerate(rows):
-        top = head + r * (cell + gap)
-        draw.text((6, top + cell // 2 - 6), label[:30], fill="black")
+        top = HEAD + r * (CELL + GAP)
+        draw.text((6, top + CELL // 2 - 6), label[:30], fill="black")
         for c, array in enumerate(to_bytes_image(images).numpy()):
             picture = Image.fromarray(array)
-            method = Image.Resampling.NEAREST if picture.width < cell else Image.Resampling.LANCZOS
-            canvas.paste(picture.resize((cell, cell), method), (label_width + c * (cell + gap), top))
+            method = Image.Resampling.NEAREST if picture.width < CELL else Image.Resampling.LANCZOS
+            canvas.paste(picture.resize((CELL, CELL), method), (LABEL_WIDTH + c * (CELL + GAP), top))
     from io import BytesIO
 
     from sdpo_bench.store import atomic_write

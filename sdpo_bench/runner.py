@@ -279,12 +279,17 @@ def evaluate_base(
     return rows
 
 
+def grid_prompts(settings: EvaluationSettings) -> Sequence[str]:
+    """The prompts of a run's picture grid, from all over the first list that is judged."""
+    texts = next(iter(ev.splits(settings).values()))
+    return texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS]
+
+
 def draw_grid(
     policy: Policy, settings: EvaluationSettings, run: RunFolder, micro_batch: int, search: Candidates | None = None
 ) -> None:
     """``grid.png``: a few prompts, the same noise, base beside tuned (or searched), one column a step count."""
-    texts = next(iter(ev.splits(settings).values()))
-    chosen = texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS]
+    chosen = grid_prompts(settings)
     by_model = {}
     pairs = [(text, 0) for text in chosen]
     for name, context in (("base", policy.reference()), ("searched" if search else "tuned", nullcontext())):
