@@ -44,12 +44,11 @@ def test_the_main_suites_are_the_papers_table(plans):
 
 
 def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_main_table(plans):
-    """Named variants stand in the ablations; a cell of both suites is run once."""
+    """SDPO's named variants included; a cell of both suites is run once."""
     from sdpo_bench.registry import plugins
 
     cells = plans["embedded-methods"].cells
-    builtin = {n for n, p in plugins("methods").items() if p.owner == "built-in" and not p.load().variant_of}
-    assert {cell.method for cell in cells} == builtin
+    assert {cell.method for cell in cells} == {n for n, p in plugins("methods").items() if p.owner == "built-in"}
     main = {cell.run_id for cell in plans["embedded-main"].cells if cell.reward == "emoji-align"}
     assert main < {cell.run_id for cell in cells}
 
