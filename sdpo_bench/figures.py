@@ -155,6 +155,13 @@ def training_figures(arms: Sequence[Arm], name: str) -> list[Figure]:
             wide=True,
         ),
         Figure(
+            f"{name}-distance",
+            "Mean reward of the sampled training images against the distance from the base model, the square root of "
+            "the KL divergence (nats per latent element, all steps): what a method gains for how far it moves. Each "
+            f"point is an eighth of the training, mean over seeds.{more}",
+            lambda: plots.draw_charts([_distance_chart(curves())], styles, columns=1, size=(5.4, 3.2)),
+        ),
+        Figure(
             f"{name}-diagnostics",
             "Training diagnostics: mean over seeds, band from lowest to highest seed; the gradient share is that of "
             f"the last epoch.{more}",
@@ -169,6 +176,20 @@ def _cost_charts(logs: Logs) -> list[Chart]:
         Chart(f"Against {words}", words, "" if i else "mean training reward", _log_series(logs, "reward_mean", axis))
         for i, (axis, words) in enumerate(BUDGETS)
     ]
+
+
+def _distance_chart(logs: Logs) -> Chart:
+    """Up to the shortest seed: one that moves faster must not stand for the others further out."""
+    series = []
+    for label, runs in logs.items():
+        pairs = [[(_at(row, "kl_to_base"), _at(row, "reward_mean")) for row in rows] for rows in runs]
+        known = [[(kl, reward) for kl, reward in run if kl is not None and reward is not None] for run in pairs]
+        epochs = min((len(run) for run in known), default=0)
+        if epochs:
+            blocks = np.array_split(np.array([run[:epochs] for run in known]).mean(0), min(8, epochs))
+            kl, reward = np.array([block.mean(0) for block in blocks]).T
+            series.append(Series(label, np.sqrt(kl.clip(0)).tolist(), reward.tolist()))
+    return Chart("Against distance", "square root of the KL to the base model", "mean training reward", series)
 
 
 def _diagnostic_charts(logs: Logs) -> list[Chart]:

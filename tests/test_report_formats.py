@@ -19,7 +19,7 @@ from sdpo_bench import plots
 from sdpo_bench.cli_report import ONLY
 from sdpo_bench.cli_report import report as report_cli
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.figures import _cost_charts
+from sdpo_bench.figures import _cost_charts, _distance_chart
 from sdpo_bench.render_html import halves, html, svg_uri
 from sdpo_bench.render_terminal import terminal
 from sdpo_bench.render_text import as_csv, as_json, latex, markdown, md, tex
@@ -345,6 +345,15 @@ def test_cost_curves_average_seeds_and_span_them():
     assert (series.x, series.y) == ([64, 128], [2, 4])
     assert (series.low, series.high) == ([1, 2], [3, 6])
     assert list(reward_calls.series[0].x) == [192, 384]
+
+
+def test_reward_against_distance_is_a_mean_over_seeds_epoch_by_epoch():
+    row = lambda kl, reward: {"kl_to_base": kl, "reward_mean": reward}  # noqa: E731
+    first = [row(0.0, 1.0), row(1.0, 2.0), row(25.0, 9.0)]
+    second = [row(0.0, 3.0), row(7.0, 4.0)]  # stopped early: its third epoch is not made up
+    chart = _distance_chart({"sdpo": [first, second], "best-of-n": [[{"reward_mean": 1.0}]]})
+    (series,) = chart.series
+    assert (series.x, series.y) == ([0, 2], [2, 3])
 
 
 # -- the command ---------------------------------------------------------------------------------------------
