@@ -44,6 +44,10 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
     help="Only tables of this kind, without figures and the list of runs; repeatable.",
 )  # fmt: skip
 @click.option(
+    "--columns", metavar="KEY[,KEY]",
+    help="Only these columns, by their names in CSV, e.g. rank,method,mean,gain; tables without any are left out.",
+)  # fmt: skip
+@click.option(
     "--format", "style", type=click.Choice(FORMATS), help="[default: from the name given to --out, else terminal]"
 )
 @click.option(
@@ -62,7 +66,7 @@ def report(**options: Any) -> None:
       sdpo-bench report --out tables.tex --select reward=hpsv2 --metric 1
       sdpo-bench report --group-by update.lr --select method=sdpo
       sdpo-bench report --against paper
-      sdpo-bench report --only leaderboard --format markdown
+      sdpo-bench report --only leaderboard --columns rank,method,gain --format markdown
       sdpo-bench report --format all --out my-report
     """
     from sdpo_bench.report_command import report_command

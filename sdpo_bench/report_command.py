@@ -14,6 +14,7 @@ from sdpo_bench.published import PAPER, paper, read_published
 from sdpo_bench.render_terminal import make_console, terminal
 from sdpo_bench.report import Report, Request, build_report, results_sides
 from sdpo_bench.report_parts import only as a_part
+from sdpo_bench.report_parts import with_columns
 from sdpo_bench.results import load_results
 from sdpo_bench.scoreboard import parse_metric
 from sdpo_bench.select_runs import SPLIT, parse_select
@@ -47,6 +48,7 @@ def report_command(
     out: Path | None,
     against: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
+    columns: str | None = None,
 ) -> None:
     """``sdpo-bench report``."""
     style = style or _style_of(out)
@@ -55,6 +57,8 @@ def report_command(
     report = build_report(load_results(results), request)
     if only:
         report = a_part(report, only)
+    if columns is not None:
+        report = with_columns(report, [key.strip() for key in columns.split(",") if key.strip()])
     if style == "all":
         _write_all(report, out or results / "report")
     elif out is not None or style == "html":

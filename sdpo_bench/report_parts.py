@@ -1,10 +1,11 @@
-"""``report --only``: a part of a report, for a page that has room for one table."""
+"""``report --only`` and ``--columns``: a part of a report, for a page that has room for one table."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.report import Part, Report, Section
-from sdpo_bench.tabular import Table
+from sdpo_bench.tabular import Table, text_column
 
 MAIN, AGAINST, STUDIES = "main", "against", "studies"
 
@@ -28,6 +29,44 @@ def only(report: Report, kinds: Collection[str]) -> Report:
         versions=replace(report.versions, groups=()),
         studies=report.studies if STUDIES in kinds else (),
     )
+
+
+def with_columns(report: Report, keys: Sequence[str]) -> Report:
+    """The report with these columns of each table, by key, beside the names of its rows.
+
+    A table that has none of them is left out.
+
+    Raises:
+        UsageError: a key that no table has.
+    """
+    known = list(dict.fromkeys(column.key for _, table in report.tables for column in table.columns))
+    for key in keys:
+        if key not in known:
+            raise UsageError(f"--columns: no table of this report has '{key}'.{nearest(key, known)}")
+
+    def narrow(tables: tuple[Table, ...]) -> tuple[Table, ...]:
+        return tuple(small for table in tables if (small := _narrow(table, keys)).columns)
+
+    sections = [
+        replace(
+            section,
+            tables=narrow(section.tables),
+            parts=tuple(replace(part, tables=narrow(part.tables)) for part in section.parts),
+        )
+        for section in report.sections
+    ]
+    studies = tuple(replace(study, tables=narrow(study.tables)) for study in report.studies)
+    return replace(report, main=narrow(report.main), sections=tuple(sections), studies=studies)
+
+
+def _narrow(table: Table, keys: Sequence[str]) -> Table:
+    found = {i for i, column in enumerate(table.columns) if column.key in keys}
+    places = sorted({*found, text_column(table)}) if found else []
+    groups = [
+        replace(group, rows=tuple(replace(row, cells=tuple(row.cells[i] for i in places)) for row in group.rows))
+        for group in table.groups
+    ]
+    return replace(table, columns=tuple(table.columns[i] for i in places), groups=tuple(groups))
 
 
 def _section(section: Section, kinds: Collection[str]) -> Section:

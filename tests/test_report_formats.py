@@ -406,6 +406,19 @@ def test_a_part_of_a_report_has_the_tables_asked_for_and_no_other(hostile, tmp_p
     assert "<img" not in page.read_text(encoding="utf-8")
 
 
+def test_columns_are_chosen_by_their_names_in_csv(hostile):
+    text = run("--results", hostile, "--only", "leaderboard", "--columns", "gain", "--format", "csv").stdout
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["column"] != "note"]
+    assert {row["column"] for row in rows} == {"gain", "method"}
+    whole = run("--results", hostile, "--only", "leaderboard", "--format", "csv").stdout
+    assert rows == [row for row in csv.DictReader(io.StringIO(whole)) if row["column"] in ("gain", "method")]
+    bill = run("--results", hostile, "--only", "bill", "--only", "leaderboard", "--columns", "rank", "--format", "json")
+    names = table_names(json.loads(bill.stdout))
+    assert names and all("leaderboard" in name for name in names)
+    with pytest.raises(UsageError, match=r"no table of this report has 'gian'. Did you mean .*Valid: .*gain"):
+        run("--results", hostile, "--columns", "gian")
+
+
 def table_names(data: dict) -> list[str]:
     """Names of the tables of a report's JSON, without the lists of runs, versions and settings."""
     parts = [table for section in data["settings"] for part in section["parts"] for table in part["tables"]]
