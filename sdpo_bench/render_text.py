@@ -59,9 +59,9 @@ def _markdown_study(study: StudyView) -> list[str]:
 
 
 def md(text: str) -> str:
-    """Plain text in Markdown: everything that could be markup is escaped."""
-    escaped = re.sub(r"([\\`*_{}\[\]()#+!|~$<>&-])", r"\\\1", clean(text))
-    return re.sub(r"(?<=\w)\\([-()+])", r"\1", escaped)
+    """Plain text in Markdown: all that could be markup is escaped, and no more, so that the source reads well too."""
+    escaped = re.sub(r"([\\`*_{}\[\]#+!|~$<>&-])", r"\\\1", clean(text))
+    return re.sub(r"(?<=\w)\\([-+]|_(?=\w))", r"\1", escaped)
 
 
 def _markdown_table(table: Table, level: str) -> list[str]:
@@ -81,7 +81,8 @@ def _markdown_table(table: Table, level: str) -> list[str]:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return f"**{md(cell.text)}**" if cell.strong else md(cell.text)
+    text = re.sub(r"^\\(?=[-+]([\d.]|$))", "", md(cell.text))  # a sign at the start of a cell begins no list
+    return f"**{text}**" if cell.strong else text
 
 
 # -- LaTeX ---------------------------------------------------------------------------------------------------
