@@ -12,10 +12,9 @@ from typing import Any
 from sdpo_bench.api import execution_settings
 from sdpo_bench.budget import limit_text
 from sdpo_bench.identity import canonical_json, digest
-from sdpo_bench.results import Notice, Run
+from sdpo_bench.results import MODEL_KEYS, Notice, Run
 from sdpo_bench.settings import ModelSettings
 
-MODEL_KEYS = ("model.name", "model.digest", "model.revision", "model.precision", "model.resolution")
 SETTING_KEYS = (*MODEL_KEYS, "reward.", "sample.prompts", "sample.prompts.digest", "schedule.", "budget.")
 FREE_KEYS = ("seed", "eval.", "guard.", *(f"model.{name}" for name in sorted(execution_settings(ModelSettings))))
 """What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, when it warns, and what

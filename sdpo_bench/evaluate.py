@@ -248,6 +248,12 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     lacking = [name for name in COLUMNS if name not in rows.columns]
     if lacking:
         raise UsageError(f"'{run.evaluation}' lacks the columns {', '.join(lacking)}.")
+    own = {run.run_id, run.record().get("run")} if (run.path / "run.json").exists() else {run.run_id}
+    if others := sorted(set(rows.run.astype(str)) - own):
+        raise UsageError(
+            f"'{run.evaluation}' holds scores of {', '.join(others)}. If a copy went wrong, delete it and run: "
+            f"sdpo-bench eval {run.run_id}"
+        )
     return rows[COLUMNS].astype(dict.fromkeys(NUMBERS, "float64"))
 
 

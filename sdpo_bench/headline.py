@@ -14,7 +14,7 @@ from sdpo_bench.budget import limit_text, used_text
 from sdpo_bench.comparable import MODEL_KEYS
 from sdpo_bench.errors import UsageError
 from sdpo_bench.panels import SPLITS
-from sdpo_bench.results import Run, load_results, read_many
+from sdpo_bench.results import Run, load_results, read_many, strangers
 from sdpo_bench.scores import Block, PanelKey, Scores, read_scores
 
 COLUMNS = ["run", "state", "budget used", "score - base", "judged by", "message"]
@@ -37,7 +37,7 @@ def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
     bases = _base_panels(results.bases)
     evaluated = [run for run in results.runs if run.folder.evaluation.exists()]
     found = read_many([run.folder.evaluation for run in evaluated], pictures=False)
-    scores = {run.id: one for run, one in zip(evaluated, found)}
+    scores = {run.id: one for run, one in zip(evaluated, found) if not strangers(run, one)}
     rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
     rows += [[notice.where, "damaged", None, None, None, notice.text] for notice in results.notices]
     return COLUMNS, sorted(rows, key=lambda row: row[0])

@@ -32,6 +32,8 @@ MANY = 1500  # files from which on starting processes pays
 TAIL = 1 << 16  # bytes; far more than one line of train.jsonl
 SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$')
 """In a line of timing.jsonl; parsing every line as JSON takes ten times as long."""
+MODEL_KEYS = ("model.name", "model.digest", "model.revision", "model.precision", "model.resolution")
+"""What tells base models apart, for runs and base folders alike."""
 REQUIRED = ("method.name", "reward.name", "model.name", "seed", "budget.axis", "budget.amount")
 
 
@@ -176,6 +178,9 @@ def _read_run(path: Path) -> tuple[Run, str]:
         settings = canonical(flat_settings(record))
     except (TypeError, ValueError) as error:
         raise UsageError(f"'{path / 'run.json'}' is damaged: {error}.") from error
+    for key in {*MODEL_KEYS, *REQUIRED}:
+        if isinstance(settings.get(key), dict | list):
+            raise UsageError(f"'{path / 'run.json'}' is damaged: {key} is {str(settings[key])[:40]}.")
     if kind == "run":
         lacking = [key for key in REQUIRED if settings.get(key) in (None, "")]
         if lacking or not isinstance(settings["seed"], int):
@@ -255,13 +260,23 @@ def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, 
     return [work(item) for item in items]
 
 
+def strangers(run: Run, scores: Scores) -> list[str]:
+    """Ids of other runs whose scores lie in a run's folder, by a copy gone wrong; a renamed folder keeps its own."""
+    return sorted(set(scores.runs) - {run.id, run.record.get("run")})
+
+
 def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:
     """Scores of each run that has any, by run id, and what was wrong with the evaluation files."""
     listed = [run for run in runs if run.folder.evaluation.exists()]
     found = read_many([run.folder.evaluation for run in listed])
+    known: dict[str, Scores] = {}
     notices = []
     for run, scores in zip(listed, found):
         notices += [Notice(run.id, problem) for problem in scores.problems]
-        if scores.damaged:
+        if others := strangers(run, scores):
+            notices.append(Notice(run.id, f"eval.parquet holds scores of {', '.join(others)}: not used"))
+        elif scores.blocks:
+            known[run.id] = scores
+        if scores.damaged or others:
             notices.append(Notice(run.id, f"score it again: delete its eval.parquet, then sdpo-bench eval {run.id}"))
-    return {run.id: scores for run, scores in zip(listed, found) if scores.blocks}, notices
+    return known, notices

@@ -66,6 +66,8 @@ class Scores:
     """By (sampler, split): picture statistic -> step count -> mean over images."""
     problems: tuple[str, ...] = ()
     damaged: bool = False
+    runs: tuple[str, ...] = ()
+    """Ids of the runs that the rows say they are of; one, unless files were mixed up."""
 
     @property
     def bad(self) -> int:
@@ -152,7 +154,7 @@ def _columns(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
     """Label columns as :class:`Coded`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
     import pyarrow.parquet as parquet
 
-    text, needed = [*PANEL_COLUMNS, "prompt"], [*PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
+    text, needed = ["run", *PANEL_COLUMNS, "prompt"], ["run", *PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
     with parquet.ParquetFile(path, read_dictionary=text, pre_buffer=False, page_checksum_verification=True) as stored:
         table = stored.read([*needed, *wanted], use_threads=False)
     found = dict(zip(table.column_names, table.columns))
@@ -217,7 +219,7 @@ def _panels(columns: dict[str, Any]) -> Scores:
             found.blocks[key] = block
             if (key.sampler, key.split) not in found.pictures:
                 found.pictures[key.sampler, key.split] = _pictures(columns, mine)
-    return Scores(found.blocks, found.pictures, tuple(problems))
+    return Scores(found.blocks, found.pictures, tuple(problems), runs=tuple(columns["run"].labels))
 
 
 def _block(axes: dict[str, Coded], score: np.ndarray, mine: np.ndarray) -> tuple[Block | None, str]:

@@ -127,7 +127,7 @@ def make_base(out: Path, *frames: pd.DataFrame, name: str = "base-emoji_turbo-0"
     data = {"kind": "base", "run": name, "config": {"model": model}, "sampler": SAMPLER, "versions": VERSIONS}
     (folder / "run.json").write_text(json.dumps(data))
     (folder / "status").write_text(json.dumps({"state": "done", "message": ""}))
-    pd.concat(frames, ignore_index=True).to_parquet(folder / "eval.parquet", index=False)
+    pd.concat(frames, ignore_index=True).assign(run=name).to_parquet(folder / "eval.parquet", index=False)
     return folder
 
 

@@ -1,21 +1,27 @@
 """What is written to ``eval.parquet`` is what is read from it, by both of its readers."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench import pictures
+from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluate import KEYS, NUMBERS, read_rows, write_rows
+from sdpo_bench.headline import list_runs
+from sdpo_bench.results import load_results, read_all_scores
 from sdpo_bench.scores import read_scores
 from sdpo_bench.store import RunFolder
 
 
 def rows_of(scores: list[float], statistic: float = 0.5) -> pd.DataFrame:
     keys = {
-        "run": "r", "method": "sdpo", "seed": 0, "sampler": "s", "split": "train", "prompt": "cat", "steps": 1,
+        "run": "run", "method": "sdpo", "seed": 0, "sampler": "s", "split": "train", "prompt": "cat", "steps": 1,
         "reward": "good", "version": "1",
     }  # fmt: skip
     rows = pd.DataFrame(keys | {"image": range(len(scores)), "score": scores})
@@ -24,15 +30,16 @@ def rows_of(scores: list[float], statistic: float = 0.5) -> pd.DataFrame:
 
 @pytest.fixture
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
-    folder.path.mkdir(exist_ok=True)
+    folder = RunFolder(tmp_path_factory.mktemp("run") / "run")
+    folder.path.mkdir()
     return folder
 
 
 @given(scores=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=30)
 def test_no_score_changes_in_the_file(tmp_path_factory: pytest.TempPathFactory, scores: list[float]) -> None:
-    run = RunFolder(tmp_path_factory.mktemp("run"))
+    run = RunFolder(tmp_path_factory.mktemp("run") / "run")
+    run.path.mkdir()
     write_rows(run, rows_of(scores))
     assert read_rows(run)["score"].tolist() == scores
     (block,) = read_scores(run.evaluation).blocks.values()
@@ -44,3 +51,22 @@ def test_float32_scores_are_stored_as_such_and_others_whole(run: RunFolder, scor
     write_rows(run, rows_of([score, 1.0]))
     assert str(parquet.read_schema(run.evaluation).field("score").type) == stored
     assert read_rows(run)["score"].dtype == "float64"
+
+
+def test_scores_of_another_run_are_never_taken_for_its_own(tmp_path):
+    """A copy gone wrong: reports, lists and further scoring refuse the file; a renamed folder is still itself."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    mine, other = (make_run(tmp_path, method, 0, spread([gain] * 3)) for method, gain in (("sdpo", 1.0), ("ddpo", 5.0)))
+    shutil.copyfile(other / "eval.parquet", mine / "eval.parquet")
+    found = load_results(tmp_path)
+    scores, notices = read_all_scores([*found.runs, *found.bases])
+    assert mine.name not in scores and other.name in scores
+    assert f"eval.parquet holds scores of {other.name}: not used" in [notice.text for notice in notices]
+    columns, rows = list_runs(tmp_path)
+    gains = {row[0]: row[columns.index("score - base")] for row in rows}
+    assert gains == {mine.name: None, other.name: 5.0}
+    with pytest.raises(UsageError, match=f"holds scores of {other.name}.*sdpo-bench eval {mine.name}"):
+        read_rows(RunFolder(mine))
+    renamed = other.rename(other.with_name("my-best-run"))
+    assert len(read_rows(RunFolder(renamed)))
+    assert "my-best-run" in read_all_scores(load_results(tmp_path).runs)[0]

@@ -384,6 +384,17 @@ def repeat_rows(folder: Path) -> None:
     pd.concat([rows, rows[:1]]).to_parquet(folder / "eval.parquet")
 
 
+def put(section: str, key: str, value: object):
+    """Replace one setting in ``run.json``."""
+
+    def harm(folder: Path) -> None:
+        record = json.loads((folder / "run.json").read_text())
+        record["config"][section][key] = value
+        (folder / "run.json").write_text(json.dumps(record))
+
+    return harm
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -397,6 +408,10 @@ def repeat_rows(folder: Path) -> None:
         (lambda folder: (folder / "run.json").write_text('{"kind": "run", "config": {"seed": NaN}}'), "is damaged"),
         (lambda folder: (folder / "run.json").write_text('{"kind": "run"}'), "lacks method.name"),
         (lambda folder: (folder / "run.json").write_text('{"kind": "x", "config": {}}'), "kind is 'x'"),
+        (put("model", "name", {}), "is damaged: model.name is {}"),
+        (put("model", "precision", ["fp32"]), "is damaged: model.precision is ['fp32']"),
+        (put("method", "name", ["d3po"]), "is damaged: method.name is ['d3po']"),
+        (put("budget", "amount", {"images": 1}), "is damaged: budget.amount is {'images': 1}"),
         (lambda folder: (folder / "run.json").unlink(), "is not a run folder"),
         (lambda folder: (folder / "status").write_text("?"), "state is 'unknown'"),
         (lambda folder: (folder / "status").write_text('{"state": "running", "message": ""}'), "state is 'running'"),
@@ -413,6 +428,7 @@ def test_a_damaged_run_is_listed_and_the_others_are_reported(out, harm, words):
     assert cell(table, "sdpo", "gain") == whole
     assert not any(c.text == "d3po" for row in table.rows for c in row.cells)
     json.loads(as_json(report))
+    assert sum(row[0].startswith("sdpo") for row in list_runs(out)[1]) == 3
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "timing.jsonl"])
