@@ -284,7 +284,7 @@ def eval_command(
 def _eval_one(
     folder: RunFolder, changes: dict[str, Any], rewards: str | None, runtime: Runtime
 ) -> tuple[list[dict[str, Any]], str]:
-    folder.refuse_without_adapter()
+    folder.require_adapter()
     record = folder.record()
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
@@ -330,7 +330,7 @@ def _eval_one(
 def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
     """``sdpo-bench export``."""
     folder = find_run(out, run_name)
-    folder.refuse_without_adapter()
+    folder.require_adapter()
     source = folder.lora / LORA_FILE
     destination = target / LORA_FILE
     if destination.exists() and not force:

@@ -64,7 +64,7 @@ def draw(
     from sdpo_bench.seeds import seed_for
     from sdpo_bench.settings import EvaluationSettings, ModelSettings, ScheduleSettings
 
-    folder.refuse_without_adapter()
+    folder.require_adapter()
     record = folder.record()
     if threads:
         torch.set_num_threads(threads)

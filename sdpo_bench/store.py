@@ -107,8 +107,8 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "eval.parquet"
 
-    def refuse_without_adapter(self) -> None:
-        """A base model's folder, a run that is not finished, and scores that were shared without weights.
+    def require_adapter(self) -> None:
+        """A base model's folder, a run that is not finished, scores without weights, the adapter of another run.
 
         Raises:
             UsageError: with what to do about it.
@@ -116,6 +116,8 @@ class RunFolder:
         if self.record().get("kind") != "run":
             raise UsageError(f"'{self.run_id}' holds the base model's scores, no adapter. Runs: sdpo-bench list runs")
         if (self.lora / LORA_FILE).exists():
+            if changed := self.log_changed:
+                raise UsageError(f"run '{self.run_id}': {changed}")
             return
         if self.state == "done":
             raise UsageError(
@@ -223,7 +225,8 @@ class RunFolder:
                 digest, _, name = line.partition("  ")
                 if name == "../train.jsonl" and digest != self.digest("train.jsonl", self.size("train.jsonl")):
                     return (
-                        "train.jsonl was changed after training ended: its bill and curves cannot be trusted. Delete "
+                        "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
+                        "after training ended, so neither scores nor curves can be trusted. Delete "
                         f"'{self.lora}' and give the run command again to train from the last sound checkpoint"
                     )
         return ""

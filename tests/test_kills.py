@@ -170,7 +170,7 @@ def test_a_log_that_was_changed_after_the_end_is_reported(tmp_path):
     lines = (run.path / "train.jsonl").read_bytes().splitlines(keepends=True)
     for damage in (lines[:-1], [], [b"\xff\xfe\n"]):
         (run.path / "train.jsonl").write_bytes(b"".join(damage))
-        assert ["train.jsonl was changed" in text for text in told()] == [True]
+        assert ["train.jsonl do not belong together" in text for text in told()] == [True]
         run.log()
 
 

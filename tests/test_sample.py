@@ -82,10 +82,15 @@ def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch
         with pytest.raises(UsageError, match=words):
             run(*arguments)
     adapter = next((results / "runs").glob("*/lora/*.safetensors"))
+    folder = RunFolder(adapter.parents[1])
+    folder.seal_log()
+    (folder.path / "train.jsonl").write_text("{}\n")  # as where another run's adapter was copied here
+    with pytest.raises(UsageError, match=r"its adapter and its train.jsonl do not belong together"):
+        run("sdpo", *common)
     adapter.unlink()
     with pytest.raises(UsageError, match="its adapter is not in .* sdpo-bench run with the settings of its run.json"):
         run("sdpo", *common)
-    RunFolder(adapter.parents[1]).set_status("interrupted", "")
+    folder.set_status("interrupted", "")
     with pytest.raises(UsageError, match=r"has no trained adapter yet \(state: interrupted\)"):
         run("sdpo", *common)
     RunFolder(results / "runs" / "base-emoji").create({"kind": "base"})
