@@ -15,6 +15,8 @@ from sdpo_bench.regular import read_bytes
 from sdpo_bench.report import Grid, Report
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
+PAPER = {THEME["ink"]: "#ffffff", DARK["ink"]: "#14191e"}
+"""Behind a figure, by the colour of its text."""
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MOST_LISTED = 500
 """Rows of the list of runs on the page; JSON and CSV have all."""
@@ -49,6 +51,15 @@ def html(report: Report) -> str:
 def svg_uri(svg: bytes) -> str:
     """An SVG as a data URI, see :func:`themed`."""
     return _uri("image/svg+xml", themed(svg))
+
+
+def alone(svg: bytes) -> bytes:
+    """The SVG as a file of its own, see :func:`themed`, on paper: it may lie on a page of the other scheme."""
+    text = themed(svg).decode()
+    for scheme, paper in PAPER.items():
+        text = text.replace(f"svg{{--ink:{scheme}", f"svg{{--paper:{paper};--ink:{scheme}")
+    head, tag, rest = text.partition('<g id="figure_1">')
+    return f'{head}<rect width="100%" height="100%" style="fill: var(--paper)"/>{tag}{rest}'.encode()
 
 
 def themed(svg: bytes) -> bytes:

@@ -117,13 +117,13 @@ def _write_all(report: Report, folder: Path) -> None:
 
 def _write_figures(report: Report, folder: Path) -> None:
     """Each figure as an SVG of its own, with a list of what they show."""
-    from sdpo_bench.render_html import themed
+    from sdpo_bench.render_html import alone
     from sdpo_bench.render_text import md
 
     lines = ["# Figures", "", "| file | of | what it shows |", "|:--|:--|:--|"]
     for title, figure in report.figures:
         target = folder / f"{figure.name}.svg"
-        _write(target, themed(figure.draw()))
+        _write(target, alone(figure.draw()))
         click.echo(str(target))
         lines.append(f"| [{target.name}]({target.name}) | {md(title)} | {md(figure.caption)} |")
     _write(folder / "README.md", "\n".join([*lines, ""]))

@@ -384,6 +384,10 @@ def test_command_writes_all_formats(tmp_path):
     drawn = {path.name for path in figures.glob("*.svg")}
     assert {"setting-1-1-1-steps.svg", "setting-1-1-1-intervals.svg", "setting-1-cost.svg"} <= drawn
     assert all(ElementTree.parse(figures / name).getroot().tag.endswith("svg") for name in drawn)
+    for name in drawn:  # dark text on paper of its own, whatever page it lies on
+        text = (figures / name).read_text(encoding="utf-8")
+        assert "--paper:#ffffff;--ink:#1b2733" in text and "--paper:#14191e;--ink:#e8ebee" in text
+        assert text.index("fill: var(--paper)") < text.index('<g id="figure_1">')
     listed = re.findall(r"^\| \[(\S+)\]\((\S+)\) \|", (figures / "README.md").read_text(encoding="utf-8"), re.M)
     assert {name for pair in listed for name in pair} == drawn
 
