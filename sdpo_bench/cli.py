@@ -291,6 +291,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_what_is_closed()
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         _refuse_a_deleted_folder()
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
@@ -361,10 +363,23 @@ def _refuse_what_is_no_text(arguments: list[str]) -> None:
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
+    """Schedulers repeat themselves: once is enough, and the second must not disturb the saving."""
+    _ignore(signal.SIGTERM, signal.SIGINT)
     raise Terminated
 
 
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    _ignore(signal.SIGINT)
+    raise KeyboardInterrupt
+
+
+def _ignore(*signals: int) -> None:
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _interrupted(stop: BaseException) -> NoReturn:
+    _ignore(signal.SIGTERM, signal.SIGINT)
     # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
     cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
     if isinstance(cause, Interrupted):

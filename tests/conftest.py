@@ -1,6 +1,7 @@
 """Shared test machinery: one CPU thread, a tiny pipeline, and rewards and policies that are quick to build."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -15,6 +16,15 @@ HERE = Path(__file__).parent
 OFFICIAL = Path(os.environ.get("SDPO_BENCH_FIXTURES", HERE / "fixtures" / "official"))
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The command line sets handlers of signals for good, as a process of its own may; here they go back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -450,8 +450,10 @@ def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pip
         )
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again-and-again"])
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe, few_prompts, sent, code):
+def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe, few_prompts, sent, code, again):
+    """However often it is told to stop: schedulers repeat SIGTERM, and people Ctrl-C."""
     arguments = quick_run(tiny_pipe, tmp_path, few_prompts, "--checkpoint-every", "1")
     arguments[arguments.index("images=8")] = "images=400"
     process = subprocess.Popen(
@@ -464,6 +466,9 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
     while not list(tmp_path.rglob("epoch-000002.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(sent)
+    while again and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+        process.send_signal(sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     assert "Resume with" in said
