@@ -22,7 +22,7 @@ class RunCounts:
     diverged: tuple[str, ...]
     """Runs with at least one NaN or infinite score."""
     failed: tuple[str, ...]
-    """Runs that ended without a usable evaluation."""
+    """Runs without a usable evaluation: failed, or not finished."""
     bad_scores: int
     """NaN and infinite scores over all runs."""
 
@@ -32,9 +32,9 @@ class RunCounts:
         return len(self.scored) + len(self.diverged) + len(self.failed)
 
     def words(self) -> str:
-        """For example ``sdpo: 3 of 5 runs scored, 1 diverged (r2), 1 failed (r4)``."""
+        """For example ``sdpo: 3 of 5 runs scored, 1 diverged (r2), 1 without a result (r4)``."""
         text = f"{self.method}: {len(self.scored)} of {self.total} runs scored"
-        for what, runs in (("diverged", self.diverged), ("failed", self.failed)):
+        for what, runs in (("diverged", self.diverged), ("without a result", self.failed)):
             text += f", {len(runs)} {what} ({', '.join(runs)})" if runs else ""
         return text
 

@@ -187,10 +187,10 @@ def test_diverged_and_failed_runs_are_counted_and_set_apart_whole():
     rows = pd.concat([rows, make_rows(np.zeros((1, 2, 2, 1)), method="ddpo")])
     kept, counts = scored_runs(rows, failed={"sdpo-s9": "sdpo", "d3po-s0": "d3po"})
     d3po, ddpo, sdpo = counts
-    assert sdpo.words() == "sdpo: 2 of 4 runs scored, 1 diverged (sdpo-s1), 1 failed (sdpo-s9)"
+    assert sdpo.words() == "sdpo: 2 of 4 runs scored, 1 diverged (sdpo-s1), 1 without a result (sdpo-s9)"
     assert (sdpo.total, sdpo.bad_scores) == (4, 2)
     assert ddpo.words() == "ddpo: 1 of 1 runs scored"
-    assert d3po.words() == "d3po: 0 of 1 runs scored, 1 failed (d3po-s0)"
+    assert d3po.words() == "d3po: 0 of 1 runs scored, 1 without a result (d3po-s0)"
     assert set(kept["run"]) == {"sdpo-s0", "sdpo-s2", "ddpo-s0"}  # the finite rows of sdpo-s1 go with it
     assert matrix(kept[kept["method"] == "sdpo"], endpoint=4).seeds == (0, 2)
 

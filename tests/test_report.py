@@ -466,7 +466,9 @@ def test_diverged_and_failed_runs_are_counted(out, bad):
     table = table_of(report, "leaderboard-1")
     assert cell(table, "ddpo", "seeds").text == "3 of 5"
     assert cell(table, "ddpo", "mean").value == pytest.approx(0.5)
-    assert any("ddpo: 3 of 5 runs scored, 1 diverged" in note and "1 failed" in note for note in table.cautions)
+    assert any(
+        "ddpo: 3 of 5 runs scored, 1 diverged" in note and "1 without a result" in note for note in table.cautions
+    )
     assert "1 of its scores are NaN or infinite" in notices(report)
     assert "state is 'failed' (black images)" in notices(report)
 
