@@ -45,7 +45,8 @@ class UpdateLog:
     def add(self, name: str, value: Tensor, weight: int) -> None:
         """Add a mean over ``weight`` groups, so that micro-batches of unequal size do not tilt the average."""
         total, count = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
-        self.sums[name] = (total + value.detach().double().cpu() * weight, count + weight)
+        number = torch.as_tensor(value, dtype=torch.float64).detach().cpu()  # plugins also log plain numbers
+        self.sums[name] = (total + number * weight, count + weight)
 
     def absorb(self, other: "UpdateLog") -> None:
         """Add what another process did in the same optimiser steps."""

@@ -52,8 +52,8 @@ class Plugin:
                 f"{SINGULAR[self.kind]} '{self.name}' ({self.owner}) needs the package '{error.name}'. "
                 f"Install it with: pip install {error.name}"
             ) from error
-        except Exception as error:  # somebody else's module may fail in any way
-            reason = str(error) or type(error).__name__
+        except (Exception, SystemExit) as error:  # somebody else's module may fail in any way
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise MissingError(
                 f"{SINGULAR[self.kind]} '{self.name}' ({self.owner}) cannot be imported: {reason}"
             ) from error

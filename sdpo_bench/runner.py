@@ -18,7 +18,7 @@ from sdpo_bench.calibration import apply, calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
-from sdpo_bench.errors import SdpoBenchError, Unwritable
+from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.models import load_policy, model_digest, pick_device
@@ -131,6 +131,11 @@ def run_cell(
             with suppress(Unwritable, OSError):
                 run.set_status("failed", f"{type(error).__name__}: {error}".removesuffix(": "))
             raise
+        except SystemExit as error:  # of a plugin: exit code 0 would read as success
+            text = f"a plugin ended the program: sys.exit({error.code})"
+            with suppress(Unwritable, OSError):
+                run.set_status("failed", text)
+            raise RunFailed(f"{text}. Plugins raise errors instead; the last good checkpoint stays") from error
         run.set_status("done", warnings=len(guards.warnings(run)))
     return outcome
 

@@ -89,8 +89,9 @@ class Scorer:
         return torch.tensor([known[key] for key in keys], dtype=torch.float32)
 
     def _ask(self, images: Tensor, prompts: list[str], call: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
+        mine = images.clone()  # what a reward does to its pictures must not reach the next one's
         try:
-            scores = self.deadline(lambda: call(images, prompts))
+            scores = self.deadline(lambda: call(mine, list(prompts)))
         except SdpoBenchError:
             raise
         except DeadlinePassed as error:
@@ -103,6 +104,8 @@ class Scorer:
             if is_out_of_memory(error):
                 raise
             raise RunFailed(f"reward '{self.name}' raised {type(error).__name__}: {error}") from error
+        except SystemExit as error:
+            raise RunFailed(f"reward '{self.name}' ended the program: sys.exit({error.code})") from error
         self._check(scores, len(prompts))
         return scores
 
@@ -131,6 +134,8 @@ class Scorer:
             raise RunFailed(
                 f"reward '{self.name}' returned {got} for {count} images; a tensor of shape ({count},) is due."
             )
+        if scores.is_complex():
+            raise RunFailed(f"reward '{self.name}' returned complex numbers; higher is better, so they must be real.")
         bad = (~torch.isfinite(scores)).sum().item()
         if bad:
             raise RunFailed(f"reward '{self.name}' returned {bad} scores of {count} that are NaN or infinite.")

@@ -1,8 +1,10 @@
 """A reward that raises, hangs or answers nonsense ends a run with a clear record, and the same command goes on."""
 
 import signal
+import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from factories import make_resolved
 from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.deadline import Deadline, DeadlinePassed
 from sdpo_bench.errors import RunFailed
+from sdpo_bench.methods.ddpo import DDPO
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.runner import run_cell
 from sdpo_bench.scoring import Scorer
@@ -57,6 +60,8 @@ def fail(images):
         (lambda images: None, "returned NoneType"),
         (lambda images: torch.tensor([1.0, float("nan")]), "1 scores of 2 that are NaN"),
         (lambda images: torch.tensor([float("inf")] * 2), "2 scores of 2"),
+        (lambda images: torch.tensor([1j, 2j]), "returned complex numbers"),
+        (lambda images: sys.exit(0), r"reward 'x' ended the program: sys.exit\(0\)"),
     ],
 )
 def test_every_bad_answer_is_named(answer, message):
@@ -64,6 +69,15 @@ def test_every_bad_answer_is_named(answer, message):
     with pytest.raises(RunFailed, match=message):
         Scorer("x", Answer(answer), timeout=0.2)(torch.rand(2, 3, 4, 4), ["a", "b"])
     assert time.monotonic() - started < 10
+
+
+def test_what_a_reward_does_to_its_pictures_stays_with_it():
+    """In-place normalisation would change what the next reward, the grid and the base model's rows are made of."""
+    images, kept = torch.rand(2, 3, 4, 4), []
+    given = images.clone()
+    Scorer("x", Answer(lambda pictures: pictures.sub_(0.5).sum((1, 2, 3))))(images, ["a", "b"])
+    Scorer("y", Answer(lambda pictures: kept.append(pictures.clone()) or torch.zeros(2)))(images, ["a", "b"])
+    assert torch.equal(images, given) and torch.equal(kept[0], given)
 
 
 def test_a_bad_answer_is_not_remembered():
@@ -135,3 +149,25 @@ def test_a_run_that_its_reward_ended_is_recorded_and_resumes(tiny_pipe, tmp_path
     outcome = run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     assert run.state == "done"
     assert [row["epoch"] for row in outcome.run.log()] == [1, 2]
+
+
+def test_a_method_that_ends_the_program_has_not_succeeded(tiny_pipe, tmp_path, monkeypatch):
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
+    resolved = make_resolved(tiny_pipe, "ddpo", **settings)
+    monkeypatch.setattr(DDPO, "loss", lambda self, batch: sys.exit(0))
+    with pytest.raises(RunFailed, match=r"a plugin ended the program: sys.exit\(0\)"):
+        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+    run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
+    assert run.state == "failed" and "sys.exit(0)" in run.status["message"]
+
+
+def test_a_plain_number_is_a_metric_too(tiny_pipe, tmp_path, monkeypatch):
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
+    loss = DDPO.loss
+    monkeypatch.setattr(DDPO, "loss", lambda self, batch: replace(loss(self, batch), metrics={"mine": 0.25}))
+    outcome = run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
+    assert [row["mine"] for row in outcome.run.log()] == [0.25, 0.25]
