@@ -14,8 +14,9 @@ from sdpo_bench.plan import keep, make_plan
 from sdpo_bench.suite import find_suite, read_suite, shipped_suites
 
 ABLATIONS = ("normalisation", "updates", "rewards")
-NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups", *(f"{where}-main" for where in ("paper", "embedded")),
-         *(f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS)}  # fmt: skip
+NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups"}
+NAMES |= {f"{where}-main" for where in ("paper", "embedded")}
+NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
 
 @pytest.fixture(scope="module")
