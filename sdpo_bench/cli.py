@@ -24,6 +24,7 @@ from sdpo_bench.cli_options import (
 )
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, nearest
 from sdpo_bench.processes import refuse_several
+from sdpo_bench.standard_output import name_standard_output, refusal
 
 LISTS = ("methods", "rewards", "models", "presets", "suites", "studies", "prompts", "settings", "runs")
 
@@ -290,6 +291,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # machine; sleeping ones cost nothing on an idle one. Read when torch loads its OpenMP library.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_what_is_closed()
+    name_standard_output()
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, _interrupt)
@@ -297,6 +299,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _refuse_a_deleted_folder()
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
         cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -305,7 +308,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort) as stop:
         _interrupted(stop)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         sys.exit(0)
     except SdpoBenchError as error:
         if debug:
@@ -315,9 +318,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         if debug:
             raise
-        place = f"'{error.filename}': " if error.filename else ""
-        text = _clean_lines(f"{place}{error.strerror or error}")
-        click.echo(f"Error: {text}. More with: sdpo-bench --debug ...", err=True)
+        click.echo(f"Error: {_clean_lines(_system_error(error))}", err=True)
         sys.exit(MissingError.exit_code)
     except Exception as error:
         if debug:
@@ -336,6 +337,19 @@ def _open_what_is_closed() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _print_no_more() -> None:
+    """What is still in the buffer of standard output cannot go anywhere, and would be tried again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _system_error(error: OSError) -> str:
+    if text := refusal(error):
+        _print_no_more()
+        return text
+    place = f"'{error.filename}': " if error.filename else ""
+    return f"{place}{error.strerror or error}. More with: sdpo-bench --debug ..."
 
 
 def _clean_lines(text: str) -> str:

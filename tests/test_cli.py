@@ -1,5 +1,6 @@
 """The command line: what a person types, what comes back, and with which exit code."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import report_factory
 
 import forked
 from sdpo_bench import terminal
@@ -553,3 +555,45 @@ def test_a_broken_place_for_progress_does_not_end_a_run(tmp_path, tiny_pipe, few
         done = subprocess.run([*COMMAND, *words], stdout=subprocess.PIPE, stderr=full, text=True, timeout=240)
     assert done.returncode == 0
     assert json.loads(done.stdout)["trained_now"]
+
+
+@pytest.fixture(scope="module")
+def two_methods(tmp_path_factory):
+    """A folder whose ``results`` a report and a comparison can be made of."""
+    place = tmp_path_factory.mktemp("two")
+    report_factory.make_base(place / "results", report_factory.base_frame(report_factory.spread([0, 0, 0])))
+    for method in ("sdpo", "ddpo"):
+        report_factory.make_run(place / "results", method, 0, report_factory.spread([1, 1, 1]))
+    return place
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["-m sdpo_bench list settings", "-u -m sdpo_bench list settings", "-m sdpo_bench list runs --json",
+     "-m sdpo_bench report", "-m sdpo_bench compare sdpo ddpo"],
+)  # fmt: skip
+def test_a_full_standard_output_is_named(two_methods, words):
+    """One line, not two: what is left in the buffer is not tried again at the exit."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True, timeout=600,
+            cwd=two_methods,
+        )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: standard output cannot be written: No space left on device.")
+    assert "(> FILE)" in line
+
+
+def test_another_full_disk_is_not_taken_for_standard_output(tmp_path, monkeypatch, capsys):
+    from sdpo_bench import cli, listing
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
+
+    monkeypatch.setattr(listing, "show", full)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["list", "runs"])
+    assert stop.value.code == 3
+    message = capsys.readouterr().err
+    assert "'elsewhere': No space left on device" in message and "standard output" not in message

@@ -1,0 +1,47 @@
+"""Standard output whose errors say whose they are.
+
+The system's own error for a full disk names no file, and a command that prints may have a dozen others open.
+"""
+
+import io
+import sys
+from typing import Any
+
+NAME = "standard output"
+
+
+class _Named(io.FileIO):
+    """A file descriptor whose refusals carry :data:`NAME` as their ``filename``."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = NAME
+            raise
+
+
+def name_standard_output() -> None:
+    """Let whatever is printed from now on fail by name; an output that a program has put in its place stays."""
+    old = sys.stdout
+    if old is not sys.__stdout__ or not isinstance(old, io.TextIOWrapper):
+        return
+    raw = getattr(old.buffer, "raw", old.buffer)  # unbuffered (python -u), the text layer writes to the file itself
+    if type(raw) is not io.FileIO:  # a Windows console has its own kind
+        return
+    old.flush()
+    named = _Named(raw.fileno(), "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        named if raw is old.buffer else io.BufferedWriter(named),  # type: ignore[arg-type]
+        encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering, write_through=old.write_through,
+    )  # fmt: skip
+
+
+def refusal(error: OSError) -> str:
+    """What to say of an error of standard output; empty where it is one of something else."""
+    if error.filename != NAME:
+        return ""
+    return (
+        f"{NAME} cannot be written: {error.strerror}. Free some space where it goes, or send it elsewhere (> FILE), "
+        "and give the same command again; finished work is kept."
+    )
