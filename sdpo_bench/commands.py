@@ -26,9 +26,10 @@ from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
-from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.fit import refuse_reported
+from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, pick_device, pipeline_files, refuse_changed
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, check_seal
@@ -36,10 +37,10 @@ from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
 from sdpo_bench.regular import read_bytes
 from sdpo_bench.reward_choice import same_reward
-from sdpo_bench.runner import Outcome, evaluate_base, make_scorers, run_cell
+from sdpo_bench.runner import Outcome, base_folder, evaluate_base, make_scorers, run_cell
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
-from sdpo_bench.store import RunFolder, atomic_write, find_run
+from sdpo_bench.store import RunFolder, atomic_write, check_writable, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
 
@@ -305,6 +306,11 @@ def _eval_one(
     search = None
     if "search" in record:
         search = recorded_search(config, next(s for s in scorers if same_reward(s.name, trained)))
+    try:
+        check_writable(runtime.out, folder, base_folder(model, settings, runtime))
+    except Unwritable as refused:
+        there = base_folder(model, settings, replace(runtime, out=folder.path.parent.parent))
+        return kept_table(folder, there, settings, scorers, refused), trained
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
     with Live(folder.run_id) as live:
         watcher = Watcher(live.tick, live.evaluation)

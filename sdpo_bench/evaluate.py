@@ -95,7 +95,7 @@ def evaluate(
         UsageError: a step count outside the model's range. RunFailed: images or scores that are not finite.
     """
     known = processes.share(lambda: read_rows(run))
-    blocks = [(split, texts, k) for split, texts in splits(settings).items() for k in settings.steps]
+    blocks = _blocks(settings)
     schedules = {k: evaluation_schedule(policy, settings, k) for k in settings.steps}
     guidance = policy.guidance_scale
     total = sum(k * len(texts) * settings.images_per_prompt for _, texts, k in blocks)
@@ -118,6 +118,23 @@ def evaluate(
     finally:
         policy.set_guidance(guidance)
     progress(f"{subject.method}: done", total, total)
+    return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
+
+
+def _blocks(settings: EvaluationSettings) -> list[tuple[str, list[str], int]]:
+    """What is sampled together: a split with its prompts, at one step count."""
+    return [(split, texts, k) for split, texts in splits(settings).items() for k in settings.steps]
+
+
+def kept_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> pd.DataFrame | None:
+    """What :func:`evaluate` would return, where nothing is left for it to do; else ``None``.
+
+    Raises:
+        UsageError: the file is damaged or lacks columns.
+    """
+    known = read_rows(run)
+    if any(_missing(known, settings, scorers, *block) for block in _blocks(settings)):
+        return None
     return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
 
 

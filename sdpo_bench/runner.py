@@ -21,6 +21,7 @@ from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
+from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, model_digest, pick_device
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, Policy
@@ -90,7 +91,10 @@ def run_cell(
     Args:
         processes: who does it together, on a results folder that all of them see; the main one writes.
 
+    Where the results folder cannot be written, a run that is done is shown all the same.
+
     Raises:
+        Unwritable: anything is missing and cannot be written.
         RunFailed: recorded in the run's status, as any other error; the last good checkpoint stays.
         KeyboardInterrupt: likewise recorded; the same call later resumes.
     """
@@ -98,8 +102,13 @@ def run_cell(
     config = resolved.config
     device = pick_device(runtime.device)
     _set_threads(runtime.threads)
-    check_writable(runtime.out)
     run = RunFolder(runtime.out / "runs" / resolved.run_id)
+    base = base_folder(config.model, config.eval, runtime)
+    try:
+        check_writable(runtime.out, run, base)
+    except Unwritable as refused:
+        scorers = evaluation_scorers(config, device, runtime.reward_timeout)
+        return Outcome(run, kept_table(run, base, config.eval, scorers, refused), trained_now=False)
     # Whatever can be refused is refused before anything is written.
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))

@@ -325,20 +325,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_writable(out: Path) -> None:
-    """Fail before any work if results cannot be written.
+def check_writable(out: Path, *runs: RunFolder) -> None:
+    """Fail before any work if results cannot be written, to a results folder or to those of its ``runs`` that exist.
 
     Raises:
-        MissingError: no permission, a file in the way, or a read-only disk.
+        Unwritable: no permission, a file in the way, or a read-only disk.
     """
-    probe = out / "runs" / f".probe-{os.getpid()}"
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        for folder in (out / "runs", *(run.path for run in runs if run.path.exists())):
+            probe = folder / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
     except OSError as error:
-        raise MissingError(
-            f"the results folder '{out}' cannot be written: {error.strerror}. Choose another with --out FOLDER."
+        raise Unwritable(
+            f"the results folder '{out}' cannot be written: {error.strerror}. Choose another with --out FOLDER.",
+            error.strerror,
         ) from error
 
 

@@ -1,0 +1,106 @@
+"""Results of somebody else, or on a disk that is mounted read-only: what is there is shown, the rest is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from read_only import mount_read_only
+
+from sdpo_bench.cli import main
+from sdpo_bench.store import RunFolder
+
+
+@pytest.fixture(scope="module")
+def words(tiny_pipe, tmp_path_factory):
+    """A run of eight images of two prompts, without its results folder."""
+    prompts = tmp_path_factory.mktemp("prompts") / "two.txt"
+    prompts.write_text("cat\ndog\n")
+    settings = {
+        "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
+        "sample.prompts": prompts, "eval.train": prompts, "eval.steps": 1, "eval.images_per_prompt": 1,
+        "reward.reference_images": 4,
+    }  # fmt: skip
+    reward = "jpeg-incompressibility+jpeg-compressibility*0.5"
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["run", "--model", str(tiny_pipe), "--reward", reward, "--budget", "images=8", "--json", *sets]
+
+
+def call(capsys, *arguments):
+    """Exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in arguments])
+    said = capsys.readouterr()
+    return stop.value.code, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def made(words, tmp_path_factory):
+    """The results folder of that run."""
+    out = tmp_path_factory.mktemp("made") / "results"
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--out", str(out)])
+    assert stop.value.code == 0
+    return out
+
+
+@pytest.fixture
+def results(made, tmp_path):
+    """A copy of it, and its run."""
+    out = Path(shutil.copytree(made, tmp_path / "results"))
+    (run,) = (path for path in (out / "runs").iterdir() if not path.name.startswith("base-"))
+    return out, RunFolder(run)
+
+
+def content(out):
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_shown_where_nothing_can_be_written(results, words, capsys, monkeypatch):
+    out, _ = results
+    code, writable, _ = call(capsys, *words, "--out", out)
+    assert code == 0
+    before = content(out)
+    mount_read_only(out, monkeypatch)
+    code, shown, said = call(capsys, *words, "--out", out)
+    assert (code, json.loads(shown)) == (0, json.loads(writable)), said
+    assert json.loads(shown)["table"] and content(out) == before
+
+
+@pytest.mark.parametrize("by", ["name", "path"])
+def test_scores_that_are_there_are_shown_where_nothing_can_be_written(results, capsys, monkeypatch, by):
+    out, run = results
+    code, writable, _ = call(capsys, "eval", run.run_id, "--out", out, "--json")
+    assert code == 0
+    mount_read_only(out, monkeypatch)
+    monkeypatch.chdir(out.parent)
+    where = ["eval", run.run_id, "--out", out] if by == "name" else ["eval", run.path]
+    code, shown, said = call(capsys, *where, "--json")
+    assert (code, json.loads(shown)) == (0, json.loads(writable)), said
+
+
+def test_what_is_missing_is_refused_with_a_way_on(results, words, capsys, monkeypatch):
+    out, run = results
+    advice = f"the results folder '{out}' cannot be written: Read-only file system. Go on in a copy of it: cp -r {out}"
+    with monkeypatch.context() as patch:
+        mount_read_only(out, patch)
+        for asked in (["--steps", "1,3"], ["--images", "2"], ["--rewards", "jpeg-compressibility", "--steps", "2"]):
+            code, _, said = call(capsys, "eval", run.run_id, "--out", out, *asked)
+            assert code == 3 and "lacks scores that are asked for" in said and advice in said, said
+        code, _, said = call(capsys, *words, "--out", out, "--seed", "1")
+        assert code == 3 and f"'{out}' cannot be written" in said and "another with --out FOLDER" in said
+    run.set_status("interrupted")
+    mount_read_only(out, monkeypatch)
+    code, _, said = call(capsys, *words, "--out", out)
+    assert code == 3 and "is not done (state: interrupted)" in said and advice in said
+    assert f"then {run.run_id} with --out COPY" in said
+
+
+def test_one_run_folder_that_cannot_be_written_is_enough(results, words, capsys, monkeypatch):
+    """A run of another user in a folder that several share."""
+    out, run = results
+    mount_read_only(run.path, monkeypatch)
+    code, shown, said = call(capsys, *words, "--out", out)
+    assert code == 0 and json.loads(shown)["run"] == run.run_id, said
+    code, _, said = call(capsys, "eval", run.run_id, "--out", out, "--steps", "3")
+    assert code == 3 and "Go on in a copy" in said
