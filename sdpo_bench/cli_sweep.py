@@ -10,13 +10,18 @@ from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, Amount
 @click.command(cls=Command)
 @click.argument("suite_name", metavar="SUITE", shell_complete=complete("suites"))
 @OUT
-@click.option("--dry-run", is_flag=True, help="Print the plan with its cost, do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan with its cost, do nothing; with --force, as if that had been done."
+)
 @click.option(
     "--filter", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]",
     help="Only cells with this method, reward, model, variant, seed, state or setting; repeatable.",
 )  # fmt: skip
 @click.option("--only-failed", is_flag=True, help="Only cells that have failed.")
-@click.option("--force", is_flag=True, help="Start finished cells anew; their old folders go to OUT/replaced.")
+@click.option(
+    "--force", is_flag=True,
+    help="Start cells anew (with --only-failed, those that have failed); their old folders go to OUT/replaced.",
+)  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time on this machine.")
 @click.option("--max-hours", type=Amount(0, min_open=True), help="Save and stop after this time.")
 @click.option(

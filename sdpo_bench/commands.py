@@ -26,6 +26,7 @@ from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
+from sdpo_bench.contradictions import refuse_two_values
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.fit import refuse_reported
@@ -75,18 +76,13 @@ def _refuse_contradictions(
     overrides: Mapping[str, Any], *, seed: int | None, budget: str | None, **names: str | None
 ) -> None:
     """A flag and a ``--set`` that name two values for one setting."""
-    given: dict[str, tuple[str, Any]] = {f"{kind}.name": (f"--{kind}", name) for kind, name in names.items()}
-    given["seed"] = ("--seed", seed)
+    given: dict[str, tuple[str, Any]] = {f"{kind}.name": (f"--{kind} {name}", name) for kind, name in names.items()}
+    given["seed"] = (f"--seed {seed}", seed)
     if budget:
         axis, amount = parse_budget(budget)
-        given |= {f"budget.{axis}": ("--budget", amount), "budget.amount": ("--budget", amount)}
-        given["budget.axis"] = ("--budget", axis)
-    for key, (flag, value) in given.items():
-        if value is not None and key in overrides and overrides[key] != value:
-            shown = budget if flag == "--budget" else value
-            raise UsageError(
-                f"{flag} {shown} and --set {key}={overrides[key]} contradict each other. Give one of them."
-            )
+        typed = f"--budget {budget}"
+        given |= {f"budget.{axis}": (typed, amount), "budget.amount": (typed, amount), "budget.axis": (typed, axis)}
+    refuse_two_values(overrides, given)
 
 
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
@@ -263,12 +259,15 @@ def eval_command(
     reward_timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """``sdpo-bench eval``."""
-    folders = [find_run(out, name) for name in runs]
     changes: dict[str, Any] = {"steps": steps, "images_per_prompt": images, "unseen": unseen, "validation": validation}
-    for key, value in parse_set(sets).items():
+    overrides = parse_set(sets)
+    flags = {f"eval.{key}": (f"--{key.partition('_')[0]} {value}", value) for key, value in changes.items()}
+    refuse_two_values(overrides, flags | {"eval.rewards": (f"--rewards {rewards}", rewards)})
+    for key, value in overrides.items():
         if not key.startswith("eval."):
             raise UsageError(f"--set {key}: only eval.* settings can change here; training is done.")
         changes[key.removeprefix("eval.")] = value
+    folders = [find_run(out, name) for name in runs]
     runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)
     results = []
     for folder in folders:

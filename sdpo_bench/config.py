@@ -19,6 +19,7 @@ from sdpo_bench import geometry
 from sdpo_bench.api import Method, Reward, execution_settings
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
+from sdpo_bench.contradictions import same_value
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical, run_id
@@ -304,19 +305,25 @@ def parse_set(texts: Sequence[str]) -> dict[str, Any]:
     """``["update.lr=1e-3", "eval.steps=1,2,4"]`` -> values as TOML reads them, plain text where it cannot.
 
     Raises:
-        UsageError: an entry without ``=``.
+        UsageError: an entry without ``=``, or two values for one setting.
     """
     result: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set takes section.key=value, got '{text}'. Example: --set update.lr=1e-3")
-        try:
-            parsed = tomllib.loads(f"x = {value}")
-            result[key.strip()] = parsed["x"] if set(parsed) == {"x"} else value.strip()
-        except tomllib.TOMLDecodeError:
-            result[key.strip()] = value.strip()
+        key, parsed = key.strip(), _toml_value(value)
+        if not same_value(result.setdefault(key, parsed), parsed):
+            raise UsageError(f"--set {key}={result[key]} and --set {text} contradict each other. Give one of them.")
     return result
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"x = {text}")
+        return parsed["x"] if set(parsed) == {"x"} else text.strip()
+    except tomllib.TOMLDecodeError:
+        return text.strip()
 
 
 def describe_type(hint: Any) -> str:

@@ -51,6 +51,7 @@ def report_command(
     columns: str | None = None,
 ) -> None:
     """``sdpo-bench report``."""
+    _refuse_another_suffix(style, out)
     style = style or _style_of(out)
     sides = tuple(side for name in against for side in find_sides_against(name))
     request = Request(parse_select(select), group_by, parse_metric(metric), against=sides)
@@ -104,6 +105,14 @@ def _style_of(out: Path | None) -> str:
         known = ", ".join(sorted(styles))
         raise UsageError(f"'{out}' does not tell its format (known: {known}). Add --format, e.g. --format html")
     return styles[out.suffix]
+
+
+def _refuse_another_suffix(style: str | None, out: Path | None) -> None:
+    named = next((known for known, suffix in SUFFIXES.items() if out is not None and out.suffix == suffix), None)
+    if style and named and named != style:
+        raise UsageError(
+            f"--format {style} and --out {out} contradict each other ({out} is {named}). Change one of them."
+        )
 
 
 def _write_all(report: Report, folder: Path) -> None:

@@ -14,6 +14,7 @@ import click
 from sdpo_bench import provenance
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Resolved, parse_set
+from sdpo_bench.contradictions import refuse_idle_devices, refuse_what_a_study_owns
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimate import Rates
 from sdpo_bench.executors import LocalExecutor
@@ -44,7 +45,10 @@ def study_command(
     plugin = find("studies", name)
     study: Study = plugin.load()()
     request = StudyRequest(parse_size(size), model, rewards, preset, parse_seeds(seeds), parse_set(sets))
+    refuse_what_a_study_owns(request.overrides)
+    refuse_idle_devices(device, jobs)
     design = study.design(request)
+    _refuse_idle(plugin.name, design, request.overrides, jobs)
     folder = study_folder(out, plugin.name)
     if dry_run:
         _dry_run(study, design, request, folder, jobs, device.split(",")[0], threads, micro_batch, as_json)
@@ -74,6 +78,16 @@ def study_command(
         failed = len(trainings.failures())
         click.echo(f"{failed} of {len(trainings.runs)} trainings failed; they are counted in the tables", err=True)
         sys.exit(1)
+
+
+def _refuse_idle(name: str, design: Design, overrides: Mapping[str, Any], jobs: int) -> None:
+    """What is said of trainings, to a study that has none."""
+    if design.suites:
+        return
+    if jobs != 1:
+        raise UsageError(f"--jobs {jobs}: '{name}' trains nothing, so there is one job. Leave it out.")
+    if idle := [key for key in overrides if key.startswith(("update.", "checkpoint.", "guard."))]:
+        raise UsageError(f"--set {idle[0]}: '{name}' trains nothing, so it would have no effect. Leave it out.")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import click
 
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Resolved
+from sdpo_bench.contradictions import refuse_idle_devices
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimate import Rates, reward_keys
 from sdpo_bench.executors import Executor, LocalExecutor
@@ -39,30 +41,45 @@ def sweep_command(
     """``sdpo-bench sweep``."""
     suite = find_suite(suite_name)
     selection = parse_select(filters, option="--filter")
+    _refuse_strangers(executor, address, jobs, threads, cpus, gpus, device)
     if dry_run:
-        _dry_run(suite, out, selection, jobs, device.split(",")[0], threads, micro_batch, as_json)
+        begin = partial(begun, only_failed=only_failed, force=force)
+        first = device.split(",")[0]
+        _dry_run(suite, out, selection, jobs, first, threads, micro_batch, as_json, begin)
         return
-    keep(make_plan(suite, out), selection)  # whatever can be refused is refused before anything is written
+    plan = keep(make_plan(suite, out), selection)  # whatever can be refused is refused before anything is written
     check_writable(out)
     runtime = Runtime(out.resolve(), "auto", micro_batch, checkpoint_every)
     place = _executor(executor, runtime, address, jobs, threads, cpus, gpus, device)
     if force:
-        moved = put_aside(keep(make_plan(suite, out), selection), only_failed)
+        moved = put_aside(plan, only_failed)
         click.echo(f"{moved} runs moved to {out / 'replaced'}; they start anew", err=True)
-    progress = _sweep(suite, out, selection, place, runtime, only_failed and not force, max_hours)
+        plan = begun(plan, only_failed=only_failed, force=True)
+    wanted = {cell.key for cell in plan.cells}
+    progress = _sweep(suite, out, wanted, place, runtime, only_failed and not force, max_hours)
     _show_outcome(progress, as_json)
     if progress.count("failed"):
         sys.exit(1)
 
 
+def begun(plan: Plan, *, only_failed: bool, force: bool) -> Plan:
+    """The cells that ``--only-failed`` leaves, as they are when ``--force`` has moved what they had aside."""
+    cells = [cell for cell in plan.cells if not only_failed or cell.state == "failed"]
+    if force:
+        cells = [replace(cell, state="new", message="") if cell.run_id else cell for cell in cells]
+    return replace(plan, cells=tuple(cells))
+
+
 def _sweep(
-    suite: Suite, out: Path, selection: dict[str, list[str]], place: Executor, runtime: Runtime, only_failed: bool,
+    suite: Suite, out: Path, wanted: set[tuple[str, ...]], place: Executor, runtime: Runtime, only_failed: bool,
     max_hours: float | None,
 ) -> Progress:  # fmt: skip
+    """``wanted``: keys of the cells, chosen once; what a cell can be chosen by changes while it is worked on."""
+
     def replan() -> Plan:
         plan = make_plan(suite, out)
         write_record(out, suite.name, record_of(plan))
-        return keep(plan, selection)
+        return replace(plan, cells=tuple(cell for cell in plan.cells if cell.key in wanted))
 
     deadline = time.monotonic() + 3600 * max_hours if max_hours else None
     try:
@@ -76,25 +93,36 @@ def _sweep(
 
 
 def resume_command(arguments: list[str] | None = None) -> str:
-    """The command that goes on: as it was typed, without ``--force``, which would begin again."""
+    """The command that goes on, as it was typed: without ``--force``, which would begin again, and ``--only-failed``,
+    which would leave out what was interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return "sdpo-bench " + shlex.join(word for word in words if word != "--force")
+    return "sdpo-bench " + shlex.join(word for word in words if word not in ("--force", "--only-failed"))
+
+
+def _refuse_strangers(
+    executor: str, address: str, jobs: int, threads: int, cpus: int, gpus: float, device: str
+) -> None:
+    """Options of the executor that was not chosen, and devices that no job would get."""
+    if executor == "local":
+        if address != "auto" or cpus != 1 or gpus:
+            raise UsageError("--address, --cpus-per-cell and --gpus-per-cell belong to --executor ray.")
+        refuse_idle_devices(device, jobs)
+    elif jobs != 1 or threads:
+        raise UsageError(
+            "--jobs and --threads belong to --executor local: Ray runs as many cells at once as the cluster has "
+            "room for. Give each cell its share by --cpus-per-cell and --gpus-per-cell."
+        )
+    elif "," in device:
+        raise UsageError(f"--device {device}: Ray gives each cell its own device. Use --gpus-per-cell 1 and one name.")
 
 
 def _executor(
     name: str, runtime: Runtime, address: str, jobs: int, threads: int, cpus: int, gpus: float, device: str
 ) -> Executor:
     if name == "ray":
-        if jobs != 1 or threads:
-            raise UsageError(
-                "--jobs and --threads belong to --executor local: Ray runs as many cells at once as the cluster has "
-                "room for. Give each cell its share by --cpus-per-cell and --gpus-per-cell."
-            )
         from sdpo_bench.ray_executor import RayExecutor
 
         return RayExecutor(address, runtime.out, cpus=cpus, gpus=gpus, device=device)
-    if address != "auto" or cpus != 1 or gpus:
-        raise UsageError("--address, --cpus-per-cell and --gpus-per-cell belong to --executor ray.")
     return LocalExecutor(jobs, threads=threads, devices=check_devices(device))
 
 
@@ -119,7 +147,7 @@ def _show_outcome(progress: Progress, as_json: bool) -> None:
     done = sum(cell.state == "done" for cell in cells)
     click.echo(f"{done} of {len(cells)} cells done, {len(failed)} failed, {len(cells) - done - len(failed)} left")
     if failed:
-        click.echo(f"try them again: {resume_command(['sweep', *_name(plan), '--only-failed'])}")
+        click.echo(f"try them again: sdpo-bench {shlex.join(['sweep', *_name(plan), '--only-failed'])}")
     elif progress.left:
         click.echo(f"go on: {resume_command()}")
     click.echo(f"tables: sdpo-bench report --results {shlex.quote(str(plan.out))}")
@@ -132,12 +160,13 @@ def _name(plan: Plan) -> list[str]:
 
 def _dry_run(
     suite: Suite, out: Path, selection: dict[str, list[str]], jobs: int, device: str, threads: int, micro_batch: int,
-    as_json: bool,
+    as_json: bool, begin: Callable[[Plan], Plan],
 ) -> None:  # fmt: skip
     wanted: dict[str, tuple[ModelSettings, set[str]]] = {}
     keep(make_plan(suite, out, partial(collect, wanted)), selection)
     rates, why = measured_rates(wanted, device, threads, micro_batch)
-    plan = keep(make_plan(suite, out, lambda resolved: rates.get(model_key(resolved.config.model))), selection)
+    priced = make_plan(suite, out, lambda resolved: rates.get(model_key(resolved.config.model)))
+    plan = begin(keep(priced, selection))
     if as_json:
         echo_json(plan_data(plan) | {"no_time_because": why})
         return

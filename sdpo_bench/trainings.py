@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdpo_bench.contradictions import refuse_what_a_study_owns
 from sdpo_bench.errors import UsageError
 from sdpo_bench.matrices import Cells, Endpoint, Matrix
 from sdpo_bench.plan import Cell, Plan, RatesOf, make_plan
@@ -40,8 +41,7 @@ def study_suite(
     """
     chosen = dict(cells) | ({"preset": preset} if preset else {})
     suite = make_suite(name, {"cells": chosen, **tables})
-    if reserved := [key for key in overrides if key.startswith("budget.") or key in ("seed",)]:
-        raise UsageError(f"--set {reserved[0]}: a study owns its budget and seeds. Use --size FACTOR or --seeds 0,1,2.")
+    refuse_what_a_study_owns(overrides)
     own = set(suite.variant_keys)
     if clash := own & set(overrides):
         raise UsageError(f"--set {sorted(clash)[0]}: this study varies that setting itself.")

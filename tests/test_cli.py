@@ -143,7 +143,7 @@ WRONG = [
     (["run", "--preset", "typo.toml"], "[for.ddop]", "Did you mean 'ddpo'"),
     (["sweep", "smoke", "--max-hours", "nan"], "nan", "not in the range"),
     (["serve-reward", "jpeg-compressibility", "--body-timeout", "nan"], "nan", "not in the range"),
-    (["sweep", "smoke", "--device", "cpu,,cpu"], "unknown device ''", "Valid: auto, cpu, cuda"),
+    (["sweep", "smoke", "--jobs", "3", "--device", "cpu,,cpu"], "unknown device ''", "Valid: auto, cpu, cuda"),
     (["study", "reward-prediction", "--size", "tiny", "--device", "tpu"], "unknown device 'tpu'", "Valid: auto"),
     (["rum"], "no command 'rum'", "run"),
     (["eval", "nothing"], "no run 'nothing'", "list runs"),
@@ -218,6 +218,55 @@ def test_a_flag_and_a_setting_that_differ_are_refused(tmp_path, monkeypatch, cap
         main(["run", "--dry-run", *arguments])
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+VOID = [
+    (["run", "--dry-run", "--set", "update.lr=1", "--set", "update.lr=2"], "--set update.lr=1 and --set update.lr=2"),
+    (["eval", "x", "--steps", "1,2", "--set", "eval.steps=4"], "--steps 1,2 and --set eval.steps=4"),
+    (["eval", "x", "--images", "2", "--set", "eval.images_per_prompt=4"], "--images 2 and --set eval.images_per_pro"),
+    (["eval", "x", "--unseen", "a", "--set", "eval.unseen=b"], "--unseen a and --set eval.unseen=b"),
+    (["eval", "x", "--validation", "a", "--set", "eval.validation=b"], "--validation a and --set eval.validation=b"),
+    (["eval", "x", "--rewards", "a", "--set", "eval.rewards=b"], "--rewards a and --set eval.rewards=b"),
+    (["study", "reward-prediction", "--dry-run", "--jobs", "2"], "--jobs 2: 'reward-prediction' trains nothing"),
+    (["study", "reward-prediction", "--dry-run", "--set", "update.lr=1"], "--set update.lr: 'reward-prediction' trai"),
+    (["study", "reward-prediction", "--dry-run", "--set", "seed=1"], "--seeds 0,1,2"),
+    (["study", "reward-prediction", "--dry-run", "--set", "model.name=sd-turbo"], "--model NAME"),
+    (["study", "reward-prediction", "--dry-run", "--set", "reward.name=hpsv2"], "--reward NAME"),
+    (["study", "reward-prediction", "--dry-run", "--set", "method.name=ddpo"], "methods of its own choice"),
+    (["study", "budget", "--dry-run", "--set", "budget.images=64"], "--size FACTOR"),
+    (["study", "budget", "--dry-run", "--device", "cpu,cpu"], "names 2 devices, and --jobs 1 uses 1 of them"),
+    (["sweep", "smoke", "--dry-run", "--device", "cpu,cpu"], "names 2 devices, and --jobs 1 uses 1 of them"),
+    (["sweep", "smoke", "--dry-run", "--executor", "ray", "--jobs", "2"], "belong to --executor local"),
+    (["sweep", "smoke", "--dry-run", "--executor", "ray", "--device", "cpu,cpu"], "--gpus-per-cell 1 and one name"),
+    (["sweep", "smoke", "--dry-run", "--address", "x:1"], "belong to --executor ray"),
+    (["report", "--format", "csv", "--out", "a.html"], "--format csv and --out a.html contradict"),
+    (["report", "--format", "all", "--out", "a.html"], "--format all and --out a.html contradict"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), VOID, ids=[" ".join(a)[:70] for a, _ in VOID])
+def test_an_option_that_would_void_another_is_refused(tmp_path, monkeypatch, capsys, arguments, said):
+    from sdpo_bench import study_command, sweep_command
+    from sdpo_bench.cli import main
+
+    for module in (study_command, sweep_command):
+        monkeypatch.setattr(module, "measured_rates", lambda *arguments: ({}, "takes long"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and said in message, message
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_value_twice_is_no_contradiction(tmp_path, monkeypatch, capsys):
+    from sdpo_bench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for words in (["--set", "eval.steps=4", "--steps", "4"], ["--set", "eval.steps=1, 2", "--steps", "1,2"]):
+        with pytest.raises(SystemExit):
+            main(["eval", "x", *words])
+        assert "no run 'x'" in capsys.readouterr().err
 
 
 def test_a_current_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):

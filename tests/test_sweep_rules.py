@@ -1,5 +1,6 @@
 """The rules of a sweep, with jobs that only pretend: what is started, when, and what a signal does."""
 
+import json
 import os
 import signal
 import time
@@ -9,7 +10,9 @@ import pytest
 from suite_files import FakeExecutor, finish, leave_scores, succeed, write_suite
 from test_plan import SEARCH
 
+from sdpo_bench import sweep_command
 from sdpo_bench.cell_process import BUSY, FAILED, STOPPED
+from sdpo_bench.cli import main
 from sdpo_bench.errors import Busy, Interrupted
 from sdpo_bench.executors import Ended
 from sdpo_bench.plan import make_plan
@@ -223,10 +226,61 @@ def test_force_moves_what_is_there_aside_and_refuses_what_is_in_use(suite, tmp_p
     assert folder(tmp_path, plan.cells[0]).state == "done"
 
 
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """The command on a suite whose four cells are done, failed, interrupted and new; what it started and printed."""
+    path = write_suite(tmp_path)
+    suite, out = read_suite(path), tmp_path / "out"
+    for cell, state in zip(make_plan(suite, out).cells, ("done", "failed", "interrupted")):
+        finish_cell(out, cell, state)
+    executor = FakeExecutor(succeed)
+    monkeypatch.setattr(sweep_command, "_executor", lambda *arguments: executor)
+    monkeypatch.setattr(sweep_command, "measured_rates", lambda *arguments: ({}, "not measured"))
+
+    def call(*words):
+        with pytest.raises(SystemExit):
+            main(["sweep", str(path), "--out", str(out), "--json", *words])
+        return executor.started, json.loads(capsys.readouterr().out)
+
+    return call, [cell.label for cell in make_plan(suite, out).cells]
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen", "states"),
+    [
+        ([], [0, 1, 2, 3], ["done", "failed", "unfinished", "new"]),
+        (["--only-failed"], [1], ["failed"]),
+        (["--force"], [0, 1, 2, 3], ["new"] * 4),
+        (["--force", "--only-failed"], [1], ["new"]),
+    ],
+    ids=["plain", "only-failed", "force", "both"],
+)
+def test_a_dry_run_shows_the_cells_that_the_sweep_would_begin_with(command, words, chosen, states):
+    call, labels = command
+    started, data = call("--dry-run", *words)
+    assert [f"{cell['method']} {cell['reward']} seed {cell['seed']}" for cell in data["cells"]] == [
+        labels[i] for i in chosen
+    ]
+    assert [cell["state"] for cell in data["cells"]] == states and not started
+
+
+def test_force_leaves_only_failed_its_meaning(command):
+    """Failed cells start anew, and no other one."""
+    call, labels = command
+    started, data = call("--force", "--only-failed")
+    assert started == [labels[1]] and [cell["outcome"] for cell in data["cells"]] == ["done"]
+
+
+def test_a_filter_by_state_is_not_asked_again_when_the_state_has_changed(command):
+    call, labels = command
+    started, _ = call("--force", "--filter", "state=done")
+    assert started == [labels[0]]
+
+
 def test_the_resume_command_never_begins_again():
     from sdpo_bench.sweep_command import resume_command
 
-    typed = ["sweep", "my suite.toml", "--force", "--jobs", "2"]
+    typed = ["sweep", "my suite.toml", "--force", "--only-failed", "--jobs", "2"]
     assert resume_command(typed) == "sdpo-bench sweep 'my suite.toml' --jobs 2"
 
 
