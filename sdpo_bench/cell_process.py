@@ -100,7 +100,7 @@ def work(job: Job) -> int:
     except SdpoBenchError as error:
         print(f"Error: {error}", file=sys.stderr)
         return _failed(job, str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # exit code 0 of a plugin's sys.exit would read as done
         traceback.print_exc()
         return _failed(job, f"{type(error).__name__}: {error}")
     return DONE

@@ -1,7 +1,9 @@
 """What the commands have in common: options, shell completion and JSON output."""
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ JSON = click.option(
     "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
 )
 
+JSON_OUTPUT = "sdpo_bench.json_output"
+"""Key of a context's ``meta``: where JSON goes while everything else goes to standard error."""
 MAY_BE_EMPTY = ("prompts",)
 """Parameters that an empty text is a value of: an empty prompt draws a picture too."""
 
@@ -53,6 +57,14 @@ class Command(click.Command):
             for parameter in parameters:
                 _refuse_empty(ctx, parameter, typed.get(parameter.name or ""))
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """With ``--json`` whatever a library or plugin prints goes to standard error: the JSON stays JSON."""
+        if not ctx.params.get("as_json"):
+            return super().invoke(ctx)
+        ctx.meta[JSON_OUTPUT] = sys.stdout
+        with redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
 
 
 def _refuse_empty(context: click.Context, parameter: click.Parameter, typed: Any) -> None:
@@ -100,7 +112,9 @@ def _names(kind: str, context: click.Context) -> list[str]:
 
 def echo_json(data: Any) -> None:
     """JSON on standard output, keys sorted, NaN as null."""
-    click.echo(json.dumps(_plain(data), indent=1, sort_keys=True, ensure_ascii=False))
+    context = click.get_current_context(silent=True)
+    output = context.meta.get(JSON_OUTPUT) if context else None
+    click.echo(json.dumps(_plain(data), indent=1, sort_keys=True, ensure_ascii=False), file=output)
 
 
 def _plain(data: Any) -> Any:

@@ -27,6 +27,13 @@ class Experience:
     """int64: row of each group of the epoch, -1 where another process has it; ``None``: all are here, in order."""
 
 
+OWN_KEYS = frozenset({
+    "epoch", "groups", "bill", "loss", "reward_mean", "reward_std", "reward_by_query", "kl_to_base", "pictures",
+    "grad_norm", "gradient_share_by_step", "ratio_mean", "approx_kl",
+})  # fmt: skip
+"""Keys of a line of ``train.jsonl`` that no metric of a method may take."""
+
+
 @dataclass
 class UpdateLog:
     """What happened in the updates of one epoch; detached, flat in memory."""

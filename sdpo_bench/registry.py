@@ -62,6 +62,11 @@ class Plugin:
             raise UsageError(
                 f"'{self.module}:{self.class_name}' is not a subclass of {base.__module__}.{base.__name__}."
             )
+        version = getattr(found, "version", "")
+        if self.kind == "rewards" and not isinstance(version, str | property):
+            raise UsageError(
+                f"reward '{self.name}' ({self.owner}) has version = {version!r}, a text is due: '{version}'"
+            )
         return found
 
     @property
@@ -140,8 +145,8 @@ def _entry_points(kind: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint
 
 def _source_path(module: str) -> Path | None:
     try:
-        spec = find_spec(module)
-    except (ImportError, ValueError):
+        spec = find_spec(module)  # imports the package around it
+    except (Exception, SystemExit):  # loading it says why; a list of the others must not depend on it
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 

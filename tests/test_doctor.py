@@ -96,7 +96,9 @@ def broken_package(folder, name, source):
     [
         ("import no_such_package\n", "pip install no_such_package"),
         ("class Broken(:\n", "cannot be imported"),
-        ("raise RuntimeError('no licence')\n", "no licence"),
+        ("print('HELLO')\nraise RuntimeError('no licence')\n", "no licence"),
+        ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+        ("from sdpo_bench.api import Reward\nclass Broken(Reward):\n    version = 1.5\n", "a text is due: '1.5'"),
         ("class Broken:\n    '''Not a reward.'''\n", "not a subclass"),
         ("", "has no attribute 'Broken'"),
     ],
@@ -116,6 +118,25 @@ def test_plugins_that_fail_to_import_are_problems_and_break_nothing_else(tmp_pat
     assert code == 1 and "failed" in shown.out and said in shown.out
     code, shown = run(capsys, "list", "rewards")
     assert code == 0 and name in shown.out and "emoji-align" in shown.out
+
+
+@pytest.mark.parametrize("harm", ["raise RuntimeError('no licence')", "import sys\nsys.exit(0)"])
+def test_a_package_that_cannot_be_imported_breaks_no_list(tmp_path, monkeypatch, capsys, harm):
+    """Looking for the source of ``package.module`` imports the package."""
+    name = f"package{abs(hash(harm)) % 10**8}"
+    broken_package(tmp_path, name, "")
+    (tmp_path / f"{name}.py").unlink()
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text(harm)
+    (tmp_path / name / "rewards.py").write_text("class Broken: ...\n")
+    entry = tmp_path / f"{name}-1.0.dist-info" / "entry_points.txt"
+    entry.write_text(f"[sdpo_bench.rewards]\n{name} = {name}.rewards:Broken\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    code, shown = run(capsys, "list", "rewards")
+    assert code == 0 and name in shown.out and "emoji-align" in shown.out
+    code, shown = run(capsys, "run", "--reward", name, "--model", "emoji-turbo", "--out", tmp_path / "r")
+    assert code == 3 and f"reward '{name}' ({name}) cannot be imported" in shown.err
 
 
 def test_a_healthy_machine_without_network(tmp_path, monkeypatch, capsys):

@@ -163,6 +163,25 @@ def test_a_method_that_ends_the_program_has_not_succeeded(tiny_pipe, tmp_path, m
     assert run.state == "failed" and "sys.exit(0)" in run.status["message"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda loss: float(loss.value), r"method 'DDPO': loss\(\) gave float"),
+        (lambda loss: replace(loss, value=loss.value.repeat(2)), r"its loss has shape \(2,\)"),
+        (lambda loss: replace(loss, value=loss.value.detach()), "its loss has no gradient"),
+        (lambda loss: replace(loss, metrics={"epoch": torch.tensor(99.0)}), "'epoch' is the log's own name"),
+    ],
+)
+def test_what_is_no_loss_is_said_to_be_the_methods(tiny_pipe, tmp_path, monkeypatch, answer, message):
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
+    loss = DDPO.loss
+    monkeypatch.setattr(DDPO, "loss", lambda self, batch: answer(loss(self, batch)))
+    with pytest.raises(RunFailed, match=message + ".*sdpo-bench doctor --plugin"):
+        run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
+
+
 def test_a_plain_number_is_a_metric_too(tiny_pipe, tmp_path, monkeypatch):
     few = tmp_path / "few.txt"
     few.write_text("cat\ndog\n")
