@@ -17,7 +17,14 @@ def whole(tmp_path):
     for seed in (0, 1):
         for i, method in enumerate(("sdpo", "ddpo")):
             folder = make_run(out, method, seed, spread([1, 2, 3 + i + 0.1 * seed]))
-            for name in ("lora/adapter", "checkpoints/epoch-000001", "lock", "grid.png"):
+            for name in (
+                "lora/adapter",
+                "checkpoints/epoch-000001",
+                "lock",
+                "grid.png",
+                "search.json",
+                ".status.7.tmp",
+            ):
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_text("x")
     make_run(out, "d3po", 0, state="interrupted")
@@ -32,7 +39,9 @@ def test_weights_stay_behind_and_the_report_is_the_same(whole, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.output.startswith("4 runs, ")
     names = {path.name for path in target.rglob("*") if path.is_file()}
-    expected = {"run.json", "status", "train.jsonl", "timing.jsonl", "eval.parquet", "grid.png", "mine.json"}
+    expected = {"run.json", "status", "train.jsonl", "timing.jsonl", "eval.parquet", "grid.png", "search.json"} | {
+        "mine.json"
+    }
     assert names == expected
     (grid,) = target.rglob("grid.png")
     assert (

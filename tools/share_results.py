@@ -20,8 +20,9 @@ from sdpo_bench.report import Request, build_report
 from sdpo_bench.results import load_results
 from sdpo_bench.store import RunFolder, run_folders
 
-KEPT = ("run.json", "status", "train.jsonl", "timing.jsonl", "validation.jsonl", "warnings.jsonl", "eval.parquet")
 GRID = "grid.png"
+LEFT = ("lock", GRID)
+"""Beside folders (weights and checkpoints) and unfinished files."""
 
 
 def share(source: Path, target: Path, grids: tuple[str, ...] = (), seed: int = 0) -> int:
@@ -56,9 +57,10 @@ def _copy(folder: RunFolder, target: Path, grids: tuple[str, ...], seed: int) ->
     config = record["config"]
     shown = record.get("kind") == "run" and config["method"]["name"] in grids and config["seed"] == seed
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*KEPT, *([GRID] if shown else [])):
-        if (folder.path / name).is_file():
-            shutil.copyfile(folder.path / name, target / name)
+    for path in sorted(folder.path.iterdir()):
+        kept = path.name not in LEFT or (shown and path.name == GRID)
+        if path.is_file() and kept and path.suffix != ".tmp":
+            shutil.copyfile(path, target / path.name)
 
 
 def told(results: Path) -> str:
