@@ -326,6 +326,8 @@ def _eval_one(
                     policy, settings, scorers, folder, subject,
                     micro_batch=size, progress=live.evaluation, search=search,
                 )  # fmt: skip
+                if folder.exported and folder.state == "failed":  # it was trained, and its judging had failed
+                    folder.set_status("done", warnings=len(guards.warnings(folder)))
             return ev.step_table(base, tuned)
 
         table = halving(judge, runtime.micro_batch, lambda size, text: click.echo(f"warning: {text}", err=True))

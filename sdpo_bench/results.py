@@ -152,7 +152,21 @@ def load_results(out: Path) -> Results:
         raise UsageError(f"no runs in '{out}'. Start one with: sdpo-bench run")
     suites, broken = read_records(out)
     notices += [Notice(name, problem) for name, problem in broken]
-    return Results(out, tuple(runs), tuple(bases), tuple(notices), tuple(suites), tuple(studies))
+    own, copies = _without_copies(bases)
+    return Results(out, tuple(runs), own, (*notices, *copies), tuple(suites), tuple(studies))
+
+
+def _without_copies(bases: Iterable[Run]) -> tuple[tuple[Run, ...], list[Notice]]:
+    """A base model's scores count once: those in the folder of their own name, not in a copy of it beside."""
+    chosen: dict[str, Run] = {}
+    notices = []
+    for base in sorted(bases, key=lambda run: (run.id != run.record.get("run", run.id), run.id)):
+        name = str(base.record.get("run", base.id))
+        if name in chosen:
+            notices.append(Notice(base.id, f"a copy of the base model's folder {chosen[name].id}: not used"))
+        else:
+            chosen[name] = base
+    return tuple(sorted(chosen.values(), key=lambda run: run.id)), notices
 
 
 def _folders(root: Path) -> list[str]:

@@ -127,26 +127,35 @@ def run_cell(
         | ({"processes": processes.count} if processes.count > 1 else {})
     )
     with run.locked():
+        finished = not trained_now and run.state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)
-        except KeyboardInterrupt:
-            run.set_status("interrupted", "stopped by the user; the same command resumes it")
+        except BaseException as error:
+            _record_end(run, error, finished)
+            if isinstance(error, SystemExit):
+                raise RunFailed(f"{_why(error)}. Plugins raise errors; the last good checkpoint stays") from error
             raise
-        except SdpoBenchError as error:
-            with suppress(Unwritable):  # then not even the status fits
-                run.set_status("failed", str(error))
-            raise
-        except Exception as error:  # a defect, often of a plugin; or the run would read as running for ever
-            with suppress(Unwritable, OSError):
-                run.set_status("failed", f"{type(error).__name__}: {error}".removesuffix(": "))
-            raise
-        except SystemExit as error:  # of a plugin: exit code 0 would read as success
-            text = f"a plugin ended the program: sys.exit({error.code})"
-            with suppress(Unwritable, OSError):
-                run.set_status("failed", text)
-            raise RunFailed(f"{text}. Plugins raise errors instead; the last good checkpoint stays") from error
         run.set_status("done", warnings=len(guards.warnings(run)))
     return outcome
+
+
+def _record_end(run: RunFolder, error: BaseException, finished: bool) -> None:
+    """Or the run would read as running for ever."""
+    with suppress(Unwritable, OSError):  # then not even the status fits
+        if finished:
+            run.set_status("done", warnings=len(guards.warnings(run)))
+        elif isinstance(error, KeyboardInterrupt):
+            run.set_status("interrupted", "stopped by the user; the same command resumes it")
+        else:
+            run.set_status("failed", _why(error))
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, SdpoBenchError):
+        return str(error)
+    if isinstance(error, SystemExit):  # of a plugin: exit code 0 would read as success
+        return f"a plugin ended the program: sys.exit({error.code})"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")  # a defect, often of a plugin
 
 
 def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, train: bool) -> Outcome:

@@ -530,6 +530,26 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
     assert epochs == list(range(1, len(epochs) + 1))
 
 
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_a_damaged_evaluation_is_mended_by_the_advice_given(finished, tiny_pipe, few_prompts, tmp_path, state):
+    """A finished run stays one whatever its scores; one whose judging had failed becomes one by ``eval``."""
+    from sdpo_bench.store import RunFolder
+
+    original, folder, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(original, out)
+    run = RunFolder(out / "runs" / folder.name)
+    run.set_status(state, "disk full")
+    run.evaluation.write_bytes(b"")
+    done = call(*quick_run(tiny_pipe, out, few_prompts))
+    assert done.returncode == 2 and f"sdpo-bench eval {folder.name}" in done.stderr
+    assert run.state == state
+    run.evaluation.unlink()
+    done = call("eval", folder.name, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert run.state == "done"
+
+
 def test_two_processes_do_not_work_on_one_run(finished, tiny_pipe, few_prompts):
     from sdpo_bench.store import RunFolder
 

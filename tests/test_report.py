@@ -431,6 +431,17 @@ def test_a_damaged_run_is_listed_and_the_others_are_reported(out, harm, words):
     assert sum(row[0].startswith("sdpo") for row in list_runs(out)[1]) == 3
 
 
+def test_a_copy_of_the_base_models_folder_counts_once_and_is_named(out):
+    whole = cell(table_of(report_of(out), "leaderboard-1"), "sdpo", "gain")
+    original = next((out / "runs").glob("base-*"))
+    copy = original.with_name("a-copy")
+    shutil.copytree(original, copy)
+    edit_scores(copy, lambda rows: rows.__setitem__("score", rows.score - 1))
+    report = report_of(out)
+    assert cell(table_of(report, "leaderboard-1"), "sdpo", "gain") == whole
+    assert f"a copy of the base model's folder {original.name}: not used" in notices(report)
+
+
 @pytest.mark.parametrize("name", ["train.jsonl", "timing.jsonl"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]\n7\n", b'{"bill": 3, "seconds": "x"}\n'])
 def test_damaged_logs_cost_the_bill_only(out, name, content):
