@@ -38,7 +38,7 @@ class RemoteSettings:
     url: Execution[str] = ""
     """Address of the service; unset: the variable SDPO_BENCH_REWARD_URL, else http://127.0.0.1:8765."""
     timeout: Execution[Annotated[float, Gt(0)]] = 300.0
-    """Seconds to wait for the scores of one request."""
+    """Seconds to wait for the scores of one request, and for a service that says it is busy to take it."""
     retries: Execution[Annotated[int, Ge(0)]] = 4
     """Further attempts when the service cannot be reached or is busy, after 0.5, 1, 2, 4, 8, 8, ... seconds."""
     batch_size: Execution[Annotated[int, Ge(1)]] = 16
@@ -149,12 +149,12 @@ class Remote(Reward):
         http = _http()
         if http is None:
             raise MissingError("the reward 'remote' needs the package httpx2. Type: pip install 'sdpo-bench[serve]'")
-        problem = ""
+        problem, patient_until = "", time.monotonic() + self.settings.timeout
         for attempt in range(self.settings.retries + 1):
             if attempt:
                 time.sleep(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
             try:
-                answer = self._client.request(method, self.url + path, **request)
+                answer = self._in_turn(patient_until, method, self.url + path, **request)
             except http.ReadTimeout as error:
                 raise MissingError(
                     f"the reward service at {self.url} has not answered within {self.settings.timeout:g} s. Raise "
@@ -176,12 +176,27 @@ class Remote(Reward):
             f"variable {URL_VARIABLE}; the same command then goes on."
         )
 
+    def _in_turn(self, patient_until: float, method: str, url: str, **request: Any) -> Any:
+        """The answer of a service that has time: one that says when to come again is asked again until then."""
+        while True:
+            answer = self._client.request(method, url, **request)
+            pause = _pause(answer)
+            if not pause or time.monotonic() + pause > patient_until:
+                return answer
+            time.sleep(pause)
+
     @cached_property
     def _client(self) -> Any:
         http = _http()
         local = urlsplit(self.url).hostname in LOOPBACK
         patience = http.Timeout(self.settings.timeout, connect=CONNECT_SECONDS)
         return http.Client(timeout=patience, trust_env=not local)  # a proxy does not know this machine's loopback
+
+
+def _pause(answer: Any) -> float:
+    """Seconds after which a busy service wants to be asked again; 0 where it does not say."""
+    said = answer.headers.get("retry-after", "") if answer.status_code == 503 else ""
+    return min(float(said), LONGEST_WAIT) if said.isdecimal() else 0.0
 
 
 def _said(answer: Any) -> str:

@@ -222,7 +222,7 @@ def doctor(**options: Any) -> None:
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="Longest that a request body may take to arrive.",
+    help="Longest that a request may wait for its turn and take to arrive, together.",
 )
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Settings of the reward (reward.*).")
 @DEVICE

@@ -7,7 +7,9 @@ listens on the loopback address unless told otherwise.
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
@@ -23,6 +25,10 @@ from sdpo_bench.reward_choice import choose
 
 BODIES = 2
 """Requests held in memory at once: one is scored while the next arrives."""
+QUEUE = 64
+"""Requests that may wait for one of these places; their bodies stay with their senders."""
+RETRY_AFTER = 1
+"""Seconds after which a client that is refused for want of a place should ask again."""
 MiB = 2**20
 
 
@@ -30,8 +36,10 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_time
     """The ASGI application for a loaded reward.
 
     ``GET /health``; ``GET /info``: name, version, scale, source, settings, commits, limits; ``POST /score``: see
-    :mod:`sdpo_bench.wire`. Errors are ``{"error": text}`` with status 400 (not a valid request), 408 (its body took
-    longer than ``body_timeout`` seconds to arrive), 413 (too large), 415 (wrong type) or 500 (the reward failed).
+    :mod:`sdpo_bench.wire`. Errors are ``{"error": text}`` with status 400 (not a valid request), 408 (its body has not
+    arrived in time), 413 (too large), 415 (wrong type), 500 (the reward failed) or 503 (no place in time, or too many
+    wait for one: come again). Time is ``body_timeout`` seconds from a request's beginning, its wait for a place and its
+    body's arrival together, so that however many clients stall, all their places are free after that time.
     """
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, Request
@@ -40,7 +48,7 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_time
 
     about = describe(name, reward, max_bytes)
     worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
-    room = asyncio.Semaphore(BODIES)
+    room = Room(BODIES, QUEUE)
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -51,27 +59,74 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_time
     async def score(request: Request) -> Response:
         if request.headers.get("content-type") != wire.MEDIA_TYPE:
             return JSONResponse({"error": f"the content type must be {wire.MEDIA_TYPE}."}, 415)
-        async with room:
-            try:
-                async with asyncio.timeout(body_timeout):  # a client that stalls must not keep the others out
+        deadline = asyncio.get_running_loop().time() + body_timeout
+        try:
+            async with room.place(deadline):
+                async with asyncio.timeout_at(deadline):
                     body = await _read(request, max_bytes)
-            except TimeoutError:
-                said = f"the body has not arrived within {body_timeout:g} s. The service's limit: --body-timeout."
-                return JSONResponse({"error": said}, 408, {"connection": "close"})
-            except ClientDisconnect:
-                return Response(status_code=400)  # nobody is there to read it
-            if body is None:
-                return JSONResponse({"error": f"a request may have at most {max_bytes} bytes."}, 413)
-            try:
-                answer = await asyncio.get_running_loop().run_in_executor(worker, answer_to, body, reward, about)
-            except UsageError as error:
-                return JSONResponse({"error": str(error)}, 400)
-            except Exception as error:  # a reward is somebody else's code
-                return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+                if body is None:
+                    return JSONResponse({"error": f"a request may have at most {max_bytes} bytes."}, 413)
+                return await scored(body)
+        except NoPlace as error:
+            return JSONResponse({"error": str(error)}, 503, {"retry-after": str(RETRY_AFTER), "connection": "close"})
+        except TimeoutError:
+            said = f"the body has not arrived within {body_timeout:g} s. The service's limit: --body-timeout."
+            return JSONResponse({"error": said}, 408, {"connection": "close"})
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
+
+    async def scored(body: bytes) -> Response:
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(worker, answer_to, body, reward, about)
+        except UsageError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        except Exception as error:  # a reward is somebody else's code
+            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
         return Response(answer, media_type=wire.MEDIA_TYPE)
 
     routes = [Route("/health", health), Route("/info", info), Route("/score", score, methods=["POST"])]
     return Starlette(routes=routes)
+
+
+class NoPlace(Exception):
+    """The service is busy."""
+
+
+class Room:
+    """Places for requests in memory, given in the order in which they were asked for.
+
+    Args:
+        places: requests that are there at once.
+        queue: requests that may wait.
+    """
+
+    def __init__(self, places: int, queue: int):
+        self._free, self._queue, self._waiting = asyncio.Semaphore(places), queue, 0
+
+    @asynccontextmanager
+    async def place(self, deadline: float) -> AsyncIterator[None]:
+        """A place.
+
+        Args:
+            deadline: time of the event loop until which one is waited for.
+
+        Raises:
+            NoPlace: none has come free by then, or too many wait already.
+        """
+        if self._waiting >= self._queue:
+            raise NoPlace(f"the service is busy: {self._waiting} requests wait. Ask again.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._free.acquire()
+        except TimeoutError:
+            raise NoPlace("the service is busy: the request has not had its turn in time. Ask again.") from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def describe(name: str, reward: Reward, max_bytes: int) -> dict[str, Any]:

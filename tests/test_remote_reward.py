@@ -19,6 +19,7 @@ import torch
 
 from factories import make_resolved
 from sdpo_bench import evaluate as ev
+from sdpo_bench import serve as serve_module
 from sdpo_bench import wire
 from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
@@ -161,8 +162,9 @@ def test_requests_stay_below_the_services_limit():
             client(url)(torch.rand(1, 3, 64, 64), ["a"])
 
 
-def post(url, body, kind=wire.MEDIA_TYPE):
-    return httpx2.post(f"{url}/score", content=body, headers={"content-type": kind}, trust_env=False)
+def post(url, body, kind=wire.MEDIA_TYPE, timeout=60):
+    headers = {"content-type": kind}
+    return httpx2.post(f"{url}/score", content=body, headers=headers, trust_env=False, timeout=timeout)
 
 
 def test_a_service_refuses_what_is_no_request():
@@ -232,6 +234,48 @@ def test_clients_that_stall_in_their_body_keep_nobody_out():
             where.close()
 
 
+def test_however_many_clients_stall_their_places_are_free_after_one_time_limit():
+    """Two at a time, the last of them would have been given up after 15 limits."""
+    image = torch.rand(1, 3, 4, 4)
+    with service("exact", Exact(), body_timeout=4) as (url, _):
+        stalled = [half_a_request(url) for _ in range(30)]
+        started = time.monotonic()
+        assert torch.equal(client(url, retries=4)(image, ["a"]), Exact()(image, ["a"]))
+        assert time.monotonic() - started < 30
+        assert {where.recv(1000).split()[1] for where in stalled} == {b"408", b"503"}
+        for where in stalled:
+            where.close()
+
+
+def test_who_finds_a_long_queue_is_told_at_once_when_to_come_again(monkeypatch):
+    monkeypatch.setattr(serve_module, "QUEUE", 2)
+    good = wire.pack_request(torch.rand(4, 3, 512, 512), ["a"] * 4)  # 12 MB: more than the way there holds
+    with service("exact", Exact(), body_timeout=600) as (url, _):
+        stalled = [half_a_request(url) for _ in range(serve_module.BODIES + 2)]
+        answer = post(url, good)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "busy: 2 requests wait" in answer.json()["error"]
+        for where in stalled:
+            where.close()
+
+
+def test_the_time_is_for_the_way_to_the_reward_and_not_for_the_reward():
+    """Two requests that are scored slowly are answered; a third is sent away in time, and not the two for its sake."""
+    go, answers = threading.Event(), []
+    body = wire.pack_request(torch.rand(1, 3, 4, 4), ["a"])
+    with service("exact", Exact(lambda: go.wait(600)), body_timeout=3) as (url, _):
+        threads = [threading.Thread(target=lambda: answers.append(post(url, body, timeout=600))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        while not answers and any(thread.is_alive() for thread in threads):
+            time.sleep(0.05)
+        assert answers[0].status_code == 503 and "not had its turn in time" in answers[0].json()["error"]
+        go.set()
+        for thread in threads:
+            thread.join(60)
+    assert [answer.status_code for answer in answers] == [503, 200, 200]
+
+
 def test_a_client_that_goes_away_in_its_body_is_no_error_of_the_service(caplog):
     with service("exact", Exact()) as (url, _):
         half_a_request(url).close()
@@ -286,6 +330,22 @@ def test_a_busy_service_is_asked_again(monkeypatch):
     statuses[:] = [503, 503, 503]
     with pytest.raises(MissingError, match="busy; 3 attempts"):
         made._send("GET", "/info")
+
+
+def test_a_service_that_says_when_to_come_again_is_asked_as_long_as_the_timeout_allows(monkeypatch):
+    waits, now = [], [0.0]
+    monkeypatch.setattr(remote.time, "sleep", lambda pause: (waits.append(pause), now.__setitem__(0, now[0] + pause)))
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+    statuses = [503] * 20 + [200]
+    handler = httpx2.MockTransport(lambda request: httpx2.Response(statuses.pop(0), headers={"retry-after": "2"}))
+    made = client("http://host", timeout=100)
+    made.__dict__["_client"] = httpx2.Client(transport=handler)
+    assert made._send("GET", "/info").status_code == 200
+    assert waits == [2.0] * 20
+    statuses[:] = [503] * 1000
+    with pytest.raises(MissingError, match="status 503; 1 attempts"):
+        made._send("GET", "/info")
+    assert len(statuses) == 1000 - 51
 
 
 def test_a_service_that_comes_back_as_another_is_refused():
