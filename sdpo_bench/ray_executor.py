@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.cell_process import FAILED, STOPPED, Job, logged_work
-from sdpo_bench.errors import Busy, MissingError
+from sdpo_bench.errors import Busy, MissingError, SdpoBenchError
 from sdpo_bench.executors import Ended
+from sdpo_bench.regular import read_text, regular
 from sdpo_bench.store import RunFolder
 
 RETRIES = 3
@@ -92,6 +93,11 @@ class RayExecutor:
             return Ended(job, FAILED, f"its worker was lost {RETRIES + 1} times; out of memory? See the Ray logs.")
         except errors.RayError as error:
             return Ended(job, FAILED, f"Ray: {str(error).strip().splitlines()[-1]}")
+        except (
+            SdpoBenchError,
+            OSError,
+        ) as error:  # no reason to stop other cells
+            return Ended(job, FAILED, f"its files could not be brought back: {error}")
         finally:
             held.close()
 
@@ -191,21 +197,23 @@ def _bases(out: Path) -> list[str]:
 
 
 def pack(out: Path, runs: Sequence[str], log: str = "") -> bytes:
-    """Run folders, and the log of one, as a tar file; ``status`` last, so that a half-unpacked run is not done."""
+    """Run folders, and the log of one, as a tar file; ``status`` last, so that what is half unpacked is not done."""
     buffer = io.BytesIO()
+    found = [path for name in runs for path in sorted((out / "runs" / name).rglob("*"))]
+    found += [out / "logs" / f"{log}.log"] * bool(log)
+    files = [path for path in found if path.is_file() and path.name != "lock"]
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name in runs:
-            files = [p for p in sorted((out / "runs" / name).rglob("*")) if p.is_file() and p.name != "lock"]
-            for path in sorted(files, key=lambda p: p.name == "status"):
-                tar.add(path, path.relative_to(out))
-        path = out / "logs" / f"{log}.log"
-        if log and path.exists():
+        for path in sorted(files, key=lambda p: p.name == "status"):
             tar.add(path, path.relative_to(out))
     return buffer.getvalue()
 
 
 def unpack(files: bytes, out: Path) -> None:
-    """Put packed files into a results folder; base models' scores are joined with those that are there."""
+    """Put packed files into a results folder; base models' scores are joined with those that are there, logs continued.
+
+    Raises:
+        UsageError, Irregular: what is there is no file that could be joined; everything before it has arrived.
+    """
     with tempfile.TemporaryDirectory(dir=out, prefix=".arriving-") as folder:
         with tarfile.open(fileobj=io.BytesIO(files)) as tar:
             tar.extractall(folder, filter="data")
@@ -217,7 +225,8 @@ def unpack(files: bytes, out: Path) -> None:
                 with _base_lock(target.parent):
                     _join(source, target)
             elif target.exists() and target.parent.name == "logs":
-                target.write_text(target.read_text() + source.read_text())
+                with open(target, "a", encoding="utf-8", opener=regular) as stream:
+                    stream.write(read_text(source, errors="replace"))
             else:
                 os.replace(source, target)
 
@@ -231,7 +240,7 @@ def _base_lock(folder: Path) -> Iterator[None]:
 def _join(source: Path, target: Path) -> None:
     import pandas as pd
 
-    from sdpo_bench.evaluate import KEYS, write_rows
+    from sdpo_bench.evaluate import KEYS, read_rows, write_rows
 
-    both = pd.concat([pd.read_parquet(target), pd.read_parquet(source)], ignore_index=True)
+    both = pd.concat([read_rows(RunFolder(path.parent)) for path in (target, source)], ignore_index=True)
     write_rows(RunFolder(target.parent), both.drop_duplicates(KEYS, keep="first").sort_values(KEYS, ignore_index=True))

@@ -23,6 +23,7 @@ def exit_code(work: Callable[[], None], out: Path, err: Path) -> int:
             os._exit(stop.code if isinstance(stop.code, int) else 0)
         except BaseException:
             traceback.print_exc()
+            sys.stderr.flush()
         os._exit(99)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

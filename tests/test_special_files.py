@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from report_factory import base_frame, make_base, make_run, spread
@@ -13,10 +15,14 @@ from factories import make_resolved
 from forked import command, exit_code
 from sdpo_bench import checkpoint
 from sdpo_bench.bill import read_search
+from sdpo_bench.cell_process import FAILED, Job
+from sdpo_bench.config import Request
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.evaluate import read_rows
 from sdpo_bench.pipeline_files import read_folder
 from sdpo_bench.policy import LORA_FILE, check_seal
+from sdpo_bench.ray_executor import RayExecutor, pack, unpack
+from sdpo_bench.settings import Runtime
 from sdpo_bench.store import LORA_SEAL, RunFolder
 
 FILES = (
@@ -132,3 +138,50 @@ def test_weights_of_a_pipeline_are_files(tiny_pipe, tmp_path):
     make_resolved(folder)
     with pytest.raises(MissingError, match="scheduler has no configuration file"):
         read_folder(folder)
+
+
+@pytest.fixture
+def arriving(tmp_path):
+    """Files of a cell that another node has done with a base model, as they come over the network."""
+    there = tmp_path / "there"
+    make_base(there, base_frame(spread([0, 0, 0])))
+    folder = make_run(there, "ddpo", 0, spread([1, 1, 1]))
+    (there / "logs").mkdir()
+    (there / "logs" / f"{folder.name}.log").write_text("of the other node\n")
+    (base,) = (path.name for path in (there / "runs").iterdir() if path.name.startswith("base-"))
+    return folder.name, base, pack(there, [folder.name, base], folder.name)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("which", ["scores", "log"])
+def test_what_other_nodes_send_is_not_joined_with_a_pipe(tmp_path, arriving, which):
+    """The cell fails, the sweep goes on, and the run, whose files have come, does not read as done."""
+    name, base, files = arriving
+    out = tmp_path / "out"
+    scores, log = out / "runs" / base / "eval.parquet", out / "logs" / f"{name}.log"
+    for path in (scores, log):
+        path.parent.mkdir(parents=True)
+    where = pipe(scores if which == "scores" else log)
+    code = exit_code(lambda: (signal.alarm(200), unpack(files, out)), tmp_path / "out.txt", tmp_path / "err.txt")
+    assert code == 99 and "not a regular file" in (tmp_path / "err.txt").read_text()
+    assert where.is_fifo() and not list(out.glob(".arriving-*"))
+    run = RunFolder(out / "runs" / name)
+    assert run.log() and run.state == "new"
+
+
+def test_a_cell_whose_files_cannot_be_brought_back_has_failed(tmp_path, arriving):
+    name, _, files = arriving
+    pipe(tmp_path / "logs" / f"{name}.log")
+    executor = RayExecutor.__new__(RayExecutor)
+    job = Job("a cell", name, Request(), Runtime(out=tmp_path), "")
+    executor.out, executor._running = tmp_path, {"reference": (job, ExitStack())}
+    errors = SimpleNamespace(TaskCancelledError=KeyError, WorkerCrashedError=KeyError, RayError=KeyError)
+    executor._ray = SimpleNamespace(exceptions=errors, get=lambda reference: (0, "", files))
+    ended = executor._end("reference")
+    assert ended.code == FAILED and "could not be brought back: not a regular file" in ended.message
+
+
+def test_a_log_that_is_a_pipe_is_not_packed(tmp_path):
+    run = make_run(tmp_path, "ddpo", 0, spread([1, 1, 1]))
+    pipe(tmp_path / "logs" / f"{run.name}.log")
+    unpack(pack(tmp_path, [run.name], run.name), Path(shutil.copytree(tmp_path / "runs", tmp_path / "new")))
