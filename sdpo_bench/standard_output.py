@@ -32,7 +32,7 @@ def name_standard_output() -> None:
     old.flush()
     named = _Named(raw.fileno(), "w", closefd=False)
     sys.stdout = io.TextIOWrapper(
-        named if raw is old.buffer else io.BufferedWriter(named),  # type: ignore[arg-type]
+        named if raw is old.buffer else io.BufferedWriter(named),
         encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering, write_through=old.write_through,
     )  # fmt: skip
 
