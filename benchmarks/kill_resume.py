@@ -23,7 +23,7 @@ def main() -> None:
     import torch
 
     from killing import command_of, finish, results, run_until
-    from sdpo_bench import cli
+    from sdpo_bench import entry
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=50)
@@ -34,7 +34,7 @@ def main() -> None:
         out = Path(folder)
         command = command_of(out, TESTS / "fixtures" / "official" / "tiny_pipe")
         try:
-            cli.main(command(out / "whole", 1))
+            entry.main(command(out / "whole", 1))
         except SystemExit:
             expected = results(out / "whole")
         run_until(0, command(out / "again", 1), out / "moments")

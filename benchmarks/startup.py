@@ -23,7 +23,7 @@ def first(*arguments):
     print(time.process_time(), flush=True)
     import os; os._exit(0)
 Policy._call = first
-from sdpo_bench.cli import main
+from sdpo_bench.entry import main
 main(["run", "--threads", "1", "--out", sys.argv[1]])
 """
 COMMANDS = {

@@ -8,8 +8,8 @@ import torch
 from factories import GRADIENT_METHODS, make_method, make_resolved, make_trainer, make_updater, sample_groups
 from sdpo_bench.api import Backprop, Reward
 from sdpo_bench.backprop import last_steps
-from sdpo_bench.cli import main
 from sdpo_bench.config import Request, resolve
+from sdpo_bench.entry import main
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.experience import Experience, UpdateLog
 from sdpo_bench.order import Order

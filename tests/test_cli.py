@@ -64,7 +64,7 @@ def quick_run(tiny_pipe, out, prompts, *more):
 
 def test_help_and_lists_never_import_torch():
     script = (
-        "import sys, sdpo_bench.cli as c\n"
+        "import sys, sdpo_bench.entry as c\n"
         "for a in (['--help'], ['run', '--help'], ['list', 'methods'], ['list', 'rewards'], ['list', 'models'],\n"
         "          ['list', 'presets'], ['list', 'prompts'], ['list', 'settings'], ['list', 'runs']):\n"
         "    try: c.main(a)\n"
@@ -153,7 +153,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "said", "hint"), WRONG, ids=[" ".join(a)[:60] for a, _, _ in WRONG])
 def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, arguments, said, hint):
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     monkeypatch.chdir(tmp_path)
     Path("typo.toml").write_text("[for.ddop.update]\nlr = 1e-3\n")
@@ -181,7 +181,7 @@ EMPTY = [
 
 @pytest.mark.parametrize("arguments", EMPTY, ids=" ".join)
 def test_an_empty_name_does_not_mean_choose_for_me(tmp_path, monkeypatch, capsys, arguments):
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -192,7 +192,7 @@ def test_an_empty_name_does_not_mean_choose_for_me(tmp_path, monkeypatch, capsys
 
 
 def test_an_empty_prompt_is_a_prompt(tmp_path, monkeypatch, capsys):
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
@@ -211,7 +211,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("arguments", "said"), CONTRADICTIONS)
 def test_a_flag_and_a_setting_that_differ_are_refused(tmp_path, monkeypatch, capsys, arguments, said):
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -247,7 +247,7 @@ VOID = [
 @pytest.mark.parametrize(("arguments", "said"), VOID, ids=[" ".join(a)[:70] for a, _ in VOID])
 def test_an_option_that_would_void_another_is_refused(tmp_path, monkeypatch, capsys, arguments, said):
     from sdpo_bench import study_command, sweep_command
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     for module in (study_command, sweep_command):
         monkeypatch.setattr(module, "measured_rates", lambda *arguments: ({}, "takes long"))
@@ -260,7 +260,7 @@ def test_an_option_that_would_void_another_is_refused(tmp_path, monkeypatch, cap
 
 
 def test_the_same_value_twice_is_no_contradiction(tmp_path, monkeypatch, capsys):
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     monkeypatch.chdir(tmp_path)
     for words in (["--set", "eval.steps=4", "--steps", "4"], ["--set", "eval.steps=1, 2", "--steps", "1,2"]):
@@ -270,7 +270,7 @@ def test_the_same_value_twice_is_no_contradiction(tmp_path, monkeypatch, capsys)
 
 
 def test_a_current_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -655,14 +655,14 @@ def test_a_full_standard_output_is_named(two_methods, words):
 
 
 def test_another_full_disk_is_not_taken_for_standard_output(tmp_path, monkeypatch, capsys):
-    from sdpo_bench import cli, listing
+    from sdpo_bench import entry, listing
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
 
     monkeypatch.setattr(listing, "show", full)
     with pytest.raises(SystemExit) as stop:
-        cli.main(["list", "runs"])
+        entry.main(["list", "runs"])
     assert stop.value.code == 3
     message = capsys.readouterr().err
     assert "'elsewhere': No space left on device" in message and "standard output" not in message

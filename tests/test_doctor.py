@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sdpo_bench import doctor, hub, registry
-from sdpo_bench.cli import main
 from sdpo_bench.conformance import check_plugin
+from sdpo_bench.entry import main
 from sdpo_bench.errors import MissingError
 
 SOURCE = Path(__file__).parent / "plugin"

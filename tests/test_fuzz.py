@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_factory import base_frame, make_base, make_run, spread
 
-from sdpo_bench import cli
+from sdpo_bench import entry
 from sdpo_bench.config import Request, parse_set, resolve
 from sdpo_bench.dense import choose_queries, step_rewards
 from sdpo_bench.errors import SdpoBenchError, UsageError
@@ -182,7 +182,7 @@ def said(arguments) -> tuple[int, str, str]:
     """Exit code, standard output and error of a command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
+        entry.main([str(argument) for argument in arguments])
     return int(stop.value.code or 0), out.getvalue(), err.getvalue()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from factories import make_resolved, make_trainer
 from killing import command_of, finish, results, run_until
-from sdpo_bench import checkpoint, cli
+from sdpo_bench import checkpoint, entry
 from sdpo_bench.errors import UsageError
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.store import LORA_SEAL, RunFolder
@@ -30,7 +30,7 @@ def never_killed(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit):  # here, so that the children inherit what is imported
-        cli.main(command(out / "here", 5))
+        entry.main(command(out / "here", 5))
     signal.signal(signal.SIGTERM, handler)
     assert run_until(0, command(out / "child", 1), out / "moments") == 0
     assert results(out / "here") == results(out / "child"), "how often a checkpoint is written changes no number"

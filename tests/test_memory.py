@@ -165,7 +165,7 @@ def test_a_dry_run_shows_it_and_a_run_is_refused_before_loading(tiny_pipe, tmp_p
     assert "unknown" in needed_memory(
         resolve(Request(model="nobody/nothing", reward="jpeg-compressibility")), Runtime(tmp_path, "cpu")
     )
-    from sdpo_bench.cli import main
+    from sdpo_bench.entry import main
 
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1e6)
     common = ["run", "--model", str(tiny_pipe), "--reward", "jpeg-compressibility", "--out", str(tmp_path)]

@@ -10,8 +10,9 @@ from conftest import HERE
 
 from factories import make_resolved
 from sdpo_bench import evaluate as ev
-from sdpo_bench.cli import cli, main
+from sdpo_bench.cli import cli
 from sdpo_bench.config import Request, resolve
+from sdpo_bench.entry import main
 from sdpo_bench.epoch_metrics import reward_metrics
 from sdpo_bench.presets import shipped_presets
 from sdpo_bench.rollout import Noise

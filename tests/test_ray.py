@@ -12,8 +12,8 @@ import pytest
 from suite_files import tiny_suite, write_suite
 
 import sdpo_bench.warm  # noqa: F401
-from sdpo_bench.cli import main
 from sdpo_bench.config import resolve
+from sdpo_bench.entry import main
 from sdpo_bench.plan import make_plan
 from sdpo_bench.runner import run_cell
 from sdpo_bench.settings import Runtime

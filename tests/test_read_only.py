@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from read_only import mount_read_only
 
-from sdpo_bench.cli import main
+from sdpo_bench.entry import main
 from sdpo_bench.store import RunFolder
 
 

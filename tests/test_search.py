@@ -8,9 +8,9 @@ import torch
 from factories import SEARCH_METHODS, make_method, make_resolved
 from sdpo_bench.bill import read_search, search_bill, search_lines
 from sdpo_bench.candidates import Candidates
-from sdpo_bench.cli import main
 from sdpo_bench.commands import plan
 from sdpo_bench.config import Request, resolve
+from sdpo_bench.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimate import run_work
 from sdpo_bench.evaluate import evaluation_schedule, read_rows, sample_images

@@ -9,7 +9,7 @@ from study_factory import findings, finished, row
 
 import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
 from sdpo_bench import executors
-from sdpo_bench.cli import main
+from sdpo_bench.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plan import make_plan
 from sdpo_bench.ranking import Standing

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdpo_bench import contrasts
-from sdpo_bench.cli import main
 from sdpo_bench.dense import choose_queries, predicted_rewards
+from sdpo_bench.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.findings import banded, line
 from sdpo_bench.matrices import Matrix

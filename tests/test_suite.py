@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from suite_files import SUITE, write_suite
 
-from sdpo_bench.cli import main
+from sdpo_bench.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plan import keep, make_plan
 from sdpo_bench.suite import find_suite, read_suite, shipped_suites

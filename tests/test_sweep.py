@@ -15,7 +15,7 @@ from suite_files import tiny_suite
 
 import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
 from sdpo_bench import executors
-from sdpo_bench.cli import main
+from sdpo_bench.entry import main
 from sdpo_bench.plan import make_plan
 from sdpo_bench.store import RunFolder
 from sdpo_bench.suite import read_suite

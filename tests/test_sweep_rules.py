@@ -12,7 +12,7 @@ from test_plan import SEARCH
 
 from sdpo_bench import sweep_command
 from sdpo_bench.cell_process import BUSY, FAILED, STOPPED
-from sdpo_bench.cli import main
+from sdpo_bench.entry import main
 from sdpo_bench.errors import Busy, Interrupted
 from sdpo_bench.executors import Ended
 from sdpo_bench.plan import make_plan

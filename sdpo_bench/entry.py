@@ -1,0 +1,140 @@
+"""How the ``sdpo-bench`` process begins and ends: short messages for whatever goes wrong, exit codes, signals, outputs.
+
+What the commands are stands in ``cli``; nothing here knows one of them.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from sdpo_bench.cli import cli
+from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError
+from sdpo_bench.standard_output import name_standard_output, refusal
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: treated like Ctrl-C, with exit code 143."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line: short messages, exit codes 0, 1, 2, 3, 130 (Ctrl-C) or 143 (SIGTERM)."""
+    debug = "--debug" in (arguments if arguments is not None else sys.argv[1:])
+    # Threads that spin while they wait make a small model ten times slower as soon as anything else runs on the
+    # machine; sleeping ones cost nothing on an idle one. Read when torch loads its OpenMP library.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_what_is_closed()
+    name_standard_output()
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        _refuse_a_deleted_folder()
+        _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
+        cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        _interrupted(stop)
+    except BrokenPipeError:
+        _print_no_more()
+        sys.exit(0)
+    except SdpoBenchError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {_clean_lines(str(error))}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {_clean_lines(_system_error(error))}", err=True)
+        sys.exit(MissingError.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"Error: unexpected {type(error).__name__}: {_clean_lines(str(error))}\n"
+            "This is a defect. Run again with 'sdpo-bench --debug ...' and report the traceback.",
+            err=True,
+        )
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _open_what_is_closed() -> None:
+    """Python has ``None`` for an output that was closed (``>&-``), which libraries take for a stream."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _print_no_more() -> None:
+    """What is still in the buffer of standard output cannot go anywhere, and would be tried again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _system_error(error: OSError) -> str:
+    if text := refusal(error):
+        _print_no_more()
+        return text
+    place = f"'{error.filename}': " if error.filename else ""
+    return f"{place}{error.strerror or error}. More with: sdpo-bench --debug ..."
+
+
+def _clean_lines(text: str) -> str:
+    from sdpo_bench.terminal import clean
+
+    return "\n".join(clean(line) for line in text.split("\n"))
+
+
+def _refuse_a_deleted_folder() -> None:
+    """Before a numerical library meets it and ends the process in its own words."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise MissingError(
+            f"the current folder cannot be used ({error.strerror}); was it deleted? Change to another: cd FOLDER"
+        ) from None
+
+
+def _refuse_what_is_no_text(arguments: list[str]) -> None:
+    """Settings and paths go into records, which are UTF-8."""
+    for argument in arguments:
+        text = argument.encode("utf-8", "replace").decode()
+        if text != argument or "\0" in argument:
+            raise click.UsageError(f"the argument {argument!a} is not UTF-8 text.")
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    """Schedulers repeat themselves: once is enough, and the second must not disturb the saving."""
+    _ignore(signal.SIGTERM, signal.SIGINT)
+    raise Terminated
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    _ignore(signal.SIGINT)
+    raise KeyboardInterrupt
+
+
+def _ignore(*signals: int) -> None:
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupted(stop: BaseException) -> NoReturn:
+    _ignore(signal.SIGTERM, signal.SIGINT)
+    # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
+    cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
+    if isinstance(cause, Interrupted):
+        click.echo(f"\nInterrupted; every cell is saved. Resume with:\n  {cause.command}", err=True)
+        sys.exit(cause.exit_code)
+    command = "sdpo-bench " + shlex.join(sys.argv[1:])
+    click.echo(f"\nInterrupted; whole epochs are saved. Resume with:\n  {command}", err=True)
+    sys.exit(143 if isinstance(cause, Terminated) else 130)
