@@ -206,10 +206,10 @@ def doctor(**options: Any) -> None:
 @click.argument("name", shell_complete=complete("rewards"))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others can then use it.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any free one.")
-@click.option("--max-mib", type=click.IntRange(1), default=256, show_default=True, help="Largest request body.")
+@click.option("--max-mib", type=click.IntRange(1, 2**14), default=256, show_default=True, help="Largest request body.")
 @click.option(
     "--body-timeout",
-    type=Amount(0, min_open=True),
+    type=Amount(0, MOST, min_open=True),
     default=60,
     show_default=True,
     metavar="SECONDS",

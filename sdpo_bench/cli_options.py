@@ -11,6 +11,9 @@ import click
 
 from sdpo_bench.settings import MOST
 
+MOST_AT_ONCE = 1024
+"""Processes, CPU threads or GPUs of one command: more than machines have."""
+
 
 class Amount(click.FloatRange):
     """A range of numbers; NaN, which no comparison finds outside of any, is not in it."""
@@ -28,14 +31,14 @@ OUT = click.option(
 )  # fmt: skip
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 THREADS = click.option(
-    "--threads", type=click.IntRange(0, MOST), default=0, help="CPU threads of torch (0: its default)."
+    "--threads", type=click.IntRange(0, MOST_AT_ONCE), default=0, help="CPU threads of torch (0: its default)."
 )
 MICRO_BATCH = click.option(
     "--micro-batch", type=click.IntRange(1, MOST), default=64, show_default=True,
     help="Most latents in one denoiser call; changes memory and speed, no result.",
 )  # fmt: skip
 REWARD_TIMEOUT = click.option(
-    "--reward-timeout", type=Amount(0), default=1800, show_default=True, metavar="SECONDS",
+    "--reward-timeout", type=Amount(0, MOST), default=1800, show_default=True, metavar="SECONDS",
     help="Longest that one reward call may take (0: no limit).",
 )  # fmt: skip
 JSON = click.option(

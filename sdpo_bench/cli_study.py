@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import JSON, MICRO_BATCH, OUT, THREADS, Command, complete
+from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST_AT_ONCE, OUT, THREADS, Command, complete
 
 
 @click.command(cls=Command)
@@ -15,7 +15,7 @@ from sdpo_bench.cli_options import JSON, MICRO_BATCH, OUT, THREADS, Command, com
 )  # fmt: skip
 @OUT
 @click.option("--dry-run", is_flag=True, help="Print question, design and cost, do nothing.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time.")
+@click.option("--jobs", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True, help="Trainings at a time.")
 @click.option("--model", default="", shell_complete=complete("models"), help="Base model [default: the embedded one].")
 @click.option(
     "--reward", "rewards", multiple=True, shell_complete=complete("rewards"),

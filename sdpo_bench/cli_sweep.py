@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, Amount, Command, complete
+from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, THREADS, Amount, Command, complete
 
 
 @click.command(cls=Command)
@@ -22,8 +22,11 @@ from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, Amount
     "--force", is_flag=True,
     help="Start cells anew (with --only-failed, those that have failed); their old folders go to OUT/replaced.",
 )  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time on this machine.")
-@click.option("--max-hours", type=Amount(0, min_open=True), help="Save and stop after this time.")
+@click.option(
+    "--jobs", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True,
+    help="Cells at a time on this machine.",
+)  # fmt: skip
+@click.option("--max-hours", type=Amount(0, MOST, min_open=True), help="Save and stop after this time.")
 @click.option(
     "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
     help="Processes on this machine, or a Ray cluster.",
@@ -33,9 +36,12 @@ from sdpo_bench.cli_options import JSON, MICRO_BATCH, MOST, OUT, THREADS, Amount
     help="Ray: HOST:PORT, ray://HOST:PORT, auto (the cluster of this machine) or local (start one here).",
 )  # fmt: skip
 @click.option(
-    "--cpus-per-cell", "cpus", type=click.IntRange(1), default=1, show_default=True, help="Ray: CPUs of a cell."
+    "--cpus-per-cell", "cpus", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True,
+    help="Ray: CPUs of a cell.",
+)  # fmt: skip
+@click.option(
+    "--gpus-per-cell", "gpus", type=Amount(0, MOST_AT_ONCE), default=0.0, show_default=True, help="Ray: GPUs of a cell."
 )
-@click.option("--gpus-per-cell", "gpus", type=Amount(0), default=0.0, show_default=True, help="Ray: GPUs of a cell.")
 @click.option(
     "--device", default="auto", show_default=True,
     help="auto, cpu, cuda, cuda:N or mps; several by comma are given to the jobs in turn.",
