@@ -91,7 +91,11 @@ def read_preset(path: Path) -> Preset:
     known = [plugin_tag(plugin) for plugin in plugins("methods")]
     for name in by_method:
         if plugin_tag(name) not in known:
-            raise UsageError(f"preset file '{path}': [for.{name}] is for no method here.{nearest(name, known)}")
+            # Left out in silence, a misspelt section would make another run under the name of the intended one.
+            raise UsageError(
+                f"preset file '{path}': [for.{name}] is for a method that is not installed.{nearest(name, known)} "
+                "Correct the name, install the plugin that brings the method, or remove the section."
+            )
     return Preset(path.stem, description, match, flatten(data), methods)
 
 

@@ -141,6 +141,11 @@ WRONG = [
     (["run", "--set", "model.lora_targets=conv9"], "fit no module", "to_q"),
     (["run", "--reward-timeout", "nan"], "nan", "not in the range"),
     (["run", "--preset", "typo.toml"], "[for.ddop]", "Did you mean 'ddpo'"),
+    (
+        ["run", "--preset", "away.toml"],
+        "[for.my-method] is for a method that is not installed. Valid: best-of-n, d3po",
+        "install the plugin that brings the method, or remove the section",
+    ),
     (["run", "--method", "x", "--reward-timeout", "inf"], "inf is not in the range", MOST),
     (["run", "--method", "x", "--threads", "1025"], "1025 is not in the range", "x<=1024"),
     (["sweep", "x", "--jobs", "1025"], "'--jobs': 1025 is not in the range", "1<=x<=1024"),
@@ -165,6 +170,7 @@ def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, argum
     from sdpo_bench.entry import main
 
     monkeypatch.chdir(tmp_path)
+    Path("away.toml").write_text("[for.my-method.update]\nlr = 1e-3\n")
     Path("typo.toml").write_text("[for.ddop.update]\nlr = 1e-3\n")
     with pytest.raises(SystemExit) as stop:
         main(arguments)
