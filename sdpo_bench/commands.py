@@ -88,7 +88,7 @@ def _refuse_contradictions(
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     rows = outcome.run.log()
     bill = add_bills([rows[-1]["bill"] if rows else {}, search_bill(outcome.run.path)])
-    seconds = sum(row["seconds"] for row in outcome.run.log("timing.jsonl"))
+    seconds = outcome.run.seconds
     if as_json:
         echo_json(
             {
@@ -326,7 +326,7 @@ def _eval_one(
                     policy, settings, scorers, folder, subject,
                     micro_batch=size, progress=live.evaluation, search=search,
                 )  # fmt: skip
-                if folder.exported and folder.state == "failed":  # it was trained, and its judging had failed
+                if folder.exported and folder.known_state in ("failed", "unknown"):  # its judging had failed
                     folder.set_status("done", warnings=len(guards.warnings(folder)))
             return ev.step_table(base, tuned)
 

@@ -259,9 +259,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
         require_regular(run.evaluation)
         rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
     except Exception as error:  # pyarrow raises many kinds for a damaged file
-        raise UsageError(
-            f"'{run.evaluation}' is damaged ({error}). Delete it and run: sdpo-bench eval {run.run_id}"
-        ) from error
+        raise UsageError(f"'{run.evaluation}' is damaged ({error}). Delete it and run: {run.rescoring}") from error
     lacking = [name for name in COLUMNS if name not in rows.columns]
     if lacking:
         raise UsageError(f"'{run.evaluation}' lacks the columns {', '.join(lacking)}.")
@@ -269,7 +267,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     if others := sorted(set(rows.run.astype(str)) - own):
         raise UsageError(
             f"'{run.evaluation}' holds scores of {', '.join(others)}. If a copy went wrong, delete it and run: "
-            f"sdpo-bench eval {run.run_id}"
+            f"{run.rescoring}"
         )
     return rows[COLUMNS].astype(dict.fromkeys(NUMBERS, "float64"))
 

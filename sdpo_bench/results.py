@@ -292,5 +292,5 @@ def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice
         elif scores.blocks:
             known[run.id] = scores
         if scores.damaged or others:
-            notices.append(Notice(run.id, f"score it again: delete its eval.parquet, then sdpo-bench eval {run.id}"))
+            notices.append(Notice(run.id, f"score it again: delete its eval.parquet, then {run.folder.rescoring}"))
     return known, notices

@@ -127,7 +127,7 @@ def run_cell(
         | ({"processes": processes.count} if processes.count > 1 else {})
     )
     with run.locked():
-        finished = not trained_now and run.state == "done"  # what fails now is one more look at it, not the run
+        finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)
         except BaseException as error:

@@ -19,6 +19,7 @@ Every file but the two append-only logs is written to a temporary name, synced a
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -119,14 +120,14 @@ class RunFolder:
             if changed := self.log_changed:
                 raise UsageError(f"run '{self.run_id}': {changed}")
             return
-        if self.state == "done":
+        if self.known_state == "done":
             raise UsageError(
                 f"run '{self.run_id}' is done, but its adapter is not in '{self.lora}': only its scores are here. "
                 "sdpo-bench run with the settings of its run.json trains it again"
             )
         raise UsageError(
-            f"run '{self.run_id}' has no trained adapter yet (state: {self.state}). Finish it first: the command that "
-            "began it goes on. See: sdpo-bench list runs"
+            f"run '{self.run_id}' has no trained adapter yet (state: {self.known_state}). Finish it first: the "
+            "command that began it goes on. See: sdpo-bench list runs"
         )
 
     def create(self, record: Mapping[str, Any]) -> None:
@@ -180,7 +181,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():
-            if self.state != "done":
+            if self.known_state != "done":
                 self.set_status("failed", message)
 
     # -- append-only logs ------------------------------------------------------------------------------------
@@ -245,8 +246,21 @@ class RunFolder:
         with suppress(FileNotFoundError, Irregular):
             for line in read_text(self.path / name, errors="replace").splitlines():
                 with suppress(json.JSONDecodeError):
-                    rows.append(json.loads(line))
+                    row = json.loads(line)
+                    if isinstance(row, dict):
+                        rows.append(row)
         return rows
+
+    @property
+    def seconds(self) -> float:
+        """Time of training so far, as far as ``timing.jsonl`` can be read."""
+        found = [row.get("seconds") for row in self.log("timing.jsonl")]
+        return math.fsum(x for x in found if isinstance(x, int | float) and math.isfinite(x))
+
+    @property
+    def rescoring(self) -> str:
+        """The command that scores it again; a base model is scored with any run that is judged beside it."""
+        return f"sdpo-bench eval {'RUN, for a run beside it' if self.run_id.startswith('base-') else self.run_id}"
 
     @contextmanager
     def locked(self, *, wait: bool = False) -> Iterator[None]:

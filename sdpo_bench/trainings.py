@@ -136,7 +136,7 @@ class Trained:
     @property
     def seconds(self) -> float:
         """Seconds of training."""
-        return math.fsum(row["seconds"] for row in self.folder.log("timing.jsonl"))
+        return self.folder.seconds
 
     @property
     def why_not(self) -> str:

@@ -545,24 +545,48 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-@pytest.mark.parametrize("state", ["done", "failed"])
-def test_a_damaged_evaluation_is_mended_by_the_advice_given(finished, tiny_pipe, few_prompts, tmp_path, state):
-    """A finished run stays one whatever its scores; one whose judging had failed becomes one by ``eval``."""
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A results folder with the finished run, to be harmed."""
     from sdpo_bench.store import RunFolder
 
-    original, folder, _ = finished
-    out = tmp_path / "out"
-    shutil.copytree(original, out)
-    run = RunFolder(out / "runs" / folder.name)
-    run.set_status(state, "disk full")
+    shutil.copytree(finished[0], tmp_path / "out")
+    return tmp_path / "out", RunFolder(tmp_path / "out" / "runs" / finished[1].name)
+
+
+@pytest.mark.parametrize(("state", "after"), [("done", "done"), ("failed", "failed"), ("", "failed")])
+def test_a_damaged_evaluation_is_mended_by_the_advice_given(copied, tiny_pipe, few_prompts, state, after):
+    """A finished run stays one whatever its scores; one whose judging had failed becomes one by ``eval``."""
+    out, run = copied
+    (run.path / "status").write_text(json.dumps({"state": state, "message": "disk full"}) if state else "")
     run.evaluation.write_bytes(b"")
     done = call(*quick_run(tiny_pipe, out, few_prompts))
-    assert done.returncode == 2 and f"sdpo-bench eval {folder.name}" in done.stderr
-    assert run.state == state
+    assert done.returncode == 2 and f"sdpo-bench eval {run.run_id}" in done.stderr
+    assert run.state == after
     run.evaluation.unlink()
-    done = call("eval", folder.name, "--out", out)
+    done = call("eval", run.run_id, "--out", out)
     assert done.returncode == 0, done.stderr
     assert run.state == "done"
+
+
+def test_a_damaged_status_or_clock_costs_no_result(copied, tiny_pipe, few_prompts):
+    out, run = copied
+    (run.path / "status").write_text("")
+    (run.path / "timing.jsonl").write_text('5\n{}\n{"seconds": "x"}\n{"seconds": 2.5}\n')
+    done = call(*quick_run(tiny_pipe, out, few_prompts))
+    assert done.returncode == 0, done.stderr
+    assert run.state == "done" and "2 s of training" in done.stdout
+
+
+def test_damaged_scores_of_the_base_model_name_a_command_that_mends_them(copied, tiny_pipe, few_prompts):
+    out, run = copied
+    (base,) = (out / "runs").glob("base-*")
+    (base / "eval.parquet").write_bytes(b"PAR1")
+    done = call(*quick_run(tiny_pipe, out, few_prompts))
+    assert done.returncode == 2 and "Delete it and run: sdpo-bench eval RUN" in done.stderr
+    (base / "eval.parquet").unlink()
+    assert call("eval", run.run_id, "--out", out).returncode == 0
+    assert (base / "eval.parquet").exists()
 
 
 def test_two_processes_do_not_work_on_one_run(finished, tiny_pipe, few_prompts):
