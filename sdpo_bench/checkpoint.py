@@ -36,6 +36,8 @@ class Progress:
     log_size: int
     log_sha256: str
     timing_size: int
+    run: str
+    """Whose it is."""
 
 
 Snapshot = tuple[dict[str, Tensor], str]
@@ -57,6 +59,7 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
         "log_size": progress.log_size,
         "log_sha256": progress.log_sha256,
         "timing_size": progress.timing_size,
+        "run": progress.run,
         "prompts": prompts,
     }
     plain = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()}
@@ -114,15 +117,20 @@ def latest(run: RunFolder) -> tuple[Path | None, list[str]]:
     warnings: list[str] = []
     for path in reversed(_files(run)):
         try:
-            _check_log(run, path, read(path)[0])
+            _check_own(run, path, read(path)[0])
         except UsageError as error:
             warnings.append(f"{error} Going back to the checkpoint before it.")
             continue
         return path, warnings
+    if warnings or run.log():
+        warnings.append(f"there is no checkpoint to go on from in '{run.checkpoints}': the run begins anew.")
     return None, warnings
 
 
-def _check_log(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
+def _check_own(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
+    """A backup put back in the wrong place brings its log with it, so the name is asked too."""
+    if header.get("run", run.run_id) != run.run_id:
+        raise UsageError(f"checkpoint '{path}' belongs to run '{header['run']}'.")
     if run.digest("train.jsonl", header["log_size"]) != header["log_sha256"]:
         raise UsageError(f"'{run.path / 'train.jsonl'}' is not what it was when checkpoint '{path.name}' was written.")
 
@@ -160,7 +168,8 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     _restore_optimiser(tensors, updater)
     normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
     cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
-    return Progress(header["epoch"], header["ledger"], header["log_size"], header["log_sha256"], header["timing_size"])
+    sizes = header["log_size"], header["log_sha256"], header["timing_size"]
+    return Progress(header["epoch"], header["ledger"], *sizes, header.get("run", ""))
 
 
 def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:

@@ -340,7 +340,8 @@ class Trainer:
     def _snapshot(self) -> tuple[int, checkpoint.Snapshot]:
         run, size = self.run, self.run.size("train.jsonl")
         digest = run.digest("train.jsonl", size)
-        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), size, digest, run.size("timing.jsonl"))
+        sizes = size, digest, run.size("timing.jsonl")
+        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), *sizes, run.run_id)
         return self.epoch, checkpoint.snapshot(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:

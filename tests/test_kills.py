@@ -139,10 +139,27 @@ def test_a_changed_training_log_is_found_and_done_again(copy):
     for damage in (whole[:100], whole.replace(b'"epoch": 1', b'"epoch": 7'), b""):
         log.write_bytes(damage)
         path, warnings = checkpoint.latest(run)
-        assert path is None and len(warnings) == 2
-        assert "is not what it was" in warnings[0]
+        assert path is None and len(warnings) == 3
+        assert "is not what it was" in warnings[0] and "the run begins anew" in warnings[2]
     make_trainer(resolved, out).train()
     assert log.read_bytes() == whole
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(copy, tmp_path):
+    """As a backup that was put back into the wrong folder, its log with it."""
+    resolved, out, run = copy
+    whole = (run.path / "train.jsonl").read_bytes()
+    other = tmp_path / "other" / "runs" / "another-run"
+    shutil.copytree(run.path, other)
+    path, warnings = checkpoint.latest(RunFolder(other))
+    assert path is None and f"belongs to run '{run.run_id}'" in warnings[0]
+    shutil.rmtree(run.checkpoints)
+    path, warnings = checkpoint.latest(run)
+    assert path is None and warnings == [
+        f"there is no checkpoint to go on from in '{run.checkpoints}': the run begins anew."
+    ]
+    make_trainer(resolved, out).train()
+    assert (run.path / "train.jsonl").read_bytes() == whole
 
 
 def test_a_flipped_bit_in_an_adapter_is_found(tiny_policy, tmp_path):
