@@ -37,8 +37,10 @@ def with_columns(report: Report, keys: Sequence[str]) -> Report:
     A table that has none of them is left out.
 
     Raises:
-        UsageError: a key that no table has.
+        UsageError: no key, or one that no table has.
     """
+    if not keys:
+        raise UsageError("--columns names no column. Example: --columns rank,method,gain")
     known = list(dict.fromkeys(column.key for _, table in report.tables for column in table.columns))
     for key in keys:
         if key not in known:

@@ -333,10 +333,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' is damaged: {error}.") from error
+        raise UsageError(f"'{path}' is damaged: {error}.{_mend(path)}") from error
     if not isinstance(data, dict):
-        raise UsageError(f"'{path}' is damaged: an object was expected.")
+        raise UsageError(f"'{path}' is damaged: an object was expected.{_mend(path)}")
     return data
+
+
+def _mend(path: Path) -> str:
+    again = f" Delete '{path.name}' and give the run command again: it is written anew."
+    return again if path.name == "run.json" else ""
 
 
 def check_writable(out: Path, *runs: RunFolder) -> None:

@@ -421,6 +421,8 @@ def test_columns_are_chosen_by_their_names_in_csv(hostile):
     assert names and all("leaderboard" in name for name in names)
     with pytest.raises(UsageError, match=r"no table of this report has 'gian'. Did you mean .*Valid: .*gain"):
         run("--results", hostile, "--columns", "gian")
+    with pytest.raises(UsageError, match="--columns names no column"):
+        run("--results", hostile, "--columns", ",")
 
 
 def table_names(data: dict) -> list[str]:

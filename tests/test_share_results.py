@@ -77,3 +77,25 @@ def test_nothing_finished_is_nothing_to_share(tmp_path):
     with pytest.raises(UsageError, match="no finished run"):
         share(tmp_path / "out", tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
+
+
+@pytest.mark.parametrize("harm", ["nothing", "source", "target", "same"])
+def test_refusals_are_messages(whole, tmp_path, harm):
+    target = tmp_path / "shared"
+    if harm == "nothing":
+        whole = tmp_path / "empty"
+        whole.mkdir()
+    if harm == "source":
+        next(whole.glob("runs/sdpo*/run.json")).write_text("{")
+    if harm == "target":
+        share(whole, target)
+        next(target.glob("runs/ddpo*/run.json")).write_text("{")
+    result = CliRunner().invoke(main, [str(whole), str(whole if harm == "same" else target)])
+    said = {
+        "nothing": "no finished run",
+        "source": "is damaged",
+        "target": "is damaged",
+        "same": "Choose another folder",
+    }
+    assert result.exit_code == 1 and said[harm] in result.output and "Traceback" not in result.output
+    assert harm != "source" or not target.exists()

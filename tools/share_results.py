@@ -7,18 +7,16 @@ locks are not: ``sdpo-bench run`` with a run's settings trains it again. Picture
 Afterwards both folders are read as a report reads them, and the copy must tell the same.
 """
 
-import json
-import shutil
 from pathlib import Path
 
 import click
 
-from sdpo_bench.errors import UsageError
-from sdpo_bench.regular import read_text
+from sdpo_bench.errors import SdpoBenchError, UsageError
+from sdpo_bench.regular import read_bytes
 from sdpo_bench.render_text import as_json
 from sdpo_bench.report import Request, build_report
 from sdpo_bench.results import load_results
-from sdpo_bench.store import RunFolder, run_folders
+from sdpo_bench.store import RunFolder, atomic_write, run_folders
 
 GRID = "grid.png"
 LEFT = ("lock", GRID)
@@ -34,7 +32,9 @@ def share(source: Path, target: Path, grids: tuple[str, ...] = (), seed: int = 0
     Raises:
         UsageError: nothing is finished, or a run of ``target`` has other settings under the same name.
     """
-    finished = [folder for folder in run_folders(source) if folder.state == "done"]
+    if source.resolve() == target.resolve():
+        raise UsageError(f"'{target}' is where the results are. Choose another folder")
+    finished = [folder for folder in run_folders(source) if folder.known_state == "done"]
     if not finished:
         raise UsageError(f"no finished run in '{source}'. See: sdpo-bench list runs --results {source}")
     for folder in finished:
@@ -43,12 +43,13 @@ def share(source: Path, target: Path, grids: tuple[str, ...] = (), seed: int = 0
         _copy(folder, target / "runs" / folder.run_id, grids, seed)
     for table in sorted((source / "suites").glob("*.json")):
         (target / "suites").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(table, target / "suites" / table.name)
+        atomic_write(target / "suites" / table.name, read_bytes(table))
     return sum(folder.record().get("kind") == "run" for folder in finished)
 
 
 def _refuse_other(folder: RunFolder, old: Path) -> None:
-    if old.exists() and json.loads(read_text(old))["config"] != folder.record()["config"]:
+    mine = folder.record().get("config")  # of every run, before any is copied: one may be damaged
+    if old.exists() and RunFolder(old.parent).record().get("config") != mine:
         raise UsageError(f"'{old.parent}' is another run of the same name. Choose another folder")
 
 
@@ -60,7 +61,7 @@ def _copy(folder: RunFolder, target: Path, grids: tuple[str, ...], seed: int) ->
     for path in sorted(folder.path.iterdir()):
         kept = path.name not in LEFT or (shown and path.name == GRID)
         if path.is_file() and kept and path.suffix != ".tmp":
-            shutil.copyfile(path, target / path.name)
+            atomic_write(target / path.name, read_bytes(path))
 
 
 def told(results: Path) -> str:
@@ -75,8 +76,12 @@ def told(results: Path) -> str:
 @click.option("--seed", default=0, show_default=True, help="Seed of the runs whose grid is kept.")
 def main(source: Path, target: Path, grids: str, seed: int) -> None:
     """Copy the finished runs of SOURCE to TARGET without weights, and check that the copy reports the same."""
-    number = share(source, target, tuple(name for name in grids.split(",") if name), seed)
-    if told(source) != told(target):
+    try:
+        number = share(source, target, tuple(name for name in grids.split(",") if name), seed)
+        same = told(source) == told(target)
+    except (SdpoBenchError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if not same:
         raise click.ClickException(f"'{target}' does not report what '{source}' does. Is there more in it?")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     click.echo(f"{number} runs, {size / 2**20:.1f} MiB in {target}")
