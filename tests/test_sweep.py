@@ -21,6 +21,8 @@ from sdpo_bench.store import RunFolder
 from sdpo_bench.suite import read_suite
 
 BROKEN = "[variants.good]\n[variants.broken.update]\nlr = 1e30\n"
+PATIENCE = 900  # seconds, for a machine with much else to do; no test waits for them to pass
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
 FILES = ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors", "status")
 
 
@@ -105,9 +107,11 @@ def background(path, out, *more):
     return process
 
 
-def wait_for(condition, seconds=150.0):
-    deadline = time.monotonic() + seconds
+def wait_for(condition, gone=lambda: False):
+    """Until the condition holds; whoever could still bring it about must not be ``gone``."""
+    deadline = time.monotonic() + PATIENCE
     while not condition():
+        assert not gone() or condition(), "it ended too early"
         assert time.monotonic() < deadline, "waited for too long"
         time.sleep(0.01)
 
@@ -119,7 +123,7 @@ def test_killed_at_random_and_started_again_it_reaches_the_same_bytes(undisturbe
     moments = random.Random(4)
     for _ in range(3):
         process = background(path, out, "--jobs", "2", "--checkpoint-every", "1")
-        wait_for(lambda: list(out.glob("runs/*/train.jsonl")))
+        wait_for(lambda: list(out.glob("runs/*/train.jsonl")), lambda: not process.is_alive())  # noqa: B023
         time.sleep(moments.uniform(0.0, 0.4))
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
@@ -132,7 +136,7 @@ def test_two_sweeps_at_once_share_the_work(undisturbed, tmp_path):
     path, whole = undisturbed
     processes = [background(path, tmp_path / "out") for _ in range(2)]
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [0, 0]
     assert content(tmp_path / "out") == content(whole)
     for cell in cells(path, tmp_path / "out"):
@@ -146,7 +150,7 @@ def test_children_end_when_the_sweep_is_killed_alone(tmp_path, tiny_pipe):
     process = background(path, tmp_path / "out", "--checkpoint-every", "1")
     (cell,) = cells(path, tmp_path / "out")
     folder = RunFolder(tmp_path / "out" / "runs" / cell.run_id)
-    wait_for(lambda: list(folder.path.glob("checkpoints/*")))
+    wait_for(lambda: list(folder.path.glob("checkpoints/*")), lambda: not process.is_alive())
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     wait_for(lambda: not folder.is_locked)
@@ -201,9 +205,12 @@ def test_the_command_itself_stops_on_ctrl_c_and_goes_on(tmp_path, tiny_pipe):
         [sys.executable, "-m", "sdpo_bench", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    wait_for(lambda: list((tmp_path / "out").glob("runs/*/checkpoints/*")))
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        wait_for(lambda: list((tmp_path / "out").glob("runs/*/checkpoints/*")), lambda: process.poll() is not None)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "Resume with" in said and "Traceback" not in said
     (cell,) = cells(path, tmp_path / "out")
