@@ -80,8 +80,8 @@ def disk_space(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         mend = "Free some space" if full else "See to the disk"
         raise (DiskFull if full else Unwritable)(
-            f"'{path}' cannot be written: {error.strerror}. Whole epochs up to the last checkpoint are safe. "
-            f"{mend} and give the same command again; it goes on from there.",
+            f"'{path}' cannot be written: {error.strerror}. What was written before is kept. {mend} and give the same "
+            "command again; a training goes on from its last checkpoint.",
             error.strerror,
         ) from error
 
@@ -165,10 +165,14 @@ class RunFolder:
     @property
     def known_state(self) -> str:
         """The state, or ``unknown`` where the status file is damaged; doing the run again mends that."""
-        try:
-            return self.state
-        except (UsageError, KeyError):
-            return "unknown"
+        return str(self.known_status["state"])
+
+    @property
+    def known_status(self) -> dict[str, Any]:
+        """State, message and more; never an error: one damaged file must not stop what looks after many runs."""
+        with suppress(UsageError):
+            return {"state": "unknown", "message": ""} | self.status
+        return {"state": "unknown", "message": ""}
 
     def set_status(self, state: State, message: str = "", **more: Any) -> None:
         atomic_write(self.path / "status", json.dumps({"state": state, "message": message, **more}, sort_keys=True))

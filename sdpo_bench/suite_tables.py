@@ -10,6 +10,7 @@ from sdpo_bench.comparable import shown
 from sdpo_bench.main_tables import main_tables
 from sdpo_bench.results import Run
 from sdpo_bench.scoreboard import Board
+from sdpo_bench.suite import suite_folder
 from sdpo_bench.suite_records import SuiteRecord
 
 BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
@@ -56,7 +57,9 @@ def _state_table(suite: SuiteRecord, runs: Sequence[Run], name: str) -> t.Table:
     row = t.Row((t.word(suite.name), t.count(total), *(t.count(counts[state]) for state in STATES)))
     labels = {"description": "", "reproduces": "Reproduces: ", "departs": "Departs: "}
     notes = tuple(f"{label}{suite.texts[key]}." for key, label in labels.items() if suite.texts[key])
-    incomplete = f"{total - counts['done']} of {total} cells are not in the tables: sdpo-bench sweep {suite.name}"
+    shipped = {path.stem for path in suite_folder().glob("*.toml")}
+    again = suite.name if suite.name in shipped else "FILE, with the file that it was swept from"
+    incomplete = f"{total - counts['done']} of {total} cells are not in the tables: sdpo-bench sweep {again}"
     cautions = (incomplete,) if counts["done"] < total else ()
     return t.Table(name, f"Suite {suite.name}", columns, (t.Group("", (row,)),), notes, cautions)
 

@@ -203,7 +203,7 @@ class Sweep:
                 return
             except (Unwritable, OSError) as error:
                 self.tell(self.progress, f"the failure of {cell.label} could not be recorded: {error}")
-        message = ended.job.folder.status["message"] or ended.message
+        message = ended.job.folder.known_status["message"] or ended.message
         self._settle(key, "failed", f"failed: {cell.label}: {message} (log: {ended.job.log})")
 
     def _settle(self, key: tuple[str, ...], outcome: Outcome, line: str) -> None:

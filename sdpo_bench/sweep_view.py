@@ -177,7 +177,7 @@ class SweepView:
 def _live_state(cell: Cell, plan: Plan) -> list[str]:
     """Phase, share of the budget and last mean reward, from the run folder."""
     folder = RunFolder(plan.out / "runs" / cell.run_id)
-    status = folder.status
+    status = folder.known_status
     phase = str(status.get("message", "")) if status.get("state") == "running" else "starting"
     row = last_line(folder.path / "train.jsonl") or {}
     used = clean_bill(row.get("bill")).get(str(cell.settings["budget.axis"]))

@@ -77,6 +77,23 @@ def test_a_failure_stops_nothing_else_and_keeps_its_reason(suite, tmp_path):
     assert folder(tmp_path, cells[1]).status == {"state": "failed", "message": "its process was ended by SIGKILL."}
 
 
+def test_a_damaged_status_costs_its_own_cell_at_most(suite, tmp_path):
+    """A status that a crash left empty is written anew by the failure of its cell; the others go on."""
+    cells = make_plan(suite, tmp_path).cells
+    finish_cell(tmp_path, cells[0], "interrupted")
+
+    def behave(job):
+        if job.run_id == cells[0].run_id:
+            (job.folder.path / "status").write_text("")
+            return Ended(job, -9, "its process was ended by SIGKILL.")
+        return succeed(job)
+
+    made, _ = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert (progress.count("done"), progress.count("failed")) == (len(cells) - 1, 1)
+    assert folder(tmp_path, cells[0]).status["message"] == "its process was ended by SIGKILL."
+
+
 def test_only_failed_takes_those_alone(suite, tmp_path):
     cells = make_plan(suite, tmp_path).cells
     finish_cell(tmp_path, cells[2], "failed", "why")
