@@ -258,6 +258,8 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     try:
         require_regular(run.evaluation)
         rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
+    except PermissionError as error:  # sound, for all that is known
+        raise UsageError(f"'{run.evaluation}' cannot be read: {error.strerror}. Ask whose it is.") from error
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise UsageError(f"'{run.evaluation}' is damaged ({error}). Delete it and run: {run.rescoring}") from error
     lacking = [name for name in COLUMNS if name not in rows.columns]

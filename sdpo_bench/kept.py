@@ -42,6 +42,6 @@ def _elsewhere(run: RunFolder, problem: str, refused: Unwritable) -> Unwritable:
     out = run.path.parent.parent
     return Unwritable(
         f"{problem}, and the results folder '{out}' cannot be written: {refused.strerror}. Go on in a copy of it: "
-        f"cp -r {shlex.quote(str(out))} COPY, then {run.run_id} with --out COPY.",
+        f"cp -r {shlex.quote(str(out))} COPY, then the same command for {run.run_id} with --out COPY.",
         refused.strerror,
     )

@@ -137,6 +137,8 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
     try:
         require_regular(path)
         columns = _columns(path, PICTURES if pictures else ())
+    except PermissionError as error:  # sound, for all that is known
+        return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         return Scores(problems=(f"eval.parquet is damaged: {reason[:200]}",), damaged=True)

@@ -70,3 +70,18 @@ def test_scores_of_another_run_are_never_taken_for_its_own(tmp_path):
     renamed = other.rename(other.with_name("my-best-run"))
     assert len(read_rows(RunFolder(renamed)))
     assert "my-best-run" in read_all_scores(load_results(tmp_path).runs)[0]
+
+
+def test_a_file_of_somebody_else_is_not_called_damaged(tmp_path, monkeypatch):
+    """The advice for damage is to delete it."""
+    mine = make_run(tmp_path, "sdpo", 0, spread([1.0] * 3))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("sdpo_bench.scores.require_regular", refuse)
+    monkeypatch.setattr("sdpo_bench.evaluate.require_regular", refuse)
+    _, notices = read_all_scores(load_results(tmp_path).runs)
+    assert [notice.text for notice in notices] == ["eval.parquet cannot be read: Permission denied"]
+    with pytest.raises(UsageError, match=r"cannot be read: Permission denied. Ask whose it is"):
+        read_rows(RunFolder(mine))

@@ -93,7 +93,7 @@ def test_what_is_missing_is_refused_with_a_way_on(results, words, capsys, monkey
     mount_read_only(out, monkeypatch)
     code, _, said = call(capsys, *words, "--out", out)
     assert code == 3 and "is not done (state: interrupted)" in said and advice in said
-    assert f"then {run.run_id} with --out COPY" in said
+    assert f"then the same command for {run.run_id} with --out COPY" in said
 
 
 def test_one_run_folder_that_cannot_be_written_is_enough(results, words, capsys, monkeypatch):
