@@ -6,6 +6,7 @@ JSON in its header: loading runs no code from the file. A digest of everything i
 is checked on loading: a checkpoint with a single flipped bit is passed over for the one before.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.advantages import Normaliser
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
-from sdpo_bench.store import RunFolder, atomic_write
+from sdpo_bench.store import VALIDATION, RunFolder, atomic_write
 from sdpo_bench.update import CRITIC, Updater
 
 KEEP = 2
 FORMAT = 2
+UNREADABLE = "It may be sound, so training does not begin anew: make it readable, or delete it to go back behind it."
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Progress:
     timing_size: int
     run: str
     """Whose it is."""
+    validated: tuple[int, str]
+    """Size and digest of ``validation.jsonl``: candidates judged before this epoch, which nobody judges again."""
 
 
 Snapshot = tuple[dict[str, Tensor], str]
@@ -60,6 +64,7 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
         "log_sha256": progress.log_sha256,
         "timing_size": progress.timing_size,
         "run": progress.run,
+        "validated": progress.validated,
         "prompts": prompts,
     }
     plain = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()}
@@ -133,6 +138,9 @@ def _check_own(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
         raise UsageError(f"checkpoint '{path}' belongs to run '{header['run']}'.")
     if run.digest("train.jsonl", header["log_size"]) != header["log_sha256"]:
         raise UsageError(f"'{run.path / 'train.jsonl'}' is not what it was when checkpoint '{path.name}' was written.")
+    size, digest = header.get("validated", (0, run.digest(VALIDATION, 0)))
+    if run.digest(VALIDATION, size) != digest:
+        raise UsageError(f"'{run.path / VALIDATION}' is not what it was when checkpoint '{path.name}' was written.")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -140,16 +148,22 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         UsageError: the file is damaged or of another format.
+        MissingError: it cannot be read, which says nothing about its content.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         require_regular(path)
+        path.open("rb").close()  # its own error, before a library puts it in other words
         with safe_open(str(path), framework="pt") as file:
             digest, state = json.loads((file.metadata() or {})["sealed"])
             header = json.loads(state)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (PermissionError, TimeoutError) as error:
+        raise MissingError(f"checkpoint '{path}' cannot be read: {error.strerror}. {UNREADABLE}") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
+            raise MissingError(f"checkpoint '{path}' cannot be read: {error.strerror}. {UNREADABLE}") from error
         raise UsageError(f"checkpoint '{path}' is damaged ({error}).") from error
     if header.get("format") != FORMAT:
         raise UsageError(f"checkpoint '{path}' has format {header.get('format')}, this version reads {FORMAT}.")
@@ -169,7 +183,8 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
     cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
     sizes = header["log_size"], header["log_sha256"], header["timing_size"]
-    return Progress(header["epoch"], header["ledger"], *sizes, header.get("run", ""))
+    validated = tuple(header.get("validated", (0, "")))
+    return Progress(header["epoch"], header["ledger"], *sizes, header.get("run", ""), validated)
 
 
 def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:

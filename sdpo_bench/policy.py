@@ -298,10 +298,12 @@ def check_seal(folder: Path) -> None:
         reason = f"it does not have the digest in {LORA_SEAL}"
     except OSError as error:
         reason = f"'{error.filename}': {error.strerror}"
-    raise UsageError(
-        f"'{path}' is damaged: {reason}. Delete the folder '{folder}' and give the same run command again; the "
-        "adapter is made anew from the last checkpoint."
-    )
+    if folder.parent.name == "candidates":
+        mend = f"Only training anew brings a candidate back: delete '{folder.parents[1]}' and give the same run command"
+    else:
+        mend = f"Delete the folder '{folder}' and give the same run command again; the adapter is made anew from the"
+        mend += " last checkpoint"
+    raise UsageError(f"'{path}' is damaged: {reason}. {mend}.")
 
 
 def _statistics(config: Any) -> tuple[Any, Any]:

@@ -34,6 +34,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The adapter, under the name that diffusers looks for."""
 LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
+VALIDATION = "validation.jsonl"
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
 
@@ -354,15 +355,17 @@ def check_writable(out: Path, *runs: RunFolder) -> None:
     Raises:
         Unwritable: no permission, a file in the way, or a read-only disk.
     """
+    what = f"the results folder '{out}'"
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
         for folder in (out / "runs", *(run.path for run in runs if run.path.exists())):
+            what = f"'{folder}'" if folder != out / "runs" else what
             probe = folder / f".probe-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
     except OSError as error:
         raise Unwritable(
-            f"the results folder '{out}' cannot be written: {error.strerror}. Choose another with --out FOLDER.",
+            f"{what} cannot be written: {error.strerror}. Choose another results folder with --out FOLDER.",
             error.strerror,
         ) from error
 

@@ -33,7 +33,7 @@ from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
 from sdpo_bench.scoring import supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.signals import Signals
-from sdpo_bench.store import RunFolder
+from sdpo_bench.store import VALIDATION, RunFolder
 from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
 
@@ -341,7 +341,9 @@ class Trainer:
         run, size = self.run, self.run.size("train.jsonl")
         digest = run.digest("train.jsonl", size)
         sizes = size, digest, run.size("timing.jsonl")
-        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), *sizes, run.run_id)
+        judged = run.size(VALIDATION)
+        validated = judged, run.digest(VALIDATION, judged)
+        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), *sizes, run.run_id, validated)
         return self.epoch, checkpoint.snapshot(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:

@@ -21,9 +21,8 @@ from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
+from sdpo_bench.store import VALIDATION as LOG
 from sdpo_bench.store import RunFolder, atomic_write, best_row
-
-LOG = "validation.jsonl"
 
 
 class Validator:
@@ -86,7 +85,7 @@ class Validator:
 
     def forget_after(self, epoch: int) -> None:
         """Drop candidates of epochs that a resumed run will do again."""
-        kept = [row for row in self.rows if row["epoch"] <= epoch]
+        kept = [row for row in self.rows if row.get("epoch", math.inf) <= epoch]
         if self.processes.is_main and (self.run.path / LOG).exists():
             atomic_write(self.run.path / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
 

@@ -11,7 +11,7 @@ import torch
 from factories import make_resolved, make_trainer
 from killing import command_of, finish, results, run_until
 from sdpo_bench import checkpoint, entry
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.store import LORA_SEAL, RunFolder
 
@@ -160,6 +160,35 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(copy, tmp_path):
     ]
     make_trainer(resolved, out).train()
     assert (run.path / "train.jsonl").read_bytes() == whole
+
+
+def test_a_lost_candidate_is_not_gone_on_without(copy):
+    """A candidate is judged once; without its line another one would be the best."""
+    resolved, out, run = copy
+    shutil.rmtree(run.checkpoints)
+    judged = run.path / "validation.jsonl"
+    judged.write_text('{"epoch": 1, "score": 3.0}\n')
+    make_trainer(resolved, out).train()
+    assert checkpoint.latest(run)[1] == []
+    judged.write_text(judged.read_text() + '{"epoch": 9, "score": 4.0}\n')  # judged after it: no matter
+    assert checkpoint.latest(run)[1] == []
+    for damage in ("", "garbage\n"):
+        judged.write_text(damage)
+        path, warnings = checkpoint.latest(run)
+        assert path is None and "validation.jsonl' is not what it was" in warnings[0]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_trained_over(copy, monkeypatch):
+    """Somebody else's file, or a network disk that has gone: its content may be sound."""
+    _, _, run = copy
+    for error in (PermissionError(13, "Permission denied"), OSError(5, "Input/output error")):
+
+        def refuse(path, error=error):
+            raise error
+
+        monkeypatch.setattr(checkpoint, "require_regular", refuse)
+        with pytest.raises(MissingError, match=f"cannot be read: {error.strerror}.*does not begin anew"):
+            checkpoint.latest(run)
 
 
 def test_a_flipped_bit_in_an_adapter_is_found(tiny_policy, tmp_path):

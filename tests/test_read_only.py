@@ -88,7 +88,7 @@ def test_what_is_missing_is_refused_with_a_way_on(results, words, capsys, monkey
             code, _, said = call(capsys, "eval", run.run_id, "--out", out, *asked)
             assert code == 3 and "lacks scores that are asked for" in said and advice in said, said
         code, _, said = call(capsys, *words, "--out", out, "--seed", "1")
-        assert code == 3 and f"'{out}' cannot be written" in said and "another with --out FOLDER" in said
+        assert code == 3 and f"'{out}' cannot be written" in said and "another results folder with --out FOLDER" in said
     run.set_status("interrupted")
     mount_read_only(out, monkeypatch)
     code, _, said = call(capsys, *words, "--out", out)
