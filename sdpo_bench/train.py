@@ -198,7 +198,7 @@ class Trainer:
     def _run_epoch(self, groups: int, wanted: int) -> None:
         started = time.monotonic()
         self.metrics, timing = self.halving(lambda _: self._epoch(groups, wanted), self._begin_epoch_again)
-        seconds = self.processes.share(lambda: time.monotonic() - started)
+        seconds = self.processes.share(lambda: max(time.monotonic() - started, 1e-9))
         self.ledger.seconds += seconds
         self.epoch += 1
         timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}

@@ -63,14 +63,18 @@ def merged_plan(name: str, suites: Sequence[Suite], out: Path, rates: RatesOf = 
 
 
 def reopen(plan: Plan) -> int:
-    """Let finished runs go on whose evaluation lacks scores that are asked for now; returns how many.
+    """Let finished runs go on whose evaluation, or their base model's, lacks scores that are asked for now.
 
     A run's identity leaves evaluation out, so a study that is repeated with more step counts, prompts or images finds
-    its trainings done.
+    its trainings done. Returns how many.
     """
     found = 0
+    bases = Trainings.of(plan).bases
     for cell in plan.cells:
-        if cell.state == "done" and not _judged(cell, read_scores(_folder(plan, cell).evaluation, pictures=False)):
+        if cell.state != "done":
+            continue
+        own = read_scores(_folder(plan, cell).evaluation, pictures=False)
+        if not _judged(cell, own) or not any(_judged(cell, base) for base in bases):
             _folder(plan, cell).set_status("interrupted", "to be judged as a study asks")
             found += 1
     return found

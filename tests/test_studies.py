@@ -1,6 +1,7 @@
 """Studies of trainings: what they conclude from runs with known numbers, and one that really trains."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.plan import make_plan
 from sdpo_bench.ranking import Standing
 from sdpo_bench.registry import find
+from sdpo_bench.store import RunFolder
 from sdpo_bench.studies import budget, extreme_steps, normalisation, over_optimisation, update_order
 from sdpo_bench.study import StudyRequest
 from sdpo_bench.study_record import read_studies
@@ -337,6 +339,14 @@ def test_asking_for_more_scores_reopens_finished_trainings(trained):
     plan = make_plan(study.design(asked).suites[0], folder)
     assert {cell.state for cell in plan.cells} == {"done"}
     assert reopen(plan) == 0
+    for harm in (lambda path: path.write_bytes(b""), Path.unlink):  # the base model's scores are needed beside them
+        (base,) = (folder / "runs").glob("base-*/eval.parquet")
+        kept = base.read_bytes()
+        harm(base)
+        assert reopen(plan) == 3
+        base.write_bytes(kept)
+        for cell in plan.cells:
+            RunFolder(folder / "runs" / cell.run_id).set_status("done")
     asked.overrides["eval.steps"] = "1,2,3"
     more = make_plan(study.design(asked).suites[0], folder)
     assert [cell.run_id for cell in more.cells] == [cell.run_id for cell in plan.cells]
