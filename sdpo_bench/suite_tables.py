@@ -56,12 +56,16 @@ def _state_table(suite: SuiteRecord, runs: Sequence[Run], name: str) -> t.Table:
     columns = (t.Column("suite", "suite", numeric=False), t.Column("cells", "cells"), *(t.Column(s, s) for s in STATES))
     row = t.Row((t.word(suite.name), t.count(total), *(t.count(counts[state]) for state in STATES)))
     labels = {"description": "", "reproduces": "Reproduces: ", "departs": "Departs: "}
-    notes = tuple(f"{label}{suite.texts[key]}." for key, label in labels.items() if suite.texts[key])
+    notes = tuple(f"{label}{_sentence(suite.texts[key])}" for key, label in labels.items() if suite.texts[key])
     shipped = {path.stem for path in suite_folder().glob("*.toml")}
     again = suite.name if suite.name in shipped else "FILE, with the file that it was swept from"
     incomplete = f"{total - counts['done']} of {total} cells are not in the tables: sdpo-bench sweep {again}"
     cautions = (incomplete,) if counts["done"] < total else ()
     return t.Table(name, f"Suite {suite.name}", columns, (t.Group("", (row,)),), notes, cautions)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _search_table(suite: SuiteRecord, name: str) -> t.Table:

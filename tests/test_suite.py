@@ -270,3 +270,13 @@ def test_suites_are_listed_and_completed(capsys):
     said = capsys.readouterr().out
     assert all(f'"{name}"' in said for name in NAMES)
     assert find_suite("smoke").name == "smoke"
+
+
+def test_a_description_ends_once():
+    from sdpo_bench.suite_tables import _sentence
+
+    assert (_sentence("Who wins?"), _sentence("Who wins"), _sentence("It wins.")) == (
+        "Who wins?",
+        "Who wins.",
+        "It wins.",
+    )
