@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench import seeds
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.composite import Basis, Composite
 from sdpo_bench.epoch_metrics import correlation
 from sdpo_bench.errors import UsageError
@@ -27,7 +28,6 @@ from sdpo_bench.regular import read_text
 from sdpo_bench.rollout import Noise, sample
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.scoring import CompositeScorer, Parts, Scorer
-from sdpo_bench.store import atomic_write
 
 AXIS = "reward-reference"
 

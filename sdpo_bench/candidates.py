@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.api import Method, Search
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.bill import SEARCH_FILE, read_search
 from sdpo_bench.budget import Ledger
 from sdpo_bench.config import validate
@@ -24,7 +25,7 @@ from sdpo_bench.rollout import Noise, replay
 from sdpo_bench.schedule import Schedule
 from sdpo_bench.scoring import Scorer, supervise
 from sdpo_bench.settings import EvaluationSettings
-from sdpo_bench.store import RunFolder, atomic_write
+from sdpo_bench.store import RunFolder
 
 Pairs = Sequence[tuple[str, int]]
 

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.advantages import Normaliser
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
-from sdpo_bench.store import VALIDATION, RunFolder, atomic_write
+from sdpo_bench.store import VALIDATION, RunFolder
 from sdpo_bench.update import CRITIC, Updater
 
 KEEP = 2
 FORMAT = 2
+OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 UNREADABLE = "It may be sound, so training does not begin anew: make it readable, or delete it to go back behind it."
 
 
@@ -159,10 +161,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             digest, state = json.loads((file.metadata() or {})["sealed"])
             header = json.loads(state)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (PermissionError, TimeoutError) as error:
-        raise MissingError(f"checkpoint '{path}' cannot be read: {error.strerror}. {UNREADABLE}") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE):
+        if isinstance(error, OSError) and error.errno in OUT_OF_REACH:
             raise MissingError(f"checkpoint '{path}' cannot be read: {error.strerror}. {UNREADABLE}") from error
         raise UsageError(f"checkpoint '{path}' is damaged ({error}).") from error
     if header.get("format") != FORMAT:

@@ -11,6 +11,7 @@ import click
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import guards, memory
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.bill import (
     add_bills,
     bill_text,
@@ -41,7 +42,7 @@ from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, base_folder, evaluate_base, make_scorers, run_cell
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
-from sdpo_bench.store import RunFolder, atomic_write, check_writable, find_run
+from sdpo_bench.store import RunFolder, check_writable, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
 

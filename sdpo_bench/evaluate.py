@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench import pictures
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.candidates import Candidates
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models import scheduler_config
@@ -28,7 +29,7 @@ from sdpo_bench.rollout import Noise, sample
 from sdpo_bench.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import EvaluationSettings
-from sdpo_bench.store import RunFolder, atomic_write
+from sdpo_bench.store import RunFolder
 
 KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
 Pair = tuple[str, int]

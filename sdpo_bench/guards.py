@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.settings import GuardSettings
-from sdpo_bench.store import RunFolder, atomic_write, best_row
+from sdpo_bench.store import RunFolder, best_row
 
 LOG = "warnings.jsonl"
 COLLAPSE = ("flat", "dark", "diversity", "kl")

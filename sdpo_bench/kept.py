@@ -29,8 +29,8 @@ def kept_table(
     """
     if not run.path.exists():
         raise refused
-    if run.state != "done":
-        raise _elsewhere(run, f"'{run.run_id}' is not done (state: {run.state})", refused)
+    if run.known_state != "done":
+        raise _elsewhere(run, f"'{run.run_id}' is not done (state: {run.known_state})", refused)
     tuned, before = (ev.kept_rows(folder, settings, scorers) for folder in (run, base))
     if tuned is None or before is None:
         lacking = run if tuned is None else base

@@ -107,7 +107,7 @@ def grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], path: Path)
             canvas.paste(picture.resize((CELL, CELL), method), (LABEL_WIDTH + c * (CELL + GAP), top))
     from io import BytesIO
 
-    from sdpo_bench.store import atomic_write
+    from sdpo_bench.atomic import atomic_write
 
     stream = BytesIO()
     canvas.save(stream, "PNG")

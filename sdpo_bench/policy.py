@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.regular import read_bytes, require_regular
-from sdpo_bench.store import LORA_FILE, LORA_SEAL, atomic_write
+from sdpo_bench.store import LORA_FILE, LORA_SEAL
 
 __all__ = ["LORA_FILE", "Conditioning", "Policy"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sdpo_bench.against import Side, published_side
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.published import PAPER, paper, read_published
@@ -19,7 +20,6 @@ from sdpo_bench.results import load_results
 from sdpo_bench.scoreboard import parse_metric
 from sdpo_bench.select_runs import SPLIT, parse_select
 from sdpo_bench.select_runs import select as selected
-from sdpo_bench.store import atomic_write
 
 SUFFIXES = {"terminal": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json", "html": ".html"}
 

@@ -16,7 +16,6 @@ A run is its folder ``<out>/runs/<run id>``::
 Every file but the two append-only logs is written to a temporary name, synced and renamed.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -27,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from sdpo_bench.errors import Busy, DiskFull, MissingError, Unwritable, UsageError, nearest
+from sdpo_bench.atomic import atomic_write, disk_space
+from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
 from sdpo_bench.regular import Irregular, read_text, regular
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -36,55 +36,6 @@ LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 VALIDATION = "validation.jsonl"
 State = Literal["new", "running", "interrupted", "failed", "done"]
-
-
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
-
-    Raises:
-        DiskFull, Unwritable: no space left, a disk that became read-only, or a broken one.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with disk_space(path), open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable (a no-op where folders cannot be opened)."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def disk_space(path: Path) -> Iterator[None]:
-    """Say in words that the disk is full, or refuses to be written.
-
-    Raises:
-        DiskFull, Unwritable: in the place of the system's own error.
-    """
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "Free some space" if full else "See to the disk"
-        raise (DiskFull if full else Unwritable)(
-            f"'{path}' cannot be written: {error.strerror}. What was written before is kept. {mend} and give the same "
-            "command again; a training goes on from its last checkpoint.",
-            error.strerror,
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError
 from sdpo_bench.findings import Findings
 from sdpo_bench.identity import digest
 from sdpo_bench.regular import read_text
-from sdpo_bench.store import atomic_write
 from sdpo_bench.study import Design, StudyRequest
 
 FORMAT = 1

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.identity import canonical
 from sdpo_bench.regular import read_text
-from sdpo_bench.store import atomic_write
 
 
 @dataclass(frozen=True)

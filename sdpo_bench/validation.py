@@ -14,6 +14,7 @@ from typing import Any
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import guards
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import UsageError
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.processes import ALONE, Processes
@@ -22,7 +23,7 @@ from sdpo_bench.prompts import load_prompts
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
 from sdpo_bench.store import VALIDATION as LOG
-from sdpo_bench.store import RunFolder, atomic_write, best_row
+from sdpo_bench.store import RunFolder, best_row
 
 
 class Validator:

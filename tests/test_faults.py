@@ -215,8 +215,8 @@ def test_an_unexpected_error_is_recorded_and_raised_on(tiny_pipe, tmp_path, monk
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path):
     """``ulimit -f``: the system itself refuses the write, in the middle of a file."""
+    from sdpo_bench.atomic import atomic_write
     from sdpo_bench.errors import DiskFull
-    from sdpo_bench.store import atomic_write
 
     atomic_write(tmp_path / "file", b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from factories import GRADIENT_METHODS, METHODS
 from sdpo_bench import registry
+from sdpo_bench.atomic import atomic_write
 from sdpo_bench.config import Request, resolve, validate
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical_json, run_id
 from sdpo_bench.presets import shipped_presets
 from sdpo_bench.prompts import draw_prompts, load_prompts, shipped_sets
-from sdpo_bench.store import RunFolder, atomic_write, find_run
+from sdpo_bench.store import RunFolder, find_run
 
 ROOT = Path(__file__).parent.parent
 

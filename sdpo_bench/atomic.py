@@ -1,0 +1,58 @@
+"""Files that are written whole or not at all, and what to say where the disk refuses them."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sdpo_bench.errors import DiskFull, Unwritable
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Write a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        DiskFull, Unwritable: no space left, a disk that became read-only, or a broken one.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_space(path), open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable (a no-op where folders cannot be opened)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def disk_space(path: Path) -> Iterator[None]:
+    """Say in words that the disk is full, or refuses to be written.
+
+    Raises:
+        DiskFull, Unwritable: in the place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "Free some space" if full else "See to the disk"
+        raise (DiskFull if full else Unwritable)(
+            f"'{path}' cannot be written: {error.strerror}. What was written before is kept. {mend} and give the same "
+            "command again; a training goes on from its last checkpoint.",
+            error.strerror,
+        ) from error
