@@ -131,6 +131,23 @@ def test_a_changed_header_of_a_checkpoint_is_found(copy):
     assert "does not have the digest" in warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("found", "put"),
+    [(rb'"shape":\[(\d+),(?!\1)(\d+)\]', rb'"shape":[\2,\1]'), (rb'"dtype":"F32"', rb'"dtype":"I32"')],
+    ids=["shape", "type"],
+)
+def test_what_says_how_to_read_a_checkpoint_s_bytes_is_checked_too(copy, found, put):
+    """The same bytes, read as numbers of another type or in another order."""
+    _, _, run = copy
+    newest = run.checkpoints / "epoch-000004.safetensors"
+    changed, count = re.subn(found, put, newest.read_bytes(), count=1)
+    assert count == 1
+    newest.write_bytes(changed)
+    path, warnings = checkpoint.latest(run)
+    assert path == run.checkpoints / "epoch-000003.safetensors"
+    assert "does not have the digest" in warnings[0]
+
+
 def test_a_changed_training_log_is_found_and_done_again(copy):
     """The log's last line carries the bill, so a run does not go on from a log that is not its own."""
     resolved, out, run = copy

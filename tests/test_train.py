@@ -121,6 +121,23 @@ def test_resumed_equals_never_stopped(tiny_pipe, tmp_path, name, phase):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_resumed_run_compares_with_the_returns_of_epochs_before(tiny_pipe, tmp_path):
+    """Of a prompt in every epoch, so that its buffer decides: of many prompts none is met often enough for that."""
+    (tmp_path / "one.txt").write_text("cat\n")
+    few = {"sample.prompts": str(tmp_path / "one.txt"), "sample.images_per_epoch": 4, "advantage.min_count": 6}
+    resolved = make_resolved(tiny_pipe, **few, **{"budget.images": 12})
+    whole = make_trainer(resolved, tmp_path / "whole")
+    whole.train()
+    stopped = make_trainer(resolved, tmp_path / "stopped", checkpoint_every=3)
+    interrupt_after(stopped, 2, "scoring")
+    with pytest.raises(Stop):
+        stopped.train()
+    resumed = make_trainer(resolved, tmp_path / "stopped")
+    resumed.train()
+    assert (resumed.run.path / "train.jsonl").read_bytes() == (whole.run.path / "train.jsonl").read_bytes()
+    assert all(torch.equal(p, weights_of(whole)[n]) for n, p in weights_of(resumed).items())
+
+
 def test_a_killed_process_loses_at_most_the_epochs_since_its_checkpoint(tiny_pipe, tmp_path, monkeypatch):
     """As SIGKILL does it: no clean-up runs at all."""
     resolved = make_resolved(tiny_pipe, **{"budget.images": 40})
