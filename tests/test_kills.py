@@ -1,5 +1,6 @@
 """A run that is killed again and again, anywhere, ends with the bytes of one that never was."""
 
+import json
 import random
 import re
 import shutil
@@ -146,6 +147,16 @@ def test_what_says_how_to_read_a_checkpoint_s_bytes_is_checked_too(copy, found, 
     path, warnings = checkpoint.latest(run)
     assert path == run.checkpoints / "epoch-000003.safetensors"
     assert "does not have the digest" in warnings[0]
+
+
+def test_a_checkpoint_of_another_format_is_passed_over(copy):
+    """Whole, but what a version after or before this one put in it may mean something else."""
+    _, _, run = copy
+    header, tensors = checkpoint.read(run.checkpoints / "epoch-000004.safetensors")
+    checkpoint.write(run, 4, (tensors, json.dumps(header | {"format": checkpoint.FORMAT + 1})))
+    path, warnings = checkpoint.latest(run)
+    assert path == run.checkpoints / "epoch-000003.safetensors"
+    assert f"has format {checkpoint.FORMAT + 1}, this version reads {checkpoint.FORMAT}" in warnings[0]
 
 
 def test_a_changed_training_log_is_found_and_done_again(copy):
