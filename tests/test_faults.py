@@ -16,7 +16,8 @@ import torch
 from factories import make_resolved
 from sdpo_bench import checkpoint, guards
 from sdpo_bench.api import Loss
-from sdpo_bench.errors import MissingError, RunFailed
+from sdpo_bench.atomic import atomic_write
+from sdpo_bench.errors import DiskFull, MissingError, RunFailed, Unwritable
 from sdpo_bench.out_of_memory import halving, is_out_of_memory, refusing
 from sdpo_bench.policy import Policy
 from sdpo_bench.progress import Watcher
@@ -216,9 +217,6 @@ def test_an_unexpected_error_is_recorded_and_raised_on(tiny_pipe, tmp_path, monk
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path):
     """``ulimit -f``: the system itself refuses the write, in the middle of a file."""
-    from sdpo_bench.atomic import atomic_write
-    from sdpo_bench.errors import DiskFull
-
     atomic_write(tmp_path / "file", b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -234,6 +232,42 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"old"
     assert not list(tmp_path.glob(".*.tmp"))
     assert RunFolder(tmp_path).log() == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    ("code", "kind", "mend"),
+    [(errno.ENOSPC, DiskFull, "Free some space"), (errno.EDQUOT, DiskFull, "Free some space"),
+     (errno.EROFS, Unwritable, "See to the disk"), (errno.EIO, Unwritable, "See to the disk")],
+)  # fmt: skip
+def test_whatever_a_disk_refuses_with_is_said_in_words(tmp_path, monkeypatch, call, code, kind, mend):
+    """Where a file is synced or renamed: the old one stays, and nothing is left beside it."""
+    (tmp_path / "file").write_text("old")
+
+    def refuse(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(Unwritable, match=f"file' cannot be written: {os.strerror(code)}.*{mend}") as error:
+            atomic_write(tmp_path / "file", "new")
+    assert type(error.value) is kind and error.value.strerror == os.strerror(code)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_what_is_synced_is_all_there_already(tmp_path, monkeypatch):
+    """Bytes that are still in the process's own buffer are synced by nobody."""
+    sync, synced = os.fsync, []
+
+    def watched(handle):
+        synced.append((os.path.basename(os.readlink(f"/proc/self/fd/{handle}")), os.fstat(handle).st_size))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    atomic_write(tmp_path / "file", "few")
+    assert [size for name, size in synced if name.endswith(".tmp")] == [3]
+    RunFolder(tmp_path).append("train.jsonl", {"epoch": 1})
+    assert synced[-1] == ("train.jsonl", len('{"epoch": 1}\n'))
 
 
 def test_a_folder_that_becomes_read_only_fails_in_words(tiny_pipe, tmp_path, monkeypatch):
