@@ -152,6 +152,7 @@ def test_a_killed_process_loses_at_most_the_epochs_since_its_checkpoint(tiny_pip
     assert len(killed.run.log()) == 3
     again = make_trainer(resolved, tmp_path / "killed")
     again.train()
+    assert [row["epoch"] for row in again.run.log("timing.jsonl")] == [1, 2, 3, 4, 5], "and forgets no other"
     assert (again.run.path / "train.jsonl").read_bytes() == (whole.run.path / "train.jsonl").read_bytes()
     assert all(torch.equal(p, weights_of(whole)[n]) for n, p in weights_of(again).items())
 
@@ -168,6 +169,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_pipe, tmp_path):
     before = (trainer.run.path / "train.jsonl").read_bytes()
     make_trainer(resolved, tmp_path).train()
     assert (trainer.run.path / "train.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_pipe, tmp_path):
+    """One row of weights would be copied to every row without a word."""
+    ranks = [make_trainer(make_resolved(tiny_pipe, **{"model.lora_rank": rank}), tmp_path) for rank in (1, 4)]
+    path = checkpoint.write(ranks[0].run, *ranks[0]._snapshot())
+    before = weights_of(ranks[1])
+    with pytest.raises(UsageError, match=r"does not fit this model: '.*' is missing or of another shape"):
+        checkpoint.restore(path, ranks[1].updater, ranks[1].normaliser, ranks[1].scorer.cache)
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(ranks[1]).items())
 
 
 def test_micro_batches_do_not_change_a_run(tiny_pipe, tmp_path):
