@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 from factories import GRADIENT_METHODS, METHODS
 from sdpo_bench import registry
-from sdpo_bench.atomic import atomic_write
 from sdpo_bench.config import Request, resolve, validate
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical_json, run_id
@@ -136,26 +134,32 @@ def test_canonical_form():
 # -- store and prompts -------------------------------------------------------------------------------------------
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "status"
-    atomic_write(path, "old")
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        atomic_write(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["status"]
-
-
 def test_a_log_line_cut_by_a_kill_is_skipped(tmp_path):
     run = RunFolder(tmp_path)
     run.append("train.jsonl", {"epoch": 1})
     with open(tmp_path / "train.jsonl", "a") as stream:
         stream.write('{"epoch": 2, "rew')
     assert run.log() == [{"epoch": 1}]
+
+
+def test_a_number_that_is_none_does_not_enter_a_log(tmp_path):
+    """NaN is no JSON, and whoever reads the log with another program would stumble over the line."""
+    run = RunFolder(tmp_path)
+    run.append("train.jsonl", {"epoch": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.append("train.jsonl", {"epoch": 2, "loss": float("nan")})
+    assert (tmp_path / "train.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+def test_a_log_that_is_shorter_than_it_should_be_is_not_filled_up(tmp_path):
+    """With zero bytes, as the system would: they would join the next line and spoil it."""
+    run = RunFolder(tmp_path)
+    run.append("timing.jsonl", {"epoch": 1})
+    run.truncate("timing.jsonl", 1000)
+    run.truncate("warnings.jsonl", 1000)
+    run.append("timing.jsonl", {"epoch": 2})
+    assert run.log("timing.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["timing.jsonl"]
 
 
 def test_runs_are_found_by_id_beginning_and_path(tmp_path):
