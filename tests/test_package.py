@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from factories import GRADIENT_METHODS, METHODS
 from sdpo_bench import registry
 from sdpo_bench.config import Request, resolve, validate
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import Busy, UsageError
 from sdpo_bench.identity import canonical_json, run_id
 from sdpo_bench.presets import shipped_presets
 from sdpo_bench.prompts import draw_prompts, load_prompts, shipped_sets
@@ -162,12 +162,27 @@ def test_a_log_that_is_shorter_than_it_should_be_is_not_filled_up(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["timing.jsonl"]
 
 
+def test_a_failure_is_recorded_by_others_only_where_the_run_is_nobodys_and_not_done(tmp_path):
+    """A sweep hears of a dead process when somebody else may have begun the run again, or ended it."""
+    run = RunFolder(tmp_path / "run")
+    run.record_failure("killed by signal 9")
+    assert run.status == {"state": "failed", "message": "killed by signal 9"}
+    run.set_status("running")
+    with run.locked(), pytest.raises(Busy):
+        RunFolder(run.path).record_failure("killed by signal 9")
+    assert run.state == "running"
+    run.set_status("done")
+    run.record_failure("killed by signal 9")
+    assert run.status == {"state": "done", "message": ""}
+
+
 def test_runs_are_found_by_id_beginning_and_path(tmp_path):
-    for name in ("sdpo-a-1", "sdpo-b-2"):
+    for name in ("sdpo-a-1", "sdpo-b-2", "sdpo-b-21"):
         RunFolder(tmp_path / "runs" / name).create({"kind": "run"})
     assert find_run(tmp_path, "sdpo-a").run_id == "sdpo-a-1"
+    assert find_run(tmp_path, "sdpo-b-2").run_id == "sdpo-b-2", "though another one begins with it"
     assert find_run(tmp_path, str(tmp_path / "runs" / "sdpo-b-2")).run_id == "sdpo-b-2"
-    with pytest.raises(UsageError, match="fits 2 runs"):
+    with pytest.raises(UsageError, match="fits 3 runs"):
         find_run(tmp_path, "sdpo")
     (tmp_path / "runs" / "sdpo-a-1" / "run.json").write_text("{")
     with pytest.raises(UsageError, match="damaged"):
