@@ -65,6 +65,11 @@ def test_validation_scores_never_reach_the_evaluation_file(tiny_pipe, prompts):
     assert set(read_rows(folder)["prompt"]) == {"cat", "dog"}
 
 
+def test_the_earliest_of_equal_candidates_is_the_best():
+    rows = [{"epoch": epoch, "score": score} for epoch, score in ((2, 1.0), (4, 3.0), (6, 3.0), (8, 2.0))]
+    assert best_row(rows)["epoch"] == 4
+
+
 class Stop(KeyboardInterrupt):
     pass
 
