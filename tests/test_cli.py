@@ -220,6 +220,7 @@ CONTRADICTIONS = [
     (["--reward", "emoji-align", "--set", "reward.name=emoji-style"], "--reward emoji-align and --set reward.name="),
     (["--model", "emoji-turbo", "--set", "model.name=sd-turbo"], "--model emoji-turbo and --set model.name=sd-turbo"),
     (["--seed", "1", "--set", "seed=2"], "--seed 1 and --set seed=2"),
+    (["--seed", "0", "--set", "seed=2"], "--seed 0 and --set seed=2"),
     (["--budget", "images=64", "--set", "budget.images=32"], "--budget images=64 and --set budget.images=32"),
 ]
 
