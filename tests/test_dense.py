@@ -129,3 +129,17 @@ def test_a_sparse_reward_gives_every_step_the_same_advantage():
     assert (result == result[..., :1]).all()
     clipped = advantages(rewards, ["a", "b", "c"], Normaliser("batch"), gamma=1.0, clip=0.1, sparse=True)
     assert clipped.abs().max() == pytest.approx(0.1)
+
+
+def test_a_sparse_reward_that_is_discounted_differs_from_step_to_step():
+    rewards = torch.tensor([[[0.0, 0.0, 8.0]]])
+    result = advantages(rewards, ["a"], Normaliser("none"), gamma=0.5, clip=0.0, sparse=True)
+    assert result.tolist() == [[[2.0, 4.0, 8.0]]]
+
+
+def test_what_is_added_to_standard_deviations():
+    """Values 0 and 2e-6 have the standard deviation 1e-6, so that the official constants show."""
+    values, prompts = torch.tensor([[0.0], [2e-6]], dtype=torch.float64), ["cat", "cat"]
+    for mode, epsilon in (("batch", 1e-8), ("group", 1e-6), ("per-step", 1e-6), ("per-step-prompt", 1e-6)):
+        found = Normaliser(mode, 32, 2)(values, prompts).flatten().tolist()
+        assert found == pytest.approx([-1e-6 / (1e-6 + epsilon), 1e-6 / (1e-6 + epsilon)], rel=1e-9), mode
