@@ -219,13 +219,24 @@ def test_a_checkpoint_that_cannot_be_read_is_not_trained_over(copy, monkeypatch)
             checkpoint.latest(run)
 
 
-def test_a_flipped_bit_in_an_adapter_is_found(tiny_policy, tmp_path):
-    tiny_policy.save(tmp_path)
-    flip(tmp_path / LORA_FILE, 0.9)
+@pytest.mark.parametrize("sealed", [False, True], ids=["in training", "with its log"])
+def test_a_flipped_bit_in_an_adapter_is_found(tiny_policy, tmp_path, sealed):
+    run = RunFolder(tmp_path / "run")
+
+    def save():
+        tiny_policy.save(run.lora)
+        assert not run.exported, "before the log is sealed, training has not ended"
+        if sealed:
+            run.seal_log()
+            assert run.exported
+
+    save()
+    tiny_policy.load(run.lora)
+    flip(run.lora / LORA_FILE, 0.9)
     with pytest.raises(UsageError, match=r"damaged.*same run command again"):
-        tiny_policy.load(tmp_path)
-    tiny_policy.save(tmp_path)
-    tiny_policy.load(tmp_path)
+        tiny_policy.load(run.lora)
+    save()
+    tiny_policy.load(run.lora)
 
 
 def test_a_log_that_was_changed_after_the_end_is_reported(tmp_path):
