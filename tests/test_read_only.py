@@ -96,6 +96,17 @@ def test_what_is_missing_is_refused_with_a_way_on(results, words, capsys, monkey
     assert f"then the same command for {run.run_id} with --out COPY" in said
 
 
+@pytest.mark.parametrize("whose", ["run", "base"])
+def test_scores_that_are_missing_are_named_by_their_folder(results, capsys, monkeypatch, whose):
+    out, run = results
+    (base,) = (out / "runs").glob("base-*")
+    lacking = run.path if whose == "run" else base
+    (lacking / "eval.parquet").unlink()
+    mount_read_only(out, monkeypatch)
+    code, _, said = call(capsys, "eval", run.run_id, "--out", out)
+    assert code == 3 and f"'{lacking.name}' lacks scores that are asked for" in said, said
+
+
 def test_one_run_folder_that_cannot_be_written_is_enough(results, words, capsys, monkeypatch):
     """A run of another user in a folder that several share."""
     out, run = results
