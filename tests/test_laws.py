@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from factories import LOSS_METHODS, make_method, make_updater, random_experience, sample_groups
 from sdpo_bench import seeds
 from sdpo_bench.experience import UpdateLog
-from sdpo_bench.order import Order, windows
+from sdpo_bench.order import Order, Task, windows
 from sdpo_bench.reference import base_statistics
 from sdpo_bench.rollout import Noise, replay, rollout
 from sdpo_bench.schedule import gaussian_log_prob
@@ -297,6 +297,24 @@ def test_an_adapter_switched_off_is_the_pipeline_that_was_loaded(tiny_pipe):
         theirs = plain.unet(latents, times, conditioning.positive["encoder_hidden_states"]).sample
     with policy.reference():
         assert torch.equal(policy.predict(latents, times, conditioning), theirs)
+
+
+def test_a_step_s_weight_scales_its_log_ratios_to_the_sampling_policy_and_to_the_base(tiny_policy):
+    """Both of them, so that a loss of their difference sees one policy compared with one base model."""
+    method = make_method("sparse_dpo")
+    schedule, trajectories = sample_groups(tiny_policy)
+    experience = random_experience(trajectories, reference_of(tiny_policy, schedule, trajectories) + 1)
+    weights = torch.tensor([0.5, 2.0, 0.0])
+    updater = make_updater(tiny_policy, schedule, method, weights=weights)
+    groups, steps = torch.tensor([2, 0]), torch.tensor([[1, 2], [0, 1]])
+    current = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(0))
+    batch = updater._minibatch(experience, Task(groups, steps, 1.0), current, None)
+    for row, (group, pair) in enumerate(zip(groups.tolist(), steps.tolist())):
+        for column, step in enumerate(pair):
+            old, base = trajectories.log_probs[group, :, step], experience.ref_log_probs[group, :, step]
+            assert torch.equal(batch.old_log_probs[row, :, column], old)
+            for found, new in ((batch.log_probs, current[row, :, column]), (batch.ref_log_probs, base)):
+                assert torch.allclose(found[row, :, column] - old, weights[step] * (new - old), atol=1e-6)
 
 
 def test_a_step_of_weight_zero_is_not_computed_and_changes_nothing(tiny_policy):
