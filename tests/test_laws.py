@@ -74,6 +74,18 @@ def test_pairs_share_their_start_and_nothing_else(tiny_policy):
     assert len({row.sum().item() for row in pairs.latents[:, 0, 0]}) == len(pairs.prompts)
 
 
+def test_members_that_do_not_share_their_start_share_nothing(tiny_policy):
+    _, members = sample_groups(tiny_policy, shared_noise=False)
+    starts = members.latents[:, :, 0].flatten(0, 1)
+    assert len({row.sum().item() for row in starts}) == len(starts) == 8
+
+
+def test_runs_of_other_step_counts_draw_other_step_noise():
+    """Or the scores at several step counts would rest on the same draws."""
+    few, many = (Noise((0, "test")).steps((4, 8, 8), [5], 1, steps) for steps in (2, 3))
+    assert not torch.allclose(few[0, 0, 0], many[0, 0, 0])
+
+
 def test_the_shared_first_step_is_computed_once(tiny_policy):
     calls = []
     tiny_policy.on_call = calls.append
@@ -179,15 +191,16 @@ def test_ratio_is_one_before_the_first_update(tiny_policy, name):
 
 
 @pytest.mark.parametrize("name", ["sdpo", "sparse_dpo"])  # a loss of single steps, one of whole trajectories
-def test_a_ratio_that_is_not_one_is_seen(tiny_policy, name):
-    """Log-probabilities stored 0.1 too low: the ratio is off by exp(0.1) - 1 before any update."""
+@pytest.mark.parametrize("gap", [0.1, -0.1])
+def test_a_ratio_that_is_not_one_is_seen(tiny_policy, name, gap):
+    """Log-probabilities stored too low or too high: the ratio is off by exp(gap) - 1 before any update."""
     method = make_method(name)
     schedule, trajectories = sample_groups(tiny_policy)
     reference = reference_of(tiny_policy, schedule, trajectories)
-    wrong = replace(trajectories, log_probs=trajectories.log_probs - 0.1)
+    wrong = replace(trajectories, log_probs=trajectories.log_probs - gap)
     log = UpdateLog(3)
     make_updater(tiny_policy, schedule, method).inner_epoch(random_experience(wrong, reference), order_of(4, 3), log)
-    assert log.summary()["ratio_at_zero_update"] == pytest.approx(math.expm1(0.1), rel=1e-3)
+    assert log.summary()["ratio_at_zero_update"] == pytest.approx(abs(math.expm1(gap)), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", LOSS_METHODS)
@@ -345,6 +358,24 @@ def test_leaving_out_steps_of_weight_zero_changes_no_gradient(tiny_policy, monke
         monkeypatch.setattr(Updater, "_without_idle_steps", lambda self, task: task)
     for name, gradient in gradients[1].items():
         assert torch.allclose(gradients[0][name], gradient, rtol=1e-3, atol=1e-7 + 1e-4 * gradient.abs().max()), name
+
+
+def test_the_log_of_updates_by_hand():
+    """Means over groups, whatever the micro-batches and processes; shares of the squared gradient by step."""
+    log, other = UpdateLog(2), UpdateLog(2)
+    log.add("loss", torch.tensor(1.0), 3)
+    log.add("loss", torch.tensor(5.0), 1)
+    other.add("loss", torch.tensor(8.0), 4)
+    log.zero_gap, other.zero_gap = 0.1, 0.2
+    output = torch.zeros(3, 1, 1, 2, requires_grad=True)
+    output.grad = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]).view(3, 1, 1, 2)
+    Updater._record_gradient(None, output, torch.tensor([0, 1, 0]), log)
+    assert log.summary()["loss"] == 2.0
+    assert log.summary()["gradient_share_by_step"] == [round(29 / 30, 6), round(1 / 30, 6)]
+    Updater._record_gradient(None, output, torch.tensor([1, 1, 1]), other)
+    log.absorb(other)
+    assert log.summary()["loss"] == 5.0 and log.summary()["ratio_at_zero_update"] == 0.2
+    assert log.summary()["gradient_share_by_step"] == [round(29 / 60, 6), round(31 / 60, 6)]
 
 
 @given(groups=st.integers(1, 12), slots=st.integers(1, 5), minibatch=st.integers(1, 5), accumulation=st.integers(1, 4),
