@@ -7,6 +7,7 @@ from factories import make_method, make_resolved, make_trainer, make_updater, ra
 from sdpo_bench import checkpoint
 from sdpo_bench.api import Critic, Loss, Method
 from sdpo_bench.critic import state_values
+from sdpo_bench.errors import RunFailed
 from sdpo_bench.experience import UpdateLog
 from sdpo_bench.order import Order
 from sdpo_bench.update import CRITIC, Updater
@@ -85,6 +86,18 @@ def test_the_critic_s_error_does_not_scale_the_policy_s_step(tiny_policy):
         updater._optimiser_step(log := UpdateLog(3))
         norms += log.grad_norms
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_a_critic_s_gradient_that_is_none_ends_the_run_before_the_step(tiny_policy):
+    schedule, _ = sample_groups(tiny_policy, members=1, shared_noise=False)
+    updater = make_updater(tiny_policy, schedule, make_method("tdpo"))
+    for parameter in updater.parameters.values():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    next(iter(critic_of(updater).values())).grad.fill_(torch.inf)
+    before = {name: p.detach().clone() for name, p in updater.parameters.items()}
+    with pytest.raises(RunFailed, match="the gradient norm is inf at optimiser step 0"):
+        updater._optimiser_step(UpdateLog(3))
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in updater.parameters.items())
 
 
 def test_the_critic_is_part_of_the_checkpoint(tiny_pipe, tmp_path):
