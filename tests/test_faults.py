@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from factories import make_resolved
+from factories import make_resolved, make_trainer
 from sdpo_bench import checkpoint, guards
 from sdpo_bench.api import Loss
 from sdpo_bench.atomic import atomic_write
@@ -195,6 +195,23 @@ def test_numbers_that_are_none_end_a_run_with_its_last_good_checkpoint(tiny_pipe
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
     monkeypatch.setattr(trainer_class, "loss", loss)
     assert [row["epoch"] for row in run_cell(resolved, Runtime(out=tmp_path / "out")).run.log()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda total: total, r"loss\(\) gave Tensor; sdpo_bench.api.Loss with a tensor is due"),
+        (lambda total: Loss(1.0), r"loss\(\) gave float"),
+        (lambda total: Loss(total * torch.ones(2)), r"its loss has shape \(2,\); a scalar"),
+        (lambda total: Loss(total.detach()), "its loss has no gradient"),
+        (lambda total: Loss(total, {"epoch": total}), "'epoch' is the log's own name"),
+    ],
+)
+def test_what_is_wrong_with_a_plugin_s_loss_is_said_by_its_name(tiny_pipe, tmp_path, monkeypatch, loss, said):
+    trainer = make_trainer(make_resolved(tiny_pipe, "ddpo", **few(tmp_path)), tmp_path)
+    monkeypatch.setattr(type(trainer.method), "loss", lambda self, batch: loss(batch.log_probs.sum()))
+    with pytest.raises(RunFailed, match=f"method 'DDPO': .*{said}"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("error", [IndexError("list index\nout of range"), AssertionError()], ids=["text", "no text"])
