@@ -46,6 +46,25 @@ def test_previous_timestep_is_the_next_of_the_list():
     assert warning.startswith("8 of 16 steps")
 
 
+def test_the_official_rule_takes_whole_steps():
+    """1000 // 7 = 142, though 1000 / 7 is nearer to 143; never below 0."""
+    schedule = make_schedule(SD_TURBO, 7, prev_timestep="official")
+    assert schedule.prev_timesteps.tolist() == [max(t - 142, 0) for t in schedule.timesteps.tolist()]
+
+
+@pytest.mark.parametrize("steps", [4, 10, 50])
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_timesteps_are_those_of_the_stock_scheduler(steps, spacing):
+    """At step counts where it has none too many; the offset is that of the scheduler file."""
+    from diffusers import DDIMScheduler
+
+    for offset in (0, 1):
+        config = SD_TURBO | {"steps_offset": offset}
+        stock = DDIMScheduler(**config, timestep_spacing=spacing)
+        stock.set_timesteps(steps)
+        assert make_schedule(config, steps, spacing=spacing).timesteps.tolist() == stock.timesteps.tolist()
+
+
 def test_the_last_step_of_sd_turbo_is_stochastic():
     """sigma about 0.029 at eta 1, p = 0."""
     schedule = make_schedule(SD_TURBO, 50)
@@ -70,6 +89,13 @@ def test_deterministic_steps_are_refused_where_log_probabilities_are_needed(opti
     with pytest.raises(UsageError, match=r"standard deviation is 0.*std_floor|deterministic.*Use schedule\.eta"):
         lint(schedule, needs_log_prob=True)
     lint(schedule, needs_log_prob=False)
+
+
+def test_a_schedule_that_repeats_a_timestep_is_refused():
+    """The offset moves the first of a thousand steps beyond the last one that the model knows."""
+    for needed in (True, False):
+        with pytest.raises(UsageError, match="repeats timesteps at 1000 steps"):
+            lint(make_schedule(SD_TURBO, 1000, spacing="leading", std_floor=0.01), needs_log_prob=needed)
 
 
 def test_a_floor_makes_them_usable():
