@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.schedule import lint, make_schedule, spaced_timesteps, step_weights
+from sdpo_bench.schedule import gaussian_kl, lint, make_schedule, spaced_timesteps, step_weights
 from sdpo_bench.settings import ScheduleSettings
 
 SD_TURBO = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -114,6 +114,17 @@ def test_any_schedule_gives_finite_numbers(steps, eta, prediction):
     step = schedule.denoise(torch.randn(steps, 4, 2, 2), torch.randn(steps, 4, 2, 2), index)
     assert torch.isfinite(step.mean).all()
     assert torch.isfinite(schedule.gains()).all()
+
+
+def test_divergence_is_that_of_two_normal_distributions():
+    """In nats an element; a step that draws nothing counts 0."""
+    generator = torch.Generator().manual_seed(0)
+    mean, base = (torch.randn(3, 4, 2, 2, generator=generator) for _ in range(2))
+    std = torch.tensor([0.5, 2.0, 0.0]).view(3, 1, 1, 1)
+    found = gaussian_kl(mean, base, std)
+    normal = lambda at: torch.distributions.Normal(at[:2], std[:2])  # noqa: E731
+    expected = torch.distributions.kl_divergence(normal(mean), normal(base)).flatten(1).mean(1)
+    assert torch.allclose(found[:2], expected) and found[2] == 0
 
 
 def test_gains_are_the_gradient_of_the_log_probability():
