@@ -1,0 +1,76 @@
+"""Which runs meet in one table: what parts settings and arms, what does not, and how both are named."""
+
+import json
+import shutil
+
+import pytest
+from report_factory import make_run
+
+from sdpo_bench.comparable import apart, group_settings
+from sdpo_bench.results import load_results
+from sdpo_bench.store import RunFolder
+
+
+def settings_of(out):
+    """Settings of the runs in a results folder, and what is said of runs that are left out."""
+    return group_settings(load_results(out).runs)
+
+
+@pytest.mark.parametrize(("section", "key"), [("guard", "flat"), ("eval", "images_per_prompt")])
+def test_how_a_run_is_judged_and_when_it_warns_makes_no_arm(tmp_path, section, key):
+    for seed in range(2):
+        path = make_run(tmp_path, "ddpo", seed) / "run.json"
+        record = json.loads(path.read_text())
+        record["config"].setdefault(section, {})[key] = seed
+        path.write_text(json.dumps(record))
+    ((setting,), notices) = settings_of(tmp_path)
+    assert [len(arm.runs) for arm in setting.arms] == [2] and not notices
+
+
+def test_prompt_files_of_one_name_and_other_content_part_runs(tmp_path):
+    for content in ("aa", "bb", "aa"):
+        seed = len(list(tmp_path.glob("runs/*")))
+        record = {"prompt_files": {"sample.prompts": content}}
+        make_run(tmp_path, "ddpo", seed, record=record, **{"sample.prompts": "mine.txt"})
+    settings, _ = settings_of(tmp_path)
+    assert sorted(len(arm.runs) for setting in settings for arm in setting.arms) == [1, 2]
+    assert len({setting.title for setting in settings}) == 2
+    assert "sample.prompts.digest is " in apart(settings[0], settings)
+
+
+def test_of_two_runs_of_a_seed_the_finished_one_counts(tmp_path):
+    folder = make_run(tmp_path, "ddpo", 0)
+    for name in ("aa-first-by-name", "zz-last-by-name"):
+        shutil.copytree(folder, folder.with_name(name))
+    RunFolder(folder.with_name("aa-first-by-name")).set_status("interrupted")
+    ((setting,), notices) = settings_of(tmp_path)
+    (arm,) = setting.arms
+    assert [run.id for run in arm.runs] == [folder.name]
+    assert sorted(notice.where for notice in notices) == ["aa-first-by-name", "zz-last-by-name"]
+
+
+def test_runs_that_are_not_done_belong_to_an_arm_and_are_not_counted(tmp_path):
+    for seed, state in enumerate(("done", "running", "failed")):
+        make_run(tmp_path, "ddpo", seed, state=state)
+    ((setting,), _) = settings_of(tmp_path)
+    (arm,) = setting.arms
+    assert [run.seed for run in arm.runs] == [0, 1, 2] and [run.seed for run in arm.done] == [0]
+
+
+def test_an_arm_that_differs_in_much_is_named_by_three_keys_and_a_digest(tmp_path):
+    changes = {"update.lr": 1.0, "update.order": "accumulated", "advantage.gamma": 0.5, "method.clip_range": 0.2}
+    make_run(tmp_path, "ddpo", 0)
+    make_run(tmp_path, "ddpo", 0, **changes)
+    ((setting,), _) = settings_of(tmp_path)
+    labels = [arm.label for arm in setting.arms]
+    assert all(label.count("=") == 3 and "1 more, " in label for label in labels) and len(set(labels)) == 2
+
+
+def test_the_reason_is_told_of_the_most_similar_setting(tmp_path):
+    make_run(tmp_path, "ddpo", 0)
+    make_run(tmp_path, "ddpo", 0, **{"budget.amount": 256})
+    make_run(tmp_path, "ddpo", 0, **{"budget.amount": 512, "schedule.steps": 50})
+    settings, _ = settings_of(tmp_path)
+    plain = next(s for s in settings if s.settings["budget.amount"] == 128)
+    assert apart(plain, settings).endswith(": budget.amount is 128 here and 256 there.")
+    assert apart(plain, [plain]) == ""
