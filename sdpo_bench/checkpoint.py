@@ -83,7 +83,10 @@ def _digest(state: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def write(run: RunFolder, epoch: int, state: Snapshot) -> Path:
-    """Put a checkpoint on disk and drop all but the last :data:`KEEP`."""
+    """Put a checkpoint on disk and drop all but the last :data:`KEEP` up to it.
+
+    A later one was passed over as damaged, or the run would have gone on from it: counted, it would crowd out this one.
+    """
     from safetensors.torch import save as to_bytes
 
     run.checkpoints.mkdir(exist_ok=True)
@@ -91,7 +94,7 @@ def write(run: RunFolder, epoch: int, state: Snapshot) -> Path:
     tensors, header = state
     sealed = json.dumps([_digest(header, tensors), header])
     atomic_write(path, to_bytes(tensors, metadata={"sealed": sealed}))
-    for old in _files(run)[:-KEEP]:
+    for old in [known for known in _files(run) if known.name <= path.name][:-KEEP]:
         old.unlink()
     return path
 

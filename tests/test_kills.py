@@ -173,6 +173,23 @@ def test_a_changed_training_log_is_found_and_done_again(copy):
     assert log.read_bytes() == whole
 
 
+def test_a_run_that_begins_anew_keeps_the_checkpoints_that_it_writes(copy):
+    """Those that were passed over are of later epochs, and must not count as the last ones."""
+    resolved, out, run = copy
+    (run.path / "train.jsonl").write_bytes(b"")
+    again = make_trainer(resolved, out, checkpoint_every=1)
+
+    def watch(tick):
+        if (tick.epoch, tick.phase) == (2, "updating"):
+            raise ZeroDivisionError
+
+    again.watch = watch
+    with pytest.raises(ZeroDivisionError):
+        again.train()
+    path, warnings = checkpoint.latest(run)
+    assert path == run.checkpoints / "epoch-000002.safetensors" and len(warnings) == 2
+
+
 def test_checkpoints_of_another_run_are_not_gone_on_from(copy, tmp_path):
     """As a backup that was put back into the wrong folder, its log with it."""
     resolved, out, run = copy
