@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -135,6 +136,27 @@ def test_a_parameter_without_a_gradient_anywhere_stays_without_one():
     learnt[0].grad = torch.tensor([1.0, 3.0])
     processes.sum_gradients(learnt)
     assert learnt[0].grad.tolist() == [2.0, 6.0] and learnt[1].grad is None
+
+
+def test_a_signal_during_a_meeting_is_heard_at_its_end():
+    """Half a meeting would leave processes in different ones; forgotten, it would stop nobody."""
+    processes = Launched.__new__(Launched)
+    processes._busy = processes._stopping = processes._over = False
+    processes._pending, processes._handlers = None, {signal.SIGTERM: signal.SIG_DFL}
+    processes._exchange = lambda report: None
+    reached = []
+    with pytest.raises(KeyboardInterrupt), processes._meeting():
+        processes._hear(signal.SIGTERM, None)
+        reached.append("the end of the meeting")
+    assert reached and not processes._busy
+
+
+def test_what_is_shared_is_made_by_the_main_process_alone():
+    """It writes files, say."""
+    processes = Launched.__new__(Launched)
+    processes.rank, processes._meeting = 1, nullcontext
+    processes._dist = SimpleNamespace(broadcast_object_list=lambda box, src: box.__setitem__(0, ("from", src)))
+    assert processes.share(lambda: pytest.fail("made here as well")) == ("from", 0)
 
 
 def test_each_process_has_a_gpu_of_its_own_and_other_commands_refuse_to_be_multiplied(monkeypatch):
