@@ -1,6 +1,7 @@
 """The best checkpoint on validation prompts: chosen apart from what is reported, and exactly resumable."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from safetensors.torch import load_file
 from factories import make_resolved
 from sdpo_bench.errors import UsageError
 from sdpo_bench.policy import LORA_FILE
+from sdpo_bench.processes import ALONE
 from sdpo_bench.progress import Watcher
-from sdpo_bench.runner import run_cell
-from sdpo_bench.settings import Runtime
+from sdpo_bench.runner import make_scorer, run_cell
+from sdpo_bench.settings import CheckpointSettings, EvaluationSettings, Runtime
 from sdpo_bench.store import RunFolder, best_row
+from sdpo_bench.validation import Validator
 
 
 @pytest.fixture
@@ -63,6 +66,39 @@ def test_validation_scores_never_reach_the_evaluation_file(tiny_pipe, prompts):
 
     folder = run(choosing(tiny_pipe, prompts), prompts / "a")
     assert set(read_rows(folder)["prompt"]) == {"cat", "dog"}
+
+
+def test_judging_leaves_the_policy_s_guidance_as_it_was(tiny_policy, prompts, monkeypatch):
+    """Training has a scale of its own, and goes on with it, even where judging failed."""
+    folder = RunFolder(prompts / "run")
+    folder.create({})
+    settings = CheckpointSettings("validation", str(prompts / "held.txt"), steps=(1, 3))
+    scorer = make_scorer("jpeg-incompressibility", {}, "cpu")
+    judge = Validator(tiny_policy, settings, EvaluationSettings(guidance_scale=2.0), scorer, folder, 64, Watcher())
+    tiny_policy.set_guidance(3.0)
+    seen = []
+    predict = type(tiny_policy).predict
+    monkeypatch.setattr(
+        type(tiny_policy), "predict", lambda self, *a: (seen.append(self.guidance_scale), predict(self, *a))[1]
+    )
+    judge.after_epoch(5, last=False)
+    assert seen == [2.0] * (1 + 3), "once a step, both prompts at a time"
+    assert tiny_policy.guidance_scale == 3.0
+    assert folder.log("validation.jsonl")[0]["denoiser_calls"] == 2 * 2 * (1 + 3), "two branches, two prompts"
+    monkeypatch.setattr(type(tiny_policy), "predict", lambda self, *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        judge.after_epoch(10, last=False)
+    assert tiny_policy.guidance_scale == 3.0
+
+
+def test_the_candidate_of_the_checkpoint_that_is_gone_on_from_stays(tmp_path):
+    """It was judged after the checkpoint was written and is the same one."""
+    run = RunFolder(tmp_path)
+    for epoch in (2, 4, 6):
+        run.append("validation.jsonl", {"epoch": epoch, "score": 1.0})
+    validator = SimpleNamespace(run=run, processes=ALONE, rows=run.log("validation.jsonl"))
+    Validator.forget_after(validator, 4)
+    assert [row["epoch"] for row in run.log("validation.jsonl")] == [2, 4]
 
 
 def test_the_earliest_of_equal_candidates_is_the_best():
