@@ -25,6 +25,7 @@ from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model, model_digest
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.prompts import file_digest
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
@@ -298,7 +299,9 @@ def _expected(problem: Mapping[str, Any]) -> str:
 
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:
     """The configured method, ready to be asked what it needs."""
-    return method_class(validate(method_class.Settings, config.method.settings, "method"))
+    settings = validate(method_class.Settings, config.method.settings, "method")
+    with kept_process_state():
+        return method_class(settings)
 
 
 def parse_set(texts: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_bench.errors import SdpoBenchError, UsageError, nearest
+from sdpo_bench.process_state import ProcessState, kept_process_state
 from sdpo_bench.registry import Plugin, field_docs, plugin_tag, plugins
 
 Status = Literal["ok", "failed", "skipped"]
@@ -104,6 +105,20 @@ def check_declarations(plugin: Plugin, loaded: Any, folder: Path) -> None:
     require(not undocumented, f"settings without a docstring below them: {', '.join(undocumented)}.")
     first, second = (validate(settings, {}, plugin.kind[:-1]) for _ in range(2))
     require(first == second, "two sets of default settings are not equal.")
+
+
+@contextmanager
+def untouched_process() -> Iterator[None]:
+    """Refuse code that changes what a process has only one of.
+
+    Raises:
+        Nonconforming: it did; all is put back.
+    """
+    with kept_process_state():
+        before = ProcessState.now()
+        yield
+        changed = before.changes(ProcessState.now())
+    require(not changed, f"it changes the {', '.join(changed).replace('_', ' ')} of the whole process.")
 
 
 @contextmanager

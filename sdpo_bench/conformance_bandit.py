@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo_bench.api import Loss, Method, Minibatch
 from sdpo_bench.config import validate
-from sdpo_bench.conformance import require, untouched_randomness
+from sdpo_bench.conformance import require, untouched_process, untouched_randomness
 from sdpo_bench.registry import Plugin
 from sdpo_bench.schedule import gaussian_kl, gaussian_log_prob
 
@@ -116,7 +116,7 @@ def check_loss(plugin: Plugin, loaded: Any, folder: Path) -> None:
     _, batches = _moved(bandit)
     for batch in batches:
         kept = {k: v.detach().clone() for k, v in vars(batch).items() if isinstance(v, Tensor)}
-        with untouched_randomness():
+        with untouched_process(), untouched_randomness():
             first = method.loss(batch)
         _check_shape(first)
         require(torch.equal(first.value, method.loss(batch).value), "the same minibatch has two losses.")

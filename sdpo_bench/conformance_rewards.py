@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.config import validate
-from sdpo_bench.conformance import Nonconforming, NotHere, require, untouched_randomness
+from sdpo_bench.conformance import Nonconforming, NotHere, require, untouched_process, untouched_randomness
 from sdpo_bench.errors import MissingError
 from sdpo_bench.models import known_model
 from sdpo_bench.registry import Plugin
@@ -73,6 +73,12 @@ def check_scores(plugin: Plugin, loaded: Any, folder: Path) -> None:
         require(torch.equal(given, kept), "it changes the images it is given.")
 
 
+def check_process(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """Loading and scoring leave the working folder, torch's default dtype and the like as they were."""
+    with untouched_process():
+        make(loaded)(images(SIZES[0]), list(PROMPTS))
+
+
 def check_determinism(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """The same picture scores the same: called again, by a new instance, and without touching global randomness."""
     first, second = make(loaded), make(loaded)
@@ -111,6 +117,7 @@ def check_gradient(plugin: Plugin, loaded: Any, folder: Path) -> None:
 CHECKS = {
     "declared fields": check_fields,
     "shape, dtype and finiteness": check_scores,
+    "process left as it was": check_process,
     "determinism": check_determinism,
     "batch-size invariance": check_batches,
     "gradients": check_gradient,

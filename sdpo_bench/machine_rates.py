@@ -35,7 +35,7 @@ def measure(settings: ModelSettings, rewards: list[tuple[str, dict[str, Any]]], 
     device = pick_device(device)
     scorers = {single_key(name, own): make_scorer(name, own, device) for name, own in rewards}
     for scorer in scorers.values():
-        scorer.reward.load()
+        scorer.load()
     policy = load_policy(settings, device=device, lora_seed=0)
     batch = min(BATCH, micro_batch)
     texts = (load_prompts("simple-animals") * batch)[:batch]

@@ -19,6 +19,7 @@ from typing import Any
 
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.study import Study
 
 KINDS: dict[str, type] = {"methods": Method, "rewards": Reward, "studies": Study}
@@ -46,7 +47,8 @@ class Plugin:
             UsageError: the class does not derive from the base class of its kind.
         """
         try:
-            found = getattr(importlib.import_module(self.module), self.class_name)
+            with kept_process_state():
+                found = getattr(importlib.import_module(self.module), self.class_name)
         except ModuleNotFoundError as error:
             raise MissingError(
                 f"{SINGULAR[self.kind]} '{self.name}' ({self.owner}) needs the package '{error.name}'. "

@@ -12,6 +12,7 @@ from typing import Any
 
 from sdpo_bench.api import Reward
 from sdpo_bench.errors import UsageError
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.registry import Plugin, find
 
 EXAMPLE = 'Example: --reward "hpsv2*0.5+aesthetic*0.5"'
@@ -93,7 +94,9 @@ class Choice:
         made: list[Reward] = []
         for (_, own), (plugin, _) in zip(self.singles(settings), self.parts):
             reward_class = plugin.load()
-            made.append(reward_class(validate(reward_class.Settings, own, "reward"), device))
+            values = validate(reward_class.Settings, own, "reward")
+            with kept_process_state():
+                made.append(reward_class(values, device))
         if not self.weighted:
             return made[0]
         full = self.validate(settings)

@@ -116,7 +116,7 @@ def run_cell(
     trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and run.exported))
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
     for scorer in scorers:
-        scorer.reward.load()
+        scorer.load()
     references = processes.share(lambda: _references(trainer, scorers, watcher))
     apply(scorers, references)
     if not processes.is_main:

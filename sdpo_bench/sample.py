@@ -81,7 +81,7 @@ def draw(
         schedule: ScheduleSettings = validate(ScheduleSettings, config["schedule"], "schedule")
         basis = Basis(model, schedule, config["sample"]["prompts"])
         scorer = make_scorer(own["name"], own["settings"], str(policy.device), basis)
-        scorer.reward.load()
+        scorer.load()
         calibrate([scorer], policy, folder.path.parent.parent, record.get("reward_reference", {}))
         search = recorded_search(config, scorer)
     pairs = [(prompt, i) for prompt in prompts for i in range(images)]

@@ -22,6 +22,7 @@ from sdpo_bench.dense import Queries
 from sdpo_bench.errors import RunFailed, SdpoBenchError
 from sdpo_bench.out_of_memory import is_out_of_memory
 from sdpo_bench.policy import Policy
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.score_cache import ScoreCache, picture_digests, score_key
 
@@ -53,6 +54,15 @@ class Scorer:
         self.ledger = ledger
         self.cache = ScoreCache() if cache is None else cache
         self.deadline = Deadline(timeout)
+
+    def load(self) -> None:
+        """Get the reward ready to score.
+
+        Raises:
+            MissingError: a checkpoint or package that is not here.
+        """
+        with kept_process_state():
+            self.reward.load()
 
     @property
     def calls_per_image(self) -> int:
@@ -91,7 +101,8 @@ class Scorer:
     def _ask(self, images: Tensor, prompts: list[str], call: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
         mine = images.clone()  # what a reward does to its pictures must not reach the next one's
         try:
-            scores = self.deadline(lambda: call(mine, list(prompts)))
+            with kept_process_state():
+                scores = self.deadline(lambda: call(mine, list(prompts)))
         except SdpoBenchError:
             raise
         except DeadlinePassed as error:

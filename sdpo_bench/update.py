@@ -21,6 +21,7 @@ from sdpo_bench.errors import RunFailed
 from sdpo_bench.experience import OWN_KEYS, Experience, UpdateLog
 from sdpo_bench.order import Order, Task, part_of, windows
 from sdpo_bench.policy import Policy
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import Schedule
@@ -210,7 +211,8 @@ class Updater:
         self._record_gradient(now.output, now.output_steps, log)
 
     def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
-        loss = self.method.loss(batch)
+        with kept_process_state():
+            loss = self.method.loss(batch)
         _check_loss(loss, type(self.method).__name__)
         if not torch.isfinite(loss.value):
             raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")

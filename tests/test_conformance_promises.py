@@ -1,5 +1,7 @@
 """Every promise that the conformance checks look at, broken alone: each is found, and said in words."""
 
+import os
+
 import pytest
 import torch
 
@@ -46,6 +48,7 @@ class Instances(EmojiStyle):
 
 
 SCORES, SAME, BATCH, SLOPE = "shape, dtype and finiteness", "determinism", "batch-size invariance", "gradients"
+LEFT = "process left as it was"
 REWARDS = [
     (SCORES, reward(lambda self, x: brightness(x).tolist()), "returned list"),
     (SCORES, reward(lambda self, x: x.mean((2, 3))), r"shape \(5, 3\)"),
@@ -56,6 +59,8 @@ REWARDS = [
     (SAME, reward(lambda self, x: brightness(x) + torch.rand(len(x))), "global generator"),
     (SAME, reward(lambda self, x: brightness(x) + counted(self)), "a second call"),
     (SAME, Instances, "a second instance"),
+    (LEFT, reward(lambda self, x: os.chdir("/") or brightness(x)), "changes the working folder of"),
+    (LEFT, reward(lambda self, x: torch.set_default_dtype(torch.float64) or brightness(x)), "the default dtype of"),
     (BATCH, reward(lambda self, x: brightness(x) - brightness(x).mean()), "alone"),
     (BATCH, reward(lambda self, x: brightness(x) + 0.1 * (len(x) > 1 and x[0].mean() < 0.65)), "order of the batch"),
     (SLOPE, reward(lambda self, x: brightness(x.detach())), "carry no gradient"),
@@ -88,6 +93,7 @@ METHODS = [
     (lambda self, batch: Loss(-gain(batch).mean(), {"gain": gain(batch).detach()}), "no scalar tensor"),
     (lambda self, batch: Loss(-gain(batch).mean(), {"gain": gain(batch).mean()}), "not detached"),
     (lambda self, batch: Loss(-gain(batch).mean() * torch.rand(())), "global generator"),
+    (lambda self, batch: torch.set_num_threads(7) or Loss(-gain(batch).mean()), "changes the threads of"),
     (lambda self, batch: Loss(-gain(batch).mean() * counted(self)), "two losses"),
     (
         lambda self, batch: Loss(-gain(batch).mean() + 0 * batch.rewards.mul_(2).mean()),
