@@ -26,6 +26,9 @@ from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.score_cache import ScoreCache, picture_digests, score_key
 
+LARGEST = 1e18
+"""Largest magnitude of a score: squares of larger ones overflow float32, which normalises and learns."""
+
 Parts = dict[str, Tensor]
 """Scores ``[B]`` of each part of a weighted sum; empty for a single reward."""
 
@@ -150,6 +153,11 @@ class Scorer:
         bad = (~torch.isfinite(scores)).sum().item()
         if bad:
             raise RunFailed(f"reward '{self.name}' returned {bad} scores of {count} that are NaN or infinite.")
+        if (scores.detach().double().abs() > LARGEST).any():
+            raise RunFailed(
+                f"reward '{self.name}' returned scores up to {scores.detach().double().abs().max().item():.3g}; beyond "
+                f"{LARGEST:.0e} their variance is infinite in float32. Scale the reward."
+            )
 
 
 class CompositeScorer(Scorer):
@@ -170,10 +178,15 @@ class CompositeScorer(Scorer):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Parts]:
         parts = self.score_parts(images, prompts)
-        return self.reward.combine(parts), parts
+        return self._combine(parts), parts
 
     def differentiable(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return self.reward.combine({part.name: part.differentiable(images, prompts) for part in self.parts})
+        return self._combine({part.name: part.differentiable(images, prompts) for part in self.parts})
+
+    def _combine(self, parts: Parts) -> Tensor:
+        combined = self.reward.combine(parts)
+        self._check(combined, len(combined))  # parts that are sound may still overflow with their weights
+        return combined
 
     def score_parts(self, images: Tensor, prompts: Sequence[str]) -> Parts:
         """Scores of the parts alone, on their own scales."""

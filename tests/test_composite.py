@@ -12,7 +12,7 @@ from sdpo_bench.bill import part_correlation, part_lines
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.composite import Composite, CompositeSettings
 from sdpo_bench.epoch_metrics import correlation, part_metrics
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.estimate import Rates, reward_keys, run_work, seconds
 from sdpo_bench.evaluate import read_rows
 from sdpo_bench.models import load_policy
@@ -54,6 +54,16 @@ def test_the_sum_is_that_of_weighted_z_scores():
     assert made(plain_images([0.75, 0.0, 0.25], [0.5, 0.0, 0.5]), ["a", "b"]).tolist() == [2.5, 0.0]
     raw = two_channels(standardise="none")
     assert raw(plain_images([0.75, 0.0, 0.25]), ["a"]).tolist() == [1.25]
+
+
+@pytest.mark.parametrize(("weight", "said"), [(1e39, "NaN or infinite"), (1e20, r"beyond 1e\+18")])
+def test_weights_that_overflow_are_refused(weight, said):
+    made = Composite(CompositeSettings(standardise="none"), "cpu", [("red", weight, Channel(0))])
+    scorer = CompositeScorer("red*w", made)
+    with pytest.raises(RunFailed, match=said):
+        scorer(plain_images([0.75, 0.0, 0.25]), ["a"])
+    with pytest.raises(RunFailed, match=said):
+        scorer.differentiable(plain_images([0.75, 0.0, 0.25]).clone().requires_grad_(), ["a"])
 
 
 def test_a_standardised_sum_without_a_base_model_has_no_numbers():

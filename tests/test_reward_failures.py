@@ -60,6 +60,8 @@ def fail(images):
         (lambda images: None, "returned NoneType"),
         (lambda images: torch.tensor([1.0, float("nan")]), "1 scores of 2 that are NaN"),
         (lambda images: torch.tensor([float("inf")] * 2), "2 scores of 2"),
+        (lambda images: torch.tensor([0.0, -3e38]), r"scores up to 3e\+38; beyond 1e\+18"),
+        (lambda images: torch.tensor([0.0, 1e300], dtype=torch.float64), r"scores up to 1e\+300"),
         (lambda images: torch.tensor([1j, 2j]), "returned complex numbers"),
         (lambda images: sys.exit(0), r"reward 'x' ended the program: sys.exit\(0\)"),
     ],
