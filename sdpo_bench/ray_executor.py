@@ -37,7 +37,7 @@ class RayExecutor:
         shared: whether all nodes see ``out``; None: find out.
 
     Raises:
-        MissingError: Ray is not installed, or nothing answers at the address.
+        MissingError: Ray is not installed, nothing answers at the address, or no node has room for a cell.
     """
 
     def __init__(
@@ -45,14 +45,27 @@ class RayExecutor:
         shared: bool | None = None, **init: Any,
     ):  # fmt: skip
         self._ray, self._mine = _connect(address, init)
-        self.out, self.cpus, self.gpus, self.device = out, cpus, gpus, device
+        self._running: dict[Any, tuple[Job, ExitStack]] = {}
         self._probe = out / f".shared-{uuid.uuid4().hex}"
+        self._refuse_large_cells(cpus, gpus)
+        self.out, self.cpus, self.gpus, self.device = out, cpus, gpus, device
         self._probe.touch()
         self.shared = self._all_nodes_see(self._probe) if shared is None else shared
         # A process that has used a GPU keeps memory on it, so it does one cell only.
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 1 if gpus else 0}
         self._task = self._ray.remote(**options)(remote_cell)
-        self._running: dict[Any, tuple[Job, ExitStack]] = {}
+
+    def _refuse_large_cells(self, cpus: int, gpus: float) -> None:
+        """Ray would wait for ever, without a word, for a node that is large enough."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            return
+        there = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes}))
+        self.close()
+        raise MissingError(
+            f"no node of the Ray cluster has room for a cell of {cpus} CPUs and {gpus:g} GPUs; its nodes have {there}. "
+            "Use smaller --cpus-per-cell and --gpus-per-cell, or add a node first."
+        )
 
     @property
     def slots(self) -> int:

@@ -14,6 +14,7 @@ from suite_files import tiny_suite, write_suite
 import sdpo_bench.warm  # noqa: F401
 from sdpo_bench.config import resolve
 from sdpo_bench.entry import main
+from sdpo_bench.errors import MissingError
 from sdpo_bench.plan import make_plan
 from sdpo_bench.runner import run_cell
 from sdpo_bench.settings import Runtime
@@ -84,6 +85,14 @@ def ray_sweep(path, out, tell=lambda progress, line: None, **options):
     executor = RayExecutor("local", out, device="cpu", **options)
     sweep = Sweep(lambda: make_plan(read_suite(path), out), executor, Runtime(out=out, checkpoint_every=1), tell=tell)
     return sweep.run("again"), executor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [{"cpus": 3}, {"gpus": 1.0}])
+def test_a_cell_that_no_node_has_room_for_is_refused(cluster, local, tmp_path, share):
+    with pytest.raises(MissingError, match="no node .* 2 CPUs and 0 GPUs. Use smaller --cpus-per-cell"):
+        ray_sweep(local[0], tmp_path / "out", **share)
+    assert cluster.is_initialized() and not list((tmp_path / "out").glob(".shared-*"))
 
 
 @pytest.mark.slow
