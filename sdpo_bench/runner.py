@@ -145,7 +145,7 @@ def _record_end(run: RunFolder, error: BaseException, finished: bool) -> None:
         if finished:
             run.set_status("done", warnings=len(guards.warnings(run)))
         elif isinstance(error, KeyboardInterrupt):
-            run.set_status("interrupted", "stopped by the user; the same command resumes it")
+            run.set_status("interrupted", "stopped by Ctrl-C or a signal; the same command resumes it")
         else:
             run.set_status("failed", _why(error))
 
