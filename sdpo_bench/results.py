@@ -136,7 +136,7 @@ def load_results(out: Path) -> Results:
     """
     root = out / "runs"
     studies, unread = read_studies(out)
-    if not root.is_dir() and not studies:
+    if not root.is_dir() and not studies and not unread:
         raise UsageError(f"no runs in '{out}': it has no folder 'runs'. Start one with: sdpo-bench run")
     runs: list[Run] = []
     bases: list[Run] = []

@@ -15,7 +15,7 @@ from sdpo_bench import provenance
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Resolved, parse_set
 from sdpo_bench.contradictions import refuse_idle_devices, refuse_what_a_study_owns
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates
 from sdpo_bench.executors import LocalExecutor
 from sdpo_bench.models import check_devices
@@ -27,7 +27,15 @@ from sdpo_bench.seeds import checked_seed
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import check_writable
 from sdpo_bench.study import Bench, Design, Study, StudyRequest, parse_size
-from sdpo_bench.study_record import StudyRecord, design_facts, study_folder, variant_of, write_study
+from sdpo_bench.study_record import (
+    StudyRecord,
+    design_facts,
+    kept_study,
+    study_file,
+    study_folder,
+    variant_of,
+    write_study,
+)
 from sdpo_bench.study_view import study_view
 from sdpo_bench.suite import Suite
 from sdpo_bench.sweep import Sweep
@@ -41,7 +49,7 @@ def study_command(
     *, name: str, size: str, out: Path, dry_run: bool, jobs: int, model: str, rewards: tuple[str, ...],
     preset: str | None, seeds: str, sets: tuple[str, ...], device: str, threads: int, micro_batch: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """``sdpo-bench study``."""
+    """``sdpo-bench study``. Where its folder cannot be written, a finished study is shown all the same."""
     plugin = find("studies", name)
     study: Study = plugin.load()()
     request = StudyRequest(parse_size(size), model, rewards, preset, parse_seeds(seeds), parse_set(sets))
@@ -53,7 +61,13 @@ def study_command(
     if dry_run:
         _dry_run(study, design, request, folder, jobs, device.split(",")[0], threads, micro_batch, as_json)
         return
-    check_writable(folder)
+    try:
+        check_writable(folder)
+    except Unwritable:
+        if not (kept := kept_study(out, plugin.name, variant_of(request))):
+            raise
+        _show(kept, out, as_json)
+        return
     started = time.monotonic()
     devices = check_devices(device)
     runtime = Runtime(folder.resolve(), devices[0], micro_batch, threads=threads)
@@ -65,8 +79,13 @@ def study_command(
         _command(plugin.name, size, request, seeds, sets), time.monotonic() - started, _states(trainings),
         provenance.versions(), provenance.hardware(runtime.device),
     )  # fmt: skip
-    view = study_view(record)
-    path = write_study(out, record, csv_tables([(view.title, table) for table in findings.tables]))
+    write_study(out, record, csv_tables([(study_view(record).title, table) for table in findings.tables]))
+    _show(record, out, as_json)
+
+
+def _show(record: StudyRecord, out: Path, as_json: bool) -> None:
+    """Print a finished study; exit code 1 where trainings failed."""
+    view, path = study_view(record), study_file(out, record.study, record.variant)
     if as_json:
         echo_json(study_data(view) | {"file": path, "runs": record.runs})
     else:
@@ -74,9 +93,9 @@ def study_command(
         width = shutil.get_terminal_size().columns if tty else None
         print_study(make_console(sys.stdout, width=width, colour=tty), view)
         click.echo(f"\nplots: sdpo-bench report --format html --results {shlex.quote(str(out))}\n{path}")
-    if trainings.failures():
-        failed = len(trainings.failures())
-        click.echo(f"{failed} of {len(trainings.runs)} trainings failed; they are counted in the tables", err=True)
+    trained = sum(record.runs.values())
+    if failed := trained - record.runs.get("done", 0):
+        click.echo(f"{failed} of {trained} trainings failed; they are counted in the tables", err=True)
         sys.exit(1)
 
 

@@ -7,6 +7,8 @@ real result. The runs of its trainings lie in ``<out>/studies/NAME/runs`` and ar
 
 import json
 import math
+import shlex
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,11 @@ def study_folder(out: Path, name: str) -> Path:
     return out / "studies" / name
 
 
+def study_file(out: Path, name: str, variant: str) -> Path:
+    """The record of one size, model and so on (:func:`variant_of`)."""
+    return study_folder(out, name) / f"{variant}.json"
+
+
 def design_facts(design: Design, request: StudyRequest) -> tuple[tuple[str, str], ...]:
     """The design as declared, and what the user changed of it."""
     changed = [("size", f"{request.size_name} (factor {request.size:g})")]
@@ -82,7 +89,7 @@ def write_study(out: Path, record: StudyRecord, tables: str) -> Path:
     Raises:
         MissingError: the folder cannot be written.
     """
-    path = study_folder(out, record.study) / f"{record.variant}.json"
+    path = study_file(out, record.study, record.variant)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_plain(asdict(record)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -107,16 +114,32 @@ def _plain(data: Any) -> Any:
 
 
 def read_studies(out: Path) -> tuple[list[StudyRecord], list[tuple[str, str]]]:
-    """Records of a results folder by study and size, and (file, problem) for each that cannot be read."""
+    """Records of a results folder by study and size, and (file, problem) for each that cannot be read; also (folder,
+    problem) for each study that was only begun."""
     found, problems = [], []
     root = out / "studies"
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if (folder / "runs").is_dir() and not list(folder.glob("*.json")):
+            again = f"sdpo-bench study {folder.name} --results {shlex.quote(str(out))}"
+            problems.append((f"studies/{folder.name}", f"begun, and not finished in any size yet. Go on with: {again}"))
     for path in sorted(root.glob("*/*.json")) if root.is_dir() else []:
         try:
-            data = json.loads(read_text(path))
-            if not isinstance(data, dict) or data.get("format") != FORMAT:
-                raise ValueError(f"not a study record of format {FORMAT}")
-            found.append(_ADAPTER.validate_python(data))
+            found.append(_read(path))
         except (OSError, ValueError) as error:  # pydantic's is a ValueError
             reason = str(error).splitlines()[0]
             problems.append((f"studies/{path.parent.name}/{path.name}", f"damaged ({reason}); run the study again"))
     return found, problems
+
+
+def kept_study(out: Path, name: str, variant: str) -> StudyRecord | None:
+    """A record that is there and can be read."""
+    with suppress(OSError, ValueError):
+        return _read(study_file(out, name, variant))
+    return None
+
+
+def _read(path: Path) -> StudyRecord:
+    data = json.loads(read_text(path))
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"not a study record of format {FORMAT}")
+    return _ADAPTER.validate_python(data)

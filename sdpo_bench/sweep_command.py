@@ -16,7 +16,7 @@ import click
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Resolved
 from sdpo_bench.contradictions import refuse_idle_devices
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates, reward_keys
 from sdpo_bench.executors import Executor, LocalExecutor
 from sdpo_bench.models import check_devices
@@ -38,7 +38,7 @@ def sweep_command(
     filters: tuple[str, ...], dry_run: bool, executor: str, address: str, cpus: int, gpus: float, device: str,
     threads: int, micro_batch: int, checkpoint_every: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """``sdpo-bench sweep``."""
+    """``sdpo-bench sweep``. Where the results folder cannot be written, what is done is shown all the same."""
     suite = find_suite(suite_name)
     selection = parse_select(filters, option="--filter")
     _refuse_strangers(executor, address, jobs, threads, cpus, gpus, device)
@@ -48,7 +48,13 @@ def sweep_command(
         _dry_run(suite, out, selection, jobs, first, threads, micro_batch, as_json, begin)
         return
     plan = keep(make_plan(suite, out), selection)  # whatever can be refused is refused before anything is written
-    check_writable(out)
+    try:
+        check_writable(out)
+    except Unwritable:
+        if force or any(cell.state != "done" for cell in begun(plan, only_failed=only_failed, force=False).cells):
+            raise
+        _show_outcome(Progress(plan, []), as_json)
+        return
     runtime = Runtime(out.resolve(), "auto", micro_batch, checkpoint_every)
     place = _executor(executor, runtime, address, jobs, threads, cpus, gpus, device)
     if force:

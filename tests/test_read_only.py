@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 from read_only import mount_read_only
+from suite_files import tiny_suite
 
+from sdpo_bench.config import resolve
 from sdpo_bench.entry import main
+from sdpo_bench.plan import make_plan
+from sdpo_bench.runner import run_cell
+from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
+from sdpo_bench.study_record import read_studies
+from sdpo_bench.suite import read_suite
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +122,49 @@ def test_one_run_folder_that_cannot_be_written_is_enough(results, words, capsys,
     assert code == 0 and json.loads(shown)["run"] == run.run_id, said
     code, _, said = call(capsys, "eval", run.run_id, "--out", out, "--steps", "3")
     assert code == 3 and "Go on in a copy" in said
+
+
+@pytest.fixture(scope="module")
+def swept(tiny_pipe, tmp_path_factory):
+    """A suite of two cells that are done, and its results folder."""
+    out = tmp_path_factory.mktemp("swept") / "results"
+    suite = tiny_suite(out.parent, tiny_pipe, images="8")
+    for cell in make_plan(read_suite(suite), out).cells:
+        run_cell(resolve(cell.request), Runtime(out=out, device="cpu"))
+    return suite, out
+
+
+def test_a_sweep_that_is_done_is_shown_where_nothing_can_be_written(swept, capsys, monkeypatch):
+    suite, out = swept
+    mount_read_only(out, monkeypatch)
+    code, shown, said = call(capsys, "sweep", suite, "--out", out)
+    assert code == 0 and "2 of 2 cells done, 0 failed, 0 left" in shown, said
+    code, shown, _ = call(capsys, "sweep", suite, "--out", out, "--only-failed", "--json")
+    assert code == 0 and [cell["state"] for cell in json.loads(shown)["cells"]] == ["done", "done"]
+    code, _, said = call(capsys, "sweep", suite, "--out", out, "--force")
+    assert code == 3 and f"'{out}' cannot be written: Read-only file system" in said
+
+
+def test_a_sweep_that_is_not_done_is_refused_where_nothing_can_be_written(swept, tmp_path, capsys, monkeypatch):
+    suite, made = swept
+    out = Path(shutil.copytree(made, tmp_path / "results"))
+    first = make_plan(read_suite(suite), out).cells[0].run_id
+    RunFolder(out / "runs" / first).set_status("failed", "no more")
+    mount_read_only(out, monkeypatch)
+    for more in ([], ["--only-failed"]):
+        code, _, said = call(capsys, "sweep", suite, "--out", out, *more)
+        assert code == 3 and f"'{out}' cannot be written: Read-only file system" in said
+
+
+def test_a_study_that_is_done_is_shown_where_nothing_can_be_written(tiny_pipe, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "results"
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    words = ["study", "reward-prediction", "--size", "tiny", "--model", tiny_pipe, "--reward", "jpeg-incompressibility"]
+    words += ["--set", "schedule.steps=5", "--set", f"sample.prompts={tmp_path / 'two.txt'}", "--results", out]
+    assert call(capsys, *words)[0] == 0
+    mount_read_only(out, monkeypatch)
+    code, shown, said = call(capsys, *words)
+    (record,), _ = read_studies(out)
+    assert code == 0 and record.findings.conclusion[0][:40] in shown, said
+    code, _, said = call(capsys, *words, "--seeds", "7")
+    assert code == 3 and "cannot be written: Read-only file system" in said

@@ -229,6 +229,13 @@ def test_a_damaged_record_is_a_notice(predicted, tmp_path, capsys):
     assert "default.json: damaged" in capsys.readouterr().out
 
 
+def test_a_study_that_was_only_begun_is_a_notice_with_the_way_on(tmp_path, capsys):
+    (tmp_path / "studies" / "update-order" / "runs").mkdir(parents=True)
+    assert call("report", "--results", tmp_path) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "studies/update-order: begun" in shown and "sdpo-bench study update-order --results" in shown
+
+
 def test_a_dry_run_says_what_it_would_cost(capsys, tmp_path):
     assert call("study", "reward-prediction", "--dry-run", "--json", "--results", tmp_path) == 0
     data = json.loads(capsys.readouterr().out)
