@@ -6,7 +6,7 @@ or what the rest of the run computes. Many packages do so on import; their users
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
@@ -59,7 +59,7 @@ class ProcessState:
     def _restore_torch(self, changed: list[str]) -> None:
         import torch
 
-        undo = {
+        undo: dict[str, Callable[[Any], None]] = {
             "default_dtype": torch.set_default_dtype,
             "default_device": lambda device: torch.set_default_device(None if device.type == "cpu" else device),
             "gradients": torch.set_grad_enabled,
