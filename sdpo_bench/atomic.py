@@ -25,7 +25,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
                 os.fsync(stream.fileno())
             os.replace(temporary, path)  # needs space too, where the folder has to grow
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it has its name by now, or never had one, or a disk that became read-only keeps it
             temporary.unlink()
     _sync_folder(path.parent)
 

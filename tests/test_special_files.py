@@ -101,6 +101,13 @@ def test_a_run_folder_refuses_what_is_no_file(run, target):
     assert run.state == "new"
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(run):
+    (run.path / "status").mkdir()
+    with pytest.raises(Unwritable, match=r"/run/status' cannot be written: Is a directory"):
+        run.set_status("new")
+    assert not list(run.path.glob(".*"))
+
+
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("name", [LORA_SEAL, LORA_FILE])
 def test_an_adapter_of_pipes_is_damaged(run, name):
