@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from sdpo_bench import backprop
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Method, Minibatch
 from sdpo_bench.budget import Ledger
 from sdpo_bench.critic import every_value, seeded_critic, state_values
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.experience import OWN_KEYS, Experience, UpdateLog
+from sdpo_bench.experience import Experience, UpdateLog
+from sdpo_bench.method_loss import ask_loss
 from sdpo_bench.order import Order, Task, part_of, windows
 from sdpo_bench.policy import Policy
-from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.schedule import Schedule
@@ -211,9 +211,7 @@ class Updater:
         self._record_gradient(now.output, now.output_steps, log)
 
     def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
-        with kept_process_state():
-            loss = self.method.loss(batch)
-        _check_loss(loss, type(self.method).__name__)
+        loss = ask_loss(self.method, batch)
         if not torch.isfinite(loss.value):
             raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")
         count = len(batch.final_rewards)
@@ -267,23 +265,6 @@ class Updater:
         log.add("approx_kl", 0.5 * gap.square().mean(), len(groups))
         if fresh:
             log.zero_gap = max(log.zero_gap, float((gap.exp() - 1).abs().max()))
-
-
-def _check_loss(loss: object, method: str) -> None:
-    """A method is somebody else's code: say what is wrong with it by its name, before autograd says it by ours.
-
-    Raises:
-        RunFailed: no :class:`Loss`, no scalar, no gradient, or a metric under a name that the log itself uses.
-    """
-    hint = "More: sdpo-bench doctor --plugin NAME"
-    if not isinstance(loss, Loss) or not isinstance(loss.value, Tensor):
-        got = type(loss.value if isinstance(loss, Loss) else loss).__name__
-        raise RunFailed(f"method '{method}': loss() gave {got}; sdpo_bench.api.Loss with a tensor is due. {hint}")
-    if loss.value.shape != () or not loss.value.requires_grad:
-        what = f"shape {tuple(loss.value.shape)}" if loss.value.shape != () else "no gradient"
-        raise RunFailed(f"method '{method}': its loss has {what}; a scalar that carries a gradient is due. {hint}")
-    if taken := OWN_KEYS.intersection(loss.metrics):
-        raise RunFailed(f"method '{method}': '{min(taken)}' is the log's own name; call the metric otherwise. {hint}")
 
 
 def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:

@@ -216,13 +216,13 @@ def test_what_is_wrong_with_a_plugin_s_loss_is_said_by_its_name(tiny_pipe, tmp_p
 
 @pytest.mark.parametrize("error", [IndexError("list index\nout of range"), AssertionError()], ids=["text", "no text"])
 def test_an_unexpected_error_is_recorded_and_raised_on(tiny_pipe, tmp_path, monkeypatch, error):
-    """A defect of somebody's plugin, say: or the run would read as running for ever."""
+    """Or the run would read as running for ever."""
     resolved = make_resolved(tiny_pipe, "ddpo", **few(tmp_path))
 
-    def broken(self, batch):
+    def broken(self, *args):
         raise error
 
-    monkeypatch.setattr(resolved.method, "loss", broken)
+    monkeypatch.setattr(Updater, "_loss", broken)
     with pytest.raises(type(error)):
         run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)

@@ -168,6 +168,7 @@ def test_a_method_that_ends_the_program_has_not_succeeded(tiny_pipe, tmp_path, m
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
+        (lambda loss: loss["value"], r"method 'DDPO': loss\(\) raised TypeError: 'Loss' object is not subscriptable"),
         (lambda loss: float(loss.value), r"method 'DDPO': loss\(\) gave float"),
         (lambda loss: replace(loss, value=loss.value.repeat(2)), r"its loss has shape \(2,\)"),
         (lambda loss: replace(loss, value=loss.value.detach()), "its loss has no gradient"),
@@ -181,6 +182,17 @@ def test_what_is_no_loss_is_said_to_be_the_methods(tiny_pipe, tmp_path, monkeypa
     loss = DDPO.loss
     monkeypatch.setattr(DDPO, "loss", lambda self, batch: answer(loss(self, batch)))
     with pytest.raises(RunFailed, match=message + ".*sdpo-bench doctor --plugin"):
+        run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
+
+
+@pytest.mark.parametrize("key", ["advantages", "log_probs"])
+def test_a_loss_that_changes_its_minibatch_is_said_to(tiny_pipe, tmp_path, monkeypatch, key):
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
+    loss = DDPO.loss
+    monkeypatch.setattr(DDPO, "loss", lambda self, batch: (loss(self, batch), getattr(batch, key).mul_(2))[0])
+    with pytest.raises(RunFailed, match=rf"method 'DDPO': loss\(\) changes the minibatch in place \({key}\)"):
         run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
 
 
