@@ -59,7 +59,7 @@ class ProcessState:
     def _restore_torch(self, changed: list[str]) -> None:
         import torch
 
-        undo: dict[str, Callable[[Any], None]] = {
+        undo: dict[str, Callable[[Any], Any]] = {
             "default_dtype": torch.set_default_dtype,
             "default_device": lambda device: torch.set_default_device(None if device.type == "cpu" else device),
             "gradients": torch.set_grad_enabled,
