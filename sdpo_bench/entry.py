@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from sdpo_bench.cli import cli
-from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError
+from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, says_out_of_memory
 from sdpo_bench.standard_output import name_standard_output, refusal
 
 
@@ -54,11 +54,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         if debug:
             raise
-        click.echo(f"Error: {_clean_lines(_system_error(error))}", err=True)
+        text = _no_memory(error) if says_out_of_memory(error) else _system_error(error)
+        click.echo(f"Error: {_clean_lines(text)}", err=True)
         sys.exit(MissingError.exit_code)
     except Exception as error:
         if debug:
             raise
+        if says_out_of_memory(error):
+            click.echo(f"Error: {_clean_lines(_no_memory(error))}", err=True)
+            sys.exit(MissingError.exit_code)
         click.echo(
             f"Error: unexpected {type(error).__name__}: {_clean_lines(str(error))}\n"
             "This is a defect. Run again with 'sdpo-bench --debug ...' and report the traceback.",
@@ -86,6 +90,14 @@ def _system_error(error: OSError) -> str:
         return text
     place = f"'{error.filename}': " if error.filename else ""
     return f"{place}{error.strerror or error}. More with: sdpo-bench --debug ..."
+
+
+def _no_memory(error: Exception) -> str:
+    said = str(error).strip().splitlines()
+    return (
+        f"out of memory ({said[-1][:200] if said else type(error).__name__}). What was saved is kept, and the same "
+        "command goes on: with more memory, without a limit on it (ulimit -v), or with a smaller --micro-batch."
+    )
 
 
 def _clean_lines(text: str) -> str:

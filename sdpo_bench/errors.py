@@ -55,6 +55,21 @@ class RunFailed(SdpoBenchError):
     exit_code = 1
 
 
+_NO_MEMORY = (
+    "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "failed to map segment",
+)  # fmt: skip
+"""What devices, systems and libraries say when there is no memory left."""
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever type, is about memory."""
+    text = str(error).lower()
+    # oneDNN's own words, where nothing follows them; with a description they are about an operation it lacks.
+    return (
+        isinstance(error, MemoryError) or text == "could not create a primitive" or any(w in text for w in _NO_MEMORY)
+    )
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """The end of an "unknown name" message: the closest valid name if there is one, and the whole list."""
     names = sorted(set(valid))

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.errors import MissingError, UsageError, nearest, says_out_of_memory
 from sdpo_bench.hub import cached_pipeline, find_pipeline
 from sdpo_bench.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.processes import local_device
@@ -220,6 +220,8 @@ def load_pipeline(settings: "ModelSettings") -> Any:
         )  # fmt: skip
     except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if says_out_of_memory(error):
+            raise
         raise MissingError(
             f"the pipeline '{folder}' cannot be loaded: {reason} If files are damaged, copy or fetch them again; "
             "for a hub model, delete its folder in the hub cache first."

@@ -10,17 +10,16 @@ from typing import TypeVar
 
 import torch
 
-from sdpo_bench.errors import RunFailed
+from sdpo_bench.errors import RunFailed, says_out_of_memory
 
 T = TypeVar("T")
-WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that a device or the machine has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in WORDS)
+    return isinstance(error, RuntimeError) and says_out_of_memory(error)
 
 
 def halving(work: Callable[[int], T], micro_batch: int, halved: Callable[[int, str], None]) -> T:

@@ -653,6 +653,28 @@ def test_names_stay_in_one_piece_on_a_narrow_terminal(width, whole, monkeypatch,
     assert whole or ("budget used: 2,048 of 2,048 images" in out and "message" not in out)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("see its traceback:\nlib.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_full_memory_is_no_defect(tmp_path, monkeypatch, capsys, error):
+    from sdpo_bench.entry import main
+
+    def fail(out):
+        raise error
+
+    monkeypatch.setattr("sdpo_bench.report_command.load_results", fail)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "--results", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 3 and "out of memory (" in said and "the same command goes on" in said
+    assert "defect" not in said and "traceback" not in said
+
+
 @pytest.mark.parametrize("closed", [(1,), (2,), (1, 2)])
 def test_a_closed_output_is_no_defect(closed, tmp_path):
     def close():

@@ -30,6 +30,7 @@ NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ..."),
     RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+    RuntimeError("could not create a primitive"),
     MemoryError(),
 ]
 
@@ -78,6 +79,7 @@ def test_one_of_several_processes_ends_the_run_and_says_how_it_goes_on():
 
 def test_other_errors_are_not_taken_for_missing_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
     with pytest.raises(OSError, match="memory"):
         halving(lambda size: (_ for _ in ()).throw(OSError("out of memory card")), 4, lambda size, text: None)
 

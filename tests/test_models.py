@@ -250,6 +250,17 @@ def test_a_damaged_pipeline_is_said_to_be_one(tiny_pipe, tmp_path, harm, said):
         load_policy(ModelSettings(name=str(folder)))
 
 
+def test_a_full_memory_is_no_damaged_pipeline(tiny_pipe, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    def full(*args, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", full)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        load_policy(ModelSettings(name=str(tiny_pipe)))
+
+
 @pytest.mark.parametrize("change", [{"in_channels": 9}, {"addition_embed_type": "image"}, {"class_embed_type": "x"}])
 def test_pipelines_for_other_tasks_are_refused(tiny_pipe, tmp_path, change):
     folder = shutil.copytree(tiny_pipe, tmp_path / "pipe")
