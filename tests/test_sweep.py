@@ -104,6 +104,7 @@ def background(path, out, *more):
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
+    wait_for(lambda: process.exitcode is not None or os.getpgid(process.pid) == process.pid)
     return process
 
 
