@@ -5,7 +5,7 @@ predicted original); everything else is independent. All randomness comes from n
 nor the number of processes change a trajectory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +86,6 @@ def rollout(
     members: int = 1,
     shared_noise: bool = False,
     micro_batch: int = 64,
-    progress: Callable[[int], None] | None = None,
 ) -> Trajectories:
     """Sample ``members`` trajectories for each prompt.
 
@@ -94,13 +93,12 @@ def rollout(
         prompts: N texts, one a group.
         groups: N global group names; they decide the noise, so a process may sample any part of an epoch.
         micro_batch: at most this many latents in one denoiser call; changes no result.
-        progress: called with the number of latents denoised by one step.
     """
     start = noise.initial(policy.latent_shape, groups, members, shared_noise)
     steps = noise.steps(policy.latent_shape, groups, members, schedule.num_steps)
     return replay(
         policy, schedule, prompts, start, steps,
-        shared_start=shared_noise and members > 1, micro_batch=micro_batch, progress=progress,
+        shared_start=shared_noise and members > 1, micro_batch=micro_batch,
     )  # fmt: skip
 
 
@@ -114,7 +112,6 @@ def replay(
     *,
     shared_start: bool,
     micro_batch: int = 64,
-    progress: Callable[[int], None] | None = None,
     conditioning: Conditioning | None = None,
 ) -> Trajectories:
     """Trajectories from given initial latents ``[N, G, C, h, w]`` and step noise ``[N, G, T, C, h, w]``."""
@@ -125,8 +122,6 @@ def replay(
         log_probs.append(gaussian_log_prob(following.flatten(0, 1), step.mean, step.std).view(n, g))
         x0s.append(step.x0.view_as(following).to(policy.storage))
         latents.append(following.to(policy.storage))
-        if progress is not None:
-            progress(n * g)
     return Trajectories(
         tuple(prompts), conditioning, torch.stack(latents, 2), torch.stack(x0s, 2),
         torch.stack(log_probs, 2), shared_start,
