@@ -27,17 +27,23 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     finally:
         with suppress(OSError):  # it has its name by now, or never had one, or a disk that became read-only keeps it
             temporary.unlink()
-    _sync_folder(path.parent)
+    with disk_space(path):
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable (a no-op where folders cannot be opened)."""
-    with suppress(OSError):
+    """Make a rename durable (a no-op where folders cannot be opened or synced)."""
+    try:
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

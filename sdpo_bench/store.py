@@ -192,7 +192,7 @@ class RunFolder:
         """Forget what was logged after a checkpoint, so that resuming repeats no line."""
         path = self.path / name
         if path.exists() and path.stat().st_size > size:
-            with open(path, "rb+", opener=regular) as stream:
+            with disk_space(path), open(path, "rb+", opener=regular) as stream:
                 stream.truncate(size)
                 os.fsync(stream.fileno())
 

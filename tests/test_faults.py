@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
+from read_only import mount_read_only
 
 from factories import make_resolved, make_trainer
 from sdpo_bench import checkpoint, guards
@@ -272,6 +274,28 @@ def test_whatever_a_disk_refuses_with_is_said_in_words(tmp_path, monkeypatch, ca
             atomic_write(tmp_path / "file", "new")
     assert type(error.value) is kind and error.value.strerror == os.strerror(code)
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize(("code", "refused"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_a_folder_that_cannot_be_synced_is_a_broken_disk_or_another_file_system(tmp_path, monkeypatch, code, refused):
+    sync = os.fsync
+
+    def refuse(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(Unwritable, match="file' cannot be written: Input/output error") if refused else nullcontext():
+        atomic_write(tmp_path / "file", "new")
+
+
+def test_a_log_that_cannot_be_cut_is_said_in_words(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.append("train.jsonl", {"epoch": 1})
+    mount_read_only(tmp_path, monkeypatch)
+    with pytest.raises(Unwritable, match="train.jsonl' cannot be written: Read-only"):
+        run.truncate("train.jsonl", 1)
 
 
 def test_what_is_synced_is_all_there_already(tmp_path, monkeypatch):
