@@ -29,10 +29,10 @@ def out(tmp_path):
     return tmp_path
 
 
-def compared(out, a, b, *select, endpoint="mean"):
+def compared(out, a, b, *select, endpoint="mean", **options):
     selection = parse_select(select)
     results = load_results(out)
-    return compare_sides(results, *find_sides(results, a, b, selection), endpoint)
+    return compare_sides(results, *find_sides(results, a, b, selection), endpoint, **options)
 
 
 def outcomes(comparison):
@@ -69,6 +69,59 @@ def test_both_corrections_by_hand(out):
     assert found["mean"].adjusted_p == pytest.approx(pm)
     expected = scipy_stats.false_discovery_control([p1, p2, p2, pm])
     assert [found[k].exploratory_p for k in (1, 2, 4, "mean")] == pytest.approx(expected.tolist())
+
+
+def test_the_test_is_of_the_primary_endpoint(out):
+    gaps = np.array([0.5, 1.6, 2.4])
+    for endpoint, shift in (("mean", 1 / 3), (1, 1), (4, 0)):
+        (duel,) = compared(out, "sdpo", "ddpo", endpoint=endpoint).duels
+        assert duel.test.p == pytest.approx(scipy_stats.ttest_1samp(gaps + shift, 0).pvalue), endpoint
+
+
+def test_the_effect_is_in_the_base_models_spread_at_the_primary_endpoint(tmp_path):
+    # The base model's images at 1 step lie at +-0.4, +-0.2, +-0.1: variance 0.42 / 5. At 4 steps: ten times as far.
+    base = spread([0, 0, 0])
+    base[:, 2] *= 10
+    make_base(tmp_path, base_frame(base))
+    for seed in A:
+        make_run(tmp_path, "sdpo", seed, spread([A[seed] + 1, A[seed], A[seed]]))
+        make_run(tmp_path, "ddpo", seed, spread([B[seed]] * 3))
+    for endpoint, gap, sd in ((1, 2.5, 0.084**0.5), (4, 1.5, 10 * 0.084**0.5)):
+        (duel,) = compared(tmp_path, "sdpo", "ddpo", endpoint=endpoint).duels
+        low, high = duel.primary.difference.low, duel.primary.difference.high
+        found = (duel.effect.value, duel.effect.low, duel.effect.high)
+        assert found == pytest.approx((gap / sd, low / sd, high / sd))
+
+
+def test_intervals_have_the_level_asked_for_and_one_is_over_seeds_alone(tmp_path):
+    # Differences are 1, 2, 3 by seed plus 0, 0.3, 0.6 by prompt: seed means 1.3, 2.3, 3.3. Mean squares: seeds
+    # 3 * 1, prompts 3 * 0.09, residual 0.
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in range(3):
+        make_run(tmp_path, "sdpo", seed, spread([1 + seed] * 3) + np.array([0, 0.3, 0.6])[:, None, None])
+        make_run(tmp_path, "ddpo", seed, spread([0, 0, 0]))
+    variance = (3 + 0.27) / 9
+    df = variance**2 / ((3 / 9) ** 2 / 2 + (0.27 / 9) ** 2 / 2)
+    (duel,) = compared(tmp_path, "sdpo", "ddpo", level=0.8).duels
+    for found, half in (
+        (duel.primary.difference, scipy_stats.t.ppf(0.9, df) * variance**0.5),
+        (duel.seed_level, scipy_stats.t.ppf(0.9, 2) / 3**0.5),
+    ):
+        assert (found.low, found.value, found.high) == pytest.approx((2.3 - half, 2.3, 2.3 + half))
+        assert found.level == 0.8
+    assert duel.primary.win_rate.level == duel.effect.level == 0.8
+
+
+def test_one_step_count_is_no_summary(tmp_path):
+    """The mean over one step count would be the same test once more, in the table and in its correction."""
+    one = lambda gain: lambda **who: frame(spread([gain]), **who, steps=(2,))  # noqa: E731
+    for seed in A:
+        make_run(tmp_path, "sdpo", seed, None, frames=[one(A[seed])])
+        make_run(tmp_path, "ddpo", seed, None, frames=[one(B[seed])])
+    (duel,) = compared(tmp_path, "sdpo", "ddpo").duels
+    assert [outcome.endpoint for outcome in duel.outcomes] == [2]
+    assert duel.primary.difference.value == pytest.approx(1.5)
+    assert duel.primary.adjusted_p == duel.primary.exploratory_p == duel.primary.p
 
 
 def test_win_rate_counts_paired_images(out):
@@ -162,6 +215,8 @@ def test_held_out_rewards_and_other_splits_follow(out):
     keys = [(duel.panel.key.split, duel.panel.key.reward) for duel in comparison.duels]
     assert keys == [("train", "emoji-align"), ("train", "zz"), ("unseen", "emoji-align")]
     assert [duel.primary.difference.value for duel in comparison.duels] == pytest.approx([0, 0.5, 0.5])
+    (unseen,) = compared(out, "sdpo", "ddpo", "budget.amount=9", splits=("unseen",)).duels
+    assert unseen.panel.key.split == "unseen"
 
 
 def test_json_and_bills(out):
