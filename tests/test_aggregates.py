@@ -33,6 +33,15 @@ def test_gains_pair_seeds_when_the_base_was_evaluated_under_each():
     assert found.tolist() == pytest.approx([1 / np.sqrt(2), 3 / np.sqrt(2)])
 
 
+def test_gains_are_in_the_spread_of_their_own_endpoint():
+    # Base images: 1, 3 at 1 step (sd sqrt(2)), 0, 20 at 4 steps (sd 10 sqrt(2)), their means 0.5, 11.5 (sd 11/sqrt(2)).
+    base = make_rows(np.array([[[[1.0], [0.0]], [[3.0], [20.0]]]]), method="base", steps=(1, 4))
+    mine = make_rows(np.array([[[[4.0], [5.0]], [[6.0], [25.0]]]] * 2), steps=(1, 4))
+    for endpoint, gain, sd in ((1, 3, 2**0.5), (4, 5, 10 * 2**0.5), ("mean", 4, 11 / 2**0.5)):
+        found = standardised_gains(mine, base, endpoint=endpoint)["hpsv2"]
+        assert found.tolist() == pytest.approx([gain / sd] * 2), endpoint
+
+
 def test_gains_refuse_incomplete_rewards():
     base = make_rows(np.array([[[[1.0]], [[3.0]]]]), method="base", steps=(1,))
     mine = make_rows(np.zeros((2, 2, 1, 1)), steps=(1,))
@@ -107,6 +116,18 @@ def test_bootstrap_draws_seeds_within_strata_and_everything_else_jointly():
     picked = draws[..., 0, 0] % 100
     assert (picked[:, 0] != picked[:, 1]).any()  # strata are drawn apart
     assert [(picked == seed).mean() for seed in range(3)] == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_the_bootstraps_error_is_the_standard_deviation_of_its_resamples():
+    seen = []
+
+    def record(sample):
+        seen.append(sample.mean())
+        return seen[-1]
+
+    found = stratified_bootstrap(np.arange(12.0)[None], record, seed=0)
+    assert len(seen) == 2001, "the data themselves, then the resamples"
+    assert found.standard_error == pytest.approx(np.std(seen[1:], ddof=1), rel=1e-12)
 
 
 def test_bootstrap_is_descriptive_below_ten_seeds_and_absent_with_one():

@@ -60,6 +60,17 @@ def test_many_seeds_draw_patterns_reproducibly():
     assert found.name == "random sign-flip test"
     assert found.smallest_p == 2 / 10000  # (0 + 1) / (9999 + 1), doubled
     assert found.p >= found.smallest_p
+    # 2^14 = 16,384 patterns are more than the 9,999 drawn: the first number of seeds that is not enumerated.
+    fourteen = paired_test(with_seed_means(*range(1, 15)))
+    assert (fourteen.name, fourteen.smallest_p) == ("random sign-flip test", 2 / 10000)
+
+
+def test_the_seed_of_drawn_patterns_reaches_every_comparison():
+    given_methods = methods(3, {"sdpo": 0.02, "base": 0}, n_seeds=15, n_prompts=3)
+    found = [against_reference(given_methods, "base", seed=seed)[0].test.p for seed in (3, 4)]
+    difference = paired(given_methods["sdpo"], given_methods["base"])
+    assert found == [paired_test(difference, seed=seed).p for seed in (3, 4)]
+    assert found[0] != found[1]
 
 
 def test_one_seed_is_no_test_and_no_difference_is_p_one():
@@ -222,6 +233,16 @@ def test_verdict_corrects_for_looking_at_many_step_counts():
         "no difference shown at 2, 4, 8 steps; unclear at 1 step (the interval excludes 0, but "
         "not after correction for 4 endpoints)"
     )
+
+
+def test_verdict_controls_the_share_of_false_findings_and_ignores_units():
+    # 10 df: p = .0113, .0153, .0256 and 1. Benjamini-Hochberg: least of .0256 * 4/3, .0153 * 4/2 and .0113 * 4 gives
+    # .031, .031, .034, so all three stand. Holm's would be .045, .046 and .051, which leaves the third out.
+    sizes = {1: 3.1, 2: 2.92, 4: 2.62, 8: 0}
+    for unit in (1, 1e-6):
+        estimates = {key: estimate(value * unit, unit) for key, value in sizes.items()}
+        found = verdict(estimates, "sdpo", "ddpo")
+        assert found == "sdpo is better at 1, 2, 4 steps; no difference shown at 8 steps"
 
 
 def test_verdict_of_one_seed_is_no_verdict():
