@@ -217,7 +217,8 @@ def _finding(board: Board) -> str:
         return f"{board.notes[0] if board.notes else ''} {_gain_words(best, where)}".strip()
     top = [line.label for line in board.lines if line.rank == 1]
     if board.base and board.base.rank == 1:
-        return f"No method is told apart from the base model {where}."
+        behind = len(top) < sum(line.rank is not None for line in board.lines)
+        return f"No method is {'ahead of' if behind else 'told apart from'} the base model {where}."
     if len(top) == 1:
         return f"{top[0]} is ahead of all others {where}. {_gain_words(best, '')}".strip()
     others = f"{', '.join(top[1:-1])} and {top[-1]} are" if len(top) > 2 else f"{top[1]} is"

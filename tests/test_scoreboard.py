@@ -105,6 +105,8 @@ AHEAD, ALIKE, ALIKE_TOO, LOW = three(5.0, 5.1, 5.2), three(4.8, 5.3, 5.1), three
         ({"a": AHEAD, "b": ALIKE, "d": LOW}, "a leads at 4 steps; b is not told apart from it. a gains 5.1 ["),
         ({"a": AHEAD, "b": ALIKE, "c": ALIKE_TOO}, "a leads at 4 steps; c and b are not told apart from it. a gains"),
         ({"a": three(-1, 0, 1.5), "b": three(1, 0, -1.6)}, "No method is told apart from the base model at 4 steps."),
+        ({"a": three(-1, 0, 1.5), "d": three(-9, -9.1, -9.2)}, "No method is ahead of the base model at 4 steps."),
+        ({"d": three(-1, -1.1, -1.2)}, "No method is ahead of the base model at 4 steps."),
         ({"a": {0: 3.0}}, "No ranks: 1 seed, no interval, so no difference between methods can be shown. a gains 3 (1"),
     ],
 )
