@@ -1,0 +1,50 @@
+"""Evaluation files as arrays: every score stays with its prompt, step count, image and seed."""
+
+import numpy as np
+import pytest
+from report_factory import frame
+
+from sdpo_bench.matrices import Measure
+from sdpo_bench.scores import BASE, Block, Cells, PanelKey, at, only_seeds, only_steps, read_scores, stack
+
+KEY = PanelKey("sampler", "train", "good", "1")
+
+
+def numbered(*shape):
+    return np.arange(np.prod(shape), dtype=float).reshape(shape)
+
+
+def test_parts_are_picked_by_their_labels_and_not_by_their_places():
+    block = Block(numbered(2, 3, 4), ("bee", "cat"), (1, 2, 4), (0, 1, 2, 3))
+    part = block.restrict((2, 4), (1, 3))
+    assert (part.steps, part.images) == ((2, 4), (1, 3))
+    assert part.scores.tolist() == [[[5, 7], [9, 11]], [[17, 19], [21, 23]]]
+    cells = Cells(numbered(3, 1, 3, 1), (3, 5, 7), ("bee",), (1, 2, 4), (0,), "sdpo", Measure())
+    assert only_steps(cells, (2, 4)).scores[..., 0].tolist() == [[[1, 2]], [[4, 5]], [[7, 8]]]
+    assert at(cells, 4).scores.ravel().tolist() == [2, 5, 8]
+    picked = only_seeds(cells, (7, 5))
+    assert picked.seeds == (7, 5) and picked.scores[:, 0, 0, 0].tolist() == [6, 3]
+
+
+def test_a_fixed_model_is_repeated_under_each_seed():
+    base = Cells(numbered(1, 1, 3, 1), (0,), ("bee",), (1, 2, 4), (0,), BASE, Measure())
+    assert only_seeds(base, (5, 9)).scores[..., 0].tolist() == [[[0, 1, 2]]] * 2
+
+
+def test_runs_are_stacked_by_seed():
+    blocks = {seed: Block(np.full((1, 1, 1), seed), ("bee",), (1,), (0,)) for seed in (7, 3, 5)}
+    found = stack(blocks, KEY, "sdpo")
+    assert found.seeds == (3, 5, 7) and found.scores.ravel().tolist() == [3, 5, 7]
+
+
+@pytest.mark.parametrize("far", [3, 5000], ids=["numbers close together", "numbers far apart"])
+def test_labels_are_sorted_with_their_scores_whatever_the_order_in_the_file(tmp_path, far):
+    """Prompts in the file's order dog, ant, cat, bee, whose sorting is no mere exchange of pairs; images far, 0, 1."""
+    prompts, steps, images = ("dog", "ant", "cat", "bee"), (4, 1), (far, 0, 1)
+    scores = numbered(4, 2, 3)
+    rows = frame(scores, run="r", method="sdpo", seed=0, prompts=prompts, steps=steps)
+    rows["image"] = np.array(images)[rows["image"]]
+    rows.to_parquet(tmp_path / "eval.parquet")
+    (block,) = read_scores(tmp_path / "eval.parquet").blocks.values()
+    assert (block.prompts, block.steps, block.images) == (("ant", "bee", "cat", "dog"), (1, 4), (0, 1, far))
+    assert block.scores.tolist() == scores[np.ix_([1, 3, 2, 0], [1, 0], [1, 2, 0])].tolist()
