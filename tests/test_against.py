@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from report_factory import base_frame, edit_scores, make_base, make_run, spread
+from report_factory import base_frame, edit_scores, frame, make_base, make_run, spread
+from scipy import stats
 
+from sdpo_bench.against import Reading
 from sdpo_bench.cli_report import report as report_cli
 from sdpo_bench.errors import UsageError
 from sdpo_bench.published import paper, read_published
@@ -71,7 +73,42 @@ def test_gains_are_shares_of_the_largest_mean_gain_of_their_side(out, published)
     assert [there[f"steps_{k}"].value for k in (1, 2, 4)] == pytest.approx([0.5, 1, 1.5])
     assert (here["mean"].value, row(table, "ddpo", "here")["mean"].value) == pytest.approx((1, 0.75))
     assert there["steps_1"].text == "50 % ±5", "a gain is two readings, each off by up to 0.05, of 2"
-    assert here["steps_4"].low < -1.5 < here["steps_4"].high < 0
+    # Gains of 2 -+ 0.01 by two seeds: 12.706 standard errors of 0.01 to either side, in units of 2/3.
+    half = stats.t.ppf(0.975, 1) * 0.01 / (2 / 3)
+    assert (here["steps_4"].low, here["steps_4"].high) == pytest.approx((-1.5 - half, -1.5 + half))
+    assert here["steps_1"].text == f"300 % ±{100 * half:.0f}"
+
+
+def test_a_number_as_large_as_its_error_has_no_direction():
+    found = [Reading(value, half).direction for value, half in ((0.5, 0.5), (-0.5, 0.5), (0.6, 0.5), (-0.6, 0.5))]
+    assert found == [0, 0, 1, -1]
+    assert [Reading(value).direction for value in (0.1, 0.0, -0.1)] == [1, 0, -1]
+
+
+def test_order_there_needs_more_than_the_error_of_two_readings(out, published):
+    """There ddpo gains 0.2 and d3po 0.14, two readings each off by up to 0.05 against the same base model."""
+    published.write_text(FILE.replace("[1.02, 1.02, 1.02]", "[1.14, 1.14, 1.14]"))
+    for seed in (0, 1):
+        make_run(out, "d3po", seed, spread([0.9 + seed / 100] * 3))
+    order = next(note for note in tables(out, published)["against-1-shape"].all_notes if note.startswith("Order"))
+    assert "of 3 pairs, 1 the same way round" in order
+    assert "1 the other way round (d3po and sdpo), 1 not told apart" in order
+
+
+def test_only_step_counts_that_every_row_has_are_compared(out, published):
+    for seed, shift in enumerate((-0.01, 0.01)):
+        one = lambda shift=shift, **who: frame(spread([0.5 + shift] * 2), **who, steps=(1, 4))  # noqa: E731
+        make_run(out, "d3po", seed, None, frames=[one])
+    table = tables(out, published)["against-1-shape"]
+    assert [column.key for column in table.columns] == ["from", "steps_1", "steps_4", "mean", "direction"]
+    # The mean gain of sdpo there, over these two, is 2, and ddpo's 0.1.
+    assert row(table, "ddpo", "them")["mean"].value == pytest.approx(0.05)
+
+
+def test_numbers_of_another_split_are_no_match(out, published):
+    published.write_text(FILE.replace("[scores]", 'split = "unseen"\n[scores]'))
+    with pytest.raises(UsageError, match="no method and number of steps in common"):
+        tables(out, published)
 
 
 def test_directions_and_orders(out, published):
