@@ -51,6 +51,15 @@ def test_a_hand_computed_prediction():
     assert dense.tolist() == pytest.approx([1.0, 1.75, 2.0, 3.0])
 
 
+def test_negative_and_small_similarities_by_hand():
+    """Rewards 1, 3, 2 again. Negative weights count as 0, small ones as what they are; without any all count alike."""
+    inner = [([0.5, -0.5, 0.25], 4 / 3), ([0.01, 0.02, 0.01], 2.25), ([-0.5, -0.1, -0.2], 2.0), ([0.0, 0.0, 0.0], 2.0)]
+    for weights, expected in inner:
+        similarity = torch.tensor([[1.0, 0.1, 0.2], weights, [0.2, 0.2, 1.0], [0.1, 1.0, 0.2]])
+        dense = predicted_rewards(Queries(torch.tensor([0, 3, 2]), similarity), torch.tensor([1.0, 3.0, 2.0]))
+        assert dense.tolist() == pytest.approx([1.0, expected, 2.0, 3.0]), weights
+
+
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 12), scale=st.floats(1e-3, 1e3), zero=st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_predictions_stay_within_the_queried_rewards(seed, steps, scale, zero):

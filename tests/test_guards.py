@@ -12,6 +12,7 @@ from sdpo_bench.errors import RunFailed
 from sdpo_bench.policy import Policy
 from sdpo_bench.results import load_results
 from sdpo_bench.settings import GuardSettings
+from sdpo_bench.store import RunFolder
 
 HEALTHY = {
     "epoch": 1, "clip_fraction": 0.4, "clip_fraction_at_zero_update": 0.0, "ratio_at_zero_update": 1e-6,
@@ -129,6 +130,17 @@ def test_the_best_before_the_collapse_by_hand():
     assert guards.before_collapse(rows, 6)["epoch"] == 4
     assert guards.before_collapse(rows, 4)["epoch"] == 2
     assert guards.before_collapse(rows, 2)["epoch"] == 2, "the earliest, where none is sound"
+
+
+def test_a_collapse_is_the_first_warning_of_pictures_or_distance(tmp_path):
+    """Doubts about updates are none; a later warning of another kind does not move it."""
+    run = RunFolder(tmp_path)
+    for epoch, guard in ((2, "clip_fraction"), (3, "ratio_at_start")):
+        guards.record(run, guards.Warned(epoch, guard, "said"))
+    assert guards.collapsed_at(run) is None
+    for epoch, guard in ((5, "kl"), (5, "clip_at_start"), (7, "dark")):
+        guards.record(run, guards.Warned(epoch, guard, "said"))
+    assert guards.collapsed_at(run) == 5
 
 
 def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path, monkeypatch):
