@@ -1,12 +1,14 @@
 """Methods that search at inference: what is delivered, what it costs, and that the bill says so."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from factories import SEARCH_METHODS, make_method, make_resolved
 from sdpo_bench.bill import read_search, search_bill, search_lines
+from sdpo_bench.budget import Ledger
 from sdpo_bench.candidates import Candidates
 from sdpo_bench.commands import plan
 from sdpo_bench.config import Request, resolve
@@ -17,6 +19,7 @@ from sdpo_bench.evaluate import evaluation_schedule, read_rows, sample_images
 from sdpo_bench.results import Run, flat_settings
 from sdpo_bench.runner import make_scorer, run_cell
 from sdpo_bench.settings import EvaluationSettings, Runtime
+from sdpo_bench.store import RunFolder
 
 PAIRS = [("cat", 0), ("cat", 1), ("dog", 0)]
 
@@ -27,9 +30,10 @@ def searched(policy, method, settings, steps=2, seed=0, pairs=PAIRS, micro_batch
     return search.sample(policy, schedule, settings, pairs, micro_batch), search
 
 
-def test_best_of_n_is_the_best_of_its_own_samples(tiny_policy):
+@pytest.mark.parametrize("options", [{}, {"noise_bank": 3, "image": "predicted"}])
+def test_best_of_n_is_the_best_of_its_own_samples(tiny_policy, options):
     """Drawn one by one: the first is the image that every method starts from, and the highest score is delivered."""
-    settings, scorer = EvaluationSettings(steps=(2,)), make_scorer("jpeg-incompressibility", {}, "cpu")
+    settings, scorer = EvaluationSettings(steps=(2,), **options), make_scorer("jpeg-incompressibility", {}, "cpu")
     images, search = searched(tiny_policy, make_method("best_of_n", n=4), settings)
     schedule = evaluation_schedule(tiny_policy, settings, 2)
     drawn = []
@@ -42,6 +46,54 @@ def test_best_of_n_is_the_best_of_its_own_samples(tiny_policy):
     best = scores.argmax(0)
     assert len(set(best.tolist())) > 1 or best[0] > 0, "the search chose something"
     assert torch.allclose(images, torch.stack([drawn[j][i] for i, j in enumerate(best.tolist())]), atol=1e-5)
+
+
+def test_a_random_search_goes_on_from_its_best_candidate(tiny_policy):
+    """Step by step: each candidate is a neighbour of the best before it, of its own picture alone."""
+    settings, scorer = EvaluationSettings(steps=(2,)), make_scorer("jpeg-incompressibility", {}, "cpu")
+    method, prompts = make_method("random_search", n=6, radius=0.5), [prompt for prompt, _ in PAIRS]
+    images, search = searched(tiny_policy, method, settings)
+    schedule = evaluation_schedule(tiny_policy, settings, 2)
+    noise = [search._noise(tiny_policy, schedule, settings, PAIRS, j) for j in range(6)]
+    draw = lambda chosen: search._draw(tiny_policy, schedule, settings, prompts, chosen)  # noqa: E731
+    best, kept, moves = noise[0].clone(), draw(noise[0]), []
+    for fresh in noise[1:]:
+        tried = method.propose(best, fresh)
+        drawn = draw(tried)
+        moves.append((scorer(drawn, prompts) > scorer(kept, prompts)).tolist())
+        for i, better in enumerate(moves[-1]):
+            if better:
+                best[i], kept[i] = tried[i], drawn[i]
+    assert {better for move in moves for better in move} == {True, False}, "some steps were taken and some were not"
+    assert torch.allclose(images, kept, atol=1e-5)
+
+
+def test_of_equal_candidates_the_common_picture_is_delivered(tiny_policy, monkeypatch):
+    """A reward that tells nothing apart leaves every method with the same pictures."""
+    from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
+
+    monkeypatch.setattr(JpegIncompressibility, "__call__", lambda self, images, prompts: torch.ones(len(prompts)))
+    settings = EvaluationSettings(steps=(2,))
+    common = sample_images(tiny_policy, evaluation_schedule(tiny_policy, settings, 2), settings, PAIRS)
+    assert torch.allclose(searched(tiny_policy, make_method("best_of_n", n=3), settings)[0], common, atol=1e-5)
+
+
+def test_the_bill_of_a_block_is_that_of_all_processes(tmp_path):
+    def spent(ledger, images, latents):
+        ledger.images = images
+        with ledger.during("search"):
+            ledger.charge_call(latents)
+        ledger.charge_reward("jpeg-incompressibility", images)
+        return ledger
+
+    other = spent(Ledger(), 5, 20)
+    several = SimpleNamespace(gather=lambda ledger: [ledger, other], is_main=True)
+    search = Candidates(make_method("best_of_n", n=4), make_scorer("jpeg-incompressibility", {}, "cpu"), 0)
+    run = RunFolder(tmp_path)
+    with search.billed(run, "a block", 2, several):
+        spent(search.ledger, 3, 12)
+    bill = read_search(run.path)["blocks"]["a block"]["bill"]
+    assert (bill["images"], bill["forward"], bill["reward_calls"]) == (8, {"search": 32}, 8)
 
 
 @pytest.mark.parametrize("name", SEARCH_METHODS)
