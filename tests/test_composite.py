@@ -7,18 +7,22 @@ import torch
 from torch import Tensor
 
 from factories import make_resolved, make_trainer
+from sdpo_bench import calibration, seeds
 from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.bill import part_correlation, part_lines
 from sdpo_bench.calibration import calibrate
-from sdpo_bench.composite import Composite, CompositeSettings
+from sdpo_bench.composite import Basis, Composite, CompositeSettings
 from sdpo_bench.epoch_metrics import correlation, part_metrics
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.estimate import Rates, reward_keys, run_work, seconds
 from sdpo_bench.evaluate import read_rows
-from sdpo_bench.models import load_policy
+from sdpo_bench.models import load_policy, scheduler_config
+from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
+from sdpo_bench.rollout import Noise, sample
 from sdpo_bench.runner import base_folder, evaluation_scorers, run_cell
+from sdpo_bench.schedule import make_schedule
 from sdpo_bench.scoring import CompositeScorer
-from sdpo_bench.settings import Runtime
+from sdpo_bench.settings import ModelSettings, Runtime, ScheduleSettings
 from sdpo_bench.store import RunFolder
 
 SUM = "jpeg-compressibility*-0.5+jpeg-incompressibility*2"
@@ -143,9 +147,85 @@ def test_a_damaged_statistics_file_is_measured_again(tiny_pipe, tmp_path):
         assert reference(sum_run(tiny_pipe), tmp_path)[1] == used
 
 
-def test_a_part_that_never_varies_is_refused(tiny_pipe, tmp_path, monkeypatch):
-    from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
+def test_statistics_by_hand():
+    """1, 2, 3, 6 have mean 3 and population variance 14 / 4; what differs by less than rounding does not vary."""
+    found = calibration._statistics("red", torch.tensor([1.0, 2, 3, 6], dtype=torch.float64))
+    assert found == {"mean": 3, "std": pytest.approx(3.5**0.5), "min": 1, "max": 6}
+    with pytest.raises(UsageError, match="gives all 3 pictures"):
+        calibration._statistics("red", 5 + torch.tensor([0, 1e-6, 4e-6], dtype=torch.float64))
 
+
+def test_every_prompt_comes_once_before_any_comes_twice(prompts_file):
+    basis = Basis(ModelSettings(), ScheduleSettings(), prompts_file)
+    order = seeds.permutation(3, "reward-reference", "prompts").tolist()
+    shuffled = [["cat", "dog", "bee"][place] for place in order]
+    found = calibration._pairs(basis, 7)
+    assert found == [(prompt, number) for number in (0, 1, 2) for prompt in shuffled][:7]
+    assert shuffled != ["cat", "dog", "bee"], "in an order of its own"
+
+
+def test_what_is_measured_are_samples_of_the_untrained_model_in_the_training_schedule(tiny_pipe, tmp_path):
+    """Drawn here once more, with an adapter that has learnt something in between."""
+    resolved = sum_run(tiny_pipe, **{"reward.reference_images": 7, "schedule.eta": 0.5})
+    policy = load_policy(resolved.config.model, lora_seed=0)
+    basis = resolved.described.basis
+    pairs = calibration._pairs(basis, 7)
+    schedule = make_schedule(scheduler_config(policy), 2, eta=0.5, spacing=basis.schedule.spacing)
+    names = [f"{prompt}\n{number}" for prompt, number in pairs]
+    with torch.no_grad(), policy.reference():
+        final, _ = sample(policy, schedule, [p for p, _ in pairs], Noise(("reward-reference",)), groups=names)
+        scores = JpegCompressibility(NoSettings())(policy.decode(final), [p for p, _ in pairs]).double()
+    for parameter in policy.lora_parameters().values():
+        parameter.data += 0.5
+    found = calibrate(evaluation_scorers(resolved.config, "cpu"), policy, tmp_path, {})[SUM]
+    assert found["images"] == 7
+    part = found["parts"][PARTS[0]]
+    assert (part["mean"], part["std"]) == pytest.approx(
+        (scores.mean().item(), scores.std(correction=0).item()), rel=1e-3
+    )
+
+
+def test_statistics_of_other_pictures_are_not_used(tiny_pipe, tmp_path):
+    """Neither a file's nor those of a record, whoever put them there."""
+    scorers, used = reference(sum_run(tiny_pipe), tmp_path)
+    file = next((tmp_path / "references").iterdir())
+    wrong = json.loads(file.read_text()) | {"id": "of-others"}
+    for part in wrong["parts"].values():
+        part["mean"] += 9
+    policy = load_policy(sum_run(tiny_pipe).config.model, lora_seed=0)
+    for recorded in ({}, {SUM: wrong}):
+        file.write_text(json.dumps(wrong))
+        assert calibrate(scorers, policy, tmp_path, recorded) == used
+
+
+def test_statistics_are_named_by_all_that_can_change_the_pictures(prompts_file, tmp_path):
+    """And by nothing else: not by the weights, nor by the order in which parts were given."""
+    other_file = tmp_path / "other.txt"
+    other_file.write_text("cat\ndog\nbee\nant\n")
+
+    def made(images=128, weights=(2.0, -1.0), turn=1, prompts=prompts_file, model=None, **schedule):
+        basis = Basis(ModelSettings(name="emoji-turbo", **model or {}), ScheduleSettings(**schedule), prompts)
+        parts = [("red", weights[0], Channel(0)), ("blue", weights[1], Channel(2))][::turn]
+        return Composite(CompositeSettings(reference_images=images), "cpu", parts, basis)
+
+    plain = made()
+    assert made(weights=(3.0, 1.0)).reference_id == plain.reference_id
+    assert made(weights=(3.0, 1.0)).full_version != plain.full_version
+    assert made(turn=-1).full_version == plain.full_version and list(made(turn=-1).parts) == ["blue", "red"]
+    changes = [{"images": 64}, {"prompts": str(other_file)}, {"model": {"guidance_scale": 3.0}},
+               {"model": {"precision": "bf16"}}, {"steps": 3}, {"eta": 0.5}]  # fmt: skip
+    assert len({made(**change).reference_id for change in [{}, *changes]}) == 1 + len(changes)
+
+
+def test_a_sum_has_a_gradient_where_every_part_has_one(monkeypatch):
+    made = two_channels()
+    for flags, whole in (((False, True), False), ((True, False), False), ((True, True), True)):
+        for part, flag in zip(made.parts.values(), flags):
+            monkeypatch.setattr(part, "differentiable", flag, raising=False)
+        assert made.differentiable is whole
+
+
+def test_a_part_that_never_varies_is_refused(tiny_pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(JpegCompressibility, "__call__", lambda self, images, prompts: torch.ones(len(prompts)))
     with pytest.raises(UsageError, match="'jpeg-compressibility' gives all 12 pictures"):
         reference(sum_run(tiny_pipe), tmp_path)
