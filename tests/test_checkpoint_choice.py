@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from factories import make_resolved
+from sdpo_bench import guards
 from sdpo_bench.errors import UsageError
 from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.processes import ALONE
@@ -104,6 +105,57 @@ def test_the_candidate_of_the_checkpoint_that_is_gone_on_from_stays(tmp_path):
 def test_the_earliest_of_equal_candidates_is_the_best():
     rows = [{"epoch": epoch, "score": score} for epoch, score in ((2, 1.0), (4, 3.0), (6, 3.0), (8, 2.0))]
     assert best_row(rows)["epoch"] == 4
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A function: judges candidates of given scores; what was saved, each with the number of lines logged by then."""
+    run, saved = RunFolder(tmp_path), []
+    judge = Validator.__new__(Validator)
+    judge.run, judge.processes = run, ALONE
+    judge.policy = SimpleNamespace(save=lambda path: saved.append((path.name, len(run.log("validation.jsonl")))))
+
+    def after(scores, choose="validation"):
+        judge.settings = SimpleNamespace(choose=choose, every=2)
+        for epoch, score in scores.items():
+            judge._judge = lambda score=score: {"score": score}
+            judge.after_epoch(epoch, last=False)
+        return saved, [row["epoch"] for row in run.log("validation.jsonl")]
+
+    return after, run
+
+
+def test_an_adapter_is_kept_while_it_is_the_best_and_before_its_line_says_so(judged):
+    """Killed between the two, a run that goes on judges the candidate again; the other way round it would be lost."""
+    saved, logged = judged[0]({2: 1.0, 3: 9.0, 4: 3.0, 6: 3.0, 8: 2.0, 10: 4.0})
+    assert saved == [("epoch-000002", 0), ("epoch-000004", 1), ("epoch-000010", 4)]
+    assert logged == [2, 4, 6, 8, 10]
+
+
+def test_the_first_candidate_is_judged_even_after_a_collapse(judged):
+    """A run without any would have no result."""
+    after, run = judged
+    guards.record(run, guards.Warned(1, "dark", "black"))
+    saved, logged = after({2: 1.0, 4: 3.0}, "before-collapse")
+    assert logged == [2] and saved == [("epoch-000002", 0)]
+
+
+def test_a_score_is_the_mean_over_all_pictures_of_all_processes(tiny_policy, prompts, monkeypatch):
+    """Here "a bee" twice with 5 + 0 and 5 + 10 at 1 step, 3 more at 3 steps; "a horse" elsewhere with 1 and 2."""
+    settings = CheckpointSettings("validation", str(prompts / "held.txt"), steps=(1, 3), images_per_prompt=2)
+    two = SimpleNamespace(rank=0, count=2, is_main=True, gather=lambda scores: [scores, [1.0, 2.0]])
+    scorer = lambda images, texts: images + torch.tensor([float(len(text)) for text in texts])  # noqa: E731
+    judge = Validator(
+        tiny_policy, settings, EvaluationSettings(), scorer, RunFolder(prompts / "run"), 64, Watcher(), two
+    )
+    sampled = lambda policy, schedule, sampler, part, size: torch.tensor(  # noqa: E731
+        [10.0 * number + (3 if schedule.num_steps == 3 else 0) for _, number in part]
+    )
+    monkeypatch.setattr("sdpo_bench.evaluate.sample_images", sampled)
+    found = judge._judge()
+    assert found["score_by_steps"] == {"1": (5 + 15 + 1 + 2) / 4, "3": (8 + 18 + 1 + 2) / 4}
+    assert found["score"] == (23 / 4 + 29 / 4) / 2
+    assert found["reward_calls"] == 2 * 4
 
 
 class Stop(KeyboardInterrupt):
