@@ -189,6 +189,24 @@ def test_the_best_mean_score_is_chosen_and_its_cost_recorded(searching, tmp_path
     assert set(record["tuning"]).isdisjoint(record["reported"])
 
 
+def test_what_was_chosen_goes_before_what_the_suite_says(tmp_path):
+    suite = read_suite(write_suite(tmp_path, f"{SEARCH}\n[for.ddpo.update]\nlr = 5e-3\n"))
+    plan = make_plan(suite, tmp_path)
+    for i, (_, job) in enumerate(jobs(plan)):
+        leave_scores(job, float(i), "emoji-align", [1, 4])
+        finish(job)
+    reported = {c.method: c.settings["update.lr"] for c in make_plan(suite, tmp_path).cells if c.role == "reported"}
+    assert reported["ddpo"] == 2e-3
+
+
+def test_tuning_runs_choose_no_checkpoint(tmp_path):
+    """Even where the reported runs do: their last one is judged, and settings of a choice would have no effect."""
+    choosing = '\n[checkpoint]\nchoose = "validation"\nprompts = "emoji-validation"\nevery = 1\n'
+    cells = make_plan(read_suite(write_suite(tmp_path, SEARCH + choosing)), tmp_path).cells
+    found = {(c.role, c.settings.get("checkpoint.choose", "last")) for c in cells}
+    assert found == {("tuning", "last"), ("reported", "validation")}
+
+
 def test_a_failed_candidate_is_never_chosen_and_all_failed_is_said(searching, tmp_path):
     plan = make_plan(searching, tmp_path)
     for cell, job in jobs(plan):

@@ -199,6 +199,13 @@ def test_methods_that_would_stop_at_different_budgets_are_refused(tmp_path):
         make_plan(read_suite(write_suite(tmp_path, text, preset=f'"{tmp_path / "own.toml"}"')), tmp_path)
 
 
+def test_as_many_of_something_else_is_no_equal_budget(tmp_path):
+    (tmp_path / "own.toml").write_text("[for.sdpo.budget]\nimages = 128\n[for.ddpo.budget]\nreward_calls = 128\n")
+    text = SUITE.replace("[budget]\nimages = 128", "")
+    with pytest.raises(UsageError, match=r"stops at 128 images but .*ddpo.* at 128 reward calls"):
+        make_plan(read_suite(write_suite(tmp_path, text, preset=f'"{tmp_path / "own.toml"}"')), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [("embedded-man", 2, "Did you mean 'embedded-main'"), ("no/where.toml", 3, "cannot be read")],
