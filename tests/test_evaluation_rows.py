@@ -1,0 +1,86 @@
+"""Evaluation rows by hand: base against tuned, which rows are meant, which are missing, and who samples what."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from report_factory import frame
+
+from sdpo_bench.evaluate import _missing, my_batches, of_versions, sampler_id, select, step_table
+from sdpo_bench.settings import EvaluationSettings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Cats and dogs to train on, bees unseen; two images of each at 1 and 4 steps."""
+    (tmp_path / "train.txt").write_text("cat\ndog\n")
+    (tmp_path / "unseen.txt").write_text("bee\n")
+    files = {"train": str(tmp_path / "train.txt"), "unseen": str(tmp_path / "unseen.txt"), "validation": ""}
+    return EvaluationSettings(steps=(1, 4), images_per_prompt=2, **files)
+
+
+def rows_of(scores, **options):
+    who = {"run": "r", "method": "sdpo", "seed": 0, "prompts": ("cat", "dog"), "steps": (1, 4)}
+    return frame(scores, **who | {"reward": "good", "version": "1"} | options)
+
+
+def scorer(name, version="1"):
+    return SimpleNamespace(name=name, reward=SimpleNamespace(full_version=version))
+
+
+def test_base_against_tuned_is_paired_over_images():
+    """At 1 step the differences are 1, 2, 3, 6: mean 3, sample variance 14 / 3, over four images."""
+    base = np.array([[[10.0, 20.0], [0, 0]], [[30.0, 40.0], [0, 0]]])
+    gains = np.array([[[1.0, 2.0], [-1, -1]], [[3.0, 6.0], [-1, -1]]])
+    tuned = rows_of(base + gains).sample(frac=1, random_state=0)
+    first, second = step_table(rows_of(base), tuned)
+    assert (first["steps"], first["images"], first["base"], first["tuned"]) == (1, 4, 25, 28)
+    assert (first["difference"], first["standard_error"]) == (3, pytest.approx((14 / 3 / 4) ** 0.5))
+    assert (second["steps"], second["difference"], second["standard_error"]) == (4, -1, 0)
+
+
+def test_only_rows_that_both_have_are_compared():
+    base = rows_of(np.zeros((2, 2, 3)))
+    (row,) = step_table(base, rows_of(np.array([[[5.0]], [[7.0]]]), steps=(4,)))
+    assert (row["steps"], row["images"], row["difference"]) == (4, 2, 6)
+    (alone,) = step_table(base, rows_of(np.array([[[5.0]]]), prompts=("cat",), steps=(4,)))
+    assert alone["images"] == 1 and np.isnan(alone["standard_error"])
+    assert step_table(base, rows_of(np.zeros((2, 2, 3)), version="2")) == []
+
+
+def test_rows_of_other_settings_are_left_out(settings):
+    sampler = sampler_id(settings)
+    mine = rows_of(np.zeros((2, 2, 3)), sampler=sampler)  # three images, of which two are meant
+    found = select(mine, settings, ["good"])
+    assert len(found) == 2 * 2 * 2 and set(found.image) == {0, 1}
+    others = (
+        {"sampler": "another"}, {"reward": "better"}, {"steps": (2, 8)}, {"prompts": ("bee", "ant")},
+        {"split": "unseen"}, {"split": "validation"},
+    )  # fmt: skip
+    for other in others:
+        assert select(rows_of(np.zeros((2, 2, 2)), **{"sampler": sampler} | other), settings, ["good"]).empty, other
+    assert of_versions(mine, [scorer("good", "2"), scorer("better", "1")]).empty
+    assert len(of_versions(mine, [scorer("good")])) == len(mine)
+
+
+def test_what_is_missing_is_told_by_version_step_count_split_and_image(settings):
+    sampler = sampler_id(settings)
+    block = ("train", ["cat", "dog"], 4)
+    whole = rows_of(np.zeros((2, 2, 2)), sampler=sampler)
+    good, newer, other = scorer("good"), scorer("good", "2"), scorer("better")
+    assert _missing(whole, settings, [good, newer, other], *block) == [newer, other]
+    lacking = (
+        rows_of(np.zeros((2, 2, 1)), sampler=sampler), rows_of(np.zeros((1, 2, 2)), sampler=sampler, prompts=("cat",)),
+        rows_of(np.zeros((2, 1, 2)), sampler=sampler, steps=(1,)), rows_of(np.zeros((2, 2, 2)), sampler="another"),
+        rows_of(np.zeros((2, 2, 2)), sampler=sampler, split="unseen"), whole.drop(index=whole.index[-1]),
+    )  # fmt: skip
+    for rows in lacking:
+        assert _missing(rows, settings, [good], *block) == [good]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [3, 3, 1]), (2, [3, 1, 3]), (3, [3, 3, 1]), (8, [1] * 7)])
+def test_every_picture_is_one_process_s(count, sizes):
+    pairs = [("cat", i) for i in range(7)]
+    parts = [my_batches(pairs, 3, SimpleNamespace(rank=rank, count=count)) for rank in range(count)]
+    assert [len(batch) for part in parts for batch in part] == sizes
+    assert sorted(pair for part in parts for batch in part for pair in batch) == pairs
