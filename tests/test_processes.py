@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from factories import make_resolved, make_trainer
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import MissingError, RunFailed, UsageError
 from sdpo_bench.order import Task, part_of
-from sdpo_bench.processes import ALONE, Launched, local_device, refuse_several
+from sdpo_bench.processes import ALONE, Launched, Report, local_device, refuse_several
 from several import BUDGET, budget, trained
 
 HERE = Path(__file__).parent
@@ -157,6 +157,32 @@ def test_what_is_shared_is_made_by_the_main_process_alone():
     processes.rank, processes._meeting = 1, nullcontext
     processes._dist = SimpleNamespace(broadcast_object_list=lambda box, src: box.__setitem__(0, ("from", src)))
     assert processes.share(lambda: pytest.fail("made here as well")) == ("from", 0)
+
+
+def test_rows_come_back_in_the_order_of_their_numbers():
+    """Five rows of two processes that took turns: 0, 2, 4 here and 1, 3 there."""
+    processes = Launched.__new__(Launched)
+    processes.count = 2
+    there = (torch.tensor([[10.0], [30.0]]), torch.tensor([1, 3]))
+    processes.gather = lambda mine: [mine, there]
+    found = processes.rows(torch.tensor([[0.0], [20.0], [40.0]]), torch.tensor([0, 2, 4]))
+    assert found.flatten().tolist() == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (MissingError("no weights"), RunFailed, MissingError.exit_code),
+        (RunFailed("NaN"), RunFailed, RunFailed.exit_code),
+        (ZeroDivisionError("by zero"), RunFailed, 1),
+        (KeyboardInterrupt(), KeyboardInterrupt, 130),
+    ],
+)
+def test_trouble_elsewhere_ends_a_process_with_the_same_code(error, kind, code):
+    """A sweep or a script tells by it whether trying again can help."""
+    heard = Report.of(1, error).error()
+    assert type(heard) is kind and Report.of(0, heard).exit_code == code
+    assert getattr(heard, "exit_code", 130) == code
 
 
 def test_each_process_has_a_gpu_of_its_own_and_other_commands_refuse_to_be_multiplied(monkeypatch):
