@@ -4,9 +4,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from report_factory import frame
 
-from sdpo_bench.evaluate import _missing, my_batches, of_versions, sampler_id, select, step_table
+from sdpo_bench.evaluate import (
+    _missing,
+    evaluation_schedule,
+    my_batches,
+    of_versions,
+    sample_images,
+    sampler_id,
+    select,
+    step_table,
+)
 from sdpo_bench.settings import EvaluationSettings
 
 
@@ -84,3 +94,16 @@ def test_every_picture_is_one_process_s(count, sizes):
     parts = [my_batches(pairs, 3, SimpleNamespace(rank=rank, count=count)) for rank in range(count)]
     assert [len(batch) for part in parts for batch in part] == sizes
     assert sorted(pair for part in parts for batch in part for pair in batch) == pairs
+
+
+def test_noise_is_named_by_prompt_number_and_bank_alone(tiny_policy):
+    """Every method meets it: not by place, neighbours or batch."""
+    draw = lambda pairs, **options: sample_images(  # noqa: E731
+        tiny_policy, evaluation_schedule(tiny_policy, EvaluationSettings(), 2), EvaluationSettings(**options), pairs, 2
+    )
+    pairs = [("cat", 0), ("dog", 0), ("cat", 1)]
+    images = draw(pairs)
+    assert torch.allclose(draw(pairs[::-1]), images.flip(0), atol=1e-4)
+    assert not torch.allclose(images[0], images[2], atol=1e-2)
+    for options in ({"noise_bank": 1}, {"image": "predicted"}):
+        assert not torch.allclose(draw(pairs, **options), images, atol=1e-3), options
