@@ -342,6 +342,30 @@ def test_a_step_of_weight_zero_is_not_computed_and_changes_nothing(tiny_policy):
     assert log.summary()["gradient_share_by_step"][2] == 0
 
 
+@pytest.mark.parametrize(("slope", "anchored", "steps"), [(1, 0, 2), (0, 0, 2), (1, 1, 3), (0, 1, 3)])
+def test_a_trajectory_is_billed_by_the_weights_of_its_steps(tiny_policy, slope, anchored, steps):
+    """Not by whether its loss happens to be flat there, as where every ratio is clipped. A KL that is part of the loss
+    counts at a step of weight 0 too."""
+    from sdpo_bench.api import Loss, Method
+
+    class Sum(Method):
+        """Log-probabilities and the KL to the base model."""
+
+        granularity = "trajectory"
+        needs_kl = True
+
+        def loss(self, batch):
+            return Loss(slope * batch.log_probs.sum() + anchored * batch.kl.sum())
+
+    with torch.no_grad():  # a policy that has left its base model, so that the KL has slopes
+        for parameter in tiny_policy.lora_parameters().values():
+            parameter += 0.05
+    schedule, trajectories = sample_groups(tiny_policy, members=1, shared_noise=False)
+    updater = make_updater(tiny_policy, schedule, Sum(None), weights=torch.tensor([1.0, 1.0, 0.0]), minibatch=4)
+    updater.inner_epoch(random_experience(trajectories), order_of(4, 3), UpdateLog(3))
+    assert updater.ledger.backward == 4 * steps
+
+
 def test_leaving_out_steps_of_weight_zero_changes_no_gradient(tiny_policy, monkeypatch):
     """In a task of four groups, of which some are at the step of weight 0; the others must not count for more."""
     method = make_method("sdpo")
