@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -400,6 +401,17 @@ def test_the_log_of_updates_by_hand():
     log.absorb(other)
     assert log.summary()["loss"] == 5.0 and log.summary()["ratio_at_zero_update"] == 0.2
     assert log.summary()["gradient_share_by_step"] == [round(29 / 60, 6), round(31 / 60, 6)]
+
+
+def test_ratios_are_averaged_and_not_their_logarithms():
+    """Log-ratios 0 and ln 2: the mean ratio is 1.5, the estimate of the KL half their mean square."""
+    trajectories = SimpleNamespace(log_probs=torch.zeros(1, 2, 3))
+    log, task = UpdateLog(3), Task(torch.tensor([0]), torch.tensor([[1]]), 1.0)
+    current = torch.tensor([[[0.0], [math.log(2)]]])
+    Updater._record_ratio(None, SimpleNamespace(trajectories=trajectories), task, current, log, True)
+    assert log.summary()["ratio_mean"] == pytest.approx(1.5)
+    assert log.summary()["approx_kl"] == pytest.approx(math.log(2) ** 2 / 4)
+    assert log.zero_gap == pytest.approx(1)
 
 
 @given(groups=st.integers(1, 12), slots=st.integers(1, 5), minibatch=st.integers(1, 5), accumulation=st.integers(1, 4),
