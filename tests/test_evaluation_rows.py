@@ -1,5 +1,6 @@
 """Evaluation rows by hand: base against tuned, which rows are meant, which are missing, and who samples what."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,16 +9,24 @@ import torch
 from report_factory import frame
 
 from sdpo_bench.evaluate import (
+    Subject,
+    _add,
     _missing,
+    empty_rows,
+    evaluate,
     evaluation_schedule,
     my_batches,
     of_versions,
+    read_rows,
     sample_images,
     sampler_id,
     select,
     step_table,
 )
+from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
+from sdpo_bench.runner import make_scorer
 from sdpo_bench.settings import EvaluationSettings
+from sdpo_bench.store import RunFolder
 
 
 @pytest.fixture
@@ -107,3 +116,36 @@ def test_noise_is_named_by_prompt_number_and_bank_alone(tiny_policy):
     assert not torch.allclose(images[0], images[2], atol=1e-2)
     for options in ({"noise_bank": 1}, {"image": "predicted"}):
         assert not torch.allclose(draw(pairs, **options), images, atol=1e-3), options
+
+
+def test_judging_asks_for_what_is_missing_with_its_own_guidance_and_returns_what_was_asked_for(
+    tiny_policy, settings, tmp_path, monkeypatch
+):
+    """Rows of an earlier version of the reward stay in the file and out of the table."""
+    settings = replace(settings, guidance_scale=2.0)
+    run, subject, seen = RunFolder(tmp_path / "run"), Subject("run", "sdpo", 0), []
+    run.path.mkdir()
+    predict = type(tiny_policy).predict
+    monkeypatch.setattr(
+        type(tiny_policy), "predict", lambda self, *a: (seen.append(self.guidance_scale), predict(self, *a))[1]
+    )
+    tiny_policy.set_guidance(3.0)
+    judge = make_scorer("jpeg-incompressibility", {}, "cpu")
+    first = evaluate(tiny_policy, settings, [judge], run, subject)
+    assert len(first) == 3 * 2 * 2 and set(seen) == {2.0} and tiny_policy.guidance_scale == 3.0
+    seen.clear()
+    monkeypatch.setattr(JpegIncompressibility, "version", "2")
+    second = evaluate(tiny_policy, settings, [judge], run, subject)
+    assert set(second.version) == {"2"} and len(second) == len(first) and seen
+    assert len(read_rows(run)) == 2 * len(first)
+    seen.clear()
+    assert evaluate(tiny_policy, settings, [judge], run, subject).equals(second) and not seen
+
+
+def test_rows_that_are_made_again_replace_those_that_were_there(settings):
+    block = rows_of(np.ones((2, 1, 2)), steps=(4,))
+    subject = Subject("r", "sdpo", 0)
+    known = _add(empty_rows(), block.assign(score=5.0), subject, settings, "train", 4)
+    again = _add(known, block[:1], subject, settings, "train", 4)
+    assert again.score.tolist() == [1, 5, 5, 5]
+    assert _add(again, block, subject, settings, "unseen", 4).split.tolist() == ["train"] * 4 + ["unseen"] * 4
