@@ -45,6 +45,7 @@ from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, Sche
 from sdpo_bench.store import RunFolder, check_writable, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
+from sdpo_bench.user_files import user_file
 
 
 def run_command(
@@ -340,15 +341,15 @@ def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
     folder = find_run(out, run_name)
     folder.require_adapter()
     source = folder.lora / LORA_FILE
-    destination = target / LORA_FILE
+    destination = user_file(target / LORA_FILE, out, "--to")
     if destination.exists() and not force:
         raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
     check_seal(folder.lora)
-    target.mkdir(parents=True, exist_ok=True)
+    destination.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(destination, read_bytes(source))
     config = folder.record()["config"]
     click.echo(
         f"In Python, with a pipeline of {config['model']['name']}:\n"
         f'  pipeline.load_lora_weights("{target}", weight_name="{LORA_FILE}")'
     )
-    click.echo(str(destination))
+    click.echo(str(target / LORA_FILE))

@@ -20,6 +20,7 @@ from sdpo_bench.results import load_results
 from sdpo_bench.scoreboard import parse_metric
 from sdpo_bench.select_runs import SPLIT, parse_select
 from sdpo_bench.select_runs import select as selected
+from sdpo_bench.user_files import user_file
 
 SUFFIXES = {"terminal": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json", "html": ".html"}
 
@@ -61,10 +62,10 @@ def report_command(
     if columns is not None:
         report = with_columns(report, [key.strip() for key in columns.split(",") if key.strip()])
     if style == "all":
-        _write_all(report, out or results / "report")
+        _write_all(report, out or results / "report", results)
     elif out is not None or style == "html":
         target = out or results / "report.html"
-        _write(target, render(report, style))
+        _write(target, render(report, style), results)
         click.echo(str(target))
     elif style == "terminal" and sys.stdout.isatty():
         click.echo(terminal(report, width=shutil.get_terminal_size().columns, colour=True), nl=False, color=True)
@@ -115,16 +116,16 @@ def _refuse_another_suffix(style: str | None, out: Path | None) -> None:
         )
 
 
-def _write_all(report: Report, folder: Path) -> None:
+def _write_all(report: Report, folder: Path, results: Path) -> None:
     for style, suffix in SUFFIXES.items():
         target = folder / f"report{suffix}"
-        _write(target, render(report, style))
+        _write(target, render(report, style), results)
         click.echo(str(target))
     if report.figures:
-        _write_figures(report, folder / "figures")
+        _write_figures(report, folder / "figures", results)
 
 
-def _write_figures(report: Report, folder: Path) -> None:
+def _write_figures(report: Report, folder: Path, results: Path) -> None:
     """Each figure as an SVG of its own, with a list of what they show."""
     from sdpo_bench.render_html import alone
     from sdpo_bench.render_text import md
@@ -132,14 +133,15 @@ def _write_figures(report: Report, folder: Path) -> None:
     lines = ["# Figures", "", "| file | of | what it shows |", "|:--|:--|:--|"]
     for title, figure in report.figures:
         target = folder / f"{figure.name}.svg"
-        _write(target, alone(figure.draw()))
+        _write(target, alone(figure.draw()), results)
         click.echo(str(target))
         lines.append(f"| [{target.name}]({target.name}) | {md(title)} | {md(figure.caption)} |")
-    _write(folder / "README.md", "\n".join([*lines, ""]))
+    _write(folder / "README.md", "\n".join([*lines, ""]), results)
 
 
-def _write(target: Path, content: bytes | str) -> None:
+def _write(target: Path, content: bytes | str, results: Path) -> None:
     """In one piece: an old file stays until the new one is whole."""
+    target = user_file(target, results)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(target, content)

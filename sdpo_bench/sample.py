@@ -10,6 +10,7 @@ import click
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import clean
+from sdpo_bench.user_files import user_file
 
 
 def sample_command(
@@ -24,9 +25,10 @@ def sample_command(
         raise UsageError("--prompt is empty. Say what to draw, e.g. --prompt cat")
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out is a PNG file, got '{out}'. Example: --out sample.png")
-    _check_place(out)
+    target = user_file(out, results)
+    _check_place(target)
     chosen = list(dict.fromkeys(texts))
-    draw(folder, chosen, counts, images, out, device=device, threads=threads, micro_batch=micro_batch)
+    draw(folder, chosen, counts, images, target, device=device, threads=threads, micro_batch=micro_batch)
     click.echo(str(out))
 
 

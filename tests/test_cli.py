@@ -472,6 +472,8 @@ def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
     again = call("export", folder.name, "--to", tmp_path / "lora", "--out", out)
     assert again.returncode == 2
     assert "--force" in again.stderr
+    own = call("export", folder.name, "--to", folder / "lora", "--force", "--out", out)
+    assert own.returncode == 2 and "--to" in own.stderr and "lies among the runs" in own.stderr
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_pipe, dtype=torch.float32, safety_checker=None)
     tuned = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
     newest, _ = checkpoint.latest(RunFolder(folder))  # what was trained, not what was saved of it

@@ -1,6 +1,7 @@
 """``sample``: base beside tuned from the same noise, at the step counts asked for."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,13 @@ def test_step_counts_are_checked(text):
 def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch):
     monkeypatch.setattr("sdpo_bench.models.load_policy", lambda *a, **k: pytest.fail("loaded a model"))
     common = ("--results", results, "--prompt", "cat")
+    os.mkfifo(tmp_path / "pipe.png")
     for arguments, words in (
         (("nothing", *common), "no run 'nothing'"),
         (("sdpo", *common, "--steps", "x"), "--steps takes"),
         (("sdpo", *common, "--out", tmp_path / "x.gif"), "--out is a PNG file"),
+        (("sdpo", *common, "--out", tmp_path / "pipe.png"), "is no regular file"),
+        (("sdpo", *common, "--out", results / "runs" / "x.png"), "lies among the runs"),
         (("sdpo", "--results", results, "--prompt", "  "), "--prompt is empty"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -1,0 +1,27 @@
+"""Where commands write what a user asks for by a path of his own: never over results, never in the place of a device.
+
+A file that is written whole takes its name by a rename, which would put it in the place of a device, a pipe or a link.
+"""
+
+from pathlib import Path
+
+from sdpo_bench.errors import UsageError
+
+
+def user_file(path: Path, results: Path, option: str = "--out") -> Path:
+    """The file that a path means, links followed.
+
+    Raises:
+        UsageError: what is there is no regular file, or the path lies among the runs of the results folder.
+    """
+    try:
+        target = path.resolve()
+    except RuntimeError:  # links in a circle, until Python 3.12
+        raise UsageError(f"{option} '{path}' is a link that leads back to itself. Choose another.") from None
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise UsageError(f"{option} '{path}' is there and is no regular file. Choose another.")
+    if target.is_relative_to((results / "runs").resolve()):
+        raise UsageError(
+            f"{option} '{path}' lies among the runs of '{results}', whose files are results. Choose another place."
+        )
+    return target
