@@ -153,10 +153,11 @@ class Scorer:
         bad = (~torch.isfinite(scores)).sum().item()
         if bad:
             raise RunFailed(f"reward '{self.name}' returned {bad} scores of {count} that are NaN or infinite.")
-        if (scores.detach().double().abs() > LARGEST).any():
+        largest = float(scores.detach().double().abs().max()) if count else 0.0
+        if largest > LARGEST:
             raise RunFailed(
-                f"reward '{self.name}' returned scores up to {scores.detach().double().abs().max().item():.3g}; beyond "
-                f"{LARGEST:.0e} their variance is infinite in float32. Scale the reward."
+                f"reward '{self.name}' returned scores up to {largest:.3g}; beyond {LARGEST:.0e} their variance is "
+                "infinite in float32. Scale the reward."
             )
 
 

@@ -118,11 +118,11 @@ def read_studies(out: Path) -> tuple[list[StudyRecord], list[tuple[str, str]]]:
     problem) for each study that was only begun."""
     found, problems = [], []
     root = out / "studies"
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if (folder / "runs").is_dir() and not list(folder.glob("*.json")):
+    for folder in sorted(runs.parent for runs in root.glob("*/runs")):
+        if not list(folder.glob("*.json")):
             again = f"sdpo-bench study {folder.name} --results {shlex.quote(str(out))}"
             problems.append((f"studies/{folder.name}", f"begun, and not finished in any size yet. Go on with: {again}"))
-    for path in sorted(root.glob("*/*.json")) if root.is_dir() else []:
+    for path in sorted(root.glob("*/*.json")):
         try:
             found.append(_read(path))
         except (OSError, ValueError) as error:  # pydantic's is a ValueError
