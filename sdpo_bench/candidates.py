@@ -19,6 +19,7 @@ from sdpo_bench.bill import SEARCH_FILE, read_search
 from sdpo_bench.budget import Ledger
 from sdpo_bench.config import validate
 from sdpo_bench.policy import Policy
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.registry import find
 from sdpo_bench.rollout import Noise, replay
@@ -83,7 +84,9 @@ class Candidates:
         images = self._draw(policy, schedule, settings, prompts, best)
         scores = self._scorer(images, prompts)
         for j in range(1, self.method.candidates):
-            noise = self.method.propose(best, self._noise(policy, schedule, settings, pairs, j))
+            fresh = self._noise(policy, schedule, settings, pairs, j)
+            with kept_process_state():
+                noise = self.method.propose(best, fresh)
             tried = self._draw(policy, schedule, settings, prompts, noise)
             answers = self._scorer(tried, prompts)
             better = answers > scores

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from sdpo_bench.api import Critic, Method
 from sdpo_bench.policy import Policy
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.rollout import Trajectories, pick
 from sdpo_bench.seeds import seed_for
 
 
 def seeded_critic(method: Method, policy: Policy, num_steps: int, seed: int) -> Critic | None:
     """The method's critic, if it has one, initialised from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), kept_process_state():
         torch.manual_seed(seed_for(seed, "critic"))
         critic = method.critic(policy.latent_shape, num_steps)
     if critic is not None:

@@ -40,36 +40,36 @@ class ProcessState:
 
     def changes(self, later: "ProcessState") -> list[str]:
         """Names of what is different ``later``; torch's own defaults are none where it was imported in between."""
-        before = self if self.default_dtype or not later.default_dtype else _fresh(self.working_folder)
+        before = self._known_to(later)
         names = [field.name for field in fields(self) if getattr(before, field.name) is not None]
         return [name for name in names if getattr(before, name) != getattr(later, name)]
 
+    def _known_to(self, later: "ProcessState") -> "ProcessState":
+        """The same, with torch as it is after its import where only ``later`` knows of it."""
+        return self if self.default_dtype or not later.default_dtype else _fresh(self.working_folder)
+
     def restore(self) -> None:
         """Make the process as it was."""
-        changed = self.changes(ProcessState.now())
-        if not changed:
-            return
-        before = self if self.default_dtype else _fresh(self.working_folder)
-        if "working_folder" in changed and before.working_folder:
-            with suppress(OSError):  # deleted: whatever needs it says so
-                os.chdir(before.working_folder)
-        if changed != ["working_folder"]:
-            before._restore_torch(changed)
+        now = ProcessState.now()
+        before = self._known_to(now)
+        for name in self.changes(now):
+            _UNDO[name](getattr(before, name))
 
-    def _restore_torch(self, changed: list[str]) -> None:
-        import torch
 
-        undo: dict[str, Callable[[Any], Any]] = {
-            "default_dtype": torch.set_default_dtype,
-            "default_device": lambda device: torch.set_default_device(None if device.type == "cpu" else device),
-            "gradients": torch.set_grad_enabled,
-            "threads": torch.set_num_threads,
-            "deterministic": torch.use_deterministic_algorithms,
-            "matmul_precision": torch.set_float32_matmul_precision,
-        }
-        for name in changed:
-            if name in undo:
-                undo[name](getattr(self, name))
+def _back_to(folder: str) -> None:
+    with suppress(OSError):  # deleted: whatever needs it says so
+        os.chdir(folder)
+
+
+_UNDO: dict[str, Callable[[Any], Any]] = {
+    "working_folder": _back_to,
+    "default_dtype": lambda value: sys.modules["torch"].set_default_dtype(value),
+    "default_device": lambda value: sys.modules["torch"].set_default_device(None if value.type == "cpu" else value),
+    "gradients": lambda value: sys.modules["torch"].set_grad_enabled(value),
+    "threads": lambda value: sys.modules["torch"].set_num_threads(value),
+    "deterministic": lambda value: sys.modules["torch"].use_deterministic_algorithms(value),
+    "matmul_precision": lambda value: sys.modules["torch"].set_float32_matmul_precision(value),
+}
 
 
 def _fresh(folder: str | None) -> ProcessState:

@@ -7,15 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from factories import make_resolved
+from factories import make_method, make_resolved
 from sdpo_bench.api import NoSettings, Reward
+from sdpo_bench.candidates import Candidates
+from sdpo_bench.critic import seeded_critic
+from sdpo_bench.evaluate import evaluation_schedule
+from sdpo_bench.methods.best_of_n import BestOfN
 from sdpo_bench.methods.ddpo import DDPO
 from sdpo_bench.process_state import ProcessState, kept_process_state
 from sdpo_bench.registry import Plugin
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.runner import run_cell
+from sdpo_bench.runner import make_scorer, run_cell
 from sdpo_bench.scoring import Scorer
-from sdpo_bench.settings import Runtime
+from sdpo_bench.settings import EvaluationSettings, Runtime
 from sdpo_bench.store import RunFolder
 
 CHANGES = {
@@ -63,6 +67,37 @@ def test_it_is_put_back_after_a_reward_has_been_asked(name):
     assert ProcessState.now() == before
     scorer(torch.rand(2, 3, 4, 4), ["a", "b"])
     assert ProcessState.now() == before
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_it_is_put_back_after_a_method_has_made_its_critic(name, tiny_policy, monkeypatch):
+    before = ProcessState.now()
+    monkeypatch.setattr(DDPO, "critic", lambda self, shape, steps: CHANGES[name]() and None)
+    seeded_critic(make_method("ddpo"), tiny_policy, 2, 0)
+    assert ProcessState.now() == before
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_it_is_put_back_after_a_search_has_proposed(name, tiny_policy, monkeypatch):
+    def propose(self, best, fresh):
+        CHANGES[name]()
+        return fresh
+
+    before = ProcessState.now()
+    monkeypatch.setattr(BestOfN, "propose", propose)
+    search = Candidates(make_method("best_of_n", n=2), make_scorer("jpeg-incompressibility", {}, "cpu"), 0)
+    settings = EvaluationSettings(steps=(2,))
+    search.sample(tiny_policy, evaluation_schedule(tiny_policy, settings, 2), settings, [("cat", 0)], 64)
+    assert ProcessState.now() == before
+
+
+def test_putting_back_needs_no_torch(monkeypatch):
+    """Lists and reports ask plugins for a line; they would wait seconds for torch."""
+    monkeypatch.delitem(sys.modules, "torch")
+    here = os.getcwd()
+    with kept_process_state():
+        os.chdir("/")
+    assert os.getcwd() == here and "torch" not in sys.modules
 
 
 def test_it_is_put_back_after_an_error():
