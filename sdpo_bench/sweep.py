@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sdpo_bench.cell_process import BUSY, DONE, STOPPED, Job
@@ -190,6 +190,9 @@ class Sweep:
         if ended.code == STOPPED or (self._signals and ended.job.folder.known_state == "interrupted"):
             # A scheduler's signal to the whole group can end a cell after it has saved, before it has said so.
             self._settle(key, "stopped", f"stopped: {cell.label}")
+        elif ended.code == DONE and ended.job.folder.known_state != "done":
+            # A plugin or a library of its own ended the process: that is no success, whatever its exit code says.
+            self._fail(key, cell, replace(ended, message="its process ended by exit code 0 before the run was done"))
         elif ended.code == DONE:
             self._settle(key, "done", f"done: {cell.label} in {seconds:.0f} s")
         else:
