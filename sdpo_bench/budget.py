@@ -8,7 +8,7 @@ training ends.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from sdpo_bench.errors import UsageError
 
@@ -100,6 +100,13 @@ class Ledger:
         return cls(**state)
 
 
+class Spent(Protocol):
+    """A bill, as a limit looks at it: a ledger's or an estimate's."""
+
+    def used(self, axis: str) -> float:
+        """Amount used on one axis of :data:`AXES`."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one prompt group costs in one epoch; known before it is sampled."""
@@ -125,14 +132,14 @@ class Limit:
     def reached(self, ledger: Ledger) -> bool:
         return ledger.used(self.axis) >= self.amount
 
-    def groups_left(self, ledger: Ledger, group: Cost, wanted: int, overhead: float = 0.0) -> int:
+    def groups_left(self, bill: Spent, group: Cost, wanted: int, overhead: float = 0.0) -> int:
         """How many of ``wanted`` prompt groups still fit (0: stop now).
 
         Images, reward calls and denoiser calls are known in advance, so the last epoch is cut to whole groups that
         fit; ``overhead`` is what the epoch costs besides its groups. Optimiser steps and seconds stop inside an epoch.
         """
         each = group.of(self.axis)
-        left = self.amount - ledger.used(self.axis)
+        left = self.amount - bill.used(self.axis)
         if left <= 0:
             return 0
         if each == 0:

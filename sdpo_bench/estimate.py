@@ -5,13 +5,14 @@ the cut last one. Time is an estimate from a short measurement (``machine_rates`
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
 from sdpo_bench.api import Search
-from sdpo_bench.budget import Cost, Ledger, Limit
+from sdpo_bench.budget import Cost, Limit
 from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.models import pipeline_files
@@ -52,6 +53,13 @@ class Work:
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+
+    def used(self, axis: str) -> float:
+        """Amount on one axis of ``budget.AXES`` but the time."""
+        return float(getattr(self, axis))
+
+    def times(self, n: int) -> "Work":
+        return Work(*(getattr(self, f.name) * n for f in fields(Work)))
 
     @property
     def denoiser_calls(self) -> int:
@@ -125,24 +133,27 @@ def training_work(resolved: Resolved) -> Work | None:
     if limit.axis == "seconds":
         return None
     cost, wanted = cost_of_group(resolved), config.sample.images_per_epoch // method.members
-    probe = cost_of_probe(resolved, wanted)
-    ledger, decoded = Ledger(), 0
-    while groups := limit.groups_left(ledger, cost, wanted, probe if limit.axis == "denoiser_calls" else 0):
-        full = optimiser_steps(config, method, groups)
+    probe = cost_of_probe(resolved, wanted) if limit.axis == "denoiser_calls" else 0
+    whole = _epoch(resolved, cost, wanted)
+    # All epochs but the last two are alike, and there can be any number of them.
+    work = whole.times(max(0, int(limit.amount // whole.used(limit.axis)) - 1))
+    while groups := limit.groups_left(work, cost, wanted, probe):
         share = 1.0
         if limit.axis == "optimiser_steps":
-            share = min(1.0, (limit.amount - ledger.optimiser_steps) / full)
-        ledger.images += groups * cost.images
-        trained = groups * cost.backward * share
-        ledger.backward += round(trained)
-        forward = groups * (cost.forward - cost.backward) + trained + cost_of_probe(resolved, groups)
-        ledger.forward["all"] = ledger.forward.get("all", 0) + round(forward)
-        ledger.charge_reward("all", groups * cost.rewards)
-        ledger.optimiser_steps += -int(-full * share // 1)
-        decoded += groups * cost.rewards // len(resolved.reward.parts)
+            share = min(1.0, (limit.amount - work.optimiser_steps) / optimiser_steps(config, method, groups))
+        work += _epoch(resolved, cost, groups, share)
+    return work
+
+
+def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0) -> Work:
+    """One epoch of training, of which a ``share`` of the updates is done."""
+    trained = groups * cost.backward * share
+    forward = groups * (cost.forward - cost.backward) + trained + cost_of_probe(resolved, groups)
+    steps = optimiser_steps(resolved.config, make_method(resolved), groups) * share
+    calls = groups * cost.rewards
     return Work(
-        ledger.images, sum(ledger.forward.values()), ledger.backward, ledger.reward_calls, ledger.optimiser_steps,
-        decoded,
+        groups * cost.images, round(forward), round(trained), calls, math.ceil(steps),
+        calls // len(resolved.reward.parts),
     )  # fmt: skip
 
 

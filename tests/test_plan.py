@@ -53,6 +53,22 @@ def test_the_estimate_is_the_bill(tiny_pipe, tmp_path, name, extra):
         assert (work.forward, work.backward) == (sum(bill["forward"].values()), bill["backward"])
 
 
+@pytest.mark.parametrize("axis", ["images", "reward_calls", "denoiser_calls", "optimiser_steps"])
+@pytest.mark.parametrize("epochs", [1, 2, 5, 10**12])
+def test_epochs_are_alike_but_for_the_cut_one(axis, epochs):
+    """However many there are, they are not gone through one by one."""
+
+    def work(**budget):
+        settings = {"sample.images_per_epoch": 64, "update.minibatch": 16, "schedule.steps": 4}
+        budget = {f"budget.{name}": amount for name, amount in budget.items()}
+        return training_work(resolve(Request("sdpo", "emoji-align", overrides={**budget, **settings})))
+
+    whole = work(images=64)
+    each = int(whole.used(axis))
+    cut = work(**{axis: each // 2})
+    assert work(**{axis: epochs * each + each // 2}) == whole.times(epochs) + cut
+
+
 @pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain"])
 @pytest.mark.parametrize(("sampler", "std_floor"), [("ddim", 1e-3), ("lcm", 1e-3), ("lcm", 0.0)])
 @pytest.mark.parametrize("steps", [1, 2, 10])
