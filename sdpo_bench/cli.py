@@ -11,6 +11,7 @@ from sdpo_bench.cli_options import (
     JSON,
     MICRO_BATCH,
     MOST,
+    MOST_IMAGES,
     OUT,
     REWARD_TIMEOUT,
     THREADS,
@@ -119,7 +120,7 @@ def run(**options: Any) -> None:
 @click.argument("runs", nargs=-1, required=True, shell_complete=complete("runs"))
 @click.option("--steps", help="Step counts, e.g. 1,2,4,8 [default: the run's own].")
 @click.option("--rewards", help="Rewards, comma-separated, also ones not trained on [default: the run's own].")
-@click.option("--images", type=click.IntRange(1, MOST), help="Images per prompt [default: the run's own].")
+@click.option("--images", type=click.IntRange(1, MOST_IMAGES), help="Images per prompt [default: the run's own].")
 @click.option("--unseen", help="Prompt set of the unseen split, e.g. emoji-unseen.")
 @click.option("--validation", help="Prompt set of the validation split.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Other eval.* settings; repeatable.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST, THREADS, Command, complete
+from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST_IMAGES, THREADS, Command, complete
 
 RESULTS = click.option(
     "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
@@ -104,7 +104,9 @@ def compare(**options: Any) -> None:
 @click.argument("run_name", metavar="RUN", shell_complete=complete("runs"))
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; repeatable.")
 @click.option("--steps", default="1,2,4,8", show_default=True, help="Numbers of denoising steps, one column each.")
-@click.option("--images", type=click.IntRange(1, MOST), default=1, show_default=True, help="Images of each prompt.")
+@click.option(
+    "--images", type=click.IntRange(1, MOST_IMAGES), default=1, show_default=True, help="Images of each prompt."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("sample.png"), show_default=True,
     help="PNG file to write.",

@@ -12,6 +12,9 @@ from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import clean
 from sdpo_bench.user_files import user_file
 
+MOST_PICTURES = 1000
+"""Of one grid: all of them are in memory at once, 3 MiB each at 512 x 512 pixels."""
+
 
 def sample_command(
     *, run_name: str, prompts: tuple[str, ...], steps: str, images: int, out: Path, results: Path, device: str,
@@ -28,6 +31,11 @@ def sample_command(
     target = user_file(out, results)
     _check_place(target)
     chosen = list(dict.fromkeys(texts))
+    if (pictures := 2 * len(chosen) * images * len(counts)) > MOST_PICTURES:
+        raise UsageError(
+            f"a grid of {pictures:,} pictures (base and tuned, prompts x images x step counts); at most "
+            f"{MOST_PICTURES:,} fit. Give fewer --images, --prompt or --steps, and sample several times."
+        )
     draw(folder, chosen, counts, images, target, device=device, threads=threads, micro_batch=micro_batch)
     click.echo(str(out))
 

@@ -16,11 +16,15 @@ from sdpo_bench.api import Execution, execution_settings
 MOST = 2**31 - 1
 """Largest whole number of any setting, plugins' own included; nothing that can be done comes near it."""
 
+MOST_IMAGES = 10_000
+"""Most images of one prompt, in an evaluation or a grid; standard errors are far below any difference then."""
+
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
+Images = Annotated[int, Ge(1), Le(MOST_IMAGES)]
 
 
 def identifying(settings: Any) -> dict[str, Any]:
@@ -43,7 +47,7 @@ class ModelSettings:
     guidance_scale: Annotated[float, Ge(1)] = 1.0
     """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or told to a guidance-distilled
     UNet as an embedding."""
-    resolution: Annotated[int, Ge(8)] | None = None
+    resolution: Annotated[int, Ge(8), Le(8192)] | None = None
     """Side of the pictures in pixels; unset: the model's own. Also what an SDXL model is told."""
     gradient_checkpointing: Execution[bool] = False
     """Recompute the UNet's activations in the backward pass: less memory, a third more time, the same numbers."""
@@ -56,7 +60,7 @@ class ModelSettings:
     cpu_offload: Execution[bool] = False
     """Text encoders, autoencoder and trajectories wait in CPU memory while they have nothing to do: less device memory,
     the same numbers."""
-    lora_rank: Count = 4
+    lora_rank: Annotated[int, Ge(1), Le(4096)] = 4
     """Rank of the adapter (official code: 4)."""
     lora_alpha: Positive = 4.0
     """Scale of the adapter times rank (official code: equal to the rank)."""
@@ -89,7 +93,7 @@ class SampleSettings:
 
     prompts: str = "simple-animals"
     """Prompt set name or text file, one prompt a line."""
-    images_per_epoch: Count = 256
+    images_per_epoch: Annotated[int, Ge(1), Le(1_000_000)] = 256
     """Images (trajectories) sampled for one epoch over all processes, so that methods see equal numbers
     whatever their group size (official: 32 pairs on each of 4 GPUs)."""
     draw: Literal["random", "cycle"] = "random"
@@ -160,7 +164,7 @@ class EvaluationSettings:
     """Prompt set of the ``validation`` split; empty: not evaluated."""
     unseen: str = ""
     """Prompt set of the ``unseen`` split; empty: not evaluated."""
-    images_per_prompt: Count = 4
+    images_per_prompt: Images = 4
     """Images of every prompt and step count."""
     rewards: tuple[str, ...] = ()
     """Rewards scored besides the trained one (held-out scores)."""
@@ -191,7 +195,7 @@ class CheckpointSettings:
     """Epochs between two candidates; the last epoch is always one."""
     steps: Annotated[tuple[Steps, ...], MinLen(1)] = (1, 4)
     """Numbers of denoising steps whose mean score decides."""
-    images_per_prompt: Count = 1
+    images_per_prompt: Images = 1
     """Images of every prompt and step count."""
 
 
