@@ -11,7 +11,6 @@ from sdpo_bench.cli_options import (
     JSON,
     MICRO_BATCH,
     MOST,
-    MOST_IMAGES,
     OUT,
     REWARD_TIMEOUT,
     THREADS,
@@ -21,6 +20,7 @@ from sdpo_bench.cli_options import (
 )
 from sdpo_bench.errors import nearest
 from sdpo_bench.processes import refuse_several
+from sdpo_bench.settings import MOST_IMAGES
 
 LISTS = ("methods", "rewards", "models", "presets", "suites", "studies", "prompts", "settings", "runs")
 

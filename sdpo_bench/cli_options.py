@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.settings import MOST, MOST_IMAGES
+from sdpo_bench.settings import MOST
 
 MOST_AT_ONCE = 1024
 """Processes, CPU threads or GPUs of one command: more than machines have."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, MOST_IMAGES, THREADS, Command, complete
+from sdpo_bench.cli_options import DEVICE, JSON, MICRO_BATCH, THREADS, Command, complete
+from sdpo_bench.settings import MOST_IMAGES
 
 RESULTS = click.option(
     "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
