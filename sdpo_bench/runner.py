@@ -112,6 +112,8 @@ def run_cell(
     # Whatever can be refused is refused before anything is written.
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
+    for steps in config.eval.steps:
+        ev.evaluation_schedule(policy, config.eval, steps)
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
     trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and run.exported))
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)

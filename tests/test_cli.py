@@ -138,6 +138,7 @@ WRONG = [
         "standard deviation is 0",
         "std_floor",
     ),
+    (["run", "--set", "eval.sampler=lcm", "--set", "eval.eta=0.5"], "no eta", "0.5"),
     (["run", "--set", "sample.images_per_epoch=7"], "not a multiple of 2", "Use 6"),
     (["run", "--set", "update.minibatch=5"], "update.minibatch", "sample.images_per_epoch="),
     (["run", "--dry-run", "--set", "model.name="], "model.name is empty", "leave it out"),
