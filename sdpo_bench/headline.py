@@ -39,7 +39,9 @@ def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
     found = read_many([run.folder.evaluation for run in evaluated], pictures=False)
     scores = {run.id: one for run, one in zip(evaluated, found) if not strangers(run, one)}
     rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
-    rows += [[notice.where, "damaged", None, None, None, notice.text] for notice in results.notices]
+    rows += [
+        [n.where, "damaged" if "damaged" in n.text else "not used", None, None, None, n.text] for n in results.notices
+    ]
     return COLUMNS, sorted(rows, key=lambda row: row[0])
 
 

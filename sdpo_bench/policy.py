@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.conditioning import Conditioning, text_shape
-from sdpo_bench.errors import UsageError, nearest
-from sdpo_bench.regular import read_bytes, require_regular
+from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.regular import Irregular, read_bytes, require_regular
 from sdpo_bench.store import LORA_FILE, LORA_SEAL
 
 __all__ = ["LORA_FILE", "Conditioning", "Policy"]
@@ -286,7 +286,7 @@ def check_seal(folder: Path) -> None:
     """An adapter with a flipped bit still loads, and its scores are wrong: compare it with the digest beside it.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: it is damaged. MissingError: it cannot be read.
     """
     path, seal = folder / LORA_FILE, folder / LORA_SEAL
     try:
@@ -297,8 +297,12 @@ def check_seal(folder: Path) -> None:
         if read_bytes(seal).split()[:1] == [digest.encode()]:
             return
         reason = f"it does not have the digest in {LORA_SEAL}"
-    except OSError as error:
+    except (FileNotFoundError, Irregular) as error:
         reason = f"'{error.filename}': {error.strerror}"
+    except OSError as error:  # sound, for all that is known
+        raise MissingError(
+            f"'{error.filename}' cannot be read: {error.strerror}. See whose it is, and to the disk."
+        ) from error
     if folder.parent.name == "candidates":
         mend = f"Only training anew brings a candidate back: delete '{folder.parents[1]}' and give the same run command"
     else:

@@ -4,6 +4,7 @@ A name is a run, a method (all of its seeds), a method narrowed to one choice of
 sides must share a setting; a refusal names the key that keeps them apart and what to type instead.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,8 @@ def find_sides(results: Results, a: str, b: str, selection: Selection) -> tuple[
     """
     runs = [run for run in results.runs if matches(run, selection)]
     if not runs:
-        raise UsageError("no run fits --select. See: sdpo-bench list runs")
+        problem = "no run fits --select" if results.runs else f"no run in '{results.out}' can be read"
+        raise UsageError(f"{problem}. See: sdpo-bench list runs --out {shlex.quote(str(results.out))}")
     settings, _ = group_settings(runs)
     if a in BASE_NAMES and b in BASE_NAMES:
         raise UsageError("both names are the base model. Give a run or a method for one of them.")

@@ -326,7 +326,15 @@ def run_folders(out: Path) -> list[RunFolder]:
     root = out / "runs"
     if not root.is_dir():
         return []
-    return [RunFolder(p) for p in sorted(root.iterdir()) if (p / "run.json").is_file()]
+    return [RunFolder(p) for p in sorted(root.iterdir()) if _may_be_a_run(p)]
+
+
+def _may_be_a_run(path: Path) -> bool:
+    """What cannot be looked into may be one: whoever asks for it is told why, and nobody else is bothered."""
+    try:
+        return (path / "run.json").is_file()
+    except PermissionError:
+        return True
 
 
 def find_run(out: Path, name: str) -> RunFolder:
@@ -336,7 +344,7 @@ def find_run(out: Path, name: str) -> RunFolder:
         UsageError: none or several fit.
     """
     direct = Path(name)
-    if (direct / "run.json").is_file():
+    if _may_be_a_run(direct):
         return RunFolder(direct.resolve())
     runs = {run.run_id: run for run in run_folders(out)}
     fitting = [run for run_id, run in runs.items() if run_id == name or run_id.startswith(name)]

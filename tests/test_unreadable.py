@@ -1,0 +1,60 @@
+"""Folders and files that may not be looked into: whoever asks for one is told why, nobody else is bothered."""
+
+import builtins
+import os
+
+import pytest
+from report_factory import make_run, spread
+
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.headline import list_runs
+from sdpo_bench.policy import check_seal
+from sdpo_bench.sides import find_sides
+from sdpo_bench.results import load_results
+from sdpo_bench.store import LORA_FILE, find_run
+
+
+def close(folder, patch):
+    """Refuse every look into a folder of this process, as another user's folder of mode 0700 does; root sees all."""
+
+    def refusing(function):
+        def called(path, *args, **kwargs):
+            if isinstance(path, str | os.PathLike) and str(path).startswith(f"{folder}{os.sep}"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path, *args, **kwargs)
+
+        return called
+
+    for owner, name in ((os, "stat"), (os, "open"), (os, "scandir"), (builtins, "open")):
+        patch.setattr(owner, name, refusing(getattr(owner, name)))
+
+
+def test_a_closed_run_does_not_keep_others_from_being_found(tmp_path, monkeypatch):
+    mine, other = (make_run(tmp_path, "sdpo", seed, spread([1, 2, 3])) for seed in (0, 1))
+    close(other, monkeypatch)
+    assert find_run(tmp_path, mine.name).path == mine
+    with pytest.raises(UsageError, match=r"run\.json' cannot be read: Permission denied"):
+        find_run(tmp_path, other.name).record()
+
+
+def test_a_closed_run_is_listed_and_not_called_damaged(tmp_path, monkeypatch):
+    mine, other = (make_run(tmp_path, "sdpo", seed, spread([1, 2, 3])) for seed in (0, 1))
+    close(other, monkeypatch)
+    states = {row[0]: (row[1], row[-1]) for row in list_runs(tmp_path)[1]}
+    assert states[mine.name][0] == "done"
+    assert states[other.name][0] == "not used" and "Permission denied" in states[other.name][1]
+
+
+def test_where_no_run_can_be_read_a_comparison_does_not_blame_an_option(tmp_path, monkeypatch):
+    close(make_run(tmp_path, "sdpo", 0, spread([1, 2, 3])), monkeypatch)
+    with pytest.raises(UsageError, match=r"no run in '.*' can be read. See: sdpo-bench list runs --out"):
+        find_sides(load_results(tmp_path), "sdpo", "base", {})
+
+
+def test_a_closed_adapter_is_not_called_damaged(tmp_path, monkeypatch):
+    """The advice for a damaged one is to delete it."""
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / LORA_FILE).write_bytes(b"weights")
+    close(tmp_path / "lora", monkeypatch)
+    with pytest.raises(MissingError, match="cannot be read: Permission denied"):
+        check_seal(tmp_path / "lora")
