@@ -9,6 +9,14 @@ from pathlib import Path
 from sdpo_bench.errors import DiskFull, Unwritable
 
 
+_MENDS = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
+}
+"""What is too full, and what helps."""
+
+
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Write a file so that readers see the old content or the new, never a part.
 
@@ -56,8 +64,8 @@ def disk_space(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "Free some space" if full else "See to the disk"
+        full = error.errno in _MENDS
+        mend = _MENDS.get(error.errno or 0, "See to the disk")
         raise (DiskFull if full else Unwritable)(
             f"'{path}' cannot be written: {error.strerror}. What was written before is kept. {mend} and give the same "
             "command again; a training goes on from its last checkpoint.",
