@@ -1,6 +1,18 @@
-"""``python -m sdpo_bench`` is the ``sdpo-bench`` command (needed by launchers such as ``accelerate launch -m``)."""
+"""Where the ``sdpo-bench`` command begins, also as ``python -m sdpo_bench`` (for ``accelerate launch -m`` and its kin)."""
 
-from sdpo_bench.entry import main
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line, as ``entry.main``; Ctrl-C is no traceback while Python is still reading modules either."""
+    try:
+        from sdpo_bench.entry import main as run
+    except KeyboardInterrupt:
+        print("\nInterrupted before anything had begun.", file=sys.stderr)
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()
