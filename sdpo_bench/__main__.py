@@ -1,4 +1,4 @@
-"""Where the ``sdpo-bench`` command begins, also as ``python -m sdpo_bench`` (for ``accelerate launch -m`` and its kin)."""
+"""Where the ``sdpo-bench`` command begins, and ``python -m sdpo_bench`` (``accelerate launch -m`` and its kin)."""
 
 import sys
 from typing import NoReturn

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sdpo_bench.errors import DiskFull, Unwritable
 
-
 _MENDS = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space",

@@ -9,8 +9,8 @@ from report_factory import make_run, spread
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.headline import list_runs
 from sdpo_bench.policy import check_seal
-from sdpo_bench.sides import find_sides
 from sdpo_bench.results import load_results
+from sdpo_bench.sides import find_sides
 from sdpo_bench.store import LORA_FILE, find_run
 
 
