@@ -202,7 +202,10 @@ def _digests(images: Tensor) -> list[bytes]:
 
 def _refuse_broken(images: Tensor) -> None:
     if not torch.isfinite(images).all():
-        raise RunFailed("decoded images contain NaN or infinity: the policy has diverged. Lower update.lr.")
+        raise RunFailed(
+            "decoded images contain NaN or infinity: the policy has diverged (lower update.lr), or guidance or noise "
+            "is far out of range."
+        )
 
 
 def supervise(name: str, reward: Reward, ledger: Ledger | None = None, **options: Any) -> Scorer:
