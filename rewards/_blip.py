@@ -1,6 +1,5 @@
 """ImageReward's network on transformers' BLIP parts: image tokens, text that attends to them, a head."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_bench.errors import MissingError
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.rewards._checkpoint import State, count_layers, damaged, read_state, shape_of, strict_load
 from sdpo_bench.rewards._linear_head import LinearHead
 
@@ -96,7 +96,7 @@ def _vision_heads(width: int, file: Path) -> int:
     if width in PUBLISHED_HEADS:
         return PUBLISHED_HEADS[width]
     try:
-        sizes = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+        sizes = parse_json((file.parent / "config.json").read_text(encoding="utf-8"))
         return int(sizes["vision"]["num_heads"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(
@@ -108,7 +108,7 @@ def _text_config(med_config: Path, image_width: int) -> Any:
     from transformers import BlipTextConfig
 
     try:
-        given = json.loads(med_config.read_text(encoding="utf-8"))
+        given = parse_json(med_config.read_text(encoding="utf-8"))
         sizes = {key: given[key] for key in TEXT_KEYS}
         return BlipTextConfig(**sizes, encoder_hidden_size=image_width, is_decoder=True)
     except Exception as error:  # not there, not JSON, a key missing, a value of the wrong type

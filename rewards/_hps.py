@@ -5,7 +5,6 @@ official tokenizer reads them, which repairs more than transformers' does and ha
 """
 
 import html
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.hub import HubFile
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.rewards._checkpoint import damaged
 from sdpo_bench.rewards._clip import CONTEXT, TABLE_FILES, Clip, Tokenize, cosine, load_open_clip
 from sdpo_bench.rewards._images import SIDE, clip_pixels, padded_pixels
@@ -100,7 +100,7 @@ def _heads(width: int, text_width: int, *, file: Path) -> tuple[int, int]:
     if (width, text_width) in PUBLISHED_HEADS:
         return PUBLISHED_HEADS[width, text_width]
     try:
-        sizes = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))["model"]
+        sizes = parse_json((file.parent / "config.json").read_text(encoding="utf-8"))["model"]
         return width // int(sizes["vision_cfg"].get("head_width", 64)), int(sizes["text_cfg"]["heads"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(

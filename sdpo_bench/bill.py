@@ -1,11 +1,11 @@
 """The bill of a run in words, and what the parts of a weighted sum had to say to each other."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.regular import read_text
 from sdpo_bench.reward_choice import part_weights
 
@@ -16,7 +16,7 @@ SEARCH_FILE = "search.json"
 def read_search(run: Path) -> dict[str, Any]:
     """Content of a run's search file; empty for methods that train, or where the file is damaged."""
     with suppress(OSError, ValueError):
-        found = json.loads(read_text(run / SEARCH_FILE))
+        found = parse_json(read_text(run / SEARCH_FILE))
         if isinstance(found, dict) and isinstance(found.get("blocks"), dict):
             return found
     return {}

@@ -21,6 +21,7 @@ from sdpo_bench.atomic import atomic_write
 from sdpo_bench.composite import Basis, Composite
 from sdpo_bench.epoch_metrics import correlation
 from sdpo_bench.errors import UsageError
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
 from sdpo_bench.prompts import load_prompts
@@ -78,7 +79,7 @@ def _standardised(scorers: Sequence[Scorer]) -> list[CompositeScorer]:
 def _read(path: Path, reward: Composite) -> dict[str, Any] | None:
     """Statistics of an earlier run; ``None`` where there are none that can be used."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(read_text(path))
+        found = parse_json(read_text(path))
         numbers = [float(found["parts"][name][key]) for name in reward.parts for key in ("mean", "std")]
         if all(math.isfinite(number) for number in numbers) and "id" in found:
             return dict(found)

@@ -20,6 +20,7 @@ from torch import Tensor
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.store import VALIDATION, RunFolder
@@ -161,8 +162,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         require_regular(path)
         path.open("rb").close()  # its own error, before a library puts it in other words
         with safe_open(str(path), framework="pt") as file:
-            digest, state = json.loads((file.metadata() or {})["sealed"])
-            header = json.loads(state)
+            digest, state = parse_json((file.metadata() or {})["sealed"])
+            header = parse_json(state)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in OUT_OF_REACH:

@@ -4,7 +4,6 @@ A base model brings facts that the rest must not guess: where its weights are, w
 and which scheduler settings its training used.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest, says_out_of_memory
 from sdpo_bench.hub import cached_pipeline, find_pipeline
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.processes import local_device
 from sdpo_bench.regular import read_text
@@ -106,7 +106,7 @@ def known_model(name: str) -> BaseModel:
 def _folder_defaults(folder: Path) -> Mapping[str, Any]:
     """Settings that a local folder's scheduler file asks for."""
     try:
-        scheduler = json.loads(read_text(folder / "scheduler" / "scheduler_config.json"))
+        scheduler = parse_json(read_text(folder / "scheduler" / "scheduler_config.json"))
         return _BY_SCHEDULER.get(scheduler.get("_class_name"), _PUBLISHED_SCHEDULE)
     except (OSError, ValueError, AttributeError):
         return _PUBLISHED_SCHEDULE  # whatever is wrong with the folder is said when it is loaded

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.regular import read_text, regular
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -95,7 +96,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(read_text(path))
+        data = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise MissingError(f"'{path}' is damaged or unreadable: {error}.") from error
     if not isinstance(data, dict):
@@ -164,7 +165,7 @@ def _header_count(path: Path) -> int:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > path.stat().st_size:
                 raise ValueError("its header is longer than the file")
-            entries = {k: v for k, v in json.loads(stream.read(length)).items() if k != "__metadata__"}
+            entries = {k: v for k, v in parse_json(stream.read(length)).items() if k != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         if path.stat().st_size < 8 + length + end:
             raise ValueError(f"it ends {8 + length + end - path.stat().st_size:,} bytes too early")

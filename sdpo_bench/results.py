@@ -5,7 +5,6 @@ Each such problem becomes a :class:`Notice` that every report prints; the other 
 Nothing here imports torch.
 """
 
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 from sdpo_bench.bill import search_bill
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.regular import read_text, regular
 from sdpo_bench.scores import Scores, read_scores
 from sdpo_bench.store import RunFolder
@@ -239,8 +239,8 @@ def last_line(path: Path) -> dict[str, Any] | None:
     with suppress(OSError), open(path, "rb", opener=regular) as stream:
         stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
         for line in reversed(stream.read().splitlines()):
-            with suppress(json.JSONDecodeError, UnicodeDecodeError):
-                row = json.loads(line)
+            with suppress(ValueError):
+                row = parse_json(line)
                 if isinstance(row, dict):
                     return row
     return None

@@ -28,6 +28,7 @@ from typing import IO, Any, Literal
 
 from sdpo_bench.atomic import atomic_write, disk_space
 from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.regular import Irregular, read_text, regular
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -201,8 +202,8 @@ class RunFolder:
         rows: list[dict[str, Any]] = []
         with suppress(FileNotFoundError, Irregular):
             for line in read_text(self.path / name, errors="replace").splitlines():
-                with suppress(json.JSONDecodeError):
-                    row = json.loads(line)
+                with suppress(ValueError):
+                    row = parse_json(line)
                     if isinstance(row, dict):
                         rows.append(row)
         return rows
@@ -281,14 +282,14 @@ def _try_lock(handle: IO[str], wait: bool) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(read_text(path))
+        data = parse_json(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"'{path.parent}' is not a run folder: it has no {path.name}.") from None
     except Irregular as error:
         raise UsageError(f"'{path}' is damaged: {error.strerror}.") from error
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"'{path}' is damaged: {error}.{_mend(path)}") from error
     if not isinstance(data, dict):
         raise UsageError(f"'{path}' is damaged: an object was expected.{_mend(path)}")

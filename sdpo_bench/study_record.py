@@ -19,6 +19,7 @@ from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError
 from sdpo_bench.findings import Findings
 from sdpo_bench.identity import digest
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.regular import read_text
 from sdpo_bench.study import Design, StudyRequest
 
@@ -139,7 +140,7 @@ def kept_study(out: Path, name: str, variant: str) -> StudyRecord | None:
 
 
 def _read(path: Path) -> StudyRecord:
-    data = json.loads(read_text(path))
+    data = parse_json(read_text(path))
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"not a study record of format {FORMAT}")
     return _ADAPTER.validate_python(data)

@@ -13,6 +13,7 @@ from typing import Any
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.identity import canonical
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.regular import read_text
 
 
@@ -52,7 +53,7 @@ def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
     found, problems = [], []
     for path in sorted((out / "suites").glob("*.json")) if (out / "suites").is_dir() else []:
         try:
-            found.append(_record(json.loads(read_text(path))))
+            found.append(_record(parse_json(read_text(path))))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to mend it"))
     return found, problems

@@ -19,6 +19,7 @@ from sdpo_bench.contradictions import refuse_idle_devices
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates, reward_keys
 from sdpo_bench.executors import Executor, LocalExecutor
+from sdpo_bench.json_text import parse_json
 from sdpo_bench.models import check_devices
 from sdpo_bench.plan import Plan, keep, make_plan, record_of
 from sdpo_bench.select_runs import parse_select
@@ -220,8 +221,8 @@ def measured_rates(
         done = subprocess.run(
             command, input=request, capture_output=True, text=True, timeout=MEASURING_LIMIT, env=quiet
         )
-        answers = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
-    except (subprocess.TimeoutExpired, json.JSONDecodeError):
+        answers = parse_json(done.stdout.splitlines()[-1]) if done.stdout.strip() else {}
+    except (subprocess.TimeoutExpired, ValueError):
         return {}, "measuring this machine took too long"
     rates = {key: Rates(**answer["rates"]) for key, answer in answers.items() if "rates" in answer}
     reasons = [str(answer["error"]) for answer in answers.values() if "error" in answer]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UsageError
+from sdpo_bench.json_text import parse_json
 
 PROTOCOL = 1
 MEDIA_TYPE = "application/x-safetensors"
@@ -76,18 +77,18 @@ def _unpack(body: bytes, name: str) -> tuple[Tensor, dict[str, str]]:
 
     try:
         tensors = load(body)
+        size = int.from_bytes(body[:8], "little")
+        header = parse_json(body[8 : 8 + size]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError) as error:
         raise UsageError(f"not a safetensors body: {error}") from error
     found = tensors.get(name)
     if found is None or found.dtype != torch.float32:
         raise UsageError(f"a float32 tensor '{name}' is due.")
-    size = int.from_bytes(body[:8], "little")
-    header = json.loads(body[8 : 8 + size]).get("__metadata__") or {}
     return found, header
 
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None

@@ -1,0 +1,110 @@
+"""No text that a file, a name or a variable holds brings down a list or a report of the other runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report_factory import base_frame, make_base, make_run, spread
+
+from forked import command, exit_code
+from sdpo_bench.json_text import MOST_LEVELS, parse_json
+
+DEEP = "[" * 20_000 + "]" * 20_000
+HOSTILE = {
+    "deep": DEEP, "deep object": '{"a":' * 20_000 + "0" + "}" * 20_000, "digits": "9" * 5000, "bits": "9" * 400,
+    "surrogate": r'"\ud800 half"', "infinity": "Infinity", "overflow": "1e400", "nan": "NaN",
+}  # fmt: skip
+"""JSON values that Python's parser takes or fails on with an error of its own."""
+
+
+# -- the parser ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("form", ["{}", '{{"a": [{}]}}', "[1, {}]"])
+def test_unusable_json_is_a_value_error_in_words(value, form):
+    with pytest.raises(ValueError) as caught:
+        parse_json(form.format(value))
+    assert len(str(caught.value)) < 100 and str(caught.value).isascii()
+
+
+def test_a_key_is_text_too():
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        parse_json(r'{"\udfff": 1}')
+
+
+def test_usable_json_is_as_it_was():
+    text = json.dumps({"a": [1, -2.5, 1e308, True, None, "\U0001f600", 2**64], "b": {"": {}}})
+    assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+    assert parse_json("[" * MOST_LEVELS + "]" * MOST_LEVELS)
+    with pytest.raises(ValueError, match="nested"):
+        parse_json("[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1))
+
+
+# -- run folders ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Three runs of two methods, their base model, a suite and a study folder."""
+    out = tmp_path_factory.mktemp("hostile")
+    make_base(out, base_frame(spread([0, 0, 0])))
+    for method, seed in (("ddpo", 0), ("ddpo", 1), ("sdpo", 0)):
+        make_run(out, method, seed, spread([1, 2, 3 + seed]))
+    return out
+
+
+@pytest.fixture
+def copy(results, tmp_path):
+    return Path(shutil.copytree(results, tmp_path / "results"))
+
+
+def runs(out: Path) -> list[Path]:
+    return sorted(path for path in (out / "runs").iterdir() if not path.name.startswith("base-"))
+
+
+def told(arguments, tmp_path, expected=(0,)) -> str:
+    """What a command prints to standard output; nothing of what it says is a defect."""
+    out, err = tmp_path / "told", tmp_path / "error"
+    for path in (out, err):
+        path.unlink(missing_ok=True)
+    code = exit_code(lambda: command([str(a) for a in arguments]), out, err)
+    error = err.read_text(errors="replace")
+    assert code in expected, error[-3000:]
+    assert "unexpected" not in error and "Traceback" not in error, error[-3000:]
+    return out.read_text(encoding="utf-8")
+
+
+def check_lists_and_reports(out, whole, tmp_path):
+    """Every form of both names the whole runs, and is UTF-8."""
+    rows = {row["run"]: row for row in json.loads(told(["list", "runs", "--out", out, "--json"], tmp_path))}
+    told(["list", "runs", "--out", out], tmp_path)
+    told(["report", "--results", out, "--format", "all", "--out", tmp_path / "pages"], tmp_path)
+    pages = {path.suffix: path.read_text(encoding="utf-8") for path in (tmp_path / "pages").glob("report.*")}
+    assert len(pages) == 6 and json.loads(pages[".json"])
+    for run in whole:
+        assert rows[run.name]["state"] == "done"
+        assert run.name in pages[".json"] and run.name in pages[".html"]
+    return rows
+
+
+FILES = ("run.json", "status", "train.jsonl", "timing.jsonl", "validation.jsonl", "search.json", "warnings.jsonl")
+
+
+def test_hostile_values_harm_no_other_run(copy, tmp_path):
+    """One run for each file and each value that fills it."""
+    whole = runs(copy)
+    for v, (what, value) in enumerate(HOSTILE.items()):
+        for f, name in enumerate(FILES):
+            (make_run(copy, "sdpo", 100 + 10 * v + f, spread([1, 1, 1])) / name).write_text(f'{{"epoch": {value}}}\n')
+        for folder in ("suites", "studies/budget", "references"):
+            (copy / folder).mkdir(parents=True, exist_ok=True)
+            (copy / folder / f"{what}.json").write_text(f'{{"format": 1, "id": {value}}}')
+    rows = check_lists_and_reports(copy, whole, tmp_path)
+    states = [row["state"] for row in rows.values()]
+    assert states.count("damaged") == 3 * len(HOSTILE), "run.json, suites and studies"
+    assert states.count("unknown") == len(HOSTILE), "status"
