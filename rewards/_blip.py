@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_bench.errors import MissingError
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.rewards._checkpoint import State, count_layers, damaged, read_state, shape_of, strict_load
 from sdpo_bench.rewards._linear_head import LinearHead
 

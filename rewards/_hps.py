@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.hub import HubFile
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.rewards._checkpoint import damaged
 from sdpo_bench.rewards._clip import CONTEXT, TABLE_FILES, Clip, Tokenize, cosine, load_open_clip
 from sdpo_bench.rewards._images import SIDE, clip_pixels, padded_pixels

@@ -21,8 +21,8 @@ from sdpo_bench.atomic import atomic_write
 from sdpo_bench.composite import Basis, Composite
 from sdpo_bench.epoch_metrics import correlation
 from sdpo_bench.errors import UsageError
-from sdpo_bench.json_text import parse_json
 from sdpo_bench.models import scheduler_config
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.policy import Policy
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.regular import read_text

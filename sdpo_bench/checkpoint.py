@@ -20,7 +20,7 @@ from torch import Tensor
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.store import VALIDATION, RunFolder

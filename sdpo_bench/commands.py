@@ -152,7 +152,8 @@ def _say_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> Non
     needed = memory.estimate(resolved.config, runtime.micro_batch, device, processes)
     if needed is None:
         return
-    shared = 1 if device.startswith("cuda") else int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    alone = processes == 1 or device.startswith("cuda")
+    shared = 1 if alone else max(1, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     free = memory.available_bytes(device) / shared
     warning = memory.check(needed, free, resolved.config.model)
     text = f"memory: about {memory.gigabytes(needed.total)} of {memory.gigabytes(free)} free on {device}"

@@ -24,6 +24,7 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical, run_id
 from sdpo_bench.models import known_model, model_digest
+from sdpo_bench.plain_data import parse_toml
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.prompts import file_digest
@@ -315,18 +316,20 @@ def parse_set(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set takes section.key=value, got '{text}'. Example: --set update.lr=1e-3")
-        key, parsed = key.strip(), _toml_value(value)
+        key, parsed = key.strip(), _toml_value(key.strip(), value)
         if not same_value(result.setdefault(key, parsed), parsed):
             raise UsageError(f"--set {key}={result[key]} and --set {text} contradict each other. Give one of them.")
     return result
 
 
-def _toml_value(text: str) -> Any:
+def _toml_value(key: str, text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"x = {text}")
+        parsed = parse_toml(f"x = {text}", finite=False)
         return parsed["x"] if set(parsed) == {"x"} else text.strip()
     except tomllib.TOMLDecodeError:
         return text.strip()
+    except ValueError as error:
+        raise UsageError(f"--set {key}: got {error}, which no setting can be.") from None
 
 
 def describe_type(hint: Any) -> str:

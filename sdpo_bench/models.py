@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest, says_out_of_memory
 from sdpo_bench.hub import cached_pipeline, find_pipeline
-from sdpo_bench.json_text import parse_json
 from sdpo_bench.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.processes import local_device
 from sdpo_bench.regular import read_text
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import read_text, regular
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")

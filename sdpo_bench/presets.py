@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.plain_data import parse_toml
 from sdpo_bench.registry import plugin_tag, plugins
 
 
@@ -127,14 +128,16 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
         UsageError: not TOML, or values that no setting can have. MissingError: not readable.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin UTF-8 with a mark
+        data = parse_toml(path.read_text(encoding="utf-8-sig"), finite=False)  # some editors begin UTF-8 with a mark
         _refuse_no_settings(data, f"{kind} file '{path}'")
     except OSError as error:
         raise MissingError(f"{kind} file '{path}' cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{kind} file '{path}' is not valid TOML: {error}.") from error
-    except RecursionError:
-        raise UsageError(f"{kind} file '{path}' is nested too deeply.") from None
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{kind} file '{path}' cannot be used: {error}.") from error
     return data
 
 

@@ -18,6 +18,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sdpo_bench.errors import RunFailed, SdpoBenchError, UsageError
+from sdpo_bench.plain_data import whole_number
+from sdpo_bench.settings import MOST
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE = timedelta(hours=24)  # the main process may wait for a lock or draw alone; a dead process is noticed at once
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = ("WORLD_SIZE", "RANK", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 class Processes:
@@ -236,8 +239,24 @@ class Launched(Processes):
 
 
 def several() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        UsageError: variables of a launcher that are no numbers.
+    """
+    if not all(name in os.environ for name in VARIABLES):
+        return False
+    return {name: _number(name) for name in NUMBERS if name in os.environ}["WORLD_SIZE"] > 1
+
+
+def _number(name: str) -> int:
+    found = whole_number(os.environ[name], 0, MOST)
+    if found is None:
+        raise UsageError(
+            f"the variable {name}, by which launchers tell processes apart, is {os.environ[name][:40]!a} and no whole "
+            "number. Without a launcher, type: unset WORLD_SIZE"
+        )
+    return found
 
 
 def local_device(device: str) -> str:

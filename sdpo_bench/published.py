@@ -3,7 +3,6 @@
 The repository's files are in ``results/paper`` (``sdpo_bench/paper`` in a wheel).
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.plain_data import parse_toml
 
 PAPER = "paper"
 """The name of the shipped files."""
@@ -74,7 +74,7 @@ def read_published(path: Path) -> Published:
         UsageError: it cannot be read, or something in it is missing or wrong.
     """
     try:
-        return Published.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Published.model_validate(parse_toml(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValidationError as error:
@@ -83,8 +83,8 @@ def read_published(path: Path) -> Published:
         raise UsageError(
             f"'{path}' is no file of published numbers: {place}: {first['msg']}. results/paper has an example."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"'{path}' is not TOML: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"'{path}' is not TOML that can be used: {error}") from error
 
 
 def paper() -> list[Published]:

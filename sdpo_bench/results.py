@@ -21,7 +21,7 @@ from typing import Any
 from sdpo_bench.bill import search_bill
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import read_text, regular
 from sdpo_bench.scores import Scores, read_scores
 from sdpo_bench.store import RunFolder

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.plain_data import whole_number
 from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import clean
 from sdpo_bench.user_files import user_file
@@ -46,10 +47,10 @@ def parse_steps(text: str) -> list[int]:
     Raises:
         UsageError: not whole numbers from 1 to 1000.
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isascii() and part.isdigit() and 1 <= int(part) <= 1000 for part in parts):
+    steps = [whole_number(part.strip(), 1, 1000) for part in text.split(",") if part.strip()]
+    if not steps or None in steps:
         raise UsageError(f"--steps takes whole numbers from 1 to 1000, got '{text}'. Example: --steps 1,2,4,8")
-    return list(dict.fromkeys(int(part) for part in parts))
+    return list(dict.fromkeys(step for step in steps if step is not None))
 
 
 def draw(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from sdpo_bench.errors import UsageError
 from sdpo_bench.matrices import Cells, Endpoint, Matrix, compare, paired
 from sdpo_bench.panels import Panel
+from sdpo_bench.plain_data import whole_number
 from sdpo_bench.ranking import ENDPOINT_WORDS, holm, paired_test, rank_with_ties
 from sdpo_bench.scores import BASE, at, only_seeds, only_steps, reduced, rows_of
 from sdpo_bench.stats import ONE_SEED, Estimate, crossed_interval, image_spread
@@ -71,8 +72,8 @@ def parse_metric(text: str) -> Endpoint:
     """
     if text in ENDPOINT_WORDS:
         return text
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= 1000:
-        return int(text)
+    if steps := whole_number(text, 1, 1000):
+        return steps
     raise UsageError(
         f"unknown metric '{text}'. Valid: mean (over step counts), area (under the step curve), or a number of "
         "denoising steps. Example: --metric 4"

@@ -28,7 +28,7 @@ from typing import IO, Any, Literal
 
 from sdpo_bench.atomic import atomic_write, disk_space
 from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import Irregular, read_text, regular
 
 LORA_FILE = "pytorch_lora_weights.safetensors"

@@ -19,11 +19,12 @@ from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates
 from sdpo_bench.executors import LocalExecutor
 from sdpo_bench.models import check_devices
+from sdpo_bench.plain_data import whole_number
 from sdpo_bench.plan import Plan
 from sdpo_bench.registry import find
 from sdpo_bench.render_terminal import make_console, print_study
 from sdpo_bench.render_text import csv_tables, study_data
-from sdpo_bench.seeds import checked_seed
+from sdpo_bench.seeds import LARGEST
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import check_writable
 from sdpo_bench.study import Bench, Design, Study, StudyRequest, parse_size
@@ -115,10 +116,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: not whole numbers within the limits, or one of them twice.
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isascii() and word.isdigit() for word in words) or len(set(map(int, words))) < len(words):
-        raise UsageError(f"--seeds: got '{text}', expected different whole numbers, e.g. --seeds 0,1,2.")
-    return tuple(checked_seed(int(word), "--seeds") for word in words)
+    found = [whole_number(word.strip(), 0, LARGEST) for word in text.split(",") if word.strip()]
+    seeds = tuple(seed for seed in found if seed is not None)
+    if len(set(seeds)) < len(found):
+        raise UsageError(
+            f"--seeds: got '{text}', expected different whole numbers from 0 to 2**63 - 1, e.g. --seeds 0,1,2."
+        )
+    return seeds
 
 
 def _command(name: str, size: str, request: StudyRequest, seeds: str, sets: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError
 from sdpo_bench.findings import Findings
 from sdpo_bench.identity import digest
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import read_text
 from sdpo_bench.study import Design, StudyRequest
 

@@ -13,7 +13,7 @@ from typing import Any
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.identity import canonical
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import read_text
 
 

@@ -19,8 +19,8 @@ from sdpo_bench.contradictions import refuse_idle_devices
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates, reward_keys
 from sdpo_bench.executors import Executor, LocalExecutor
-from sdpo_bench.json_text import parse_json
 from sdpo_bench.models import check_devices
+from sdpo_bench.plain_data import parse_json
 from sdpo_bench.plan import Plan, keep, make_plan, record_of
 from sdpo_bench.select_runs import parse_select
 from sdpo_bench.settings import ModelSettings, Runtime

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.json_text import parse_json
+from sdpo_bench.plain_data import parse_json
 
 PROTOCOL = 1
 MEDIA_TYPE = "application/x-safetensors"

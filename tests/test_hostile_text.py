@@ -1,17 +1,14 @@
 """No text that a file, a name or a variable holds brings down a list or a report of the other runs."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from report_factory import base_frame, make_base, make_run, spread
 
 from forked import command, exit_code
-from sdpo_bench.json_text import MOST_LEVELS, parse_json
+from sdpo_bench.plain_data import MOST_LEVELS, parse_json
 
 DEEP = "[" * 20_000 + "]" * 20_000
 HOSTILE = {
@@ -108,3 +105,47 @@ def test_hostile_values_harm_no_other_run(copy, tmp_path):
     states = [row["state"] for row in rows.values()]
     assert states.count("damaged") == 3 * len(HOSTILE), "run.json, suites and studies"
     assert states.count("unknown") == len(HOSTILE), "status"
+
+
+# -- what is typed -------------------------------------------------------------------------------------------
+
+MANY_DIGITS = ("9" * 5000, "0x" + "f" * 5000, "[" * 5000)
+
+
+@pytest.mark.parametrize("value", MANY_DIGITS, ids=["digits", "hexadecimal", "deep"])
+@pytest.mark.parametrize(
+    "words",
+    [["run", "--dry-run", "--set", "update.lr={}"], ["run", "--dry-run", "--set", "seed={}"],
+     ["run", "--dry-run", "--seed", "{}"], ["run", "--dry-run", "--budget", "images={}"],
+     ["run", "--dry-run", "--set", "eval.steps=1,{}"], ["run", "--dry-run", "--set", "eval.steps=[1, {}"],
+     ["report", "--metric", "{}"], ["report", "--select", "seed={}"], ["report", "--group-by", "{}"],
+     ["study", "budget", "--dry-run", "--seeds", "{}"], ["study", "budget", "--dry-run", "--size", "{}"],
+     ["sample", "RUN", "--prompt", "cat", "--steps", "{}"], ["eval", "RUN", "--steps", "{}"],
+     ["compare", "{}", "base"]],
+    ids=lambda words: "-".join(words).replace("{}", "N"),
+)  # fmt: skip
+def test_numbers_that_nothing_can_be_are_refused(results, tmp_path, words, value):
+    if words[0] != "study":
+        words = [*words, "--results" if words[0] in ("report", "sample", "compare") else "--out", str(results)]
+    words = [runs(results)[0].name if word == "RUN" else word.format(value) for word in words]
+    assert told(words, tmp_path, expected=(2,)) == ""
+
+
+@pytest.mark.parametrize("value", MANY_DIGITS, ids=["digits", "hexadecimal", "deep"])
+@pytest.mark.parametrize("text", ["[cells]\nmethod = 'sdpo'\nreward = 'emoji-align'\nseed = {}", "[update]\nlr = {}"])
+def test_files_of_settings_with_such_numbers_are_refused(tmp_path, text, value):
+    path = tmp_path / "mine.toml"
+    path.write_text(text.format(value))
+    words = (
+        ["sweep", path, "--dry-run", "--out", tmp_path] if "cells" in text else ["run", "--dry-run", "--preset", path]
+    )
+    assert told(words, tmp_path, expected=(2,)) == ""
+    assert told(["report", "--against", path], tmp_path, expected=(2,)) == ""
+
+
+@pytest.mark.parametrize("value", ["two", "9" * 5000, "", "-1"])
+def test_a_launchers_variables_are_numbers(tmp_path, monkeypatch, value):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.setenv(name, value)
+    assert told(["list", "methods"], tmp_path, expected=(2,)) == ""
+    assert "WORLD_SIZE" in (tmp_path / "error").read_text()

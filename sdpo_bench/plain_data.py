@@ -1,19 +1,21 @@
-"""JSON from files, processes and servers that somebody else may have written.
+"""JSON and TOML from files, processes and servers that somebody else may have written.
 
-Python's parser takes more than the rest of a program can use: it reads nesting until the stack ends, integers of any
+Python's parsers take more than the rest of a program can use: they read nesting until the stack ends, integers of any
 size, ``NaN`` and halves of surrogate pairs, which no UTF-8 file can hold. Here all of that is a ``ValueError`` like any
 other damage, so that whoever reads a file has one kind of error to expect. Nothing here imports torch.
 """
 
 import json
 import math
+import tomllib
+from collections.abc import Callable
 from typing import Any
 
 MOST_LEVELS = 100
 """Lists and objects within each other; records of this package have fewer than ten."""
 MOST_BITS = 1000
 """Of a whole number; a larger one may be no float."""
-_TOO_DEEP = f"nested more than {MOST_LEVELS} levels deep"
+_TOO_DEEP = f"nested too deeply (more than {MOST_LEVELS} levels)"
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -22,26 +24,44 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: not JSON, or data that :func:`refuse_unusable` refuses.
     """
-    try:
-        data = json.loads(text)
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise
-    except ValueError:  # whose words are about a setting of Python
-        raise ValueError("a whole number of thousands of digits") from None
+    data = _parse(json.loads, text)
     refuse_unusable(data)
     return data
 
 
-def refuse_unusable(data: Any, level: int = 0) -> None:
-    """Refuse plain data, of JSON or TOML, that cannot be computed with or shown.
+def parse_toml(text: str, *, finite: bool = True) -> dict[str, Any]:
+    """The data of a TOML text.
+
+    Args:
+        finite: refuse infinity and NaN; without it they are left to whoever knows which setting they are for.
+
+    Raises:
+        tomllib.TOMLDecodeError: not TOML. ValueError: data that :func:`refuse_unusable` refuses.
+    """
+    data: dict[str, Any] = _parse(tomllib.loads, text)
+    refuse_unusable(data, finite=finite)
+    return data
+
+
+def _parse(loads: Callable[[Any], Any], text: str | bytes) -> Any:
+    try:
+        return loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # whose words are about a setting of Python
+        raise ValueError("a whole number of thousands of digits") from None
+
+
+def refuse_unusable(data: Any, level: int = 0, *, finite: bool = True) -> None:
+    """Refuse plain data that cannot be computed with or shown.
 
     Raises:
         ValueError: nested too deeply, a number that is no finite float, or text that has no UTF-8 form.
     """
     if isinstance(data, float):  # the most frequent kind first: logs are long
-        if not math.isfinite(data):
+        if finite and not math.isfinite(data):
             raise ValueError(f"the number {data}, which is not finite")
     elif isinstance(data, str):
         if not data.isascii() and any("\ud800" <= char <= "\udfff" for char in data):
@@ -56,4 +76,10 @@ def refuse_unusable(data: Any, level: int = 0) -> None:
             for key in data:
                 refuse_unusable(key)
         for inner in data.values() if isinstance(data, dict) else data:
-            refuse_unusable(inner, level + 1)
+            refuse_unusable(inner, level + 1, finite=finite)
+
+
+def whole_number(text: str, least: int, most: int) -> int | None:
+    """A whole number that somebody has typed in plain digits; ``None`` for anything else or outside the limits."""
+    plain = text.isascii() and text.isdigit() and len(text) <= 2 * len(str(most))  # some write zeros in front
+    return int(text) if plain and least <= int(text) <= most else None
