@@ -15,11 +15,23 @@ SEARCH_FILE = "search.json"
 
 def read_search(run: Path) -> dict[str, Any]:
     """Content of a run's search file; empty for methods that train, or where the file is damaged."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError):
         found = parse_json(read_text(run / SEARCH_FILE))
-        if isinstance(found, dict) and isinstance(found.get("blocks"), dict):
-            return found
+        if isinstance(found, dict) and isinstance(found.get("blocks"), dict) and _is_count(found["samples_per_image"]):
+            return found if all(map(_is_block, found["blocks"].values())) else {}
     return {}
+
+
+def _is_block(block: Any) -> bool:
+    """Whether this is what a search writes of one block: a bill of numbers, some of them under names of phases."""
+    if not isinstance(block, dict) or not _is_count(block["delivered"]) or not isinstance(block["bill"], dict):
+        return False
+    nested = [value.values() if isinstance(value, dict) else [value] for value in block["bill"].values()]
+    return all(_is_count(count) for counts in nested for count in counts) and "images" in block["bill"]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def search_bill(run: Path) -> dict[str, Any]:

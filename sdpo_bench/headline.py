@@ -74,8 +74,8 @@ def _row(run: Run, evaluated: Scores | None, bases: Bases) -> list[Any]:
 def budget_used(run: Run) -> str | None:
     """For example ``128 of 2,560 images``; None before the first epoch."""
     axis, limit = str(run.settings["budget.axis"]), run.settings["budget.amount"]
-    if run.search_bill and axis in run.search_bill:
-        return f"{run.search_bill[axis]:,.0f} {axis.replace('_', ' ')} in evaluation"
+    if isinstance(searched := run.search_bill.get(axis), int | float):
+        return f"{searched:,.0f} {axis.replace('_', ' ')} in evaluation"
     used = run.seconds if axis == "seconds" else run.bill.get(axis)
     if not isinstance(used, int | float) or not isinstance(limit, int | float) or not (run.bill or run.seconds):
         return None

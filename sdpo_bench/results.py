@@ -276,7 +276,7 @@ def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, 
 
 def strangers(run: Run, scores: Scores) -> list[str]:
     """Ids of other runs whose scores lie in a run's folder, by a copy gone wrong; a renamed folder keeps its own."""
-    return sorted(set(scores.runs) - {run.id, run.record.get("run")})
+    return sorted(set(scores.runs) - {run.id, str(run.record.get("run"))})
 
 
 def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:

@@ -7,6 +7,7 @@ of a part carry its name: ``--set reward.hpsv2.precision=bf16``.
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -176,8 +177,10 @@ def sum_name(parts: list[tuple[str, float]]) -> str:
 
 
 def part_weights(name: str) -> dict[str, float]:
-    """Weights by part of a weighted sum; none for a single reward."""
-    return dict(_parse(name)) if _SUM.search(name) else {}
+    """Weights by part of a weighted sum; none for a single reward, or for a damaged record's text that is no sum."""
+    with suppress(UsageError):
+        return dict(_parse(name)) if _SUM.search(name) else {}
+    return {}
 
 
 def same_reward(given: str, name: str) -> bool:

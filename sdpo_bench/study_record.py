@@ -20,6 +20,7 @@ from sdpo_bench.errors import MissingError
 from sdpo_bench.findings import Findings
 from sdpo_bench.identity import digest
 from sdpo_bench.plain_data import parse_json
+from sdpo_bench.plots import Chart
 from sdpo_bench.regular import read_text
 from sdpo_bench.study import Design, StudyRequest
 
@@ -143,4 +144,11 @@ def _read(path: Path) -> StudyRecord:
     data = parse_json(read_text(path))
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"not a study record of format {FORMAT}")
-    return _ADAPTER.validate_python(data)
+    record = _ADAPTER.validate_python(data)
+    if not all(plot.charts and all(map(_drawable, plot.charts)) for plot in record.findings.plots):
+        raise ValueError("a plot whose lines lack points")
+    return record
+
+
+def _drawable(chart: Chart) -> bool:
+    return all(len(s.x) == len(s.y) and len(s.low) == len(s.high) and len(s.low) in (0, len(s.x)) for s in chart.series)

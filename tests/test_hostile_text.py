@@ -149,3 +149,38 @@ def test_a_launchers_variables_are_numbers(tmp_path, monkeypatch, value):
         monkeypatch.setenv(name, value)
     assert told(["list", "methods"], tmp_path, expected=(2,)) == ""
     assert "WORLD_SIZE" in (tmp_path / "error").read_text()
+
+
+# -- records of another form ---------------------------------------------------------------------------------
+
+COUNTS = {"images": 3, "forward": {"search": 3}, "rewards": {"emoji-align": 3}}
+BLOCKS = [
+    5, [], {}, {"delivered": 3}, {"delivered": 3, "bill": []}, {"delivered": "3", "bill": COUNTS},
+    {"delivered": 3, "bill": COUNTS | {"images": "3"}}, {"delivered": 3, "bill": COUNTS | {"images": {}}},
+    {"delivered": 3, "bill": COUNTS | {"forward": {"search": []}}},
+]  # fmt: skip
+
+
+def test_records_of_another_form_harm_no_other_run(copy, tmp_path):
+    whole = runs(copy)
+    for i, block in enumerate(BLOCKS):
+        search = {"samples_per_image": 4, "blocks": {"a": block}}
+        folder = make_run(copy, "sdpo", 100 + i, spread([1, 1, 1]))
+        (folder / "search.json").write_text(json.dumps(search))
+    for i, change in enumerate([{"run": []}, {"run": {}}, {"reward_version": {}}]):
+        make_run(copy, "sdpo", 200 + i, spread([1, 1, 1]), record=change)
+    make_run(copy, "sdpo", 300, spread([1, 1, 1]), reward="1e+308")
+    check_lists_and_reports(copy, whole, tmp_path)
+
+
+def test_a_study_whose_plots_lack_points_is_damaged(copy, tmp_path):
+    (committed,) = (Path(__file__).parent.parent / "results" / "studies" / "reward-kinds").glob("default-*.json")
+    whole = json.loads(committed.read_text())
+    (copy / "studies" / "reward-kinds").mkdir(parents=True)
+    for name, change in {"none": {"charts": []}, "whole": {}}.items():
+        plots = [plot | change for plot in whole["findings"]["plots"]]
+        data = whole | {"findings": whole["findings"] | {"plots": plots}}
+        (copy / "studies" / "reward-kinds" / f"{name}.json").write_text(json.dumps(data))
+    rows = check_lists_and_reports(copy, runs(copy), tmp_path)
+    (row,) = (row for name, row in rows.items() if name.startswith("studies/"))
+    assert row["run"] == "studies/reward-kinds/none.json" and "lack points" in row["message"]
