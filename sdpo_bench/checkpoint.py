@@ -1,19 +1,20 @@
 """Exact resume: all that the future of a run depends on, in one file that is either whole or absent.
 
 Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the optimiser's moments,
-the normaliser's buffers, the remembered scores, the ledger and the length of the logs. It is one safetensors file with
-JSON in its header: loading runs no code from the file. A digest of everything in it, and of the training log up to it,
-is checked on loading: a checkpoint with a single flipped bit is passed over for the one before.
+the normaliser's buffers, the remembered scores, the ledger and the logs. It is one safetensors file with JSON in its
+header: loading runs no code from the file. A digest of everything in it is checked on loading: a checkpoint with a
+single flipped bit is passed over for the one before. A log with one is put back from its copy in the checkpoint.
 """
 
 import errno
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,8 @@ from sdpo_bench.store import VALIDATION, RunFolder
 from sdpo_bench.update import CRITIC, Updater
 
 KEEP = 2
+LOG = "log/"
+"""Where the copies of the logs are in the file: ``log/NAME``."""
 FORMAT = 2
 OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 UNREADABLE = "It may be sound, so training does not begin anew: make it readable, or delete it to go back behind it."
@@ -45,6 +48,8 @@ class Progress:
     """Whose it is."""
     validated: tuple[int, str]
     """Size and digest of ``validation.jsonl``: candidates judged before this epoch, which nobody judges again."""
+    logs: Mapping[str, bytes] = field(default_factory=dict)
+    """Copies of the logs (``training_logs``), by name; none from a checkpoint of an earlier version."""
 
 
 Snapshot = tuple[dict[str, Tensor], str]
@@ -59,6 +64,7 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
     tensors |= _optimiser_tensors(updater)
     tensors |= {f"buffer/{i}": buffers[prompt] for i, prompt in enumerate(prompts)}
     tensors |= {f"cache/{name}": value for name, value in cache.state().items()}
+    tensors |= {LOG + name: _as_tensor(copy) for name, copy in progress.logs.items()}  # a header's size is limited
     header = {
         "format": FORMAT,
         "epoch": progress.epoch,
@@ -124,14 +130,21 @@ def _optimiser_tensors(updater: Updater) -> dict[str, Tensor]:
 
 
 def latest(run: RunFolder) -> tuple[Path | None, list[str]]:
-    """The newest readable checkpoint, and a warning for each damaged one that was passed over."""
+    """The newest readable checkpoint, and a warning for each damaged one that was passed over.
+
+    Raises:
+        UsageError: it has no copy of the logs, as in earlier versions, and they are not what they were.
+    """
     warnings: list[str] = []
     for path in reversed(_files(run)):
         try:
-            _check_own(run, path, read(path)[0])
+            header, tensors = read(path)
+            _check_own(run, path, header)
         except UsageError as error:
             warnings.append(f"{error} Going back to the checkpoint before it.")
             continue
+        if not _copies(tensors):
+            _check_logs(run, path, header)
         return path, warnings
     if warnings or run.log():
         warnings.append(f"there is no checkpoint to go on from in '{run.checkpoints}': the run begins anew.")
@@ -139,14 +152,30 @@ def latest(run: RunFolder) -> tuple[Path | None, list[str]]:
 
 
 def _check_own(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
-    """A backup put back in the wrong place brings its log with it, so the name is asked too."""
+    """A backup put back in the wrong place brings its log with it, so the name is asked."""
     if header.get("run", run.run_id) != run.run_id:
         raise UsageError(f"checkpoint '{path}' belongs to run '{header['run']}'.")
-    if run.digest("train.jsonl", header["log_size"]) != header["log_sha256"]:
-        raise UsageError(f"'{run.path / 'train.jsonl'}' is not what it was when checkpoint '{path.name}' was written.")
-    size, digest = header.get("validated", (0, run.digest(VALIDATION, 0)))
-    if run.digest(VALIDATION, size) != digest:
-        raise UsageError(f"'{run.path / VALIDATION}' is not what it was when checkpoint '{path.name}' was written.")
+
+
+def _check_logs(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
+    """Going back, or beginning anew, would throw away sound training for the sake of a log."""
+    validated = header.get("validated", (0, run.digest(VALIDATION, 0)))
+    sealed = {"train.jsonl": (header["log_size"], header["log_sha256"]), VALIDATION: validated}
+    for name, (size, digest) in sealed.items():
+        if run.digest(name, size) != digest:
+            raise UsageError(
+                f"'{run.path / name}' is not what it was when checkpoint '{path.name}' was written, by an earlier "
+                f"version that kept no copy. Put the file back from a backup, or delete '{run.path}' to begin anew."
+            )
+
+
+def _as_tensor(content: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Copies of the logs, by name."""
+    return {name.removeprefix(LOG): value.numpy().tobytes() for name, value in tensors.items() if name.startswith(LOG)}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -188,7 +217,7 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
     sizes = header["log_size"], header["log_sha256"], header["timing_size"]
     validated = tuple(header.get("validated", (0, "")))
-    return Progress(header["epoch"], header["ledger"], *sizes, header.get("run", ""), validated)
+    return Progress(header["epoch"], header["ledger"], *sizes, header.get("run", ""), validated, _copies(tensors))
 
 
 def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:

@@ -7,13 +7,14 @@ of its resolved configuration, wherever and however often it was interrupted.
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sdpo_bench import checkpoint, guards, seeds
+from sdpo_bench import checkpoint, guards, seeds, training_logs
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit, limit_text
@@ -338,12 +339,11 @@ class Trainer:
             self._saved_epoch = epoch
 
     def _snapshot(self) -> tuple[int, checkpoint.Snapshot]:
-        run, size = self.run, self.run.size("train.jsonl")
-        digest = run.digest("train.jsonl", size)
-        sizes = size, digest, run.size("timing.jsonl")
-        judged = run.size(VALIDATION)
-        validated = judged, run.digest(VALIDATION, judged)
-        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), *sizes, run.run_id, validated)
+        logs = training_logs.read_all(self.run)
+        train, judged = logs["train.jsonl"], logs[VALIDATION]
+        sizes = len(train), sha256(train).hexdigest(), len(logs["timing.jsonl"])
+        validated = len(judged), sha256(judged).hexdigest()
+        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), *sizes, self.run.run_id, validated, logs)
         return self.epoch, checkpoint.snapshot(progress, self.updater, self.normaliser, self.scorer.cache)
 
     def _resume(self) -> None:
@@ -351,7 +351,9 @@ class Trainer:
         for warning in warnings:
             self.watch(self._tick("warning", {"warning": warning}))
         progress = self._restore(path) if path else None
+        damaged = []
         if self.processes.is_main:
+            damaged = training_logs.go_back(self.run, progress.logs if progress else {})
             self.run.truncate("train.jsonl", progress.log_size if progress else 0)
             self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
             guards.forget_after(self.run, progress.epoch if progress else 0)
@@ -361,7 +363,15 @@ class Trainer:
             self.epoch = self._saved_epoch = progress.epoch
             rows = self.processes.share(self.run.log)
             self._start, self.metrics = (rows[0], rows[-1]) if rows else ({}, {})
+        self._say_mended(damaged)
         self._kept = self._snapshot()
+
+    def _say_mended(self, damaged: list[str]) -> None:
+        """Record that logs were put back, for whoever wonders what else was changed."""
+        for name in damaged:
+            text = f"{name} had been damaged or changed from outside; it was put back as this run wrote it"
+            guards.record(self.run, guards.Warned(self.epoch, "log", text))
+            self.warn(text)
 
     def _restore(self, path: Path) -> checkpoint.Progress:
         progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache)

@@ -117,14 +117,15 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(trained, copy, position):
     assert told == warnings
     assert (run.path / "train.jsonl").read_bytes() == log
     before = checkpoint.read(trained[1] / "runs" / run.run_id / "checkpoints" / newest.name)[1]
-    assert all(torch.equal(value, before[name]) for name, value in checkpoint.read(newest)[1].items())
+    again = checkpoint.read(newest)[1]
+    assert all(torch.equal(value, before[name]) for name, value in again.items() if name != "log/timing.jsonl")
 
 
 def test_a_changed_header_of_a_checkpoint_is_found(copy):
     """Of a checkpoint that says it is of another epoch, whole in all else."""
     _, _, run = copy
     newest = run.checkpoints / "epoch-000004.safetensors"
-    changed, count = re.subn(rb"(epoch\W+)4\b", rb"\g<1>5", newest.read_bytes())
+    changed, count = re.subn(rb"(epoch\\\W+)4\b", rb"\g<1>5", newest.read_bytes())
     assert count == 1
     newest.write_bytes(changed)
     path, warnings = checkpoint.latest(run)
@@ -159,24 +160,11 @@ def test_a_checkpoint_of_another_format_is_passed_over(copy):
     assert f"has format {checkpoint.FORMAT + 1}, this version reads {checkpoint.FORMAT}" in warnings[0]
 
 
-def test_a_changed_training_log_is_found_and_done_again(copy):
-    """The log's last line carries the bill, so a run does not go on from a log that is not its own."""
-    resolved, out, run = copy
-    log = run.path / "train.jsonl"
-    whole = log.read_bytes()
-    for damage in (whole[:100], whole.replace(b'"epoch": 1', b'"epoch": 7'), b""):
-        log.write_bytes(damage)
-        path, warnings = checkpoint.latest(run)
-        assert path is None and len(warnings) == 3
-        assert "is not what it was" in warnings[0] and "the run begins anew" in warnings[2]
-    make_trainer(resolved, out).train()
-    assert log.read_bytes() == whole
-
-
 def test_a_run_that_begins_anew_keeps_the_checkpoints_that_it_writes(copy):
     """Those that were passed over are of later epochs, and must not count as the last ones."""
     resolved, out, run = copy
-    (run.path / "train.jsonl").write_bytes(b"")
+    for path in run.checkpoints.iterdir():
+        flip(path, 0.9)
     again = make_trainer(resolved, out, checkpoint_every=1)
 
     def watch(tick):
@@ -205,22 +193,6 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(copy, tmp_path):
     ]
     make_trainer(resolved, out).train()
     assert (run.path / "train.jsonl").read_bytes() == whole
-
-
-def test_a_lost_candidate_is_not_gone_on_without(copy):
-    """A candidate is judged once; without its line another one would be the best."""
-    resolved, out, run = copy
-    shutil.rmtree(run.checkpoints)
-    judged = run.path / "validation.jsonl"
-    judged.write_text('{"epoch": 1, "score": 3.0}\n')
-    make_trainer(resolved, out).train()
-    assert checkpoint.latest(run)[1] == []
-    judged.write_text(judged.read_text() + '{"epoch": 9, "score": 4.0}\n')  # judged after it: no matter
-    assert checkpoint.latest(run)[1] == []
-    for damage in ("", "garbage\n"):
-        judged.write_text(damage)
-        path, warnings = checkpoint.latest(run)
-        assert path is None and "validation.jsonl' is not what it was" in warnings[0]
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_trained_over(copy, monkeypatch):

@@ -1,0 +1,37 @@
+"""The logs of a training, kept safe from what happens to their files.
+
+A checkpoint holds a copy of them, so that a log that was damaged, cut or lost costs no training: it is put back.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+from sdpo_bench.atomic import atomic_write, disk_space
+from sdpo_bench.regular import Irregular, read_bytes
+from sdpo_bench.store import VALIDATION, RunFolder
+
+LOGS = ("train.jsonl", "timing.jsonl", VALIDATION, "warnings.jsonl")
+
+
+def read(run: RunFolder, name: str) -> bytes:
+    """Content of a log; nothing where there is none, or something else than a file.
+
+    Raises:
+        Unwritable: the disk refuses.
+    """
+    with disk_space(run.path / name), suppress(FileNotFoundError, Irregular):
+        return read_bytes(run.path / name)
+    return b""
+
+
+def read_all(run: RunFolder) -> dict[str, bytes]:
+    """Content of all logs, by name."""
+    return {name: read(run, name) for name in LOGS}
+
+
+def go_back(run: RunFolder, copies: Mapping[str, bytes]) -> list[str]:
+    """Put back logs that do not begin with the copy in a checkpoint; their names. What follows a sound copy stays."""
+    damaged = [name for name in LOGS if not read(run, name).startswith(copies.get(name, b""))]
+    for name in damaged:
+        atomic_write(run.path / name, copies[name])
+    return damaged
