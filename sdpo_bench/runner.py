@@ -132,6 +132,7 @@ def run_cell(
         finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)
+            trainer.mend_logs()
         except BaseException as error:
             _record_end(run, error, finished)
             if isinstance(error, SystemExit):
@@ -186,6 +187,7 @@ def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> di
 
 def _export(trainer: Trainer, run: RunFolder) -> None:
     """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
+    trainer.mend_logs()
     if trainer.validator is not None:
         trainer.policy.load(trainer.validator.best_adapter())
     if trainer.processes.is_main:

@@ -22,7 +22,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -44,6 +44,8 @@ class RunFolder:
     """One run on disk; reading never changes it."""
 
     path: Path
+    written: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """What a training has in its logs, by name, so that what others do to the files is undone (``training_logs``)."""
 
     @property
     def run_id(self) -> str:
@@ -146,10 +148,13 @@ class RunFolder:
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one line to ``train.jsonl`` or ``timing.jsonl``."""
         path = self.path / name
-        with disk_space(path), open(path, "a", encoding="utf-8", opener=regular) as stream:
-            stream.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
+        line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
+        with disk_space(path), open(path, "ab", opener=regular) as stream:
+            stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
+        if name in self.written:
+            self.written[name] += line
 
     def size(self, name: str) -> int:
         path = self.path / name

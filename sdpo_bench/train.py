@@ -167,6 +167,7 @@ class Trainer:
 
     def _validate(self, *, last: bool) -> None:
         """Judge the present checkpoint if it is a candidate; never part of the training bill."""
+        self.mend_logs()
         if self.validator is None:
             return
         self.policy.on_call = None
@@ -204,6 +205,7 @@ class Trainer:
         self.epoch += 1
         timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
         if self.processes.is_main:
+            self.mend_logs()
             self.run.append("train.jsonl", self.metrics)
             self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
             self._kept = self._snapshot()
@@ -339,7 +341,7 @@ class Trainer:
             self._saved_epoch = epoch
 
     def _snapshot(self) -> tuple[int, checkpoint.Snapshot]:
-        logs = training_logs.read_all(self.run)
+        logs = {name: self.run.written.get(name, b"") for name in training_logs.LOGS}
         train, judged = logs["train.jsonl"], logs[VALIDATION]
         sizes = len(train), sha256(train).hexdigest(), len(logs["timing.jsonl"])
         validated = len(judged), sha256(judged).hexdigest()
@@ -363,8 +365,14 @@ class Trainer:
             self.epoch = self._saved_epoch = progress.epoch
             rows = self.processes.share(self.run.log)
             self._start, self.metrics = (rows[0], rows[-1]) if rows else ({}, {})
-        self._say_mended(damaged)
+        if self.processes.is_main:
+            training_logs.keep(self.run)
+            self._say_mended(damaged)
         self._kept = self._snapshot()
+
+    def mend_logs(self) -> None:
+        """Undo what others have done to the logs since training began, so that no line of the bill is lost unseen."""
+        self._say_mended(training_logs.mend(self.run))
 
     def _say_mended(self, damaged: list[str]) -> None:
         """Record that logs were put back, for whoever wonders what else was changed."""

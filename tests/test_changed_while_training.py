@@ -1,0 +1,89 @@
+"""What somebody does to a run's folder while it trains neither ends as "done" with half a log nor goes unsaid."""
+
+import os
+
+import pytest
+
+from factories import make_resolved
+from sdpo_bench import guards
+from sdpo_bench.progress import Watcher
+from sdpo_bench.runner import run_cell
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder
+
+LOGS = ("train.jsonl", "validation.jsonl")
+
+
+def choosing(tiny_pipe, folder):
+    """A run of three epochs with a candidate after each."""
+    (folder / "few.txt").write_text("cat\ndog\n")
+    (folder / "held.txt").write_text("bee\n")
+    few = str(folder / "few.txt")
+    return make_resolved(tiny_pipe, "ddpo", **{
+        "sample.prompts": few, "eval.train": few, "eval.steps": 1, "schedule.steps": 2, "sample.images_per_epoch": 4,
+        "budget.images": 12, "checkpoint.choose": "validation", "checkpoint.prompts": str(folder / "held.txt"),
+        "checkpoint.every": 1, "checkpoint.steps": 1, "update.lr": 3e-2,
+    })  # fmt: skip
+
+
+def run(resolved, out, watcher=None):
+    return run_cell(resolved, Runtime(out=out, device="cpu"), watcher).run
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    resolved = choosing(tiny_pipe, folder)
+    return resolved, run(resolved, folder)
+
+
+def at(moment, act):
+    """Who acts once: at (epoch, phase) of training, or at the first evaluation whose text begins so."""
+    done, told = [], []
+
+    def once():
+        if not done:
+            done.append(act())
+
+    def watch(tick):
+        if (tick.epoch, tick.phase) == moment:
+            once()
+        if tick.phase == "warning":
+            told.append(tick.metrics["warning"])
+
+    return Watcher(watch, lambda text, *_: once() if isinstance(moment, str) and moment in text else None), told
+
+
+def append_garbage(path):
+    with open(path, "a") as stream:
+        stream.write("garbage\n")
+
+
+def change_byte(path):
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "gone": os.remove, "cut": lambda path: os.truncate(path, path.stat().st_size // 2), "longer": append_garbage,
+    "byte": change_byte,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize(
+    ("moment", "damage"),
+    [((2, "scoring"), damage) for damage in DAMAGE] + [((3, "epoch"), "gone"), ("ddpo", "gone"), ("ddpo", "longer")],
+)
+def test_a_log_that_is_changed_while_the_run_works_is_put_back_and_told(whole, tmp_path, name, moment, damage):
+    resolved, expected = whole
+    folder = RunFolder(tmp_path / "runs" / resolved.run_id)
+    watcher, told = at(moment, lambda: DAMAGE[damage](folder.path / name))
+    again = run(resolved, tmp_path, watcher)
+    for file in (*LOGS, "eval.parquet", "lora/pytorch_lora_weights.safetensors"):
+        assert (again.path / file).read_bytes() == (expected.path / file).read_bytes(), file
+    (warned,) = guards.warnings(again)
+    assert warned.guard == "log" and warned.text.startswith(f"{name} had been")
+    assert told == [f"epoch {warned.epoch}: {warned.text}"]
+    assert again.status["state"] == "done" and again.status["warnings"] == 1 and not again.log_changed
