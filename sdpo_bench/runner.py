@@ -128,12 +128,14 @@ def run_cell(
         | {"reward_reference": references}
         | ({"processes": processes.count} if processes.count > 1 else {})
     )
-    with run.locked():
+    with run.locked() as require_folder:
+        trainer.require_folder = require_folder
         finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)
             trainer.mend_logs()
         except BaseException as error:
+            require_folder()  # or another process, which has begun anew, would read as ended
             _record_end(run, error, finished)
             if isinstance(error, SystemExit):
                 raise RunFailed(f"{_why(error)}. Plugins raise errors; the last good checkpoint stays") from error

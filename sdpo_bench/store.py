@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from sdpo_bench.atomic import atomic_write, disk_space
 from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import Irregular, read_text, regular
+from sdpo_bench.same_folder import same_folder
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The adapter, under the name that diffusers looks for."""
@@ -225,18 +226,20 @@ class RunFolder:
         return f"sdpo-bench eval {'RUN, for a run beside it' if self.run_id.startswith('base-') else self.run_id}"
 
     @contextmanager
-    def locked(self, *, wait: bool = False) -> Iterator[None]:
+    def locked(self, *, wait: bool = False) -> Iterator[Callable[[], None]]:
         """Hold the run for this process; the kernel frees the lock when a process dies, however it dies.
+
+        Gives a function that raises Unwritable once the folder, and the lock with it, was removed or moved.
 
         Raises:
             Busy: another living process holds it (and ``wait`` is off).
             Unwritable: the lock cannot be opened.
         """
-        with self._lock_file() as handle:
+        with self._lock_file() as handle, same_folder(self.path) as require_same:
             if not _try_lock(handle, wait):
                 raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
             self._clear_unfinished()
-            yield
+            yield require_same
 
     def _lock_file(self) -> IO[str]:
         path = self.path / "lock"

@@ -115,6 +115,8 @@ class Trainer:
             policy, self.schedule, method, a, self.scorer, self.normaliser, self.ledger, processes,
             self.updater.sampled_values, runtime,
         )  # fmt: skip
+        self.require_folder: Callable[[], None] = lambda: None
+        """Raises Unwritable where the run's folder was removed meanwhile."""
         self.epoch = 0
         self.metrics: dict[str, Any] = {}
         """Log line of the last whole epoch; ``_start`` is that of the first."""
@@ -337,6 +339,7 @@ class Trainer:
         """Write the checkpoint of the last whole epoch, unless it is there already."""
         epoch, state = self._kept
         if epoch != self._saved_epoch and self.processes.is_main:
+            self.require_folder()
             checkpoint.write(self.run, epoch, state)
             self._saved_epoch = epoch
 
@@ -371,7 +374,12 @@ class Trainer:
         self._kept = self._snapshot()
 
     def mend_logs(self) -> None:
-        """Undo what others have done to the logs since training began, so that no line of the bill is lost unseen."""
+        """Undo what others have done to the logs since training began, so that no line of the bill is lost unseen.
+
+        Raises:
+            Unwritable: somebody has removed the folder; what is made anew would be half a run.
+        """
+        self.require_folder()
         self._say_mended(training_logs.mend(self.run))
 
     def _say_mended(self, damaged: list[str]) -> None:

@@ -1,11 +1,13 @@
 """What somebody does to a run's folder while it trains neither ends as "done" with half a log nor goes unsaid."""
 
 import os
+import shutil
 
 import pytest
 
 from factories import make_resolved
 from sdpo_bench import guards
+from sdpo_bench.errors import Unwritable
 from sdpo_bench.progress import Watcher
 from sdpo_bench.runner import run_cell
 from sdpo_bench.settings import Runtime
@@ -87,3 +89,35 @@ def test_a_log_that_is_changed_while_the_run_works_is_put_back_and_told(whole, t
     assert warned.guard == "log" and warned.text.startswith(f"{name} had been")
     assert told == [f"epoch {warned.epoch}: {warned.text}"]
     assert again.status["state"] == "done" and again.status["warnings"] == 1 and not again.log_changed
+
+
+@pytest.mark.parametrize("moment", [(1, "scoring"), (3, "epoch"), "checkpoint on", "ddpo"])
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "begun anew"])
+def test_a_run_whose_folder_is_removed_stops_and_leaves_nothing_that_reads_as_a_run(whole, tmp_path, moment, anew):
+    """Nor does it record anything in what another process has begun in its place."""
+    resolved, expected = whole
+    folder = RunFolder(tmp_path / "runs" / resolved.run_id)
+
+    def remove():
+        shutil.rmtree(folder.path)
+        if anew:
+            folder.create({"kind": "run"})
+            folder.set_status("running", "of another process")
+
+    with pytest.raises(Unwritable, match="was removed or moved while the run worked.*same command again") as stopped:
+        run(resolved, tmp_path, at(moment, remove)[0])
+    assert stopped.value.exit_code == 3
+    if anew:
+        assert folder.status["message"] == "of another process" and not folder.log() and not folder.lora.exists()
+    else:
+        assert not (folder.path / "run.json").exists() and folder.state == "new"
+    shutil.rmtree(folder.path, ignore_errors=True)
+    again = run(resolved, tmp_path)
+    assert (again.path / "train.jsonl").read_bytes() == (expected.path / "train.jsonl").read_bytes()
+
+
+def test_a_lock_that_is_removed_stops_nothing(whole, tmp_path):
+    resolved, _ = whole
+    folder = RunFolder(tmp_path / "runs" / resolved.run_id)
+    again = run(resolved, tmp_path, at((1, "scoring"), lambda: os.remove(folder.path / "lock"))[0])
+    assert again.state == "done" and not guards.warnings(again)
