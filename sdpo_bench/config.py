@@ -16,13 +16,13 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from sdpo_bench import geometry
-from sdpo_bench.api import Method, Reward, execution_settings
+from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
 from sdpo_bench.contradictions import same_value
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.fit import check_fit, check_gradient
-from sdpo_bench.identity import canonical, run_id
+from sdpo_bench.identity import canonical
 from sdpo_bench.models import known_model, model_digest
 from sdpo_bench.plain_data import parse_toml
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
@@ -30,8 +30,9 @@ from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.prompts import file_digest
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
+from sdpo_bench.run_record import training_id
 from sdpo_bench.seeds import checked_seed
-from sdpo_bench.settings import MOST, SECTIONS, ModelSettings, PluginChoice, RunConfig
+from sdpo_bench.settings import MOST, SECTIONS, PluginChoice, RunConfig
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -102,14 +103,21 @@ class Resolved:
         return {key: value for key, value in digests.items() if value}
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says of the run itself; its id can be computed from it again (``run_record``)."""
+        return {
+            "kind": "run",
+            "run": self.run_id,
+            "config": self.data,
+            "reward_version": self.versions["reward"],
+            "model_digest": self.model_digest,
+            "prompt_files": self.prompt_files,
+        }
+
+    @property
     def run_id(self) -> str:
-        """Folder name; evaluation settings are not part of it (a checkpoint can be judged many times)."""
-        chosen = self.config.checkpoint
-        free_sections = ("eval",) if chosen and chosen.choose == "before-collapse" else ("eval", "guard")
-        training = {key: value for key, value in self.data.items() if key not in free_sections}
-        free = execution_settings(ModelSettings)
-        training["model"] = {key: value for key, value in training["model"].items() if key not in free}
-        return run_id(training, versions=self.versions)
+        """Folder name."""
+        return training_id(self.data, self.versions)
 
 
 def resolve(request: Request) -> Resolved:

@@ -65,7 +65,7 @@ def make_trainer(resolved: Resolved, folder: Path, watch: Any = lambda tick: Non
     """A fresh policy, a run folder and :class:`Brightness`; an existing folder is gone on with."""
     config = resolved.config
     run = RunFolder(folder / resolved.run_id)
-    run.create({"kind": "run", "config": resolved.data})
+    run.create(resolved.record)
     policy = deepcopy(fresh_policy(config.model, seed_for(config.seed, "lora")))
     method = build_method(config, resolved.method)
     runtime = replace(Runtime(out=folder, device="cpu"), checkpoint_every=1)

@@ -172,14 +172,7 @@ class _Planner:
         return Cell(
             *group, seed, role, overrides, self.suite.preset, resolved.run_id, state, message, work,
             seconds(resolved, work, measured) if measured else None,
-            flat_settings(
-                {
-                    "config": resolved.data,
-                    "reward_version": resolved.versions["reward"],
-                    "model_digest": resolved.model_digest,
-                    "prompt_files": resolved.prompt_files,
-                }
-            ),
+            flat_settings(resolved.record),
         )  # fmt: skip
 
     def _resolve(self, group: Group, role: Role, overrides: dict[str, Any]) -> tuple[Resolved, Work | None]:

@@ -34,7 +34,6 @@ SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$')
 """In a line of timing.jsonl; parsing every line as JSON takes ten times as long."""
 MODEL_KEYS = ("model.name", "model.digest", "model.revision", "model.precision", "model.resolution")
 """What tells base models apart, for runs and base folders alike."""
-REQUIRED = ("method.name", "reward.name", "model.name", "seed", "budget.axis", "budget.amount")
 
 
 @dataclass(frozen=True, order=True)
@@ -185,20 +184,14 @@ def _why_unread(folder: RunFolder, error: Exception) -> str:
 def _read_run(path: Path) -> tuple[Run, str]:
     folder = RunFolder(path)
     record = folder.record()
-    kind = str(record.get("kind"))
-    if kind not in ("run", "base"):
-        raise UsageError(f"'{path / 'run.json'}' is damaged: kind is {kind!r}, not 'run' or 'base'.")
+    kind = str(record["kind"])
     try:
         settings = canonical(flat_settings(record))
     except (TypeError, ValueError) as error:
         raise UsageError(f"'{path / 'run.json'}' is damaged: {error}.") from error
-    for key in {*MODEL_KEYS, *REQUIRED}:
+    for key in MODEL_KEYS:  # of a base model; a run's settings are those of its id
         if isinstance(settings.get(key), dict | list):
             raise UsageError(f"'{path / 'run.json'}' is damaged: {key} is {str(settings[key])[:40]}.")
-    if kind == "run":
-        lacking = [key for key in REQUIRED if settings.get(key) in (None, "")]
-        if lacking or not isinstance(settings["seed"], int):
-            raise UsageError(f"'{path / 'run.json'}' is damaged: it lacks {', '.join(lacking) or 'a whole seed'}.")
     state, message = _status(folder)
     return Run(folder, record, settings, state, message), kind
 

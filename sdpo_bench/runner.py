@@ -18,7 +18,7 @@ from sdpo_bench.calibration import apply, calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
-from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable
+from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.kept import kept_table
@@ -103,6 +103,7 @@ def run_cell(
     device = pick_device(runtime.device)
     _set_threads(runtime.threads)
     run = RunFolder(runtime.out / "runs" / resolved.run_id)
+    _refuse_another_run(run)
     base = base_folder(config.model, config.eval, runtime)
     try:
         check_writable(runtime.out, run, base)
@@ -142,6 +143,19 @@ def run_cell(
             raise
         run.set_status("done", warnings=len(guards.warnings(run)))
     return outcome
+
+
+def _refuse_another_run(run: RunFolder) -> None:
+    """A folder that was copied or renamed to the name of this run, or whose record was changed.
+
+    Raises:
+        UsageError: with what to do about it.
+    """
+    if (run.path / "run.json").exists() and (found := run.record()["run"]) != run.run_id:
+        raise UsageError(
+            f"'{run.path}' holds run '{found}': the folder was renamed or copied to a name that is not its own. Give "
+            "it another name, or delete it, and then the same command again."
+        )
 
 
 def _record_end(run: RunFolder, error: BaseException, finished: bool) -> None:
@@ -208,14 +222,9 @@ def _set_threads(threads: int) -> None:
 def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device: str) -> dict[str, Any]:
     config, method = resolved.config, trainer.method
     return {
-        "kind": "run",
-        "run": resolved.run_id,
-        "config": resolved.data,
+        **resolved.record,
         "sources": resolved.sources,
         "preset": resolved.preset,
-        "reward_version": resolved.versions["reward"],
-        "model_digest": resolved.model_digest,
-        "prompt_files": resolved.prompt_files,
         "reward_execution": {"name": config.reward.name, "settings": config.reward.settings},
         "reward_commits": {s.name: dict(s.reward.commits) for s in scorers if s.reward.commits},
         "model_commit": resolved_commit(trainer.policy.pipeline.name_or_path),

@@ -30,6 +30,7 @@ from sdpo_bench.atomic import atomic_write, disk_space
 from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import Irregular, read_text, regular
+from sdpo_bench.run_record import problem
 from sdpo_bench.same_folder import same_folder
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -102,9 +103,13 @@ class RunFolder:
         """Content of ``run.json``.
 
         Raises:
-            UsageError: missing or damaged.
+            UsageError: missing, damaged, or not with the settings that the run's id was made from.
         """
-        return _read_json(self.path / "run.json")
+        path = self.path / "run.json"
+        record = _read_json(path)
+        if wrong := problem(record):
+            raise UsageError(f"'{path}' is damaged: {wrong}.{_mend(path)}")
+        return record
 
     @property
     def status(self) -> dict[str, Any]:

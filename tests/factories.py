@@ -66,7 +66,7 @@ def make_trainer(resolved: Resolved, out: Path, **runtime: Any) -> Trainer:
     """A trainer with a fresh policy and a run folder below ``out``."""
     config = resolved.config
     run = RunFolder(out / "runs" / resolved.run_id)
-    run.create({"kind": "run", "config": resolved.data})
+    run.create(resolved.record)
     policy = load_policy(config.model, lora_seed=seed_for(config.seed, "lora"))
     method = make_method(config.method.name, **config.method.settings)
     reward = make_scorer(config.reward.name, config.reward.settings, "cpu").reward

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.identity import run_id
+from sdpo_bench.run_record import training_id, versions_of
 
 SAMPLER = "ddim trailing eta=1 guidance=1 sample bank=0"
 PROMPTS = ("cat", "dog", "bee")
@@ -95,15 +95,14 @@ def make_run(
         you: settings that the user asked for.
     """
     settings = config(method, seed, reward, **changes)
-    hashed = {key: value for key, value in settings.items() if key != "eval"}
-    name = run_id(hashed, versions={"reward": f"{reward}/{version}"})
-    folder = out / "runs" / name
-    folder.mkdir(parents=True)
     data = {
-        "kind": "run", "run": name, "config": settings, "sources": dict.fromkeys(you, "you"), "preset": "embedded",
+        "kind": "run", "config": settings, "sources": dict.fromkeys(you, "you"), "preset": "embedded",
         "reward_version": f"{reward}/{version}", "schedule": SCHEDULE, "versions": VERSIONS, "git_commit": "0" * 40,
         "plugin_sha256": {"method": "a" * 64, "reward": "b" * 64}, "hardware": HARDWARE, **(record or {}),
     }  # fmt: skip
+    name = data["run"] = training_id(settings, versions_of(data))
+    folder = out / "runs" / name
+    folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(data))
     (folder / "status").write_text(json.dumps({"state": state, "message": message}))
     rows = log_rows(epochs, reward, -1.0 + 0.01 * seed)

@@ -17,6 +17,7 @@ import report_factory
 
 import forked
 from sdpo_bench import terminal
+from sdpo_bench.run_record import training_id, versions_of
 
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
 QUICK = ["--set", "schedule.steps=2", "--set", "schedule.eta=0.5", "--set", "sample.images_per_epoch=4",
@@ -466,7 +467,9 @@ def test_eval_refuses_a_pipeline_that_has_changed(finished, tmp_path):
     _, folder, _ = finished
     copy = shutil.copytree(folder, tmp_path / "copy")
     record = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps(record | {"model_digest": "0" * 16}))
+    other = record | {"model_digest": "0" * 16}  # of a run that was trained on another content of the folder
+    other["run"] = training_id(other["config"], versions_of(other))
+    (copy / "run.json").write_text(json.dumps(other))
     for words in (["eval", copy], ["sample", copy, "--prompt", "cat", "--out", tmp_path / "x.png"]):
         done = call(*words, "--results" if words[0] == "sample" else "--out", tmp_path)
         assert done.returncode == 2, done.stdout

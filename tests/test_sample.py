@@ -1,6 +1,5 @@
 """``sample``: base beside tuned from the same noise, at the step counts asked for."""
 
-import json
 import os
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def results(tmp_path: Path, tiny_pipe: Path, tiny_policy) -> Path:
     """One finished run of the tiny pipeline with a strong adapter."""
     resolved = make_resolved(tiny_pipe)
     run = RunFolder(tmp_path / "results" / "runs" / resolved.run_id)
-    run.create({"kind": "run", "config": json.loads(json.dumps(resolved.data))})
+    run.create(resolved.record)
     run.set_status("done")
     for parameter in tiny_policy.lora_parameters().values():
         parameter.data *= 4

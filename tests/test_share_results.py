@@ -65,7 +65,7 @@ def test_another_run_of_the_same_name_is_not_overwritten(whole, tmp_path):
     share(whole, target)
     record = next(target.glob("runs/sdpo*/run.json"))
     changed = json.loads(record.read_text())
-    changed["config"]["update"]["lr"] = 1
+    changed["config"]["eval"]["steps"] = [1]  # which is not part of the name
     record.write_text(json.dumps(changed))
     with pytest.raises(UsageError, match="another run of the same name"):
         share(whole, target)
