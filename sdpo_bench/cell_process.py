@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn
 
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError
+from sdpo_bench.prompts import held_prompts
 from sdpo_bench.regular import regular
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
@@ -90,7 +91,8 @@ def logged_work(job: Job) -> int:
 def work(job: Job) -> int:
     """Do the cell; :data:`DONE`, :data:`FAILED` (the reason is in its status), :data:`BUSY` or :data:`STOPPED`."""
     try:
-        _run(job)
+        with held_prompts():
+            _run(job)
     except KeyboardInterrupt:
         print("stopped; the next sweep goes on from the last whole epoch", file=sys.stderr)
         return STOPPED

@@ -31,12 +31,14 @@ from sdpo_bench.contradictions import refuse_two_values
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.fit import refuse_reported
+from sdpo_bench.inputs import known_prompts, remember_prompts
 from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, pick_device, pipeline_files, refuse_changed
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, check_seal
 from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
+from sdpo_bench.prompts import held_prompts
 from sdpo_bench.regular import read_bytes
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, base_folder, evaluate_base, make_scorers, run_cell
@@ -274,7 +276,8 @@ def eval_command(
     runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)
     results = []
     for folder in folders:
-        table, trained = _eval_one(folder, {k: v for k, v in changes.items() if v is not None}, rewards, runtime)
+        with held_prompts(known_prompts(folder), folder.run_id):
+            table, trained = _eval_one(folder, {k: v for k, v in changes.items() if v is not None}, rewards, runtime)
         results.append({"run": folder.run_id, "folder": folder.path, "table": table})
         if not as_json:
             click.echo(f"\n{folder.run_id}")
@@ -325,6 +328,7 @@ def _eval_one(
             base = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
             policy.load(folder.lora)
             with folder.locked():
+                remember_prompts(folder, settings)
                 tuned = ev.evaluate(
                     policy, settings, scorers, folder, subject,
                     micro_batch=size, progress=live.evaluation, search=search,

@@ -13,6 +13,7 @@ import click
 
 from sdpo_bench.cli import cli
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, says_out_of_memory
+from sdpo_bench.prompts import held_prompts
 from sdpo_bench.standard_output import name_standard_output, refusal
 
 
@@ -34,7 +35,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         _refuse_a_deleted_folder()
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
-        cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
+        with held_prompts():  # a file that is edited while a command works is not read a second time
+            cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)

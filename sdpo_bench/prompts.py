@@ -1,5 +1,9 @@
 """Prompt sets: shipped lists by name, or any text file with one prompt a line."""
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,12 +21,56 @@ def shipped_sets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(prompt_folder().glob("*.txt"))}
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Prompt sets that are read once: those read so far, and what files must hold."""
+
+    read: dict[str, list[str]]
+    known: Mapping[str, str]
+    run: str
+
+    def get(self, name: str) -> list[str]:
+        if name not in self.read:
+            self.read[name] = _read(name)
+        texts, before = self.read[name], self.known.get(os.path.normpath(name))
+        if before and name not in shipped_sets() and digest(texts) != before:
+            raise UsageError(
+                f"the prompts in '{name}' are not those that run '{self.run}' used before: the file was changed. Put "
+                "it back, or begin a new run on the changed prompts: the run command with another --out FOLDER."
+            )
+        return list(texts)
+
+
+_held: list[_Held] = []
+"""The innermost last."""
+
+
+@contextmanager
+def held_prompts(known: Mapping[str, str] | None = None, run: str = "") -> Iterator[None]:
+    """In here every prompt file is read once, so that one that is edited meanwhile is not half old and half new.
+
+    Args:
+        known: digests (:func:`file_digest`) that files must have, by normalised path: what ``run`` was made with. The
+            first use of a file that has another content raises UsageError.
+    """
+    _held.append(_Held(_held[-1].read if _held else {}, known or {}, run))
+    try:
+        yield
+    finally:
+        _held.pop()
+
+
 def load_prompts(name: str) -> list[str]:
     """Prompts of a shipped set or of a text file; empty lines and lines starting with ``#`` are left out.
 
     Raises:
-        UsageError: neither a set nor a file, no prompts in it, or a prompt twice. MissingError: unreadable.
+        UsageError: neither a set nor a file, no prompts in it, a prompt twice, or other prompts than
+            :func:`held_prompts` was told. MissingError: unreadable.
     """
+    return _held[-1].get(name) if _held else _read(name)
+
+
+def _read(name: str) -> list[str]:
     sets = shipped_sets()
     path = sets.get(name, Path(name))
     if name not in sets and not path.is_file():

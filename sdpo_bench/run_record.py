@@ -37,7 +37,7 @@ def problem(record: Mapping[str, Any]) -> str:
         return f"kind is {record.get('kind')!r}, not 'run' or 'base'"
     if record["kind"] == "base":
         return ""
-    if lacking := [key.removeprefix("config.") for key in NEEDED if _at(record, key) in (None, "")]:
+    if lacking := [key.removeprefix("config.") for key in NEEDED if at(record, key) in (None, "")]:
         return f"it lacks {', '.join(lacking)}"
     try:
         found = training_id(record["config"], versions_of(record))
@@ -52,7 +52,7 @@ def versions_of(record: Mapping[str, Any]) -> dict[str, str]:
     return {"reward": record["reward_version"]} | model | record.get("prompt_files", {})
 
 
-def _at(data: Any, key: str) -> Any:
+def at(data: Any, key: str) -> Any:
     """Value of ``a.b.c`` in nested objects; None where there is none."""
     for part in key.split("."):
         data = data.get(part) if isinstance(data, Mapping) else None

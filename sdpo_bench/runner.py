@@ -21,12 +21,14 @@ from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
+from sdpo_bench.inputs import known_prompts, remember_prompts
 from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, model_digest, pick_device
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
+from sdpo_bench.prompts import held_prompts
 from sdpo_bench.reward_choice import choose, same_reward
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.scoring import CompositeScorer, Scorer, supervise
@@ -91,19 +93,27 @@ def run_cell(
     Args:
         processes: who does it together, on a results folder that all of them see; the main one writes.
 
-    Where the results folder cannot be written, a run that is done is shown all the same.
+    Where the results folder cannot be written, a run that is done is shown all the same. Prompt files are read once.
 
     Raises:
+        UsageError: a prompt file that the run was judged on before was changed since, or its record was.
         Unwritable: anything is missing and cannot be written.
         RunFailed: recorded in the run's status, as any other error; the last good checkpoint stays.
         KeyboardInterrupt: likewise recorded; the same call later resumes.
     """
-    watcher = watcher or Watcher()
+    with held_prompts():
+        run = RunFolder(runtime.out / "runs" / resolved.run_id)
+        _refuse_another_run(run)
+        with held_prompts(known_prompts(run), run.run_id):
+            return _do_cell(resolved, runtime, run, watcher or Watcher(), processes)
+
+
+def _do_cell(
+    resolved: Resolved, runtime: Runtime, run: RunFolder, watcher: Watcher, processes: Processes
+) -> Outcome:  # fmt: skip
     config = resolved.config
     device = pick_device(runtime.device)
     _set_threads(runtime.threads)
-    run = RunFolder(runtime.out / "runs" / resolved.run_id)
-    _refuse_another_run(run)
     base = base_folder(config.model, config.eval, runtime)
     try:
         check_writable(runtime.out, run, base)
@@ -131,6 +141,7 @@ def run_cell(
     )
     with run.locked() as require_folder:
         trainer.require_folder = require_folder
+        remember_prompts(run, config.eval)
         finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)

@@ -3,6 +3,7 @@
 A run is its folder ``<out>/runs/<run id>``::
 
     run.json         resolved settings, where each came from, versions, git commit, plugin hashes, hardware
+    inputs.json      digests of files that went into the numbers and can change under their names (``inputs``)
     status           one JSON line: state (new, running, interrupted, failed, done), message, budget used
     train.jsonl      one line an epoch, numbers only (identical for identical runs)
     timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)

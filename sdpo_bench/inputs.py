@@ -1,0 +1,79 @@
+"""What the numbers of a folder were made from that can change under its name: prompt files, and sources of plugins.
+
+``inputs.json`` beside the numbers keeps digests: of prompt files by name, of sources by plugin. Whoever adds numbers
+compares first. What nothing has been made from yet is recorded anew, so that a mistake can be mended and tried again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from sdpo_bench.atomic import atomic_write
+from sdpo_bench.errors import UsageError
+from sdpo_bench.prompts import file_digest
+from sdpo_bench.regular import read_text
+from sdpo_bench.run_record import at
+from sdpo_bench.settings import EvaluationSettings
+from sdpo_bench.store import RunFolder
+
+FILE = "inputs.json"
+Kind = Literal["prompts", "methods", "rewards"]
+
+
+def recorded(folder: RunFolder, kind: Kind) -> dict[str, str]:
+    """Digests by name; empty where none were recorded.
+
+    Raises:
+        UsageError: the file is damaged or cannot be read.
+    """
+    found = _read(folder).get(kind, {})
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def remember(folder: RunFolder, kind: Kind, digests: Mapping[str, str]) -> None:
+    """Add digests to a folder whose lock is held; the file is left alone where they are there."""
+    known = recorded(folder, kind)
+    if not digests.items() <= known.items():
+        found = _read(folder) | {kind: known | dict(digests)}
+        atomic_write(folder.path / FILE, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def _read(folder: RunFolder) -> dict[str, Any]:
+    path = folder.path / FILE
+    try:
+        found = json.loads(read_text(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"'{path}' is damaged ({error}). Put it back, or delete it if no input has changed."
+        ) from error
+    if not isinstance(found, dict):
+        raise UsageError(f"'{path}' is damaged: an object was expected. Put it back, or delete it if no input changed.")
+    return found
+
+
+# -- prompts -------------------------------------------------------------------------------------------------
+
+
+def made(run: RunFolder) -> bool:
+    """Whether there are numbers that inputs went into: a whole epoch, or scores."""
+    return bool(run.log()) or run.evaluation.exists()
+
+
+def known_prompts(run: RunFolder) -> dict[str, str]:
+    """Digests that the user's own prompt files must have for more numbers of a run, for ``prompts.held_prompts``."""
+    if not (run.path / "run.json").exists():
+        return {}
+    record = run.record()
+    trained = {at(record["config"], key): value for key, value in record.get("prompt_files", {}).items()}
+    judged = recorded(run, "prompts") if made(run) else {}
+    return {os.path.normpath(name): value for name, value in (trained | judged).items()}
+
+
+def remember_prompts(run: RunFolder, settings: EvaluationSettings) -> None:
+    """Record what the prompt files hold that a run is judged on; its lock is held."""
+    names = [name for name in (settings.train, settings.validation, settings.unseen) if name]
+    digests = {os.path.normpath(name): file_digest(name) for name in names}
+    remember(run, "prompts", {name: value for name, value in digests.items() if value})
