@@ -13,6 +13,7 @@ import click
 
 from sdpo_bench.cli import cli
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, says_out_of_memory
+from sdpo_bench.progress_streams import let_progress_fail
 from sdpo_bench.prompts import held_prompts
 from sdpo_bench.standard_output import name_standard_output, refusal
 
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _open_what_is_closed()
     name_standard_output()
+    let_progress_fail()
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, _interrupt)

@@ -5,6 +5,7 @@ The system's own error for a full disk names no file, and a command that prints 
 
 import io
 import sys
+from contextlib import suppress
 from typing import Any
 
 NAME = "standard output"
@@ -23,16 +24,22 @@ class _Named(io.FileIO):
 
 def name_standard_output() -> None:
     """Let whatever is printed from now on fail by name; an output that a program has put in its place stays."""
-    old = sys.stdout
-    if old is not sys.__stdout__ or not isinstance(old, io.TextIOWrapper):
-        return
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = rewrapped(sys.stdout, _Named)
+
+
+def rewrapped(old: Any, kind: type[io.FileIO]) -> Any:
+    """The same output through a raw stream of another kind; as it was where it is no plain file descriptor."""
+    if not isinstance(old, io.TextIOWrapper):
+        return old
     raw = getattr(old.buffer, "raw", old.buffer)  # unbuffered (python -u), the text layer writes to the file itself
     if type(raw) is not io.FileIO:  # a Windows console has its own kind
-        return
-    old.flush()
-    named = _Named(raw.fileno(), "w", closefd=False)
-    sys.stdout = io.TextIOWrapper(
-        named if raw is old.buffer else io.BufferedWriter(named),
+        return old
+    with suppress(OSError):  # what was refused once will be refused again, by the new stream
+        old.flush()
+    new = kind(raw.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        new if raw is old.buffer else io.BufferedWriter(new),
         encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering, write_through=old.write_through,
     )  # fmt: skip
 
