@@ -1,7 +1,8 @@
 """What a process does that runs one cell of a sweep: its log, its signals, its last words.
 
-A cell is a plain ``run_cell``; everything it leaves is in its run folder, so whoever started it only learns an exit
-code. It saves and ends when it is told to (SIGTERM) and also when the sweep that started it is gone.
+A cell is a plain ``run_cell``; everything it leaves is in its run folder. Whoever started it hears how it ended and
+why, so that a failure has its reason even where nothing can be written. It saves and ends when it is told to (SIGTERM)
+and also when the sweep that started it is gone.
 """
 
 import os
@@ -10,18 +11,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError
+from sdpo_bench.progress_streams import open_log
 from sdpo_bench.prompts import held_prompts
-from sdpo_bench.regular import regular
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
 
@@ -48,17 +48,36 @@ class Job:
         return self.runtime.out / "logs" / f"{self.run_id}.log"
 
 
-def child(job: Job) -> NoReturn:
-    """Main function of a process on this machine."""
+class Said(NamedTuple):
+    """The last words of a process: how its cell ended, why it failed, and what is missing from its log."""
+
+    code: int
+    """:data:`DONE`, :data:`FAILED`, :data:`BUSY` or :data:`STOPPED`."""
+    message: str = ""
+    note: str = ""
+
+
+def child(job: Job, words: Connection) -> NoReturn:
+    """Main function of a process on this machine; what it has :class:`Said` goes through ``words``."""
     # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means and says so by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with _log(job) as stream, redirect_stdout(stream), redirect_stderr(stream):
-        for descriptor in (1, 2):  # of libraries that do not ask Python
-            os.dup2(stream.fileno(), descriptor)
-        code = work(job)
-    os._exit(code)
+    try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        said = logged_work(job, descriptors=(1, 2))
+    except KeyboardInterrupt:
+        said = Said(STOPPED)
+    except BaseException as error:  # a machine without room for a thread, a file or a module
+        said = Said(FAILED, in_words(error))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(OSError):  # nobody listens any more
+        words.send(said)
+    os._exit(said.code)
+
+
+def in_words(error: BaseException) -> str:
+    """What to say of an error that may be a defect, often of a plugin."""
+    return str(error) if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
@@ -74,38 +93,39 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-@contextmanager
-def _log(job: Job) -> Iterator[IO[str]]:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "a", encoding="utf-8", buffering=1, opener=regular) as stream:
-        stream.write(f"\n== {time.strftime('%Y-%m-%dT%H:%M:%S')} {job.label}\n== {job.command}\n")
-        yield stream
+def logged_work(job: Job, *, descriptors: tuple[int, ...] = ()) -> Said:
+    """:func:`work` with its output in the cell's log; a cell whose log cannot be written does without.
+
+    Args:
+        descriptors: those of the process's own output, for libraries that do not ask Python; none where the process
+            does more than one cell.
+    """
+    with open_log(job.log) as log, redirect_stdout(log), redirect_stderr(log):
+        for descriptor in descriptors:
+            os.dup2(log.fileno(), descriptor)
+        log.write(f"\n== {time.strftime('%Y-%m-%dT%H:%M:%S')} {job.label}\n== {job.command}\n")
+        code, message = work(job)
+    return Said(code, message, f"its log '{job.log}' cannot be written: {log.lost}" if log.lost else "")
 
 
-def logged_work(job: Job) -> int:
-    """:func:`work` for a process that does more than one cell: Python's own output goes to the cell's log."""
-    with _log(job) as stream, redirect_stdout(stream), redirect_stderr(stream):
-        return work(job)
-
-
-def work(job: Job) -> int:
-    """Do the cell; :data:`DONE`, :data:`FAILED` (the reason is in its status), :data:`BUSY` or :data:`STOPPED`."""
+def work(job: Job) -> tuple[int, str]:
+    """Do the cell; how it ended, and why it failed, which its status says too where that can be written."""
     try:
         with held_prompts():
             _run(job)
     except KeyboardInterrupt:
         print("stopped; the next sweep goes on from the last whole epoch", file=sys.stderr)
-        return STOPPED
+        return STOPPED, ""
     except Busy as error:
         print(error, file=sys.stderr)
-        return BUSY
+        return BUSY, ""
     except SdpoBenchError as error:
         print(f"Error: {error}", file=sys.stderr)
         return _failed(job, str(error))
     except (Exception, SystemExit) as error:  # exit code 0 of a plugin's sys.exit would read as done
         traceback.print_exc()
-        return _failed(job, f"{type(error).__name__}: {error}")
-    return DONE
+        return _failed(job, in_words(error))
+    return DONE, ""
 
 
 def _run(job: Job) -> None:
@@ -124,11 +144,11 @@ def _run(job: Job) -> None:
     print_step_table(outcome.table, resolved.reward_name)
 
 
-def _failed(job: Job, message: str) -> int:
+def _failed(job: Job, message: str) -> tuple[int, str]:
     try:
         job.folder.record_failure(message)
     except Busy:
-        return BUSY
+        return BUSY, ""
     except (Unwritable, OSError) as error:
         print(f"the failure could not be recorded: {error}", file=sys.stderr)
-    return FAILED
+    return FAILED, message

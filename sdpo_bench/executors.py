@@ -8,23 +8,33 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from tempfile import gettempdir
 from typing import Any, Protocol
 
-from sdpo_bench.cell_process import STOPPED, Job, child
+from sdpo_bench.cell_process import FAILED, STOPPED, Job, Said, child
+from sdpo_bench.errors import MissingError
 
+SERVER_LOST = 255
+"""Exit code that ``multiprocessing`` gives a process whose fork server ended and could not hand on the true one."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that is no longer running: exit code of ``cell_process``, and words if its process could not leave any."""
+    """A job that is no longer running, in the words of ``cell_process.Said``; ``message``: why it failed."""
 
     job: Job
     code: int
     message: str = ""
+    note: str = ""
+
+
+class NoProcess(MissingError):
+    """The machine refuses another process; no cell is to blame."""
 
 
 class Executor(Protocol):
@@ -35,7 +45,11 @@ class Executor(Protocol):
         """Most jobs at a time."""
 
     def start(self, job: Job) -> None:
-        """Begin a job; returns at once."""
+        """Begin a job; returns at once.
+
+        Raises:
+            Busy: another process works on it. NoProcess: there is no room now. SdpoBenchError, OSError: its folder.
+        """
 
     def wait(self, timeout: float) -> list[Ended]:
         """Jobs that have ended since the last call; returns as soon as there is one, or after ``timeout`` seconds."""
@@ -80,7 +94,7 @@ class LocalExecutor:
         self._context: Any = multiprocessing.get_context(start_method or _start_method())
         if self._context.get_start_method() == "forkserver":
             self._context.set_forkserver_preload(["sdpo_bench.warm"])
-        self._running: dict[Any, tuple[Job, Any, int]] = {}
+        self._running: list[_Running] = []
         self._stopping = False
 
     @property
@@ -88,50 +102,106 @@ class LocalExecutor:
         return self.jobs
 
     def start(self, job: Job) -> None:
-        place = min(set(range(self.jobs)) - {place for _, _, place in self._running.values()})
+        """Raises NoProcess."""
+        place = min(set(range(self.jobs)) - {cell.place for cell in self._running})
         device = self.devices[place % len(self.devices)]
         job = replace(job, runtime=replace(job.runtime, threads=self.threads, device=device))
-        process = self._context.Process(target=child, args=(job,), name=job.run_id, daemon=True)
-        before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(self.threads)))
         try:
-            process.start()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-        self._running[process.sentinel] = (job, process, place)
+            words, said = self._context.Pipe(duplex=False)
+            process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=True)
+            with said, _thread_variables(self.threads):
+                process.start()
+        except (OSError, EOFError) as error:
+            raise NoProcess(_no_process(error)) from error
+        self._running.append(_Running(job, process, words, place))
 
     def wait(self, timeout: float) -> list[Ended]:
+        ready = set(wait([end for cell in self._running for end in cell.ends], timeout))
         ended = []
-        for sentinel in wait(list(self._running), timeout):
-            job, process, _ = self._running.pop(sentinel)
-            process.join()
-            ended.append(self._ended(job, process.exitcode))
+        for cell in [cell for cell in self._running if not ready.isdisjoint(cell.ends)]:
+            said = cell.said() if cell.words in ready else None
+            cell.process.join()
+            if cell.words not in ready and cell.process.exitcode == SERVER_LOST:
+                cell.ends = (cell.words,)  # it is still at work
+                continue
+            self._running.remove(cell)
+            cell.words.close()
+            ended.append(Ended(cell.job, *said) if said else self._without_words(cell))
         return ended
 
-    def _ended(self, job: Job, code: int) -> Ended:
+    def _without_words(self, cell: "_Running") -> Ended:
+        code = cell.process.exitcode
         if code >= 0:
-            return Ended(job, code)
+            return Ended(cell.job, FAILED, f"its process ended by exit code {code} before the run was done.")
         if self._stopping:
-            return Ended(job, STOPPED)
+            return Ended(cell.job, STOPPED)
         name = signal.Signals(-code).name
         hint = " The machine may have run out of memory: try fewer --jobs." if -code == signal.SIGKILL else ""
-        return Ended(job, code, f"its process was ended by {name}.{hint}")
+        return Ended(cell.job, FAILED, f"its process was ended by {name}.{hint}")
 
     def stop(self) -> None:
-        self._stopping = True
-        for _, process, _ in self._running.values():
-            process.terminate()
+        self._tell(signal.SIGTERM)
 
     def kill(self) -> None:
+        self._tell(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _tell(self, number: int) -> None:
         self._stopping = True
-        for _, process, _ in self._running.values():
-            process.kill()
+        for cell in self._running:
+            with suppress(ProcessLookupError):  # multiprocessing would tell none whose server is lost
+                os.kill(cell.process.pid, number)
 
     def close(self) -> None:
         self.kill()
         while self._running:
             self.wait(1.0)
+
+
+class _Running:
+    """A cell at work.
+
+    Args:
+        words: through which its process says how it ended.
+        place: number of its device.
+    """
+
+    def __init__(self, job: Job, process: Any, words: Connection, place: int):
+        self.job, self.process, self.words, self.place = job, process, words, place
+        self.ends: tuple[Any, ...] = (words, process.sentinel)
+        """What tells that it has ended: its words or the end of them, and its process, as far as one hears of that."""
+
+    def said(self) -> Said | None:
+        """What it has said; None where it ended without a word."""
+        with suppress(EOFError, OSError):
+            said: Said = self.words.recv()
+            return said
+        return None
+
+
+@contextmanager
+def _thread_variables(threads: int) -> Iterator[None]:
+    """The environment in which a process that starts has so many threads."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _no_process(error: OSError | EOFError) -> str:
+    """What to say where a process could not be started."""
+    if "AF_UNIX" in str(error):
+        return (
+            f"no process can be started for a cell: the path of the folder for temporary files, '{gettempdir()}', is "
+            "too long for a socket. Name a shorter one: TMPDIR=/tmp sdpo-bench ..."
+        )
+    why = "the server that starts them ended" if isinstance(error, EOFError) else error.strerror or str(error)
+    return (
+        f"no process can be started for a cell: {why}. Allow more open files (ulimit -n) and processes (ulimit -u), or "
+        "free some memory, and give the same command again; finished work is kept."
+    )
 
 
 def _start_method() -> str:

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.cell_process import FAILED, STOPPED, Job, logged_work
-from sdpo_bench.errors import Busy, MissingError, SdpoBenchError
+from sdpo_bench.cell_process import FAILED, STOPPED, Job, Said, logged_work
+from sdpo_bench.errors import MissingError, SdpoBenchError
 from sdpo_bench.executors import Ended
 from sdpo_bench.regular import read_text, regular
 from sdpo_bench.store import RunFolder
@@ -80,12 +80,12 @@ class RayExecutor:
         bundle = None
         if not self.shared:
             job.folder.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(job.folder.locked())
             try:
-                held.enter_context(job.folder.locked())
-            except Busy:
+                bundle = pack(self.out, [job.run_id, *_bases(self.out)])
+            except OSError:
                 held.close()
                 raise
-            bundle = pack(self.out, [job.run_id, *_bases(self.out)])
         self._running[self._task.remote(job, str(self._probe), bundle)] = (job, held)
 
     def wait(self, timeout: float) -> list[Ended]:
@@ -96,10 +96,10 @@ class RayExecutor:
         job, held = self._running.pop(reference)
         errors = self._ray.exceptions
         try:
-            code, message, files = self._ray.get(reference)
+            said, files = self._ray.get(reference)
             if files is not None:
                 unpack(files, self.out)
-            return Ended(job, code, message)
+            return Ended(job, *said)
         except errors.TaskCancelledError:
             return Ended(job, STOPPED)
         except errors.WorkerCrashedError:
@@ -184,21 +184,18 @@ def _refuse_silence(host: str, address: str) -> None:
 # -- on the worker -------------------------------------------------------------------------------------------
 
 
-def remote_cell(job: Job, probe: str, bundle: bytes | None) -> tuple[int, str, bytes | None]:
-    """The cell on a worker: exit code, words for a failure that left none, files to bring back if any."""
+def remote_cell(job: Job, probe: str, bundle: bytes | None) -> tuple[Said, bytes | None]:
+    """The cell on a worker: its last words, files to bring back if any."""
     if bundle is None:
         if not os.path.exists(probe):
-            return (
-                FAILED,
-                f"this node ({socket.gethostname()}) does not see the results folder '{job.runtime.out}'.",
-                None,
-            )
-        return logged_work(job), "", None
+            where = f"this node ({socket.gethostname()})"
+            return Said(FAILED, f"{where} does not see the results folder '{job.runtime.out}'."), None
+        return logged_work(job), None
     with tempfile.TemporaryDirectory(prefix="sdpo-bench-") as folder:
         here = replace(job, runtime=replace(job.runtime, out=Path(folder)))
         unpack(bundle, Path(folder))
-        code = logged_work(here)
-        return code, "", pack(Path(folder), [job.run_id, *_bases(Path(folder))], job.run_id)
+        said = logged_work(here)
+        return said, pack(Path(folder), [job.run_id, *_bases(Path(folder))], job.run_id)
 
 
 # -- files over the network ----------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-from sdpo_bench.cell_process import BUSY, DONE, STOPPED, Job
-from sdpo_bench.errors import Busy, Interrupted, Unwritable
-from sdpo_bench.executors import Ended, Executor
+from sdpo_bench.cell_process import BUSY, FAILED, STOPPED, Job
+from sdpo_bench.errors import Busy, Interrupted, SdpoBenchError, Unwritable
+from sdpo_bench.executors import Ended, Executor, NoProcess
 from sdpo_bench.plan import Cell, Plan
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
@@ -37,6 +37,8 @@ class Progress:
     outcomes: dict[tuple[str, ...], Outcome] = field(default_factory=dict)
     locked: set[tuple[str, ...]] = field(default_factory=set)
     """Cells that another process works on."""
+    reasons: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Why cells failed, also where it could not be recorded."""
     note: str = ""
 
     @property
@@ -142,7 +144,19 @@ class Sweep:
                 return
             if key in p.outcomes or key in p.running:
                 continue
-            self._start(key, cells[key])
+            try:
+                self._start(key, cells[key])
+            except NoProcess as error:
+                if not p.running:
+                    raise
+                self._wait_for_room(str(error))
+                return
+
+    def _wait_for_room(self, why: str) -> None:
+        """Until a running cell gives back what it holds."""
+        if self.progress.note != why:
+            self.progress.note = why
+            self.tell(self.progress, f"waiting for a running cell to end: {why}")
 
     def _start(self, key: tuple[str, ...], cell: Cell) -> None:
         p = self.progress
@@ -152,24 +166,29 @@ class Sweep:
             self._replan()
             return
         if not cell.run_id:
-            p.outcomes[key] = "failed"
-            self.tell(p, f"failed: {cell.label}: {cell.message}")
-            return
-        folder = RunFolder(self.progress.plan.out / "runs" / cell.run_id)
-        if folder.is_locked:
-            p.locked.add(key)
-            return
-        if folder.known_state == "done":
-            self._settle(key, "elsewhere", f"done by another sweep: {cell.label}")
+            p.reasons[key] = cell.message
+            self._settle(key, "failed", f"failed: {cell.label}: {cell.message}")
             return
         job = Job(cell.label, cell.run_id, cell.request, self.runtime, "sdpo-bench " + shlex.join(cell.command()))
         try:
-            self.executor.start(job)
+            self._start_job(key, cell, job)
         except Busy:
             p.locked.add(key)
-            return
-        p.running[key] = time.monotonic()
-        self.tell(p, f"started: {cell.label} ({cell.run_id})")
+        except NoProcess:
+            raise
+        except (SdpoBenchError, OSError) as error:  # of this cell's folder: the others have their own
+            self._fail(key, cell, Ended(job, FAILED, str(error)))
+
+    def _start_job(self, key: tuple[str, ...], cell: Cell, job: Job) -> None:
+        p = self.progress
+        if job.folder.is_locked:
+            p.locked.add(key)
+        elif job.folder.known_state == "done":
+            self._settle(key, "elsewhere", f"done by another sweep: {cell.label}")
+        else:
+            self.executor.start(job)
+            p.running[key], p.note = time.monotonic(), ""
+            self.tell(p, f"started: {cell.label} ({cell.run_id})")
 
     def _tuning_left(self, cell: Cell) -> bool:
         cells = self.progress.cells
@@ -187,27 +206,30 @@ class Sweep:
         seconds = time.monotonic() - p.running.pop(key)
         if ended.code == BUSY:
             return
-        if ended.code == STOPPED or (self._signals and ended.job.folder.known_state == "interrupted"):
+        state = ended.job.folder.known_state
+        if state == "done":  # whatever became of its process afterwards
+            after = f" ({ended.message or ended.note})" if ended.message or ended.note else ""
+            self._settle(key, "done", f"done: {cell.label} in {seconds:.0f} s{after}")
+        elif ended.code == STOPPED or (self._signals and state == "interrupted"):
             # A scheduler's signal to the whole group can end a cell after it has saved, before it has said so.
             self._settle(key, "stopped", f"stopped: {cell.label}")
-        elif ended.code == DONE and ended.job.folder.known_state != "done":
-            # A plugin or a library of its own ended the process: that is no success, whatever its exit code says.
-            self._fail(key, cell, replace(ended, message="its process ended by exit code 0 before the run was done"))
-        elif ended.code == DONE:
-            self._settle(key, "done", f"done: {cell.label} in {seconds:.0f} s")
         else:
             self._fail(key, cell, ended)
 
     def _fail(self, key: tuple[str, ...], cell: Cell, ended: Ended) -> None:
-        if ended.message:
+        status = ended.job.folder.known_status
+        known = str(status["message"]) if status["state"] == "failed" else ""
+        message = ended.message or known or f"its process ended by exit code {ended.code} before the run was done."
+        if message != known:
             try:
-                ended.job.folder.record_failure(ended.message)
+                ended.job.folder.record_failure(message)
             except Busy:
                 return
             except (Unwritable, OSError) as error:
                 self.tell(self.progress, f"the failure of {cell.label} could not be recorded: {error}")
-        message = ended.job.folder.known_status["message"] or ended.message
-        self._settle(key, "failed", f"failed: {cell.label}: {message} (log: {ended.job.log})")
+        self.progress.reasons[key] = message
+        log = ended.note or f"log: {ended.job.log}"
+        self._settle(key, "failed", f"failed: {cell.label}: {message} ({log})")
 
     def _settle(self, key: tuple[str, ...], outcome: Outcome, line: str) -> None:
         self.progress.outcomes[key] = outcome

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,7 @@ from sdpo_bench.store import check_writable
 from sdpo_bench.suite import Suite, find_suite
 from sdpo_bench.suite_records import write_record
 from sdpo_bench.sweep import Progress, Sweep, put_aside
-from sdpo_bench.sweep_view import SweepView, cell_data, plan_data, plan_table, plan_words
+from sdpo_bench.sweep_view import SweepView, Tally, cell_data, plan_data, plan_table, plan_words, tally
 from sdpo_bench.terminal import print_table
 
 MEASURING_LIMIT = 600  # seconds
@@ -64,8 +65,7 @@ def sweep_command(
         plan = begun(plan, only_failed=only_failed, force=True)
     wanted = {cell.key for cell in plan.cells}
     progress = _sweep(suite, out, wanted, place, runtime, only_failed and not force, max_hours)
-    _show_outcome(progress, as_json)
-    if progress.count("failed"):
+    if _show_outcome(progress, as_json):
         sys.exit(1)
 
 
@@ -136,28 +136,39 @@ def _executor(
 # -- output --------------------------------------------------------------------------------------------------
 
 
-def _show_outcome(progress: Progress, as_json: bool) -> None:
+def _show_outcome(progress: Progress, as_json: bool) -> int:
+    """Print how the sweep ended; how many of its cells failed."""
     plan = make_plan(progress.plan.suite, progress.plan.out)
-    wanted = {cell.key for cell in progress.plan.cells}
-    cells = [cell for cell in plan.cells if cell.key in wanted]
+    found = tally(progress, plan)
     logs = plan.out / "logs"
-    failed = [cell for cell in cells if progress.outcomes.get(cell.key) == "failed"]
     if as_json:
-        shown = [cell_data(cell) | {"outcome": progress.outcomes.get(cell.key, "skipped")} for cell in cells]
         echo_json(
-            {"suite": plan.suite.name, "cells": shown, "failed": len(failed), "left": progress.left, "logs": logs}
-        )
-        return
-    if failed:
-        rows = [[cell.label, cell.message, str(logs / f"{cell.run_id}.log") if cell.run_id else "-"] for cell in failed]
-        print_table(["failed cell", "why", "log"], rows)
-    done = sum(cell.state == "done" for cell in cells)
-    click.echo(f"{done} of {len(cells)} cells done, {len(failed)} failed, {len(cells) - done - len(failed)} left")
-    if failed:
+            {"suite": plan.suite.name, "cells": _cells_data(progress, plan, found), "failed": len(found.failed),
+             "left": len(found.left), "logs": logs}
+        )  # fmt: skip
+        return len(found.failed)
+    if found.failed:
+        shown = [(cell, str(logs / f"{cell.run_id}.log") if cell.run_id else "-") for cell in found.failed]
+        print_table(["failed cell", "why", "log"], [[cell.label, cell.message, log] for cell, log in shown])
+    cells = sum(map(len, found))
+    click.echo(f"{len(found.done)} of {cells} cells done, {len(found.failed)} failed, {len(found.left)} left")
+    if found.failed:
         click.echo(f"try them again: sdpo-bench {shlex.join(['sweep', *_name(plan), '--only-failed'])}")
-    elif progress.left:
+    elif found.left:
         click.echo(f"go on: {resume_command()}")
     click.echo(f"tables: sdpo-bench report --results {shlex.quote(str(plan.out))}")
+    return len(found.failed)
+
+
+def _cells_data(progress: Progress, plan: Plan, found: Tally) -> list[dict[str, Any]]:
+    """The cells for ``--json``, in the order of the plan."""
+    outcomes = dict(progress.outcomes)
+    for cell in found.done:
+        if outcomes.get(cell.key) in ("failed", "stopped"):
+            outcomes[cell.key] = "elsewhere"
+    told = {cell.key: cell for cells in found for cell in cells}
+    ordered = [told[cell.key] for cell in plan.cells if cell.key in told]
+    return [cell_data(cell) | {"outcome": outcomes.get(cell.key, "skipped")} for cell in ordered]
 
 
 def _name(plan: Plan) -> list[str]:

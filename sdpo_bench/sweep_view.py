@@ -7,8 +7,9 @@ channel to the processes that do the work, wherever they are.
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdpo_bench.estimate import Work
 from sdpo_bench.plan import Cell, Plan
@@ -118,6 +119,35 @@ def cell_data(cell: Cell) -> dict[str, Any]:
         "optimiser_steps": work.optimiser_steps if work else None,
         "evaluation_denoiser_calls": work.outside_forward if work else None, "seconds": cell.seconds,
     }  # fmt: skip
+
+
+class Tally(NamedTuple):
+    """Every cell of a sweep, once."""
+
+    done: list[Cell]
+    failed: list[Cell]
+    """In this sweep, with the reasons."""
+    left: list[Cell]
+
+
+def tally(progress: Progress, plan: Plan) -> Tally:
+    """How the sweep's cells stand in a plan that was made after it.
+
+    What its folder calls done is done, whoever did it and whatever became of the process; a failure counts as one also
+    where it could not be recorded.
+    """
+    found = Tally([], [], [])
+    wanted = {cell.key for cell in progress.plan.cells}
+    for cell in plan.cells:
+        if cell.key not in wanted:
+            continue
+        if cell.state == "done":
+            found.done.append(cell)
+        elif progress.outcomes.get(cell.key) == "failed":
+            found.failed.append(replace(cell, message=progress.reasons[cell.key]))
+        else:
+            found.left.append(cell)
+    return found
 
 
 class SweepView:

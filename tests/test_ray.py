@@ -147,7 +147,7 @@ def test_a_node_without_the_shared_folder_says_so(tmp_path):
     from sdpo_bench.ray_executor import remote_cell
 
     job = Job("a cell", "run", Request(), Runtime(out=tmp_path / "nowhere"), "")
-    code, words, files = remote_cell(job, str(tmp_path / "no-probe"), None)
+    (code, words, _), files = remote_cell(job, str(tmp_path / "no-probe"), None)
     assert (code, files) == (FAILED, None)
     assert "does not see the results folder" in words
     assert not RunFolder(tmp_path / "nowhere" / "runs" / "run").path.exists()

@@ -15,7 +15,7 @@ from factories import make_resolved
 from forked import command, exit_code
 from sdpo_bench import checkpoint
 from sdpo_bench.bill import read_search
-from sdpo_bench.cell_process import FAILED, Job
+from sdpo_bench.cell_process import DONE, FAILED, Job, Said
 from sdpo_bench.config import Request
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.evaluate import read_rows
@@ -183,7 +183,7 @@ def test_a_cell_whose_files_cannot_be_brought_back_has_failed(tmp_path, arriving
     job = Job("a cell", name, Request(), Runtime(out=tmp_path), "")
     executor.out, executor._running = tmp_path, {"reference": (job, ExitStack())}
     errors = SimpleNamespace(TaskCancelledError=KeyError, WorkerCrashedError=KeyError, RayError=KeyError)
-    executor._ray = SimpleNamespace(exceptions=errors, get=lambda reference: (0, "", files))
+    executor._ray = SimpleNamespace(exceptions=errors, get=lambda reference: (Said(DONE), files))
     ended = executor._end("reference")
     assert ended.code == FAILED and "could not be brought back: not a regular file" in ended.message
 

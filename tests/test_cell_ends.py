@@ -1,0 +1,224 @@
+"""How a sweep hears of the ends of its cells: whatever becomes of a process or its log, the reason is told truly."""
+
+import errno
+import json
+import os
+
+import pytest
+from suite_files import FakeExecutor, finish, succeed, tiny_suite, write_suite
+
+import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
+from sdpo_bench import cell_process, executors, sweep_command
+from sdpo_bench.cell_process import DONE, FAILED, Job, Said
+from sdpo_bench.config import Request
+from sdpo_bench.entry import main
+from sdpo_bench.executors import Ended, LocalExecutor, NoProcess
+from sdpo_bench.plan import make_plan
+from sdpo_bench.settings import Runtime
+from sdpo_bench.store import RunFolder
+from sdpo_bench.suite import read_suite
+from sdpo_bench.sweep import Sweep
+from sdpo_bench.train import Trainer
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    monkeypatch.setattr(executors, "_start_method", lambda: "fork")
+    monkeypatch.setattr("sdpo_bench.sweep.POLL", 0.01)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def sweep(capfd):
+    def call(path, out, *more):
+        """Exit code, the cells of ``--json`` by method, standard error."""
+        with pytest.raises(SystemExit) as stop:
+            main(["sweep", str(path), "--out", str(out), "--threads", "1", "--json", *more])
+        said = capfd.readouterr()
+        data = json.loads(said.out) if said.out else {"cells": []}
+        return stop.value.code, {cell["method"]: cell for cell in data["cells"]}, said.err
+
+    return call
+
+
+def run_of(path, out, method="ddpo"):
+    (cell,) = [cell for cell in make_plan(read_suite(path), out).cells if cell.method == method]
+    return RunFolder(out / "runs" / cell.run_id)
+
+
+# -- logs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("obstacle", ["a folder in its place", "a file for the folder"])
+def test_a_cell_whose_log_cannot_be_written_does_without(tmp_path, tiny_pipe, sweep, obstacle):
+    path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out"
+    if obstacle == "a folder in its place":
+        (out / "logs" / f"{run_of(path, out).run_id}.log").mkdir(parents=True)
+    else:
+        out.mkdir()
+        (out / "logs").write_text("")
+    code, cells, said = sweep(path, out)
+    assert (code, cells["ddpo"]["state"]) == (0, "done"), said
+    assert said.count("its log") == 1 and ".log' cannot be written: " in said
+
+
+# -- processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, 75, 130, 255])
+def test_a_process_that_a_plugin_ends_is_a_failure_with_its_exit_code(tmp_path, tiny_pipe, sweep, monkeypatch, code):
+    """Whatever the code means elsewhere: success, a lock that is held, an interruption."""
+    train = Trainer.train
+    leave = lambda self: os._exit(code) if self.run.run_id.startswith("ddpo") else train(self)  # noqa: E731
+    path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]' if code else '["ddpo", "d3po"]'), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", leave)
+        got, cells, _ = sweep(path, out)
+    assert (got, cells["ddpo"]["state"], cells["ddpo"]["outcome"]) == (1, "failed", "failed")
+    assert cells["ddpo"]["message"] == f"its process ended by exit code {code} before the run was done."
+    if code == 0:
+        assert cells["d3po"]["state"] == "done"
+        got, cells, said = sweep(path, out, "--only-failed")
+        assert (got, cells["ddpo"]["outcome"], cells["d3po"]["outcome"]) == (0, "done", "skipped"), said
+
+
+def test_a_failure_that_cannot_be_recorded_still_has_its_reason(tmp_path, tiny_pipe, sweep):
+    path, out = tiny_suite(tmp_path, tiny_pipe), tmp_path / "out"
+    run = run_of(path, out)
+    run.path.parent.mkdir(parents=True)
+    run.path.write_text("no folder")
+    code, cells, said = sweep(path, out)
+    assert (code, cells["d3po"]["outcome"], cells["ddpo"]["outcome"]) == (1, "done", "failed")
+    assert f"{run.run_id}" in cells["ddpo"]["message"] and "could not be recorded" in said
+
+
+def test_what_goes_wrong_after_a_run_is_done_does_not_undo_it(tmp_path, tiny_pipe, sweep, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, "the table cannot be printed")
+
+    monkeypatch.setattr("sdpo_bench.terminal.print_step_table", broken)
+    path = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]')
+    code, cells, said = sweep(path, tmp_path / "out")
+    assert (code, cells["ddpo"]["outcome"]) == (0, "done")
+    assert "the table cannot be printed" in said
+
+
+def test_a_thread_that_cannot_be_started_is_the_reason_of_its_cell(tmp_path, tiny_pipe, sweep, monkeypatch):
+    def refused(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(cell_process.threading.Thread, "start", refused)
+    path = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]')
+    code, cells, _ = sweep(path, tmp_path / "out")
+    assert (code, cells["ddpo"]["state"]) == (1, "failed")
+    assert cells["ddpo"]["message"] == "RuntimeError: can't start new thread"
+
+
+def test_an_end_that_says_done_is_none_where_the_run_is_not(tmp_path):
+    suite = read_suite(write_suite(tmp_path, method='["ddpo"]', seed="[0]"))
+    (cell,) = make_plan(suite, tmp_path).cells
+    progress = Sweep(
+        lambda: make_plan(suite, tmp_path), FakeExecutor(lambda job: Ended(job, DONE)), Runtime(out=tmp_path)
+    ).run("again")
+    assert progress.outcomes == {cell.key: "failed"}
+    assert "exit code 0 before the run was done" in RunFolder(tmp_path / "runs" / cell.run_id).status["message"]
+
+
+REFUSALS = {
+    "the server died": (EOFError("unexpected EOF"), "the server that starts them ended"),
+    "too many processes": (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+    "too many files": (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+    "a long path": (OSError("AF_UNIX path too long"), "TMPDIR=/tmp"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_process_that_cannot_be_started_is_no_interruption(tmp_path, tiny_pipe, sweep, monkeypatch, refusal):
+    error, words = REFUSALS[refusal]
+
+    def refused(self):
+        raise error
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refused)
+    path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out"
+    code, _, said = sweep(path, out)
+    assert code == 3
+    assert "Error: no process can be started for a cell: " in said and words in said and "Interrupted" not in said
+    assert run_of(path, out).state == "new", "no cell is to blame"
+
+
+def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
+    suite, told = read_suite(write_suite(tmp_path)), []
+
+    class Full(FakeExecutor):
+        def start(self, job):
+            if self.running:
+                raise NoProcess("there is no room")
+            super().start(job)
+
+    sweep = Sweep(lambda: make_plan(suite, tmp_path), Full(succeed, slots=2), Runtime(out=tmp_path),
+                  tell=lambda progress, line: told.append(line))  # fmt: skip
+    progress = sweep.run("again")
+    assert (progress.count("done"), progress.count("failed")) == (4, 0)
+    assert "waiting for a running cell to end: there is no room" in told
+
+
+class Orphan:
+    """A process whose fork server is lost: it seems to have ended, and works on."""
+
+    exitcode, pid = executors.SERVER_LOST, 0
+
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def join(self):
+        pass
+
+
+def test_a_cell_outlives_the_server_that_started_it(tmp_path):
+    executor = LocalExecutor(1)
+    gone, server = os.pipe()
+    words, said = executor._context.Pipe(duplex=False)
+    job = Job("a cell", "run", Request(), Runtime(out=tmp_path), "")
+    executor._running.append(executors._Running(job, Orphan(gone), words, 0))
+    os.close(server)
+    assert executor.wait(1.0) == [] and executor.wait(0.01) == []
+    said.send(Said(FAILED, "why"))
+    assert executor.wait(1.0) == [Ended(job, FAILED, "why")] and not executor._running
+    os.close(gone)
+
+
+def test_a_cell_that_cannot_begin_fails_alone(tmp_path):
+    suite = read_suite(write_suite(tmp_path))
+    first, *others = make_plan(suite, tmp_path).cells
+
+    class Careful(FakeExecutor):
+        def start(self, job):
+            if job.run_id == first.run_id:
+                raise OSError(errno.EIO, "a broken disk")
+            super().start(job)
+
+    progress = Sweep(lambda: make_plan(suite, tmp_path), Careful(succeed), Runtime(out=tmp_path)).run("again")
+    assert (progress.count("done"), progress.count("failed")) == (len(others), 1)
+    assert "a broken disk" in RunFolder(tmp_path / "runs" / first.run_id).status["message"]
+
+
+# -- counts -------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_another_sweep_finished_after_it_failed_here_is_counted_once(tmp_path, monkeypatch, sweep):
+    path, out = write_suite(tmp_path, seed="[0]"), tmp_path / "out"
+    first, second = make_plan(read_suite(path), out).cells
+    failed = []
+
+    def behave(job):
+        if job.run_id == first.run_id:
+            failed.append(job)
+            return Ended(job, FAILED, "why")
+        finish(failed[0])
+        return succeed(job)
+
+    monkeypatch.setattr(sweep_command, "_executor", lambda *arguments: FakeExecutor(behave))
+    code, cells, _ = sweep(path, out)
+    assert code == 0
+    assert [cells[cell.method]["outcome"] for cell in (first, second)] == ["elsewhere", "done"]
