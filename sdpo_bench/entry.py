@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # click takes any for Ctrl-D, also one of a plugin or a process
+            _unexpected(stop.__cause__, debug)
         _interrupted(stop)
     except BrokenPipeError:
         _print_no_more()
@@ -67,13 +69,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if says_out_of_memory(error):
             click.echo(f"Error: {_clean_lines(_no_memory(error))}", err=True)
             sys.exit(MissingError.exit_code)
-        click.echo(
-            f"Error: unexpected {type(error).__name__}: {_clean_lines(str(error))}\n"
-            "This is a defect. Run again with 'sdpo-bench --debug ...' and report the traceback.",
-            err=True,
-        )
-        sys.exit(1)
+        _unexpected(error, debug)
     sys.exit(0)
+
+
+def _unexpected(error: BaseException, debug: bool) -> NoReturn:
+    if debug:
+        raise error
+    click.echo(
+        f"Error: unexpected {type(error).__name__}: {_clean_lines(str(error))}\n"
+        "This is a defect. Run again with 'sdpo-bench --debug ...' and report the traceback.",
+        err=True,
+    )
+    sys.exit(1)
 
 
 def _open_what_is_closed() -> None:

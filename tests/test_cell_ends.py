@@ -147,6 +147,17 @@ def test_a_process_that_cannot_be_started_is_no_interruption(tmp_path, tiny_pipe
     assert run_of(path, out).state == "new", "no cell is to blame"
 
 
+def test_an_input_that_ends_early_is_no_interruption(tmp_path, sweep, monkeypatch):
+    """Of a plugin, say: click takes every ``EOFError`` for an end that the user has typed."""
+
+    def ended(*arguments, **options):
+        raise EOFError("a file that ends early")
+
+    monkeypatch.setattr(sweep_command, "make_plan", ended)
+    code, _, said = sweep(write_suite(tmp_path), tmp_path / "out")
+    assert code == 1 and "unexpected EOFError: a file that ends early" in said and "Interrupted" not in said
+
+
 def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
     suite, told = read_suite(write_suite(tmp_path)), []
 
