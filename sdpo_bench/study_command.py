@@ -169,7 +169,7 @@ def _sweep(name: str, suites: Sequence[Suite], runtime: Runtime, jobs: int, devi
                 sweep.run(resume_command())
     finally:
         place.close()
-    return Trainings.of(replan())
+    return Trainings.of(sweep.progress.told(replan()))
 
 
 # -- dry run -------------------------------------------------------------------------------------------------

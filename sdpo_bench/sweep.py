@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sdpo_bench.cell_process import BUSY, FAILED, STOPPED, Job
@@ -52,6 +52,20 @@ class Progress:
     def left(self) -> int:
         """Cells that have not ended."""
         return sum(self.outcomes.get(key) in (None, "stopped") for key in self.todo)
+
+    def told(self, plan: Plan) -> Plan:
+        """A plan made afterwards, where a failure is one also if it could not be recorded.
+
+        What its folder calls done is done, whoever did it and whatever became of the process here.
+        """
+        failed = {key for key, outcome in self.outcomes.items() if outcome == "failed"}
+        cells = [
+            replace(cell, state="failed", message=self.reasons[cell.key])
+            if cell.key in failed and cell.state != "done"
+            else cell
+            for cell in plan.cells
+        ]
+        return replace(plan, cells=tuple(cells))
 
 
 class Sweep:

@@ -138,7 +138,7 @@ def _executor(
 
 def _show_outcome(progress: Progress, as_json: bool) -> int:
     """Print how the sweep ended; how many of its cells failed."""
-    plan = make_plan(progress.plan.suite, progress.plan.out)
+    plan = progress.told(make_plan(progress.plan.suite, progress.plan.out))
     found = tally(progress, plan)
     logs = plan.out / "logs"
     if as_json:

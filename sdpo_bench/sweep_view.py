@@ -7,7 +7,6 @@ channel to the processes that do the work, wherever they are.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -131,22 +130,13 @@ class Tally(NamedTuple):
 
 
 def tally(progress: Progress, plan: Plan) -> Tally:
-    """How the sweep's cells stand in a plan that was made after it.
-
-    What its folder calls done is done, whoever did it and whatever became of the process; a failure counts as one also
-    where it could not be recorded.
-    """
+    """How the sweep's cells stand, in a plan that it has ``told``."""
     found = Tally([], [], [])
     wanted = {cell.key for cell in progress.plan.cells}
     for cell in plan.cells:
-        if cell.key not in wanted:
-            continue
-        if cell.state == "done":
-            found.done.append(cell)
-        elif progress.outcomes.get(cell.key) == "failed":
-            found.failed.append(replace(cell, message=progress.reasons[cell.key]))
-        else:
-            found.left.append(cell)
+        if cell.key in wanted:
+            failed = cell.state == "failed" and progress.outcomes.get(cell.key) == "failed"
+            (found.done if cell.state == "done" else found.failed if failed else found.left).append(cell)
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 from suite_files import FakeExecutor, finish, succeed, tiny_suite, write_suite
 
 import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
-from sdpo_bench import cell_process, executors, sweep_command
+from sdpo_bench import cell_process, executors, study_command, sweep_command
 from sdpo_bench.cell_process import DONE, FAILED, Job, Said
 from sdpo_bench.config import Request
 from sdpo_bench.entry import main
@@ -90,6 +90,19 @@ def test_a_failure_that_cannot_be_recorded_still_has_its_reason(tmp_path, tiny_p
     code, cells, said = sweep(path, out)
     assert (code, cells["d3po"]["outcome"], cells["ddpo"]["outcome"]) == (1, "done", "failed")
     assert f"{run.run_id}" in cells["ddpo"]["message"] and "could not be recorded" in said
+
+
+def test_a_study_knows_of_a_training_whose_failure_could_not_be_recorded(tmp_path, monkeypatch):
+    suite = read_suite(write_suite(tmp_path, seed="[0]"))
+    first, _ = make_plan(suite, tmp_path / "out").cells
+    run = RunFolder(tmp_path / "out" / "runs" / first.run_id)
+    run.path.parent.mkdir(parents=True)
+    run.path.write_text("no folder")
+    behave = lambda job: Ended(job, FAILED, "why") if job.run_id == first.run_id else succeed(job)  # noqa: E731
+    monkeypatch.setattr(study_command, "LocalExecutor", lambda *arguments, **options: FakeExecutor(behave))
+    trainings = study_command._sweep("mine", [suite], Runtime(out=tmp_path / "out"), 1, ["cpu"])
+    assert [trained.cell.state for trained in trainings.runs] == ["failed", "done"]
+    assert trainings.runs[0].why_not == "failed: why"
 
 
 def test_what_goes_wrong_after_a_run_is_done_does_not_undo_it(tmp_path, tiny_pipe, sweep, monkeypatch):
