@@ -4,13 +4,16 @@ The results folder is the only memory. Another sweep may work on the same one: a
 and if its process dies the next one to come by takes it up.
 """
 
+import errno
 import shlex
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from sdpo_bench.cell_process import BUSY, FAILED, STOPPED, Job
@@ -279,6 +282,7 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
 
     Raises:
         Busy: one of them is being worked on.
+        Unwritable: one cannot be moved.
     """
     folders = [RunFolder(plan.out / "runs" / c.run_id) for c in plan.cells if c.run_id]
     there = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
@@ -287,7 +291,26 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
             raise Busy(f"another process is working on run '{folder.run_id}'. Wait for it, or stop it first.")
     target = plan.out / "replaced" / time.strftime("%Y%m%dT%H%M%S")
     for folder in there:
-        target.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            folder.path.rename(target / folder.run_id)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            _move(folder.path, target / folder.run_id)
+        except OSError as error:
+            raise Unwritable(
+                f"'{folder.path}' cannot be moved to '{target}': {error.strerror or error}. Runs moved before "
+                "are there. Give both folders free space and write access, and give the same command again.",
+                error.strerror,
+            ) from error
     return len(there)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a folder, or copy it where the target is another disk (``runs`` may be a link)."""
+    try:
+        source.rename(target)
+    except FileNotFoundError:  # another sweep was quicker
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(source, target, symlinks=True)
+        shutil.rmtree(source)

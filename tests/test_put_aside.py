@@ -1,0 +1,53 @@
+"""``sweep --force`` moves runs out of the way: on one disk, between two, and where it is refused."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from suite_files import write_suite
+
+from sdpo_bench.entry import main
+from sdpo_bench.errors import Unwritable
+from sdpo_bench.plan import make_plan
+from sdpo_bench.store import RunFolder
+from sdpo_bench.suite import read_suite
+from sdpo_bench.sweep import put_aside
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A suite, its plan, and the folder of its only run, which is done."""
+    path = write_suite(tmp_path, method='["ddpo"]', seed="[0]")
+    plan = make_plan(read_suite(path), tmp_path / "out")
+    run = RunFolder(plan.out / "runs" / plan.cells[0].run_id)
+    run.path.mkdir(parents=True)
+    run.set_status("done")
+    return path, plan, run
+
+
+def refuse(monkeypatch, code):
+    def refused(self, target):
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "rename", refused)
+
+
+def test_runs_are_moved_to_another_disk_too(done, monkeypatch):
+    _, plan, run = done
+    refuse(monkeypatch, errno.EXDEV)
+    assert put_aside(plan, only_failed=False) == 1
+    (moved,) = (plan.out / "replaced").glob("*/*")
+    assert RunFolder(moved).state == "done" and moved.name == run.run_id and not run.path.exists()
+
+
+def test_a_run_that_cannot_be_moved_stays_and_is_named(done, monkeypatch, capsys):
+    path, plan, run = done
+    refuse(monkeypatch, errno.EACCES)
+    with pytest.raises(Unwritable, match="Permission denied"):
+        put_aside(plan, only_failed=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(path), "--out", str(plan.out), "--force"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 3 and f"'{run.path}' cannot be moved to" in said and "same command again" in said
+    assert run.state == "done"
