@@ -17,9 +17,10 @@ from sdpo_bench.api import Method, Search
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.bill import SEARCH_FILE, read_search
 from sdpo_bench.budget import Ledger
-from sdpo_bench.config import validate
+from sdpo_bench.config import make_method
+from sdpo_bench.errors import RunFailed
+from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.policy import Policy
-from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.registry import find
 from sdpo_bench.rollout import Noise, replay
@@ -85,8 +86,7 @@ class Candidates:
         scores = self._scorer(images, prompts)
         for j in range(1, self.method.candidates):
             fresh = self._noise(policy, schedule, settings, pairs, j)
-            with kept_process_state():
-                noise = self.method.propose(best, fresh)
+            noise = self._propose(best, fresh)
             tried = self._draw(policy, schedule, settings, prompts, noise)
             answers = self._scorer(tried, prompts)
             better = answers > scores
@@ -94,6 +94,23 @@ class Candidates:
             images, scores = torch.where(chosen, tried, images), torch.where(better, answers, scores)
             best = torch.where(better.view(-1, 1, 1, 1, 1), noise, best)
         return images
+
+    def _propose(self, best: Tensor, fresh: Tensor) -> Tensor:
+        """The method's noise.
+
+        Raises:
+            RunFailed: it raises, or proposes what is no noise of this shape.
+        """
+        who = f"method '{type(self.method).__name__}': propose()"
+        with plugin_code(who):
+            noise = self.method.propose(best, fresh)
+        like = lambda x: (x.shape, x.dtype, x.device) == (fresh.shape, fresh.dtype, fresh.device)  # noqa: E731
+        if not isinstance(noise, Tensor) or not like(noise):
+            got = f"{noise.dtype} {tuple(noise.shape)} on {noise.device}" if isinstance(noise, Tensor) else type(noise)
+            raise RunFailed(f"{who} gave {got}; {fresh.dtype} {tuple(fresh.shape)} on {fresh.device} is due.")
+        if not torch.isfinite(noise).all():
+            raise RunFailed(f"{who} gave noise that is NaN or infinite.")
+        return noise
 
     def _noise(
         self, policy: Policy, schedule: Schedule, settings: EvaluationSettings, pairs: Pairs, candidate: int
@@ -122,7 +139,8 @@ def recorded_search(config: Mapping[str, Any], scorer: Scorer) -> Candidates:
         UsageError: its method is not installed here.
     """
     found = find("methods", config["method"]["name"]).load()
-    method = found(validate(found.Settings, config["method"]["settings"], "method"))
+    method = make_method(config["method"]["name"], found, config["method"]["settings"])
+    assert isinstance(method, Search)
     return Candidates(method, scorer, config["seed"])
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sdpo_bench.config import Request, resolve
-from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError
+from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, said
+from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import open_log
 from sdpo_bench.prompts import held_prompts
 from sdpo_bench.settings import Runtime
@@ -77,7 +78,8 @@ def child(job: Job, words: Connection) -> NoReturn:
 
 def in_words(error: BaseException) -> str:
     """What to say of an error that may be a defect, often of a plugin."""
-    return str(error) if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    text = said(error)
+    return text if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _stop(number: int, frame: Any) -> NoReturn:
@@ -111,7 +113,7 @@ def logged_work(job: Job, *, descriptors: tuple[int, ...] = ()) -> Said:
 def work(job: Job) -> tuple[int, str]:
     """Do the cell; how it ended, and why it failed, which its status says too where that can be written."""
     try:
-        with held_prompts():
+        with held_prompts(), blamed():
             _run(job)
     except KeyboardInterrupt:
         print("stopped; the next sweep goes on from the last whole epoch", file=sys.stderr)
@@ -122,7 +124,7 @@ def work(job: Job) -> tuple[int, str]:
     except SdpoBenchError as error:
         print(f"Error: {error}", file=sys.stderr)
         return _failed(job, str(error))
-    except (Exception, SystemExit) as error:  # exit code 0 of a plugin's sys.exit would read as done
+    except BaseException as error:  # exit code 0 of a plugin's sys.exit would read as done
         traceback.print_exc()
         return _failed(job, in_words(error))
     return DONE, ""

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
+from reprlib import repr as short
 from typing import Any
 
 from sdpo_bench import geometry
@@ -25,8 +26,9 @@ from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical
 from sdpo_bench.models import known_model, model_digest
 from sdpo_bench.plain_data import parse_toml
+from sdpo_bench.plugin_call import plugin_code
+from sdpo_bench.plugin_check import check_backprop, check_made
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
-from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.prompts import file_digest
 from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
@@ -243,24 +245,38 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
 
     Raises:
         UsageError: one line for each wrong value: the key, what was given, what is valid.
+        RunFailed: the settings class itself, a plugin's, raises.
     """
-    from pydantic import ValidationError
-
-    hints = typing.get_type_hints(owner, include_extras=True)
-    prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
-    try:
-        found = _adapter(owner).validate_python(prepared)
-    except ValidationError as error:
-        # The first of each setting: a tuple whose items are all wrong is said to be too short besides.
-        first = {str(problem["loc"][:1]): problem for problem in reversed(error.errors())}
-        raise UsageError("\n".join(_explain(problem, section) for problem in reversed(first.values()))) from None
-    for key, value in asdict(found).items():
+    with plugin_code(f"the settings class {owner.__name__} ({section}.*)"):
+        found = _validated(owner, values, section)
+        plain = asdict(found)
+    for key, value in plain.items():
         items = value if isinstance(value, tuple) else [value]
         if any(isinstance(item, float) and not math.isfinite(item) for item in items):
             raise UsageError(f"{section}.{key}: got {value}, expected a finite number.")
         if any(isinstance(item, int) and abs(item) > MOST for item in items):
             raise UsageError(f"{section}.{key}: got {value}, expected at most {MOST}.")
+        try:
+            canonical(value)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"{section}.{key}: got {short(value)}, which no record of a run can hold. Settings are texts, numbers, "
+                "true, false, None, and tuples or dicts of these."
+            ) from None
     return found
+
+
+def _validated(owner: type, values: Mapping[str, Any], section: str) -> Any:
+    from pydantic import ValidationError
+
+    hints = typing.get_type_hints(owner, include_extras=True)
+    prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
+    try:
+        return _adapter(owner).validate_python(prepared)
+    except ValidationError as error:
+        # The first of each setting: a tuple whose items are all wrong is said to be too short besides.
+        first = {str(problem["loc"][:1]): problem for problem in reversed(error.errors())}
+        raise UsageError("\n".join(_explain(problem, section) for problem in reversed(first.values()))) from None
 
 
 @lru_cache
@@ -308,9 +324,23 @@ def _expected(problem: Mapping[str, Any]) -> str:
 
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:
     """The configured method, ready to be asked what it needs."""
-    settings = validate(method_class.Settings, config.method.settings, "method")
-    with kept_process_state():
-        return method_class(settings)
+    made = make_method(config.method.name, method_class, config.method.settings)
+    if made.signal == "gradient":
+        check_backprop(f"method '{config.method.name}'", made, config.schedule.steps)
+    return made
+
+
+def make_method(name: str, method_class: type[Method], values: Mapping[str, Any]) -> Method:
+    """A method with the settings ``values``.
+
+    Raises:
+        UsageError: wrong settings, or a method that breaks the contract. RunFailed: it cannot be made.
+    """
+    settings = validate(method_class.Settings, values, "method")
+    with plugin_code(f"method '{name}': __init__()"):
+        made = method_class(settings)
+    check_made(f"method '{name}'", made)
+    return made
 
 
 def parse_set(texts: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sdpo_bench.errors import SdpoBenchError, UsageError, nearest
+from sdpo_bench.errors import SdpoBenchError, UsageError, nearest, said
+from sdpo_bench.plugin_call import is_interrupt
+from sdpo_bench.plugin_check import check_made
 from sdpo_bench.process_state import ProcessState, kept_process_state
 from sdpo_bench.registry import Plugin, field_docs, plugin_tag, plugins
 
@@ -73,13 +75,18 @@ def check_plugin(plugin: Plugin) -> Iterator[Check]:
 
 def _run(plugin: Plugin, name: str, work: Callable[[], None]) -> Check:
     try:
-        work()
+        with kept_process_state():
+            work()
     except Nonconforming as seen:
         return Check(plugin.name, plugin.kind, name, "failed", str(seen))
     except NotHere as reason:
         return Check(plugin.name, plugin.kind, name, "skipped", str(reason))
-    except Exception as error:  # somebody else's code may raise anything, and that is a finding
-        return Check(plugin.name, plugin.kind, name, "failed", f"{type(error).__name__}: {error}")
+    except SdpoBenchError as error:
+        return Check(plugin.name, plugin.kind, name, "failed", said(error))
+    except BaseException as error:  # somebody else's code may raise anything, and that is a finding
+        if is_interrupt(error):
+            raise
+        return Check(plugin.name, plugin.kind, name, "failed", f"{type(error).__name__}: {said(error)}")
     return Check(plugin.name, plugin.kind, name, "ok")
 
 
@@ -94,7 +101,8 @@ def _checks(kind: str, loaded: Any) -> dict[str, Callable[[Plugin, Any, Path], N
 
 
 def check_declarations(plugin: Plugin, loaded: Any, folder: Path) -> None:
-    """A first docstring line, a frozen settings dataclass whose fields are documented, and defaults that are valid."""
+    """A first docstring line, a frozen settings dataclass whose fields are documented, valid defaults, and an instance
+    that says what is due of itself."""
     from sdpo_bench.config import validate
 
     require(plugin.summary, "the class has no docstring; its first line is what 'sdpo-bench list' prints.")
@@ -105,6 +113,8 @@ def check_declarations(plugin: Plugin, loaded: Any, folder: Path) -> None:
     require(not undocumented, f"settings without a docstring below them: {', '.join(undocumented)}.")
     first, second = (validate(settings, {}, plugin.kind[:-1]) for _ in range(2))
     require(first == second, "two sets of default settings are not equal.")
+    if not getattr(loaded, "unavailable", lambda: None)():  # or it has nothing to say on this machine
+        check_made(f"{plugin.kind[:-1]} '{plugin.name}'", loaded(first))
 
 
 @contextmanager

@@ -17,9 +17,10 @@ import click
 
 from sdpo_bench import hub
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.errors import MissingError, SdpoBenchError
+from sdpo_bench.errors import MissingError, SdpoBenchError, said
 from sdpo_bench.models import KNOWN, asset_folder, pick_device
 from sdpo_bench.pipeline_files import published, read_folder
+from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.registry import Plugin, plugins
 from sdpo_bench.store import check_writable
 
@@ -160,13 +161,15 @@ def _plugins(kind: str) -> Iterator[Finding]:
 def _plugin(area: str, plugin: Plugin) -> Finding:
     where = plugin.owner
     try:
-        reason = getattr(plugin.load(), "unavailable", lambda: None)()
+        ask = getattr(plugin.load(), "unavailable", lambda: None)
+        with plugin_code("unavailable()"):
+            reason = ask()
     except SdpoBenchError as error:
-        return Finding(area, plugin.name, "problem", str(error), f"sdpo-bench doctor --plugin {plugin.name}")
-    except Exception as error:  # somebody else's unavailable() may raise anything
-        return Finding(area, plugin.name, "problem", f"unavailable() raised {type(error).__name__}: {error}")
+        return Finding(area, plugin.name, "problem", said(error), f"sdpo-bench doctor --plugin {plugin.name}")
     if reason is None:
         return Finding(area, plugin.name, "ok", f"usable ({where})")
+    if not isinstance(reason, str):
+        return Finding(area, plugin.name, "problem", f"unavailable() gave {type(reason).__name__}; a text is due")
     text, _, mend = reason.partition("; type: ")
     return Finding(area, plugin.name, "note", f"{text} ({where})", mend)
 

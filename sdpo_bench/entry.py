@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import click
 
 from sdpo_bench.cli import cli
-from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, says_out_of_memory
+from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, says_out_of_memory
+from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import let_progress_fail
 from sdpo_bench.prompts import held_prompts
 from sdpo_bench.standard_output import name_standard_output, refusal
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         _refuse_a_deleted_folder()
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
-        with held_prompts():  # a file that is edited while a command works is not read a second time
+        # A file that is edited while a command works is not read a second time.
+        with held_prompts(), blamed():
             cli.main(args=arguments, prog_name="sdpo-bench", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except SdpoBenchError as error:
         if debug:
             raise
-        click.echo(f"Error: {_clean_lines(str(error))}", err=True)
+        click.echo(f"Error: {_clean_lines(said(error))}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if debug:
@@ -63,7 +65,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         text = _no_memory(error) if says_out_of_memory(error) else _system_error(error)
         click.echo(f"Error: {_clean_lines(text)}", err=True)
         sys.exit(MissingError.exit_code)
-    except Exception as error:
+    except SystemExit:  # a command's own exit code
+        raise
+    except BaseException as error:
         if debug:
             raise
         if says_out_of_memory(error):
@@ -77,7 +81,7 @@ def _unexpected(error: BaseException, debug: bool) -> NoReturn:
     if debug:
         raise error
     click.echo(
-        f"Error: unexpected {type(error).__name__}: {_clean_lines(str(error))}\n"
+        f"Error: unexpected {type(error).__name__}: {_clean_lines(said(error))}\n"
         "This is a defect. Run again with 'sdpo-bench --debug ...' and report the traceback.",
         err=True,
     )
@@ -104,10 +108,10 @@ def _system_error(error: OSError) -> str:
     return f"{place}{error.strerror or error}. More with: sdpo-bench --debug ..."
 
 
-def _no_memory(error: Exception) -> str:
-    said = str(error).strip().splitlines()
+def _no_memory(error: BaseException) -> str:
+    lines = said(error).strip().splitlines()
     return (
-        f"out of memory ({said[-1][:200] if said else type(error).__name__}). What was saved is kept, and the same "
+        f"out of memory ({lines[-1][:200] if lines else type(error).__name__}). What was saved is kept, and the same "
         "command goes on: with more memory, without a limit on it (ulimit -v), or with a smaller --micro-batch."
     )
 

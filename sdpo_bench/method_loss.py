@@ -2,13 +2,16 @@
 before autograd or the log says it by ours.
 """
 
+import math
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from sdpo_bench.api import Loss, Method, Minibatch
-from sdpo_bench.errors import RunFailed, SdpoBenchError
+from sdpo_bench.errors import RunFailed
 from sdpo_bench.experience import OWN_KEYS
-from sdpo_bench.out_of_memory import is_out_of_memory
-from sdpo_bench.process_state import kept_process_state
+from sdpo_bench.plugin_call import plugin_code
 
 HINT = "More: sdpo-bench doctor --plugin NAME"
 
@@ -22,15 +25,8 @@ def ask_loss(method: Method, batch: Minibatch) -> Loss:
     """
     name = type(method).__name__
     before = _versions(batch)
-    try:
-        with kept_process_state():
-            loss = method.loss(batch)
-    except SdpoBenchError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):  # the engine's to mend
-            raise
-        raise RunFailed(f"method '{name}': loss() raised {type(error).__name__}: {error}. {HINT}") from error
+    with plugin_code(f"method '{name}': loss()", HINT):
+        loss = method.loss(batch)
     if changed := [key for key, version in _versions(batch).items() if version != before[key]]:
         raise RunFailed(f"method '{name}': loss() changes the minibatch in place ({', '.join(changed)}). {HINT}")
     _check(loss, name)
@@ -49,5 +45,32 @@ def _check(loss: object, name: str) -> None:
     if loss.value.shape != () or not loss.value.requires_grad:
         what = f"shape {tuple(loss.value.shape)}" if loss.value.shape != () else "no gradient"
         raise RunFailed(f"method '{name}': its loss has {what}; a scalar that carries a gradient is due. {HINT}")
+    if not isinstance(loss.metrics, Mapping) or not all(isinstance(key, str) for key in loss.metrics):
+        raise RunFailed(f"method '{name}': its metrics are no dict of numbers by name. {HINT}")
     if taken := OWN_KEYS.intersection(loss.metrics):
         raise RunFailed(f"method '{name}': '{min(taken)}' is the log's own name; call the metric otherwise. {HINT}")
+
+
+def numbers(method: Method, loss: Loss) -> dict[str, Tensor]:
+    """What a loss wants logged, as float64 scalars.
+
+    Raises:
+        RunFailed: something that is no number, or not finite, which no log can hold.
+    """
+    found = {}
+    for key, value in loss.metrics.items():
+        try:
+            plain = value.detach().cpu() if isinstance(value, Tensor) else value
+            found[key] = torch.as_tensor(plain, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise _no_number(method, key, type(value).__name__) from error
+        if found[key].shape != ():
+            raise _no_number(method, key, f"of shape {tuple(found[key].shape)}")
+        if not math.isfinite(found[key]):
+            raise _no_number(method, key, f"{found[key].item()}")
+    return found
+
+
+def _no_number(method: Method, key: str, got: str) -> RunFailed:
+    text = f"its metric '{key}' is {got}; a finite number is due"
+    return RunFailed(f"method '{type(method).__name__}': {text}. {HINT}")

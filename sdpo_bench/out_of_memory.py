@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from sdpo_bench.errors import RunFailed, says_out_of_memory
+from sdpo_bench.errors import RunFailed, said, says_out_of_memory
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def halving(work: Callable[[int], T], micro_batch: int, halved: Callable[[int, s
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            reason = said(error).strip().split("\n")[0][:200] or type(error).__name__
         # Here the exception is gone, and with it the frames that held the tensors.
         if micro_batch == 1:
             raise RunFailed(

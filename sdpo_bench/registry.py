@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.api import Method, Reward
-from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.errors import MissingError, UsageError, nearest, said
+from sdpo_bench.plugin_call import is_interrupt, plugin_code
+from sdpo_bench.plugin_check import check_class
 from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.study import Study
 
 KINDS: dict[str, type] = {"methods": Method, "rewards": Reward, "studies": Study}
+BUILT_IN = "built-in"
 SINGULAR = {"methods": "method", "rewards": "reward", "studies": "study"}
 
 
@@ -44,31 +47,28 @@ class Plugin:
 
         Raises:
             MissingError: the module needs a package that is not installed.
-            UsageError: the class does not derive from the base class of its kind.
+            UsageError: the class does not derive from the base class of its kind, or breaks its contract.
         """
+        who = f"{SINGULAR[self.kind]} '{self.name}' ({self.owner})"
         try:
             with kept_process_state():
                 found = getattr(importlib.import_module(self.module), self.class_name)
         except ModuleNotFoundError as error:
             raise MissingError(
-                f"{SINGULAR[self.kind]} '{self.name}' ({self.owner}) needs the package '{error.name}'. "
-                f"Install it with: pip install {error.name}"
+                f"{who} needs the package '{error.name}'. Install it with: pip install {error.name}"
             ) from error
-        except (Exception, SystemExit) as error:  # somebody else's module may fail in any way
-            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-            raise MissingError(
-                f"{SINGULAR[self.kind]} '{self.name}' ({self.owner}) cannot be imported: {reason}"
-            ) from error
+        except BaseException as error:  # somebody else's module may fail in any way
+            if is_interrupt(error):
+                raise
+            reason = f"{type(error).__name__}: {said(error)}".removesuffix(": ")
+            raise MissingError(f"{who} cannot be imported: {reason}") from error
         base = KINDS[self.kind]
         if not (isinstance(found, type) and issubclass(found, base)):
             raise UsageError(
                 f"'{self.module}:{self.class_name}' is not a subclass of {base.__module__}.{base.__name__}."
             )
-        version = getattr(found, "version", "")
-        if self.kind == "rewards" and not isinstance(version, str | property):
-            raise UsageError(
-                f"reward '{self.name}' ({self.owner}) has version = {version!r}, a text is due: '{version}'"
-            )
+        with plugin_code(who):
+            check_class(who, base, found)
         return found
 
     @property
@@ -119,7 +119,7 @@ def _builtin(kind: str) -> tuple[Plugin, ...]:
     spec = find_spec(f"sdpo_bench.{kind}")
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(f for folder in folders for f in Path(folder).glob("*.py") if not f.name.startswith("_"))
-    made = (_from_source(kind, file, f"sdpo_bench.{kind}.{file.stem}", "built-in") for file in files)
+    made = (_from_source(kind, file, f"sdpo_bench.{kind}.{file.stem}", BUILT_IN) for file in files)
     return tuple(plugin for plugin in made if plugin)
 
 
@@ -145,10 +145,26 @@ def _entry_points(kind: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint
     return tuple(metadata.entry_points(group=f"sdpo_bench.{kind}"))
 
 
+def owner_of(module: str) -> str:
+    """Whose code a module is: the third-party plugin announced for it, else the package of one; else empty."""
+    package = ""
+    for kind in KINDS:
+        for entry in _entry_points(kind, tuple(sys.path)):
+            announced, dist = entry.value.partition(":")[0], entry.dist.name if entry.dist else "unknown distribution"
+            if announced == module:
+                return f"{SINGULAR[kind]} '{entry.name}' ({dist})"
+            if announced.partition(".")[0] == module.partition(".")[0]:
+                package = f"the plugin package '{dist}'"
+    return package
+
+
 def _source_path(module: str) -> Path | None:
     try:
-        spec = find_spec(module)  # imports the package around it
-    except (Exception, SystemExit):  # loading it says why; a list of the others must not depend on it
+        with kept_process_state():
+            spec = find_spec(module)  # imports the package around it
+    except BaseException as error:  # loading it says why; a list of the others must not depend on it
+        if is_interrupt(error):
+            raise
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 

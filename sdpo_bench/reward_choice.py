@@ -13,8 +13,9 @@ from typing import Any
 
 from sdpo_bench.api import Reward
 from sdpo_bench.errors import UsageError
-from sdpo_bench.process_state import kept_process_state
-from sdpo_bench.registry import Plugin, find
+from sdpo_bench.plugin_call import plugin_code
+from sdpo_bench.plugin_check import check_made
+from sdpo_bench.registry import BUILT_IN, Plugin, find
 
 EXAMPLE = 'Example: --reward "hpsv2*0.5+aesthetic*0.5"'
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -96,8 +97,11 @@ class Choice:
         for (_, own), (plugin, _) in zip(self.singles(settings), self.parts):
             reward_class = plugin.load()
             values = validate(reward_class.Settings, own, "reward")
-            with kept_process_state():
+            who = f"reward '{plugin.name}'"
+            with plugin_code(f"{who}: __init__()"):
                 made.append(reward_class(values, device))
+            if plugin.owner != BUILT_IN:  # those are checked by the tests; and 'remote' would have to ask its service
+                check_made(who, made[-1])
         if not self.weighted:
             return made[0]
         full = self.validate(settings)

@@ -18,7 +18,7 @@ from sdpo_bench.calibration import apply, calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
-from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError
+from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError, said
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
 from sdpo_bench.inputs import known_prompts, remember_prompts
@@ -185,7 +185,7 @@ def _why(error: BaseException) -> str:
         return str(error)
     if isinstance(error, SystemExit):  # of a plugin: exit code 0 would read as success
         return f"a plugin ended the program: sys.exit({error.code})"
-    return f"{type(error).__name__}: {error}".removesuffix(": ")  # a defect, often of a plugin
+    return f"{type(error).__name__}: {said(error)}".removesuffix(": ")  # a defect, often of a plugin
 
 
 def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, train: bool) -> Outcome:

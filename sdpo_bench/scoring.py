@@ -19,10 +19,9 @@ from sdpo_bench.budget import Ledger
 from sdpo_bench.composite import Composite
 from sdpo_bench.deadline import Deadline, DeadlinePassed
 from sdpo_bench.dense import Queries
-from sdpo_bench.errors import RunFailed, SdpoBenchError
-from sdpo_bench.out_of_memory import is_out_of_memory
+from sdpo_bench.errors import RunFailed
+from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.policy import Policy
-from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.rollout import Trajectories
 from sdpo_bench.score_cache import ScoreCache, picture_digests, score_key
 
@@ -64,7 +63,7 @@ class Scorer:
         Raises:
             MissingError: a checkpoint or package that is not here.
         """
-        with kept_process_state():
+        with plugin_code(f"reward '{self.name}': load()"):
             self.reward.load()
 
     @property
@@ -104,22 +103,14 @@ class Scorer:
     def _ask(self, images: Tensor, prompts: list[str], call: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
         mine = images.clone()  # what a reward does to its pictures must not reach the next one's
         try:
-            with kept_process_state():
+            with plugin_code(f"reward '{self.name}'"):
                 scores = self.deadline(lambda: call(mine, list(prompts)))
-        except SdpoBenchError:
-            raise
         except DeadlinePassed as error:
             raise RunFailed(
                 f"reward '{self.name}' has not scored {len(prompts)} images: {error}. Allow more with "
                 "--reward-timeout SECONDS (0: no limit) or ask for fewer at once with --micro-batch; the same command "
                 "then goes on."
             ) from error
-        except Exception as error:  # a reward is somebody else's code
-            if is_out_of_memory(error):
-                raise
-            raise RunFailed(f"reward '{self.name}' raised {type(error).__name__}: {error}") from error
-        except SystemExit as error:
-            raise RunFailed(f"reward '{self.name}' ended the program: sys.exit({error.code})") from error
         self._check(scores, len(prompts))
         return scores
 
@@ -150,10 +141,14 @@ class Scorer:
             )
         if scores.is_complex():
             raise RunFailed(f"reward '{self.name}' returned complex numbers; higher is better, so they must be real.")
-        bad = (~torch.isfinite(scores)).sum().item()
+        if scores.layout != torch.strided or scores.is_meta or scores.is_quantized:
+            kind = "meta" if scores.is_meta else "quantized" if scores.is_quantized else "sparse"
+            raise RunFailed(f"reward '{self.name}' returned a {kind} tensor; one that holds plain numbers is due.")
+        numbers = scores.detach().cpu().double()
+        bad = (~torch.isfinite(numbers)).sum().item()
         if bad:
             raise RunFailed(f"reward '{self.name}' returned {bad} scores of {count} that are NaN or infinite.")
-        largest = float(scores.detach().double().abs().max()) if count else 0.0
+        largest = float(numbers.abs().max()) if count else 0.0
         if largest > LARGEST:
             raise RunFailed(
                 f"reward '{self.name}' returned scores up to {largest:.3g}; beyond {LARGEST:.0e} their variance is "

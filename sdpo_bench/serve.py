@@ -21,6 +21,7 @@ from sdpo_bench.api import Reward
 from sdpo_bench.config import parse_set
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
 from sdpo_bench.models import pick_device
+from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.reward_choice import choose
 
 BODIES = 2
@@ -80,7 +81,9 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_time
             answer = await asyncio.get_running_loop().run_in_executor(worker, answer_to, body, reward, about)
         except UsageError as error:
             return JSONResponse({"error": str(error)}, 400)
-        except Exception as error:  # a reward is somebody else's code
+        except RunFailed as error:
+            return JSONResponse({"error": str(error)}, 500)
+        except Exception as error:
             return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
         return Response(answer, media_type=wire.MEDIA_TYPE)
 
@@ -151,7 +154,7 @@ def answer_to(body: bytes, reward: Reward, about: dict[str, Any]) -> bytes:
         UsageError: the request is wrong. RunFailed: the reward's answer is.
     """
     images, prompts = wire.unpack_request(body)
-    with torch.no_grad():
+    with plugin_code(f"reward '{about['name']}'"), torch.no_grad():
         scores = reward(images, prompts)
     if not isinstance(scores, torch.Tensor) or scores.shape != (len(prompts),):
         got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
@@ -196,7 +199,9 @@ def serve_command(
     reward = choice.make(_settings(sets), pick_device(device))
     torch.set_num_threads(threads or torch.get_num_threads())
     with _listen(host, port) as listener:
-        app = make_app(choice.name, reward.load(), max_bytes=max_mib * MiB, body_timeout=body_timeout)
+        with plugin_code(f"reward '{choice.name}': load()"):
+            reward.load()
+        app = make_app(choice.name, reward, max_bytes=max_mib * MiB, body_timeout=body_timeout)
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
         click.echo(f"serving {choice.name}, version {reward.full_version}, on {url} (Ctrl-C stops)")

@@ -19,7 +19,7 @@ from sdpo_bench.budget import Ledger
 from sdpo_bench.critic import every_value, seeded_critic, state_values
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.experience import Experience, UpdateLog
-from sdpo_bench.method_loss import ask_loss
+from sdpo_bench.method_loss import ask_loss, numbers
 from sdpo_bench.order import Order, Task, part_of, windows
 from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
@@ -216,7 +216,7 @@ class Updater:
             raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")
         count = len(batch.final_rewards)
         log.add("loss", loss.value, count)
-        for name, value in loss.metrics.items():
+        for name, value in numbers(self.method, loss).items():
             log.add(name, value, count)
             if fresh and name == "clip_fraction":
                 log.add("clip_fraction_at_zero_update", value, count)

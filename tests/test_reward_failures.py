@@ -159,7 +159,7 @@ def test_a_method_that_ends_the_program_has_not_succeeded(tiny_pipe, tmp_path, m
     settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
     resolved = make_resolved(tiny_pipe, "ddpo", **settings)
     monkeypatch.setattr(DDPO, "loss", lambda self, batch: sys.exit(0))
-    with pytest.raises(RunFailed, match=r"a plugin ended the program: sys.exit\(0\)"):
+    with pytest.raises(RunFailed, match=r"method 'DDPO': loss\(\) ended the program: sys.exit\(0\)"):
         run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
     assert run.state == "failed" and "sys.exit(0)" in run.status["message"]

@@ -1,0 +1,314 @@
+"""Whatever a third party's plugin does wrong, the command says so by the plugin's name, in words, and fails."""
+
+import importlib
+import signal
+import sys
+from textwrap import indent
+
+import pytest
+
+from sdpo_bench.entry import main
+
+REWARD = """
+import os, sys
+import torch
+from click.exceptions import Exit
+from sdpo_bench.api import Reward
+from sdpo_bench.errors import Interrupted
+
+class Odd(Reward):
+    '''A reward that does something odd.'''
+    version, scale, source, native_model = "1", "brightness", "this file", "emoji-turbo"
+
+    def __call__(self, images, prompts):
+        return images.mean((1, 2, 3)).float().cpu()
+"""
+METHOD = """
+import os, sys
+from dataclasses import dataclass, replace
+import torch
+from sdpo_bench.api import Backprop, Critic, Loss, Method, Search
+from sdpo_bench.methods.ddpo import DDPO
+
+class Broken(BaseException):
+    pass
+
+class Odd(DDPO):
+    '''A method that does something odd.'''
+"""
+SEARCH = """
+import torch
+from sdpo_bench.api import Search
+
+class Odd(Search):
+    '''A search that does something odd.'''
+    candidates = 2
+
+    def propose(self, best, fresh):
+        return fresh
+"""
+SETTINGS = """
+@dataclass(frozen=True)
+class OddSettings:
+    size: {hint} = {default}
+
+    def __post_init__(self):
+        {harm}
+
+class Odd(Odd):
+    '''A method with odd settings.'''
+    Settings = OddSettings
+"""
+
+
+class Package:
+    """A third party's distribution with one plugin, called ``odd-one``."""
+
+    def __init__(self, folder, monkeypatch, capsys):
+        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+
+    def install(self, kind, source):
+        package = self.folder / "oddities"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "plugin.py").write_text(source)
+        info = self.folder / "oddities-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oddities\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[sdpo_bench.{kind}]\nodd-one = oddities.plugin:Odd\n")
+        self.monkeypatch.syspath_prepend(str(self.folder))
+        importlib.invalidate_caches()
+
+    def call(self, *arguments):
+        """Exit code and what was said."""
+        # Python's own handler leaves no frame by which a plugin's KeyboardInterrupt could be told from a signal's
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        said = self.capsys.readouterr()
+        return end.value.code, said.out + said.err
+
+    def run(self, pipe, *more):
+        few = self.folder / "few.txt"
+        few.write_text("cat\ndog\n")
+        settings = [
+            "schedule.steps=2", "sample.images_per_epoch=4", "update.minibatch=2", "update.accumulation=1",
+            f"sample.prompts={few}", f"eval.train={few}", "eval.steps=1", "eval.images_per_prompt=1",
+        ]  # fmt: skip
+        if "best_of_n" in more or "search" in more:
+            settings = [text for text in settings if not text.startswith(("sample.", "update."))]
+        sets = [word for text in settings for word in ("--set", text)]
+        budget = [] if "search" in more else ["--budget", "images=4"]
+        words = [word for word in more if word != "search"]
+        return self.call(
+            "run", "--model", pipe, "--device", "cpu", "--out", self.folder / "out", *budget, *sets, *words
+        )
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, capsys):
+    yield Package(tmp_path, monkeypatch, capsys)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "oddities"]:
+        del sys.modules[name]
+
+
+def is_said(code, said, wanted, codes=(1, 2)):
+    assert "defect" not in said and "Traceback" not in said, said
+    assert code in codes, said
+    assert wanted in said, said
+    assert "odd-one" in said or "'Odd'" in said or "OddSettings" in said, said
+
+
+REWARDS = {
+    # what it says of itself
+    "version = 1.5": "has version = 1.5; a text is due: '1.5'",
+    "version = None": "has version = None",
+    "source = ''": "has source = ''",
+    "scale = 3": "has scale = 3",
+    "native_model = None": "has native_model = None",
+    "differentiable = 'yes'": "has differentiable = 'yes'; True or False is due",
+    "Settings = int": "has Settings = <class 'int'>; a dataclass is due",
+    "__call__ = Reward.__call__": "does not define __call__",
+    "def __init__(self, settings, device): pass": "has no settings; a call of super().__init__()",
+    "full_version = 7": "has full_version = 7; a text is due",
+    "filed_as = 7": "has filed_as = 7",
+    "commits = [1]": "has commits = [1]",
+    "commits = {'a': 1}": "has commits = {'a': 1}",
+    "identity_settings = {'a': {1, 2}}": "has identity_settings = {'a': {1, 2}}",
+    "identity_settings = property(lambda self: 1 / 0)": "identity_settings raised ZeroDivisionError: division by zero",
+    # what it does
+    "def __init__(self, settings, device): sys.exit(0)": "__init__() ended the program: sys.exit(0) (at plugin.py:",
+    "def __init__(self, settings, device): raise Exit(0)": "__init__() raised Exit: 0",
+    "def __init__(self): pass": "__init__() raised TypeError",
+    "def __init__(self, settings, device): raise KeyboardInterrupt": "__init__() raised KeyboardInterrupt (at ",
+    "def __init__(self, settings, device): raise Interrupted('x', 0)": "__init__() raised Interrupted: x",
+    "def __init__(self, settings, device): raise BrokenPipeError('x')": "__init__() raised BrokenPipeError: x",
+    "def load(self): sys.exit('done')": "load() ended the program: sys.exit('done')",
+    "def load(self): open('no/such.bin')": "load() raised FileNotFoundError",
+    "def load(self): raise type('Odd', (BaseException,), {})('x')": "load() raised Odd: x (at plugin.py:",
+    "def load(self): raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})": "load() raised Mute: (a text",
+    "def __call__(self, images, prompts): raise GeneratorExit('x')": "raised GeneratorExit: x",
+    "def __call__(self, images, prompts): return torch.ones(len(prompts), device='meta')": "returned a meta tensor",
+    "def __call__(self, images, prompts): return torch.ones(len(prompts)).to_sparse()": "returned a sparse tensor",
+    "def __call__(self, images, prompts): return torch.quantize_per_tensor(images[:, 0, 0, 0], .1, 0, torch.qint8)":
+        "returned a quantized tensor",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", REWARDS)
+def test_a_run_names_a_reward_that_is_at_fault(package, tiny_pipe, harm):
+    package.install("rewards", REWARD + indent(harm, "    ") + "\n")
+    is_said(*package.run(tiny_pipe, "--method", "ddpo", "--reward", "odd-one"), REWARDS[harm])
+
+
+METHODS = {
+    "signal = 'praise'": "has signal = 'praise'; one of advantage, preference, gradient, none is due",
+    "signal = 'none'": "belongs to subclasses of sdpo_bench.api.Search",
+    "granularity = None": "has granularity = None",
+    "final_image = 'best'": "has final_image = 'best'; one of sample, predicted is due",
+    "defaults = None": "has defaults = None; a dict of settings by name is due",
+    "fixed = []": "has fixed = []",
+    "variant_of = None": "has variant_of = None",
+    "Settings = {}": "has Settings = {}; a dataclass is due",
+    "loss = Method.loss": "does not define loss",
+    "members = 0": "has members = 0; a whole number from 1 is due",
+    "members = -1": "has members = -1",
+    "members = 2.0": "has members = 2.0",
+    "members = None": "has members = None",
+    "members = True": "has members = True",
+    "members = '2'": "has members = '2'",
+    "shared_noise = 1": "has shared_noise = 1",
+    "needs_kl = None": "has needs_kl = None",
+    "reward_mode = 'dense'": "has reward_mode = 'dense'; one of sparse, predicted, full is due",
+    "reward_guard = ''": "has reward_guard = ''",
+    "needs_reference = property(lambda self: {}['x'])": "needs_reference raised KeyError: 'x' (at plugin.py:",
+    "def __init__(self, settings): pass": "has no settings; a call of super().__init__()",
+    "def __init__(self, settings): sys.exit(0)": "__init__() ended the program: sys.exit(0)",
+    "def __init__(self): pass": "__init__() raised TypeError",
+    "signal = 'gradient'\ndef backprop(self): pass": "backprop() raised TypeError",
+    "signal = 'gradient'\ndef backprop(self, steps): return 1": "has backprop() = 1",
+    "signal = 'gradient'\ndef backprop(self, steps): return Backprop(1.0, 1)": "has backprop().depth = 1.0",
+    "def loss(self, batch): raise Broken('x')": "loss() raised Broken: x (at plugin.py:",
+    "def loss(self, batch): return replace(super().loss(batch), metrics=None)": "metrics are no dict",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={1: 2.0})": "metrics are no dict",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': 'b'})": "'a' is str; a finite number",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': batch.rewards})": "'a' is of shape (",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': float('nan')})": "'a' is nan",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': torch.tensor(1e400)})": "'a' is inf",
+    "def critic(self): pass": "critic() raised TypeError",
+    "def critic(self, shape, steps): return torch.nn.Linear(1, 1)": "critic() gave Linear",
+    "def critic(self, shape, steps): return Critic(lambda x, t: x, 1e-3)": "critic() gave function",
+    "def critic(self, shape, steps): return Critic(torch.nn.Flatten(), 1e-3)": "a network without parameters",
+    "def critic(self, shape, steps): return Critic(torch.nn.Linear(1, 1), '1e-3')": "gave lr = '1e-3'",
+    "def critic(self, shape, steps): return Critic(torch.nn.Linear(1, 1), 0)": "gave lr = 0",
+    "def critic(self, shape, steps): return Critic(torch.nn.Linear(1, 1), 1e-3)": "critic, a Linear, raised TypeError",
+    "def critic(self, shape, steps): return Critic(torch.nn.Bilinear(1, 1, 1), 1e-3)": "critic, a Bilinear, raised",
+    "def critic(self, shape, steps): return Critic(type('Net', (torch.nn.Linear,), {'forward': lambda self, x, t: "
+        "self.weight * x})(1, 1), 1e-3)": "critic, a Net, gave (",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", METHODS)
+def test_a_run_names_a_method_that_is_at_fault(package, tiny_pipe, harm):
+    package.install("methods", METHOD + indent(harm, "    ") + "\n")
+    reward = "emoji-style" if "gradient" in harm else "jpeg-incompressibility"
+    code, said = package.run(tiny_pipe, "--method", "odd-one", "--reward", reward)
+    assert "defect" not in said and "Traceback" not in said and code in (1, 2), said
+    assert METHODS[harm] in said, said
+    assert "odd-one" in said or "'Odd'" in said or "the method's critic" in said, said
+
+
+SEARCHES = {
+    "candidates = 0": "has candidates = 0; a whole number from 1 is due",
+    "candidates = 1.5": "has candidates = 1.5",
+    "def propose(self, best): pass": "propose() raised TypeError",
+    "def propose(self, best, fresh): return None": "propose() gave <class 'NoneType'>",
+    "def propose(self, best, fresh): return fresh[:1]": "propose() gave torch.float32 (1, ",
+    "def propose(self, best, fresh): return fresh.double()": "propose() gave torch.float64",
+    "def propose(self, best, fresh): return fresh / 0": "gave noise that is NaN or infinite",
+}
+
+
+@pytest.mark.parametrize("harm", SEARCHES)
+def test_a_run_names_a_search_that_is_at_fault(package, tiny_pipe, harm):
+    package.install("methods", SEARCH + indent(harm, "    ") + "\n")
+    is_said(*package.run(tiny_pipe, "--method", "odd-one", "--reward", "emoji-style", "search"), SEARCHES[harm])
+
+
+@pytest.mark.parametrize(
+    ("hint", "default", "harm", "wanted"),
+    [
+        (
+            "int",
+            "1",
+            "self.size / 0",
+            "OddSettings (method.*) raised ZeroDivisionError: division by zero (at plugin.py:",
+        ),
+        ("int", "1", "sys.exit(0)", "OddSettings (method.*) ended the program: sys.exit(0)"),
+        ("torch.Tensor", "None", "pass", "OddSettings (method.*) raised PydanticSchemaGenerationError"),
+        ("'NoSuchType'", "None", "pass", "OddSettings (method.*) raised NameError"),
+        ("set", "frozenset()", "pass", "method.size: got frozenset(), which no record of a run can hold"),
+    ],
+)
+def test_a_run_names_settings_that_are_at_fault(package, tiny_pipe, hint, default, harm, wanted):
+    package.install("methods", METHOD + SETTINGS.format(hint=hint, default=default, harm=harm))
+    code, said = package.run(tiny_pipe, "--method", "odd-one", "--reward", "emoji-style")
+    assert code in (1, 2) and wanted in said and "defect" not in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("rewards", REWARD + "    def __init__(self, settings, device): sys.exit(0)\n"),
+        ("rewards", REWARD + "    def load(self): sys.exit(0)\n"),
+        ("rewards", REWARD + "    def __call__(self, images, prompts): raise Interrupted('x', 0)\n"),
+        ("rewards", REWARD + "    version = 1\n"),
+        ("rewards", REWARD + "    filed_as = 1\n"),
+        ("methods", METHOD + "    members = 0\n"),
+        ("methods", METHOD + "    defaults = None\n"),
+        ("methods", METHOD + "    def loss(self, batch): sys.exit(0)\n"),
+        ("methods", METHOD + "    def loss(self, batch): raise Broken\n"),
+        ("methods", METHOD + "    critic = sys.exit\n"),
+    ],
+)
+def test_the_doctor_shows_a_failed_check(package, kind, source):
+    package.install(kind, source)
+    code, said = package.call("doctor", "--plugin", "odd-one")
+    assert code == 1 and "failed" in said and "'odd-one' fails" in said and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("harm", ["sys.exit(0)", "raise Interrupted('x', 0)", "raise GeneratorExit", "return 3"])
+def test_the_doctor_goes_on_after_a_reward_that_cannot_say_whether_it_is_usable(package, harm):
+    package.install("rewards", REWARD + f"    @classmethod\n    def unavailable(cls): {harm}\n")
+    code, said = package.call("doctor", "--out", package.folder, "--device", "cpu")
+    assert code == 3 and "unavailable() " in said and "emoji-turbo" in said, said
+
+
+@pytest.mark.parametrize("harm", ["sys.exit(0)", "raise GeneratorExit('x')", "raise KeyboardInterrupt"])
+@pytest.mark.parametrize("words", [("list", "rewards"), ("run", "--reward", "odd-one", "--dry-run")])
+def test_an_import_that_ends_the_program_does_not(package, harm, words):
+    package.install("rewards", REWARD + harm + "\n")
+    code, said = package.call(*words)
+    assert "Traceback" not in said and "odd-one" in said
+    assert code == (0 if words[0] == "list" else 3), said
+
+
+def test_what_slips_past_every_border_is_blamed_by_its_frames(package, tiny_pipe):
+    """A property that is right when it is looked at first and raises in the middle of the engine."""
+    package.install(
+        "methods",
+        METHOD + "    asked = 0\n    @property\n    def members(self):\n        Odd.asked += 1\n"
+        "        return 2 if Odd.asked < 2 else sys.exit(0)\n",
+    )
+    code, said = package.run(tiny_pipe, "--method", "odd-one", "--reward", "jpeg-incompressibility")
+    assert code == 1 and "method 'odd-one' (oddities) ended the program: sys.exit(0) (at plugin.py:" in said
+
+
+def test_a_traceback_is_there_for_those_who_ask(package, tiny_pipe):
+    package.install("rewards", REWARD + "    def load(self): return {}['x']\n")
+    from sdpo_bench.errors import RunFailed
+
+    with pytest.raises(RunFailed) as found:
+        main(["--debug", "run", "--model", str(tiny_pipe), "--method", "ddpo", "--reward", "odd-one",
+              "--out", str(package.folder / "out"), "--device", "cpu"])  # fmt: skip
+    assert isinstance(found.value.__cause__, KeyError)
