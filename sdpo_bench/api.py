@@ -175,8 +175,8 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, batch: Minibatch) -> Loss:
-        """Loss of one minibatch. Must not touch global state or draw random numbers; the working folder and torch's
-        default dtype, device, threads and gradient mode are put back afterwards."""
+        """Loss of one minibatch. Must not touch global state or draw random numbers; what a process has only one of
+        (``process_state``) is put back afterwards."""
 
 
 class Search(Method):

@@ -6,36 +6,52 @@ or what the rest of the run computes. Many packages do so on import; their users
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from sdpo_bench.standard_output import reopened
+
+_DEVICES = ("cpu", "cuda")
+"""Where autocast can be on."""
+_SMALLEST = 5e-324
 
 
 @dataclass(frozen=True)
 class ProcessState:
-    """Working folder and torch's global settings; those of torch are ``None`` while nobody has imported it."""
+    """Working folder, outputs and torch's global settings; those of torch are ``None`` while nobody has imported it."""
 
     working_folder: str | None
+    file_mode: int | None = None
+    """The umask."""
+    outputs: tuple[Any, ...] | None = None
+    """``sys.stdout`` and ``sys.stderr``, each with whether it is closed."""
     default_dtype: Any = None
     default_device: Any = None
     gradients: bool | None = None
     threads: int | None = None
     deterministic: bool | None = None
     matmul_precision: str | None = None
+    autocast: tuple[Any, ...] | None = None
+    """Whether it is on, and its dtype, by device; how many contexts are open."""
+    flush_denormal: bool | None = None
+    """Whether this thread takes numbers below float's normal range for 0; libraries built with -ffast-math do that."""
 
     @classmethod
     def now(cls) -> "ProcessState":
         folder = None
         with suppress(OSError):  # it has been deleted; there is nothing to come back to
             folder = os.getcwd()
+        plain = (folder, _file_mode(), _outputs())
         torch = sys.modules.get("torch")
         if torch is None:
-            return cls(folder)
+            return cls(*plain)
         return cls(
-            folder, torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+            *plain, torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
             torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
-            torch.get_float32_matmul_precision(),
+            torch.get_float32_matmul_precision(), _autocast(torch), _SMALLEST * 1.0 == 0.0,
         )  # fmt: skip
 
     def changes(self, later: "ProcessState") -> list[str]:
@@ -46,7 +62,7 @@ class ProcessState:
 
     def _known_to(self, later: "ProcessState") -> "ProcessState":
         """The same, with torch as it is after its import where only ``later`` knows of it."""
-        return self if self.default_dtype or not later.default_dtype else _fresh(self.working_folder)
+        return self if self.default_dtype or not later.default_dtype else _fresh(self)
 
     def restore(self) -> None:
         """Make the process as it was."""
@@ -56,6 +72,44 @@ class ProcessState:
             _UNDO[name](getattr(before, name))
 
 
+def _file_mode() -> int | None:
+    """It can only be read by setting it; nobody else's file becomes more open by that."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    os.umask(mode := os.umask(0o077))
+    return mode
+
+
+def _outputs() -> tuple[Any, ...]:
+    return tuple((stream, getattr(stream, "closed", False)) for stream in (sys.stdout, sys.stderr))
+
+
+def _autocast(torch: Any) -> tuple[Any, ...]:
+    by_device = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES)
+    torch.autocast_increment_nesting()
+    return (*by_device, torch.autocast_decrement_nesting())
+
+
+def _undo_autocast(before: tuple[Any, ...]) -> None:
+    torch = sys.modules["torch"]
+    *by_device, depth = before
+    for device, (enabled, dtype) in zip(_DEVICES, by_device):
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+    for _ in range(_autocast(torch)[-1] - depth):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+
+
+def _undo_outputs(before: tuple[Any, ...]) -> None:
+    """The same streams; those that were closed meanwhile are opened again where the process still has them."""
+    for (stream, was_closed), name, descriptor in zip(before, ("stdout", "stderr"), (1, 2)):
+        if getattr(stream, "closed", False) and not was_closed:
+            with suppress(OSError):  # closed for the system too
+                stream = reopened(descriptor)
+        setattr(sys, name, stream)
+
+
 def _back_to(folder: str) -> None:
     with suppress(OSError):  # deleted: whatever needs it says so
         os.chdir(folder)
@@ -63,20 +117,27 @@ def _back_to(folder: str) -> None:
 
 _UNDO: dict[str, Callable[[Any], Any]] = {
     "working_folder": _back_to,
+    "file_mode": os.umask,
+    "outputs": _undo_outputs,
     "default_dtype": lambda value: sys.modules["torch"].set_default_dtype(value),
     "default_device": lambda value: sys.modules["torch"].set_default_device(None if value.type == "cpu" else value),
     "gradients": lambda value: sys.modules["torch"].set_grad_enabled(value),
     "threads": lambda value: sys.modules["torch"].set_num_threads(value),
     "deterministic": lambda value: sys.modules["torch"].use_deterministic_algorithms(value),
     "matmul_precision": lambda value: sys.modules["torch"].set_float32_matmul_precision(value),
+    "autocast": _undo_autocast,
+    "flush_denormal": lambda value: sys.modules["torch"].set_flush_denormal(value),
 }
 
 
-def _fresh(folder: str | None) -> ProcessState:
+def _fresh(before: ProcessState) -> ProcessState:
     """With torch as it is after its import; its number of threads depends on the machine."""
     import torch
 
-    return ProcessState(folder, torch.float32, torch.device("cpu"), True, None, False, "highest")
+    return replace(
+        before, default_dtype=torch.float32, default_device=torch.device("cpu"), gradients=True, deterministic=False,
+        matmul_precision="highest", autocast=((False, torch.bfloat16), (False, torch.float16), 0), flush_denormal=False,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -44,6 +44,16 @@ def rewrapped(old: Any, kind: type[io.FileIO]) -> Any:
     )  # fmt: skip
 
 
+def reopened(descriptor: int) -> io.TextIOWrapper:
+    """Standard output (1) or error (2) after somebody has closed Python's stream of it.
+
+    Raises:
+        OSError: it is closed for the system too.
+    """
+    raw = (_Named if descriptor == 1 else io.FileIO)(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="replace", line_buffering=True)
+
+
 def refusal(error: OSError) -> str:
     """What to say of an error of standard output; empty where it is one of something else."""
     if error.filename != NAME:

@@ -1,6 +1,8 @@
 """Whatever a plugin does to the process, the run goes on in the folder and with the numbers it began with."""
 
+import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,10 @@ CHANGES = {
     "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
     "deterministic": lambda: torch.use_deterministic_algorithms(True),
     "matmul_precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "autocast": lambda: torch.autocast("cpu", torch.float16).__enter__(),
+    "flush_denormal": lambda: torch.set_flush_denormal(True),
+    "file_mode": lambda: os.umask(0o777),
+    "outputs": lambda: (setattr(sys, "stdout", io.StringIO()), setattr(sys, "stderr", None)),
 }
 
 
@@ -106,6 +112,33 @@ def test_it_is_put_back_after_an_error():
         CHANGES["default_dtype"]()
         raise KeyError
     assert ProcessState.now() == before
+
+
+def test_autocast_forgets_what_it_had_cast():
+    """Or weights would be those of before the last update: its cache is emptied where the outermost context ends."""
+    with kept_process_state():
+        torch.autocast("cpu", torch.float16).__enter__()
+        torch.autocast("cpu", torch.bfloat16).__enter__()
+    assert torch.autocast_increment_nesting() == 1
+    assert torch.autocast_decrement_nesting() == 0
+
+
+def test_contexts_around_the_block_stay_as_they_are():
+    with torch.autocast("cpu", torch.float16):
+        with kept_process_state():
+            torch.set_autocast_enabled("cpu", False)
+        assert torch.is_autocast_enabled("cpu") and torch.autocast_increment_nesting() == 2
+        torch.autocast_decrement_nesting()
+
+
+def test_outputs_that_were_closed_are_open_again():
+    code = (
+        "import sys\nfrom sdpo_bench.process_state import kept_process_state\nprint('before')\n"
+        "with kept_process_state():\n    sys.stdout.close(), sys.stderr.close()\n"
+        "print('after')\nprint('error', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "before\nafter\n", "error\n")
 
 
 def test_a_folder_that_was_deleted_meanwhile_is_no_error(tmp_path, monkeypatch):
