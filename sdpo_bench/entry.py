@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from sdpo_bench.cli import cli
+from sdpo_bench.ending import end_soon
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, says_out_of_memory
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import let_progress_fail
@@ -24,7 +25,22 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line: short messages, exit codes 0, 1, 2, 3, 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run the command line: short messages, exit codes 0, 1, 2, 3, 130 (Ctrl-C) or 143 (SIGTERM).
+
+    Without ``arguments`` (then they are the process's) the process ends afterwards, whatever a plugin has left running.
+    """
+    code: object = 1
+    try:
+        _run(arguments)
+    except SystemExit as stop:
+        code = stop.code
+        raise
+    finally:
+        if arguments is None:
+            end_soon(code)
+
+
+def _run(arguments: list[str] | None) -> NoReturn:
     debug = "--debug" in (arguments if arguments is not None else sys.argv[1:])
     # Threads that spin while they wait make a small model ten times slower as soon as anything else runs on the
     # machine; sleeping ones cost nothing on an idle one. Read when torch loads its OpenMP library.

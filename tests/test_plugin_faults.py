@@ -1,7 +1,9 @@
 """Whatever a third party's plugin does wrong, the command says so by the plugin's name, in words, and fails."""
 
 import importlib
+import os
 import signal
+import subprocess
 import sys
 from textwrap import indent
 
@@ -302,6 +304,29 @@ def test_what_slips_past_every_border_is_blamed_by_its_frames(package, tiny_pipe
     )
     code, said = package.run(tiny_pipe, "--method", "odd-one", "--reward", "jpeg-incompressibility")
     assert code == 1 and "method 'odd-one' (oddities) ended the program: sys.exit(0) (at plugin.py:" in said
+
+
+LEFT = {
+    "a thread": "import threading, time; threading.Thread(target=time.sleep, args=(600,), name='left').start()",
+    "a pool of threads": "import time; from concurrent.futures import ThreadPoolExecutor as Pool; "
+        "Pool(1, 'left').submit(time.sleep, 600)",
+    "a process": "import multiprocessing, time; "
+        "multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,), name='left').start()",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", LEFT)
+def test_the_process_ends_without_what_a_plugin_has_left_running(package, harm):
+    """With its exit code and all that it had to say."""
+    package.install("rewards", REWARD + "    @classmethod\n    def unavailable(cls):\n        " + LEFT[harm] + "\n")
+    code = "import sdpo_bench.ending as e, sdpo_bench.entry as c; e.GRACE = 1; c.main()"
+    words = ["doctor", "--out", str(package.folder), "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(package.folder), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100, env=environment
+    )
+    assert done.returncode == 0 and "problems, " in done.stdout and "odd-one" in done.stdout, done
+    assert "ends without what a plugin has left running: left" in done.stderr
 
 
 def test_a_traceback_is_there_for_those_who_ask(package, tiny_pipe):

@@ -1,0 +1,47 @@
+"""The end of the process, also where a plugin has left a thread or a process behind that does not end.
+
+Python waits for them for ever before it exits. They are given time, since some have something to finish, and the usual
+end goes on meanwhile (handlers at exit, idle pools of threads); only what is still there afterwards is left behind.
+"""
+
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+GRACE = 10.0  # seconds
+
+
+def end_soon(code: object) -> None:
+    """Let the process end with the exit code ``code`` within :data:`GRACE`; to be called last of all."""
+    if _strangers():
+        threading.Thread(
+            target=_end, args=(code if isinstance(code, int) else int(code is not None),), daemon=True
+        ).start()
+
+
+def _strangers() -> list[Any]:
+    """Threads and processes that Python would wait for."""
+    here = (threading.current_thread(), threading.main_thread())
+    threads = [thread for thread in threading.enumerate() if not thread.daemon and thread not in here]
+    return threads + _processes()
+
+
+def _processes() -> list[Any]:
+    multiprocessing = sys.modules.get("multiprocessing")
+    return [child for child in multiprocessing.active_children() if not child.daemon] if multiprocessing else []
+
+
+def _end(code: int) -> None:
+    time.sleep(GRACE)
+    names = ", ".join(stranger.name for stranger in _strangers())
+    with suppress(OSError, ValueError):
+        print(f"The command is done and ends without what a plugin has left running: {names}", file=sys.stderr)
+    for child in _processes():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
