@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,18 @@ def _check_logs(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
                 f"'{run.path / name}' is not what it was when checkpoint '{path.name}' was written, by an earlier "
                 f"version that kept no copy. Put the file back from a backup, or delete '{run.path}' to begin anew."
             )
+
+
+def finished_log(run: RunFolder) -> tuple[int, bytes] | None:
+    """Epochs and content of the training log that was sealed when training ended, from a checkpoint that has it."""
+    for path in reversed(_files(run)):
+        with suppress(UsageError, MissingError):
+            header, tensors = read(path)
+            _check_own(run, path, header)
+            copy = _copies(tensors).get("train.jsonl", b"")
+            if hashlib.sha256(copy).hexdigest() == run.sealed_log:
+                return header["epoch"], copy
+    return None
 
 
 def _as_tensor(content: bytes) -> Tensor:

@@ -196,6 +196,8 @@ def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str
             run.set_status("running", "training")
         trainer.train()
         _export(trainer, run)
+    elif processes.is_main:
+        trainer.mend_finished_log()
     search = candidates_of(trainer.method, scorers[0], config.seed)
     table = trainer.halving(lambda _: _judge(trainer, scorers, watcher, device, search), trainer.shrink)
     return Outcome(run, table, train)

@@ -188,17 +188,26 @@ class RunFolder:
         atomic_write(seal, read_text(seal) + line)
 
     @property
-    def log_changed(self) -> str:
-        """What to say where the training log is not what it was when training ended; empty where it is."""
+    def sealed_log(self) -> str:
+        """Digest of the finished training log; empty before it is sealed, or where the seal cannot be read."""
         with suppress(OSError, ValueError):
             for line in read_text(self.lora / LORA_SEAL).splitlines():
                 digest, _, name = line.partition("  ")
-                if name == "../train.jsonl" and digest != self.digest("train.jsonl", self.size("train.jsonl")):
-                    return (
-                        "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
-                        "after training ended, so neither scores nor curves can be trusted. Delete "
-                        f"'{self.lora}' and give the run command again to train from the last sound checkpoint"
-                    )
+                if name == "../train.jsonl":
+                    return digest
+        return ""
+
+    @property
+    def log_changed(self) -> str:
+        """What to say where the training log is not what it was when training ended; empty where it is."""
+        with suppress(OSError):
+            if self.sealed_log not in ("", self.digest("train.jsonl", self.size("train.jsonl"))):
+                return (
+                    "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
+                    "after training ended, so neither scores nor curves can be trusted. Give the run command again: "
+                    "it puts the log back from the last checkpoint. If that does not help, delete "
+                    f"'{self.lora}' and give it once more to train from the last sound checkpoint"
+                )
         return ""
 
     def truncate(self, name: str, size: int) -> None:

@@ -382,6 +382,12 @@ class Trainer:
         self.require_folder()
         self._say_mended(training_logs.mend(self.run))
 
+    def mend_finished_log(self) -> None:
+        """Undo what others have done to the training log since training ended, where a checkpoint still has it."""
+        if self.run.log_changed and (found := checkpoint.finished_log(self.run)):
+            self.epoch, self.run.written["train.jsonl"] = found
+            self.mend_logs()
+
     def _say_mended(self, damaged: list[str]) -> None:
         """Record that logs were put back, for whoever wonders what else was changed."""
         for name in damaged:

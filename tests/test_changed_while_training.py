@@ -1,12 +1,13 @@
 """What somebody does to a run's folder while it trains neither ends as "done" with half a log nor goes unsaid."""
 
+import json
 import os
 import shutil
 
 import pytest
 
 from factories import make_resolved
-from sdpo_bench import guards
+from sdpo_bench import checkpoint, guards
 from sdpo_bench.errors import Unwritable
 from sdpo_bench.progress import Watcher
 from sdpo_bench.runner import run_cell
@@ -89,6 +90,36 @@ def test_a_log_that_is_changed_while_the_run_works_is_put_back_and_told(whole, t
     assert warned.guard == "log" and warned.text.startswith(f"{name} had been")
     assert told == [f"epoch {warned.epoch}: {warned.text}"]
     assert again.status["state"] == "done" and again.status["warnings"] == 1 and not again.log_changed
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_log_that_is_changed_after_the_end_is_put_back_when_the_run_is_given_again(whole, tmp_path, damage):
+    """The candidates' adapters are gone by then, so training from a checkpoint would bring nothing back."""
+    resolved, expected = whole
+    folder = RunFolder(shutil.copytree(expected.path.parents[1], tmp_path / "copy") / "runs" / resolved.run_id)
+    DAMAGE[damage](folder.path / "train.jsonl")
+    assert folder.log_changed
+    watcher, told = at(None, None)
+    assert not run_cell(resolved, Runtime(out=tmp_path / "copy", device="cpu"), watcher).trained_now
+    assert (folder.path / "train.jsonl").read_bytes() == (expected.path / "train.jsonl").read_bytes()
+    (warned,) = guards.warnings(folder)
+    assert told == [f"epoch 3: {warned.text}"] and not folder.log_changed
+
+
+def of_another_run(run, newest):
+    header, tensors = checkpoint.read(newest)
+    checkpoint.write(run, header["epoch"], (tensors, json.dumps(header | {"run": "another"}, sort_keys=True)))
+
+
+@pytest.mark.parametrize("harm", [lambda _, newest: os.truncate(newest, 100), of_another_run], ids=["damaged", "other"])
+def test_without_a_sound_copy_a_log_that_is_changed_after_the_end_stays_and_is_told_of(whole, tmp_path, harm):
+    resolved, expected = whole
+    folder = RunFolder(shutil.copytree(expected.path.parents[1], tmp_path / "copy") / "runs" / resolved.run_id)
+    append_garbage(folder.path / "train.jsonl")
+    harm(folder, folder.checkpoints / "epoch-000003.safetensors")
+    changed = (folder.path / "train.jsonl").read_bytes()
+    run(resolved, tmp_path / "copy")
+    assert folder.log_changed and (folder.path / "train.jsonl").read_bytes() == changed
 
 
 @pytest.mark.parametrize("moment", [(1, "scoring"), (3, "epoch"), "checkpoint on", "ddpo"])
