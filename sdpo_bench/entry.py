@@ -17,7 +17,7 @@ from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, s
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import let_progress_fail
 from sdpo_bench.prompts import held_prompts
-from sdpo_bench.standard_output import name_standard_output, refusal
+from sdpo_bench.standard_output import Unread, name_standard_output, refusal
 
 
 class Terminated(KeyboardInterrupt):
@@ -67,7 +67,7 @@ def _run(arguments: list[str] | None) -> NoReturn:
         if isinstance(stop.__cause__, EOFError):  # click takes any for Ctrl-D, also one of a plugin or a process
             _unexpected(stop.__cause__, debug)
         _interrupted(stop)
-    except BrokenPipeError:
+    except (Unread, BrokenPipeError):
         _print_no_more()
         sys.exit(0)
     except SdpoBenchError as error:

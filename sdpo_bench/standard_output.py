@@ -11,12 +11,18 @@ from typing import Any
 NAME = "standard output"
 
 
+class Unread(OSError):
+    """Nobody reads standard output any more (``| head``); without ``EPIPE``, for which click would end the process."""
+
+
 class _Named(io.FileIO):
     """A file descriptor whose refusals carry :data:`NAME` as their ``filename``."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
+        except BrokenPipeError as error:
+            raise Unread from error
         except OSError as error:
             error.filename = NAME
             raise

@@ -54,3 +54,19 @@ def test_an_error_that_cannot_be_told_keeps_its_exit_code(tmp_path):
         command(["list", "nonsense"])
 
     assert exit_code(work, tmp_path / "said", FULL) == 2
+
+
+@pytest.mark.parametrize("words", [["list", "methods"], ["list", "methods", "--json"], ["sweep", "smoke", "--dry-run"]])
+def test_a_reader_that_has_gone_is_no_failure(tmp_path, monkeypatch, words):
+    """As of ``| head -1``."""
+    monkeypatch.setattr("sdpo_bench.sweep_command.measured_rates", lambda *arguments: ({}, "not measured"))
+
+    def work():
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        sys.__stdout__ = sys.stdout
+        command(words)
+
+    assert exit_code(work, tmp_path / "said", tmp_path / "told") == 0
+    assert not (tmp_path / "told").read_text()
