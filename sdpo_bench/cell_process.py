@@ -107,7 +107,12 @@ def logged_work(job: Job, *, descriptors: tuple[int, ...] = ()) -> Said:
             os.dup2(log.fileno(), descriptor)
         log.write(f"\n== {time.strftime('%Y-%m-%dT%H:%M:%S')} {job.label}\n== {job.command}\n")
         code, message = work(job)
-    return Said(code, message, f"its log '{job.log}' cannot be written: {log.lost}" if log.lost else "")
+    return Said(code, message, log.lost and no_log(job, log.lost))
+
+
+def no_log(job: Job, why: str) -> str:
+    """The note of a cell without a log, or without the whole of it."""
+    return f"its log '{job.log}' cannot be written: {why}"
 
 
 def work(job: Job) -> tuple[int, str]:

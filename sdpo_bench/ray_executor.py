@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.cell_process import FAILED, STOPPED, Job, Said, logged_work
+from sdpo_bench.cell_process import FAILED, STOPPED, Job, Said, logged_work, no_log
 from sdpo_bench.errors import MissingError, SdpoBenchError
 from sdpo_bench.executors import Ended
-from sdpo_bench.regular import read_text, regular
+from sdpo_bench.progress_streams import open_log
+from sdpo_bench.regular import read_text
 from sdpo_bench.store import RunFolder
 
 RETRIES = 3
@@ -97,15 +98,14 @@ class RayExecutor:
         errors = self._ray.exceptions
         try:
             said, files = self._ray.get(reference)
-            if files is not None:
-                unpack(files, self.out)
-            return Ended(job, *said)
+            lost = unpack(files, self.out) if files is not None else ""
+            return Ended(job, said.code, said.message, said.note or (lost and no_log(job, lost)))
         except errors.TaskCancelledError:
             return Ended(job, STOPPED)
         except errors.WorkerCrashedError:
             return Ended(job, FAILED, f"its worker was lost {RETRIES + 1} times; out of memory? See the Ray logs.")
         except errors.RayError as error:
-            return Ended(job, FAILED, f"Ray: {str(error).strip().splitlines()[-1]}")
+            return Ended(job, FAILED, f"Ray: {[type(error).__name__, *str(error).strip().splitlines()][-1]}")
         except (
             SdpoBenchError,
             OSError,
@@ -218,27 +218,34 @@ def pack(out: Path, runs: Sequence[str], log: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def unpack(files: bytes, out: Path) -> None:
+def unpack(files: bytes, out: Path) -> str:
     """Put packed files into a results folder; base models' scores are joined with those that are there, logs continued.
+
+    Returns:
+        Why a log could not be written; empty where none was lost.
 
     Raises:
         UsageError, Irregular: what is there is no file that could be joined; everything before it has arrived.
     """
+    lost = ""
     with tempfile.TemporaryDirectory(dir=out, prefix=".arriving-") as folder:
         with tarfile.open(fileobj=io.BytesIO(files)) as tar:
             tar.extractall(folder, filter="data")
             names = [member.name for member in tar.getmembers()]
         for name in names:
             source, target = Path(folder) / name, out / name
+            if name.startswith("logs/"):
+                with open_log(target) as log:
+                    log.write(read_text(source, errors="replace"))
+                lost = lost or log.lost
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists() and name.startswith("runs/base-") and target.name == "eval.parquet":
                 with _base_lock(target.parent):
                     _join(source, target)
-            elif target.exists() and target.parent.name == "logs":
-                with open(target, "a", encoding="utf-8", opener=regular) as stream:
-                    stream.write(read_text(source, errors="replace"))
             else:
                 os.replace(source, target)
+    return lost
 
 
 @contextmanager

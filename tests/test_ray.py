@@ -119,6 +119,25 @@ def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_worker_that_a_plugin_ends_well_fails_its_cell(cluster, local, tmp_path):
+    """Ray starts it again, as after any loss, and then says that the worker crashed."""
+    from sdpo_bench.ray_executor import RayExecutor
+
+    path, out = local[0], tmp_path / "out"
+    out.mkdir()
+    executor = RayExecutor("local", out, device="cpu")
+
+    def leave(job, probe, bundle):
+        os._exit(0)
+
+    executor._task = cluster.remote(max_retries=1)(leave)
+    progress = Sweep(lambda: make_plan(read_suite(path), out), executor, Runtime(out=out)).run("again")
+    assert (progress.count("done"), progress.count("failed"), progress.left) == (0, 2, 0)
+    for cell in make_plan(read_suite(path), out).cells:
+        assert cell.state == "failed" and cell.message.startswith("its worker was lost")
+
+
+@pytest.mark.slow
 def test_results_are_brought_back_from_nodes_that_do_not_see_the_folder(cluster, local, tmp_path):
     path, reference = local
     progress, _ = ray_sweep(path, tmp_path / "out", shared=False)

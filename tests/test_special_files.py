@@ -160,15 +160,12 @@ def arriving(tmp_path):
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("which", ["scores", "log"])
-def test_what_other_nodes_send_is_not_joined_with_a_pipe(tmp_path, arriving, which):
+def test_what_other_nodes_send_is_not_joined_with_a_pipe(tmp_path, arriving):
     """The cell fails, the sweep goes on, and the run, whose files have come, does not read as done."""
     name, base, files = arriving
     out = tmp_path / "out"
-    scores, log = out / "runs" / base / "eval.parquet", out / "logs" / f"{name}.log"
-    for path in (scores, log):
-        path.parent.mkdir(parents=True)
-    where = pipe(scores if which == "scores" else log)
+    (out / "runs" / base).mkdir(parents=True)
+    where = pipe(out / "runs" / base / "eval.parquet")
     code = exit_code(lambda: (signal.alarm(200), unpack(files, out)), tmp_path / "out.txt", tmp_path / "err.txt")
     assert code == 99 and "not a regular file" in (tmp_path / "err.txt").read_text()
     assert where.is_fifo() and not list(out.glob(".arriving-*"))
@@ -176,16 +173,34 @@ def test_what_other_nodes_send_is_not_joined_with_a_pipe(tmp_path, arriving, whi
     assert run.log() and run.state == "new"
 
 
-def test_a_cell_whose_files_cannot_be_brought_back_has_failed(tmp_path, arriving):
-    name, _, files = arriving
-    pipe(tmp_path / "logs" / f"{name}.log")
+def brought_back(folder, name, files):
+    """What a sweep hears of a cell that is done and has sent ``files``."""
     executor = RayExecutor.__new__(RayExecutor)
-    job = Job("a cell", name, Request(), Runtime(out=tmp_path), "")
-    executor.out, executor._running = tmp_path, {"reference": (job, ExitStack())}
+    job = Job("a cell", name, Request(), Runtime(out=folder), "")
+    executor.out, executor._running = folder, {"reference": (job, ExitStack())}
     errors = SimpleNamespace(TaskCancelledError=KeyError, WorkerCrashedError=KeyError, RayError=KeyError)
     executor._ray = SimpleNamespace(exceptions=errors, get=lambda reference: (Said(DONE), files))
-    ended = executor._end("reference")
-    assert ended.code == FAILED and "could not be brought back: not a regular file" in ended.message
+    return executor._end("reference")
+
+
+def test_a_cell_whose_files_cannot_be_brought_back_has_failed(tmp_path, arriving):
+    name, base, files = arriving
+    (tmp_path / "runs" / base).mkdir(parents=True)
+    pipe(tmp_path / "runs" / base / "eval.parquet")
+    ended = brought_back(tmp_path, name, files)
+    assert ended.code == FAILED and "could not be brought back: " in ended.message
+
+
+@pytest.mark.parametrize("obstacle", ["a pipe in its place", "a file for its folder"])
+def test_a_cell_whose_log_cannot_be_brought_back_does_without(tmp_path, arriving, obstacle):
+    name, _, files = arriving
+    if obstacle == "a pipe in its place":
+        pipe(tmp_path / "logs" / f"{name}.log")
+    else:
+        (tmp_path / "logs").write_text("")
+    ended = brought_back(tmp_path, name, files)
+    assert (ended.code, ended.message) == (DONE, "") and f"{name}.log' cannot be written: " in ended.note
+    assert RunFolder(tmp_path / "runs" / name).state == "done"
 
 
 def test_a_log_that_is_a_pipe_is_not_packed(tmp_path):
