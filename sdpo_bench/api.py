@@ -208,7 +208,7 @@ class Reward(ABC):
 
     Settings: ClassVar[type] = NoSettings
     version: ClassVar[str]
-    """Part of every result; raise it whenever a score can change."""
+    """Part of every result; raise it whenever a score can change, or a changed source is refused beside old scores."""
     scale: ClassVar[str]
     """What one unit means, e.g. ``nats`` or ``cosine similarity``."""
     source: ClassVar[str]

@@ -35,6 +35,7 @@ from sdpo_bench.inputs import known_prompts, remember_prompts
 from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, pick_device, pipeline_files, refuse_changed
 from sdpo_bench.out_of_memory import halving
+from sdpo_bench.plugin_sources import refuse_changed_plugins
 from sdpo_bench.policy import LORA_FILE, check_seal
 from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
@@ -311,11 +312,14 @@ def _eval_one(
     search = None
     if "search" in record:
         search = recorded_search(config, next(s for s in scorers if same_reward(s.name, trained)))
+    base = base_folder(model, settings, runtime)
     try:
-        check_writable(runtime.out, folder, base_folder(model, settings, runtime))
+        check_writable(runtime.out, folder, base)
     except Unwritable as refused:
         there = base_folder(model, settings, replace(runtime, out=folder.path.parent.parent))
         return kept_table(folder, there, settings, scorers, refused), trained
+    say = lambda text: click.echo(f"warning: {text}", err=True)  # noqa: E731
+    refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=say)
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
     with Live(folder.run_id) as live:
         watcher = Watcher(live.tick, live.evaluation)
@@ -325,7 +329,7 @@ def _eval_one(
 
         def judge(size: int) -> list[dict[str, Any]]:
             fitting = replace(runtime, micro_batch=size)
-            base = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
+            before = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
             policy.load(folder.lora)
             with folder.locked():
                 remember_prompts(folder, settings)
@@ -335,9 +339,9 @@ def _eval_one(
                 )  # fmt: skip
                 if folder.exported and folder.known_state in ("failed", "unknown"):  # its judging had failed
                     folder.set_status("done", warnings=len(guards.warnings(folder)))
-            return ev.step_table(base, tuned)
+            return ev.step_table(before, tuned)
 
-        table = halving(judge, runtime.micro_batch, lambda size, text: click.echo(f"warning: {text}", err=True))
+        table = halving(judge, runtime.micro_batch, lambda size, text: say(text))
     return table, trained
 
 

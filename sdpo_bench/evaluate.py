@@ -20,6 +20,7 @@ from sdpo_bench import pictures
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.candidates import Candidates
 from sdpo_bench.errors import UsageError
+from sdpo_bench.inputs import remember_rewards
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
@@ -111,15 +112,28 @@ def evaluate(
                 images = len(texts) * settings.images_per_prompt
                 with search.billed(run, name, images, processes) if search else nullcontext():
                     block = _block(policy, schedules[k], settings, wanted, texts, micro_batch, search, processes)
+                scored = set(zip(known.reward, known.version))
                 # The bill first: rows that are there have been paid for, a block without rows is done and billed anew.
                 known = _add(known, block, subject, settings, split, k)
                 if processes.is_main:
+                    remember_rewards(run, wanted, scored)
                     write_rows(run, known)
             done += k * len(texts) * settings.images_per_prompt
     finally:
         policy.set_guidance(guidance)
     progress(f"{subject.method}: done", total, total)
     return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
+
+
+def lacking(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
+    """Those of the scorers by which :func:`evaluate` would add rows.
+
+    Raises:
+        UsageError: the file is damaged or lacks columns.
+    """
+    known = read_rows(run)
+    absent = [set(_missing(known, settings, scorers, *block)) for block in _blocks(settings)]
+    return [scorer for scorer in scorers if any(scorer in wanted for wanted in absent)]
 
 
 def _blocks(settings: EvaluationSettings) -> list[tuple[str, list[str], int]]:
@@ -133,10 +147,9 @@ def kept_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Sc
     Raises:
         UsageError: the file is damaged or lacks columns.
     """
-    known = read_rows(run)
-    if any(_missing(known, settings, scorers, *block) for block in _blocks(settings)):
+    if lacking(run, settings, scorers):
         return None
-    return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
+    return of_versions(select(read_rows(run), settings, [s.name for s in scorers]), scorers)
 
 
 def _missing(

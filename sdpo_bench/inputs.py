@@ -1,24 +1,27 @@
 """What the numbers of a folder were made from that can change under its name: prompt files, and sources of plugins.
 
-``inputs.json`` beside the numbers keeps digests: of prompt files by name, of sources by plugin. Whoever adds numbers
-compares first. What nothing has been made from yet is recorded anew, so that a mistake can be mended and tried again.
+``inputs.json`` beside the numbers keeps digests: of prompt files by name, of rewards' sources by name and version.
+Whoever adds numbers compares first. What nothing has been made from yet is recorded anew, so that a mistake can be
+mended and tried again.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts import file_digest
+from sdpo_bench.provenance import class_hash
 from sdpo_bench.regular import read_text
 from sdpo_bench.run_record import at
+from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.store import RunFolder
 
 FILE = "inputs.json"
-Kind = Literal["prompts", "methods", "rewards"]
+Kind = Literal["prompts", "rewards"]
 
 
 def recorded(folder: RunFolder, kind: Kind) -> dict[str, str]:
@@ -77,3 +80,27 @@ def remember_prompts(run: RunFolder, settings: EvaluationSettings) -> None:
     names = [name for name in (settings.train, settings.validation, settings.unseen) if name]
     digests = {os.path.normpath(name): file_digest(name) for name in names}
     remember(run, "prompts", {name: value for name, value in digests.items() if value})
+
+
+# -- rewards -------------------------------------------------------------------------------------------------
+
+
+def reward_source(scorer: Scorer) -> str | None:
+    """Digest of a reward's source file; None for sums, which have parts, and for what a service computes."""
+    return None if scorer.reward.filed_as else class_hash(type(scorer.reward))
+
+
+def reward_key(scorer: Scorer) -> str:
+    """Name and version, as rows carry them."""
+    return f"{scorer.name}/{scorer.reward.full_version}"
+
+
+def remember_rewards(folder: RunFolder, scorers: Iterable[Scorer], scored: Collection[tuple[str, str]]) -> None:
+    """Record which sources new rows come from; the folder's lock is held.
+
+    Args:
+        scored: name and version of the rewards that have rows, of which the first source stands.
+    """
+    new = [scorer for scorer in scorers if (scorer.name, scorer.reward.full_version) not in scored]
+    digests = {reward_key(scorer): reward_source(scorer) for scorer in new}
+    remember(folder, "rewards", {key: value for key, value in digests.items() if value})

@@ -1,10 +1,12 @@
 """What produced a run: versions, commit, plugin sources, hardware. Recorded, never part of the identity."""
 
 import hashlib
+import inspect
 import os
 import platform
 import subprocess
 import time
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,17 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def source_hash(kind: str, name: str) -> str | None:
     """SHA-256 of a plugin's source file."""
-    path = find(kind, name).path
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+    return class_hash(find(kind, name).load())
+
+
+@lru_cache(maxsize=256)
+def class_hash(owner: type) -> str | None:
+    """SHA-256 of the file that defines a class, read once: what was imported is what runs, whatever it says later."""
+    try:
+        path = inspect.getsourcefile(owner)
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+    except (OSError, TypeError):  # typed in by hand, or compiled
+        return None
 
 
 def reward_hash(reward: str) -> str | None:

@@ -21,10 +21,11 @@ from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError, said
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical, digest
-from sdpo_bench.inputs import known_prompts, remember_prompts
+from sdpo_bench.inputs import known_prompts, made, remember_prompts
 from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, model_digest, pick_device
 from sdpo_bench.out_of_memory import halving
+from sdpo_bench.plugin_sources import refuse_changed_plugins
 from sdpo_bench.policy import LORA_FILE, Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
@@ -128,19 +129,20 @@ def _do_cell(
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
     trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and run.exported))
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
+    refuse_changed_plugins(run, base, config.eval, scorers, trains=trained_now, warn=trainer.warn)
     for scorer in scorers:
         scorer.load()
     references = processes.share(lambda: _references(trainer, scorers, watcher))
     apply(scorers, references)
     if not processes.is_main:
         return _work(trainer, scorers, watcher, device, trained_now)
-    run.create(
-        _record(resolved, trainer, scorers, device)
-        | {"reward_reference": references}
-        | ({"processes": processes.count} if processes.count > 1 else {})
-    )
+    record = _record(resolved, trainer, scorers, device) | {"reward_reference": references}
+    record |= {"processes": processes.count} if processes.count > 1 else {}
+    run.create(record)
     with run.locked() as require_folder:
         trainer.require_folder = require_folder
+        if not made(run):  # a plugin may have been mended since an earlier start failed
+            run.create(record, anew=True)
         remember_prompts(run, config.eval)
         finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:

@@ -88,11 +88,11 @@ class RunFolder:
             "command that began it goes on. See: sdpo-bench list runs"
         )
 
-    def create(self, record: Mapping[str, Any]) -> None:
-        """Make the folder and its ``run.json``; a folder that exists keeps its first record."""
+    def create(self, record: Mapping[str, Any], *, anew: bool = False) -> None:
+        """Make the folder and its ``run.json``; a folder that exists keeps its first record, unless ``anew``."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not (self.path / "run.json").exists():
+            if anew or not (self.path / "run.json").exists():
                 atomic_write(self.path / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
         except OSError as error:
             raise MissingError(
