@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, said
+from sdpo_bench.handlers import handle
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import open_log
 from sdpo_bench.prompts import held_prompts
@@ -62,18 +63,18 @@ def child(job: Job, words: Connection) -> NoReturn:
     """Main function of a process on this machine; what it has :class:`Said` goes through ``words``."""
     # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means and says so by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
+    handle(signal.SIGTERM, _stop)
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        said = logged_work(job, descriptors=(1, 2))
+        last = logged_work(job, descriptors=(1, 2))
     except KeyboardInterrupt:
-        said = Said(STOPPED)
+        last = Said(STOPPED)
     except BaseException as error:  # a machine without room for a thread, a file or a module
-        said = Said(FAILED, in_words(error))
+        last = Said(FAILED, in_words(error))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with suppress(OSError):  # nobody listens any more
-        words.send(said)
-    os._exit(said.code)
+        words.send(last)
+    os._exit(last.code)
 
 
 def in_words(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import click
 from sdpo_bench.cli import cli
 from sdpo_bench.ending import end_soon
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, says_out_of_memory
+from sdpo_bench.handlers import handle
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import let_progress_fail
 from sdpo_bench.prompts import held_prompts
@@ -48,9 +49,9 @@ def _run(arguments: list[str] | None) -> NoReturn:
     _open_what_is_closed()
     name_standard_output()
     let_progress_fail()
-    signal.signal(signal.SIGTERM, _terminate)
+    handle(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
-        signal.signal(signal.SIGINT, _interrupt)
+        handle(signal.SIGINT, _interrupt)
     try:
         _refuse_a_deleted_folder()
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)

@@ -90,6 +90,15 @@ class Package:
         said = self.capsys.readouterr()
         return end.value.code, said.out + said.err
 
+    def process(self, work):
+        """``doctor`` in a process of its own, whose look at the reward does some work besides."""
+        self.install("rewards", REWARD + "    @classmethod\n    def unavailable(cls):\n        " + work + "\n")
+        code = "import sdpo_bench.ending as e, sdpo_bench.entry as c; e.GRACE = 1; c.main()"
+        words = ["doctor", "--out", str(self.folder), "--device", "cpu"]
+        environment = {**os.environ, "PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+
     def run(self, pipe, *more):
         few = self.folder / "few.txt"
         few.write_text("cat\ndog\n")
@@ -318,15 +327,15 @@ LEFT = {
 @pytest.mark.parametrize("harm", LEFT)
 def test_the_process_ends_without_what_a_plugin_has_left_running(package, harm):
     """With its exit code and all that it had to say."""
-    package.install("rewards", REWARD + "    @classmethod\n    def unavailable(cls):\n        " + LEFT[harm] + "\n")
-    code = "import sdpo_bench.ending as e, sdpo_bench.entry as c; e.GRACE = 1; c.main()"
-    words = ["doctor", "--out", str(package.folder), "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": str(package.folder), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100, env=environment
-    )
+    done = package.process(LEFT[harm])
     assert done.returncode == 0 and "problems, " in done.stdout and "odd-one" in done.stdout, done
     assert "ends without what a plugin has left running: left" in done.stderr
+
+
+def test_a_pool_that_a_plugin_forks_and_ends_has_nothing_to_say(package):
+    fork = "multiprocessing.get_context('fork')"
+    done = package.process(f"import multiprocessing\n        with {fork}.Pool(2) as pool: pool.map(abs, [1, 2])")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_traceback_is_there_for_those_who_ask(package, tiny_pipe):
