@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from sdpo_bench.api import Execution, execution_settings
 
@@ -22,6 +22,8 @@ MOST_IMAGES = 10_000
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Guidance = Annotated[float, Ge(1), Le(1000)]
+"""Pictures are usual up to 30; with what is larger still, latents overflow."""
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
 Images = Annotated[int, Ge(1), Le(MOST_IMAGES)]
@@ -44,7 +46,7 @@ class ModelSettings:
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Compute dtype of frozen weights; LoRA weights and log-probabilities are always float32. ``tf32`` is float32 whose
     products an NVIDIA GPU rounds to 10 bits; ``fp32`` rounds nowhere, convolutions included."""
-    guidance_scale: Annotated[float, Ge(1)] = 1.0
+    guidance_scale: Guidance = 1.0
     """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or told to a guidance-distilled
     UNet as an embedding."""
     resolution: Annotated[int, Ge(8), Le(8192)] | None = None
@@ -132,7 +134,7 @@ class UpdateSettings:
     """Passes over one epoch's trajectories."""
     lr: Positive = 1e-4
     """AdamW learning rate (official: 1e-4 aesthetic, 5e-5 to 6e-5 others)."""
-    betas: tuple[Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Le(1)]] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
     """AdamW momentum terms."""
     weight_decay: NonNegative = 1e-4
     """AdamW weight decay (official code: 1e-4)."""
@@ -174,7 +176,7 @@ class EvaluationSettings:
     """Noise of the evaluation sampler."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     """Placement of its timesteps."""
-    guidance_scale: Annotated[float, Ge(1)] = 1.0
+    guidance_scale: Guidance = 1.0
     """Its classifier-free guidance."""
     image: Literal["sample", "predicted"] = "sample"
     """Decode the sample that a k-step run returns, or the predicted original of its last step."""

@@ -109,7 +109,10 @@ WRONG = [
     (["run", "--set", "eval.steps=0"], "eval.steps: got 0", "greater than or equal to 1"),
     (["run", "--set", "eval.steps=99999999"], "eval.steps: got 99999999", "less than or equal to 1000"),
     (["run", "--set", "eval.steps="], "eval.steps: got [], expected at least 1 item", "."),
-    (["run", "--set", "update.betas=1"], "update.betas: got [1], expected more items", "."),
+    (["run", "--set", "update.betas=0.9,1"], "update.betas: got '1'", "less than 1"),
+    (["run", "--set", "model.guidance_scale=1e30"], "model.guidance_scale: got 1e+30", "less than or equal to 1000"),
+    (["run", "--set", "eval.guidance_scale=1e30"], "eval.guidance_scale: got 1e+30", "less than or equal to 1000"),
+    (["run", "--set", "update.betas=0.5"], "update.betas: got [0.5], expected more items", "."),
     (["run", "--set", "update.betas=0,0,0"], "update.betas: got ['0', '0', '0'], expected at most 2 items", "."),
     (
         ["run", "--dry-run", "--set", f"eval.images_per_prompt={10**20}"],
