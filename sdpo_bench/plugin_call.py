@@ -4,6 +4,7 @@ Plugins are imported, made and called inside :func:`plugin_code`. What slips pas
 the engine, a thread) is caught once more around a whole command, by the frames of the traceback (:func:`blamed`).
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -29,6 +30,7 @@ def plugin_code(who: str, hint: str = "") -> Iterator[None]:
         SdpoBenchError: what it says in our own words. MemoryError, RuntimeError: out of memory, the engine's to mend.
         KeyboardInterrupt: of a signal. DeadlinePassed: of whoever waits for it.
     """
+    process = os.getpid()
     try:
         with kept_process_state():
             yield
@@ -36,6 +38,10 @@ def plugin_code(who: str, hint: str = "") -> Iterator[None]:
         if isinstance(error, SdpoBenchError | DeadlinePassed) or is_interrupt(error) or _is_out_of_memory(error):
             raise
         raise failure(who, error, hint) from error
+    finally:
+        if os.getpid() != process:  # forked in the block: two must not write one run, nor print what is buffered
+            os.write(2, f"{who} has forked a process and let it go on; it ends here.\n".encode())
+            os._exit(1)
 
 
 @contextmanager

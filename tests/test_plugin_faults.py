@@ -66,8 +66,8 @@ class Odd(Odd):
 class Package:
     """A third party's distribution with one plugin, called ``odd-one``."""
 
-    def __init__(self, folder, monkeypatch, capsys):
-        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+    def __init__(self, folder, monkeypatch, capfd):
+        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
 
     def install(self, kind, source):
         package = self.folder / "oddities"
@@ -87,7 +87,7 @@ class Package:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(SystemExit) as end:
             main([str(argument) for argument in arguments])
-        said = self.capsys.readouterr()
+        said = self.capfd.readouterr()
         return end.value.code, said.out + said.err
 
     def process(self, work):
@@ -117,8 +117,8 @@ class Package:
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch, capsys):
-    yield Package(tmp_path, monkeypatch, capsys)
+def package(tmp_path, monkeypatch, capfd):
+    yield Package(tmp_path, monkeypatch, capfd)
     for name in [name for name in sys.modules if name.partition(".")[0] == "oddities"]:
         del sys.modules[name]
 
@@ -336,6 +336,16 @@ def test_a_pool_that_a_plugin_forks_and_ends_has_nothing_to_say(package):
     fork = "multiprocessing.get_context('fork')"
     done = package.process(f"import multiprocessing\n        with {fork}.Pool(2) as pool: pool.map(abs, [1, 2])")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_process_that_a_plugin_forks_and_forgets_does_not_go_on_with_the_run(package, tiny_pipe):
+    package.install(
+        "rewards",
+        REWARD + "    def load(self):\n        child, Odd.load = os.fork(), lambda self: None\n"
+        "        if child: print('ended with', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n",
+    )
+    code, said = package.run(tiny_pipe, "--method", "ddpo", "--reward", "odd-one")
+    assert code == 0 and "reward 'odd-one': load() has forked a process" in said and "ended with 1" in said, said
 
 
 def test_a_traceback_is_there_for_those_who_ask(package, tiny_pipe):
