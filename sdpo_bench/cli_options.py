@@ -1,6 +1,6 @@
 """What the commands have in common: options, shell completion and JSON output."""
 
-import json
+import math
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sdpo_bench.plain_data import json_text
 from sdpo_bench.settings import MOST
 
 MOST_AT_ONCE = 1024
@@ -114,10 +115,11 @@ def _names(kind: str, context: click.Context) -> list[str]:
 
 
 def echo_json(data: Any) -> None:
-    """JSON on standard output, keys sorted, NaN as null."""
+    """JSON on standard output, keys sorted, what is no finite number as null."""
     context = click.get_current_context(silent=True)
-    output = context.meta.get(JSON_OUTPUT) if context else None
-    click.echo(json.dumps(_plain(data), indent=1, sort_keys=True, ensure_ascii=False), file=output)
+    output = context.meta.get(JSON_OUTPUT, sys.stdout) if context else sys.stdout
+    everything = "utf" in (getattr(output, "encoding", None) or "utf-8").lower()
+    click.echo(json_text(_plain(data), sort_keys=True, ensure_ascii=not everything), file=output)
 
 
 def _plain(data: Any) -> Any:
@@ -125,6 +127,6 @@ def _plain(data: Any) -> Any:
         return {str(key): _plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [_plain(item) for item in data]
-    if isinstance(data, float) and data != data:
+    if isinstance(data, float) and not math.isfinite(data):
         return None
     return str(data) if isinstance(data, Path) else data

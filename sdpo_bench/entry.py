@@ -15,10 +15,14 @@ from sdpo_bench.cli import cli
 from sdpo_bench.ending import end_soon
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, says_out_of_memory
 from sdpo_bench.handlers import handle
+from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import let_progress_fail
 from sdpo_bench.prompts import held_prompts
 from sdpo_bench.standard_output import Unread, name_standard_output, refusal
+
+OWN = "SDPO_BENCH_"
+"""How variables begin that are read in the place of an argument."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -151,10 +155,11 @@ def _refuse_a_deleted_folder() -> None:
 
 def _refuse_what_is_no_text(arguments: list[str]) -> None:
     """Settings and paths go into records, which are UTF-8."""
-    for argument in arguments:
-        text = argument.encode("utf-8", "replace").decode()
-        if text != argument or "\0" in argument:
-            raise click.UsageError(f"the argument {argument!a} is not UTF-8 text.")
+    given = [(f"the argument {argument!a}", argument) for argument in arguments]
+    given += [(f"the variable {name} = {value!a}", value) for name, value in os.environ.items() if name.startswith(OWN)]
+    for what, text in given:
+        if not is_text(text) or "\0" in text:
+            raise click.UsageError(f"{what} is not UTF-8 text.")
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:

@@ -7,6 +7,7 @@ other damage, so that whoever reads a file has one kind of error to expect. Noth
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +65,7 @@ def refuse_unusable(data: Any, level: int = 0, *, finite: bool = True) -> None:
         if finite and not math.isfinite(data):
             raise ValueError(f"the number {data}, which is not finite")
     elif isinstance(data, str):
-        if not data.isascii() and any("\ud800" <= char <= "\udfff" for char in data):
+        if not is_text(data):
             raise ValueError(f"text with half of a surrogate pair: {data[:40]!a}")
     elif isinstance(data, int):
         if data.bit_length() > MOST_BITS:
@@ -77,6 +78,24 @@ def refuse_unusable(data: Any, level: int = 0, *, finite: bool = True) -> None:
                 refuse_unusable(key)
         for inner in data.values() if isinstance(data, dict) else data:
             refuse_unusable(inner, level + 1, finite=finite)
+
+
+def is_text(text: str) -> bool:
+    """Whether a text has a UTF-8 form; names of files that are no UTF-8 have none."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def json_text(data: Any, **options: Any) -> str:
+    """JSON as text with a UTF-8 form that moves no terminal's cursor; equal data when parsed.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    text = json.dumps(data, **{"indent": 1, "ensure_ascii": False, "allow_nan": False} | options)
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 def whole_number(text: str, least: int, most: int) -> int | None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sdpo_bench.terminal import clean
+
 INK, MUTED, RULE = "#1b2733", "#5f6c79", "#d4dae0"
 THEME = {"ink": INK, "muted": MUTED, "rule": RULE}
 # Distinct for colour-blind readers, and on white as well as on near-black.
@@ -178,7 +180,7 @@ def draw_dots(
 def safe(text: str) -> str:
     """A label that mathtext will not read as a formula, without control characters, short enough to leave room."""
     short = text if len(text) <= MOST_LABEL else text[: MOST_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return "".join(c if c.isprintable() else " " for c in short).replace("$", r"\$")
+    return clean(short).replace("$", r"\$")
 
 
 def _svg(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:

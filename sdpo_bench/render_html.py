@@ -1,7 +1,7 @@
 """A report as one self-contained HTML page: no network, no second file, light and dark.
 
-Every text reaches the page through the template engine's autoescape; pictures are data URIs; a content security
-policy in the page itself forbids everything else, scripts of others included.
+Every text reaches the page through the template engine's autoescape, control characters as visible escapes; pictures
+are data URIs; a content security policy in the page itself forbids everything else, scripts of others included.
 """
 
 import base64
@@ -9,10 +9,12 @@ import hashlib
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from sdpo_bench.plots import THEME
 from sdpo_bench.regular import read_bytes
 from sdpo_bench.report import Grid, Report
+from sdpo_bench.terminal import clean
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
 PAPER = {THEME["ink"]: "#ffffff", DARK["ink"]: "#14191e"}
@@ -30,6 +32,7 @@ def html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,6 +49,11 @@ def html(report: Report) -> str:
         grid=grid_uri,
         halves=halves,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What the page says of a value; markup of the engine's own is of another type than text."""
+    return clean(value) if type(value) is str else value
 
 
 def svg_uri(svg: bytes) -> str:

@@ -6,11 +6,11 @@ become markup, a LaTeX command or a spreadsheet formula.
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from sdpo_bench.plain_data import json_text
 from sdpo_bench.report import Report, Section
 from sdpo_bench.study_view import StudyView
 from sdpo_bench.tabular import Cell, Row, Table, table_data, text_column
@@ -187,7 +187,7 @@ def as_json(report: Report) -> str:
         "versions": table_data(report.versions),
         "notices": [{"where": notice.where, "text": notice.text} for notice in report.notices],
     }
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(data) + "\n"
 
 
 def study_data(study: StudyView) -> dict[str, Any]:

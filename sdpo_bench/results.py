@@ -21,7 +21,7 @@ from typing import Any
 from sdpo_bench.bill import search_bill
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
-from sdpo_bench.plain_data import parse_json
+from sdpo_bench.plain_data import is_text, parse_json
 from sdpo_bench.regular import read_text, regular
 from sdpo_bench.scores import Scores, read_scores
 from sdpo_bench.store import RunFolder
@@ -182,6 +182,8 @@ def _why_unread(folder: RunFolder, error: Exception) -> str:
 
 
 def _read_run(path: Path) -> tuple[Run, str]:
+    if not is_text(path.name):
+        raise UsageError("the name of this folder is no UTF-8 text, and nobody could type it: rename the folder")
     folder = RunFolder(path)
     record = folder.record()
     kind = str(record["kind"])

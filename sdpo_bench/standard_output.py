@@ -35,7 +35,10 @@ def name_standard_output() -> None:
 
 
 def rewrapped(old: Any, kind: type[io.FileIO]) -> Any:
-    """The same output through a raw stream of another kind; as it was where it is no plain file descriptor."""
+    """The same output through a raw stream of another kind, with escapes for what its encoding lacks.
+
+    It stays as it was where it is no plain file descriptor.
+    """
     if not isinstance(old, io.TextIOWrapper):
         return old
     raw = getattr(old.buffer, "raw", old.buffer)  # unbuffered (python -u), the text layer writes to the file itself
@@ -46,7 +49,8 @@ def rewrapped(old: Any, kind: type[io.FileIO]) -> Any:
     new = kind(raw.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
         new if raw is old.buffer else io.BufferedWriter(new),
-        encoding=old.encoding, errors=old.errors, line_buffering=old.line_buffering, write_through=old.write_through,
+        encoding=old.encoding, errors="backslashreplace", line_buffering=old.line_buffering,
+        write_through=old.write_through,
     )  # fmt: skip
 
 

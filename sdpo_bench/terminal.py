@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -18,6 +19,7 @@ from sdpo_bench.reward_choice import part_weights
 
 PLAIN_EVERY = 10.0  # seconds between log lines where there is no terminal
 PLAIN_WIDTH = 160  # columns where there is no terminal to ask
+JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji; they do nothing else
 LEAST_COLUMN = 8  # a column that is not the first may be folded down to this
 
 
@@ -90,8 +92,16 @@ class Live:
 
 
 def clean(text: str) -> str:
-    """Text from outside without control characters: it cannot move a terminal's cursor or turn a line around."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    """Text from outside on one line; characters that move a cursor, turn a line around or have no UTF-8 form show as
+    escapes such as ``\\x1b``."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    if char.isspace():
+        return " "
+    unseen = unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in JOINERS
+    return char.encode("unicode_escape").decode() if unseen else char
 
 
 def number(value: float, digits: int = 3) -> str:

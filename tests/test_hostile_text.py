@@ -1,7 +1,11 @@
 """No text that a file, a name or a variable holds brings down a list or a report of the other runs."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from report_factory import base_frame, make_base, make_run, spread
 
 from forked import command, exit_code
 from sdpo_bench.plain_data import MOST_LEVELS, parse_json
+from sdpo_bench.terminal import clean
 
 DEEP = "[" * 20_000 + "]" * 20_000
 HOSTILE = {
@@ -184,3 +189,72 @@ def test_a_study_whose_plots_lack_points_is_damaged(copy, tmp_path):
     rows = check_lists_and_reports(copy, runs(copy), tmp_path)
     (row,) = (row for name, row in rows.items() if name.startswith("studies/"))
     assert row["run"] == "studies/reward-kinds/none.json" and "lack points" in row["message"]
+
+
+# -- names, messages and outputs -----------------------------------------------------------------------------
+
+CONTROLS = "a\x1b[2J\x9b1m\u202eback\u2066\x00\x07z"
+RAW = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+
+
+def test_names_that_are_no_text_are_shown_as_escapes(copy, tmp_path):
+    whole = runs(copy)
+    shutil.copytree(whole[0], copy / "runs" / "sdpo-\udcff")  # the byte 0xff, as Python has it
+    (copy / "studies" / "\udcfc" / "runs").mkdir(parents=True)
+    for path in (copy / "suites" / "\udcfe.json", copy / "studies" / "\udcfd" / "x.json"):
+        path.parent.mkdir()
+        path.write_text("{}")
+    rows = check_lists_and_reports(copy, whole, tmp_path)
+    assert "rename" in rows["sdpo-\udcff"]["message"]
+    for suffix in (".txt", ".md", ".html", ".json"):  # those with notices
+        page = (tmp_path / "pages" / "report").with_suffix(suffix).read_text(encoding="utf-8")
+        assert "udcff" in page and "udcfe" in page
+    for form in ("terminal", "json"):
+        assert "udcff" in told(["report", "--results", copy, "--format", form], tmp_path)
+    told(["doctor", "--out", copy], tmp_path, expected=(0, 3))
+
+
+def test_control_characters_of_a_message_are_shown_as_escapes(copy, tmp_path):
+    make_run(copy, "sdpo", 50, spread([1, 1, 1]), state="failed", message=CONTROLS)
+    check_lists_and_reports(copy, runs(copy)[:3], tmp_path)
+    for path in (tmp_path / "pages").glob("report.*"):
+        page = path.read_text(encoding="utf-8")
+        assert not re.findall(RAW, page), path
+        assert "back" in page and (r"x1b[2J" in page or path.suffix in (".tex", ".md", ".csv", ".json")), path
+    for words in (["list", "runs", "--out", copy], ["list", "runs", "--out", copy, "--json"]):
+        assert not re.findall(RAW, told(words, tmp_path))
+    assert json.loads((tmp_path / "pages" / "report.json").read_text())
+
+
+def test_escapes_keep_what_may_be_shown():
+    assert clean("a\tb\nc\u2028d\u00a0e") == "a b c d e"
+    assert clean("\U0001f469\u200d\U0001f680 \u4e2d e\u0301") == "\U0001f469\u200d\U0001f680 \u4e2d e\u0301"
+    assert clean("\x1b\x85\u202e\udcff") == r"\x1b \u202e\udcff"
+
+
+@pytest.mark.parametrize("name", ["SDPO_BENCH_OUT", "SDPO_BENCH_REWARD_URL"])
+def test_variables_that_are_no_text_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "\udcff")
+    assert told(["list", "runs"], tmp_path, expected=(2,)) == ""
+    assert name in (tmp_path / "error").read_text() and "is not UTF-8 text" in (tmp_path / "error").read_text()
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["list", "rewards"], ["list", "runs"], ["list", "runs", "--json"], ["report"],
+     ["report", "--format", "json"], ["report", "--format", "markdown"],
+     ["run", "--dry-run", "--json"], ["run", "--dry-run"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_locale_of_ascii_hinders_nothing(copy, tmp_path, words):
+    make_run(copy, "sdpo", 50, spread([1, 1, 1]), state="failed", message="na\u00efve \u4e2d \U0001f600")
+    place = ["--results" if words[0] == "report" else "--out", str(copy)] if words[0] != "--help" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "sdpo_bench", *words, *place], env=os.environ | ASCII, capture_output=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    if "json" in " ".join(words):
+        assert json.loads(done.stdout.decode())

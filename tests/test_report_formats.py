@@ -107,7 +107,7 @@ def test_html_shows_hostile_text_as_text(page):
     reader = read(page)
     text = "".join(reader.text)
     for prompt in HOSTILE:
-        assert prompt.replace("\n", " ")[:20].strip().split("\x1b")[0].strip() in re.sub(r"\s", " ", text)
+        assert clean(prompt)[:20].strip() in re.sub(r"\s", " ", text)
     assert sum(tag == "script" for tag, _ in reader.tags) == 1
     assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
     assert {tag for tag, _ in reader.tags} <= {
