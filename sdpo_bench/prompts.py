@@ -1,6 +1,8 @@
 """Prompt sets: shipped lists by name, or any text file with one prompt a line."""
 
+import codecs
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +82,15 @@ def _read(name: str) -> list[str]:
     except OSError as error:
         raise MissingError(f"prompt file '{path}' cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"prompt file '{path}' is not UTF-8 text: {error}.") from error
+        raise UsageError(
+            f"prompt file '{path}' is not UTF-8 text ({_encoding(error.object)}: {error.reason} at byte "
+            f"{error.start:,}). Convert it: iconv -f {_encoding(error.object)} -t UTF-8 {shlex.quote(name)} > NEW.txt"
+        ) from error
+    if broken := [str(number) for number, line in enumerate(lines, 1) if "\0" in line]:
+        raise UsageError(
+            f"prompt file '{path}' has a NUL character in line {', '.join(broken[:10])}, which no prompt has. Is it "
+            f"text? If it is of another encoding: iconv -f UTF-16 -t UTF-8 {shlex.quote(name)} > NEW.txt"
+        )
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise UsageError(f"prompt file '{path}' has no prompts.")
@@ -88,6 +98,13 @@ def _read(name: str) -> list[str]:
         twice = next(p for p in prompts if prompts.count(p) > 1)
         raise UsageError(f"prompt file '{path}' has '{twice}' twice; every prompt counts once.")
     return prompts
+
+
+def _encoding(content: bytes) -> str:
+    """The name, for ``iconv``, of the encoding that text which is not UTF-8 seems to have."""
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    return "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
 
 
 def file_digest(name: str) -> str:

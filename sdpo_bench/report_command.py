@@ -52,6 +52,8 @@ def report_command(
     columns: str | None = None,
 ) -> None:
     """``sdpo-bench report``."""
+    if out == Path("-"):
+        raise UsageError("--out - names no file. Leave --out out: text forms go to standard output, e.g. --format json")
     _refuse_another_suffix(style, out)
     style = style or _style_of(out)
     sides = tuple(side for name in against for side in find_sides_against(name))

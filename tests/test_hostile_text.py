@@ -12,7 +12,9 @@ import pytest
 from report_factory import base_frame, make_base, make_run, spread
 
 from forked import command, exit_code
+from sdpo_bench.errors import UsageError
 from sdpo_bench.plain_data import MOST_LEVELS, parse_json
+from sdpo_bench.prompts import load_prompts
 from sdpo_bench.terminal import clean
 
 DEEP = "[" * 20_000 + "]" * 20_000
@@ -258,3 +260,27 @@ def test_a_locale_of_ascii_hinders_nothing(copy, tmp_path, words):
     assert done.returncode == 0, done.stderr
     if "json" in " ".join(words):
         assert json.loads(done.stdout.decode())
+
+
+@pytest.mark.parametrize("words", [[], ["--format", "json"], ["--format", "all"]], ids=" ".join)
+def test_a_report_is_not_written_to_a_file_named_like_an_option(results, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert told(["report", "--results", results, "--out", "-", *words], tmp_path, expected=(2,)) == ""
+    assert "standard output" in (tmp_path / "error").read_text() and not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("latin-1", "WINDOWS-1252"), ("utf-16-le", "line 1, 2")],
+)
+def test_prompts_of_another_encoding_are_refused_with_the_way_to_convert_them(tmp_path, encoding, named):
+    path = tmp_path / "my prompts.txt"
+    path.write_bytes(("na\u00efve\ncat\n" if encoding != "utf-16-le" else "dog\ncat").encode(encoding))
+    with pytest.raises(UsageError, match=rf"{named}.*iconv -f .* -t UTF-8 '.*my prompts.txt' > NEW.txt"):
+        load_prompts(str(path))
+
+
+def test_a_nul_in_a_prompt_is_refused_with_its_line(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"cat\ndog\0\n")
+    with pytest.raises(UsageError, match="NUL character in line 2,"):
+        load_prompts(str(tmp_path / "prompts.txt"))
