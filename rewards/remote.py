@@ -21,13 +21,16 @@ from torch import Tensor
 from sdpo_bench import wire
 from sdpo_bench.api import Execution, Reward
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
+from sdpo_bench.plain_data import parse_json
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 URL_VARIABLE = "SDPO_BENCH_REWARD_URL"
 CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
-BUSY = (408, 502, 503, 504)
+BUSY = (408, 429, 502, 503, 504)
+MOST_BYTES = 2**24
+"""Of an answer: a few million scores; whoever sends more is no reward service."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -43,6 +46,15 @@ class RemoteSettings:
     """Further attempts when the service cannot be reached or is busy, after 0.5, 1, 2, 4, 8, 8, ... seconds."""
     batch_size: Execution[Annotated[int, Ge(1)]] = 16
     """Most images in one request; fewer where the service's size limit asks for it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a service has answered, read whole."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class Remote(Reward):
@@ -84,7 +96,7 @@ class Remote(Reward):
         """
         answer = self._send("GET", "/info")
         try:
-            found = answer.json()
+            found = parse_json(answer.content)
             if int(found["protocol"]) != wire.PROTOCOL:
                 raise UsageError(
                     f"the service at {self.url} speaks version {found['protocol']} of the protocol, this sdpo-bench "
@@ -93,6 +105,8 @@ class Remote(Reward):
             kinds = {"name": str, "version": str, "scale": str, "source": str, "settings": dict, "commits": dict}
             if all(isinstance(found[key], kind) for key, kind in kinds.items()) and int(found["max_bytes"]) > 0:
                 return dict(found)
+        except UsageError:
+            raise
         except (ValueError, KeyError, TypeError):
             pass
         raise UsageError(f"what answers at {self.url} is not a reward service. Start one: sdpo-bench serve-reward NAME")
@@ -117,7 +131,12 @@ class Remote(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         size = self._batch_size(images)
         chunks = range(0, len(prompts), size)
-        return torch.cat([self._score(images[at : at + size], prompts[at : at + size]) for at in chunks])
+        found = []
+        for at in chunks:
+            part = prompts[at : at + size]
+            where = f"images {at + 1} to {at + len(part)} of {len(prompts)}"
+            found.append(self._score(images[at : at + size], part, where))
+        return torch.cat(found)
 
     def _batch_size(self, images: Tensor) -> int:
         """Images a request, so that it stays below the service's limit (with room for header and prompts)."""
@@ -129,10 +148,19 @@ class Remote(Reward):
             )
         return max(1, min(int(self.settings.batch_size), limit // each))
 
-    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def _score(self, images: Tensor, prompts: Sequence[str], where: str) -> Tensor:
+        """Scores of one request; ``where`` names it in messages."""
         body = wire.pack_request(images, prompts)
         answer = self._send("POST", "/score", content=body, headers={"content-type": wire.MEDIA_TYPE})
-        scores, said = wire.unpack_answer(answer.content)
+        try:
+            scores, said = wire.unpack_answer(answer.content)
+        except UsageError as error:
+            raise RunFailed(f"the reward service at {self.url} sent no scores for {where}: {error}") from error
+        if scores.shape != (len(prompts),):
+            raise RunFailed(
+                f"the reward service at {self.url} sent scores of shape {list(scores.shape)} for {where}; one score an "
+                f"image is due, [{len(prompts)}]."
+            )
         if (said.get("name"), said.get("version")) != (self.filed_as, self.full_version):
             raise RunFailed(
                 f"the service at {self.url} now serves {said.get('name')} version {said.get('version')}; this run "
@@ -179,30 +207,54 @@ class Remote(Reward):
     def _in_turn(self, patient_until: float, method: str, url: str, **request: Any) -> Any:
         """The answer of a service that has time: one that says when to come again is asked again until then."""
         while True:
-            answer = self._client.request(method, url, **request)
+            answer = self._ask(method, url, **request)
             pause = _pause(answer)
             if not pause or time.monotonic() + pause > patient_until:
                 return answer
             time.sleep(pause)
+
+    def _ask(self, method: str, url: str, **request: Any) -> "Answer":
+        """One answer, which ends within the time limit however slowly it comes, and is read no further than a limit.
+
+        Raises:
+            RunFailed: too long, or compressed, which nobody asked for and which could be of any size.
+        """
+        until = time.monotonic() + self.settings.timeout
+        with self._client.stream(method, url, **request) as answer:
+            if (encoding := answer.headers.get("content-encoding", "identity")) != "identity":
+                raise RunFailed(
+                    f"what answers at {self.url} sends its answer as {encoding[:40]!a}; it was asked not to."
+                )
+            content = bytearray()
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise RunFailed(f"what answers at {self.url} sends more than {MOST_BYTES / 2**20:.0f} MiB.")
+                if time.monotonic() > until:
+                    raise _http().ReadTimeout("the answer has not ended in time")
+            return Answer(answer.status_code, answer.headers, bytes(content))
 
     @cached_property
     def _client(self) -> Any:
         http = _http()
         local = urlsplit(self.url).hostname in LOOPBACK
         patience = http.Timeout(self.settings.timeout, connect=CONNECT_SECONDS)
-        return http.Client(timeout=patience, trust_env=not local)  # a proxy does not know this machine's loopback
+        plain = {"accept-encoding": "identity"}
+        return http.Client(
+            timeout=patience, headers=plain, trust_env=not local
+        )  # a proxy does not know this machine's loopback
 
 
 def _pause(answer: Any) -> float:
     """Seconds after which a busy service wants to be asked again; 0 where it does not say."""
-    said = answer.headers.get("retry-after", "") if answer.status_code == 503 else ""
+    said = answer.headers.get("retry-after", "") if answer.status_code in (429, 503) else ""
     return min(float(said), LONGEST_WAIT) if said.isdecimal() else 0.0
 
 
 def _said(answer: Any) -> str:
     """The error text of a service's answer; empty where something else has answered."""
     try:
-        return str(answer.json()["error"])
+        return str(parse_json(answer.content)["error"])[:500]
     except (ValueError, KeyError, TypeError):
         return ""
 
