@@ -95,9 +95,10 @@ class Run:
     @cached_property
     def seconds(self) -> float:
         """Seconds of training on whatever machine it was; whole lines of the log count."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, OverflowError):
             text = read_text(self.folder.path / "timing.jsonl")
-            return math.fsum(float(found[1]) for line in text.splitlines() if (found := SECONDS.search(line)))
+            total = math.fsum(float(found[1]) for line in text.splitlines() if (found := SECONDS.search(line)))
+            return total if math.isfinite(total) else 0.0
         return 0.0
 
     def curve(self) -> list[dict[str, Any]]:

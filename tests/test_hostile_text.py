@@ -177,6 +177,9 @@ def test_records_of_another_form_harm_no_other_run(copy, tmp_path):
     for i, change in enumerate([{"run": []}, {"run": {}}, {"reward_version": {}}]):
         make_run(copy, "sdpo", 200 + i, spread([1, 1, 1]), record=change)
     make_run(copy, "sdpo", 300, spread([1, 1, 1]), reward="1e+308")
+    for i, seconds in enumerate(["1e400", "1e308", "-1e400"]):
+        folder = make_run(copy, "sdpo", 400 + i, spread([1, 1, 1]))
+        (folder / "timing.jsonl").write_text(f'{{"epoch": 1, "seconds": {seconds}}}\n' * 3)
     check_lists_and_reports(copy, whole, tmp_path)
 
 
