@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, said
-from sdpo_bench.handlers import handle
+from sdpo_bench.handlers import STOPS, handle
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import open_log
 from sdpo_bench.prompts import held_prompts
@@ -61,9 +61,12 @@ class Said(NamedTuple):
 
 def child(job: Job, words: Connection) -> NoReturn:
     """Main function of a process on this machine; what it has :class:`Said` goes through ``words``."""
-    # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means and says so by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    handle(signal.SIGTERM, _stop)
+    # Ctrl-C reaches every process of the terminal, and others like it those of a job; the sweep alone decides what it
+    # means and says so by SIGTERM. A limit on CPU time is this process's own.
+    for number in (signal.SIGINT, *STOPS):
+        signal.signal(number, signal.SIG_IGN)
+    for number in {signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM)}:
+        handle(number, _stop)
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         last = logged_work(job, descriptors=(1, 2))

@@ -14,7 +14,7 @@ import click
 from sdpo_bench.cli import cli
 from sdpo_bench.ending import end_soon
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, says_out_of_memory
-from sdpo_bench.handlers import handle
+from sdpo_bench.handlers import STOPS, handle, handle_stops
 from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import let_progress_fail
@@ -26,7 +26,11 @@ OWN = "SDPO_BENCH_"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as schedulers send it: treated like Ctrl-C, with exit code 143."""
+    """SIGTERM, as schedulers send it, or its like: treated as Ctrl-C, with exit code 143 (128 and the number)."""
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__()
+        self.exit_code = 128 + number
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -53,7 +57,7 @@ def _run(arguments: list[str] | None) -> NoReturn:
     _open_what_is_closed()
     name_standard_output()
     let_progress_fail()
-    handle(signal.SIGTERM, _terminate)
+    handle_stops(_terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         handle(signal.SIGINT, _interrupt)
     try:
@@ -164,8 +168,8 @@ def _refuse_what_is_no_text(arguments: list[str]) -> None:
 
 def _terminate(number: int, frame: Any) -> NoReturn:
     """Schedulers repeat themselves: once is enough, and the second must not disturb the saving."""
-    _ignore(signal.SIGTERM, signal.SIGINT)
-    raise Terminated
+    _ignore(*STOPS, signal.SIGINT)
+    raise Terminated(number)
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
@@ -179,7 +183,7 @@ def _ignore(*signals: int) -> None:
 
 
 def _interrupted(stop: BaseException) -> NoReturn:
-    _ignore(signal.SIGTERM, signal.SIGINT)
+    _ignore(*STOPS, signal.SIGINT)
     # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
     cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
     if isinstance(cause, Interrupted):
@@ -187,4 +191,4 @@ def _interrupted(stop: BaseException) -> NoReturn:
         sys.exit(cause.exit_code)
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
     click.echo(f"\nInterrupted; whole epochs are saved. Resume with:\n  {command}", err=True)
-    sys.exit(143 if isinstance(cause, Terminated) else 130)
+    sys.exit(cause.exit_code if isinstance(cause, Terminated) else 130)

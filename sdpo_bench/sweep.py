@@ -19,6 +19,7 @@ from typing import Literal
 from sdpo_bench.cell_process import BUSY, FAILED, STOPPED, Job
 from sdpo_bench.errors import Busy, Interrupted, SdpoBenchError, Unwritable
 from sdpo_bench.executors import Ended, Executor, NoProcess
+from sdpo_bench.handlers import STOPS
 from sdpo_bench.plan import Cell, Plan
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
@@ -107,7 +108,7 @@ class Sweep:
             resume: the command that goes on after an interruption.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM, after running cells have saved (a second one does not wait for them).
+            Interrupted: Ctrl-C, SIGTERM or its like, after cells have saved (a second one does not wait for them).
         """
         try:
             with self._catching():
@@ -116,7 +117,7 @@ class Sweep:
         finally:
             self.executor.close()
         if self._signals:
-            raise Interrupted(resume, 143 if self._signals[0] == signal.SIGTERM else 130)
+            raise Interrupted(resume, 128 + self._signals[0])
         return self.progress
 
     def _step(self) -> bool:
@@ -260,11 +261,12 @@ class Sweep:
 
     @contextmanager
     def _catching(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM instead of being torn out of what is going on."""
+        """Note the signals that end us instead of being torn out of what is going on."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        all_of_them = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
+        before = {number: handler for number, handler in all_of_them.items() if handler != signal.SIG_IGN}
         try:
             for number in before:
                 signal.signal(number, lambda number, frame: self._signals.append(number))

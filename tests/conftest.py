@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from sdpo_bench.handlers import STOPS
+
 HERE = Path(__file__).parent
 OFFICIAL = Path(os.environ.get("SDPO_BENCH_FIXTURES", HERE / "fixtures" / "official"))
 
@@ -21,7 +23,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def handlers():
     """The command line sets handlers of signals for good, as a process of its own may; here they go back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

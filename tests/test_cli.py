@@ -544,7 +544,7 @@ def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pip
 
 @pytest.mark.timeout(2700)
 @pytest.mark.parametrize("again", [False, True], ids=["once", "again-and-again"])
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe, few_prompts, sent, code, again):
     """However often it is told to stop: schedulers repeat SIGTERM, and people Ctrl-C."""
     arguments = quick_run(tiny_pipe, tmp_path, few_prompts, "--checkpoint-every", "1")

@@ -16,6 +16,7 @@ from sdpo_bench.cell_process import BUSY, FAILED, STOPPED
 from sdpo_bench.entry import main
 from sdpo_bench.errors import Busy, Interrupted
 from sdpo_bench.executors import Ended
+from sdpo_bench.handlers import STOPS
 from sdpo_bench.plan import make_plan
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
@@ -174,17 +175,18 @@ def test_one_signal_lets_cells_save_and_says_how_to_go_on(suite, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_signal_does_not_wait(suite, tmp_path):
+@pytest.mark.parametrize("number", STOPS)
+def test_a_second_signal_does_not_wait(suite, tmp_path, number):
     """The job never ends by itself."""
 
     def behave(job):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     made, executor = sweep(suite, tmp_path, behave)
     with pytest.raises(Interrupted) as stop:
         made.run("again")
     assert (executor.stopped, executor.killed) == (1, 1)
-    assert stop.value.exit_code == 143
+    assert stop.value.exit_code == 128 + number
 
 
 def test_when_time_is_up_cells_save_and_the_rest_stays(suite, tmp_path):
