@@ -240,9 +240,8 @@ class Remote(Reward):
         local = urlsplit(self.url).hostname in LOOPBACK
         patience = http.Timeout(self.settings.timeout, connect=CONNECT_SECONDS)
         plain = {"accept-encoding": "identity"}
-        return http.Client(
-            timeout=patience, headers=plain, trust_env=not local
-        )  # a proxy does not know this machine's loopback
+        # A proxy does not know this machine's loopback.
+        return http.Client(timeout=patience, headers=plain, trust_env=not local)
 
 
 def _pause(answer: Any) -> float:

@@ -186,7 +186,7 @@ def test_the_edited_file_begins_another_run(results, files, unseen, tiny_pipe, c
 
 def test_a_damaged_record_of_inputs_is_said(results, files, unseen, tiny_pipe, capsys):
     out, run = results
-    for content in ("{", "[]"):
+    for content in ("{", "[]", "[" * 100_000):
         (run.path / "inputs.json").write_text(content)
         code, _, said = call(capsys, *words(tiny_pipe, out, files / "train.txt", unseen))
         assert code == 2 and "inputs.json' is damaged" in said and "delete it" in said
