@@ -26,7 +26,7 @@ from sdpo_bench.calibration import calibrate
 from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
-from sdpo_bench.config import Request, Resolved, parse_set, resolve, validate
+from sdpo_bench.config import Request, Resolved, resolve
 from sdpo_bench.contradictions import refuse_two_values
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
@@ -44,6 +44,7 @@ from sdpo_bench.regular import read_bytes
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import Outcome, base_folder, evaluate_base, make_scorers, run_cell
 from sdpo_bench.seeds import seed_for
+from sdpo_bench.setting_values import parse_set, validate
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
 from sdpo_bench.store import RunFolder, check_writable, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table

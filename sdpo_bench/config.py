@@ -2,30 +2,22 @@
 
 Layers, later ones winning: defaults of the settings classes, of the base model, of the method, the preset, the user's
 own ``--set`` and flags. Keys are ``section.key``; plugins' own settings are ``method.key`` and ``reward.key``.
-Validation happens once, here, and speaks to the person who typed the value.
+What they come to is validated once (``setting_values``), and what does not fit together is refused here.
 """
 
-import math
-import re
-import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, lru_cache
-from reprlib import repr as short
+from functools import cached_property
 from typing import Any
 
 from sdpo_bench import geometry
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
-from sdpo_bench.contradictions import same_value
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical
 from sdpo_bench.models import known_model, model_digest
-from sdpo_bench.plain_data import parse_toml
 from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.plugin_check import check_backprop, check_made
 from sdpo_bench.presets import Preset, automatic_preset, find_preset
@@ -34,7 +26,8 @@ from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
 from sdpo_bench.run_record import training_id
 from sdpo_bench.seeds import checked_seed
-from sdpo_bench.settings import MOST, SECTIONS, PluginChoice, RunConfig
+from sdpo_bench.setting_values import validate
+from sdpo_bench.settings import SECTIONS, PluginChoice, RunConfig
 
 DEFAULT_METHOD = "sdpo"
 DEFAULT_MODEL = "emoji-turbo"
@@ -240,88 +233,6 @@ def _nearest_setting(key: str, section: str, valid: Sequence[str]) -> str:
     return nearest(key, close or valid) + ("" if close else " See: sdpo-bench list settings")
 
 
-def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
-    """An instance of the settings dataclass ``owner`` from plain values.
-
-    Raises:
-        UsageError: one line for each wrong value: the key, what was given, what is valid.
-        RunFailed: the settings class itself, a plugin's, raises.
-    """
-    with plugin_code(f"the settings class {owner.__name__} ({section}.*)"):
-        found = _validated(owner, values, section)
-        plain = asdict(found)
-    for key, value in plain.items():
-        items = value if isinstance(value, tuple) else [value]
-        if any(isinstance(item, float) and not math.isfinite(item) for item in items):
-            raise UsageError(f"{section}.{key}: got {value}, expected a finite number.")
-        if any(isinstance(item, int) and abs(item) > MOST for item in items):
-            raise UsageError(f"{section}.{key}: got {value}, expected at most {MOST}.")
-        try:
-            canonical(value)
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"{section}.{key}: got {short(value)}, which no record of a run can hold. Settings are texts, numbers, "
-                "true, false, None, and tuples or dicts of these."
-            ) from None
-    return found
-
-
-def _validated(owner: type, values: Mapping[str, Any], section: str) -> Any:
-    from pydantic import ValidationError
-
-    hints = typing.get_type_hints(owner, include_extras=True)
-    prepared = {key: _split(value, hints.get(key)) for key, value in values.items()}
-    try:
-        return _adapter(owner).validate_python(prepared)
-    except ValidationError as error:
-        # The first of each setting: a tuple whose items are all wrong is said to be too short besides.
-        first = {str(problem["loc"][:1]): problem for problem in reversed(error.errors())}
-        raise UsageError("\n".join(_explain(problem, section) for problem in reversed(first.values()))) from None
-
-
-@lru_cache
-def _adapter(owner: type) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(owner)
-
-
-def _split(value: Any, hint: Any) -> Any:
-    """``"1,2,4"`` for a setting that is a tuple."""
-    base = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
-    is_tuple = typing.get_origin(base) is tuple
-    if is_tuple and isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if is_tuple and isinstance(value, int | float):
-        return [value]
-    if isinstance(value, bool) and base in (int, float):
-        return str(value)  # true is not a number here
-    return value
-
-
-def _explain(problem: Mapping[str, Any], section: str) -> str:
-    if not problem["loc"]:  # of the settings as a whole
-        return f"{section}: {problem['msg']}."
-    place = f"{section}.{problem['loc'][0]}"
-    if problem["type"] == "missing" and len(problem["loc"]) == 1:
-        return f"{place}: nothing was given, expected a value."
-    return f"{place}: got {problem['input']!r}, expected {_expected(problem)}."
-
-
-def _expected(problem: Mapping[str, Any]) -> str:
-    """What pydantic says was wrong, as what would be right."""
-    limits = problem.get("ctx", {})
-    match problem["type"]:
-        case "too_short":
-            return f"at least {limits['min_length']} item{'s' * (limits['min_length'] != 1)}"
-        case "too_long":
-            return f"at most {limits['max_length']} item{'s' * (limits['max_length'] != 1)}"
-        case "missing":
-            return "more items"
-    message = str(problem["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
-    return re.sub(r"\ba valid (?=[aeiou])", "an ", message).replace("valid ", "")
-
-
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:
     """The configured method, ready to be asked what it needs."""
     made = make_method(config.method.name, method_class, config.method.settings)
@@ -341,41 +252,3 @@ def make_method(name: str, method_class: type[Method], values: Mapping[str, Any]
         made = method_class(settings)
     check_made(f"method '{name}'", made)
     return made
-
-
-def parse_set(texts: Sequence[str]) -> dict[str, Any]:
-    """``["update.lr=1e-3", "eval.steps=1,2,4"]`` -> values as TOML reads them, plain text where it cannot.
-
-    Raises:
-        UsageError: an entry without ``=``, or two values for one setting.
-    """
-    result: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set takes section.key=value, got '{text}'. Example: --set update.lr=1e-3")
-        key, parsed = key.strip(), _toml_value(key.strip(), value)
-        if not same_value(result.setdefault(key, parsed), parsed):
-            raise UsageError(f"--set {key}={result[key]} and --set {text} contradict each other. Give one of them.")
-    return result
-
-
-def _toml_value(key: str, text: str) -> Any:
-    try:
-        parsed = parse_toml(f"x = {text}", finite=False)
-        return parsed["x"] if set(parsed) == {"x"} else text.strip()
-    except tomllib.TOMLDecodeError:
-        return text.strip()
-    except ValueError as error:
-        raise UsageError(f"--set {key}: got {error}, which no setting can be.") from None
-
-
-def describe_type(hint: Any) -> str:
-    """A settings type in words, for ``list settings``."""
-    if typing.get_origin(hint) is typing.Annotated:
-        return describe_type(typing.get_args(hint)[0])
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(str(a) for a in typing.get_args(hint))
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(describe_type(a) for a in typing.get_args(hint))
-    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

@@ -103,7 +103,7 @@ def _checks(kind: str, loaded: Any) -> dict[str, Callable[[Plugin, Any, Path], N
 def check_declarations(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """A first docstring line, a frozen settings dataclass whose fields are documented, valid defaults, and an instance
     that says what is due of itself."""
-    from sdpo_bench.config import validate
+    from sdpo_bench.setting_values import validate
 
     require(plugin.summary, "the class has no docstring; its first line is what 'sdpo-bench list' prints.")
     settings = loaded.Settings

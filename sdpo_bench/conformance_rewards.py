@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_bench.config import validate
 from sdpo_bench.conformance import Nonconforming, NotHere, require, untouched_process, untouched_randomness
 from sdpo_bench.errors import MissingError
 from sdpo_bench.models import known_model
 from sdpo_bench.registry import Plugin
+from sdpo_bench.setting_values import validate
 
 PROMPTS = ["cat", "dog", "butterfly on red", "horse", "a bee"]
 SIZES = (32, 64)

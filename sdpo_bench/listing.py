@@ -72,7 +72,7 @@ def _prompts(out: Path) -> Listing:
 def _settings(out: Path) -> Listing:
     from typing import get_type_hints
 
-    from sdpo_bench.config import describe_type
+    from sdpo_bench.setting_values import describe_type
     from sdpo_bench.settings import SECTIONS
 
     rows: list[list[Any]] = []

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from sdpo_bench.config import validate
 from sdpo_bench.errors import SdpoBenchError
 from sdpo_bench.estimate import Rates, is_guided, single_key
 from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.policy import Policy
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.runner import make_scorer
+from sdpo_bench.setting_values import validate
 from sdpo_bench.settings import ModelSettings
 
 BATCH = 32

@@ -16,6 +16,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.plugin_check import check_made
 from sdpo_bench.registry import BUILT_IN, Plugin, find
+from sdpo_bench.setting_values import validate
 
 EXAMPLE = 'Example: --reward "hpsv2*0.5+aesthetic*0.5"'
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -60,8 +61,6 @@ class Choice:
         Raises:
             UsageError: an unknown key or a wrong value.
         """
-        from sdpo_bench.config import validate
-
         unknown = sorted(set(values) - set(self.setting_keys()))
         if unknown:
             raise UsageError(f"'{self.name}' has no setting '{unknown[0]}'. Valid: {', '.join(self.setting_keys())}.")
@@ -91,8 +90,6 @@ class Choice:
         Args:
             basis: what a sum is standardised over (:class:`sdpo_bench.composite.Basis`); single rewards need none.
         """
-        from sdpo_bench.config import validate
-
         made: list[Reward] = []
         for (_, own), (plugin, _) in zip(self.singles(settings), self.parts):
             reward_class = plugin.load()

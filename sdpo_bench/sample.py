@@ -68,11 +68,11 @@ def draw(
     from sdpo_bench.calibration import calibrate
     from sdpo_bench.candidates import recorded_search
     from sdpo_bench.composite import Basis
-    from sdpo_bench.config import validate
     from sdpo_bench.evaluate import evaluation_schedule, sample_images
     from sdpo_bench.models import load_policy, pick_device, refuse_changed
     from sdpo_bench.runner import make_scorer
     from sdpo_bench.seeds import seed_for
+    from sdpo_bench.setting_values import validate
     from sdpo_bench.settings import EvaluationSettings, ModelSettings, ScheduleSettings
 
     folder.require_adapter()

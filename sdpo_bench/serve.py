@@ -18,11 +18,11 @@ import torch
 
 from sdpo_bench import wire
 from sdpo_bench.api import Reward
-from sdpo_bench.config import parse_set
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
 from sdpo_bench.models import pick_device
 from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.reward_choice import choose
+from sdpo_bench.setting_values import parse_set
 
 BODIES = 2
 """Requests held in memory at once: one is scored while the next arrives."""

@@ -13,7 +13,7 @@ import click
 
 from sdpo_bench import provenance
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.config import Resolved, parse_set
+from sdpo_bench.config import Resolved
 from sdpo_bench.contradictions import refuse_idle_devices, refuse_what_a_study_owns
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates
@@ -25,6 +25,7 @@ from sdpo_bench.registry import find
 from sdpo_bench.render_terminal import make_console, print_study
 from sdpo_bench.render_text import csv_tables, study_data
 from sdpo_bench.seeds import LARGEST
+from sdpo_bench.setting_values import parse_set
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import check_writable
 from sdpo_bench.study import Bench, Design, Study, StudyRequest, parse_size

@@ -36,12 +36,12 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, MinLen
 
 from sdpo_bench.budget import AXES
-from sdpo_bench.config import validate
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.fit import can_learn_from, idle_settings
 from sdpo_bench.presets import flatten, read_toml
 from sdpo_bench.registry import find, plugin_tag, plugins
 from sdpo_bench.seeds import checked_seed
+from sdpo_bench.setting_values import validate
 from sdpo_bench.settings import SECTIONS, Count, Steps
 
 TEXTS = ("description", "reproduces", "departs")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sdpo_bench.budget import Ledger
-from sdpo_bench.config import Request, Resolved, resolve, validate
+from sdpo_bench.config import Request, Resolved, resolve
 from sdpo_bench.experience import Experience
 from sdpo_bench.models import load_policy
 from sdpo_bench.processes import ALONE
@@ -16,6 +16,7 @@ from sdpo_bench.rollout import Noise, Trajectories, rollout
 from sdpo_bench.runner import make_scorer
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.seeds import seed_for
+from sdpo_bench.setting_values import validate
 from sdpo_bench.settings import Runtime, UpdateSettings
 from sdpo_bench.store import RunFolder
 from sdpo_bench.train import Trainer

@@ -23,9 +23,9 @@ from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench import commands, plots, sweep_command
 from sdpo_bench.cli import cli
-from sdpo_bench.config import validate
 from sdpo_bench.plan import keep, make_plan
 from sdpo_bench.registry import find, plugins
+from sdpo_bench.setting_values import validate
 from sdpo_bench.suite import find_suite
 from tools import command_reference
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench import entry
-from sdpo_bench.config import Request, parse_set, resolve
+from sdpo_bench.config import Request, resolve
 from sdpo_bench.dense import choose_queries, step_rewards
 from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.identity import canonical_json
@@ -24,6 +24,7 @@ from sdpo_bench.matrices import Matrix
 from sdpo_bench.models import known_model
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.schedule import lint, make_schedule
+from sdpo_bench.setting_values import parse_set
 from sdpo_bench.settings import SECTIONS
 from sdpo_bench.stats import crossed_interval, seed_interval
 from sdpo_bench.suite import make_suite, read_suite

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from factories import GRADIENT_METHODS, METHODS
 from sdpo_bench import registry
-from sdpo_bench.config import Request, resolve, validate
+from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import Busy, UsageError
 from sdpo_bench.identity import canonical_json, run_id
 from sdpo_bench.presets import shipped_presets
 from sdpo_bench.prompts import draw_prompts, load_prompts, shipped_sets
+from sdpo_bench.setting_values import validate
 from sdpo_bench.store import RunFolder, find_run
 
 ROOT = Path(__file__).parent.parent

@@ -248,7 +248,8 @@ def test_a_cell_is_a_plain_run(tmp_path):
     import click
 
     from sdpo_bench.cli import cli
-    from sdpo_bench.config import Request, parse_set, resolve
+    from sdpo_bench.config import Request, resolve
+    from sdpo_bench.setting_values import parse_set
 
     more = (
         "[variants.a.eval]\n".replace(".eval", ".update")

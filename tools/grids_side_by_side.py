@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdpo_bench.config import validate
 from sdpo_bench.errors import UsageError
 from sdpo_bench.pictures import CELL, GAP, HEAD, LABEL_WIDTH, grid
 from sdpo_bench.regular import read_text
 from sdpo_bench.runner import grid_prompts
+from sdpo_bench.setting_values import validate
 from sdpo_bench.settings import EvaluationSettings
 
 
