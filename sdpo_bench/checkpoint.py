@@ -26,6 +26,7 @@ from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.store import VALIDATION, RunFolder
+from sdpo_bench.trained_adapter import sealed_log
 from sdpo_bench.update import CRITIC, Updater
 
 KEEP = 2
@@ -177,7 +178,7 @@ def finished_log(run: RunFolder) -> tuple[int, bytes] | None:
             header, tensors = read(path)
             _check_own(run, path, header)
             copy = _copies(tensors).get("train.jsonl", b"")
-            if hashlib.sha256(copy).hexdigest() == run.sealed_log:
+            if hashlib.sha256(copy).hexdigest() == sealed_log(run):
                 return header["epoch"], copy
     return None
 

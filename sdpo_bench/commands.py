@@ -36,7 +36,6 @@ from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, pick_device, pipeline_files, refuse_changed
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.plugin_sources import refuse_changed_plugins
-from sdpo_bench.policy import LORA_FILE, check_seal
 from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import held_prompts
@@ -49,6 +48,7 @@ from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, Sche
 from sdpo_bench.store import RunFolder, check_writable, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
 from sdpo_bench.train import training_schedule
+from sdpo_bench.trained_adapter import LORA_FILE, check_seal, exported, log_changed, require_adapter
 from sdpo_bench.user_files import user_file
 
 
@@ -123,7 +123,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
         click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
         click.echo(choice_text(candidates, _collapse(resolved, outcome)))
-    if changed := outcome.run.log_changed:
+    if changed := log_changed(outcome.run):
         click.echo(f"warning: {changed}.")
     for warned in guards.warnings(outcome.run):
         click.echo(f"warning: epoch {warned.epoch}: {warned.text}")
@@ -292,7 +292,7 @@ def eval_command(
 def _eval_one(
     folder: RunFolder, changes: dict[str, Any], rewards: str | None, runtime: Runtime
 ) -> tuple[list[dict[str, Any]], str]:
-    folder.require_adapter()
+    require_adapter(folder)
     record = folder.record()
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
@@ -338,7 +338,7 @@ def _eval_one(
                     policy, settings, scorers, folder, subject,
                     micro_batch=size, progress=live.evaluation, search=search,
                 )  # fmt: skip
-                if folder.exported and folder.known_state in ("failed", "unknown"):  # its judging had failed
+                if exported(folder) and folder.known_state in ("failed", "unknown"):  # its judging had failed
                     folder.set_status("done", warnings=len(guards.warnings(folder)))
             return ev.step_table(before, tuned)
 
@@ -349,7 +349,7 @@ def _eval_one(
 def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
     """``sdpo-bench export``."""
     folder = find_run(out, run_name)
-    folder.require_adapter()
+    require_adapter(folder)
     source = folder.lora / LORA_FILE
     destination = user_file(target / LORA_FILE, out, "--to")
     if destination.exists() and not force:

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.conditioning import Conditioning, text_shape
-from sdpo_bench.errors import MissingError, UsageError, nearest
-from sdpo_bench.regular import Irregular, read_bytes, require_regular
-from sdpo_bench.store import LORA_FILE, LORA_SEAL
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, check_seal
 
-__all__ = ["LORA_FILE", "Conditioning", "Policy"]
+__all__ = ["Conditioning", "Policy"]
 
 ADAPTER = "default"
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -280,35 +279,6 @@ class Policy:
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
         return self.unet.config.in_channels, self._side, self._side
-
-
-def check_seal(folder: Path) -> None:
-    """An adapter with a flipped bit still loads, and its scores are wrong: compare it with the digest beside it.
-
-    Raises:
-        UsageError: it is damaged. MissingError: it cannot be read.
-    """
-    path, seal = folder / LORA_FILE, folder / LORA_SEAL
-    try:
-        require_regular(path)
-        if not seal.exists():
-            return
-        digest = hashlib.sha256(read_bytes(path)).hexdigest()
-        if read_bytes(seal).split()[:1] == [digest.encode()]:
-            return
-        reason = f"it does not have the digest in {LORA_SEAL}"
-    except (FileNotFoundError, Irregular) as error:
-        reason = f"'{error.filename}': {error.strerror}"
-    except OSError as error:  # sound, for all that is known
-        raise MissingError(
-            f"'{error.filename}' cannot be read: {error.strerror}. See whose it is, and to the disk."
-        ) from error
-    if folder.parent.name == "candidates":
-        mend = f"Only training anew brings a candidate back: delete '{folder.parents[1]}' and give the same run command"
-    else:
-        mend = f"Delete the folder '{folder}' and give the same run command again; the adapter is made anew from the"
-        mend += " last checkpoint"
-    raise UsageError(f"'{path}' is damaged: {reason}. {mend}.")
 
 
 def _statistics(config: Any) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ from sdpo_bench.kept import kept_table
 from sdpo_bench.models import load_policy, model_digest, pick_device
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.plugin_sources import refuse_changed_plugins
-from sdpo_bench.policy import LORA_FILE, Policy
+from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import held_prompts
@@ -37,6 +37,7 @@ from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig, Runtime
 from sdpo_bench.store import RunFolder, check_writable
 from sdpo_bench.train import Trainer
+from sdpo_bench.trained_adapter import LORA_FILE, exported, seal_log
 from sdpo_bench.validation import Validator
 
 GRID_PROMPTS = 5
@@ -127,7 +128,7 @@ def _do_cell(
     for steps in config.eval.steps:
         ev.evaluation_schedule(policy, config.eval, steps)
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
-    trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and run.exported))
+    trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and exported(run)))
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
     refuse_changed_plugins(run, base, config.eval, scorers, trains=trained_now, warn=trainer.warn)
     for scorer in scorers:
@@ -223,7 +224,7 @@ def _export(trainer: Trainer, run: RunFolder) -> None:
         trainer.policy.load(trainer.validator.best_adapter())
     if trainer.processes.is_main:
         trainer.policy.save(run.lora)
-        run.seal_log()
+        seal_log(run)
     trainer.processes.meet()
     if trainer.validator is not None:
         trainer.validator.clear()

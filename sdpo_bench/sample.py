@@ -11,6 +11,7 @@ from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.plain_data import whole_number
 from sdpo_bench.store import RunFolder, find_run
 from sdpo_bench.terminal import clean
+from sdpo_bench.trained_adapter import require_adapter
 from sdpo_bench.user_files import user_file
 
 MOST_PICTURES = 1000
@@ -75,7 +76,7 @@ def draw(
     from sdpo_bench.setting_values import validate
     from sdpo_bench.settings import EvaluationSettings, ModelSettings, ScheduleSettings
 
-    folder.require_adapter()
+    require_adapter(folder)
     record = folder.record()
     if threads:
         torch.set_num_threads(threads)

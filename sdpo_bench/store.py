@@ -9,7 +9,7 @@ A run is its folder ``<out>/runs/<run id>``::
     timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)
     validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
     checkpoints/     what is needed to go on
-    lora/            the adapter in diffusers' own format
+    lora/            the adapter in diffusers' own format, and its seals (``trained_adapter``)
     warnings.jsonl   one line a warning: collapse, doubtful updates, memory (only where there was one)
     eval.parquet     one row an image, reward and step count
     grid.png         the same prompts and noise, base beside tuned
@@ -34,10 +34,6 @@ from sdpo_bench.regular import Irregular, read_text, regular
 from sdpo_bench.run_record import problem
 from sdpo_bench.same_folder import same_folder
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The adapter, under the name that diffusers looks for."""
-LORA_SEAL = "pytorch_lora_weights.sha256"
-"""Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 VALIDATION = "validation.jsonl"
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
@@ -65,28 +61,6 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "eval.parquet"
-
-    def require_adapter(self) -> None:
-        """A base model's folder, a run that is not finished, scores without weights, the adapter of another run.
-
-        Raises:
-            UsageError: with what to do about it.
-        """
-        if self.record().get("kind") != "run":
-            raise UsageError(f"'{self.run_id}' holds the base model's scores, no adapter. Runs: sdpo-bench list runs")
-        if (self.lora / LORA_FILE).exists():
-            if changed := self.log_changed:
-                raise UsageError(f"run '{self.run_id}': {changed}")
-            return
-        if self.known_state == "done":
-            raise UsageError(
-                f"run '{self.run_id}' is done, but its adapter is not in '{self.lora}': only its scores are here. "
-                "sdpo-bench run with the settings of its run.json trains it again"
-            )
-        raise UsageError(
-            f"run '{self.run_id}' has no trained adapter yet (state: {self.known_state}). Finish it first: the "
-            "command that began it goes on. See: sdpo-bench list runs"
-        )
 
     def create(self, record: Mapping[str, Any], *, anew: bool = False) -> None:
         """Make the folder and its ``run.json``; a folder that exists keeps its first record, unless ``anew``."""
@@ -173,42 +147,6 @@ class RunFolder:
         with suppress(FileNotFoundError, Irregular), open(self.path / name, "rb", opener=regular) as stream:
             content = stream.read(size)
         return hashlib.sha256(content).hexdigest()
-
-    @property
-    def exported(self) -> bool:
-        """Whether training ended and its adapter is there, with the seals that are written last."""
-        with suppress(OSError, ValueError):
-            return "../train.jsonl" in read_text(self.lora / LORA_SEAL)
-        return False
-
-    def seal_log(self) -> None:
-        """Keep the digest of the finished training log beside the adapter's, for :attr:`log_changed`."""
-        seal = self.lora / LORA_SEAL
-        line = f"{self.digest('train.jsonl', self.size('train.jsonl'))}  ../train.jsonl\n"
-        atomic_write(seal, read_text(seal) + line)
-
-    @property
-    def sealed_log(self) -> str:
-        """Digest of the finished training log; empty before it is sealed, or where the seal cannot be read."""
-        with suppress(OSError, ValueError):
-            for line in read_text(self.lora / LORA_SEAL).splitlines():
-                digest, _, name = line.partition("  ")
-                if name == "../train.jsonl":
-                    return digest
-        return ""
-
-    @property
-    def log_changed(self) -> str:
-        """What to say where the training log is not what it was when training ended; empty where it is."""
-        with suppress(OSError):
-            if self.sealed_log not in ("", self.digest("train.jsonl", self.size("train.jsonl"))):
-                return (
-                    "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
-                    "after training ended, so neither scores nor curves can be trusted. Give the run command again: "
-                    "it puts the log back from the last checkpoint. If that does not help, delete "
-                    f"'{self.lora}' and give it once more to train from the last sound checkpoint"
-                )
-        return ""
 
     def truncate(self, name: str, size: int) -> None:
         """Forget what was logged after a checkpoint, so that resuming repeats no line."""

@@ -35,6 +35,7 @@ from sdpo_bench.scoring import supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.signals import Signals
 from sdpo_bench.store import VALIDATION, RunFolder
+from sdpo_bench.trained_adapter import log_changed
 from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
 
@@ -384,7 +385,7 @@ class Trainer:
 
     def mend_finished_log(self) -> None:
         """Undo what others have done to the training log since training ended, where a checkpoint still has it."""
-        if self.run.log_changed and (found := checkpoint.finished_log(self.run)):
+        if log_changed(self.run) and (found := checkpoint.finished_log(self.run)):
             self.epoch, self.run.written["train.jsonl"] = found
             self.mend_logs()
 

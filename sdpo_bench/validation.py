@@ -16,7 +16,7 @@ from sdpo_bench import evaluate as ev
 from sdpo_bench import guards
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import UsageError
-from sdpo_bench.policy import LORA_FILE, Policy
+from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import load_prompts
@@ -24,6 +24,7 @@ from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
 from sdpo_bench.store import VALIDATION as LOG
 from sdpo_bench.store import RunFolder, best_row
+from sdpo_bench.trained_adapter import LORA_FILE
 
 
 class Validator:

@@ -13,6 +13,7 @@ from sdpo_bench.progress import Watcher
 from sdpo_bench.runner import run_cell
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
+from sdpo_bench.trained_adapter import log_changed
 
 LOGS = ("train.jsonl", "validation.jsonl")
 
@@ -89,7 +90,7 @@ def test_a_log_that_is_changed_while_the_run_works_is_put_back_and_told(whole, t
     (warned,) = guards.warnings(again)
     assert warned.guard == "log" and warned.text.startswith(f"{name} had been")
     assert told == [f"epoch {warned.epoch}: {warned.text}"]
-    assert again.status["state"] == "done" and again.status["warnings"] == 1 and not again.log_changed
+    assert again.status["state"] == "done" and again.status["warnings"] == 1 and not log_changed(again)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -98,12 +99,12 @@ def test_a_log_that_is_changed_after_the_end_is_put_back_when_the_run_is_given_a
     resolved, expected = whole
     folder = RunFolder(shutil.copytree(expected.path.parents[1], tmp_path / "copy") / "runs" / resolved.run_id)
     DAMAGE[damage](folder.path / "train.jsonl")
-    assert folder.log_changed
+    assert log_changed(folder)
     watcher, told = at(None, None)
     assert not run_cell(resolved, Runtime(out=tmp_path / "copy", device="cpu"), watcher).trained_now
     assert (folder.path / "train.jsonl").read_bytes() == (expected.path / "train.jsonl").read_bytes()
     (warned,) = guards.warnings(folder)
-    assert told == [f"epoch 3: {warned.text}"] and not folder.log_changed
+    assert told == [f"epoch 3: {warned.text}"] and not log_changed(folder)
 
 
 def of_another_run(run, newest):
@@ -119,7 +120,7 @@ def test_without_a_sound_copy_a_log_that_is_changed_after_the_end_stays_and_is_t
     harm(folder, folder.checkpoints / "epoch-000003.safetensors")
     changed = (folder.path / "train.jsonl").read_bytes()
     run(resolved, tmp_path / "copy")
-    assert folder.log_changed and (folder.path / "train.jsonl").read_bytes() == changed
+    assert log_changed(folder) and (folder.path / "train.jsonl").read_bytes() == changed
 
 
 @pytest.mark.parametrize("moment", [(1, "scoring"), (3, "epoch"), "checkpoint on", "ddpo"])

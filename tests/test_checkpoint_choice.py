@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from factories import make_resolved
 from sdpo_bench import guards
 from sdpo_bench.errors import UsageError
-from sdpo_bench.policy import LORA_FILE
 from sdpo_bench.processes import ALONE
 from sdpo_bench.progress import Watcher
 from sdpo_bench.runner import make_scorer, run_cell
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings, Runtime
 from sdpo_bench.store import RunFolder, best_row
+from sdpo_bench.trained_adapter import LORA_FILE
 from sdpo_bench.validation import Validator
 
 

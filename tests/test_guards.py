@@ -148,10 +148,10 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     from safetensors.torch import load_file
 
     from sdpo_bench.commands import choice_text
-    from sdpo_bench.policy import LORA_FILE
     from sdpo_bench.progress import Watcher
     from sdpo_bench.runner import run_cell
     from sdpo_bench.settings import Runtime
+    from sdpo_bench.trained_adapter import LORA_FILE
 
     (tmp_path / "train.txt").write_text("cat\ndog\n")
     (tmp_path / "held.txt").write_text("bee\n")

@@ -13,8 +13,8 @@ from factories import make_resolved, make_trainer
 from killing import command_of, finish, results, run_until
 from sdpo_bench import checkpoint, entry
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.policy import LORA_FILE
-from sdpo_bench.store import LORA_SEAL, RunFolder
+from sdpo_bench.store import RunFolder
+from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, exported, log_changed, seal_log
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +214,10 @@ def test_a_flipped_bit_in_an_adapter_is_found(tiny_policy, tmp_path, sealed):
 
     def save():
         tiny_policy.save(run.lora)
-        assert not run.exported, "before the log is sealed, training has not ended"
+        assert not exported(run), "before the log is sealed, training has not ended"
         if sealed:
-            run.seal_log()
-            assert run.exported
+            seal_log(run)
+            assert exported(run)
 
     save()
     tiny_policy.load(run.lora)
@@ -238,9 +238,9 @@ def test_a_log_that_was_changed_after_the_end_is_reported(tmp_path):
     run = RunFolder(make_run(tmp_path, "sdpo", 0, spread([1, 2, 3])))
     run.lora.mkdir()
     (run.lora / LORA_SEAL).write_text("0" * 64 + f"  {LORA_FILE}\n")
-    run.seal_log()
+    seal_log(run)
     told = lambda: [n.text for n in build_report(load_results(tmp_path), Request()).notices]  # noqa: E731
-    assert told() == [] and run.log_changed == ""
+    assert told() == [] and log_changed(run) == ""
     lines = (run.path / "train.jsonl").read_bytes().splitlines(keepends=True)
     for damage in (lines[:-1], [], [b"\xff\xfe\n"]):
         (run.path / "train.jsonl").write_bytes(b"".join(damage))

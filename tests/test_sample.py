@@ -14,6 +14,7 @@ from sdpo_bench.cli_report import sample as sample_cli
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.sample import parse_steps
 from sdpo_bench.store import RunFolder
+from sdpo_bench.trained_adapter import seal_log
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch
             run(*arguments)
     adapter = next((results / "runs").glob("*/lora/*.safetensors"))
     folder = RunFolder(adapter.parents[1])
-    folder.seal_log()
+    seal_log(folder)
     (folder.path / "train.jsonl").write_text("{}\n")  # as where another run's adapter was copied here
     with pytest.raises(UsageError, match=r"its adapter and its train.jsonl do not belong together"):
         run("sdpo", *common)

@@ -20,10 +20,10 @@ from sdpo_bench.config import Request
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.evaluate import read_rows
 from sdpo_bench.pipeline_files import read_folder
-from sdpo_bench.policy import LORA_FILE, check_seal
 from sdpo_bench.ray_executor import RayExecutor, pack, unpack
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import LORA_SEAL, RunFolder
+from sdpo_bench.store import RunFolder
+from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, check_seal, exported, log_changed
 
 FILES = (
     "run.json", "status", "train.jsonl", "timing.jsonl", "search.json", "warnings.jsonl", "validation.jsonl",
@@ -115,7 +115,7 @@ def test_an_adapter_of_pipes_is_damaged(run, name):
         run.lora.mkdir(exist_ok=True)
         (run.lora / file).write_text("0")
     pipe(run.lora / name)
-    assert run.log_changed == "" and not run.exported
+    assert log_changed(run) == "" and not exported(run)
     with pytest.raises(UsageError, match="is damaged"):
         check_seal(run.lora)
 

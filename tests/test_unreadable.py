@@ -8,10 +8,10 @@ from report_factory import make_run, spread
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.headline import list_runs
-from sdpo_bench.policy import check_seal
 from sdpo_bench.results import load_results
 from sdpo_bench.sides import find_sides
-from sdpo_bench.store import LORA_FILE, find_run
+from sdpo_bench.store import find_run
+from sdpo_bench.trained_adapter import LORA_FILE, check_seal
 
 
 def close(folder, patch):
