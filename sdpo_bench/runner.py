@@ -141,14 +141,14 @@ def _do_cell(
     record |= {"processes": processes.count} if processes.count > 1 else {}
     run.create(record)
     with run.locked() as require_folder:
-        trainer.require_folder = require_folder
+        trainer.state.require_folder = require_folder
         if not made(run):  # a plugin may have been mended since an earlier start failed
             run.create(record, anew=True)
         remember_prompts(run, config.eval)
         finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)
-            trainer.mend_logs()
+            trainer.state.mend_logs()
         except BaseException as error:
             require_folder()  # or another process, which has begun anew, would read as ended
             _record_end(run, error, finished)
@@ -200,7 +200,7 @@ def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str
         trainer.train()
         _export(trainer, run)
     elif processes.is_main:
-        trainer.mend_finished_log()
+        trainer.state.mend_finished_log()
     search = candidates_of(trainer.method, scorers[0], config.seed)
     table = trainer.halving(lambda _: _judge(trainer, scorers, watcher, device, search), trainer.shrink)
     return Outcome(run, table, train)
@@ -219,7 +219,7 @@ def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> di
 
 def _export(trainer: Trainer, run: RunFolder) -> None:
     """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
-    trainer.mend_logs()
+    trainer.state.mend_logs()
     if trainer.validator is not None:
         trainer.policy.load(trainer.validator.best_adapter())
     if trainer.processes.is_main:

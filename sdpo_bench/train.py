@@ -7,14 +7,12 @@ of its resolved configuration, wherever and however often it was interrupted.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sdpo_bench import checkpoint, guards, seeds, training_logs
+from sdpo_bench import checkpoint, guards, seeds
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import Cost, Ledger, Limit, limit_text
@@ -34,8 +32,8 @@ from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
 from sdpo_bench.scoring import supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.signals import Signals
-from sdpo_bench.store import VALIDATION, RunFolder
-from sdpo_bench.trained_adapter import log_changed
+from sdpo_bench.store import RunFolder
+from sdpo_bench.training_state import TrainingState
 from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
 
@@ -116,16 +114,14 @@ class Trainer:
             policy, self.schedule, method, a, self.scorer, self.normaliser, self.ledger, processes,
             self.updater.sampled_values, runtime,
         )  # fmt: skip
-        self.require_folder: Callable[[], None] = lambda: None
-        """Raises Unwritable where the run's folder was removed meanwhile."""
-        self.epoch = 0
-        self.metrics: dict[str, Any] = {}
-        """Log line of the last whole epoch; ``_start`` is that of the first."""
-        self._start: dict[str, Any] = {}
-        self._kept: tuple[int, checkpoint.Snapshot] = (0, ({}, ""))
-        self._saved_epoch = -1
+        self.state = TrainingState(run, self.updater, self.normaliser, self.scorer, validator, processes, self.warn)
         self.groups_per_epoch = config.sample.images_per_epoch // method.members
         self._refuse_small_budget()
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs so far."""
+        return self.state.epoch
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -152,12 +148,18 @@ class Trainer:
                 self._refuse_standstill(before)
                 self._refuse_collapse()
                 if self.epoch % self.runtime.checkpoint_every == 0:
-                    self.save()
+                    self.state.save()
             self._validate(last=True)
         finally:
             # However the loop ends, the last whole epoch is what stays; a half one leaves no trace.
             self.policy.on_call = None
-            self.save()
+            self.state.save()
+
+    def _resume(self) -> None:
+        path, warnings = self.processes.share(lambda: checkpoint.latest(self.run))
+        for warning in warnings:
+            self.watch(self._tick("warning", {"warning": warning}))
+        self.state.resume(path)
 
     def _refuse_standstill(self, before: float) -> None:
         """A policy that draws the same few pictures is scored from the cache for ever and spends no reward calls."""
@@ -170,7 +172,7 @@ class Trainer:
 
     def _validate(self, *, last: bool) -> None:
         """Judge the present checkpoint if it is a candidate; never part of the training bill."""
-        self.mend_logs()
+        self.state.mend_logs()
         if self.validator is None:
             return
         self.policy.on_call = None
@@ -202,20 +204,14 @@ class Trainer:
 
     def _run_epoch(self, groups: int, wanted: int) -> None:
         started = time.monotonic()
-        self.metrics, timing = self.halving(lambda _: self._epoch(groups, wanted), self._begin_epoch_again)
+        metrics, timing = self.halving(lambda _: self._epoch(groups, wanted), self._begin_epoch_again)
         seconds = self.processes.share(lambda: max(time.monotonic() - started, 1e-9))
         self.ledger.seconds += seconds
-        self.epoch += 1
         timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
-        if self.processes.is_main:
-            self.mend_logs()
-            self.run.append("train.jsonl", self.metrics)
-            self.run.append("timing.jsonl", {"epoch": self.epoch, **timing})
-            self._kept = self._snapshot()
+        self.state.add_epoch(metrics, timing)
         self._tell("epoch")
-        self._start = self._start or self.metrics
         if self.processes.is_main:
-            for warned in guards.fire(self.run, self.metrics, self._start, self.config.guard):
+            for warned in guards.fire(self.run, metrics, self.state.first, self.config.guard):
                 self.warn(warned.text)
 
     def warn(self, text: str) -> None:
@@ -224,7 +220,7 @@ class Trainer:
 
     def _refuse_collapse(self) -> None:
         """All pictures are one colour: every reward is the same, and there is nothing left to learn from."""
-        if self.config.guard.stop and guards.all_flat(self.metrics, self._start):
+        if self.config.guard.stop and guards.all_flat(self.state.last, self.state.first):
             raise RunFailed(
                 f"all pictures of epoch {self.epoch} are one colour: the policy has collapsed. Lower update.lr, or use "
                 "checkpoint.choose=before-collapse. To go on all the same: --set guard.stop=false"
@@ -242,10 +238,8 @@ class Trainer:
         return halving(work, size, halved) if self.processes.count == 1 else refusing(work, size)
 
     def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
-        """Back to the last whole epoch, as if the process had been killed, and on with smaller micro-batches."""
-        self.save()
-        self.updater.optimiser.zero_grad(set_to_none=True)
-        self._restore(checkpoint.path_of(self.run, self.epoch))
+        """Back to the last whole epoch, and on with smaller micro-batches."""
+        self.state.go_back()
         self.shrink(micro_batch, text)
 
     def shrink(self, micro_batch: int, text: str) -> None:
@@ -334,76 +328,9 @@ class Trainer:
         steps = [seeds.permutation(self.schedule.num_steps, *axes, "steps", g) for g in range(groups)]
         return Order(seeds.permutation(groups, *axes, "groups"), torch.stack(steps))
 
-    # -- state -----------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write the checkpoint of the last whole epoch, unless it is there already."""
-        epoch, state = self._kept
-        if epoch != self._saved_epoch and self.processes.is_main:
-            self.require_folder()
-            checkpoint.write(self.run, epoch, state)
-            self._saved_epoch = epoch
-
-    def _snapshot(self) -> tuple[int, checkpoint.Snapshot]:
-        logs = {name: self.run.written.get(name, b"") for name in training_logs.LOGS}
-        train, judged = logs["train.jsonl"], logs[VALIDATION]
-        sizes = len(train), sha256(train).hexdigest(), len(logs["timing.jsonl"])
-        validated = len(judged), sha256(judged).hexdigest()
-        progress = checkpoint.Progress(self.epoch, self.ledger.state_dict(), *sizes, self.run.run_id, validated, logs)
-        return self.epoch, checkpoint.snapshot(progress, self.updater, self.normaliser, self.scorer.cache)
-
-    def _resume(self) -> None:
-        path, warnings = self.processes.share(lambda: checkpoint.latest(self.run))
-        for warning in warnings:
-            self.watch(self._tick("warning", {"warning": warning}))
-        progress = self._restore(path) if path else None
-        damaged = []
-        if self.processes.is_main:
-            damaged = training_logs.go_back(self.run, progress.logs if progress else {})
-            self.run.truncate("train.jsonl", progress.log_size if progress else 0)
-            self.run.truncate("timing.jsonl", progress.timing_size if progress else 0)
-            guards.forget_after(self.run, progress.epoch if progress else 0)
-        if self.validator is not None:
-            self.validator.forget_after(progress.epoch if progress else 0)
-        if progress:
-            self.epoch = self._saved_epoch = progress.epoch
-            rows = self.processes.share(self.run.log)
-            self._start, self.metrics = (rows[0], rows[-1]) if rows else ({}, {})
-        if self.processes.is_main:
-            training_logs.keep(self.run)
-            self._say_mended(damaged)
-        self._kept = self._snapshot()
-
-    def mend_logs(self) -> None:
-        """Undo what others have done to the logs since training began, so that no line of the bill is lost unseen.
-
-        Raises:
-            Unwritable: somebody has removed the folder; what is made anew would be half a run.
-        """
-        self.require_folder()
-        self._say_mended(training_logs.mend(self.run))
-
-    def mend_finished_log(self) -> None:
-        """Undo what others have done to the training log since training ended, where a checkpoint still has it."""
-        if log_changed(self.run) and (found := checkpoint.finished_log(self.run)):
-            self.epoch, self.run.written["train.jsonl"] = found
-            self.mend_logs()
-
-    def _say_mended(self, damaged: list[str]) -> None:
-        """Record that logs were put back, for whoever wonders what else was changed."""
-        for name in damaged:
-            text = f"{name} had been damaged or changed from outside; it was put back as this run wrote it"
-            guards.record(self.run, guards.Warned(self.epoch, "log", text))
-            self.warn(text)
-
-    def _restore(self, path: Path) -> checkpoint.Progress:
-        progress = checkpoint.restore(path, self.updater, self.normaliser, self.scorer.cache)
-        self.ledger.__dict__.update(progress.ledger)
-        return progress
-
     def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:
         used = self.ledger.used(self.limit.axis)
         return Tick(self.epoch, used, self.limit.amount, self.limit.axis, phase, metrics)
 
     def _tell(self, phase: str) -> None:
-        self.watch(self._tick(phase, self.metrics))
+        self.watch(self._tick(phase, self.state.last))

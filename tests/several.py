@@ -43,7 +43,7 @@ def trained(method, out, processes, **extra):
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: p.detach().clone() for name, p in trainer.updater.parameters.items()}
     save_file(weights, str(out / f"weights-{processes.rank}.safetensors"))
-    return {"sampled": sampled, "bill": trainer.ledger.bill(), "metrics": trainer.metrics}
+    return {"sampled": sampled, "bill": trainer.ledger.bill(), "metrics": trainer.state.last}
 
 
 def failing(processes):

@@ -145,8 +145,8 @@ def test_a_killed_process_loses_at_most_the_epochs_since_its_checkpoint(tiny_pip
     whole.train()
     killed = make_trainer(resolved, tmp_path / "killed", checkpoint_every=2)
     interrupt_after(killed, 3, "updating")
-    save = killed.save
-    monkeypatch.setattr(killed, "save", lambda: save() if killed.epoch == 2 else None)
+    save = killed.state.save
+    monkeypatch.setattr(killed.state, "save", lambda: save() if killed.epoch == 2 else None)
     with pytest.raises(Stop):
         killed.train()
     assert len(killed.run.log()) == 3
@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_pipe, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tiny_pipe, tmp_path):
     """One row of weights would be copied to every row without a word."""
     ranks = [make_trainer(make_resolved(tiny_pipe, **{"model.lora_rank": rank}), tmp_path) for rank in (1, 4)]
-    path = checkpoint.write(ranks[0].run, *ranks[0]._snapshot())
+    path = checkpoint.write(ranks[0].run, *ranks[0].state._snapshot())
     before = weights_of(ranks[1])
     with pytest.raises(UsageError, match=r"does not fit this model: '.*' is missing or of another shape"):
         checkpoint.restore(path, ranks[1].updater, ranks[1].normaliser, ranks[1].scorer.cache)
