@@ -47,8 +47,8 @@ from sdpo_bench.setting_values import parse_set, validate
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
 from sdpo_bench.store import RunFolder, check_writable, find_run
 from sdpo_bench.terminal import Live, print_step_table, print_table
-from sdpo_bench.train import training_schedule
 from sdpo_bench.trained_adapter import LORA_FILE, check_seal, exported, log_changed, require_adapter
+from sdpo_bench.training_schedule import training_schedule
 from sdpo_bench.user_files import user_file
 
 

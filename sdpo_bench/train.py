@@ -28,11 +28,12 @@ from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.progress import Tick
 from sdpo_bench.prompts import draw_prompts, load_prompts
 from sdpo_bench.rollout import Noise, Trajectories, rollout
-from sdpo_bench.schedule import Schedule, lint, make_schedule, step_weights
+from sdpo_bench.schedule import step_weights
 from sdpo_bench.scoring import supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.signals import Signals
 from sdpo_bench.store import RunFolder
+from sdpo_bench.training_schedule import needs_log_prob, training_schedule
 from sdpo_bench.training_state import TrainingState
 from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
@@ -42,26 +43,6 @@ T = TypeVar("T")
 PREFETCHED = 1024
 """Prompts up to which all are encoded before training, so that the text encoders are done (and, offloaded, visit the
 device once); an SD-Turbo prompt takes 0.3 MB."""
-
-
-def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method) -> Schedule:
-    """The schedule of the training trajectories, checked for finite log-probabilities where the method needs them.
-
-    Raises:
-        UsageError: from the lint.
-    """
-    s = config.schedule
-    schedule = make_schedule(
-        scheduler, s.steps, sampler=s.sampler, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep,
-        std_floor=s.std_floor,
-    )  # fmt: skip
-    lint(schedule, needs_log_prob=needs_log_prob(method))
-    return schedule
-
-
-def needs_log_prob(method: Method) -> bool:
-    """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
-    return method.signal in ("advantage", "preference")
 
 
 class Trainer:

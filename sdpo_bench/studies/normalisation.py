@@ -97,7 +97,7 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
     from sdpo_bench.rollout import Noise, rollout
     from sdpo_bench.runner import make_scorer
     from sdpo_bench.scoring import ask_rewards
-    from sdpo_bench.train import training_schedule
+    from sdpo_bench.training_schedule import training_schedule
 
     runtime, cell = bench.runtime, bench.trainings.runs[0].cell
     resolved = resolve(cell.request)

@@ -133,7 +133,7 @@ def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
     from sdpo_bench.models import load_policy, pick_device, scheduler_config
     from sdpo_bench.rollout import Noise, rollout
     from sdpo_bench.runner import make_scorer
-    from sdpo_bench.train import training_schedule
+    from sdpo_bench.training_schedule import training_schedule
 
     resolved = _resolved(request, _rewards(request)[0], steps)
     config, device = resolved.config, pick_device(runtime.device)
