@@ -265,8 +265,8 @@ class Sweep:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        all_of_them = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
-        before = {number: handler for number, handler in all_of_them.items() if handler != signal.SIG_IGN}
+        numbers = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *numbers)}
         try:
             for number in before:
                 signal.signal(number, lambda number, frame: self._signals.append(number))
