@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,8 @@ def plugin(tmp_path, monkeypatch):
         "[sdpo_bench.rewards]\nredness-example = sdpo_bench_reinforce.reward:Redness\n"
     )
     monkeypatch.syspath_prepend(str(place))
+    for name in [name for name in sys.modules if name.partition(".")[0] == SOURCE.name]:  # of another test, elsewhere
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("sys.dont_write_bytecode", True)  # edits within a second have the same time
     return folder
 
