@@ -76,7 +76,8 @@ def _read(name: str) -> list[str]:
     sets = shipped_sets()
     path = sets.get(name, Path(name))
     if name not in sets and not path.is_file():
-        raise UsageError(f"unknown prompt set '{name}'.{nearest(name, sets)} A path to a text file works too.")
+        place = f" There is no file '{path.absolute()}' either." if path.suffix or len(path.parts) > 1 else ""
+        raise UsageError(f"unknown prompt set '{name}'.{place}{nearest(name, sets)} A path to a text file works too.")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:

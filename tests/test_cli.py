@@ -157,6 +157,7 @@ WRONG = [
     (["run", "--dry-run", "--seed", str(2**63)], "a whole number from 0 to 2**63 - 1", str(2**63 - 1)),
     (["run", "--device", "tpu"], "unknown device 'tpu'", "cpu"),
     (["run", "--set", "sample.prompts=nowhere.txt"], "unknown prompt set", "simple-animals"),
+    (["run", "--set", "sample.prompts=nowhere.txt"], "There is no file '", "nowhere.txt' either. Valid: "),
     (["run", "--method", "d3po", "--set", "advantage.gamma=0.5"], "no effect", "advantage.gamma"),
     (["run", "--method", "sparse_dpo", "--set", "update.order=step-shuffled"], "whole trajectories", "accumulated"),
     (["run", "--set", "model.lora_targets=conv9"], "fit no module", "to_q"),
