@@ -26,6 +26,7 @@ class ProcessState:
     working_folder: str | None
     file_mode: int | None = None
     """The umask."""
+    recursion_limit: int | None = None
     outputs: tuple[Any, ...] | None = None
     """``sys.stdout`` and ``sys.stderr``, each with whether it is closed."""
     default_dtype: Any = None
@@ -44,7 +45,7 @@ class ProcessState:
         folder = None
         with suppress(OSError):  # it has been deleted; there is nothing to come back to
             folder = os.getcwd()
-        plain = (folder, _file_mode(), _outputs())
+        plain = (folder, _file_mode(), sys.getrecursionlimit(), _outputs())
         torch = sys.modules.get("torch")
         if torch is None:
             return cls(*plain)
@@ -118,6 +119,7 @@ def _back_to(folder: str) -> None:
 _UNDO: dict[str, Callable[[Any], Any]] = {
     "working_folder": _back_to,
     "file_mode": os.umask,
+    "recursion_limit": sys.setrecursionlimit,
     "outputs": _undo_outputs,
     "default_dtype": lambda value: sys.modules["torch"].set_default_dtype(value),
     "default_device": lambda value: sys.modules["torch"].set_default_device(None if value.type == "cpu" else value),

@@ -35,6 +35,7 @@ CHANGES = {
     "autocast": lambda: torch.autocast("cpu", torch.float16).__enter__(),
     "flush_denormal": lambda: torch.set_flush_denormal(True),
     "file_mode": lambda: os.umask(0o777),
+    "recursion_limit": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 100),
     "outputs": lambda: (setattr(sys, "stdout", io.StringIO()), setattr(sys, "stderr", None)),
 }
 
