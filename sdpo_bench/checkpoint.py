@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.advantages import Normaliser
-from sdpo_bench.atomic import atomic_write
+from sdpo_bench.atomic import atomic_write, disk_space
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import require_regular
@@ -98,7 +98,8 @@ def write(run: RunFolder, epoch: int, state: Snapshot) -> Path:
     """
     from safetensors.torch import save as to_bytes
 
-    run.checkpoints.mkdir(exist_ok=True)
+    with disk_space(run.checkpoints):
+        run.checkpoints.mkdir(exist_ok=True)
     path = path_of(run, epoch)
     tensors, header = state
     sealed = json.dumps([_digest(header, tensors), header])
@@ -114,7 +115,7 @@ def path_of(run: RunFolder, epoch: int) -> Path:
 
 
 def _files(run: RunFolder) -> list[Path]:
-    return sorted(run.checkpoints.glob("epoch-*.safetensors")) if run.checkpoints.is_dir() else []
+    return sorted(run.checkpoints.glob("epoch-[0-9]*.safetensors")) if run.checkpoints.is_dir() else []
 
 
 def _key(name: str) -> str:

@@ -127,6 +127,18 @@ def test_checkpoints_that_are_pipes_are_passed_over(run):
     assert path is None and "not a regular file" in warnings[0]
 
 
+def test_a_file_in_the_place_of_the_checkpoints_is_named(run):
+    run.checkpoints.write_text("")
+    with pytest.raises(Unwritable, match=r"/run/checkpoints' cannot be written: File exists"):
+        checkpoint.write(run, 1, ({}, "{}"))
+
+
+def test_what_somebody_has_put_beside_checkpoints_is_none(run):
+    run.checkpoints.mkdir()
+    (run.checkpoints / "epoch-best.safetensors").write_text("mine")
+    assert checkpoint.latest(run) == (None, [])
+
+
 @pytest.mark.usefixtures("impatient")
 def test_evaluation_rows_are_not_read_from_a_pipe(run):
     pipe(run.evaluation)
