@@ -269,7 +269,8 @@ def _judge(
     """Evaluation rows of the run and of its base model, the grid, and the table."""
     config, runtime, run = trainer.config, trainer.runtime, trainer.run
     policy, processes, settings = trainer.policy, trainer.processes, trainer.config.eval
-    if processes.is_main:
+    folders = run, base_folder(config.model, settings, runtime)
+    if processes.is_main and any(ev.lacking(folder, settings, scorers) for folder in folders):
         run.set_status("running", "evaluating")
     base_rows = evaluate_base(
         policy, config.model, settings, scorers, runtime, watcher, device=device, processes=processes

@@ -111,7 +111,12 @@ class RunFolder:
         return {"state": "unknown", "message": ""}
 
     def set_status(self, state: State, message: str = "", **more: Any) -> None:
-        atomic_write(self.path / "status", json.dumps({"state": state, "message": message, **more}, sort_keys=True))
+        """Write the status where it is another one; a finished run can be shown where nothing can be written."""
+        text = json.dumps({"state": state, "message": message, **more}, sort_keys=True)
+        with suppress(OSError, ValueError):
+            if read_text(self.path / "status") == text:
+                return
+        atomic_write(self.path / "status", text)
 
     def record_failure(self, message: str) -> None:
         """Say why a run ended whose own process could not: it never began, or it was killed.

@@ -1,6 +1,8 @@
 """Results of somebody else, or on a disk that is mounted read-only: what is there is shown, the rest is refused."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -72,6 +74,20 @@ def test_a_finished_run_is_shown_where_nothing_can_be_written(results, words, ca
     code, shown, said = call(capsys, *words, "--out", out)
     assert (code, json.loads(shown)) == (0, json.loads(writable)), said
     assert json.loads(shown)["table"] and content(out) == before
+
+
+def test_a_finished_run_is_shown_on_a_full_disk(results, words, capsys, monkeypatch):
+    """An empty file can still be made there, so the folder seems to be writable."""
+    out, _ = results
+    before = content(out)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, shown, said = call(capsys, *words, "--out", out)
+    assert code == 0 and json.loads(shown)["table"], said
+    assert content(out) == before
 
 
 @pytest.mark.parametrize("by", ["name", "path"])
