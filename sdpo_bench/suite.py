@@ -176,7 +176,10 @@ def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
     """
     data = dict(data)
     _known(data, (*TEXTS, *TABLES, *SECTIONS, "method", "reward"), "key")
-    texts = {key: str(data.pop(key, "")) for key in TEXTS}
+    texts = {key: data.pop(key, "") for key in TEXTS}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise UsageError(f"{key}: got {text!r}, expected a text.")
     cells, by_method = _table(data, "cells"), _tables(data, "for")
     variants = {key: flatten(table) for key, table in _tables(data, "variants").items()}
     search = _table(data, "search") if "search" in data else None

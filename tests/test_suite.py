@@ -280,6 +280,12 @@ def test_suites_are_listed_and_completed(capsys):
     assert find_suite("smoke").name == "smoke"
 
 
+def test_a_description_is_a_text(tmp_path):
+    path = write_suite(tmp_path, description="{a = 1}")
+    with pytest.raises(UsageError, match=r"description: got {'a': 1}, expected a text"):
+        read_suite(path)
+
+
 def test_a_description_ends_once():
     from sdpo_bench.suite_tables import _sentence
 
