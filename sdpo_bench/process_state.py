@@ -17,6 +17,7 @@ from sdpo_bench.standard_output import reopened
 _DEVICES = ("cpu", "cuda")
 """Where autocast can be on."""
 _SMALLEST = 5e-324
+_ENTERED: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class ProcessState:
     """``sys.stdout`` and ``sys.stderr``, each with whether it is closed."""
     default_dtype: Any = None
     default_device: Any = None
+    inference_mode: bool | None = None
+    """Before the gradients, which it turns off."""
     gradients: bool | None = None
     threads: int | None = None
     deterministic: bool | None = None
@@ -50,8 +53,8 @@ class ProcessState:
         if torch is None:
             return cls(*plain)
         return cls(
-            *plain, torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
-            torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+            *plain, torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
             torch.get_float32_matmul_precision(), _autocast(torch), _SMALLEST * 1.0 == 0.0,
         )  # fmt: skip
 
@@ -102,6 +105,13 @@ def _undo_autocast(before: tuple[Any, ...]) -> None:
     torch.clear_autocast_cache()
 
 
+def _undo_inference_mode(before: bool) -> None:
+    """By one more context, which stays: leaving somebody else's is up to whoever has entered it."""
+    context = sys.modules["torch"].inference_mode(before)
+    context.__enter__()
+    _ENTERED.append(context)
+
+
 def _undo_outputs(before: tuple[Any, ...]) -> None:
     """The same streams; those that were closed meanwhile are opened again where the process still has them."""
     for (stream, was_closed), name, descriptor in zip(before, ("stdout", "stderr"), (1, 2)):
@@ -128,6 +138,7 @@ _UNDO: dict[str, Callable[[Any], Any]] = {
     "deterministic": lambda value: sys.modules["torch"].use_deterministic_algorithms(value),
     "matmul_precision": lambda value: sys.modules["torch"].set_float32_matmul_precision(value),
     "autocast": _undo_autocast,
+    "inference_mode": _undo_inference_mode,
     "flush_denormal": lambda value: sys.modules["torch"].set_flush_denormal(value),
 }
 
@@ -137,8 +148,9 @@ def _fresh(before: ProcessState) -> ProcessState:
     import torch
 
     return replace(
-        before, default_dtype=torch.float32, default_device=torch.device("cpu"), gradients=True, deterministic=False,
-        matmul_precision="highest", autocast=((False, torch.bfloat16), (False, torch.float16), 0), flush_denormal=False,
+        before, default_dtype=torch.float32, default_device=torch.device("cpu"), inference_mode=False, gradients=True,
+        deterministic=False, matmul_precision="highest", flush_denormal=False,
+        autocast=((False, torch.bfloat16), (False, torch.float16), 0),
     )  # fmt: skip
 
 
