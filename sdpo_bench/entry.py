@@ -15,6 +15,7 @@ from sdpo_bench.cli import cli
 from sdpo_bench.ending import end_soon
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, says_out_of_memory
 from sdpo_bench.handlers import STOPS, handle, handle_stops
+from sdpo_bench.loose_errors import say_loose_errors_in_words
 from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import let_progress_fail
@@ -57,6 +58,8 @@ def _run(arguments: list[str] | None) -> NoReturn:
     _open_what_is_closed()
     name_standard_output()
     let_progress_fail()
+    if not debug:
+        say_loose_errors_in_words()
     handle_stops(_terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         handle(signal.SIGINT, _interrupt)

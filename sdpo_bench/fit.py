@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from sdpo_bench import geometry
 from sdpo_bench.api import Method
-from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import find, plugins
 from sdpo_bench.reward_choice import Choice, choose
@@ -126,7 +126,7 @@ def _differentiable() -> list[str]:
     """Names of all rewards that can be imported here and declare a gradient."""
     found = []
     for plugin in plugins("rewards").values():
-        with suppress(MissingError):
+        with suppress(SdpoBenchError):  # what cannot be loaded is no advice
             if plugin.load().differentiable is True:
                 found.append(plugin.name)
     return found

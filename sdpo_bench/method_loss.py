@@ -62,7 +62,7 @@ def numbers(method: Method, loss: Loss) -> dict[str, Tensor]:
         try:
             plain = value.detach().cpu() if isinstance(value, Tensor) else value
             found[key] = torch.as_tensor(plain, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise _no_number(method, key, type(value).__name__) from error
         if found[key].shape != ():
             raise _no_number(method, key, f"of shape {tuple(found[key].shape)}")

@@ -19,8 +19,9 @@ from sdpo_bench.budget import Ledger
 from sdpo_bench.critic import every_value, seeded_critic, state_values
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.experience import Experience, UpdateLog
-from sdpo_bench.method_loss import ask_loss, numbers
+from sdpo_bench.method_loss import HINT, ask_loss, numbers
 from sdpo_bench.order import Order, Task, part_of, windows
+from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.rollout import Trajectories
@@ -150,7 +151,7 @@ class Updater:
         now = self._pass(experience.trajectories, task.groups, task.steps[:, 0])
         kl = None if now.kl is None else now.kl[..., None]
         batch = self._minibatch(experience, task, now.log_probs[..., None], kl)
-        (self._loss(batch, log, fresh) * task.share).backward()
+        self._differentiate(self._loss(batch, log, fresh) * task.share)
         self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
@@ -169,7 +170,7 @@ class Updater:
         kls = [p.kl for p in passes if p.kl is not None]
         kl_leaf = torch.stack(kls, -1).requires_grad_() if kls else None
         loss = self._loss(self._minibatch(experience, task, leaf, kl_leaf), log, fresh) * task.share
-        loss.backward()
+        self._differentiate(loss)
         slopes = [leaf.grad] if kl_leaf is None else [leaf.grad, kl_leaf.grad]
         for i, step in enumerate(in_order.T):
             self._backward_slopes(trajectories, groups, step, [s if s is None else s[..., i] for s in slopes], log)
@@ -195,7 +196,7 @@ class Updater:
         prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
         rewards = self.scorer.differentiable(images, prompts).to(images.device).view(len(groups), members)
         log.rewards.append(rewards.detach().cpu())
-        (self._loss(_reward_minibatch(rewards, trajectories.num_steps), log, fresh) * task.share).backward()
+        self._differentiate(self._loss(_reward_minibatch(rewards, trajectories.num_steps), log, fresh) * task.share)
         for output, steps in outputs:
             self._record_gradient(output, steps, log)
 
@@ -209,6 +210,11 @@ class Updater:
         pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]
         torch.autograd.backward([value for value, _ in pairs], [slope for _, slope in pairs])
         self._record_gradient(now.output, now.output_steps, log)
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Autograd meets here what a method has done to its graph."""
+        with plugin_code(f"method '{type(self.method).__name__}': the gradient of its loss", HINT):
+            loss.backward()
 
     def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
         loss = ask_loss(self.method, batch)

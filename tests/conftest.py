@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,9 +24,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """The command line sets handlers of signals for good, as a process of its own may; here they go back."""
+    """The command line sets handlers and hooks for good, as a process of its own may; here they go back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
+    hooks = threading.excepthook, sys.unraisablehook
     yield
+    threading.excepthook, sys.unraisablehook = hooks
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -206,6 +206,11 @@ METHODS = {
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': batch.rewards})": "'a' is of shape (",
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': float('nan')})": "'a' is nan",
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': torch.tensor(1e400)})": "'a' is inf",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': 10**400})": "'a' is int; a finite number",
+    "def loss(self, batch):\n    found = super().loss(batch)\n    found.value.backward()\n    return found":
+        "the gradient of its loss raised RuntimeError: Trying to backward",
+    "kept = 0\ndef loss(self, batch):\n    found = super().loss(batch)\n    Odd.kept = found.value + Odd.kept\n"
+        "    return replace(found, value=Odd.kept)": "the gradient of its loss raised RuntimeError: Trying to backward",
     "def critic(self): pass": "critic() raised TypeError",
     "def critic(self, shape, steps): return torch.nn.Linear(1, 1)": "critic() gave Linear",
     "def critic(self, shape, steps): return Critic(lambda x, t: x, 1e-3)": "critic() gave function",
@@ -330,6 +335,25 @@ def test_the_process_ends_without_what_a_plugin_has_left_running(package, harm):
     done = package.process(LEFT[harm])
     assert done.returncode == 0 and "problems, " in done.stdout and "odd-one" in done.stdout, done
     assert "ends without what a plugin has left running: left" in done.stderr
+
+
+def test_a_broken_reward_does_not_stand_in_the_way_of_advice_about_others(package, tiny_pipe):
+    package.install("rewards", "class Odd: ...\n")
+    code, said = package.call("run", "--method", "draft", "--reward", "jpeg-compressibility", "--dry-run")
+    assert code == 2 and "Rewards that have one: emoji-align" in said, said
+
+
+LOOSE = {
+    "threading.Thread(target=lambda: 1 / 0, name='mine').start()": "thread 'mine': ZeroDivisionError: division by zero",
+    "type('Held', (), {'__del__': lambda self: 1 / 0})()": "ZeroDivisionError: division by zero",
+}
+
+
+@pytest.mark.parametrize("harm", LOOSE)
+def test_what_nobody_can_catch_is_a_line(package, harm):
+    done = package.process(f"import threading; {harm}")
+    assert done.returncode == 0 and "problems, " in done.stdout
+    assert "warning: " in done.stderr and LOOSE[harm] in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_pool_that_a_plugin_forks_and_ends_has_nothing_to_say(package):
