@@ -302,7 +302,9 @@ def _eval_one(
     refuse_changed(model, record)
     device = pick_device(runtime.device)
     trained = config["reward"]["name"]
-    names = [n.strip() for n in rewards.split(",") if n.strip()] if rewards else [trained, *settings.rewards]
+    names = [trained, *settings.rewards] if rewards is None else [n.strip() for n in rewards.split(",") if n.strip()]
+    if not names:
+        raise UsageError(f"--rewards '{rewards}' names no reward. See: sdpo-bench list rewards")
     own = record.get("reward_execution", config["reward"])
     wanted = [(own["name"], own["settings"]) if same_reward(name, trained) else (name, {}) for name in names]
     if "search" in record:  # what it chooses by is scored whatever was asked for

@@ -458,6 +458,8 @@ def test_eval_adds_rows_and_keeps_the_others(finished):
     done = call("eval", folder.name[:12], "--out", out, "--steps", "1,3", "--rewards", "jpeg-compressibility", "--json")
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
+    none = call("eval", folder.name, "--out", out, "--rewards", ",")
+    assert none.returncode == 2 and "--rewards ',' names no reward" in none.stderr
     assert {row["steps"] for row in result["table"]} == {1, 3}
     after = pd.read_parquet(folder / "eval.parquet")
     keys = ["split", "prompt", "image", "steps", "reward"]
