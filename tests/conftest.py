@@ -1,5 +1,6 @@
 """Shared test machinery: one CPU thread, a tiny pipeline, and rewards and policies that are quick to build."""
 
+import logging
 import os
 import signal
 import sys
@@ -26,9 +27,9 @@ torch.set_num_threads(1)
 def handlers():
     """The command line sets handlers and hooks for good, as a process of its own may; here they go back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
-    hooks = threading.excepthook, sys.unraisablehook
+    hooks = threading.excepthook, sys.unraisablehook, logging.Handler.handleError
     yield
-    threading.excepthook, sys.unraisablehook = hooks
+    threading.excepthook, sys.unraisablehook, logging.Handler.handleError = hooks
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -345,6 +345,7 @@ def test_a_broken_reward_does_not_stand_in_the_way_of_advice_about_others(packag
 
 LOOSE = {
     "threading.Thread(target=lambda: 1 / 0, name='mine').start()": "thread 'mine': ZeroDivisionError: division by zero",
+    "import logging; logging.getLogger('x').error('%d', 'no number')": "a log call at plugin.py:",
     "type('Held', (), {'__del__': lambda self: 1 / 0})()": "ZeroDivisionError: division by zero",
 }
 
