@@ -17,7 +17,7 @@ def say_loose_errors_in_words() -> None:
     """From now on, for this process."""
     threading.excepthook = _of_a_thread
     sys.unraisablehook = _of_nobody
-    logging.Handler.handleError = _of_a_log  # type: ignore[method-assign]
+    logging.Handler.handleError = _of_a_log  # type: ignore[assignment, method-assign]
 
 
 def _of_a_thread(found: Any) -> None:
