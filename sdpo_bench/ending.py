@@ -1,4 +1,4 @@
-"""The end of the process, also where a plugin has left a thread or a process behind that does not end.
+"""The end of the process, also where a plugin has left a thread or a process behind, or a handler that never returns.
 
 Python waits for them for ever before it exits. They are given time, since some have something to finish, and the usual
 end goes on meanwhile (handlers at exit, idle pools of threads); only what is still there afterwards is left behind.
@@ -11,32 +11,31 @@ import time
 from contextlib import suppress
 from typing import Any
 
-GRACE = 10.0  # seconds
+GRACE = 20.0  # seconds
 
 
 def end_soon(code: object) -> None:
     """Let the process end with the exit code ``code`` within :data:`GRACE`; to be called last of all."""
-    if _strangers():
-        threading.Thread(
-            target=_end, args=(code if isinstance(code, int) else int(code is not None),), daemon=True
-        ).start()
+    number = code if isinstance(code, int) else int(code is not None)
+    with suppress(RuntimeError):  # no room for a thread: then nothing but the usual end
+        threading.Thread(target=_end, args=(number,), daemon=True).start()
 
 
 def _strangers() -> list[Any]:
     """Threads and processes that Python would wait for."""
     here = (threading.current_thread(), threading.main_thread())
     threads = [thread for thread in threading.enumerate() if not thread.daemon and thread not in here]
-    return threads + _processes()
+    return threads + [child for child in _processes() if not child.daemon]
 
 
 def _processes() -> list[Any]:
     multiprocessing = sys.modules.get("multiprocessing")
-    return [child for child in multiprocessing.active_children() if not child.daemon] if multiprocessing else []
+    return multiprocessing.active_children() if multiprocessing else []
 
 
 def _end(code: int) -> None:
     time.sleep(GRACE)
-    names = ", ".join(stranger.name for stranger in _strangers())
+    names = ", ".join(stranger.name for stranger in _strangers()) or "a handler at exit that does not return"
     with suppress(OSError, ValueError):
         print(f"The command is done and ends without what a plugin has left running: {names}", file=sys.stderr)
     for child in _processes():

@@ -337,6 +337,13 @@ def test_the_process_ends_without_what_a_plugin_has_left_running(package, harm):
     assert "ends without what a plugin has left running: left" in done.stderr
 
 
+def test_the_process_ends_where_a_handler_at_exit_hangs(package):
+    """As that of a pool does whose worker was killed while it held a lock."""
+    done = package.process("import atexit, time; atexit.register(time.sleep, 600)")
+    assert done.returncode == 0 and "problems, " in done.stdout, done
+    assert "left running: a handler at exit that does not return" in done.stderr
+
+
 def test_a_broken_reward_does_not_stand_in_the_way_of_advice_about_others(package, tiny_pipe):
     package.install("rewards", "class Odd: ...\n")
     code, said = package.call("run", "--method", "draft", "--reward", "jpeg-compressibility", "--dry-run")
