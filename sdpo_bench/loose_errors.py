@@ -4,6 +4,7 @@ Python prints a traceback of each and goes on. They cost no number, so a line is
 """
 
 import logging
+import signal
 import sys
 import threading
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from sdpo_bench.errors import said
+from sdpo_bench.handlers import deliver_again
 
 
 def say_loose_errors_in_words() -> None:
@@ -27,6 +29,9 @@ def _of_a_thread(found: Any) -> None:
 
 
 def _of_nobody(found: Any) -> None:
+    if isinstance(found.exc_value, KeyboardInterrupt):
+        deliver_again(getattr(found.exc_value, "exit_code", 128 + signal.SIGINT) - 128)
+        return
     name = getattr(found.object, "__qualname__", type(found.object).__qualname__)
     _say(
         f"{found.err_msg or 'an error that was ignored'} ({getattr(found.object, '__module__', '?')}.{name})",

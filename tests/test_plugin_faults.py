@@ -364,6 +364,16 @@ def test_what_nobody_can_catch_is_a_line(package, harm):
     assert "warning: " in done.stderr and LOOSE[harm] in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_while_something_is_torn_down_is_not_lost(package, number, code):
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # children of a background shell inherit that it is ignored
+    tear = f"type('Held', (), {{'__del__': lambda self: signal.raise_signal({int(number)})}})()"
+    done = package.process(f"import signal, time; {tear}; time.sleep(60)")
+    assert done.returncode == code and "Resume with" in done.stderr and "Traceback" not in done.stderr, done
+
+
 def test_a_pool_that_a_plugin_forks_and_ends_has_nothing_to_say(package):
     fork = "multiprocessing.get_context('fork')"
     done = package.process(f"import multiprocessing\n        with {fork}.Pool(2) as pool: pool.map(abs, [1, 2])")
