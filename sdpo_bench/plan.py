@@ -15,6 +15,7 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimate import Rates, Work, run_work, seconds
 from sdpo_bench.fit import refuse_reported
 from sdpo_bench.identity import canonical_json
+from sdpo_bench.lost_results import what_is_lost
 from sdpo_bench.results import flat_settings
 from sdpo_bench.search import Choice, choice_data, make_choice, tuning_overrides
 from sdpo_bench.select_runs import ALIASES, same
@@ -167,7 +168,7 @@ class _Planner:
     def cell(self, group: Group, seed: int, role: Role, overrides: dict[str, Any]) -> Cell:
         resolved, work = self._resolve(group, role, overrides)
         resolved = replace(resolved, config=replace(resolved.config, seed=seed))
-        state, message = _status(RunFolder(self.out / "runs" / resolved.run_id))
+        state, message = cell_state(RunFolder(self.out / "runs" / resolved.run_id))
         measured = self.rates(resolved)
         return Cell(
             *group, seed, role, overrides, self.suite.preset, resolved.run_id, state, message, work,
@@ -196,12 +197,16 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if not k.startswith(("budget.", "checkpoint."))}
 
 
-def _status(folder: RunFolder) -> tuple[CellState, str]:
+def cell_state(folder: RunFolder) -> tuple[CellState, str]:
+    """How a cell stands by its folder, and why it failed or has to be done again."""
     try:
         status = folder.status
     except UsageError:  # damaged: doing the cell mends it
         return "unfinished", "its status file is damaged"
-    return STATES.get(str(status.get("state")), "unfinished"), str(status.get("message", ""))
+    state = STATES.get(str(status.get("state")), "unfinished")
+    if state == "done" and (lost := what_is_lost(folder)):
+        return "unfinished", lost
+    return state, str(status.get("message", ""))
 
 
 def _refuse_twins(suite: Suite, cells: Sequence[Cell]) -> None:

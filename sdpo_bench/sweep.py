@@ -20,7 +20,7 @@ from sdpo_bench.cell_process import BUSY, FAILED, STOPPED, Job
 from sdpo_bench.errors import Busy, Interrupted, SdpoBenchError, Unwritable
 from sdpo_bench.executors import Ended, Executor, NoProcess
 from sdpo_bench.handlers import STOPS
-from sdpo_bench.plan import Cell, Plan
+from sdpo_bench.plan import Cell, Plan, cell_state
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
 
@@ -204,7 +204,7 @@ class Sweep:
         p = self.progress
         if job.folder.is_locked:
             p.locked.add(key)
-        elif job.folder.known_state == "done":
+        elif cell_state(job.folder)[0] == "done":
             self._settle(key, "elsewhere", f"done by another sweep: {cell.label}")
         else:
             self.executor.start(job)
@@ -227,11 +227,11 @@ class Sweep:
         seconds = time.monotonic() - p.running.pop(key)
         if ended.code == BUSY:
             return
-        state = ended.job.folder.known_state
-        if state == "done":  # whatever became of its process afterwards
+        folder = ended.job.folder
+        if cell_state(folder)[0] == "done":  # whatever became of its process afterwards
             after = f" ({ended.message or ended.note})" if ended.message or ended.note else ""
             self._settle(key, "done", f"done: {cell.label} in {seconds:.0f} s{after}")
-        elif ended.code == STOPPED or (self._signals and state == "interrupted"):
+        elif ended.code == STOPPED or (self._signals and folder.known_state == "interrupted"):
             # A scheduler's signal to the whole group can end a cell after it has saved, before it has said so.
             self._settle(key, "stopped", f"stopped: {cell.label}")
         else:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from report_factory import SAMPLER, frame
 
+from sdpo_bench.config import resolve
 from sdpo_bench.plan import Cell
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import plugins
@@ -51,7 +52,7 @@ def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: A
     base.create({"kind": "base"})
     for cell in merged_plan("test", suites, out).cells:
         folder = RunFolder(out / "runs" / cell.run_id)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.create(resolve(cell.request).record)
         reason = fail(cell)
         (folder.path / "status").write_text(json.dumps({"state": "failed" if reason else "done", "message": reason}))
         if reason:

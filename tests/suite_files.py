@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.cell_process import DONE, STOPPED, Job
+from sdpo_bench.config import resolve
 from sdpo_bench.executors import Ended
+from sdpo_bench.plan import Cell
+from sdpo_bench.settings import Runtime
 
 SUITE = """
 description = "for a test"
@@ -79,7 +82,9 @@ images_per_prompt = 1
 
 def finish(job: Job, state: str = "done", message: str = "") -> None:
     """Leave what a cell would leave, as far as a sweep looks at it."""
-    job.folder.path.mkdir(parents=True, exist_ok=True)
+    job.folder.create(resolve(job.request).record)
+    if state == "done" and not job.folder.evaluation.exists():
+        leave_scores(job, 0.0, "any", [1])
     job.folder.set_status(state, message)
 
 
@@ -117,6 +122,11 @@ class FakeExecutor:
 def succeed(job: Job) -> Ended:
     finish(job)
     return Ended(job, DONE)
+
+
+def finish_cell(out: Path, cell: Cell, state: str, message: str = "") -> None:
+    """:func:`finish` for a cell of a plan."""
+    finish(Job(cell.label, cell.run_id, cell.request, Runtime(out=out), ""), state, message)
 
 
 def leave_scores(job: Job, score: float, reward: str, steps: list[int], split: str = "train") -> None:

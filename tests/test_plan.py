@@ -1,11 +1,12 @@
 """The plan: what it says a run will cost is what the ledger counts, and it knows how far everything has come."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from suite_files import SUITE, finish, leave_scores, write_suite
+from suite_files import SUITE, finish, finish_cell, leave_scores, write_suite
 
 from factories import METHODS, make_resolved, make_trainer
 from sdpo_bench.config import Request, resolve
@@ -22,7 +23,6 @@ from sdpo_bench.estimate import (
 )
 from sdpo_bench.plan import make_plan, record_of
 from sdpo_bench.settings import ScheduleSettings
-from sdpo_bench.store import RunFolder
 from sdpo_bench.suite import read_suite
 
 
@@ -134,14 +134,37 @@ def test_states_are_facts_about_folders(tmp_path):
     cells = make_plan(suite, tmp_path).cells
     assert [cell.state for cell in cells] == ["new"] * 4
     for cell, state in zip(cells, ("done", "running", "failed", "interrupted")):
-        folder = RunFolder(tmp_path / "runs" / cell.run_id)
-        folder.path.mkdir(parents=True)
-        folder.set_status(state, "because" if state == "failed" else "")
+        finish_cell(tmp_path, cell, state, "because" if state == "failed" else "")
     again = make_plan(suite, tmp_path)
     assert [cell.state for cell in again.cells] == ["done", "unfinished", "failed", "unfinished"]
     assert again.cells[2].message == "because"
     (tmp_path / "runs" / cells[0].run_id / "status").write_text("{")
     assert make_plan(suite, tmp_path).cells[0].state == "unfinished"
+
+
+LOST = {
+    "its scores": (lambda run: (run / "eval.parquet").unlink(), "its eval.parquet is gone"),
+    "half of its scores": (lambda run: os.truncate(run / "eval.parquet", 100), "eval.parquet is damaged"),
+    "its record": (lambda run: (run / "run.json").unlink(), "it has no run.json"),
+    "what its record says": (lambda run: (run / "run.json").write_text("{}"), "run.json' is damaged"),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_cell_that_has_lost_its_results_is_not_done(tmp_path, lost):
+    """Whatever its status says; with them it is again."""
+    suite = read_suite(write_suite(tmp_path))
+    first = make_plan(suite, tmp_path).cells[0]
+    finish_cell(tmp_path, first, "done")
+    run = tmp_path / "runs" / first.run_id
+    kept = {path: path.read_bytes() for path in run.iterdir()}
+    harm, said = LOST[lost]
+    harm(run)
+    cell = make_plan(suite, tmp_path).cells[0]
+    assert cell.state == "unfinished" and said in cell.message
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert make_plan(suite, tmp_path).cells[0].state == "done"
 
 
 # -- search --------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,23 @@ def test_a_sweep_leaves_finished_runs_logs_and_a_record(undisturbed, capfd):
     assert sweep(path, out) == 0
     assert content(out) == before
     assert "2 of 2 cells done" in capfd.readouterr().out
+
+
+def test_a_done_cell_that_has_lost_its_scores_is_judged_again(undisturbed, tmp_path, capfd):
+    """Those that are damaged may hold something yet: the cell fails, and says what to do."""
+    path, there = undisturbed
+    out = Path(shutil.copytree(there, tmp_path / "out"))
+    first, second = (out / "runs" / cell.run_id / "eval.parquet" for cell in cells(path, out))
+    kept = first.read_bytes()
+    first.unlink()
+    os.truncate(second, 100)
+    assert sweep(path, out, "--json") == 1
+    assert first.read_bytes() == kept
+    data = json.loads(capfd.readouterr().out)
+    assert [cell["state"] for cell in data["cells"]] == ["done", "failed"] and (data["failed"], data["left"]) == (1, 0)
+    assert "eval.parquet' is damaged" in data["cells"][1]["message"] and "Delete it" in data["cells"][1]["message"]
+    second.unlink()
+    assert sweep(path, out) == 0 and content(out) == content(there)
 
 
 def test_a_failed_cell_gives_exit_code_1_and_the_others_go_on(tmp_path, tiny_pipe, capfd):

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from suite_files import FakeExecutor, finish, leave_scores, succeed, write_suite
+from suite_files import FakeExecutor, finish, finish_cell, leave_scores, succeed, write_suite
 from test_plan import SEARCH
 
 from sdpo_bench import sweep_command
@@ -52,11 +52,6 @@ def test_what_is_done_is_skipped_and_the_rest_runs_in_order(suite, tmp_path):
     progress = made.run("again")
     assert executor.started == [cells[0].label, cells[2].label, cells[3].label]
     assert (progress.count("done"), progress.left) == (3, 0)
-
-
-def finish_cell(out, cell, state, message=""):
-    folder(out, cell).path.mkdir(parents=True)
-    folder(out, cell).set_status(state, message)
 
 
 def test_a_failure_stops_nothing_else_and_keeps_its_reason(suite, tmp_path):
