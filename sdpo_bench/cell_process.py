@@ -88,7 +88,8 @@ def in_words(error: BaseException) -> str:
 
 def _stop(number: int, frame: Any) -> NoReturn:
     # Once: schedulers tell the whole process group, and so does the sweep; a second signal must not tear saving apart.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for ignored in (signal.SIGTERM, number):  # a limit on CPU time is told every second
+        signal.signal(ignored, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 
 import pytest
 from suite_files import FakeExecutor, finish, succeed, tiny_suite, write_suite
@@ -225,6 +226,18 @@ def test_a_cell_that_cannot_begin_fails_alone(tmp_path):
     progress = Sweep(lambda: make_plan(suite, tmp_path), Careful(succeed), Runtime(out=tmp_path)).run("again")
     assert (progress.count("done"), progress.count("failed")) == (len(others), 1)
     assert "a broken disk" in RunFolder(tmp_path / "runs" / first.run_id).status["message"]
+
+
+def test_a_signal_that_is_repeated_does_not_tear_saving_apart():
+    """A limit on CPU time is told every second."""
+    before = signal.getsignal(signal.SIGXCPU), signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cell_process._stop(signal.SIGXCPU, None)
+        assert [signal.getsignal(number) for number in (signal.SIGXCPU, signal.SIGTERM)] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip((signal.SIGXCPU, signal.SIGTERM), before):
+            signal.signal(number, handler)
 
 
 # -- counts -------------------------------------------------------------------------------------
