@@ -123,19 +123,25 @@ def _builtin(kind: str) -> tuple[Plugin, ...]:
     return tuple(plugin for plugin in made if plugin)
 
 
-def _third_party(kind: str) -> list[Plugin]:
+def _third_party(kind: str) -> tuple[Plugin, ...]:
+    return _announced(kind, tuple(sys.path))
+
+
+@lru_cache(maxsize=8)
+def _announced(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """What is announced on the import ``path``, described by its source once: a plan asks hundreds of times."""
     result = []
-    for entry in _entry_points(kind, tuple(sys.path)):
+    for entry in _entry_points(kind, path):
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
-        path = _source_path(module)
+        file = _source_path(module)
         try:
-            found = _from_source(kind, path, module, owner, class_name or None) if path else None
+            found = _from_source(kind, file, module, owner, class_name or None) if file else None
         except (OSError, ValueError, SyntaxError):  # listed all the same; loading it says what is wrong
             found = None
         summary = found.summary if found else ""
-        result.append(Plugin(entry.name, kind, owner, module, class_name, summary, path))
-    return result
+        result.append(Plugin(entry.name, kind, owner, module, class_name, summary, file))
+    return tuple(result)
 
 
 @lru_cache(maxsize=8)
