@@ -11,15 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from sdpo_bench.atomic import atomic_write
-from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.plain_data import parse_json
 from sdpo_bench.prompts import file_digest
 from sdpo_bench.provenance import class_hash
-from sdpo_bench.regular import Irregular, read_text
 from sdpo_bench.run_record import at
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.settings import EvaluationSettings
-from sdpo_bench.store import RunFolder
+from sdpo_bench.store import RunFolder, read_object
 
 FILE = "inputs.json"
 Kind = Literal["prompts", "rewards"]
@@ -29,7 +26,7 @@ def recorded(folder: RunFolder, kind: Kind) -> dict[str, str]:
     """Digests by name; empty where none were recorded.
 
     Raises:
-        UsageError: the file is damaged. MissingError: it cannot be read.
+        UsageError: the file is damaged or cannot be read.
     """
     found = _read(folder).get(kind, {})
     return dict(found) if isinstance(found, Mapping) else {}
@@ -45,19 +42,7 @@ def remember(folder: RunFolder, kind: Kind, digests: Mapping[str, str]) -> None:
 
 def _read(folder: RunFolder) -> dict[str, Any]:
     path = folder.path / FILE
-    try:
-        found = parse_json(read_text(path))
-    except FileNotFoundError:
-        return {}
-    except (Irregular, ValueError) as error:
-        raise UsageError(
-            f"'{path}' is damaged ({error}). Put it back, or delete it if no input has changed."
-        ) from error
-    except OSError as error:
-        raise MissingError(f"'{path}' cannot be read: {error.strerror}. See whose it is, and to the disk.") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"'{path}' is damaged: an object was expected. Put it back, or delete it if no input changed.")
-    return found
+    return read_object(path, " Put it back, or delete it if no input has changed.") if path.exists() else {}
 
 
 # -- prompts -------------------------------------------------------------------------------------------------

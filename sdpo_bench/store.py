@@ -81,9 +81,10 @@ class RunFolder:
             UsageError: missing, damaged, or not with the settings that the run's id was made from.
         """
         path = self.path / "run.json"
-        record = _read_json(path)
+        mend = " Delete 'run.json' and give the run command again: it is written anew."
+        record = read_object(path, mend)
         if wrong := problem(record):
-            raise UsageError(f"'{path}' is damaged: {wrong}.{_mend(path)}")
+            raise UsageError(f"'{path}' is damaged: {wrong}.{mend}")
         return record
 
     @property
@@ -91,7 +92,7 @@ class RunFolder:
         """State and message; ``new`` where nothing has been written yet."""
         if not (self.path / "status").exists():
             return {"state": "new", "message": ""}
-        return _read_json(self.path / "status")
+        return read_object(self.path / "status")
 
     @property
     def state(self) -> State:
@@ -176,7 +177,8 @@ class RunFolder:
     def seconds(self) -> float:
         """Time of training so far, as far as ``timing.jsonl`` can be read."""
         found = [row.get("seconds") for row in self.log("timing.jsonl")]
-        return math.fsum(x for x in found if isinstance(x, int | float) and math.isfinite(x))
+        total = sum(x for x in found if isinstance(x, int | float))
+        return total if math.isfinite(total) else 0.0
 
     @property
     def rescoring(self) -> str:
@@ -246,25 +248,28 @@ def _try_lock(handle: IO[str], wait: bool) -> bool:
     return True
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path, mend: str = "") -> dict[str, Any]:
+    """Content of one of a run folder's JSON files.
+
+    Args:
+        mend: what to do about a damaged one.
+
+    Raises:
+        UsageError: missing, damaged or unreadable.
+    """
     try:
         data = parse_json(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"'{path.parent}' is not a run folder: it has no {path.name}.") from None
     except Irregular as error:
-        raise UsageError(f"'{path}' is damaged: {error.strerror}.") from error
+        raise UsageError(f"'{path}' is damaged: {error.strerror}.{mend}") from error
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise UsageError(f"'{path}' is damaged: {error}.{_mend(path)}") from error
+        raise UsageError(f"'{path}' is damaged: {error}.{mend}") from error
     if not isinstance(data, dict):
-        raise UsageError(f"'{path}' is damaged: an object was expected.{_mend(path)}")
+        raise UsageError(f"'{path}' is damaged: an object was expected.{mend}")
     return data
-
-
-def _mend(path: Path) -> str:
-    again = f" Delete '{path.name}' and give the run command again: it is written anew."
-    return again if path.name == "run.json" else ""
 
 
 def check_writable(out: Path, *runs: RunFolder) -> None:

@@ -15,6 +15,7 @@ from forked import command, exit_code
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plain_data import MOST_LEVELS, parse_json
 from sdpo_bench.prompts import load_prompts
+from sdpo_bench.store import RunFolder
 from sdpo_bench.terminal import clean
 
 DEEP = "[" * 20_000 + "]" * 20_000
@@ -180,6 +181,7 @@ def test_records_of_another_form_harm_no_other_run(copy, tmp_path):
     for i, seconds in enumerate(["1e400", "1e308", "-1e400"]):
         folder = make_run(copy, "sdpo", 400 + i, spread([1, 1, 1]))
         (folder / "timing.jsonl").write_text(f'{{"epoch": 1, "seconds": {seconds}}}\n' * 3)
+        assert RunFolder(folder).seconds == 0
     check_lists_and_reports(copy, whole, tmp_path)
 
 
