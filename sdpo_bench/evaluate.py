@@ -131,7 +131,10 @@ def lacking(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scor
     Raises:
         UsageError: the file is damaged or lacks columns.
     """
-    known = read_rows(run)
+    return _lacking(read_rows(run), settings, scorers)
+
+
+def _lacking(known: pd.DataFrame, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
     absent = [set(_missing(known, settings, scorers, *block)) for block in _blocks(settings)]
     return [scorer for scorer in scorers if any(scorer in wanted for wanted in absent)]
 
@@ -147,9 +150,10 @@ def kept_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Sc
     Raises:
         UsageError: the file is damaged or lacks columns.
     """
-    if lacking(run, settings, scorers):
+    known = read_rows(run)
+    if _lacking(known, settings, scorers):
         return None
-    return of_versions(select(read_rows(run), settings, [s.name for s in scorers]), scorers)
+    return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
 
 
 def _missing(

@@ -13,7 +13,7 @@ from sdpo_bench import evaluate as ev
 from sdpo_bench.errors import UsageError
 from sdpo_bench.inputs import made, recorded, reward_key, reward_source
 from sdpo_bench.provenance import reward_hash, source_hash
-from sdpo_bench.registry import Plugin, find
+from sdpo_bench.registry import BUILT_IN, Plugin, find
 from sdpo_bench.reward_choice import choose
 from sdpo_bench.scoring import CompositeScorer, Scorer
 from sdpo_bench.settings import EvaluationSettings
@@ -34,7 +34,7 @@ class Changed:
 
     @property
     def third_party(self) -> bool:
-        return any(plugin.owner != "built-in" for plugin in self.plugins)
+        return any(plugin.owner != BUILT_IN for plugin in self.plugins)
 
     @property
     def text(self) -> str:
