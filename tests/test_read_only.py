@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from finished_run import call, copy_of, make, words_of
 from read_only import mount_read_only
 from suite_files import tiny_suite
 
 from sdpo_bench.config import resolve
-from sdpo_bench.entry import main
 from sdpo_bench.plan import make_plan
 from sdpo_bench.runner import run_cell
 from sdpo_bench.settings import Runtime
@@ -22,43 +22,18 @@ from sdpo_bench.suite import read_suite
 
 @pytest.fixture(scope="module")
 def words(tiny_pipe, tmp_path_factory):
-    """A run of eight images of two prompts, without its results folder."""
-    prompts = tmp_path_factory.mktemp("prompts") / "two.txt"
-    prompts.write_text("cat\ndog\n")
-    settings = {
-        "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
-        "sample.prompts": prompts, "eval.train": prompts, "eval.steps": 1, "eval.images_per_prompt": 1,
-        "reward.reference_images": 4,
-    }  # fmt: skip
-    reward = "jpeg-incompressibility+jpeg-compressibility*0.5"
-    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return ["run", "--model", str(tiny_pipe), "--reward", reward, "--budget", "images=8", "--json", *sets]
-
-
-def call(capsys, *arguments):
-    """Exit code, standard output and standard error."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in arguments])
-    said = capsys.readouterr()
-    return stop.value.code, said.out, said.err
+    reward, few = "jpeg-incompressibility+jpeg-compressibility*0.5", {"reward.reference_images": 4}
+    return [*words_of(tmp_path_factory.mktemp("prompts"), tiny_pipe, reward, 8, **few), "--json"]
 
 
 @pytest.fixture(scope="module")
 def made(words, tmp_path_factory):
-    """The results folder of that run."""
-    out = tmp_path_factory.mktemp("made") / "results"
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--out", str(out)])
-    assert stop.value.code == 0
-    return out
+    return make(words, tmp_path_factory.mktemp("made") / "results")
 
 
 @pytest.fixture
 def results(made, tmp_path):
-    """A copy of it, and its run."""
-    out = Path(shutil.copytree(made, tmp_path / "results"))
-    (run,) = (path for path in (out / "runs").iterdir() if not path.name.startswith("base-"))
-    return out, RunFolder(run)
+    return copy_of(made, tmp_path / "results")
 
 
 def content(out):

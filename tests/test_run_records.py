@@ -1,54 +1,30 @@
 """A ``run.json`` that is no record of its run, or not of this run, is never taken at face value."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from finished_run import call, copy_of, make, words_of
 
-from sdpo_bench.entry import main
 from sdpo_bench.run_record import problem
 from sdpo_bench.store import RunFolder
 
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def call(capsys, *arguments):
-    """Exit code, standard output and standard error."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in arguments])
-    said = capsys.readouterr()
-    return stop.value.code, said.out, said.err
-
-
 @pytest.fixture(scope="module")
 def words(tiny_pipe, tmp_path_factory):
-    """A run of four images of two prompts, without its results folder."""
-    prompts = tmp_path_factory.mktemp("prompts") / "two.txt"
-    prompts.write_text("cat\ndog\n")
-    settings = {
-        "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
-        "sample.prompts": prompts, "eval.train": prompts, "eval.steps": 1, "eval.images_per_prompt": 1,
-    }  # fmt: skip
-    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return ["run", "--model", str(tiny_pipe), "--reward", "jpeg-incompressibility", "--budget", "images=4", *sets]
+    return words_of(tmp_path_factory.mktemp("prompts"), tiny_pipe, "jpeg-incompressibility", 4)
 
 
 @pytest.fixture(scope="module")
 def made(words, tmp_path_factory):
-    out = tmp_path_factory.mktemp("made") / "results"
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--out", str(out)])
-    assert stop.value.code == 0
-    return out
+    return make(words, tmp_path_factory.mktemp("made") / "results")
 
 
 @pytest.fixture
 def results(made, tmp_path):
-    """A copy of the results folder, and its finished run."""
-    out = Path(shutil.copytree(made, tmp_path / "results"))
-    (run,) = (path for path in (out / "runs").iterdir() if not path.name.startswith("base-"))
-    return out, RunFolder(run)
+    return copy_of(made, tmp_path / "results")
 
 
 def edit(run, change):
