@@ -5,6 +5,7 @@ or what the rest of the run computes. Many packages do so on import; their users
 """
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,11 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sdpo_bench.handlers import STOPS
 from sdpo_bench.standard_output import reopened
 
 _DEVICES = ("cpu", "cuda")
 """Where autocast can be on."""
 _SMALLEST = 5e-324
+_SIGNALS = (signal.SIGINT, *STOPS)
 _ENTERED: list[Any] = []
 
 
@@ -30,6 +33,8 @@ class ProcessState:
     recursion_limit: int | None = None
     outputs: tuple[Any, ...] | None = None
     """``sys.stdout`` and ``sys.stderr``, each with whether it is closed."""
+    signal_handlers: tuple[Any, ...] | None = None
+    """Of Ctrl-C and of the signals that mean "save and end"."""
     default_dtype: Any = None
     default_device: Any = None
     inference_mode: bool | None = None
@@ -48,7 +53,7 @@ class ProcessState:
         folder = None
         with suppress(OSError):  # it has been deleted; there is nothing to come back to
             folder = os.getcwd()
-        plain = (folder, _file_mode(), sys.getrecursionlimit(), _outputs())
+        plain = (folder, _file_mode(), sys.getrecursionlimit(), _outputs(), _signal_handlers())
         torch = sys.modules.get("torch")
         if torch is None:
             return cls(*plain)
@@ -86,6 +91,20 @@ def _file_mode() -> int | None:
 
 def _outputs() -> tuple[Any, ...]:
     return tuple((stream, getattr(stream, "closed", False)) for stream in (sys.stdout, sys.stderr))
+
+
+def _signal_handlers() -> tuple[Any, ...] | None:
+    """Only the main thread can change them."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return tuple(signal.getsignal(number) for number in _SIGNALS)
+
+
+def _undo_signal_handlers(before: tuple[Any, ...]) -> None:
+    """But for one that is ignored now: so are signals that have come already, while what they ended is being saved."""
+    for number, handler in zip(_SIGNALS, before):
+        if handler is not None and signal.getsignal(number) != signal.SIG_IGN:  # None: it was not set from Python
+            signal.signal(number, handler)
 
 
 def _autocast(torch: Any) -> tuple[Any, ...]:
@@ -131,6 +150,7 @@ _UNDO: dict[str, Callable[[Any], Any]] = {
     "file_mode": os.umask,
     "recursion_limit": sys.setrecursionlimit,
     "outputs": _undo_outputs,
+    "signal_handlers": _undo_signal_handlers,
     "default_dtype": lambda value: sys.modules["torch"].set_default_dtype(value),
     "default_device": lambda value: sys.modules["torch"].set_default_device(None if value.type == "cpu" else value),
     "gradients": lambda value: sys.modules["torch"].set_grad_enabled(value),

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ CHANGES = {
     "file_mode": lambda: os.umask(0o777),
     "recursion_limit": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 100),
     "outputs": lambda: (setattr(sys, "stdout", io.StringIO()), setattr(sys, "stderr", None)),
+    "signal_handlers": lambda: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)),
 }
 
 
@@ -68,6 +70,17 @@ def test_a_change_is_seen_and_put_back(name):
     assert ProcessState.now() == before
 
 
+def test_a_signal_that_was_ignored_once_it_had_come_stays_ignored():
+    # ... while a run saves what it has: schedulers repeat themselves.
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with kept_process_state():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_it_is_put_back_after_a_reward_has_been_asked(name):
     before = ProcessState.now()
@@ -81,7 +94,7 @@ def test_it_is_put_back_after_a_reward_has_been_asked(name):
 @pytest.mark.parametrize("name", CHANGES)
 def test_it_is_put_back_after_a_method_has_made_its_critic(name, tiny_policy, monkeypatch):
     before = ProcessState.now()
-    monkeypatch.setattr(DDPO, "critic", lambda self, shape, steps: CHANGES[name]() and None)
+    monkeypatch.setattr(DDPO, "critic", lambda self, shape, steps: [CHANGES[name](), None][1])
     seeded_critic(make_method("ddpo"), tiny_policy, 2, 0)
     assert ProcessState.now() == before
 
