@@ -4,9 +4,11 @@ Colours of text and rules are fixed, known values, so that a page can replace th
 (:data:`THEME`). Lettering is drawn as outlines: it looks alike everywhere and names from outside stay harmless.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -187,11 +189,13 @@ def _svg(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
     """An SVG without date or random identifiers."""
     import warnings
 
-    import matplotlib
+    matplotlib = _matplotlib()
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # figures are the same whatever the user's matplotlibrc says
+        matplotlib.rcParams.update(SETTINGS)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, layout="constrained")
         canvas = FigureCanvasSVG(figure)
@@ -199,6 +203,17 @@ def _svg(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
         stream = BytesIO()
         canvas.print_svg(stream, metadata={"Date": None, "Creator": None})  # savefig would draw everything twice
     return stream.getvalue()
+
+
+def _matplotlib() -> ModuleType:
+    """matplotlib, without the backend that a notebook hands to its children: it may not exist in this environment."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
 
 
 def band(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
