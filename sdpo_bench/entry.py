@@ -65,6 +65,7 @@ def _run(arguments: list[str] | None) -> NoReturn:
         handle(signal.SIGINT, _interrupt)
     try:
         _refuse_a_deleted_folder()
+        _refuse_lost_docstrings()
         _refuse_what_is_no_text(sys.argv[1:] if arguments is None else arguments)
         # A file that is edited while a command works is not read a second time.
         with held_prompts(), blamed():
@@ -158,6 +159,12 @@ def _refuse_a_deleted_folder() -> None:
         raise MissingError(
             f"the current folder cannot be used ({error.strerror}); was it deleted? Change to another: cd FOLDER"
         ) from None
+
+
+def _refuse_lost_docstrings() -> None:
+    """``list`` prints them, and transformers is built from its own while it is imported."""
+    if sys.flags.optimize > 1:
+        raise MissingError("docstrings are needed, and Python drops them with -OO. Type: unset PYTHONOPTIMIZE")
 
 
 def _refuse_what_is_no_text(arguments: list[str]) -> None:

@@ -307,6 +307,15 @@ def test_the_same_value_twice_is_no_contradiction(tmp_path, monkeypatch, capsys)
         assert "no run 'x'" in capsys.readouterr().err
 
 
+def test_python_without_docstrings_is_refused_in_words(tmp_path):
+    command = [sys.executable, "-m", "sdpo_bench", "list", "rewards"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONOPTIMIZE": "2", "PYTHONPYCACHEPREFIX": str(tmp_path)},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 3 and done.stderr.endswith("Type: unset PYTHONOPTIMIZE\n"), done
+
+
 def test_a_current_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
     from sdpo_bench.entry import main
 
