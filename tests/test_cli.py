@@ -580,7 +580,7 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
     finally:
         process.kill()
     assert process.returncode == code, said
-    assert "Resume with" in said
+    assert "Go on with" in said
     assert "Traceback" not in said
     (folder,) = [p.parent for p in tmp_path.rglob("train.jsonl")]
     assert json.loads((folder / "status").read_text())["state"] == "interrupted"

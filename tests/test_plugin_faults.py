@@ -371,7 +371,7 @@ def test_a_signal_that_comes_while_something_is_torn_down_is_not_lost(package, n
     )  # children of a background shell inherit that it is ignored
     tear = f"type('Held', (), {{'__del__': lambda self: signal.raise_signal({int(number)})}})()"
     done = package.process(f"import signal, time; {tear}; time.sleep(60)")
-    assert done.returncode == code and "Resume with" in done.stderr and "Traceback" not in done.stderr, done
+    assert done.returncode == code and "Go on with" in done.stderr and "Traceback" not in done.stderr, done
 
 
 def test_a_pool_that_a_plugin_forks_and_ends_has_nothing_to_say(package):

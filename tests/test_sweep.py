@@ -231,7 +231,7 @@ def test_the_command_itself_stops_on_ctrl_c_and_goes_on(tmp_path, tiny_pipe):
     finally:
         process.kill()
     assert process.returncode == 130, said
-    assert "Resume with" in said and "Traceback" not in said
+    assert "Go on with" in said and "Traceback" not in said
     (cell,) = cells(path, tmp_path / "out")
     assert RunFolder(tmp_path / "out" / "runs" / cell.run_id).state == "interrupted"
     assert sweep(path, tmp_path / "out") == 0
