@@ -22,6 +22,7 @@ from torch import Tensor
 from sdpo_bench.advantages import Normaliser
 from sdpo_bench.atomic import atomic_write, disk_space
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.handlers import no_stop_lost
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
@@ -193,6 +194,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
     return {name.removeprefix(LOG): value.numpy().tobytes() for name, value in tensors.items() if name.startswith(LOG)}
 
 
+@no_stop_lost()
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a checkpoint.
 

@@ -200,5 +200,7 @@ def _interrupted(stop: BaseException) -> NoReturn:
         click.echo(f"\nInterrupted; every cell is saved. Go on with:\n  {cause.command}", err=True)
         sys.exit(cause.exit_code)
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
-    click.echo(f"\nInterrupted; what was finished (of a training: whole epochs) is kept. Go on with:\n  {command}", err=True)
+    click.echo(
+        f"\nInterrupted; what was finished (of a training: whole epochs) is kept. Go on with:\n  {command}", err=True
+    )
     sys.exit(cause.exit_code if isinstance(cause, Terminated) else 130)

@@ -20,6 +20,7 @@ from sdpo_bench import pictures
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.candidates import Candidates
 from sdpo_bench.errors import UsageError
+from sdpo_bench.handlers import no_stop_lost, raise_what_was_lost
 from sdpo_bench.inputs import remember_rewards
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.policy import Policy
@@ -105,6 +106,7 @@ def evaluate(
     policy.set_guidance(settings.guidance_scale)
     try:
         for split, texts, k in blocks:
+            raise_what_was_lost()
             wanted = _missing(known, settings, scorers, split, texts, k)
             if wanted:
                 progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
@@ -265,6 +267,7 @@ def empty_rows() -> pd.DataFrame:
     return pd.DataFrame({name: [] for name in COLUMNS})
 
 
+@no_stop_lost()
 def read_rows(run: RunFolder) -> pd.DataFrame:
     """Evaluation rows of a run, empty where it has not been evaluated.
 

@@ -8,7 +8,8 @@ worker that it killed while it held the lock of its pool would keep the parent w
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 STOPS = tuple(
@@ -16,12 +17,24 @@ STOPS = tuple(
 )
 """Of schedulers before they kill, of a terminal that is closed, of a limit on CPU time."""
 _OURS: dict[int, Callable[[int, Any], Any]] = {}
+_raised: BaseException | None = None
+"""By the last signal that a handler of ours has answered with an error."""
 
 
 def handle(number: int, handler: Callable[[int, Any], Any]) -> None:
-    """``signal.signal``, for this process and none that is forked from it."""
-    _OURS[number] = handler
-    signal.signal(number, handler)
+    """``signal.signal``, for this process and none that is forked from it; what ``handler`` raises cannot be lost."""
+    global _raised
+
+    def remembered(number: int, frame: Any) -> None:
+        global _raised
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            _raised = error
+            raise
+
+    _OURS[number], _raised = remembered, None
+    signal.signal(number, remembered)
 
 
 def handle_stops(handler: Callable[[int, Any], Any]) -> None:
@@ -31,9 +44,40 @@ def handle_stops(handler: Callable[[int, Any], Any]) -> None:
             handle(number, handler)
 
 
+def raise_what_was_lost() -> None:
+    """For the head of a loop, which none is to reach once a signal has come: somebody else's code has swallowed it."""
+    if _raised is not None and _is_main():
+        raise _raised
+
+
+@contextmanager
+def no_stop_lost() -> Iterator[None]:
+    """A block of library code, which ends by a signal's error if one comes, whatever the library has made of it.
+
+    Libraries in C and Rust that call Python put any error into their own words: an interrupted read would be a damaged
+    file. Others drop it.
+    """
+    before = _raised
+    try:
+        yield
+    except BaseException as error:
+        stop = _raised
+        if stop is None or stop is before or stop is error or not _is_main():
+            raise
+        raise stop from None
+    if _raised is not before:
+        raise_what_was_lost()
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def deliver_again(number: int) -> None:
     """Send a signal once more whose handler has raised in a finaliser, where errors are dropped: it would be lost."""
-    if number in _OURS and threading.current_thread() is threading.main_thread():
+    global _raised
+    if number in _OURS and _is_main():
+        _raised = None
         signal.signal(number, _OURS[number])
         again = threading.Timer(0.05, os.kill, (os.getpid(), number))
         again.daemon = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError
+from sdpo_bench.handlers import no_stop_lost
 from sdpo_bench.pipeline_files import missing_parts
 
 PATIENCE = 10.0  # seconds in which a hub that is there has answered
@@ -64,6 +65,7 @@ def fetch(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> P
         ) from error
 
 
+@no_stop_lost()
 def find(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> Path:
     """The cached file or folder as it is, else :func:`fetch`.
 
@@ -101,6 +103,7 @@ def cached_pipeline(repo: str, revision: str | None = None) -> Path | None:
         return None
 
 
+@no_stop_lost()
 def find_pipeline(repo: str, revision: str | None = None, *, hint: str = "") -> Path:
     """The cached pipeline as it is, else downloaded (also where a part of the cached one is missing).
 

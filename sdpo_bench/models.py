@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest, says_out_of_memory
+from sdpo_bench.handlers import no_stop_lost
 from sdpo_bench.hub import cached_pipeline, find_pipeline
 from sdpo_bench.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.plain_data import parse_json
@@ -193,6 +194,7 @@ def pipeline_files(settings: "ModelSettings") -> PipelineFiles | None:
     return read_folder(folder) if folder else published(model.name)
 
 
+@no_stop_lost()
 def load_pipeline(settings: "ModelSettings") -> Any:
     """The diffusers pipeline of a base model on the CPU, weights in the precision of the settings.
 

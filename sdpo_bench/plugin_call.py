@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sdpo_bench.deadline import DeadlinePassed
 from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError, said
+from sdpo_bench.handlers import no_stop_lost, raise_what_was_lost
 from sdpo_bench.process_state import kept_process_state
 
 
@@ -32,7 +33,7 @@ def plugin_code(who: str, hint: str = "") -> Iterator[None]:
     """
     process = os.getpid()
     try:
-        with kept_process_state():
+        with kept_process_state(), no_stop_lost():
             yield
     except BaseException as error:
         if isinstance(error, SdpoBenchError | DeadlinePassed) or is_interrupt(error) or _is_out_of_memory(error):
@@ -55,6 +56,8 @@ def blamed() -> Iterator[None]:
         yield
     except BaseException as raised:
         error = _behind(raised)
+        if not isinstance(error, SdpoBenchError | OSError):  # those may tell why it could not be saved
+            raise_what_was_lost()
         who, _ = _plugin_frame(error)
         if not who or isinstance(error, SdpoBenchError) or is_interrupt(error) or _is_out_of_memory(error):
             raise

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.handlers import no_stop_lost
 from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, check_seal
 
 __all__ = ["Conditioning", "Policy"]
@@ -156,6 +157,7 @@ class Policy:
         for layer in self._adapted:
             layer.enable_adapters(on)
 
+    @no_stop_lost()
     def save(self, folder: Path) -> Path:
         """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` loads it."""
         from diffusers.utils import convert_state_dict_to_diffusers
@@ -173,6 +175,7 @@ class Policy:
         atomic_write(seal, f"{hashlib.sha256(content).hexdigest()}  {LORA_FILE}\n")
         return target
 
+    @no_stop_lost()
     def load(self, folder: Path) -> None:
         """Load an adapter written by :meth:`save` in place of the present one (bit-equal round trip).
 

@@ -20,6 +20,7 @@ from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.epoch_metrics import Stopwatch, update_rewards
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.experience import Experience, UpdateLog
+from sdpo_bench.handlers import raise_what_was_lost
 from sdpo_bench.models import scheduler_config
 from sdpo_bench.order import Order
 from sdpo_bench.out_of_memory import halving, refusing
@@ -123,6 +124,7 @@ class Trainer:
         try:
             self._refuse_collapse()
             while groups := self._groups_left(wanted):
+                raise_what_was_lost()
                 before = self.ledger.used(self.limit.axis)
                 self._validate(last=False)
                 self._run_epoch(groups, wanted)

@@ -1,0 +1,136 @@
+"""A signal that comes while a library reads, or a plugin works, ends the command whatever they make of its error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from factories import make_resolved, make_trainer
+from sdpo_bench import checkpoint, handlers
+from sdpo_bench.errors import RunFailed
+from sdpo_bench.plugin_call import blamed, plugin_code
+
+
+class Stop(KeyboardInterrupt):
+    """Of a scheduler."""
+
+
+@pytest.fixture(autouse=True)
+def stops():
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_IGN)
+        raise Stop
+
+    handlers.handle(signal.SIGTERM, stop)
+    yield
+    handlers._raised = None
+
+
+def signalled():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+
+
+def swallowed():
+    """As C code does that looks whether an object has an attribute."""
+    with suppress(Stop):
+        signalled()
+
+
+def put_otherwise():
+    try:
+        signalled()
+    except Stop:
+        raise OSError("Unable to load weights") from None
+
+
+@pytest.mark.parametrize("library", [signalled, swallowed, put_otherwise])
+def test_a_block_ends_by_the_signal(library):
+    with pytest.raises(Stop), handlers.no_stop_lost():
+        library()
+
+
+@pytest.mark.parametrize("plugin", [signalled, swallowed, put_otherwise])
+def test_so_does_a_plugins_answer(plugin):
+    with pytest.raises(Stop), plugin_code("reward 'x'"):
+        plugin()
+
+
+def test_what_a_command_fails_by_unexpectedly_after_a_signal_is_the_signals_doing():
+    with pytest.raises(Stop), blamed():
+        try:
+            signalled()
+        except Stop:
+            raise RuntimeError("internal assertion") from None
+
+
+def test_without_a_signal_a_block_ends_as_it_does():
+    with handlers.no_stop_lost():
+        pass
+    with pytest.raises(OSError, match="gone"), handlers.no_stop_lost():
+        raise OSError("gone")
+
+
+def test_what_is_saved_after_a_signal_is_not_disturbed_by_it():
+    with pytest.raises(Stop):
+        try:
+            signalled()
+        finally:
+            with handlers.no_stop_lost():
+                saved = True
+            with pytest.raises(RunFailed), plugin_code("reward 'x'"):  # has a say in the state
+                raise ValueError("full")
+    assert saved
+
+
+def test_a_training_whose_signal_was_swallowed_ends_with_its_epoch(tiny_pipe, tmp_path, monkeypatch):
+    trainer = make_trainer(make_resolved(tiny_pipe), tmp_path)
+    whole = type(trainer)._run_epoch
+    monkeypatch.setattr(type(trainer), "_run_epoch", lambda *args: (whole(*args), swallowed()))
+    with pytest.raises(Stop):
+        trainer.train()
+    assert trainer.epoch == 1 and checkpoint.latest(trainer.run)[0] == checkpoint.path_of(trainer.run, 1)
+
+
+READ = """
+import signal, sys
+from pathlib import Path
+from sdpo_bench import checkpoint, handlers
+def stop(number, frame):
+    raise KeyboardInterrupt
+handlers.handle(signal.SIGALRM, stop)
+path, seen = Path(sys.argv[1]), set()
+for i in range(200):
+    signal.setitimer(signal.ITIMER_REAL, 0.0002 + i % 40 * 1e-4)
+    try:
+        while True:
+            try:
+                checkpoint.read(path)
+            except checkpoint.UsageError as error:
+                if "does not have the digest" not in str(error):
+                    sys.exit(f"taken for damaged: {error}")
+    except KeyboardInterrupt:
+        seen.add("stopped")
+print(*seen)
+"""
+
+
+def test_a_signal_never_makes_a_sound_checkpoint_a_damaged_one(tmp_path):
+    # safetensors puts any error of the Python code that it calls into its own words.
+    path = tmp_path / "epoch-000001.safetensors"
+    save_file(
+        {f"t{i}": torch.zeros(4) for i in range(200)},
+        path,
+        {"sealed": json.dumps(["", json.dumps({"format": checkpoint.FORMAT})])},
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
