@@ -31,7 +31,7 @@ Logs = dict[str, list[list[dict[str, Any]]]]
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A picture to be: its name, what it shows in words, and how to draw it as SVG."""
+    """A picture to be: its name, what it shows in words, and how to draw it as SVG (empty where there is nothing)."""
 
     name: str
     caption: str

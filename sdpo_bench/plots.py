@@ -82,11 +82,13 @@ def style_of(labels: Sequence[str], base: str) -> dict[str, dict[str, Any]]:
 def draw_charts(
     charts: Sequence[Chart], styles: Mapping[str, dict[str, Any]], *, columns: int, size: tuple[float, float]
 ) -> bytes:
-    """Charts side by side with one legend below.
+    """Charts side by side with one legend below; empty where no chart has a line.
 
     Args:
         size: width and height of one chart in inches.
     """
+    if not any(chart.series for chart in charts):
+        return b""
     rows = -(-len(charts) // columns)
     drawn = {series.label for chart in charts for series in chart.series}
     labels = [label for label in styles if label in drawn]

@@ -57,8 +57,8 @@ def _shown(value: Any) -> Any:
 
 
 def svg_uri(svg: bytes) -> str:
-    """An SVG as a data URI, see :func:`themed`."""
-    return _uri("image/svg+xml", themed(svg))
+    """An SVG as a data URI, see :func:`themed`; empty for none."""
+    return _uri("image/svg+xml", themed(svg)) if svg else ""
 
 
 def alone(svg: bytes) -> bytes:

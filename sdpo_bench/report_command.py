@@ -135,7 +135,9 @@ def _write_figures(report: Report, folder: Path, results: Path) -> None:
     lines = ["# Figures", "", "| file | of | what it shows |", "|:--|:--|:--|"]
     for title, figure in report.figures:
         target = folder / f"{figure.name}.svg"
-        _write(target, alone(figure.draw()), results)
+        if not (drawn := figure.draw()):
+            continue
+        _write(target, alone(drawn), results)
         click.echo(str(target))
         lines.append(f"| [{target.name}]({target.name}) | {md(title)} | {md(figure.caption)} |")
     _write(folder / "README.md", "\n".join([*lines, ""]), results)
