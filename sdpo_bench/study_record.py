@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from sdpo_bench.atomic import atomic_write
-from sdpo_bench.errors import MissingError
+from sdpo_bench.errors import MissingError, RunFailed
 from sdpo_bench.findings import Findings
 from sdpo_bench.identity import digest
 from sdpo_bench.plain_data import parse_json
@@ -52,6 +52,11 @@ class StudyRecord:
     def slug(self) -> str:
         """Unique name in a report."""
         return f"study-{self.study}-{self.variant}"
+
+    @property
+    def unfinished(self) -> int:
+        """Trainings without a result; one that diverged has one."""
+        return sum(count for state, count in self.runs.items() if state not in ("done", "diverged"))
 
 
 _ADAPTER = TypeAdapter(StudyRecord)
@@ -89,9 +94,17 @@ def write_study(out: Path, record: StudyRecord, tables: str) -> Path:
     """Write a record and its tables as CSV; returns the path of the record.
 
     Raises:
+        RunFailed: more trainings failed than in the record that is there, which stays.
         MissingError: the folder cannot be written.
     """
     path = study_file(out, record.study, record.variant)
+    kept = kept_study(out, record.study, record.variant)
+    if kept and record.unfinished > kept.unfinished:
+        raise RunFailed(
+            f"{record.unfinished} of {sum(record.runs.values())} trainings failed, so '{path}' stays as it was, when "
+            f"{kept.unfinished} of {sum(kept.runs.values())} had. The same command does them again; why they failed: "
+            f"sdpo-bench list runs --results {shlex.quote(str(path.parent))}"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_plain(asdict(record)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)

@@ -34,12 +34,17 @@ def study_view(record: StudyRecord) -> StudyView:
         record.slug,
         f"Study: {record.study}{size}",
         record.question,
-        record.findings.conclusion,
+        (*_caution(record), *record.findings.conclusion),
         (*record.facts, *made),
         record.statistics,
         tuple(replace(table, name=f"{record.slug}-{table.name}") for table in record.findings.tables),
         tuple(_figure(record.slug, plot) for plot in record.findings.plots),
     )
+
+
+def _caution(record: StudyRecord) -> tuple[str, ...]:
+    failed, trained = record.unfinished, sum(record.runs.values())
+    return (f"{failed} of {trained} trainings failed: what follows rests on the others alone.",) if failed else ()
 
 
 def _figure(slug: str, plot: Plot) -> Figure:

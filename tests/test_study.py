@@ -10,14 +10,14 @@ import torch
 from sdpo_bench import contrasts
 from sdpo_bench.dense import choose_queries, predicted_rewards
 from sdpo_bench.entry import main
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.findings import banded, line
 from sdpo_bench.matrices import Matrix
 from sdpo_bench.registry import plugins
 from sdpo_bench.stats import crossed_interval
 from sdpo_bench.studies import _step_rewards as s
 from sdpo_bench.study import StudyRequest, parse_size
-from sdpo_bench.study_record import read_studies, variant_of
+from sdpo_bench.study_record import kept_study, read_studies, variant_of, write_study
 
 STUDIES = sorted(plugins("studies"))
 
@@ -227,6 +227,26 @@ def test_a_damaged_record_is_a_notice(predicted, tmp_path, capsys):
     (folder / "small.json").write_text(good.read_text())
     assert call("report", "--results", tmp_path) == 0
     assert "default.json: damaged" in capsys.readouterr().out
+
+
+def test_a_record_is_not_replaced_by_one_in_which_more_trainings_failed(predicted, tmp_path):
+    (record,), _ = read_studies(predicted[0])
+    whole = replace(record, runs={"done": 3, "diverged": 1})
+    path = write_study(tmp_path, whole, "whole")
+    before = path.read_bytes(), path.with_suffix(".csv").read_bytes()
+    with pytest.raises(RunFailed, match=r"1 of 4 trainings failed, so '.*\.json' stays as it was, when 0 of 4 had"):
+        write_study(tmp_path, replace(whole, runs={"done": 3, "failed": 1}), "torn")
+    assert (path.read_bytes(), path.with_suffix(".csv").read_bytes()) == before
+    write_study(tmp_path, replace(whole, runs={"done": 2, "diverged": 2}, seconds=1.0), "other numbers")
+    assert kept_study(tmp_path, whole.study, whole.variant).seconds == 1.0
+
+
+def test_a_record_with_failed_trainings_says_so_first(predicted, tmp_path, capsys):
+    (record,), _ = read_studies(predicted[0])
+    write_study(tmp_path, replace(record, runs={"done": 3, "failed": 1}), "")
+    assert call("report", "--results", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("1 of 4 trainings failed") < shown.index(record.findings.conclusion[0][:30])
 
 
 def test_a_study_that_was_only_begun_is_a_notice_with_the_way_on(tmp_path, capsys):
