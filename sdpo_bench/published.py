@@ -74,7 +74,8 @@ def read_published(path: Path) -> Published:
         UsageError: it cannot be read, or something in it is missing or wrong.
     """
     try:
-        return Published.model_validate(parse_toml(path.read_text(encoding="utf-8")))
+        # Some editors begin UTF-8 with a mark.
+        return Published.model_validate(parse_toml(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValidationError as error:

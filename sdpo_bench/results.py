@@ -204,7 +204,9 @@ def _status(folder: RunFolder) -> tuple[str, str]:
     try:
         status = folder.status
         return str(status["state"]), str(status.get("message", ""))
-    except (UsageError, OSError, KeyError):
+    except (UsageError, OSError, KeyError) as error:
+        if isinstance(error.__cause__, PermissionError):
+            return "unknown", "its status file cannot be read: Permission denied. Ask whose it is"
         return "unknown", "its status file is damaged; the command that made the run mends it"
 
 

@@ -54,6 +54,8 @@ def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
     for path in sorted((out / "suites").glob("*.json")) if (out / "suites").is_dir() else []:
         try:
             found.append(_record(parse_json(read_text(path))))
+        except PermissionError as error:  # sound, for all that is known
+            problems.append((path.name, f"this suite's record cannot be read: {error.strerror}. Ask whose it is"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to mend it"))
     return found, problems

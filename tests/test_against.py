@@ -192,6 +192,12 @@ def test_a_file_that_is_wrong_says_where(published, old, new, said):
         read_published(published)
 
 
+def test_a_mark_that_an_editor_put_at_the_beginning_is_no_error(published):
+    before = read_published(published)
+    published.write_text(FILE, encoding="utf-8-sig")
+    assert read_published(published) == before
+
+
 def test_the_shipped_numbers_name_their_source_and_their_error():
     (found,) = paper()
     assert found.digitised and found.tolerance == 0.05 and "README" in found.source

@@ -11,6 +11,7 @@ from sdpo_bench.headline import list_runs
 from sdpo_bench.results import load_results
 from sdpo_bench.sides import find_sides
 from sdpo_bench.store import find_run
+from sdpo_bench.suite_records import read_records
 from sdpo_bench.trained_adapter import LORA_FILE, check_seal
 
 
@@ -29,6 +30,18 @@ def close(folder, patch):
         patch.setattr(owner, name, refusing(getattr(owner, name)))
 
 
+def close_file(file, patch):
+    """A file of another user's with mode 0600."""
+    opened = os.open
+
+    def refusing(path, *args, **kwargs):
+        if str(path) == str(file):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    patch.setattr(os, "open", refusing)
+
+
 def test_a_closed_run_does_not_keep_others_from_being_found(tmp_path, monkeypatch):
     mine, other = (make_run(tmp_path, "sdpo", seed, spread([1, 2, 3])) for seed in (0, 1))
     close(other, monkeypatch)
@@ -43,6 +56,21 @@ def test_a_closed_run_is_listed_and_not_called_damaged(tmp_path, monkeypatch):
     states = {row[0]: (row[1], row[-1]) for row in list_runs(tmp_path)[1]}
     assert states[mine.name][0] == "done"
     assert states[other.name][0] == "not used" and "Permission denied" in states[other.name][1]
+
+
+def test_a_closed_status_is_not_called_damaged(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
+    close_file(run / "status", monkeypatch)
+    (one,) = load_results(tmp_path).runs
+    assert (one.state, one.message) == ("unknown", "its status file cannot be read: Permission denied. Ask whose it is")
+
+
+def test_a_closed_record_of_a_suite_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "suites" / "one.json").write_text("{}")
+    close_file(tmp_path / "suites" / "one.json", monkeypatch)
+    ((_, problem),) = read_records(tmp_path)[1]
+    assert problem == "this suite's record cannot be read: Permission denied. Ask whose it is"
 
 
 def test_where_no_run_can_be_read_a_comparison_does_not_blame_an_option(tmp_path, monkeypatch):
