@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         raise
     finally:
         if arguments is None:
+            # All is done and said; Python ends a process by a signal that comes while it takes it down.
+            _ignore(signal.SIGINT, *STOPS)
             end_soon(code)
 
 

@@ -99,6 +99,22 @@ def test_a_training_whose_signal_was_swallowed_ends_with_its_epoch(tiny_pipe, tm
     assert trainer.epoch == 1 and checkpoint.latest(trainer.run)[0] == checkpoint.path_of(trainer.run, 1)
 
 
+LAST = """
+import atexit, os, signal, sys
+from sdpo_bench import entry
+entry._run = lambda arguments: sys.exit(0)
+signal.signal(signal.SIGINT, entry._interrupt)
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+entry.main()
+"""
+
+
+def test_a_signal_after_all_is_done_changes_no_exit_code():
+    done = subprocess.run([sys.executable, "-c", LAST], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 READ = """
 import signal, sys
 from pathlib import Path
