@@ -1,4 +1,4 @@
-"""Signals that mean "save and end", and handlers of them that are this process's alone.
+"""Signals that mean "save and end": handlers that are this process's alone, and whose errors no library can lose.
 
 A process that a plugin forks (a pool of workers) would inherit them, and say that it was interrupted when its pool ends
 it by SIGTERM. In such a child the signals do what they do to any process, but that Ctrl-C is its parent's business: a

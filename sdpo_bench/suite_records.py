@@ -6,6 +6,7 @@ can show the suite's table without being told anything. A run may belong to seve
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.identity import canonical
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import read_text
+
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged record raises."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,26 @@ class SuiteRecord:
     choices: tuple[dict[str, Any], ...]
 
 
-def write_record(out: Path, name: str, data: Mapping[str, Any]) -> None:
-    """Record a suite; ``data`` as :func:`_record` reads it.
+def write_record(out: Path, name: str, data: Mapping[str, Any]) -> bool:
+    """Record a suite; ``data`` as :func:`_record` reads it. True where what is replaced had other runs only.
 
     Raises:
         MissingError: the folder cannot be written.
     """
     path = out / "suites" / f"{name}.json"
+    before: set[str] = set()
+    with suppress(OSError, *DAMAGE):
+        before = _runs(parse_json(read_text(path)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
     except (OSError, Unwritable) as error:
         raise MissingError(f"'{path}' cannot be written: {error.strerror}. Choose another --out FOLDER.") from error
+    return bool(before) and before.isdisjoint(_runs(data))
+
+
+def _runs(data: Mapping[str, Any]) -> set[str]:
+    return {*data["reported"], *data["tuning"]}
 
 
 def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
@@ -56,7 +68,7 @@ def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
             found.append(_record(parse_json(read_text(path))))
         except PermissionError as error:  # sound, for all that is known
             problems.append((path.name, f"this suite's record cannot be read: {error.strerror}. Ask whose it is"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, *DAMAGE) as error:
             problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to mend it"))
     return found, problems
 

@@ -88,6 +88,12 @@ def _sweep(
         write_record(out, suite.name, record_of(plan))
         return replace(plan, cells=tuple(cell for cell in plan.cells if cell.key in wanted))
 
+    if write_record(out, suite.name, record_of(make_plan(suite, out))):
+        click.echo(
+            f"warning: suites/{suite.name}.json was of another suite of this name, or of other settings. Its runs "
+            "stay, but no report has its table any more. To keep both, give the suites different names or --out.",
+            err=True,
+        )
     deadline = time.monotonic() + 3600 * max_hours if max_hours else None
     try:
         with SweepView() as view:

@@ -295,6 +295,21 @@ def test_a_filter_by_state_is_not_asked_again_when_the_state_has_changed(command
     assert started == [labels[0]]
 
 
+@pytest.mark.parametrize("record", [{"reported": {"other": ""}, "tuning": []}, None, "{"])
+def test_a_suite_that_takes_the_place_of_another_of_its_name_says_so(tmp_path, monkeypatch, capsys, record):
+    path, out = write_suite(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(sweep_command, "_executor", lambda *arguments: FakeExecutor(succeed))
+    (out / "suites").mkdir(parents=True)
+    if record:
+        (out / "suites" / f"{path.stem}.json").write_text(record if record == "{" else json.dumps(record))
+    said = []
+    for _ in range(2):  # the second sweep has the first one's runs
+        with pytest.raises(SystemExit):
+            main(["sweep", str(path), "--out", str(out)])
+        said.append(f"suites/{path.stem}.json was of another suite" in capsys.readouterr().err)
+    assert said == [isinstance(record, dict), False]
+
+
 def test_the_resume_command_never_begins_again():
     from sdpo_bench.sweep_command import resume_command
 
