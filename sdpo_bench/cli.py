@@ -108,7 +108,7 @@ def run(**options: Any) -> None:
       sdpo-bench run --reward "emoji-align+emoji-style*0.5" --set "reward.emoji-style.style=noto"
       sdpo-bench run --reward jpeg-compressibility --dry-run
     """
-    from sdpo_bench.commands import run_command
+    from sdpo_bench.run_command import run_command
 
     run_command(**options)
 
@@ -141,7 +141,7 @@ def evaluate(**options: Any) -> None:
       sdpo-bench eval RUN --steps 1,3,100 --rewards emoji-style,jpeg-compressibility
       sdpo-bench eval RUN --unseen emoji-unseen
     """
-    from sdpo_bench.commands import eval_command
+    from sdpo_bench.eval_command import eval_command
 
     eval_command(**options)
 
@@ -160,7 +160,7 @@ def export(run_name: str, target: Path, force: bool, out: Path) -> None:
     Example:
       sdpo-bench export sdpo-emoji_align --to my-lora
     """
-    from sdpo_bench.commands import export_command
+    from sdpo_bench.eval_command import export_command
 
     export_command(run_name, target, force, out)
 

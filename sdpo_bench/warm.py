@@ -8,7 +8,7 @@ LIBRARIES = (
     "transformers.models.clip.modeling_clip",
     "peft",
     "pyarrow.parquet",
-    "sdpo_bench.commands",
+    "sdpo_bench.run_command",
 )
 
 for _name in LIBRARIES:

@@ -207,7 +207,7 @@ def test_the_last_checkpoint_leaves_no_trace_in_the_identity(tiny_pipe):
 
 
 def test_prompts_that_chose_cannot_be_reported_later(tiny_pipe, prompts):
-    from sdpo_bench.commands import _eval_one
+    from sdpo_bench.eval_command import _eval_one
 
     folder = run(choosing(tiny_pipe, prompts), prompts)
     with pytest.raises(UsageError, match="was chosen on"):

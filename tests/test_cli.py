@@ -39,7 +39,7 @@ def call(*arguments, cwd=None, **environment):
 
 
 def forked_call(words, cwd):
-    import sdpo_bench.commands  # noqa: F401  (so that no child imports it)
+    import sdpo_bench.run_command  # noqa: F401  (so that no child imports it)
 
     def work():
         os.chdir(cwd or ".")

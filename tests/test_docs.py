@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from markdown_it import MarkdownIt
 from report_factory import base_frame, make_base, make_run, spread
 
-from sdpo_bench import commands, plots, sweep_command
+from sdpo_bench import plots, run_command, sweep_command
 from sdpo_bench.cli import cli
 from sdpo_bench.plan import keep, make_plan
 from sdpo_bench.registry import find, plugins
@@ -104,7 +104,7 @@ def world(tmp_path_factory):
         patch.syspath_prepend(str(place))
     folders = [reported(top / "one"), reported(top / "two", reward="hpsv2"), reported(top / "three", variants=True)]
     patch.setattr(plots, "_svg", lambda fill, size: b"<svg xmlns='http://www.w3.org/2000/svg'/>")  # drawing is dear
-    patch.setattr(commands, "_show_plan", lambda resolved, runtime, as_json: None)
+    patch.setattr(run_command, "_show_plan", lambda resolved, runtime, as_json: None)
     plan = lru_cache(lambda suite: make_plan(find_suite(suite), top))
     patch.setattr(sweep_command, "_dry_run", lambda suite, out, chosen, *_: chosen and keep(plan(suite.name), chosen))
     (top / ".local" / "share" / "bash-completion" / "completions").mkdir(parents=True)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from factories import make_resolved
-from sdpo_bench import commands
+from sdpo_bench import run_command
 from sdpo_bench.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.progress import Watcher
@@ -99,7 +99,7 @@ def test_a_command_reads_a_file_once(tiny_pipe, tmp_path, capsys, monkeypatch):
     """Also between the moment that gives the run its id and its beginning."""
     path = tmp_path / "mine.txt"
     path.write_text("cat\ndog\n")
-    monkeypatch.setattr(commands, "_say_memory", lambda *_: path.write_text("horse\n"))
+    monkeypatch.setattr(run_command, "_say_memory", lambda *_: path.write_text("horse\n"))
     code, _, said = call(capsys, *words(tiny_pipe, tmp_path / "out", path, ""))
     assert code == 0, said
     run = the_run(tmp_path / "out")

@@ -147,8 +147,8 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     """The reward prefers what comes after the collapse; the choice does not fall for it."""
     from safetensors.torch import load_file
 
-    from sdpo_bench.commands import choice_text
     from sdpo_bench.progress import Watcher
+    from sdpo_bench.run_command import choice_text
     from sdpo_bench.runner import run_cell
     from sdpo_bench.settings import Runtime
     from sdpo_bench.trained_adapter import LORA_FILE

@@ -10,13 +10,13 @@ from factories import SEARCH_METHODS, make_method, make_resolved
 from sdpo_bench.bill import read_search, search_bill, search_lines
 from sdpo_bench.budget import Ledger
 from sdpo_bench.candidates import Candidates
-from sdpo_bench.commands import plan
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimate import run_work
 from sdpo_bench.evaluate import evaluation_schedule, read_rows, sample_images
 from sdpo_bench.results import Run, flat_settings
+from sdpo_bench.run_command import plan
 from sdpo_bench.runner import make_scorer, run_cell
 from sdpo_bench.settings import EvaluationSettings, Runtime
 from sdpo_bench.store import RunFolder

@@ -1,0 +1,142 @@
+"""What is done with a finished run: ``sdpo-bench eval`` judges it again, ``export`` hands its adapter on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdpo_bench import evaluate as ev
+from sdpo_bench import guards
+from sdpo_bench.atomic import atomic_write
+from sdpo_bench.calibration import calibrate
+from sdpo_bench.candidates import recorded_search
+from sdpo_bench.cli_options import echo_json
+from sdpo_bench.composite import Basis
+from sdpo_bench.contradictions import refuse_two_values
+from sdpo_bench.errors import Unwritable, UsageError
+from sdpo_bench.fit import refuse_reported
+from sdpo_bench.inputs import known_prompts, remember_prompts
+from sdpo_bench.kept import kept_table
+from sdpo_bench.models import load_policy, pick_device, refuse_changed
+from sdpo_bench.out_of_memory import halving
+from sdpo_bench.plugin_sources import refuse_changed_plugins
+from sdpo_bench.progress import Watcher
+from sdpo_bench.prompts import held_prompts
+from sdpo_bench.regular import read_bytes
+from sdpo_bench.reward_choice import same_reward
+from sdpo_bench.runner import base_folder, evaluate_base, make_scorers
+from sdpo_bench.seeds import seed_for
+from sdpo_bench.setting_values import parse_set, validate
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
+from sdpo_bench.store import RunFolder, check_writable, find_run
+from sdpo_bench.terminal import Live, print_step_table
+from sdpo_bench.trained_adapter import LORA_FILE, check_seal, exported, require_adapter
+from sdpo_bench.user_files import user_file
+
+
+def eval_command(
+    *, runs: tuple[str, ...], steps: str | None, rewards: str | None, images: int | None, unseen: str | None,
+    validation: str | None, sets: tuple[str, ...], out: Path, device: str, threads: int, micro_batch: int,
+    reward_timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """``sdpo-bench eval``."""
+    changes: dict[str, Any] = {"steps": steps, "images_per_prompt": images, "unseen": unseen, "validation": validation}
+    overrides = parse_set(sets)
+    flags = {f"eval.{key}": (f"--{key.partition('_')[0]} {value}", value) for key, value in changes.items()}
+    refuse_two_values(overrides, flags | {"eval.rewards": (f"--rewards {rewards}", rewards)})
+    for key, value in overrides.items():
+        if not key.startswith("eval."):
+            raise UsageError(f"--set {key}: only eval.* settings can change here; training is done.")
+        changes[key.removeprefix("eval.")] = value
+    folders = [find_run(out, name) for name in runs]
+    runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)
+    results = []
+    for folder in folders:
+        with held_prompts(known_prompts(folder), folder.run_id):
+            table, trained = _eval_one(folder, {k: v for k, v in changes.items() if v is not None}, rewards, runtime)
+        results.append({"run": folder.run_id, "folder": folder.path, "table": table})
+        if not as_json:
+            click.echo(f"\n{folder.run_id}")
+            print_step_table(table, trained)
+            click.echo(str(folder.evaluation))
+    if as_json:
+        echo_json(results)
+
+
+def _eval_one(
+    folder: RunFolder, changes: dict[str, Any], rewards: str | None, runtime: Runtime
+) -> tuple[list[dict[str, Any]], str]:
+    require_adapter(folder)
+    record = folder.record()
+    config = record["config"]
+    settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
+    if chosen := config.get("checkpoint"):
+        refuse_reported(chosen["prompts"], settings, f"'{folder.run_id}' was chosen on checkpoint.prompts, and this")
+    model: ModelSettings = validate(ModelSettings, config["model"], "model")
+    refuse_changed(model, record)
+    device = pick_device(runtime.device)
+    trained = config["reward"]["name"]
+    names = [trained, *settings.rewards] if rewards is None else [n.strip() for n in rewards.split(",") if n.strip()]
+    if not names:
+        raise UsageError(f"--rewards '{rewards}' names no reward. See: sdpo-bench list rewards")
+    own = record.get("reward_execution", config["reward"])
+    wanted = [(own["name"], own["settings"]) if same_reward(name, trained) else (name, {}) for name in names]
+    if "search" in record:  # what it chooses by is scored whatever was asked for
+        wanted.append((own["name"], own["settings"]))
+    basis = Basis(model, validate(ScheduleSettings, config["schedule"], "schedule"), str(config["sample"]["prompts"]))
+    scorers = make_scorers(wanted, basis, device, runtime.reward_timeout)
+    settings = replace(settings, rewards=tuple(names))
+    search = None
+    if "search" in record:
+        search = recorded_search(config, next(s for s in scorers if same_reward(s.name, trained)))
+    base = base_folder(model, settings, runtime)
+    try:
+        check_writable(runtime.out, folder, base)
+    except Unwritable as refused:
+        there = base_folder(model, settings, replace(runtime, out=folder.path.parent.parent))
+        return kept_table(folder, there, settings, scorers, refused), trained
+    say = lambda text: click.echo(f"warning: {text}", err=True)  # noqa: E731
+    refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=say)
+    policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
+    with Live(folder.run_id) as live:
+        watcher = Watcher(live.tick, live.evaluation)
+        recorded = record.get("reward_reference", {})
+        calibrate(scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=live.evaluation)
+        subject = ev.Subject(folder.run_id, config["method"]["name"], config["seed"])
+
+        def judge(size: int) -> list[dict[str, Any]]:
+            fitting = replace(runtime, micro_batch=size)
+            before = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
+            policy.load(folder.lora)
+            with folder.locked():
+                remember_prompts(folder, settings)
+                tuned = ev.evaluate(
+                    policy, settings, scorers, folder, subject,
+                    micro_batch=size, progress=live.evaluation, search=search,
+                )  # fmt: skip
+                if exported(folder) and folder.known_state in ("failed", "unknown"):  # its judging had failed
+                    folder.set_status("done", warnings=len(guards.warnings(folder)))
+            return ev.step_table(before, tuned)
+
+        table = halving(judge, runtime.micro_batch, lambda size, text: say(text))
+    return table, trained
+
+
+def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
+    """``sdpo-bench export``."""
+    folder = find_run(out, run_name)
+    require_adapter(folder)
+    source = folder.lora / LORA_FILE
+    destination = user_file(target / LORA_FILE, out, "--to")
+    if destination.exists() and not force:
+        raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
+    check_seal(folder.lora)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(destination, read_bytes(source))
+    config = folder.record()["config"]
+    click.echo(
+        f"In Python, with a pipeline of {config['model']['name']}:\n"
+        f'  pipeline.load_lora_weights("{target}", weight_name="{LORA_FILE}")'
+    )
+    click.echo(str(target / LORA_FILE))
