@@ -9,6 +9,7 @@ import click
 from sdpo_bench import evaluate as ev
 from sdpo_bench import guards
 from sdpo_bench.atomic import atomic_write
+from sdpo_bench.base_scores import base_folder, evaluate_base
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
@@ -25,7 +26,7 @@ from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import held_prompts
 from sdpo_bench.regular import read_bytes
 from sdpo_bench.reward_choice import same_reward
-from sdpo_bench.runner import base_folder, evaluate_base, make_scorers
+from sdpo_bench.runner import make_scorers
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.setting_values import parse_set, validate
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings

@@ -8,22 +8,22 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import guards, pictures, provenance
 from sdpo_bench.api import Search
+from sdpo_bench.base_scores import base_folder, evaluate_base
 from sdpo_bench.calibration import apply, calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
 from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError, said
 from sdpo_bench.hub import resolved_commit
-from sdpo_bench.identity import canonical, digest
+from sdpo_bench.identity import canonical
 from sdpo_bench.inputs import known_prompts, made, remember_prompts
 from sdpo_bench.kept import kept_table
-from sdpo_bench.models import load_policy, model_digest, pick_device
+from sdpo_bench.models import load_policy, pick_device
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.plugin_sources import refuse_changed_plugins
 from sdpo_bench.policy import Policy
@@ -34,7 +34,7 @@ from sdpo_bench.reward_choice import choose, same_reward
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.scoring import CompositeScorer, Scorer, supervise
 from sdpo_bench.seeds import seed_for
-from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig, Runtime
+from sdpo_bench.settings import EvaluationSettings, RunConfig, Runtime
 from sdpo_bench.store import RunFolder, check_writable
 from sdpo_bench.train import Trainer
 from sdpo_bench.trained_adapter import LORA_FILE, exported, seal_log
@@ -284,54 +284,6 @@ def _judge(
     if processes.is_main and not (run.path / "grid.png").exists():
         draw_grid(policy, settings, run, runtime.micro_batch, search)
     return ev.step_table(base_rows, tuned_rows)
-
-
-def base_folder(model: ModelSettings, settings: EvaluationSettings, runtime: Runtime) -> RunFolder:
-    """Where the base model's scores live; shared by all runs with the same model and evaluation sampler."""
-    identity = {"model": model.name, "sampler": ev.sampler_id(settings), **_base_facts(model)}
-    slug = "".join(c if c.isalnum() else "_" for c in model.name)[-40:]
-    return RunFolder(runtime.out / "runs" / f"base-{slug}-{digest(identity)}")
-
-
-def _base_facts(model: ModelSettings) -> dict[str, Any]:
-    """What changes the base model's pictures besides its name and the sampler."""
-    facts = {"revision": model.revision, "precision": model.precision}
-    optional = {"resolution": model.resolution, "digest": model_digest(model.name)}
-    return facts | {key: value for key, value in optional.items() if value}
-
-
-def evaluate_base(
-    policy: Policy,
-    model: ModelSettings,
-    settings: EvaluationSettings,
-    scorers: list[Scorer],
-    runtime: Runtime,
-    watcher: Watcher,
-    *,
-    device: str,
-    processes: Processes = ALONE,
-) -> pd.DataFrame:
-    """Rows of the base model (adapter off), computed once for each model and sampler."""
-    run = base_folder(model, settings, runtime)
-    record = {
-        "kind": "base",
-        "run": run.run_id,
-        "config": canonical({"model": {"name": model.name, **_base_facts(model)}}),
-        "sampler": ev.sampler_id(settings),
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(device),
-    }
-    if processes.is_main:
-        run.create(record)
-    adapter = policy.reference() if policy.lora_parameters() else nullcontext()
-    with run.locked(wait=True) if processes.is_main else nullcontext(), adapter:
-        rows = ev.evaluate(
-            policy, settings, scorers, run, ev.Subject(run.run_id, "base", 0),
-            micro_batch=runtime.micro_batch, progress=watcher.evaluation, processes=processes,
-        )  # fmt: skip
-        if processes.is_main:
-            run.set_status("done")
-    return rows
 
 
 def grid_prompts(settings: EvaluationSettings) -> Sequence[str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from factories import make_resolved, make_trainer
 from sdpo_bench import calibration, seeds
 from sdpo_bench.api import NoSettings, Reward
+from sdpo_bench.base_scores import base_folder
 from sdpo_bench.bill import part_correlation, part_lines
 from sdpo_bench.calibration import calibrate
 from sdpo_bench.composite import Basis, Composite, CompositeSettings
@@ -19,7 +20,7 @@ from sdpo_bench.evaluate import read_rows
 from sdpo_bench.models import load_policy, scheduler_config
 from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
 from sdpo_bench.rollout import Noise, sample
-from sdpo_bench.runner import base_folder, evaluation_scorers, run_cell
+from sdpo_bench.runner import evaluation_scorers, run_cell
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.scoring import CompositeScorer
 from sdpo_bench.settings import ModelSettings, Runtime, ScheduleSettings

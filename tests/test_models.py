@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
 from factories import make_resolved, make_trainer
+from sdpo_bench.base_scores import base_folder
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.cost import group_cost
@@ -20,7 +21,7 @@ from sdpo_bench.identity import digest
 from sdpo_bench.methods._temporal_critic import TemporalCritic
 from sdpo_bench.models import known_model, load_policy, model_digest, refuse_changed
 from sdpo_bench.rollout import Noise, Trajectories, pick, replay
-from sdpo_bench.runner import base_folder, run_cell
+from sdpo_bench.runner import run_cell
 from sdpo_bench.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings, Runtime
 from tools.random_pipeline import SMALL, write_pipeline
