@@ -43,8 +43,7 @@ def _check(loss: object, name: str) -> None:
     if not isinstance(loss, Loss) or not isinstance(loss.value, Tensor):
         got = type(loss.value if isinstance(loss, Loss) else loss).__name__
         raise RunFailed(f"method '{name}': loss() gave {got}; sdpo_bench.api.Loss with a tensor is due. {HINT}")
-    if loss.value.shape != () or not loss.value.requires_grad:
-        what = f"shape {tuple(loss.value.shape)}" if loss.value.shape != () else "no gradient"
+    if what := _no_loss(loss.value):
         raise RunFailed(f"method '{name}': its loss has {what}; a scalar that carries a gradient is due. {HINT}")
     if not isinstance(loss.metrics, Mapping) or not all(isinstance(key, str) for key in loss.metrics):
         raise RunFailed(f"method '{name}': its metrics are no dict of numbers by name. {HINT}")
@@ -52,6 +51,15 @@ def _check(loss: object, name: str) -> None:
         raise RunFailed(f"method '{name}': the name of its metric {unreadable[0]!a} has no UTF-8 form. {HINT}")
     if taken := OWN_KEYS.intersection(loss.metrics):
         raise RunFailed(f"method '{name}': '{min(taken)}' is the log's own name; call the metric otherwise. {HINT}")
+
+
+def _no_loss(value: Tensor) -> str:
+    """What keeps a tensor from being a loss; empty for none."""
+    if value.is_complex():
+        return "complex numbers"
+    if value.shape != ():
+        return f"shape {tuple(value.shape)}"
+    return "" if value.requires_grad else "no gradient"
 
 
 def numbers(method: Method, loss: Loss) -> dict[str, Tensor]:
@@ -64,6 +72,8 @@ def numbers(method: Method, loss: Loss) -> dict[str, Tensor]:
     for key, value in loss.metrics.items():
         try:
             plain = value.detach().cpu() if isinstance(value, Tensor) else value
+            if isinstance(plain, Tensor) and plain.is_complex():
+                raise TypeError
             found[key] = torch.as_tensor(plain, dtype=torch.float64)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise _no_number(method, key, type(value).__name__) from error
