@@ -5,16 +5,18 @@ and which scheduler settings its training used.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpo_bench.errors import MissingError, UsageError, nearest, says_out_of_memory
+from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, nearest, says_out_of_memory
 from sdpo_bench.handlers import no_stop_lost
 from sdpo_bench.hub import cached_pipeline, find_pipeline
 from sdpo_bench.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
+from sdpo_bench.pipeline_parts import check_whole, load_text_encoders
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.processes import local_device
 from sdpo_bench.regular import read_text
@@ -214,23 +216,36 @@ def load_pipeline(settings: "ModelSettings") -> Any:
     files = read_folder(folder)
     _check_family(files, str(folder))
     dtypes = {"default": DTYPES[settings.precision], "vae": torch.float32}
-    optional = {"safety_checker": None} if len(files.parameters) < 4 else {}
-    try:
+    optional: dict[str, Any] = {"safety_checker": None} if len(files.parameters) < 4 else {}
+    with _pipeline_at_fault(folder):
+        optional |= load_text_encoders(folder, DTYPES[settings.precision])
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder), dtype=dtypes if settings.precision != "fp32" else torch.float32, local_files_only=True,
             **optional,
         )  # fmt: skip
-    except Exception as error:  # diffusers, transformers, safetensors and json each raise their own
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if says_out_of_memory(error):
+        _check_parts(pipeline, str(folder))
+        check_whole(pipeline, folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def _pipeline_at_fault(folder: Path) -> Iterator[None]:
+    """A block in which whatever goes wrong is the pipeline's: the libraries each raise errors of their own.
+
+    Raises:
+        MissingError: in their place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SdpoBenchError) or says_out_of_memory(error):
             raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise MissingError(
             f"the pipeline '{folder}' cannot be loaded: {reason} If files are damaged, copy or fetch them again; "
             "for a hub model, delete its folder in the hub cache first."
         ) from error
-    _check_parts(pipeline, str(folder))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def _check_family(files: PipelineFiles, location: str) -> None:

@@ -21,6 +21,11 @@ from sdpo_bench.regular import read_text, regular
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CONFIGS = (*NETWORKS, "scheduler")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+SIZES = (
+    ("unet", "sample_size", None), ("unet", "in_channels", 4), ("vae", "latent_channels", 4),
+    ("vae", "scaling_factor", 0.18215),
+)  # fmt: skip
+"""Numbers of a configuration and the defaults of the library that reads it."""
 TEXTS = (".json", ".txt", ".model")
 
 
@@ -58,6 +63,7 @@ def read_folder(folder: Path) -> PipelineFiles:
     if absent:
         raise MissingError(f"the pipeline folder '{folder}' is not whole: {'; '.join(absent)}.")
     configs = {part: _config(folder / part) for part in CONFIGS if (folder / part).is_dir()}
+    _check_numbers(folder, configs)
     parameters = {part: _count(folder / part) for part in NETWORKS if (folder / part).is_dir()}
     return PipelineFiles(configs, parameters)
 
@@ -74,7 +80,7 @@ def missing_parts(folder: Path) -> list[str]:
             f"'{folder}' is not a diffusers pipeline folder: it has no model_index.json. "
             "Save one with pipeline.save_pretrained(FOLDER)."
         )
-    index = _json(index_file)
+    index = index_of(folder)
     named = [part for part in CONFIGS if isinstance(index.get(part), list) and index[part][0]]
     problems = []
     for part in named:
@@ -83,6 +89,30 @@ def missing_parts(folder: Path) -> list[str]:
         elif part in NETWORKS and not _weight_files(folder / part):
             problems.append(f"{part} has no weights")
     return problems
+
+
+def index_of(folder: Path) -> dict[str, Any]:
+    """Content of ``model_index.json``. Raises MissingError: it is damaged."""
+    return _json(folder / "model_index.json")
+
+
+def _check_numbers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """What sizes are computed from; where a file names none, the library's own default holds.
+
+    Raises:
+        MissingError: something that is no such number.
+    """
+    for part, key, usual in SIZES:
+        value = configs.get(part, {}).get(key, usual)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if key != "scaling_factor" else int | float)
+            or not value > 0
+        ):
+            raise MissingError(
+                f"'{folder / part / 'config.json'}' has {key} = {value!r}, where a number above 0 is due (of a square "
+                "picture). Save the pipeline again with save_pretrained, or fetch it again."
+            )
 
 
 def _config_file(folder: Path) -> Path | None:
