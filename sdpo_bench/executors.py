@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from sdpo_bench.cell_process import FAILED, STOPPED, Job, Said, child
 from sdpo_bench.errors import MissingError
+from sdpo_bench.handlers import unheard
 
 SERVER_LOST = 255
 """Exit code that ``multiprocessing`` gives a process whose fork server ended and could not hand on the true one."""
@@ -109,7 +110,7 @@ class LocalExecutor:
         try:
             words, said = self._context.Pipe(duplex=False)
             process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=True)
-            with said, _thread_variables(self.threads):
+            with said, _thread_variables(self.threads), unheard():
                 process.start()
         except (OSError, EOFError) as error:
             raise NoProcess(_no_process(error)) from error

@@ -16,6 +16,8 @@ STOPS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
 )
 """Of schedulers before they kill, of a terminal that is closed, of a limit on CPU time."""
+_OF_A_JOB = {signal.SIGINT, *STOPS} - {signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM)}
+"""The others mean the single process that gets them."""
 _OURS: dict[int, Callable[[int, Any], Any]] = {}
 _raised: BaseException | None = None
 """By the last signal that a handler of ours has answered with an error."""
@@ -71,6 +73,26 @@ def no_stop_lost() -> Iterator[None]:
 
 def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """A block that starts processes of ours, to which Ctrl-C and its like, told to a whole job, mean nothing.
+
+    They inherit that these are blocked; while they import what they need, they could not ignore them yet. Here they are
+    heard when the block is over.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # every process needs it, and its start unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_A_JOB)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def deliver_again(number: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from sdpo_bench.bill import search_bill
 from sdpo_bench.errors import UsageError
+from sdpo_bench.handlers import unheard
 from sdpo_bench.identity import canonical
 from sdpo_bench.plain_data import is_text, parse_json
 from sdpo_bench.regular import read_text, regular
@@ -268,7 +269,9 @@ def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, 
         with suppress(OSError, BrokenProcessPool):  # a machine that allows no processes does it alone
             workers = min(8, os.cpu_count() or 1)
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                return list(pool.map(work, items, chunksize=chunk))
+                with unheard():  # they start here
+                    answers = pool.map(work, items, chunksize=chunk)
+                return list(answers)
     return [work(item) for item in items]
 
 

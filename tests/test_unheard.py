@@ -1,0 +1,38 @@
+"""Ctrl-C while processes of ours are still starting is the command's business, and no traceback of theirs."""
+
+import subprocess
+import sys
+from textwrap import indent
+
+import pytest
+
+SOON = """
+import operator, os, signal, sys, threading
+from pathlib import Path
+from sdpo_bench.cell_process import Job
+from sdpo_bench.executors import LocalExecutor
+from sdpo_bench.results import shared_map
+from sdpo_bench.settings import Runtime
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+threading.Timer(float(sys.argv[1]), os.killpg, (os.getpgid(0), signal.SIGINT)).start()
+"""
+CELL = """
+place = LocalExecutor(1)
+place.start(Job("x", "x", None, Runtime(Path(sys.argv[2])), ""))  # a request that fails, in words
+print(*(ended.code for ended in place.wait(60)))
+"""
+READERS = """
+print(*shared_map(operator.neg, [1, 2], many=True))
+"""
+
+
+@pytest.mark.parametrize(("work", "answer"), [(CELL, "1"), (READERS, "-1 -2")], ids=["a cell", "readers of scores"])
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
+def test_ctrl_c_reaches_no_process_that_is_starting(tmp_path, work, answer, seconds):
+    script = tmp_path / "script.py"
+    script.write_text("if __name__ == '__main__':" + indent(SOON + work, "    "))  # the others read it too
+    done = subprocess.run(
+        [sys.executable, str(script), str(seconds), str(tmp_path)], capture_output=True, text=True, check=False,
+        timeout=120, start_new_session=True,
+    )  # fmt: skip
+    assert done.stderr == "" and set(done.stdout.splitlines()) == {answer, "heard"}, done
