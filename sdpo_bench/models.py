@@ -269,6 +269,8 @@ def _check_family(files: PipelineFiles, location: str) -> None:
 
 def _check_parts(pipeline: Any, location: str) -> None:
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not getattr(pipeline, part, None)]
+    # SDXL's second ones; other pipelines have no such attribute.
+    missing += [part for part in ("text_encoder_2", "tokenizer_2") if getattr(pipeline, part, part) is None]
     if missing:
         raise UsageError(
             f"'{location}' holds a {type(pipeline).__name__} without {', '.join(missing)}; "

@@ -64,6 +64,7 @@ def read_folder(folder: Path) -> PipelineFiles:
         raise MissingError(f"the pipeline folder '{folder}' is not whole: {'; '.join(absent)}.")
     configs = {part: _config(folder / part) for part in CONFIGS if (folder / part).is_dir()}
     _check_numbers(folder, configs)
+    _check_betas(folder, configs.get("scheduler", {}))
     parameters = {part: _count(folder / part) for part in NETWORKS if (folder / part).is_dir()}
     return PipelineFiles(configs, parameters)
 
@@ -113,6 +114,15 @@ def _check_numbers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
                 f"'{folder / part / 'config.json'}' has {key} = {value!r}, where a number above 0 is due (of a square "
                 "picture). Save the pipeline again with save_pretrained, or fetch it again."
             )
+
+
+def _check_betas(folder: Path, scheduler: Mapping[str, Any]) -> None:
+    betas, due = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
+    if betas is not None and (not isinstance(betas, list) or len(betas) != due):
+        raise MissingError(
+            f"'{folder / 'scheduler'}' names other trained_betas than the {due} that its num_train_timesteps asks for. "
+            "Save the pipeline again with save_pretrained, or fetch it again."
+        )
 
 
 def _config_file(folder: Path) -> Path | None:

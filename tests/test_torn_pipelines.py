@@ -83,5 +83,17 @@ def test_a_tokenizer_of_another_encoder_is_refused(pipe):
         load_pipeline(ModelSettings(name=str(pipe)))
 
 
+def test_noise_levels_of_another_number_are_refused(pipe):
+    edit(pipe / "scheduler" / "scheduler_config.json", trained_betas=[0.1, 0.2])
+    with pytest.raises(MissingError, match="trained_betas"):
+        pipeline_files(ModelSettings(name=str(pipe)))
+
+
+def test_an_index_of_another_family_is_refused(pipe):
+    edit(pipe / "model_index.json", _class_name="StableDiffusionXLPipeline")
+    with pytest.raises(SdpoBenchError, match=r"without text_encoder_2|cannot be loaded"):
+        load_pipeline(ModelSettings(name=str(pipe)))
+
+
 def test_a_whole_pipeline_makes_a_policy(pipe):
     assert load_policy(ModelSettings(name=str(pipe))).latent_shape
