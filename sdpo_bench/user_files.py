@@ -7,12 +7,15 @@ from pathlib import Path
 
 from sdpo_bench.errors import UsageError
 
+HELD = ("runs", "references", "suites", "studies", "replaced")
+"""Folders of a results folder in which commands keep what they need again."""
+
 
 def user_file(path: Path, results: Path, option: str = "--out") -> Path:
     """The file that a path means, links followed.
 
     Raises:
-        UsageError: what is there is no regular file, or the path lies among the runs of the results folder.
+        UsageError: what is there is no regular file, or the path lies where the results folder keeps its own.
     """
     try:
         target = path.resolve()
@@ -20,8 +23,8 @@ def user_file(path: Path, results: Path, option: str = "--out") -> Path:
         raise UsageError(f"{option} '{path}' is a link that leads back to itself. Choose another.") from None
     if target.is_symlink() or (target.exists() and not target.is_file()):
         raise UsageError(f"{option} '{path}' is there and is no regular file. Choose another.")
-    if target.is_relative_to((results / "runs").resolve()):
+    if among := [name for name in HELD if target.is_relative_to((results / name).resolve())]:
         raise UsageError(
-            f"{option} '{path}' lies among the runs of '{results}', whose files are results. Choose another place."
+            f"{option} '{path}' lies among the {among[0]} of '{results}', whose files are results. Choose another place."
         )
     return target

@@ -35,6 +35,13 @@ def test_what_is_no_file_is_refused(tmp_path):
             user_file(tmp_path / name, tmp_path / "results", "--to")
 
 
+@pytest.mark.parametrize("name", ["runs", "references", "suites", "studies", "replaced"])
+def test_what_a_results_folder_keeps_is_not_written_over(tmp_path, name):
+    with pytest.raises(UsageError, match=f"lies among the {name} of '.*', whose files are results"):
+        user_file(tmp_path / "results" / name / "a.json", tmp_path / "results")
+    assert user_file(tmp_path / "results" / "a.json", tmp_path / "results") == tmp_path / "results" / "a.json"
+
+
 def test_links_in_a_circle_are_refused(tmp_path):
     (tmp_path / "a.csv").symlink_to(tmp_path / "b.csv")
     (tmp_path / "b.csv").symlink_to(tmp_path / "a.csv")
