@@ -25,6 +25,7 @@ def user_file(path: Path, results: Path, option: str = "--out") -> Path:
         raise UsageError(f"{option} '{path}' is there and is no regular file. Choose another.")
     if among := [name for name in HELD if target.is_relative_to((results / name).resolve())]:
         raise UsageError(
-            f"{option} '{path}' lies among the {among[0]} of '{results}', whose files are results. Choose another place."
+            f"{option} '{path}' lies among the {among[0]} of '{results}', whose files are results. Choose another "
+            "place."
         )
     return target
