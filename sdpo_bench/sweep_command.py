@@ -82,18 +82,13 @@ def _sweep(
     max_hours: float | None,
 ) -> Progress:  # fmt: skip
     """``wanted``: keys of the cells, chosen once; what a cell can be chosen by changes while it is worked on."""
+    displaced: list[bool] = []
 
     def replan() -> Plan:
         plan = make_plan(suite, out)
-        write_record(out, suite.name, record_of(plan))
+        displaced.append(write_record(out, suite.name, record_of(plan)))
         return replace(plan, cells=tuple(cell for cell in plan.cells if cell.key in wanted))
 
-    if write_record(out, suite.name, record_of(make_plan(suite, out))):
-        click.echo(
-            f"warning: suites/{suite.name}.json was of another suite of this name, or of other settings. Its runs "
-            "stay, but no report has its table any more. To keep both, give the suites different names or --out.",
-            err=True,
-        )
     deadline = time.monotonic() + 3600 * max_hours if max_hours else None
     try:
         with SweepView() as view:
@@ -103,6 +98,12 @@ def _sweep(
             return sweep.run(resume_command())
     finally:
         place.close()
+        if any(displaced):
+            click.echo(
+                f"warning: suites/{suite.name}.json was of another suite of this name, or of other settings. Its runs "
+                "stay, but no report has its table any more. To keep both, give the suites different names or --out.",
+                err=True,
+            )
 
 
 def resume_command(arguments: list[str] | None = None) -> str:
