@@ -5,18 +5,15 @@ and which scheduler settings its training used.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, nearest, says_out_of_memory
-from sdpo_bench.handlers import no_stop_lost
+from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.hub import cached_pipeline, find_pipeline
 from sdpo_bench.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
-from sdpo_bench.pipeline_parts import check_whole, load_text_encoders
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.processes import local_device
 from sdpo_bench.regular import read_text
@@ -196,86 +193,17 @@ def pipeline_files(settings: "ModelSettings") -> PipelineFiles | None:
     return read_folder(folder) if folder else published(model.name)
 
 
-@no_stop_lost()
 def load_pipeline(settings: "ModelSettings") -> Any:
     """The diffusers pipeline of a base model on the CPU, weights in the precision of the settings.
-
-    The autoencoder is loaded in float32 whatever the precision: some overflow in half.
 
     Raises:
         UsageError: a local folder that is not a pipeline, or one of another family.
         MissingError: hub weights that are neither cached nor reachable, or damaged files.
     """
     quiet_libraries()
-    import torch
-    from diffusers import DiffusionPipeline
+    from sdpo_bench.pipeline_parts import whole_pipeline
 
-    from sdpo_bench.policy import DTYPES
-
-    folder = pipeline_folder(settings)
-    files = read_folder(folder)
-    _check_family(files, str(folder))
-    dtypes = {"default": DTYPES[settings.precision], "vae": torch.float32}
-    optional: dict[str, Any] = {"safety_checker": None} if len(files.parameters) < 4 else {}
-    with _pipeline_at_fault(folder):
-        optional |= load_text_encoders(folder, DTYPES[settings.precision])
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(folder), dtype=dtypes if settings.precision != "fp32" else torch.float32, local_files_only=True,
-            **optional,
-        )  # fmt: skip
-        _check_parts(pipeline, str(folder))
-        check_whole(pipeline, folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@contextmanager
-def _pipeline_at_fault(folder: Path) -> Iterator[None]:
-    """A block in which whatever goes wrong is the pipeline's: the libraries each raise errors of their own.
-
-    Raises:
-        MissingError: in their place.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, SdpoBenchError) or says_out_of_memory(error):
-            raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise MissingError(
-            f"the pipeline '{folder}' cannot be loaded: {reason} If files are damaged, copy or fetch them again; "
-            "for a hub model, delete its folder in the hub cache first."
-        ) from error
-
-
-def _check_family(files: PipelineFiles, location: str) -> None:
-    """Refuse what has the parts of a Stable Diffusion pipeline and another task or another conditioning."""
-    unet, vae = files.configs.get("unet", {}), files.configs.get("vae", {})
-    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    added = unet.get("addition_embed_type")
-    known = (None, "text_time")
-    if (
-        channels != latent
-        or added not in known
-        or unet.get("class_embed_type")
-        or isinstance(unet.get("sample_size"), list)
-    ):
-        raise UsageError(
-            f"'{location}' is not a plain text-to-image pipeline: its UNet takes {channels} channels for latents of "
-            f"{latent}, added conditioning '{added}', class conditioning '{unet.get('class_embed_type')}'. Inpainting, "
-            "image-conditioned and non-square models are not supported."
-        )
-
-
-def _check_parts(pipeline: Any, location: str) -> None:
-    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not getattr(pipeline, part, None)]
-    # SDXL's second ones; other pipelines have no such attribute.
-    missing += [part for part in ("text_encoder_2", "tokenizer_2") if getattr(pipeline, part, part) is None]
-    if missing:
-        raise UsageError(
-            f"'{location}' holds a {type(pipeline).__name__} without {', '.join(missing)}; "
-            "a Stable-Diffusion-family pipeline with a UNet is needed."
-        )
+    return whole_pipeline(pipeline_folder(settings), settings.precision)
 
 
 def load_policy(settings: "ModelSettings", *, device: str = "cpu", lora_seed: int | None = None) -> "Policy":

@@ -1,19 +1,95 @@
-"""The loaded parts of a pipeline, held against each other and against their files.
+"""Loading a pipeline from a folder: whole, of a family that the engine knows, its parts held against each other.
 
 The libraries load a pipeline that is not whole without an error: what a text encoder's file lacks is filled with random
 numbers, other in every process, and a tokenizer without its settings cuts no prompt.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.errors import MissingError
-from sdpo_bench.pipeline_files import index_of
+from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, says_out_of_memory
+from sdpo_bench.handlers import no_stop_lost
+from sdpo_bench.pipeline_files import PipelineFiles, index_of, read_folder
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
-def load_text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
+@no_stop_lost()
+def whole_pipeline(folder: Path, precision: str) -> Any:
+    """The diffusers pipeline in a folder, on the CPU.
+
+    The autoencoder is loaded in float32 whatever the precision: some overflow in half.
+
+    Raises:
+        UsageError: another family. MissingError: damaged files, or some that do not belong together.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from sdpo_bench.policy import DTYPES
+
+    files = read_folder(folder)
+    _check_family(files, str(folder))
+    dtypes = {"default": DTYPES[precision], "vae": torch.float32}
+    given: dict[str, Any] = {"safety_checker": None} if len(files.parameters) < 4 else {}
+    with _pipeline_at_fault(folder):
+        given |= _text_encoders(folder, DTYPES[precision])
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), dtype=dtypes if precision != "fp32" else torch.float32, local_files_only=True, **given
+        )
+        _check_parts(pipeline, str(folder))
+        _check_whole(pipeline, folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def _pipeline_at_fault(folder: Path) -> Iterator[None]:
+    """A block in which whatever goes wrong is the pipeline's: the libraries each raise errors of their own.
+
+    Raises:
+        MissingError: in their place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SdpoBenchError) or says_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise MissingError(
+            f"the pipeline '{folder}' cannot be loaded: {reason} If files are damaged, copy or fetch them again; "
+            "for a hub model, delete its folder in the hub cache first."
+        ) from error
+
+
+def _check_family(files: PipelineFiles, location: str) -> None:
+    """Refuse what has the parts of a Stable Diffusion pipeline and another task or another conditioning."""
+    unet, vae = files.configs.get("unet", {}), files.configs.get("vae", {})
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    added = unet.get("addition_embed_type")
+    known = (None, "text_time")
+    if channels != latent or added not in known or unet.get("class_embed_type"):
+        raise UsageError(
+            f"'{location}' is not a plain text-to-image pipeline: its UNet takes {channels} channels for latents of "
+            f"{latent}, added conditioning '{added}', class conditioning '{unet.get('class_embed_type')}'. Inpainting "
+            "and image-conditioned models are not supported."
+        )
+
+
+def _check_parts(pipeline: Any, location: str) -> None:
+    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not getattr(pipeline, part, None)]
+    # SDXL's second ones; other pipelines have no such attribute.
+    missing += [part for part in ("text_encoder_2", "tokenizer_2") if getattr(pipeline, part, part) is None]
+    if missing:
+        raise UsageError(
+            f"'{location}' holds a {type(pipeline).__name__} without {', '.join(missing)}; "
+            "a Stable-Diffusion-family pipeline with a UNet is needed."
+        )
+
+
+def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
     """The text encoders that a pipeline's index names, by part; only their own library says what it found in the file.
 
     Args:
@@ -36,7 +112,7 @@ def load_text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
     return found
 
 
-def check_whole(pipeline: Any, folder: Path) -> None:
+def _check_whole(pipeline: Any, folder: Path) -> None:
     """Refuse networks without all their weights, and tokenizers that do not fit their encoders.
 
     Raises:
