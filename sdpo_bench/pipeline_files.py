@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from math import prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,10 @@ def read_folder(folder: Path) -> PipelineFiles:
     if absent:
         raise MissingError(f"the pipeline folder '{folder}' is not whole: {'; '.join(absent)}.")
     configs = {part: _config(folder / part) for part in CONFIGS if (folder / part).is_dir()}
+    _refuse_empty(folder)
     _check_numbers(folder, configs)
-    _check_betas(folder, configs.get("scheduler", {}))
+    _check_statistics(folder, configs.get("vae", {}))
+    _check_scheduler(folder, configs.get("scheduler", {}))
     parameters = {part: _count(folder / part) for part in NETWORKS if (folder / part).is_dir()}
     return PipelineFiles(configs, parameters)
 
@@ -108,7 +110,7 @@ def _check_numbers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
         if (
             isinstance(value, bool)
             or not isinstance(value, int if key != "scaling_factor" else int | float)
-            or not value > 0
+            or not 0 < value < inf
         ):
             raise MissingError(
                 f"'{folder / part / 'config.json'}' has {key} = {value!r}, where a number above 0 is due (of a square "
@@ -116,7 +118,39 @@ def _check_numbers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
             )
 
 
-def _check_betas(folder: Path, scheduler: Mapping[str, Any]) -> None:
+def _refuse_empty(folder: Path) -> None:
+    """A copy that broke off leaves files of no bytes; a tokenizer without its merges spells every word in letters."""
+    empty = [path for path in _loaded_files(folder) if not path.stat().st_size]
+    if empty:
+        raise MissingError(f"'{empty[0]}' is empty. Copy or fetch the pipeline again.")
+
+
+def _check_statistics(folder: Path, vae: Mapping[str, Any]) -> None:
+    """Means and deviations of the latents, where an autoencoder has them: one finite number for each channel."""
+    channels = vae.get("latent_channels", 4)
+    for key in ("latents_mean", "latents_std"):
+        values = vae.get(key)
+        if (values is None) != (vae.get("latents_mean") is None) or (
+            values is not None
+            and not (
+                isinstance(values, list)
+                and len(values) == channels
+                and all(isinstance(v, int | float) and isfinite(v) for v in values)
+            )
+        ):
+            raise MissingError(
+                f"'{folder / 'vae' / 'config.json'}' has {key} = {values!r}, where a number for each of {channels} "
+                "channels is due. Save the pipeline again with save_pretrained, or fetch it again."
+            )
+
+
+def _check_scheduler(folder: Path, scheduler: Mapping[str, Any]) -> None:
+    """A file without content would be the library's own noise levels, which no such model was trained with."""
+    if not scheduler.get("_class_name"):
+        raise MissingError(
+            f"'{folder / 'scheduler'}' does not name its scheduler (_class_name). Save the pipeline again with "
+            "save_pretrained, or fetch it again."
+        )
     betas, due = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
     if betas is not None and (not isinstance(betas, list) or len(betas) != due):
         raise MissingError(

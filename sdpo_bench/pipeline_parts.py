@@ -121,6 +121,8 @@ def _check_whole(pipeline: Any, folder: Path) -> None:
     for part in ("unet", "vae"):
         network = getattr(pipeline, part)
         _refuse_lacking(folder, part, [name for name, p in network.named_parameters() if p.is_meta])
+    for part in ("unet", "vae", *TEXT_ENCODERS):
+        _refuse_not_finite(folder, part, getattr(pipeline, part, None))
     for suffix in ("", "_2"):
         tokenizer = getattr(pipeline, f"tokenizer{suffix}", None)
         encoder = getattr(pipeline, f"text_encoder{suffix}", None)
@@ -134,6 +136,16 @@ def _refuse_lacking(folder: Path, part: str, names: list[str]) -> None:
             f"the weights in '{folder / part}' lack {len(names)} of the network's tensors, e.g. '{min(names)}'. Save "
             "the pipeline again with save_pretrained, or fetch it again."
         )
+
+
+def _refuse_not_finite(folder: Path, part: str, network: Any) -> None:
+    """One such number among the base weights makes every picture black, which would read as a training that failed."""
+    for name, values in network.named_parameters() if network is not None else ():
+        if not bool(values.isfinite().all()):
+            raise MissingError(
+                f"the weights in '{folder / part}' hold NaN or infinity in '{name}'. Save the pipeline again, or fetch "
+                "it again; weights that overflow in half precision want model.precision = bf16 or fp32."
+            )
 
 
 def _check_tokenizer(folder: Path, tokenizer: Any, encoder: Any) -> None:

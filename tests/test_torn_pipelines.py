@@ -59,6 +59,9 @@ def test_a_network_without_one_of_its_tensors_is_named(pipe, part):
         ("unet", {"sample_size": [8, 8]}, r"sample_size = \[8, 8\]"),
         ("unet", {"in_channels": None}, "in_channels = None"),
         ("vae", {"scaling_factor": None}, "scaling_factor = None"),
+        ("vae", {"scaling_factor": 0.0}, "scaling_factor = 0.0"),
+        ("vae", {"latents_mean": [1.0], "latents_std": [1.0]}, r"latents_mean = \[1.0\].*each of 4 channels"),
+        ("vae", {"latents_mean": [0.0] * 4}, "latents_std = None"),
     ],
 )
 def test_a_size_that_is_no_number_is_named_before_anything_is_loaded(pipe, part, changes, said):
@@ -87,6 +90,29 @@ def test_noise_levels_of_another_number_are_refused(pipe):
     edit(pipe / "scheduler" / "scheduler_config.json", trained_betas=[0.1, 0.2])
     with pytest.raises(MissingError, match="trained_betas"):
         pipeline_files(ModelSettings(name=str(pipe)))
+
+
+def test_a_scheduler_file_without_content_is_refused(pipe):
+    (pipe / "scheduler" / "scheduler_config.json").write_text("{}")
+    with pytest.raises(MissingError, match="does not name its scheduler"):
+        pipeline_files(ModelSettings(name=str(pipe)))
+
+
+def test_a_file_of_no_bytes_is_refused(pipe):
+    (pipe / "tokenizer" / "merges.txt").write_text("")
+    with pytest.raises(MissingError, match=r"merges.txt' is empty"):
+        pipeline_files(ModelSettings(name=str(pipe)))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_base_weights_that_are_no_numbers_are_named(pipe, part):
+    file = weights(pipe, part)
+    tensors = load_file(file)
+    broken = min(name for name in tensors if name.endswith("weight"))
+    tensors[broken].view(-1)[-1] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(MissingError, match=rf"{part}' hold NaN or infinity"):
+        load_pipeline(ModelSettings(name=str(pipe)))
 
 
 def test_an_index_of_another_family_is_refused(pipe):
