@@ -11,6 +11,7 @@ import click
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import guards, memory
+from sdpo_bench.begun_anew import left_behind
 from sdpo_bench.bill import (
     add_bills,
     bill_text,
@@ -57,6 +58,8 @@ def run_command(
     label = f"{resolved.config.method.name} on {resolved.reward_name}"
     with launched(pick_device(device)) as processes:
         if processes.is_main:
+            for notice in left_behind(out / "runs", resolved):
+                _say(notice)
             _say_memory(resolved, runtime, processes.count)
         with Live(label, quiet=not processes.is_main) as live:
             outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
@@ -148,8 +151,12 @@ def _say_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> Non
     warning = memory.check(needed, free, resolved.config.model)
     text = f"memory: about {memory.gigabytes(needed.total)} of {memory.gigabytes(free)} free on {device}"
     text += f", each of {processes} processes" if processes > 1 else ""
+    _say(f"warning: {warning}" if warning else text)
+
+
+def _say(text: str) -> None:
     with suppress(OSError):  # as in Live: words on the way are no reason to end
-        click.echo(f"warning: {warning}" if warning else text, err=True)
+        click.echo(text, err=True)
 
 
 def _collapse(resolved: Resolved, outcome: Outcome) -> int | None:
