@@ -67,6 +67,6 @@ def disk_space(path: Path) -> Iterator[None]:
         mend = _MENDS.get(error.errno or 0, "See to the disk")
         raise (DiskFull if full else Unwritable)(
             f"'{path}' cannot be written: {error.strerror}. What was written before is kept. {mend} and give the same "
-            "command again; a training goes on from its last checkpoint.",
+            "command again; a training goes on from its last checkpoint, where it had one.",
             error.strerror,
         ) from error

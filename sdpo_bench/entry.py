@@ -18,6 +18,7 @@ from sdpo_bench.handlers import STOPS, handle, handle_stops
 from sdpo_bench.loose_errors import say_loose_errors_in_words
 from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import blamed
+from sdpo_bench.processes import VARIABLES
 from sdpo_bench.progress_streams import let_progress_fail
 from sdpo_bench.prompts import held_prompts
 from sdpo_bench.standard_output import Unread, name_standard_output, refusal
@@ -202,6 +203,8 @@ def _interrupted(stop: BaseException) -> NoReturn:
         click.echo(f"\nInterrupted; every cell is saved. Go on with:\n  {cause.command}", err=True)
         sys.exit(cause.exit_code)
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
+    if all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1":
+        command = f"the launcher, as before (torchrun, accelerate launch): ... -m {command.replace('-', '_', 1)}"
     click.echo(
         f"\nInterrupted; what was finished (of a training: whole epochs) is kept. Go on with:\n  {command}", err=True
     )

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import checkpoint, handlers
+from sdpo_bench import checkpoint, entry, handlers
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.plugin_call import blamed, plugin_code
 
@@ -118,7 +118,7 @@ def test_a_signal_after_all_is_done_changes_no_exit_code():
 READ = """
 import signal, sys
 from pathlib import Path
-from sdpo_bench import checkpoint, handlers
+from sdpo_bench import checkpoint, entry, handlers
 def stop(number, frame):
     raise KeyboardInterrupt
 handlers.handle(signal.SIGALRM, stop)
@@ -150,3 +150,24 @@ def test_a_signal_never_makes_a_sound_checkpoint_a_damaged_one(tmp_path):
         [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("processes", "shown"),
+    [
+        (None, "\n  sdpo-bench run --seed 3\n"),
+        (1, "\n  sdpo-bench run"),
+        (2, "torchrun, accelerate launch): ... -m sdpo_bench run --seed 3\n"),
+    ],
+)
+def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, capsys, processes, shown):
+    """One process alone would take all groups on itself, on one GPU."""
+    for name in entry.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        if processes:
+            monkeypatch.setenv(name, str(processes))
+    monkeypatch.setattr(sys, "argv", ["sdpo-bench", "run", "--seed", "3"])
+    monkeypatch.setattr(entry, "_ignore", lambda *signals: None)
+    with pytest.raises(SystemExit) as stop:
+        entry._interrupted(KeyboardInterrupt())
+    assert stop.value.code == 130 and shown in capsys.readouterr().err
