@@ -24,7 +24,7 @@ def statistics(images: Tensor) -> dict[str, Tensor]:
     down, right = luminance.diff(dim=1).abs(), luminance.diff(dim=2).abs()
     return {
         "brightness": images.mean((1, 2, 3)),
-        "contrast": luminance.flatten(1).std(1),
+        "contrast": luminance.flatten(1).std(1) if len(images) else luminance.new_zeros(0),  # torch warns of none
         "saturation": (images.amax(1) - images.amin(1)).mean((1, 2)),
         "sharpness": 0.5 * (down.mean((1, 2)) + right.mean((1, 2))),
     }

@@ -7,7 +7,7 @@ import torch
 from report_factory import make_run, spread
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import guards
+from sdpo_bench import guards, pictures
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.policy import Policy
 from sdpo_bench.results import load_results
@@ -198,3 +198,10 @@ def test_reports_show_what_a_run_was_warned_of(tmp_path):
     (folder / "warnings.jsonl").write_text(json.dumps(warned) + '\n[3]\n{"epoch": "x"}\n{"epo')
     report = build_report(load_results(tmp_path), Request())
     assert [(n.where, n.text) for n in report.notices] == [(folder.name, "warned in epoch 7: the pictures are black")]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_process_without_pictures_adds_nothing_and_warns_of_nothing():
+    """Of three processes that share two groups, one has none."""
+    some = pictures.Sums.of(torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert pictures.Sums.of(torch.zeros(0, 3, 4, 4)) + some == some
