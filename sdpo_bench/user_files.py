@@ -23,9 +23,18 @@ def user_file(path: Path, results: Path, option: str = "--out") -> Path:
         raise UsageError(f"{option} '{path}' is a link that leads back to itself. Choose another.") from None
     if target.is_symlink() or (target.exists() and not target.is_file()):
         raise UsageError(f"{option} '{path}' is there and is no regular file. Choose another.")
-    if among := [name for name in HELD if target.is_relative_to((results / name).resolve())]:
-        raise UsageError(
-            f"{option} '{path}' lies among the {among[0]} of '{results}', whose files are results. Choose another "
-            "place."
-        )
+    for held in [(results / name).resolve() for name in HELD] + _held_elsewhere(target):
+        if target.is_relative_to(held):
+            whose = results if held.parent == results.resolve() else held.parent
+            raise UsageError(
+                f"{option} '{path}' lies among the {held.name} of '{whose}', whose files are results. Choose another "
+                "place."
+            )
     return target
+
+
+def _held_elsewhere(target: Path) -> list[Path]:
+    """Such folders around a file, of whatever results folder: the one at hand need not be the only one."""
+    return [
+        folder for folder in target.parents if folder.name in HELD and any((folder.parent / "runs").glob("*/run.json"))
+    ]
