@@ -108,7 +108,7 @@ def _folder_defaults(folder: Path) -> Mapping[str, Any]:
     try:
         scheduler = parse_json(read_text(folder / "scheduler" / "scheduler_config.json"))
         return _BY_SCHEDULER.get(scheduler.get("_class_name"), _PUBLISHED_SCHEDULE)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return _PUBLISHED_SCHEDULE  # whatever is wrong with the folder is said when it is loaded
 
 

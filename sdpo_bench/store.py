@@ -25,12 +25,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from sdpo_bench.atomic import atomic_write, disk_space
 from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import Irregular, read_text, regular
+from sdpo_bench.run_lock import lock
 from sdpo_bench.run_record import problem
 from sdpo_bench.same_folder import same_folder
 
@@ -195,22 +196,11 @@ class RunFolder:
             Busy: another living process holds it (and ``wait`` is off).
             Unwritable: the lock cannot be opened.
         """
-        with self._lock_file() as handle, same_folder(self.path) as require_same:
-            if not _try_lock(handle, wait):
+        with lock(self.path / "lock", wait=wait) as held, same_folder(self.path) as require_same:
+            if not held:
                 raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
             self._clear_unfinished()
             yield require_same
-
-    def _lock_file(self) -> IO[str]:
-        path = self.path / "lock"
-        try:
-            return open(path, "a+", opener=regular)
-        except Irregular as error:
-            text = f"'{path}' cannot be locked: {error.strerror}. Delete it and give the same command again."
-            raise Unwritable(text, error.strerror) from error
-        except OSError as error:
-            text = f"'{path}' cannot be locked: {error.strerror}. Give its folder free space and write access first."
-            raise Unwritable(text, error.strerror) from error
 
     def _clear_unfinished(self) -> None:
         """Remove what processes that were killed in mid-write have left; whoever holds the lock is the only writer.
@@ -227,25 +217,13 @@ class RunFolder:
         """Whether a living process works on the run just now."""
         if not (self.path / "lock").is_file():
             return False
-        with self._lock_file() as handle:
-            return not _try_lock(handle, wait=False)
+        with lock(self.path / "lock") as held:
+            return not held
 
 
 def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The best candidate of a run's ``validation.jsonl``; the earliest of equals."""
     return max(rows, key=lambda row: row["score"])
-
-
-def _try_lock(handle: IO[str], wait: bool) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # no advisory locks on this platform
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
 
 
 def read_object(path: Path, mend: str = "") -> dict[str, Any]:
