@@ -166,7 +166,7 @@ class Method(ABC):
 
     def critic(self, latent_shape: tuple[int, int, int], num_steps: int) -> Critic | None:
         """A fresh critic for latents of shape (C, h, w), or ``None``. The engine calls this once a run, with torch's
-        generator seeded by the run's seed, and optimises, saves and restores what it gets."""
+        generator seeded by the run's seed, and optimises, saves and restores what it gets: weights and buffers."""
         return None
 
     def backprop(self, num_steps: int) -> Backprop:

@@ -1,9 +1,10 @@
 """Exact resume: all that the future of a run depends on, in one file that is either whole or absent.
 
-Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the optimiser's moments,
-the normaliser's buffers, the remembered scores, the ledger and the logs. It is one safetensors file with JSON in its
-header: loading runs no code from the file. A digest of everything in it is checked on loading: a checkpoint with a
-single flipped bit is passed over for the one before. A log with one is put back from its copy in the checkpoint.
+Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the critic, the
+optimiser's moments, the normaliser's buffers, the remembered scores, the ledger and the logs. It is one safetensors
+file with JSON in its header: loading runs no code from the file. A digest of everything in it is checked on loading: a
+checkpoint with a single flipped bit is passed over for the one before. A log with one is put back from its copy in the
+checkpoint.
 """
 
 import errno
@@ -63,7 +64,7 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
     """The state after ``progress.epoch`` epochs, which later updates leave alone."""
     buffers = normaliser.state_dict()
     prompts = list(buffers)
-    tensors = {_key(name): p.detach() for name, p in updater.parameters.items()}
+    tensors = {_key(name): p.detach() for name, p in _state(updater).items()}
     tensors |= _optimiser_tensors(updater)
     tensors |= {f"buffer/{i}": buffers[prompt] for i, prompt in enumerate(prompts)}
     tensors |= {f"cache/{name}": value for name, value in cache.state().items()}
@@ -119,8 +120,13 @@ def _files(run: RunFolder) -> list[Path]:
     return sorted(run.checkpoints.glob("epoch-[0-9]*.safetensors")) if run.checkpoints.is_dir() else []
 
 
+def _state(updater: Updater) -> dict[str, Tensor]:
+    """The weights that learn and the critic's buffers, by name."""
+    return {**updater.parameters, **updater.buffers}
+
+
 def _key(name: str) -> str:
-    """Where a parameter is in the file: ``lora/NAME`` or ``critic/NAME``."""
+    """Where a weight or buffer is in the file: ``lora/NAME`` or ``critic/NAME``."""
     return name if name.startswith(CRITIC) else f"lora/{name}"
 
 
@@ -226,9 +232,9 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     """Put weights, optimiser, buffers and remembered scores back as they were, bit for bit."""
     header, tensors = read(path)
     _check_shapes(path, tensors, updater)
-    for name, parameter in updater.parameters.items():
+    for name, value in _state(updater).items():
         with torch.no_grad():
-            parameter.copy_(tensors[_key(name)])
+            value.copy_(tensors[_key(name)])
     _restore_optimiser(tensors, updater)
     normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
     cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
@@ -250,7 +256,7 @@ def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:
 
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], updater: Updater) -> None:
-    for name, parameter in updater.parameters.items():
+    for name, value in _state(updater).items():
         stored = tensors.get(_key(name))
-        if stored is None or stored.shape != parameter.shape:
+        if stored is None or stored.shape != value.shape:
             raise UsageError(f"checkpoint '{path}' does not fit this model: '{name}' is missing or of another shape.")

@@ -29,6 +29,9 @@ def _check(critic: object, who: str) -> None:
         raise RunFailed(f"{who} gave {got}; sdpo_bench.api.Critic with a torch.nn.Module, or None, is due.")
     if not any(True for _ in critic.network.parameters()):
         raise RunFailed(f"{who} gave a network without parameters, which cannot learn.")
+    state = (*critic.network.parameters(), *critic.network.buffers())
+    if any(torch.nn.parameter.is_lazy(value) for value in state):
+        raise RunFailed(f"{who} gave a lazy network; its sizes are due, e.g. Linear(4, 1) for LazyLinear(1).")
     if isinstance(critic.lr, bool) or not isinstance(critic.lr, int | float) or not 0 < critic.lr < float("inf"):
         raise RunFailed(f"{who} gave lr = {critic.lr!r}; a number above 0 is due.")
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from sdpo_bench.api import Backprop, Granularity, Method, Reward, RewardGuard, RewardMode, Search, Signal
 from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
+from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.study import Study
 
@@ -37,7 +38,7 @@ def is_count(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and is_text(value)
 
 
 def _is_plain(value: object) -> bool:
@@ -90,6 +91,9 @@ INSTANCE: dict[type, dict[str, Due]] = {
 }  # fmt: skip
 """Read from what was made of it."""
 
+IDENTITY = ("full_version", "identity_settings")
+IDENTITY_DUE = "A run is named by it; it must follow from the settings alone."
+
 
 def check_class(who: str, base: type, found: type) -> None:
     """Refuse a plugin class that breaks the contract of its ``base`` class.
@@ -114,8 +118,10 @@ def check_made(who: str, made: Any) -> None:
     for base, table in INSTANCE.items():
         for name, due in table.items() if isinstance(made, base) else ():
             with plugin_code(f"{who}: {name}"):
-                value = getattr(made, name, _NONE)
+                value, again = getattr(made, name, _NONE), getattr(made, name, _NONE)
             _hold(who, name, value, due)
+            if name in IDENTITY and value != again:
+                raise UsageError(f"{who} has a {name} that changes: {short(value)}, then {short(again)}. {IDENTITY_DUE}")
 
 
 def check_backprop(who: str, method: Method, steps: int) -> None:

@@ -237,6 +237,8 @@ class Trainer:
     def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
         clock, before = Stopwatch(), Ledger.from_state(self.ledger.state_dict())
         remembered = self.scorer.cache.mark() if self.processes.count > 1 else set()
+        # Nothing of ours draws from it; what a plugin's network draws (dropout) is the same after a resume.
+        torch.manual_seed(seeds.seed_for(self.config.seed, "plugins", self.epoch))
         first = self._order(groups, 0)
         mine = self.processes.mine(first.groups).sort().values
         trajectories = self._sample(mine, groups, wanted)

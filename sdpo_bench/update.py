@@ -76,10 +76,17 @@ class Updater:
             fused=policy.device.type in ("cpu", "cuda"),
         )
 
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What the critic keeps besides its weights (running means, counters), by name (prefix :data:`CRITIC`)."""
+        return {CRITIC + name: value for name, value in self.critic.named_buffers()} if self.critic else {}
+
     def fingerprint(self) -> str:
-        """Hash of everything that learns, to tell whether processes still agree."""
-        plain = torch.cat([p.detach().flatten() for p in self.parameters.values()]).cpu()
-        return hashlib.blake2b(plain.numpy().tobytes(), digest_size=8).hexdigest()
+        """Hash of everything that learns or is kept, to tell whether processes still agree."""
+        found = hashlib.blake2b(digest_size=8)
+        for value in (*self.parameters.values(), *self.buffers.values()):
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def inner_epoch(
         self,

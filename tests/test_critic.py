@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import factories
 from factories import make_method, make_resolved, make_trainer, make_updater, random_experience, sample_groups
 from sdpo_bench import checkpoint
 from sdpo_bench.api import Critic, Loss, Method
@@ -112,6 +113,64 @@ def test_the_critic_is_part_of_the_checkpoint(tiny_pipe, tmp_path):
     again = make_trainer(make_resolved(tiny_pipe, "tdpo"), tmp_path)
     again._resume()
     assert all(torch.equal(p, learnt[n]) for n, p in critic_of(again.updater).items())
+
+
+class Counting(torch.nn.Module):
+    """Values that depend on all that a network may have: weights, running statistics, a counter, chance."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.register_buffer("asked", torch.zeros((), dtype=torch.int64))
+        self.norm, self.head = torch.nn.BatchNorm1d(size), torch.nn.Linear(size, 1)
+
+    def forward(self, latents, steps):
+        self.asked += 1
+        kept = torch.nn.functional.dropout(self.norm(latents.flatten(1)), 0.5)
+        return self.head(kept)[:, 0] + 1e-3 * self.asked
+
+
+class WithState(Regression):
+    """A critic like those that people write."""
+
+    granularity = "step"
+
+    def critic(self, latent_shape, num_steps):
+        return Critic(Counting(4 * latent_shape[1] * latent_shape[2]), 1e-2)
+
+
+def test_a_critic_with_state_goes_on_as_if_never_stopped(tiny_pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(factories, "make_method", lambda name, **settings: WithState(None))
+    resolved = make_resolved(tiny_pipe, "ddpo")
+    whole = make_trainer(resolved, tmp_path / "whole")
+    whole.train()
+
+    def stop(tick):
+        if tick.phase == "epoch" and tick.epoch == 1:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(7)  # whatever the process has drawn before
+    stopped = make_trainer(resolved, tmp_path / "stopped")
+    stopped.watch = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    torch.manual_seed(8)
+    resumed = make_trainer(resolved, tmp_path / "stopped")
+    resumed.train()
+    assert len(whole.run.log()) > 1 and resumed.run.log() == whole.run.log()
+    assert resumed.updater.fingerprint() == whole.updater.fingerprint()
+    assert whole.updater.buffers["critic/asked"] > 0
+    whole.updater.critic.asked += 1
+    assert resumed.updater.fingerprint() != whole.updater.fingerprint(), "processes compare it too"
+
+
+def test_a_critic_without_sizes_is_refused(tiny_policy):
+    class Lazy(Regression):
+        def critic(self, latent_shape, num_steps):
+            return Critic(torch.nn.LazyLinear(1), 1e-2)
+
+    schedule, _ = sample_groups(tiny_policy)
+    with pytest.raises(RunFailed, match="gave a lazy network; its sizes are due"):
+        make_updater(tiny_policy, schedule, Lazy(None))
 
 
 def test_a_critic_is_not_in_the_exported_adapter(tiny_pipe, tmp_path):
