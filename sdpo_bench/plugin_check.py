@@ -118,10 +118,12 @@ def check_made(who: str, made: Any) -> None:
     for base, table in INSTANCE.items():
         for name, due in table.items() if isinstance(made, base) else ():
             with plugin_code(f"{who}: {name}"):
-                value, again = getattr(made, name, _NONE), getattr(made, name, _NONE)
+                value = getattr(made, name, _NONE)
+                again = getattr(made, name) if name in IDENTITY else value
             _hold(who, name, value, due)
-            if name in IDENTITY and value != again:
-                raise UsageError(f"{who} has a {name} that changes: {short(value)}, then {short(again)}. {IDENTITY_DUE}")
+            if value != again:
+                both = f"{short(value)}, then {short(again)}"
+                raise UsageError(f"{who} has a {name} that changes: {both}. {IDENTITY_DUE}")
 
 
 def check_backprop(who: str, method: Method, steps: int) -> None:
