@@ -23,6 +23,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.handlers import no_stop_lost, raise_what_was_lost
 from sdpo_bench.inputs import remember_rewards
 from sdpo_bench.models import scheduler_config
+from sdpo_bench.parquet_seal import check_seal, sealed
 from sdpo_bench.policy import Policy
 from sdpo_bench.processes import ALONE, Processes
 from sdpo_bench.prompts import load_prompts
@@ -278,6 +279,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
         return empty_rows()
     try:
         require_regular(run.evaluation)
+        check_seal(run.evaluation)
         rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
     except PermissionError as error:  # sound, for all that is known
         raise UsageError(f"'{run.evaluation}' cannot be read: {error.strerror}. Ask whose it is.") from error
@@ -300,7 +302,7 @@ def write_rows(run: RunFolder, rows: pd.DataFrame) -> None:
     narrow = rows.assign(**{name: _narrowest(rows[name]) for name in NUMBERS})
     stream = BytesIO()
     narrow.to_parquet(stream, index=False, compression="zstd", write_page_checksum=True)
-    atomic_write(run.evaluation, stream.getvalue())
+    atomic_write(run.evaluation, sealed(stream.getvalue()))
 
 
 def _narrowest(column: pd.Series) -> pd.Series:

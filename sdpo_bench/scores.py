@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.matrices import Cells, Endpoint, Matrix, Measure
+from sdpo_bench.parquet_seal import check_seal
 from sdpo_bench.regular import require_regular
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
@@ -136,6 +137,7 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
     """
     try:
         require_regular(path)
+        check_seal(path)
         columns = _columns(path, PICTURES if pictures else ())
     except PermissionError as error:  # sound, for all that is known
         return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))

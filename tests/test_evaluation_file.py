@@ -1,6 +1,8 @@
 """What is written to ``eval.parquet`` is what is read from it, by both of its readers."""
 
+import random
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -51,6 +53,32 @@ def test_float32_scores_are_stored_as_such_and_others_whole(run: RunFolder, scor
     write_rows(run, rows_of([score, 1.0]))
     assert str(parquet.read_schema(run.evaluation).field("score").type) == stored
     assert read_rows(run)["score"].dtype == "float64"
+
+
+def test_a_flipped_bit_changes_no_score_unseen(run):
+    """Neither in the pages nor in the footer, where it could hide rows or a whole column."""
+    write_rows(run, rows_of([0.1, 0.2, 0.3]))
+    before, content = read_rows(run), run.evaluation.read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    chosen = random.Random(0)
+    places = chosen.sample(range(footer), 100) + chosen.sample(range(footer, len(content)), 300)
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << chosen.randrange(8)
+        run.evaluation.write_bytes(damaged)
+        with suppress(UsageError):
+            assert read_rows(run).equals(before), place
+    for place in range(footer, len(content) - 8, 9):
+        run.evaluation.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert read_scores(run.evaluation, pictures=False).damaged, place
+
+
+def test_a_file_without_a_seal_is_read_as_ever(run):
+    """Of an earlier version, or written with pandas; and pandas reads one that has it."""
+    write_rows(run, rows_of([0.1, 0.2]))
+    rows = pd.read_parquet(run.evaluation)
+    rows.to_parquet(run.evaluation)
+    assert read_rows(run)["score"].tolist() == [0.1, 0.2]
 
 
 def test_scores_of_another_run_are_never_taken_for_its_own(tmp_path):
