@@ -84,7 +84,7 @@ def missing_parts(folder: Path) -> list[str]:
             "Save one with pipeline.save_pretrained(FOLDER)."
         )
     index = index_of(folder)
-    named = [part for part in CONFIGS if isinstance(index.get(part), list) and index[part][0]]
+    named = [part for part in CONFIGS if isinstance(index.get(part), list) and any(index[part][:1])]
     problems = []
     for part in named:
         if _config_file(folder / part) is None:
