@@ -79,7 +79,8 @@ def _read(name: str) -> list[str]:
         place = f" There is no file '{path.absolute()}' either." if path.suffix or len(path.parts) > 1 else ""
         raise UsageError(f"unknown prompt set '{name}'.{place}{nearest(name, sets)} A path to a text file works too.")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(): for editors a line ends at a line feed, and not at, say, U+2028 in a pasted prompt.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise MissingError(f"prompt file '{path}' cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

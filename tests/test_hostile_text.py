@@ -285,6 +285,14 @@ def test_prompts_of_another_encoding_are_refused_with_the_way_to_convert_them(tm
         load_prompts(str(path))
 
 
+def test_a_prompt_ends_where_its_line_does(tmp_path):
+    """Pasted texts hold line and page separators that no editor shows as a new line."""
+    path = tmp_path / "prompts.txt"
+    pasted = [f"a fox{separator}on a mat" for separator in "\u2028\u2029\x85\x0b\x0c\x1c"]
+    path.write_text("\r\n".join([*pasted, "cat"]), encoding="utf-8", newline="")
+    assert load_prompts(str(path)) == [*pasted, "cat"]
+
+
 def test_a_nul_in_a_prompt_is_refused_with_its_line(tmp_path):
     (tmp_path / "prompts.txt").write_bytes(b"cat\ndog\0\n")
     with pytest.raises(UsageError, match="NUL character in line 2,"):
