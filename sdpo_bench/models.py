@@ -173,7 +173,11 @@ def refuse_changed(settings: "ModelSettings", record: Mapping[str, Any]) -> None
         UsageError: the pipeline folder holds another model now.
     """
     before = record.get("model_digest")
-    known_model(settings.name)  # a folder that is not there has not changed: this says what it is
+    if before and not os.path.isdir(settings.name):
+        raise UsageError(
+            f"the pipeline folder '{settings.name}' that run '{record.get('run')}' was trained on is not there. Put "
+            "it back, or a link to where it is now."
+        )
     if before and before != model_digest(settings.name):
         raise UsageError(
             f"the pipeline '{settings.name}' has changed since run '{record.get('run')}' was trained on it. Put its "

@@ -90,8 +90,14 @@ def missing_parts(folder: Path) -> list[str]:
         if _config_file(folder / part) is None:
             problems.append(f"{part} has no configuration file")
         elif part in NETWORKS and not _weight_files(folder / part):
-            problems.append(f"{part} has no weights")
+            problems.append(f"{part} has no weights{_other_variants(folder / part)}")
     return problems
+
+
+def _other_variants(folder: Path) -> str:
+    """Weights that are there under a variant's name, which nothing here asks for."""
+    names = [path.name for ending in ("safetensors", "bin") for path in sorted(folder.glob(f"*.*.{ending}"))]
+    return f" but those of a variant, '{names[0]}' (save the pipeline without variant=)" if names else ""
 
 
 def index_of(folder: Path) -> dict[str, Any]:

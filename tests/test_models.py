@@ -229,6 +229,10 @@ def remove_weights(folder):
     (folder / "text_encoder" / "model.safetensors").unlink()
 
 
+def other_variant(folder):
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model.fp16.safetensors")
+
+
 def wrong_shape(folder):
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [24, 48]}))
@@ -240,7 +244,8 @@ def wrong_shape(folder):
         (damage_weights, "1,000 bytes too early"),
         (damage_header, "damaged"),
         (damage_config, "config.json' is damaged"),
-        (remove_weights, "text_encoder has no weights"),
+        (remove_weights, r"text_encoder has no weights\."),
+        (other_variant, r"no weights but those of a variant, 'model.fp16.safetensors' \(save the pipeline without"),
         (wrong_shape, "cannot be loaded"),
     ],
 )
@@ -316,6 +321,9 @@ def test_a_run_is_not_judged_on_another_pipeline(tiny_pipe):
     refuse_changed(settings, {"run": "r"})  # trained before digests were recorded
     with pytest.raises(UsageError, match="has changed since run 'r' was trained"):
         refuse_changed(settings, {"run": "r", "model_digest": "0" * 16})
+    gone = ModelSettings(name=str(settings.name) + "-moved")
+    with pytest.raises(UsageError, match="that run 'r' was trained on is not there. Put it back, or a link"):
+        refuse_changed(gone, {"run": "r", "model_digest": "0" * 16})
 
 
 def test_noise_is_as_large_as_the_resolution(small):
