@@ -103,6 +103,7 @@ def run_cell(
         RunFailed: recorded in the run's status, as any other error; the last good checkpoint stays.
         KeyboardInterrupt: likewise recorded; the same call later resumes.
     """
+    _refuse_several_runs(processes, resolved.run_id)
     with held_prompts():
         run = RunFolder(runtime.out / "runs" / resolved.run_id)
         _refuse_another_run(run)
@@ -157,6 +158,19 @@ def _do_cell(
             raise
         run.set_status("done", warnings=len(guards.warnings(run)))
     return outcome
+
+
+def _refuse_several_runs(processes: Processes, run_id: str) -> None:
+    """Processes that see other files or other plugins, or a reward that names its own device, make another run each.
+
+    Raises:
+        UsageError: on all of them.
+    """
+    if len(found := sorted(set(processes.gather(run_id)))) > 1:
+        raise UsageError(
+            f"the processes would each do another run ({', '.join(found)}). They need the same settings, plugins and "
+            "prompt files, and no full_version may depend on the device."
+        )
 
 
 def _refuse_another_run(run: RunFolder) -> None:

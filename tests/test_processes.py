@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from factories import make_resolved, make_trainer
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
 from sdpo_bench.order import Task, part_of
-from sdpo_bench.processes import ALONE, Launched, Report, local_device, refuse_several
+from sdpo_bench.processes import ALONE, Launched, Processes, Report, local_device, refuse_several
+from sdpo_bench.runner import run_cell
+from sdpo_bench.settings import Runtime
 from several import BUDGET, budget, trained
 
 HERE = Path(__file__).parent
@@ -183,6 +185,21 @@ def test_trouble_elsewhere_ends_a_process_with_the_same_code(error, kind, code):
     heard = Report.of(1, error).error()
     assert type(heard) is kind and Report.of(0, heard).exit_code == code
     assert getattr(heard, "exit_code", 130) == code
+
+
+class Disagreeing(Processes):
+    """Another process that has found something else."""
+
+    def gather(self, value):
+        return [value, "another"]
+
+
+def test_processes_that_would_do_two_runs_do_none(tiny_pipe, tmp_path):
+    """As with a reward whose version names the device that it is on."""
+    resolved = make_resolved(tiny_pipe)
+    with pytest.raises(UsageError, match=f"would each do another run \\(another, {resolved.run_id}\\)"):
+        run_cell(resolved, Runtime(tmp_path / "out", "cpu"), processes=Disagreeing())
+    assert not (tmp_path / "out").exists()
 
 
 def test_each_process_has_a_gpu_of_its_own_and_other_commands_refuse_to_be_multiplied(monkeypatch):
