@@ -13,7 +13,7 @@ import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -75,6 +75,8 @@ def child(job: Job, words: Connection) -> NoReturn:
     except BaseException as error:  # a machine without room for a thread, a file or a module
         last = Said(FAILED, in_words(error))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for left in active_children():  # of a plugin, whose pool would wait for more work for ever
+        left.terminate()
     with suppress(OSError):  # nobody listens any more
         words.send(last)
     os._exit(last.code)

@@ -109,7 +109,9 @@ class LocalExecutor:
         job = replace(job, runtime=replace(job.runtime, threads=self.threads, device=device))
         try:
             words, said = self._context.Pipe(duplex=False)
-            process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=True)
+            # No daemon, which could start no processes, as rewards and loaders of data do. It ends with the sweep by
+            # itself (``cell_process``).
+            process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=False)
             with said, _thread_variables(self.threads), unheard():
                 process.start()
         except (OSError, EOFError) as error:

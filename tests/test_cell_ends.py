@@ -4,6 +4,10 @@ import errno
 import json
 import os
 import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 from suite_files import FakeExecutor, finish, succeed, tiny_suite, write_suite
@@ -64,6 +68,24 @@ def test_a_cell_whose_log_cannot_be_written_does_without(tmp_path, tiny_pipe, sw
 
 
 # -- processes -----------------------------------------------------------------------------------------------
+
+
+def test_a_plugin_in_a_cell_may_start_processes_which_end_with_it(tmp_path, tiny_pipe, sweep, monkeypatch):
+    train, left = Trainer.train, tmp_path / "left"
+
+    def train_with_help(self):
+        pool = ProcessPoolExecutor(1, get_context("fork"))
+        left.write_text(str(pool.submit(os.getpid).result()))
+        self.pool = pool  # kept, and never shut down
+        return train(self)
+
+    monkeypatch.setattr(Trainer, "train", train_with_help)
+    code, cells, said = sweep(tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out")
+    assert (code, cells["ddpo"]["state"]) == (0, "done"), said
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{left.read_text()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{left.read_text()}").exists()
 
 
 @pytest.mark.parametrize("code", [0, 1, 75, 130, 255])
