@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ def atomic_write(path: Path, content: bytes | str) -> None:
     try:
         with disk_space(path):
             with open(temporary, "wb") as stream:
+                _keep_access(path, temporary)
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -36,6 +38,16 @@ def atomic_write(path: Path, content: bytes | str) -> None:
             temporary.unlink()
     with disk_space(path):
         _sync_folder(path.parent)
+
+
+def _keep_access(old: Path, new: Path) -> None:
+    """Whoever could read and write a file can do so still: another user's umask would lock its owner out."""
+    with suppress(OSError):
+        status = old.stat()
+        if hasattr(os, "chown"):
+            with suppress(OSError):  # a group of which this user is no member
+                os.chown(new, -1, status.st_gid)
+        os.chmod(new, stat.S_IMODE(status.st_mode) | 0o600)
 
 
 def _sync_folder(folder: Path) -> None:
