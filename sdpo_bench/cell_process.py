@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, said
-from sdpo_bench.handlers import STOPS, handle
+from sdpo_bench.handlers import STOPS, handle, ignore
 from sdpo_bench.plugin_call import blamed
 from sdpo_bench.progress_streams import open_log
 from sdpo_bench.prompts import held_prompts
@@ -74,7 +74,7 @@ def child(job: Job, words: Connection) -> NoReturn:
         last = Said(STOPPED)
     except BaseException as error:  # a machine without room for a thread, a file or a module
         last = Said(FAILED, in_words(error))
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore(signal.SIGTERM)
     for left in active_children():  # of a plugin, whose pool would wait for more work for ever
         left.terminate()
     with suppress(OSError):  # nobody listens any more
@@ -90,8 +90,7 @@ def in_words(error: BaseException) -> str:
 
 def _stop(number: int, frame: Any) -> NoReturn:
     # Once: schedulers tell the whole process group, and so does the sweep; a second signal must not tear saving apart.
-    for ignored in (signal.SIGTERM, number):  # a limit on CPU time is told every second
-        signal.signal(ignored, signal.SIG_IGN)
+    ignore(signal.SIGTERM, number)  # a limit on CPU time is told every second
     raise KeyboardInterrupt
 
 

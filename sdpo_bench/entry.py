@@ -14,7 +14,7 @@ import click
 from sdpo_bench.cli import cli
 from sdpo_bench.ending import end_soon
 from sdpo_bench.errors import Interrupted, MissingError, SdpoBenchError, said, says_out_of_memory
-from sdpo_bench.handlers import STOPS, handle, handle_stops
+from sdpo_bench.handlers import STOPS, handle, handle_stops, ignore
 from sdpo_bench.loose_errors import say_loose_errors_in_words
 from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import blamed
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     finally:
         if arguments is None:
             # All is done and said; Python ends a process by a signal that comes while it takes it down.
-            _ignore(signal.SIGINT, *STOPS)
+            ignore(signal.SIGINT, *STOPS)
             end_soon(code)
 
 
@@ -181,22 +181,17 @@ def _refuse_what_is_no_text(arguments: list[str]) -> None:
 
 def _terminate(number: int, frame: Any) -> NoReturn:
     """Schedulers repeat themselves: once is enough, and the second must not disturb the saving."""
-    _ignore(*STOPS, signal.SIGINT)
+    ignore(*STOPS, signal.SIGINT)
     raise Terminated(number)
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
-    _ignore(signal.SIGINT)
+    ignore(signal.SIGINT)
     raise KeyboardInterrupt
 
 
-def _ignore(*signals: int) -> None:
-    for number in signals:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _interrupted(stop: BaseException) -> NoReturn:
-    _ignore(*STOPS, signal.SIGINT)
+    ignore(*STOPS, signal.SIGINT)
     # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
     cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
     if isinstance(cause, Interrupted):

@@ -21,6 +21,8 @@ _OF_A_JOB = {signal.SIGINT, *STOPS} - {signal.SIGTERM, getattr(signal, "SIGXCPU"
 _OURS: dict[int, Callable[[int, Any], Any]] = {}
 _raised: BaseException | None = None
 """By the last signal that a handler of ours has answered with an error."""
+_ANSWERED: set[int] = set()
+"""Signals that are ignored since what they ask for is being done."""
 
 
 def handle(number: int, handler: Callable[[int, Any], Any]) -> None:
@@ -36,7 +38,20 @@ def handle(number: int, handler: Callable[[int, Any], Any]) -> None:
             raise
 
     _OURS[number], _raised = remembered, None
+    _ANSWERED.discard(number)
     signal.signal(number, remembered)
+
+
+def ignore(*numbers: int) -> None:
+    """From now on: one that has come, and its like, must not disturb what it has led to."""
+    for number in numbers:
+        _ANSWERED.add(number)
+        signal.signal(number, signal.SIG_IGN)
+
+
+def answered(number: int) -> bool:
+    """Whether :func:`ignore` was told so; a plugin that ignores a signal has no say in it."""
+    return number in _ANSWERED
 
 
 def handle_stops(handler: Callable[[int, Any], Any]) -> None:
@@ -100,6 +115,7 @@ def deliver_again(number: int) -> None:
     global _raised
     if number in _OURS and _is_main():
         _raised = None
+        _ANSWERED.discard(number)
         signal.signal(number, _OURS[number])
         again = threading.Timer(0.05, os.kill, (os.getpid(), number))
         again.daemon = True

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sdpo_bench.handlers import STOPS
+from sdpo_bench.handlers import STOPS, answered
 from sdpo_bench.standard_output import reopened
 
 _DEVICES = ("cpu", "cuda")
@@ -101,9 +101,9 @@ def _signal_handlers() -> tuple[Any, ...] | None:
 
 
 def _undo_signal_handlers(before: tuple[Any, ...]) -> None:
-    """But for one that is ignored now: so are signals that have come already, while what they ended is being saved."""
+    """But for those that have come already, and are ignored while what they ended is being saved."""
     for number, handler in zip(_SIGNALS, before):
-        if handler is not None and signal.getsignal(number) != signal.SIG_IGN:  # None: it was not set from Python
+        if handler is not None and not answered(number):  # None: it was not set from Python
             signal.signal(number, handler)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from factories import make_method, make_resolved
+from sdpo_bench import handlers
 from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.candidates import Candidates
 from sdpo_bench.critic import seeded_critic
@@ -75,10 +76,19 @@ def test_a_signal_that_was_ignored_once_it_had_come_stays_ignored():
     before = signal.getsignal(signal.SIGTERM)
     try:
         with kept_process_state():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            handlers.ignore(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
+        handlers._ANSWERED.clear()
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_plugin_that_ignores_a_signal_makes_nobody_deaf():
+    handlers_before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with kept_process_state():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers_before
 
 
 @pytest.mark.parametrize("name", CHANGES)

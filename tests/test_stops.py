@@ -25,12 +25,13 @@ class Stop(KeyboardInterrupt):
 @pytest.fixture(autouse=True)
 def stops():
     def stop(number, frame):
-        signal.signal(number, signal.SIG_IGN)
+        handlers.ignore(number)
         raise Stop
 
     handlers.handle(signal.SIGTERM, stop)
     yield
     handlers._raised = None
+    handlers._ANSWERED.clear()
 
 
 def signalled():
@@ -167,7 +168,7 @@ def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, capsys, pro
         if processes:
             monkeypatch.setenv(name, str(processes))
     monkeypatch.setattr(sys, "argv", ["sdpo-bench", "run", "--seed", "3"])
-    monkeypatch.setattr(entry, "_ignore", lambda *signals: None)
+    monkeypatch.setattr(entry, "ignore", lambda *signals: None)
     with pytest.raises(SystemExit) as stop:
         entry._interrupted(KeyboardInterrupt())
     assert stop.value.code == 130 and shown in capsys.readouterr().err
