@@ -15,6 +15,13 @@ _MENDS = {
     errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
 }
 """What is too full, and what helps."""
+_IN_THE_WAY = {
+    errno.EISDIR: "Delete the folder in its place",
+    errno.EEXIST: "Delete the file in its place",
+    errno.ENOTDIR: "Delete the file in the place of its folder",
+    errno.EACCES: "Ask whose it is, or for write access,",
+    errno.EPERM: "Ask whose it is, or for write access,",
+}
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -76,7 +83,7 @@ def disk_space(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in _MENDS
-        mend = _MENDS.get(error.errno or 0, "See to the disk")
+        mend = (_MENDS | _IN_THE_WAY).get(error.errno or 0, "See to the disk")
         raise (DiskFull if full else Unwritable)(
             f"'{path}' cannot be written: {error.strerror}. What was written before is kept. {mend} and give the same "
             "command again; a training goes on from its last checkpoint, where it had one.",

@@ -254,8 +254,11 @@ def check_writable(out: Path, *runs: RunFolder) -> None:
     """Fail before any work if results cannot be written, to a results folder or to those of its ``runs`` that exist.
 
     Raises:
-        Unwritable: no permission, a file in the way, or a read-only disk.
+        Unwritable: no permission, a file in the way, or a read-only disk. UsageError: a file in the place of a folder.
     """
+    for folder in [folder for run in runs for folder in (run.lora, run.checkpoints)]:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"'{folder}' must be a folder. Delete what is there and give the same command again.")
     what = f"the results folder '{out}'"
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from sdpo_bench.evaluate import read_rows
 from sdpo_bench.pipeline_files import read_folder
 from sdpo_bench.ray_executor import RayExecutor, pack, unpack
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
+from sdpo_bench.store import RunFolder, check_writable
 from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, check_seal, exported, log_changed
 
 FILES = (
@@ -103,7 +103,7 @@ def test_a_run_folder_refuses_what_is_no_file(run, target):
 
 def test_a_folder_in_the_place_of_a_file_is_named(run):
     (run.path / "status").mkdir()
-    with pytest.raises(Unwritable, match=r"/run/status' cannot be written: Is a directory"):
+    with pytest.raises(Unwritable, match=r"status' cannot be written: Is a directory.*Delete the folder in its place"):
         run.set_status("new")
     assert not list(run.path.glob(".*"))
 
@@ -131,6 +131,13 @@ def test_a_file_in_the_place_of_the_checkpoints_is_named(run):
     run.checkpoints.write_text("")
     with pytest.raises(Unwritable, match=r"/run/checkpoints' cannot be written: File exists"):
         checkpoint.write(run, 1, ({}, "{}"))
+
+
+@pytest.mark.parametrize("name", ["lora", "checkpoints"])
+def test_a_file_in_the_place_of_a_folder_is_named_before_a_training(run, name):
+    (run.path / name).write_text("")
+    with pytest.raises(UsageError, match=f"/run/{name}' must be a folder. Delete what is there"):
+        check_writable(run.path.parent, run)
 
 
 def test_what_somebody_has_put_beside_checkpoints_is_none(run):
