@@ -157,6 +157,11 @@ def _check_scheduler(folder: Path, scheduler: Mapping[str, Any]) -> None:
             f"'{folder / 'scheduler'}' does not name its scheduler (_class_name). Save the pipeline again with "
             "save_pretrained, or fetch it again."
         )
+    if "FlowMatch" in str(scheduler["_class_name"]) or scheduler.get("use_flow_sigmas"):
+        raise UsageError(
+            f"'{folder / 'scheduler'}' is of a flow-matching model ({scheduler['_class_name']}), whose steps have no "
+            "noise levels (betas). Use a model that predicts epsilon, v or the sample."
+        )
     betas, due = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
     if betas is not None and (not isinstance(betas, list) or len(betas) != due):
         raise MissingError(
