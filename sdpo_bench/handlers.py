@@ -123,9 +123,11 @@ def deliver_again(number: int) -> None:
 
 
 def _as_any_process() -> None:
+    """Also in a worker that a pool forks anew while its parent ends: it would ignore the pool's own SIGTERM."""
     for number in (*STOPS, signal.SIGINT):
-        if number in _OURS and signal.getsignal(number) == _OURS[number]:
+        if number in _OURS and (number in _ANSWERED or signal.getsignal(number) == _OURS[number]):
             signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+    _ANSWERED.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

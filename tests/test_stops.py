@@ -172,3 +172,19 @@ def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, capsys, pro
     with pytest.raises(SystemExit) as stop:
         entry._interrupted(KeyboardInterrupt())
     assert stop.value.code == 130 and shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("came", [False, True])
+def test_a_forked_worker_ends_by_sigterm_also_where_its_parent_is_ending(came):
+    """A pool whose workers the group's signal has ended forks others at once, and ends them by SIGTERM itself."""
+    if came:
+        with pytest.raises(Stop):
+            signalled()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    worker = os.fork()
+    if not worker:
+        time.sleep(60)
+        os._exit(0)
+    time.sleep(0.2)
+    os.kill(worker, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
