@@ -4,24 +4,19 @@ Where every node sees the results folder, cells write into it and a cell that st
 checkpoint. Where they do not, a cell works in a folder of its own node and its files are brought back when it ends.
 """
 
-import io
 import os
 import socket
-import tarfile
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.bundles import bases, pack, unpack
 from sdpo_bench.cell_process import FAILED, STOPPED, Job, Said, logged_work, no_log
 from sdpo_bench.errors import MissingError, SdpoBenchError
 from sdpo_bench.executors import Ended
-from sdpo_bench.progress_streams import open_log
-from sdpo_bench.regular import read_text
-from sdpo_bench.store import RunFolder
 
 RETRIES = 3
 """How often a cell starts again after its worker or node was lost."""
@@ -83,7 +78,7 @@ class RayExecutor:
             job.folder.path.mkdir(parents=True, exist_ok=True)
             held.enter_context(job.folder.locked())
             try:
-                bundle = pack(self.out, [job.run_id, *_bases(self.out)])
+                bundle = pack(self.out, [job.run_id, *bases(self.out)])
             except OSError:
                 held.close()
                 raise
@@ -195,69 +190,4 @@ def remote_cell(job: Job, probe: str, bundle: bytes | None) -> tuple[Said, bytes
         here = replace(job, runtime=replace(job.runtime, out=Path(folder)))
         unpack(bundle, Path(folder))
         said = logged_work(here)
-        return said, pack(Path(folder), [job.run_id, *_bases(Path(folder))], job.run_id)
-
-
-# -- files over the network ----------------------------------------------------------------------------------
-
-
-def _bases(out: Path) -> list[str]:
-    """Folders of base models' scores, which cells share."""
-    return sorted(path.name for path in (out / "runs").glob("base-*"))
-
-
-def pack(out: Path, runs: Sequence[str], log: str = "") -> bytes:
-    """Run folders, and the log of one, as a tar file; ``status`` last, so that what is half unpacked is not done."""
-    buffer = io.BytesIO()
-    found = [path for name in runs for path in sorted((out / "runs" / name).rglob("*"))]
-    found += [out / "logs" / f"{log}.log"] * bool(log)
-    files = [path for path in found if path.is_file() and path.name != "lock"]
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in sorted(files, key=lambda p: p.name == "status"):
-            tar.add(path, path.relative_to(out))
-    return buffer.getvalue()
-
-
-def unpack(files: bytes, out: Path) -> str:
-    """Put packed files into a results folder; base models' scores are joined with those that are there, logs continued.
-
-    Returns:
-        Why a log could not be written; empty where none was lost.
-
-    Raises:
-        UsageError, Irregular: what is there is no file that could be joined; everything before it has arrived.
-    """
-    lost = ""
-    with tempfile.TemporaryDirectory(dir=out, prefix=".arriving-") as folder:
-        with tarfile.open(fileobj=io.BytesIO(files)) as tar:
-            tar.extractall(folder, filter="data")
-            names = [member.name for member in tar.getmembers()]
-        for name in names:
-            source, target = Path(folder) / name, out / name
-            if name.startswith("logs/"):
-                with open_log(target) as log:
-                    log.write(read_text(source, errors="replace"))
-                lost = lost or log.lost
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists() and name.startswith("runs/base-") and target.name == "eval.parquet":
-                with _base_lock(target.parent):
-                    _join(source, target)
-            else:
-                os.replace(source, target)
-    return lost
-
-
-@contextmanager
-def _base_lock(folder: Path) -> Iterator[None]:
-    with RunFolder(folder).locked(wait=True):
-        yield
-
-
-def _join(source: Path, target: Path) -> None:
-    import pandas as pd
-
-    from sdpo_bench.evaluate import KEYS, read_rows, write_rows
-
-    both = pd.concat([read_rows(RunFolder(path.parent)) for path in (target, source)], ignore_index=True)
-    write_rows(RunFolder(target.parent), both.drop_duplicates(KEYS, keep="first").sort_values(KEYS, ignore_index=True))
+        return said, pack(Path(folder), [job.run_id, *bases(Path(folder))], job.run_id)

@@ -151,7 +151,7 @@ def test_base_scores_from_two_nodes_are_joined(tmp_path):
     import pandas as pd
     from report_factory import base_frame, make_base
 
-    from sdpo_bench.ray_executor import pack, unpack
+    from sdpo_bench.bundles import pack, unpack
 
     make_base(tmp_path / "here", base_frame([[[1.0]]], prompts=["cat"], steps=[1]))
     folder = make_base(tmp_path / "there", base_frame([[[1.0]], [[2.0]]], prompts=["cat", "dog"], steps=[1]))

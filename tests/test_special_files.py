@@ -15,12 +15,13 @@ from factories import make_resolved
 from forked import command, exit_code
 from sdpo_bench import checkpoint
 from sdpo_bench.bill import read_search
+from sdpo_bench.bundles import pack, unpack
 from sdpo_bench.cell_process import DONE, FAILED, Job, Said
 from sdpo_bench.config import Request
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.evaluate import read_rows
 from sdpo_bench.pipeline_files import read_folder
-from sdpo_bench.ray_executor import RayExecutor, pack, unpack
+from sdpo_bench.ray_executor import RayExecutor
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder, check_writable
 from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, check_seal, exported, log_changed
