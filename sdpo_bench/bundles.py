@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,20 @@ def unpack(files: bytes, out: Path) -> str:
             else:
                 os.replace(source, target)
     return lost
+
+
+def keep_aside(files: bytes, out: Path, run: str) -> str:
+    """Put packed files that could not be unpacked where this machine has room; where they are and the way on, in words.
+
+    The node that made them has deleted its own by now.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f"{run}-", suffix=".tar", delete=False) as kept:
+            kept.write(files)
+    except OSError as error:
+        return f"Nor can they be kept in '{tempfile.gettempdir()}': {error.strerror}, so they are lost."
+    place = shlex.quote(kept.name)
+    return f"They are kept: mend that and type: tar -xf {place} -C {shlex.quote(str(out))} {shlex.quote(f'runs/{run}')}"
 
 
 @contextmanager

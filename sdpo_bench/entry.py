@@ -195,7 +195,7 @@ def _interrupted(stop: BaseException) -> NoReturn:
     # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
     cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
     if isinstance(cause, Interrupted):
-        click.echo(f"\nInterrupted; every cell is saved. Go on with:\n  {cause.command}", err=True)
+        click.echo(f"\nInterrupted; finished cells and saved epochs stay. Go on with:\n  {cause.command}", err=True)
         sys.exit(cause.exit_code)
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
     if all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1":

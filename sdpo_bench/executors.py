@@ -45,6 +45,10 @@ class Executor(Protocol):
     def slots(self) -> int:
         """Most jobs at a time."""
 
+    @property
+    def after_kill(self) -> str:
+        """What is left of the jobs that :meth:`kill` ends, in words."""
+
     def start(self, job: Job) -> None:
         """Begin a job; returns at once.
 
@@ -101,6 +105,10 @@ class LocalExecutor:
     @property
     def slots(self) -> int:
         return self.jobs
+
+    @property
+    def after_kill(self) -> str:
+        return "what was saved before stays"
 
     def start(self, job: Job) -> None:
         """Raises NoProcess."""

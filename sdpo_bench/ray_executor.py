@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.bundles import bases, pack, unpack
+from sdpo_bench.bundles import bases, keep_aside, pack, unpack
 from sdpo_bench.cell_process import FAILED, STOPPED, Job, Said, logged_work, no_log
 from sdpo_bench.errors import MissingError, SdpoBenchError
 from sdpo_bench.executors import Ended
@@ -43,10 +43,20 @@ class RayExecutor:
         self._ray, self._mine = _connect(address, init)
         self._running: dict[Any, tuple[Job, ExitStack]] = {}
         self._probe = out / f".shared-{uuid.uuid4().hex}"
-        self._refuse_large_cells(cpus, gpus)
         self.out, self.cpus, self.gpus, self.device = out, cpus, gpus, device
-        self._probe.touch()
-        self.shared = self._all_nodes_see(self._probe) if shared is None else shared
+        try:
+            self._refuse_large_cells(cpus, gpus)
+            self._probe.touch()
+            self.shared = self._all_nodes_see(self._probe) if shared is None else shared
+        except self._ray.exceptions.RayError as error:
+            self.close()
+            raise MissingError(
+                f"a node of the Ray cluster does not answer ({type(error).__name__}). See 'ray status', take it out or "
+                "start it again, and give the same command once more."
+            ) from error
+        except BaseException:
+            self.close()
+            raise
         # A process that has used a GPU keeps memory on it, so it does one cell only.
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 1 if gpus else 0}
         self._task = self._ray.remote(**options)(remote_cell)
@@ -57,7 +67,6 @@ class RayExecutor:
         if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             return
         there = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes}))
-        self.close()
         raise MissingError(
             f"no node of the Ray cluster has room for a cell of {cpus} CPUs and {gpus:g} GPUs; its nodes have {there}. "
             "Use smaller --cpus-per-cell and --gpus-per-cell, or add a node first."
@@ -69,6 +78,12 @@ class RayExecutor:
         there = self._ray.cluster_resources()
         room = [there.get("CPU", 0) // self.cpus] + ([there.get("GPU", 0) // self.gpus] if self.gpus else [])
         return max(1, int(min(room)))
+
+    @property
+    def after_kill(self) -> str:
+        if self.shared:
+            return "what was saved before stays"
+        return "what the running cells had is lost with their nodes' folders; finished cells stay"
 
     def start(self, job: Job) -> None:
         job = replace(job, runtime=replace(job.runtime, threads=self.cpus, device=self.device))
@@ -93,21 +108,23 @@ class RayExecutor:
         errors = self._ray.exceptions
         try:
             said, files = self._ray.get(reference)
-            lost = unpack(files, self.out) if files is not None else ""
-            return Ended(job, said.code, said.message, said.note or (lost and no_log(job, lost)))
+            return self._bring_back(job, said, files)
         except errors.TaskCancelledError:
             return Ended(job, STOPPED)
         except errors.WorkerCrashedError:
             return Ended(job, FAILED, f"its worker was lost {RETRIES + 1} times; out of memory? See the Ray logs.")
         except errors.RayError as error:
             return Ended(job, FAILED, f"Ray: {[type(error).__name__, *str(error).strip().splitlines()][-1]}")
-        except (
-            SdpoBenchError,
-            OSError,
-        ) as error:  # no reason to stop other cells
-            return Ended(job, FAILED, f"its files could not be brought back: {error}")
         finally:
             held.close()
+
+    def _bring_back(self, job: Job, said: Said, files: bytes | None) -> Ended:
+        try:
+            lost = unpack(files, self.out) if files is not None else ""
+        except (SdpoBenchError, OSError) as error:  # no reason to stop other cells
+            kept = keep_aside(files or b"", self.out, job.run_id)
+            return Ended(job, FAILED, f"its files could not be brought back: {error}. {kept}")
+        return Ended(job, said.code, said.message, said.note or (lost and no_log(job, lost)))
 
     def stop(self) -> None:
         for reference in self._running:

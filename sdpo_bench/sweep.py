@@ -153,7 +153,7 @@ class Sweep:
             self.executor.stop()
         if len(self._signals) > 1 and not self._killed:
             self._killed = True
-            self.tell(self.progress, "killed; what was saved before stays")
+            self.tell(self.progress, f"killed; {self.executor.after_kill}")
             self.executor.kill()
 
     def _start_all(self) -> None:

@@ -94,6 +94,7 @@ class FakeExecutor:
 
     behave: Any
     slots: int = 1
+    after_kill: str = "what was saved before stays"
     running: list[Job] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     stopped: int = 0

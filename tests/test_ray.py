@@ -96,6 +96,21 @@ def test_a_cell_that_no_node_has_room_for_is_refused(cluster, local, tmp_path, s
 
 
 @pytest.mark.slow
+def test_a_node_that_does_not_answer_is_no_defect_and_leaves_nothing(cluster, tmp_path, monkeypatch):
+    from ray.exceptions import TaskUnschedulableError
+
+    from sdpo_bench.ray_executor import RayExecutor
+
+    def silent(self, probe):
+        raise TaskUnschedulableError("the node is gone")
+
+    monkeypatch.setattr(RayExecutor, "_all_nodes_see", silent)
+    with pytest.raises(MissingError, match=r"does not answer \(TaskUnschedulableError\). See 'ray status'"):
+        RayExecutor("local", tmp_path)
+    assert cluster.is_initialized() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
     path, reference = local
     out = tmp_path / "out"

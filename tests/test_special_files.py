@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from factories import make_resolved
 from forked import command, exit_code
 from sdpo_bench import checkpoint
 from sdpo_bench.bill import read_search
-from sdpo_bench.bundles import pack, unpack
+from sdpo_bench.bundles import keep_aside, pack, unpack
 from sdpo_bench.cell_process import DONE, FAILED, Job, Said
 from sdpo_bench.config import Request
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
@@ -209,6 +211,21 @@ def test_a_cell_whose_files_cannot_be_brought_back_has_failed(tmp_path, arriving
     pipe(tmp_path / "runs" / base / "eval.parquet")
     ended = brought_back(tmp_path, name, files)
     assert ended.code == FAILED and "could not be brought back: " in ended.message
+    assert not (tmp_path / "runs" / name / "status").exists()
+    _, _, way = ended.message.partition("mend that and type: ")
+    try:
+        subprocess.run(shlex.split(way), check=True)
+    finally:
+        Path(shlex.split(way)[2]).unlink()
+    assert RunFolder(tmp_path / "runs" / name).state == "done", "nothing of the training is lost"
+
+
+def test_files_that_cannot_even_be_kept_are_said_to_be_lost(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    assert "No space left on device, so they are lost" in keep_aside(b"", tmp_path, "run")
 
 
 @pytest.mark.parametrize("obstacle", ["a pipe in its place", "a file for its folder"])
