@@ -28,7 +28,7 @@ from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import require_regular
 from sdpo_bench.score_cache import ScoreCache
 from sdpo_bench.store import VALIDATION, RunFolder
-from sdpo_bench.trained_adapter import sealed_log
+from sdpo_bench.trained_adapter import TIMING, sealed_log, sealed_timing
 from sdpo_bench.update import CRITIC, Updater
 
 KEEP = 2
@@ -179,15 +179,16 @@ def _check_logs(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
             )
 
 
-def finished_log(run: RunFolder) -> tuple[int, bytes] | None:
-    """Epochs and content of the training log that was sealed when training ended, from a checkpoint that has it."""
+def finished_logs(run: RunFolder) -> tuple[int, dict[str, bytes]] | None:
+    """Epochs and content of the logs that were sealed when training ended, from a checkpoint that has one of them."""
+    sealed = {"train.jsonl": sealed_log(run), TIMING: sealed_timing(run)}
     for path in reversed(_files(run)):
         with suppress(UsageError, MissingError):
             header, tensors = read(path)
             _check_own(run, path, header)
-            copy = _copies(tensors).get("train.jsonl", b"")
-            if hashlib.sha256(copy).hexdigest() == sealed_log(run):
-                return header["epoch"], copy
+            copies = {name: copy for name, copy in _copies(tensors).items() if name in sealed}
+            if found := {n: c for n, c in copies.items() if hashlib.sha256(c).hexdigest() == sealed[n]}:
+                return header["epoch"], found
     return None
 
 

@@ -28,7 +28,7 @@ from sdpo_bench.select_runs import SPLIT, Selection, select
 from sdpo_bench.study_view import StudyView, study_view
 from sdpo_bench.suite_tables import suite_tables
 from sdpo_bench.tables import leaderboard, step_table, version_of
-from sdpo_bench.trained_adapter import log_changed
+from sdpo_bench.trained_adapter import log_changed, timing_changed
 
 MOST_ILLUSTRATED = 8
 """A report of more settings draws figures for the first :data:`SOME_ILLUSTRATED` of them; all tables are there."""
@@ -218,8 +218,7 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
         elif run.id in scores and scores[run.id].bad:
             bad = scores[run.id].bad
             found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
-        if changed := log_changed(run.folder):
-            found.append(Notice(run.id, changed))
+        found += [Notice(run.id, text) for text in (log_changed(run.folder), timing_changed(run.folder)) if text]
         found += [Notice(run.id, f"warned in epoch {w.epoch}: {w.text}") for w in guards.warnings(run.folder)]
     return found
 

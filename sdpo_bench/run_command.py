@@ -35,7 +35,7 @@ from sdpo_bench.setting_values import parse_set
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
 from sdpo_bench.terminal import Live, print_step_table, print_table
-from sdpo_bench.trained_adapter import log_changed
+from sdpo_bench.trained_adapter import log_changed, timing_changed
 from sdpo_bench.training_schedule import training_schedule
 
 
@@ -112,7 +112,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
         click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
         click.echo(choice_text(candidates, _collapse(resolved, outcome)))
-    if changed := log_changed(outcome.run):
+    for changed in filter(None, (log_changed(outcome.run), timing_changed(outcome.run))):
         click.echo(f"warning: {changed}.")
     for warned in guards.warnings(outcome.run):
         click.echo(f"warning: epoch {warned.epoch}: {warned.text}")

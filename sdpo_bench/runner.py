@@ -214,7 +214,7 @@ def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str
         trainer.train()
         _export(trainer, run)
     elif processes.is_main:
-        trainer.state.mend_finished_log()
+        trainer.state.mend_finished_logs()
     search = candidates_of(trainer.method, scorers[0], config.seed)
     table = trainer.halving(lambda _: _judge(trainer, scorers, watcher, device, search), trainer.shrink)
     return Outcome(run, table, train)

@@ -18,6 +18,11 @@ LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 
 
+TIMING = "timing.jsonl"
+TIMING_SEAL = "timing.sha256"
+"""Digest of the timing log; beside it, since identical runs have identical adapters with identical seals."""
+
+
 def require_adapter(run: RunFolder) -> None:
     """A base model's folder, a run that is not finished, scores without weights, the adapter of another run.
 
@@ -78,7 +83,8 @@ def exported(run: RunFolder) -> bool:
 
 
 def seal_log(run: RunFolder) -> None:
-    """Keep the digest of the finished training log beside the adapter's, for :func:`log_changed`."""
+    """Keep the digests of the finished training's logs, for :func:`log_changed` and :func:`timing_changed`."""
+    atomic_write(run.path / TIMING_SEAL, f"{run.digest(TIMING, run.size(TIMING))}  {TIMING}\n")
     seal = run.lora / LORA_SEAL
     line = f"{run.digest('train.jsonl', run.size('train.jsonl'))}  ../train.jsonl\n"
     atomic_write(seal, read_text(seal) + line)
@@ -103,5 +109,23 @@ def log_changed(run: RunFolder) -> str:
                 "after training ended, so neither scores nor curves can be trusted. Give the run command again: "
                 "it puts the log back from the last checkpoint. If that does not help, delete "
                 f"'{run.lora}' and give it once more to train from the last sound checkpoint"
+            )
+    return ""
+
+
+def sealed_timing(run: RunFolder) -> str:
+    """Digest of the finished timing log; empty where it was never sealed."""
+    with suppress(OSError, ValueError):
+        return read_text(run.path / TIMING_SEAL).partition("  ")[0]
+    return ""
+
+
+def timing_changed(run: RunFolder) -> str:
+    """What to say where the timing log is not what it was when training ended; empty where it is."""
+    with suppress(OSError):
+        if exported(run) and sealed_timing(run) not in ("", run.digest(TIMING, run.size(TIMING))):
+            return (
+                f"its {TIMING} was changed after training ended, so its seconds cannot be trusted (its scores can). "
+                "Give the run command again: it puts the log back from the last checkpoint"
             )
     return ""

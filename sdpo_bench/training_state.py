@@ -14,7 +14,7 @@ from sdpo_bench.advantages import Normaliser
 from sdpo_bench.processes import Processes
 from sdpo_bench.scoring import Scorer
 from sdpo_bench.store import VALIDATION, RunFolder
-from sdpo_bench.trained_adapter import log_changed
+from sdpo_bench.trained_adapter import log_changed, timing_changed
 from sdpo_bench.update import Updater
 from sdpo_bench.validation import Validator
 
@@ -122,10 +122,13 @@ class TrainingState:
         self.require_folder()
         self._say_mended(training_logs.mend(self.run))
 
-    def mend_finished_log(self) -> None:
-        """Undo what others have done to the training log since training ended, where a checkpoint still has it."""
-        if log_changed(self.run) and (found := checkpoint.finished_log(self.run)):
-            self.epoch, self.run.written["train.jsonl"] = found
+    def mend_finished_logs(self) -> None:
+        """Undo what others have done to the logs since training ended, where a checkpoint still has them."""
+        if not (log_changed(self.run) or timing_changed(self.run)):
+            return
+        if found := checkpoint.finished_logs(self.run):
+            self.epoch, copies = found
+            self.run.written.update(copies)
             self.mend_logs()
 
     def _say_mended(self, damaged: list[str]) -> None:

@@ -10,10 +10,12 @@ from factories import make_resolved
 from sdpo_bench import checkpoint, guards
 from sdpo_bench.errors import Unwritable
 from sdpo_bench.progress import Watcher
+from sdpo_bench.report import Request, build_report
+from sdpo_bench.results import load_results
 from sdpo_bench.runner import run_cell
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.trained_adapter import log_changed
+from sdpo_bench.trained_adapter import log_changed, timing_changed
 
 LOGS = ("train.jsonl", "validation.jsonl")
 
@@ -93,18 +95,23 @@ def test_a_log_that_is_changed_while_the_run_works_is_put_back_and_told(whole, t
     assert again.status["state"] == "done" and again.status["warnings"] == 1 and not log_changed(again)
 
 
+@pytest.mark.parametrize(("name", "changed"), [("train.jsonl", log_changed), ("timing.jsonl", timing_changed)])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_log_that_is_changed_after_the_end_is_put_back_when_the_run_is_given_again(whole, tmp_path, damage):
+def test_a_log_that_is_changed_after_the_end_is_put_back_when_the_run_is_given_again(
+    whole, tmp_path, damage, name, changed
+):
     """The candidates' adapters are gone by then, so training from a checkpoint would bring nothing back."""
     resolved, expected = whole
     folder = RunFolder(shutil.copytree(expected.path.parents[1], tmp_path / "copy") / "runs" / resolved.run_id)
-    DAMAGE[damage](folder.path / "train.jsonl")
-    assert log_changed(folder)
+    DAMAGE[damage](folder.path / name)
+    assert changed(folder)
+    notices = [notice.text for notice in build_report(load_results(tmp_path / "copy"), Request()).notices]
+    assert [text for text in notices if name in text and "Give the run command again" in text]
     watcher, told = at(None, None)
     assert not run_cell(resolved, Runtime(out=tmp_path / "copy", device="cpu"), watcher).trained_now
-    assert (folder.path / "train.jsonl").read_bytes() == (expected.path / "train.jsonl").read_bytes()
+    assert (folder.path / name).read_bytes() == (expected.path / name).read_bytes()
     (warned,) = guards.warnings(folder)
-    assert told == [f"epoch 3: {warned.text}"] and not log_changed(folder)
+    assert told == [f"epoch 3: {warned.text}"] and not changed(folder)
 
 
 def of_another_run(run, newest):
