@@ -160,6 +160,8 @@ def _read(path: Path) -> StudyRecord:
     record = _ADAPTER.validate_python(data)
     if not all(plot.charts and all(map(_drawable, plot.charts)) for plot in record.findings.plots):
         raise ValueError("a plot whose lines lack points")
+    if not all(len(row.cells) == len(t.columns) for t in record.findings.tables for g in t.groups for row in g.rows):
+        raise ValueError("a table whose rows lack cells")
     return record
 
 

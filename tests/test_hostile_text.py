@@ -185,7 +185,14 @@ def test_records_of_another_form_harm_no_other_run(copy, tmp_path):
     check_lists_and_reports(copy, whole, tmp_path)
 
 
-def test_a_study_whose_plots_lack_points_is_damaged(copy, tmp_path):
+def shortened(table):
+    """The same with a cell less in its first row."""
+    first, *others = table["groups"]
+    row, *rows = first["rows"]
+    return table | {"groups": [first | {"rows": [row | {"cells": row["cells"][:-1]}, *rows]}, *others]}
+
+
+def test_a_study_whose_plots_or_tables_are_not_whole_is_damaged(copy, tmp_path):
     (committed,) = (Path(__file__).parent.parent / "results" / "studies" / "reward-kinds").glob("default-*.json")
     whole = json.loads(committed.read_text())
     (copy / "studies" / "reward-kinds").mkdir(parents=True)
@@ -193,9 +200,14 @@ def test_a_study_whose_plots_lack_points_is_damaged(copy, tmp_path):
         plots = [plot | change for plot in whole["findings"]["plots"]]
         data = whole | {"findings": whole["findings"] | {"plots": plots}}
         (copy / "studies" / "reward-kinds" / f"{name}.json").write_text(json.dumps(data))
+    tables = [shortened(table) for table in whole["findings"]["tables"]]
+    data = whole | {"findings": whole["findings"] | {"tables": tables}}
+    (copy / "studies" / "reward-kinds" / "short.json").write_text(json.dumps(data))
     rows = check_lists_and_reports(copy, runs(copy), tmp_path)
-    (row,) = (row for name, row in rows.items() if name.startswith("studies/"))
-    assert row["run"] == "studies/reward-kinds/none.json" and "lack points" in row["message"]
+    said = {name: row["message"] for name, row in rows.items() if name.startswith("studies/")}
+    assert said.keys() == {"studies/reward-kinds/none.json", "studies/reward-kinds/short.json"}
+    assert "lack points" in said["studies/reward-kinds/none.json"]
+    assert "lack cells" in said["studies/reward-kinds/short.json"]
 
 
 # -- names, messages and outputs -----------------------------------------------------------------------------
