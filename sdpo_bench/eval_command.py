@@ -69,6 +69,8 @@ def _eval_one(
     folder: RunFolder, changes: dict[str, Any], rewards: str | None, runtime: Runtime
 ) -> tuple[list[dict[str, Any]], str]:
     require_adapter(folder)
+    if folder.path.parent.name == "runs":  # named by its path: its base model's scores are beside it
+        runtime = replace(runtime, out=folder.path.parent.parent)
     record = folder.record()
     config = record["config"]
     settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
@@ -95,8 +97,7 @@ def _eval_one(
     try:
         check_writable(runtime.out, folder, base)
     except Unwritable as refused:
-        there = base_folder(model, settings, replace(runtime, out=folder.path.parent.parent))
-        return kept_table(folder, there, settings, scorers, refused), trained
+        return kept_table(folder, base, settings, scorers, refused), trained
     say = lambda text: click.echo(f"warning: {text}", err=True)  # noqa: E731
     refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=say)
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import report_factory
 
 import forked
 from sdpo_bench import terminal
+from sdpo_bench.entry import main
 from sdpo_bench.run_record import training_id, versions_of
 
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
@@ -620,6 +622,20 @@ def test_a_damaged_status_or_clock_costs_no_result(copied, tiny_pipe, few_prompt
     done = call(*quick_run(tiny_pipe, out, few_prompts))
     assert done.returncode == 0, done.stderr
     assert run.state == "done" and "2 s of training" in done.stdout
+
+
+def test_a_run_that_is_named_by_its_folder_keeps_its_base_model_s_scores_beside_it(copied, tmp_path, monkeypatch):
+    """Wherever the command is given: a report on the run's own results looks for them there."""
+    out, run = copied
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", str(run.path), "--steps", "3"])
+    assert stop.value.code == 0
+    (base,) = (out / "runs").glob("base-*")
+    for folder in (run.path, base):
+        assert 3 in set(pd.read_parquet(folder / "eval.parquet").steps)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_damaged_scores_of_the_base_model_name_a_command_that_mends_them(copied, tiny_pipe, few_prompts):
