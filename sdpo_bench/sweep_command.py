@@ -160,7 +160,7 @@ def _show_outcome(progress: Progress, as_json: bool) -> int:
     cells = sum(map(len, found))
     click.echo(f"{len(found.done)} of {cells} cells done, {len(found.failed)} failed, {len(found.left)} left")
     if found.failed:
-        click.echo(f"try them again: sdpo-bench {shlex.join(['sweep', *_name(plan), '--only-failed'])}")
+        click.echo(f"try them again: {resume_command()} --only-failed")
     elif found.left:
         click.echo(f"go on: {resume_command()}")
     click.echo(f"tables: sdpo-bench report --results {shlex.quote(str(plan.out))}")
@@ -176,11 +176,6 @@ def _cells_data(progress: Progress, plan: Plan, found: Tally) -> list[dict[str, 
     told = {cell.key: cell for cells in found for cell in cells}
     ordered = [told[cell.key] for cell in plan.cells if cell.key in told]
     return [cell_data(cell) | {"outcome": outcomes.get(cell.key, "skipped")} for cell in ordered]
-
-
-def _name(plan: Plan) -> list[str]:
-    typed = next((word for word in sys.argv[1:] if word.endswith(".toml")), plan.suite.name)
-    return [typed, "--out", str(plan.out)]
 
 
 def _dry_run(
