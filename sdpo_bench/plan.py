@@ -201,8 +201,8 @@ def cell_state(folder: RunFolder) -> tuple[CellState, str]:
     """How a cell stands by its folder, and why it failed or has to be done again."""
     try:
         status = folder.status
-    except UsageError:  # damaged: doing the cell mends it
-        return "unfinished", "its status file is damaged"
+    except UsageError as error:  # damaged: doing the cell mends it; one that cannot be read is said to be so then
+        return "unfinished", "its status file is damaged" if "is damaged" in str(error) else str(error)
     state = STATES.get(str(status.get("state")), "unfinished")
     if state == "done" and (lost := what_is_lost(folder)):
         return "unfinished", lost

@@ -92,8 +92,9 @@ class RunFolder:
     @property
     def status(self) -> dict[str, Any]:
         """State and message; ``new`` where nothing has been written yet."""
-        if not (self.path / "status").exists():
-            return {"state": "new", "message": ""}
+        with suppress(PermissionError):  # of the folder: reading says so
+            if not (self.path / "status").exists():
+                return {"state": "new", "message": ""}
         return read_object(self.path / "status")
 
     @property
@@ -257,9 +258,6 @@ def check_writable(out: Path, *runs: RunFolder) -> None:
     Raises:
         Unwritable: no permission, a file in the way, or a read-only disk. UsageError: a file in the place of a folder.
     """
-    for folder in [folder for run in runs for folder in (run.lora, run.checkpoints)]:
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"'{folder}' must be a folder. Delete what is there and give the same command again.")
     what = f"the results folder '{out}'"
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
@@ -268,6 +266,9 @@ def check_writable(out: Path, *runs: RunFolder) -> None:
             probe = folder / f".probe-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
+        for part in [part for run in runs for part in (run.lora, run.checkpoints)]:
+            if part.exists() and not part.is_dir():
+                raise UsageError(f"'{part}' must be a folder. Delete what is there and give the same command again.")
     except OSError as error:
         raise Unwritable(
             f"{what} cannot be written: {error.strerror}. Choose another results folder with --out FOLDER.",

@@ -5,13 +5,18 @@ import os
 
 import pytest
 from report_factory import make_run, spread
+from suite_files import FakeExecutor, succeed, tiny_suite
 
-from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.headline import list_runs
+from sdpo_bench.plan import make_plan
 from sdpo_bench.results import load_results
+from sdpo_bench.settings import Runtime
 from sdpo_bench.sides import find_sides
-from sdpo_bench.store import find_run
+from sdpo_bench.store import RunFolder, check_writable, find_run
+from sdpo_bench.suite import read_suite
 from sdpo_bench.suite_records import read_records
+from sdpo_bench.sweep import Sweep
 from sdpo_bench.trained_adapter import LORA_FILE, check_seal
 
 
@@ -63,6 +68,28 @@ def test_a_closed_status_is_not_called_damaged(tmp_path, monkeypatch):
     close_file(run / "status", monkeypatch)
     (one,) = load_results(tmp_path).runs
     assert (one.state, one.message) == ("unknown", "its status file cannot be read: Permission denied. Ask whose it is")
+
+
+def test_a_closed_run_fails_its_cell_and_no_other(tmp_path, tiny_pipe, monkeypatch):
+    path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo", "d3po"]'), tmp_path / "out"
+    mine, other = make_plan(read_suite(path), out).cells
+    (out / "runs" / other.run_id).mkdir(parents=True)
+    close(out / "runs" / other.run_id, monkeypatch)
+    executor = FakeExecutor(succeed)
+    progress = Sweep(lambda: make_plan(read_suite(path), out), executor, Runtime(out=out), tell=lambda *_: None).run(
+        "x"
+    )
+    assert {cell.run_id: progress.outcomes[key] for key, cell in progress.cells.items()} == {
+        mine.run_id: "done", other.run_id: "failed",
+    }  # fmt: skip
+    assert "Permission denied" in progress.reasons[other.key]
+
+
+def test_a_closed_folder_of_a_base_model_is_no_place_to_write(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
+    close(run, monkeypatch)
+    with pytest.raises(Unwritable, match="cannot be written: Permission denied. Choose another results folder"):
+        check_writable(tmp_path, RunFolder(run))
 
 
 def test_a_closed_record_of_a_suite_is_not_called_damaged(tmp_path, monkeypatch):
