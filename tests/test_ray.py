@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -93,6 +94,15 @@ def test_a_cell_that_no_node_has_room_for_is_refused(cluster, local, tmp_path, s
     with pytest.raises(MissingError, match="no node .* 2 CPUs and 0 GPUs. Use smaller --cpus-per-cell"):
         ray_sweep(local[0], tmp_path / "out", **share)
     assert cluster.is_initialized() and not list((tmp_path / "out").glob(".shared-*"))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_cells_that_are_kept_nowhere_until_they_end_are_warned_of(tmp_path, monkeypatch, capsys, shared):
+    from sdpo_bench import ray_executor, sweep_command
+
+    monkeypatch.setattr(ray_executor, "RayExecutor", lambda *args, **options: SimpleNamespace(shared=shared))
+    sweep_command._executor("ray", Runtime(out=tmp_path), "auto", 1, 0, 1, 0.0, "cpu")
+    assert ("not every node sees" in capsys.readouterr().err) is not shared
 
 
 @pytest.mark.slow
