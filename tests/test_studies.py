@@ -16,7 +16,7 @@ from sdpo_bench.plan import make_plan
 from sdpo_bench.ranking import Standing
 from sdpo_bench.registry import find
 from sdpo_bench.store import RunFolder
-from sdpo_bench.studies import budget, extreme_steps, normalisation, over_optimisation, update_order
+from sdpo_bench.studies import _diversity, budget, extreme_steps, normalisation, over_optimisation, update_order
 from sdpo_bench.study import StudyRequest
 from sdpo_bench.study_record import read_studies
 from sdpo_bench.trainings import Arm, reopen
@@ -233,7 +233,7 @@ def test_the_normalisation_study_says_which_mode_learns_less(four, tmp_path, mon
 def test_pairwise_distances_by_hand():
     latents = np.array([[[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]]])
     features = np.array([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]])
-    found = over_optimisation.pairwise(latents, features)
+    found = _diversity.pairwise(latents, features)
     assert found.latents.tolist() == pytest.approx([4 / 3])  # 2, 0 and 2
     assert found.features.tolist() == pytest.approx([2 / 3])  # 1, 0 and 1
 
@@ -246,11 +246,11 @@ def test_the_onset_of_hacking_is_marked(four, tmp_path, monkeypatch):
 
     prompts = 4
 
-    def measured(bench):
-        found = {"": over_optimisation.Spread(np.full(prompts, 2.0), np.full(prompts, 1.0))}
+    def measured(bench, steps):
+        found = {"": _diversity.Spread(np.full(prompts, 2.0), np.full(prompts, 1.0))}
         for run in bench.trainings.runs:
             lost = np.array([-0.5, -0.6, -0.5, -0.4]) if run.cell.variant == "2048" else np.array([0.1, -0.1, 0, 0.0])
-            found[run.cell.run_id] = over_optimisation.Spread(2 + lost + 0.01 * run.cell.seed, np.full(prompts, 1.0))
+            found[run.cell.run_id] = _diversity.Spread(2 + lost + 0.01 * run.cell.seed, np.full(prompts, 1.0))
         return found
 
     monkeypatch.setattr(over_optimisation, "measure_all", measured)

@@ -5,43 +5,32 @@ base model's trajectories is decoded and scored, so that the prediction meets th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sdpo_bench import tabular as t
-from sdpo_bench.config import Request, Resolved, build_method, resolve
 from sdpo_bench.contrasts import Contrast, family, listed, seed_caution
-from sdpo_bench.errors import UsageError
 from sdpo_bench.findings import Findings, Plot, banded, line
 from sdpo_bench.matrices import Matrix
 from sdpo_bench.plots import Chart
-from sdpo_bench.prompts import load_prompts
 from sdpo_bench.stats import Estimate, crossed_interval
 from sdpo_bench.studies import _step_rewards as s
+from sdpo_bench.studies._true_rewards import (
+    Sampled,
+    asked_members,
+    asked_prompts,
+    asked_rewards,
+    asked_steps,
+    resolved_run,
+    sample_truth,
+)
 from sdpo_bench.study import Bench, Design, Study, StudyRequest
 
-REWARDS = ("emoji-align", "emoji-style", "jpeg-compressibility")
-STEPS = (5, 10, 20, 50)
 EVEN = (5, 9)
 USABLE = 0.5
 """Correlation with the true reward among trajectories of one prompt, below which a prediction counts as failed."""
 RIVALS = (s.LAST, s.SAME_QUERIES, s.MIDDLE, "linear, ends (2)")
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Trajectories of one number of steps with the true reward of every step."""
-
-    similarity: np.ndarray
-    """``[n, T, T]``"""
-    truth: Mapping[str, np.ndarray]
-    """``[n, T]`` by reward."""
-    seeds: np.ndarray
-    """``[n]`` position of the seed."""
-    prompts: np.ndarray
-    """``[n]`` position of the prompt."""
 
 
 class RewardPrediction(Study):
@@ -54,12 +43,12 @@ class RewardPrediction(Study):
     )
 
     def design(self, request: StudyRequest) -> Design:
-        prompts, members = _prompts(request), _members(request)
-        rewards, counts, seeds = _rewards(request), _step_counts(request), request.chosen_seeds
+        prompts, members = asked_prompts(request), asked_members(request)
+        rewards, counts, seeds = asked_rewards(request), asked_steps(request), request.chosen_seeds
         trajectories = len(seeds) * len(prompts) * members
         return Design(
             (
-                ("model", f"{_resolved(request, rewards[0], counts[0]).config.model.name}, not trained"),
+                ("model", f"{resolved_run(request, rewards[0], counts[0]).config.model.name}, not trained"),
                 ("rewards", ", ".join(rewards)),
                 ("denoising steps T", ", ".join(map(str, counts))),
                 ("seeds", f"{', '.join(map(str, seeds))} (of the sampling noise)"),
@@ -80,11 +69,11 @@ class RewardPrediction(Study):
 
     def findings(self, bench: Bench) -> Findings:
         request, sampled = bench.request, {}
-        for steps in _step_counts(request):
+        for steps in asked_steps(request):
             bench.say(f"sampling and scoring every step at T = {steps}")
             sampled[steps] = sample_truth(request, steps, bench.runtime)
-        prompts, seeds = _prompts(request), request.chosen_seeds
-        views = [_Reward(reward, sampled, seeds, prompts) for reward in _rewards(request)]
+        prompts, seeds = asked_prompts(request), request.chosen_seeds
+        views = [_Reward(reward, sampled, seeds, prompts) for reward in asked_rewards(request)]
         conclusion = [sentence for view in views for sentence in view.sentences()]
         contrasts = [contrast for view in views for contrast in view.contrasts.values()]
         return Findings(
@@ -92,82 +81,6 @@ class RewardPrediction(Study):
             (_accuracy_table(views), _prediction_table(views)),
             tuple(plot for view in views for plot in view.plots()),
         )
-
-
-# -- request -------------------------------------------------------------------------------------------------
-
-
-def _rewards(request: StudyRequest) -> tuple[str, ...]:
-    return request.rewards or REWARDS
-
-
-def _step_counts(request: StudyRequest) -> tuple[int, ...]:
-    given = request.overrides.get("schedule.steps")
-    counts = tuple(int(n) for n in (str(given).split(",") if given else STEPS))
-    if min(counts) < 3:
-        raise UsageError("schedule.steps: with fewer than 3 steps every one is asked, so nothing is predicted.")
-    return counts
-
-
-def _resolved(request: StudyRequest, reward: str, steps: int) -> Resolved:
-    overrides = {**request.overrides, "schedule.steps": steps}
-    return resolve(Request("sdpo", reward, request.model or None, request.preset, 0, overrides))
-
-
-def _prompts(request: StudyRequest) -> list[str]:
-    """All training prompts, evenly thinned out below the default size."""
-    config = _resolved(request, _rewards(request)[0], _step_counts(request)[0]).config
-    every = load_prompts(config.sample.prompts)
-    count = min(len(every), max(4, round(len(every) * request.size)))
-    return [every[i] for i in np.linspace(0, len(every) - 1, count).round().astype(int)]
-
-
-def _members(request: StudyRequest) -> int:
-    return request.amount(2, least=2)
-
-
-def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
-    """Sample the base model, decode every step's predicted original and score it by every reward."""
-    import torch
-
-    from sdpo_bench.models import load_policy, pick_device, scheduler_config
-    from sdpo_bench.rollout import Noise, rollout
-    from sdpo_bench.runner import make_scorer
-    from sdpo_bench.training_schedule import training_schedule
-
-    resolved = _resolved(request, _rewards(request)[0], steps)
-    config, device = resolved.config, pick_device(runtime.device)
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    policy = load_policy(config.model, device=device, lora_seed=0)
-    schedule = training_schedule(config, scheduler_config(policy), build_method(config, resolved.method))
-    scorers = [make_scorer(name, _own_settings(request, name, steps), device) for name in _rewards(request)]
-    prompts, members = _prompts(request), _members(request)
-    latents, truth = [], {scorer.name: list[Any]() for scorer in scorers}
-    for seed in request.chosen_seeds:
-        found = rollout(
-            policy, schedule, prompts, Noise((seed, "study", "reward-prediction")),
-            groups=prompts, members=members, micro_batch=runtime.micro_batch,
-        )  # fmt: skip
-        latents.append(found.x0.flatten(3).flatten(0, 1).cpu())
-        names = [prompt for prompt in prompts for _ in range(members * steps)]
-        for part in torch.arange(len(names)).split(runtime.micro_batch):
-            with torch.no_grad():
-                images = policy.decode(found.x0.flatten(0, 2)[part])
-            for scorer in scorers:
-                truth[scorer.name].append(scorer(images, [names[i] for i in part.tolist()]))
-    flat = torch.nn.functional.normalize(torch.cat(latents).double(), dim=-1)
-    n_seeds, n_prompts = len(request.chosen_seeds), len(prompts)
-    return Sampled(
-        (flat @ flat.transpose(1, 2)).numpy(),
-        {name: torch.cat(parts).view(-1, steps).double().numpy() for name, parts in truth.items()},
-        np.repeat(np.arange(n_seeds), n_prompts * members),
-        np.tile(np.repeat(np.arange(n_prompts), members), n_seeds),
-    )
-
-
-def _own_settings(request: StudyRequest, reward: str, steps: int) -> dict[str, Any]:
-    return dict(_resolved(request, reward, steps).config.reward.settings)
 
 
 # -- analysis ------------------------------------------------------------------------------------------------
