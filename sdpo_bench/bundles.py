@@ -5,10 +5,13 @@ import os
 import shlex
 import tarfile
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sdpo_bench.atomic import atomic_write
+from sdpo_bench.errors import Unwritable
 from sdpo_bench.progress_streams import open_log
 from sdpo_bench.regular import read_text
 from sdpo_bench.store import RunFolder
@@ -66,13 +69,12 @@ def keep_aside(files: bytes, out: Path, run: str) -> str:
 
     The node that made them has deleted its own by now.
     """
+    place = Path(tempfile.gettempdir()) / f"{run}-{uuid.uuid4().hex}.tar"
     try:
-        with tempfile.NamedTemporaryFile(prefix=f"{run}-", suffix=".tar", delete=False) as kept:
-            kept.write(files)
-    except OSError as error:
+        atomic_write(place, files)  # half of them would take the room of something else
+    except (Unwritable, OSError) as error:
         return f"Nor can they be kept in '{tempfile.gettempdir()}': {error.strerror}, so they are lost."
-    place = shlex.quote(kept.name)
-    return f"They are kept: mend that and type: tar -xf {place} -C {shlex.quote(str(out))} {shlex.quote(f'runs/{run}')}"
+    return "They are kept: mend that and type: " + shlex.join(["tar", "-xf", str(place), "-C", str(out), f"runs/{run}"])
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -18,7 +19,7 @@ from sdpo_bench.handlers import STOPS, handle, handle_stops, ignore
 from sdpo_bench.loose_errors import say_loose_errors_in_words
 from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import blamed
-from sdpo_bench.processes import VARIABLES
+from sdpo_bench.processes import several
 from sdpo_bench.progress_streams import let_progress_fail
 from sdpo_bench.prompts import held_prompts
 from sdpo_bench.standard_output import Unread, name_standard_output, refusal
@@ -190,6 +191,12 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _launched() -> bool:
+    with suppress(SdpoBenchError):  # variables that are no numbers: said elsewhere
+        return several()
+    return False
+
+
 def _interrupted(stop: BaseException) -> NoReturn:
     ignore(*STOPS, signal.SIGINT)
     # click turns any KeyboardInterrupt into an Abort that carries it as its cause.
@@ -198,7 +205,7 @@ def _interrupted(stop: BaseException) -> NoReturn:
         click.echo(f"\nInterrupted; finished cells and saved epochs stay. Go on with:\n  {cause.command}", err=True)
         sys.exit(cause.exit_code)
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
-    if all(name in os.environ for name in VARIABLES) and os.environ["WORLD_SIZE"] != "1":
+    if _launched():
         command = f"the launcher, as before (torchrun, accelerate launch): ... -m {command.replace('-', '_', 1)}"
     click.echo(
         f"\nInterrupted; what was finished (of a training: whole epochs) is kept. Go on with:\n  {command}", err=True

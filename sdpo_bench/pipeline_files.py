@@ -133,17 +133,13 @@ def _refuse_empty(folder: Path) -> None:
 
 def _check_statistics(folder: Path, vae: Mapping[str, Any]) -> None:
     """Means and deviations of the latents, where an autoencoder has them: one finite number for each channel."""
-    channels = vae.get("latent_channels", 4)
-    for key in ("latents_mean", "latents_std"):
+    channels, keys = vae.get("latent_channels", 4), ("latents_mean", "latents_std")
+    if all(vae.get(key) is None for key in keys):
+        return
+    for key in keys:
         values = vae.get(key)
-        if (values is None) != (vae.get("latents_mean") is None) or (
-            values is not None
-            and not (
-                isinstance(values, list)
-                and len(values) == channels
-                and all(isinstance(v, int | float) and isfinite(v) for v in values)
-            )
-        ):
+        right = isinstance(values, list) and len(values) == channels
+        if not right or not all(isinstance(v, int | float) and isfinite(v) for v in values or ()):
             raise MissingError(
                 f"'{folder / 'vae' / 'config.json'}' has {key} = {values!r}, where a number for each of {channels} "
                 "channels is due. Save the pipeline again with save_pretrained, or fetch it again."

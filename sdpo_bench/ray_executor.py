@@ -123,7 +123,7 @@ class RayExecutor:
             lost = unpack(files, self.out) if files is not None else ""
         except (SdpoBenchError, OSError) as error:  # no reason to stop other cells
             kept = keep_aside(files or b"", self.out, job.run_id)
-            return Ended(job, FAILED, f"its files could not be brought back: {error}. {kept}")
+            return Ended(job, FAILED, f"its files could not be brought back: {str(error).rstrip('.')}. {kept}")
         return Ended(job, said.code, said.message, said.note or (lost and no_log(job, lost)))
 
     def stop(self) -> None:

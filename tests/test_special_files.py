@@ -224,8 +224,10 @@ def test_files_that_cannot_even_be_kept_are_said_to_be_lost(tmp_path, monkeypatc
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
-    assert "No space left on device, so they are lost" in keep_aside(b"", tmp_path, "run")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.fsync", full)
+    assert "No space left on device, so they are lost" in keep_aside(b"half", tmp_path, "run")
+    assert not list(tmp_path.iterdir()), "nor takes half of them room"
 
 
 @pytest.mark.parametrize("obstacle", ["a pipe in its place", "a file for its folder"])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import checkpoint, entry, handlers
+from sdpo_bench import checkpoint, entry, handlers, processes
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.plugin_call import blamed, plugin_code
 
@@ -154,19 +154,19 @@ def test_a_signal_never_makes_a_sound_checkpoint_a_damaged_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processes", "shown"),
+    ("count", "shown"),
     [
         (None, "\n  sdpo-bench run --seed 3\n"),
         (1, "\n  sdpo-bench run"),
         (2, "torchrun, accelerate launch): ... -m sdpo_bench run --seed 3\n"),
     ],
 )
-def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, capsys, processes, shown):
+def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, capsys, count, shown):
     """One process alone would take all groups on itself, on one GPU."""
-    for name in entry.VARIABLES:
+    for name in processes.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-        if processes:
-            monkeypatch.setenv(name, str(processes))
+        if count:
+            monkeypatch.setenv(name, str(count))
     monkeypatch.setattr(sys, "argv", ["sdpo-bench", "run", "--seed", "3"])
     monkeypatch.setattr(entry, "ignore", lambda *signals: None)
     with pytest.raises(SystemExit) as stop:
