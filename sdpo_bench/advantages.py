@@ -2,6 +2,9 @@
 
 The paper's point is *what* a return is compared with: all returns of the same prompt at the same denoising step
 (``per-step-prompt``). The other modes exist for its ablation and for methods that came with them.
+
+Rewards are float32. Everything from there to the advantages is float64: a return minus the mean of equal returns must
+be 0 and not a rounding error, which the division by an equally small standard deviation would blow up to 1.
 """
 
 from collections import deque
@@ -15,14 +18,40 @@ from torch import Tensor
 Normalisation = Literal["per-step-prompt", "per-prompt", "per-step", "batch", "group", "none"]
 STD_EPSILON = 1e-6  # added to every standard deviation (official trackers)
 BATCH_EPSILON = 1e-8  # the batch mode's own (official ablation code)
+ROUNDING = float(np.finfo(np.float32).eps)  # largest relative distance of neighbours among the float32 rewards
 
 
 def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
-    """``G_i = r_i + gamma G_{i+1}`` along the last axis ``[..., T]``; gamma 0 returns the rewards themselves."""
+    """``G_i = r_i + gamma G_{i+1}`` along the last axis ``[..., T]``, float64 on the CPU.
+
+    Gamma 0 returns the rewards themselves.
+    """
+    rewards = rewards.cpu().double()  # in this order: some devices have no float64
     returns = [rewards[..., -1]]
     for i in range(rewards.shape[-1] - 2, -1, -1):
         returns.append(rewards[..., i] + gamma * returns[-1])
     return torch.stack(returns[::-1], -1)
+
+
+def standardise(values: np.ndarray, sample: np.ndarray, axis: int | None, epsilon: float) -> np.ndarray:
+    """``(values - mean) / (std + epsilon)`` with the mean and population standard deviation of ``sample``.
+
+    Values of a sample whose standard deviation is below the float32 rounding of its mean differ by nothing that the
+    scorer could express: they get exactly 0. The epsilon is the official, absolute one: of rewards with a standard
+    deviation s, advantages are smaller than the exact ones by the factor s / (s + epsilon), 1 % at s = 1e-4 for 1e-6.
+
+    Args:
+        values: float64 ``[n, K]``.
+        sample: float64 ``[m, K]``, which need not contain the values (a buffer drops the oldest).
+        axis: 0 keeps the K steps apart, ``None`` pools them.
+    """
+    mean, std = sample.mean(axis), sample.std(axis)
+    gap = values - mean
+    rounding = ROUNDING * np.abs(mean)
+    # Each of m numbers lies within sqrt(m) standard deviations of their mean; what lies beyond is not of this sample.
+    count = sample.size if axis is None else len(sample)
+    equal = (std <= rounding) & (np.abs(gap) <= rounding * count**0.5)
+    return np.where(equal, 0.0, gap / (std + epsilon))
 
 
 class Normaliser:
@@ -30,7 +59,7 @@ class Normaliser:
 
     The official buffer rule: a prompt's new values are appended to its buffer of ``buffer_size`` samples; while the
     buffer holds fewer than ``min_count``, mean and standard deviation are those of this batch, afterwards those of the
-    buffer. Standard deviations are population ones.
+    buffer. Standard deviations are population ones. Buffers hold float64.
     """
 
     def __init__(self, mode: Normalisation, buffer_size: int = 32, min_count: int = 16):
@@ -45,17 +74,17 @@ class Normaliser:
         Args:
             prompts: prompt of each row; in the ``group`` mode the name of its group.
         """
-        values = returns.detach().cpu().numpy()
+        values = returns.detach().cpu().double().numpy()
         result = _MODES[self.mode](self, values, np.array(prompts))
         return torch.from_numpy(result).to(returns)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later advantages depend on, as tensors ``[n, K]`` by prompt (oldest first)."""
+        """Everything that later advantages depend on, as float64 tensors ``[n, K]`` by prompt (oldest first)."""
         return {prompt: torch.from_numpy(np.stack(rows)) for prompt, rows in self.buffers.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
-        self.buffers = {p: deque(rows.numpy().copy(), maxlen=self.buffer_size) for p, rows in state.items()}
+        """Restore :meth:`state_dict`; float32 buffers (versions that normalised in float32) are taken as they are."""
+        self.buffers = {p: deque(rows.numpy().astype(np.float64), maxlen=self.buffer_size) for p, rows in state.items()}
 
     def _per_prompt(self, values: np.ndarray, prompts: np.ndarray, axis: int | None) -> np.ndarray:
         """Per-prompt statistics with the buffer rule; ``axis`` 0 keeps steps apart, ``None`` pools them."""
@@ -65,7 +94,7 @@ class Normaliser:
             buffer = self.buffers.setdefault(str(prompt), deque(maxlen=self.buffer_size))
             buffer.extend(values[mine])
             sample = np.stack(buffer) if len(buffer) >= self.min_count else values
-            result[mine] = (values[mine] - sample.mean(axis)) / (sample.std(axis) + STD_EPSILON)
+            result[mine] = standardise(values[mine], sample, axis, STD_EPSILON)
         return result
 
     def _per_step_prompt(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -75,17 +104,17 @@ class Normaliser:
         return self._per_prompt(values, prompts, axis=None)
 
     def _per_step(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        return (values - values.mean(0)) / (values.std(0) + STD_EPSILON)
+        return standardise(values, values, 0, STD_EPSILON)
 
     def _batch(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        return (values - values.mean()) / (values.std() + BATCH_EPSILON)
+        return standardise(values, values, None, BATCH_EPSILON)
 
     def _group(self, values: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Members of one group against each other, step by step; remembers nothing (GRPO)."""
         result = np.empty_like(values)
         for group in np.unique(groups):
             mine = groups == group
-            result[mine] = (values[mine] - values[mine].mean(0)) / (values[mine].std(0) + STD_EPSILON)
+            result[mine] = standardise(values[mine], values[mine], 0, STD_EPSILON)
         return result
 
     def _none(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -105,7 +134,7 @@ _MODES: dict[str, Callable[[Normaliser, np.ndarray, np.ndarray], np.ndarray]] = 
 def advantages(
     rewards: Tensor, prompts: Sequence[str], normaliser: Normaliser, *, gamma: float, clip: float, sparse: bool
 ) -> Tensor:
-    """Clipped advantages ``[N, G, T]`` of step rewards ``[N, G, T]`` of N prompts.
+    """Clipped advantages ``[N, G, T]`` of step rewards ``[N, G, T]`` of N prompts, same dtype and device.
 
     With a sparse reward and gamma 1 every step has the same return, so one column is normalised and shared, exactly
     as trajectory-level methods do it. Rows enter the buffers member by member (all first members, then all second
@@ -121,4 +150,4 @@ def advantages(
     normalised = normaliser(rows, owners * g)
     members_first = normalised.view(g, n, -1).transpose(0, 1)
     clipped = members_first.clamp(-clip, clip) if clip > 0 else members_first
-    return clipped.expand(n, g, steps).contiguous()
+    return clipped.expand(n, g, steps).contiguous().to(rewards)
