@@ -74,19 +74,21 @@ def predicted_rewards(queries: Queries, rewards: Tensor, guard: RewardGuard = "c
     Cosines can be negative, and then the official weights leave [0, 1] and their sum may vanish (rewards of -106
     from queries between 2 and 9 were seen). ``convex`` sets negative similarities to 0, and uses equal weights where
     none is positive: where all are positive it equals the official formula, elsewhere a predicted reward stays within
-    the range of the queried ones. ``official`` reproduces the published arithmetic, NaN included.
+    the range of the queried ones. ``official`` reproduces the published arithmetic, NaN included. Sums are float64, so
+    that equal queried rewards give exactly equal rewards at all steps and not ones that differ in their last digits.
 
     Args:
         rewards: ``[..., Q]`` of the queried steps, in the order of ``queries.steps``.
 
     Returns:
-        ``[..., T]``.
+        ``[..., T]``, dtype and device of ``rewards``.
     """
-    weights = queries.similarity
+    weights = queries.similarity.cpu()  # some devices have no float64
     if guard == "convex":
         weights = weights.nan_to_num(0.0).clamp(min=0)
         weights = torch.where(weights.sum(-1, keepdim=True) > 1e-6, weights, torch.ones_like(weights))
-    dense = (rewards[..., None, :] * weights).sum(-1) / weights.sum(-1)
+    weights = weights.double()
+    dense = ((rewards.cpu().double()[..., None, :] * weights).sum(-1) / weights.sum(-1)).to(rewards)
     # Official order of overwriting: first, last, then the anchor wins.
     for q in range(queries.steps.shape[-1]):
         dense = dense.scatter(-1, queries.steps[..., q : q + 1], rewards[..., q : q + 1])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_bench.advantages import Normaliser, advantages, discounted_returns
+from sdpo_bench.dense import Queries, choose_queries, predicted_rewards
 
 MODES = ["per-step-prompt", "per-prompt", "per-step", "batch", "group"]
 POOLED = ["per-prompt", "batch"]
@@ -99,6 +100,51 @@ def test_infinite_and_missing_rewards_are_not_hidden():
     for bad in (float("nan"), float("inf")):
         with np.errstate(invalid="ignore"):
             assert not torch.isfinite(Normaliser("batch")(torch.tensor([[bad], [1.0], [1.0]]), ["p"] * 3)).all()
+
+
+# -- dense rewards predicted from equal queries ------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10_000), steps=st.integers(1, 50), reward=st.floats(-1e6, 1e6, width=32),
+       guard=st.sampled_from(["convex", "official"]))  # fmt: skip
+@settings(max_examples=100, deadline=None)
+def test_equal_queries_predict_equal_rewards(seed, steps, reward, guard):
+    generator = torch.Generator().manual_seed(seed)
+    queries = choose_queries(torch.randn(4, 2, steps, 1, 2, 2, generator=generator) + 0.5, "predicted")
+    dense = predicted_rewards(queries, torch.full(queries.steps.shape, reward), guard)
+    assert (dense == reward).all()
+    assert dense.dtype == torch.float32
+
+
+@given(seed=st.integers(0, 10_000), low=st.floats(-1e6, 1e6, width=32), spacings=st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
+def test_predictions_never_leave_the_queried_range(seed, low, spacings):
+    """Not even by a rounding error."""
+    high = np.float32(low)
+    for _ in range(spacings):
+        high = np.nextafter(high, np.float32(np.inf))
+    generator = torch.Generator().manual_seed(seed)
+    queries = choose_queries(torch.randn(4, 2, 12, 4, 2, 2, generator=generator), "predicted")
+    rewards = torch.where(torch.rand(queries.steps.shape, generator=generator) < 0.5, low, float(high))
+    dense = predicted_rewards(queries, rewards)
+    assert (dense >= rewards.amin(-1, keepdim=True)).all()
+    assert (dense <= rewards.amax(-1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("guard", ["convex", "official"])
+@pytest.mark.parametrize("size", SIZES)
+def test_equal_queries_have_no_advantage(size, guard):
+    """Each trajectory has similarities of its own."""
+    queries = choose_queries(torch.randn(16, 2, 20, 4, 4, 4, generator=torch.Generator().manual_seed(0)), "predicted")
+    dense = predicted_rewards(queries, torch.full(queries.steps.shape, size), guard)
+    for mode in MODES:
+        assert not of(dense, mode, 0.0 if mode in POOLED else 0.99, epochs=2).any(), mode
+
+
+def test_a_similarity_sum_of_zero_is_still_no_number_with_the_official_guard():
+    similarity = torch.tensor([[1.0, 0.0, 0.5], [0.5, -0.5, 0.0], [0.5, 0.0, 1.0], [0.0, 1.0, 0.5]])
+    dense = predicted_rewards(Queries(torch.tensor([0, 3, 2]), similarity), torch.tensor([1.0, 3.0, 2.0]), "official")
+    assert torch.isfinite(dense).tolist() == [True, False, True, True]
 
 
 # -- huge and tiny rewards ---------------------------------------------------------------------------------------

@@ -54,6 +54,21 @@ def test_advantages_have_the_settings_of_the_run(tiny_pipe, tmp_path, gamma):
     assert metrics["advantage_mean"] == pytest.approx(float(expected.mean()), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "method", ["sdpo", "sdpo-official", "sdpo_full", "sdpo_sparse", "ddpo", "grpo", "rebel", "tdpo"]
+)
+def test_a_reward_that_is_the_same_for_all_images_teaches_nothing(tiny_pipe, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(
+        JpegIncompressibility, "__call__", lambda self, images, prompts: torch.full((len(images),), 0.1)
+    )
+    method, _, guard = method.partition("-")
+    settings = {"method.guard": guard} if guard else {}
+    *_, experience, metrics = first_epoch(tiny_pipe, tmp_path, method, **settings)
+    assert metrics["reward_mean"] == pytest.approx(0.1)
+    assert metrics["advantage_max_abs"] == metrics["advantage_std"] == metrics["advantage_mean"] == 0
+    assert not experience.advantages.any()
+
+
 def test_the_method_s_own_guard_of_predicted_rewards_is_used(tiny_pipe, tmp_path, monkeypatch):
     from sdpo_bench import signals
 
