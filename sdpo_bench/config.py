@@ -14,7 +14,7 @@ from sdpo_bench import geometry
 from sdpo_bench.api import Method, Reward
 from sdpo_bench.budget import AXES
 from sdpo_bench.composite import Basis
-from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.errors import UsageError
 from sdpo_bench.fit import check_fit, check_gradient
 from sdpo_bench.identity import canonical
 from sdpo_bench.models import known_model, model_digest
@@ -26,6 +26,7 @@ from sdpo_bench.registry import Plugin, find
 from sdpo_bench.reward_choice import Choice, choose
 from sdpo_bench.run_record import training_id
 from sdpo_bench.seeds import checked_seed
+from sdpo_bench.setting_names import unknown_setting
 from sdpo_bench.setting_values import validate
 from sdpo_bench.settings import SECTIONS, PluginChoice, RunConfig
 
@@ -168,6 +169,12 @@ def _refuse_empty_names(request: Request, overrides: Mapping[str, Any]) -> None:
     for key, name in (given | {key: overrides.get(key) for key in NAMES}).items():
         if name is not None and not str(name).strip():
             raise UsageError(f"{key} is empty. Name one, or leave it out.")
+    for key in ("sample.prompts", "checkpoint.prompts"):  # no prompts are a choice only for what is evaluated
+        if not str(overrides.get(key, "given")).strip():
+            raise UsageError(
+                f"{key} is empty. Valid: a prompt set (sdpo-bench list prompts) or a text file with one prompt a line. "
+                "Name one, or leave it out."
+            )
 
 
 def _check_fixed(method: Plugin, method_class: type[Method], overrides: Mapping[str, Any]) -> None:
@@ -218,19 +225,10 @@ def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, rewa
 
 
 def _check_key(key: str, owners: Mapping[str, Sequence[str]], source: str) -> None:
-    section = key.partition(".")[0]
     valid = [f"{s}.{name}" for s, names in owners.items() for name in names] + ["seed"]
     if key not in valid:
-        where = f" (from {source})" if source and source != "you" else ""
-        raise UsageError(f"unknown setting '{key}'{where}.{_nearest_setting(key, section, valid)}")
-
-
-def _nearest_setting(key: str, section: str, valid: Sequence[str]) -> str:
-    """The settings of the same section; without a known section those of that name, as far as there are any."""
-    close = [v for v in valid if v.startswith(f"{section}.")] or [
-        v for v in valid if v.endswith(f".{key.rpartition('.')[2]}")
-    ]
-    return nearest(key, close or valid) + ("" if close else " See: sdpo-bench list settings")
+        unlisted = [*NAMES, *(f"budget.{axis}" for axis in AXES)]
+        raise unknown_setting(key, valid, unlisted=unlisted, source="" if source == "you" else source)
 
 
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:

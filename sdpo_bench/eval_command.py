@@ -1,6 +1,6 @@
 """What is done with a finished run: ``sdpo-bench eval`` judges it again, ``export`` hands its adapter on."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sdpo_bench.regular import read_bytes
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import make_scorers
 from sdpo_bench.seeds import seed_for
+from sdpo_bench.setting_names import unknown_setting
 from sdpo_bench.setting_values import parse_set, validate
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
 from sdpo_bench.store import RunFolder, check_writable, find_run
@@ -49,6 +50,8 @@ def eval_command(
     for key, value in overrides.items():
         if not key.startswith("eval."):
             raise UsageError(f"--set {key}: only eval.* settings can change here; training is done.")
+        if key not in (valid := [f"eval.{field.name}" for field in fields(EvaluationSettings)]):
+            raise unknown_setting(key, valid)
         changes[key.removeprefix("eval.")] = value
     folders = [find_run(out, name) for name in runs]
     runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)

@@ -1,0 +1,89 @@
+"""Unknown settings: the error names the setting that the typed name most likely stands for.
+
+Other libraries call the same things by other names (``dtype``, ``learning_rate``, ``rank``), which are spelled nothing
+like the names here. They are suggestions in an error message only; no alias is ever accepted as a setting.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from sdpo_bench.errors import UsageError, nearest
+
+_TARGETS: Mapping[tuple[str, ...], str] = {
+    ("model.name",): "model base_model model_name model_id pretrained_model pretrained_model_name_or_path",
+    ("method.name",): "method algorithm algo loss_type",
+    ("reward.name",): "reward reward_fn reward_function reward_model",
+    ("model.precision",): "dtype torch_dtype weight_dtype compute_dtype mixed_precision fp16 bf16 tf32 allow_tf32 half",
+    ("model.guidance_scale", "eval.guidance_scale"): "cfg cfg_scale guidance guidance_scale",
+    ("model.resolution",): "resolution height width image_size size",
+    ("model.compile",): "compile torch_compile use_compile compile_backend",
+    ("model.cpu_offload",): "offload enable_model_cpu_offload",
+    ("model.gradient_checkpointing",): "gradient_checkpoint grad_checkpointing activation_checkpointing",
+    ("model.lora_rank",): "rank r lora_r lora_dim",
+    ("model.lora_alpha",): "alpha lora_scale",
+    ("model.lora_targets",): "target_modules lora_target_modules targets",
+    ("schedule.steps", "eval.steps"): "steps num_steps sample_steps num_inference_steps inference_steps",
+    ("schedule.sampler", "eval.sampler"): "scheduler sampler noise_scheduler",
+    ("schedule.spacing", "eval.spacing"): "timestep_spacing",
+    ("sample.prompts",): "prompts prompt_file prompt_fn prompt_set dataset",
+    ("sample.images_per_epoch",): "samples_per_epoch sample_batch_size num_samples",
+    ("update.minibatch", "sample.images_per_epoch"): "batch_size train_batch_size",
+    ("update.minibatch",): "minibatch_size mini_batch_size",
+    ("update.accumulation",): "gradient_accumulation_steps gradient_accumulation accumulation_steps grad_accum",
+    ("update.inner_epochs",): "num_inner_epochs ppo_epochs",
+    ("update.lr",): "lr learning_rate",
+    ("update.betas",): "beta1 beta2 adam_beta1 adam_beta2 adam_betas",
+    ("update.epsilon",): "adam_epsilon adam_eps",
+    ("update.weight_decay",): "wd adam_weight_decay",
+    ("update.max_grad_norm",): "grad_clip gradient_clip gradient_clipping clip_grad_norm grad_norm",
+    ("advantage.normalisation",): "normalization whiten whiten_rewards",
+    ("advantage.gamma", "method.temporal_discount"): "gamma discount discount_factor",
+    ("advantage.clip",): "adv_clip adv_clip_max advantage_clip",
+    ("method.clip_range", "advantage.clip"): "clip clip_eps clip_range cliprange clip_epsilon ppo_clip",
+    ("method.kl_weight", "method.beta"): "kl_coef kl_coeff kl_penalty kl_beta",
+    ("method.beta", "method.kl_weight", "update.betas"): "beta beta_dpo dpo_beta",
+    ("method.group_size",): "num_generations num_images_per_group",
+    ("eval.images_per_prompt",): "num_images_per_prompt",
+    ("seed",): "seed random_seed manual_seed",
+    ("budget.images",): "epochs num_epochs num_train_epochs max_epochs",
+    ("budget.optimiser_steps",): "max_steps max_train_steps train_steps optimizer_steps num_train_steps",
+    ("budget.seconds",): "max_time max_seconds max_hours",
+}  # fmt: skip
+"""Settings, the likeliest first, and what other libraries call them (diffusers, PEFT, TRL, DDPO, D3PO)."""
+
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    alias: settings for settings, aliases in _TARGETS.items() for alias in aliases.split()
+}
+
+
+def unknown_setting(key: str, valid: Sequence[str], *, unlisted: Sequence[str] = (), source: str = "") -> UsageError:
+    """The error for a setting that does not exist, with what was probably meant.
+
+    Args:
+        key: as typed, with any section or none.
+        valid: ``section.key`` of all settings of the command.
+        unlisted: other settings that the command takes, which a list of the valid ones leaves out.
+        source: the preset or suite that has it; empty for the command line.
+    """
+    where = f" (from {source})" if source else ""
+    meant = _meant(key, {*valid, *unlisted})
+    if meant:
+        hint = f" Did you mean {' or '.join(map(repr, meant))}? See: sdpo-bench list settings"
+    else:
+        hint = _nearest_setting(key, valid)
+    return UsageError(f"unknown setting '{key}'{where}.{hint}")
+
+
+def _meant(key: str, valid: set[str]) -> list[str]:
+    """Settings that an alias stands for; in the section that was typed if it has one of that kind."""
+    section, _, name = key.rpartition(".")
+    targets = ALIASES.get(name.lower().replace("-", "_"), ())
+    alike = [f"{section}.{target.rpartition('.')[2]}" for target in targets]
+    return [t for t in dict.fromkeys(alike) if t in valid][:1] or [target for target in targets if target in valid]
+
+
+def _nearest_setting(key: str, valid: Sequence[str]) -> str:
+    """The settings of the same section; without a known section those of that name, as far as there are any."""
+    close = [v for v in valid if v.startswith(f"{key.partition('.')[0]}.")] or [
+        v for v in valid if v.endswith(f".{key.rpartition('.')[2]}")
+    ]
+    return nearest(key, close or valid) + ("" if close else " See: sdpo-bench list settings")

@@ -1,0 +1,87 @@
+"""Names that other libraries use lead to the setting that is meant, and are never accepted in its place."""
+
+from dataclasses import fields
+
+import pytest
+
+from sdpo_bench.budget import AXES
+from sdpo_bench.config import NAMES, Request, resolve
+from sdpo_bench.errors import UsageError
+from sdpo_bench.registry import plugins
+from sdpo_bench.setting_names import ALIASES, unknown_setting
+from sdpo_bench.settings import SECTIONS
+
+
+def all_settings() -> set[str]:
+    """Every setting that ``run --set`` takes with some method."""
+    found = {f"{section}.{field.name}" for section, owner in SECTIONS.items() for field in fields(owner)}
+    for plugin in plugins("methods").values():
+        found |= {f"method.{field.name}" for field in fields(plugin.load().Settings)}
+    return found | {"seed", *NAMES} | {f"budget.{axis}" for axis in AXES}
+
+
+def test_every_alias_leads_to_a_setting_that_exists():
+    missing = {alias: set(settings) - all_settings() for alias, settings in ALIASES.items()}
+    assert not {alias: settings for alias, settings in missing.items() if settings}
+
+
+def said(key: str, method: str = "sdpo") -> str:
+    with pytest.raises(UsageError) as refused:
+        resolve(Request(method=method, overrides={key: 1}))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("model.dtype", "model.precision"),
+        ("dtype", "model.precision"),
+        ("train.mixed_precision", "model.precision"),
+        ("torch_dtype", "model.precision"),
+        ("lr", "update.lr"),
+        ("model.learning_rate", "update.lr"),
+        ("update.learning-rate", "update.lr"),
+        ("update.batch_size", "update.minibatch"),
+        ("sample.train_batch_size", "sample.images_per_epoch"),
+        ("model.rank", "model.lora_rank"),
+        ("lora.r", "model.lora_rank"),
+        ("alpha", "model.lora_alpha"),
+        ("model.cfg", "model.guidance_scale"),
+        ("eval.cfg_scale", "eval.guidance_scale"),
+        ("schedule.num_inference_steps", "schedule.steps"),
+        ("eval.num_steps", "eval.steps"),
+        ("train.seed", "seed"),
+        ("train.num_epochs", "budget.images"),
+        ("max_train_steps", "budget.optimiser_steps"),
+        ("update.gradient_accumulation_steps", "update.accumulation"),
+        ("method.cliprange", "method.clip_range"),
+        ("discount_factor", "advantage.gamma' or 'method.temporal_discount"),
+        ("model.target_modules", "model.lora_targets"),
+        ("height", "model.resolution"),
+        ("Width", "model.resolution"),
+        ("torch_compile", "model.compile"),
+        ("batch_size", "update.minibatch' or 'sample.images_per_epoch"),
+    ],
+)
+def test_a_name_of_another_library_leads_to_the_setting_meant(key, meant):
+    assert said(key) == f"unknown setting '{key}'. Did you mean '{meant}'? See: sdpo-bench list settings"
+
+
+def test_a_setting_of_a_method_is_suggested_only_where_the_method_has_it():
+    assert "Did you mean 'method.kl_weight'?" in said("kl_coef", "grpo")
+    assert "Did you mean 'method.beta'?" in said("kl_coef", "pso")
+    assert "method.kl_weight" not in said("kl_coef", "sdpo") and "method.beta" not in said("kl_coef", "sdpo")
+    assert "Did you mean 'update.betas'?" in said("update.beta", "pso")
+
+
+def test_a_reward_setting_of_that_kind_comes_first():
+    valid = ["model.precision", "reward.hpsv2.precision"]
+    assert "Did you mean 'reward.hpsv2.precision'?" in str(unknown_setting("reward.hpsv2.dtype", valid))
+    assert "Did you mean 'model.precision'?" in str(unknown_setting("reward.aesthetic.dtype", valid))
+
+
+@pytest.mark.parametrize("key", ["sample.prompts", "checkpoint.prompts"])
+@pytest.mark.parametrize("choose", ["last", "validation"])
+def test_prompts_that_are_empty_are_refused_with_what_is_valid(key, choose):
+    with pytest.raises(UsageError, match=rf"^{key} is empty. Valid: a prompt set .* or a text file.* leave it out.$"):
+        resolve(Request(overrides={key: "", "checkpoint.choose": choose}))
