@@ -59,7 +59,7 @@ def _check_choice(config: RunConfig, sources: Mapping[str, str]) -> None:
         return
     if not chosen.prompts:
         raise UsageError(
-            "checkpoint.choose = validation needs prompts to choose on. Use --set checkpoint.prompts=NAME "
+            f"checkpoint.choose = {chosen.choose} needs prompts to choose on. Use --set checkpoint.prompts=NAME "
             "(sdpo-bench list prompts) or a text file."
         )
     refuse_reported(chosen.prompts, config.eval, "checkpoint.prompts")

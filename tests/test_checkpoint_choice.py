@@ -188,7 +188,7 @@ def test_a_choice_resumes_to_the_same_bytes(tiny_pipe, prompts, where):
     ("change", "said"),
     [
         ({"checkpoint.prompts": "train"}, "shares 2 prompts with eval.train"),
-        ({"checkpoint.prompts": ""}, "needs prompts to choose on"),
+        ({"checkpoint.prompts": ""}, "checkpoint.prompts is empty"),
         ({"checkpoint.prompts": "no-such-set"}, "unknown prompt set"),
         ({"checkpoint.choose": "last"}, "would have no effect"),
         ({"checkpoint.choose": "best"}, "'last', 'validation' or 'before-collapse'"),
@@ -198,6 +198,12 @@ def test_a_choice_that_would_mislead_is_refused(tiny_pipe, prompts, change, said
     change = {k: str(prompts / "train.txt") if v == "train" else v for k, v in change.items()}
     with pytest.raises(UsageError, match=said):
         choosing(tiny_pipe, prompts, **change)
+
+
+@pytest.mark.parametrize("choose", ["validation", "before-collapse"])
+def test_a_choice_needs_prompts_of_its_own(tiny_pipe, choose):
+    with pytest.raises(UsageError, match=f"checkpoint.choose = {choose} needs prompts to choose on"):
+        make_resolved(tiny_pipe, **{"checkpoint.choose": choose})
 
 
 def test_the_last_checkpoint_leaves_no_trace_in_the_identity(tiny_pipe):
