@@ -152,7 +152,7 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     own = {"seed": request.seed} if request.seed is not None else {}
     method_class = method.load()
     layers = [
-        (f"model {model.name}", dict(model.defaults)),
+        (model.source, dict(model.defaults)),
         (f"method {method.name}", dict(method_class.defaults)),
     ]
     if preset:

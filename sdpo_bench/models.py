@@ -28,7 +28,8 @@ class BaseModel:
     """A base model known by name.
 
     ``location`` is a folder inside the package (``asset:NAME``), a local folder or a hub id. ``defaults`` are settings
-    of a run that this model changes, below presets and the user's own.
+    of a run that this model changes, below presets and the user's own. ``family`` says where those of a local folder
+    come from; empty where the model's own name says it.
     """
 
     name: str
@@ -36,6 +37,12 @@ class BaseModel:
     summary: str
     native_reward: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where its defaults come from, as a run records it."""
+        return f"the folder's family: {self.family}" if self.family else f"model {self.name}"
 
 
 _PUBLISHED_SCHEDULE = {"schedule.spacing": "trailing", "eval.spacing": "trailing"}
@@ -45,8 +52,8 @@ _CONSISTENCY = {
     "schedule.sampler": "lcm", "eval.sampler": "lcm", "schedule.steps": 8, "eval.steps": (1, 2, 4, 8),
 }  # fmt: skip
 
-# What the class in a scheduler file says about how a model is sampled; any other class: as published.
-_BY_SCHEDULER: dict[str, Mapping[str, Any]] = {"LCMScheduler": _CONSISTENCY}
+# Guidance 8 is what the authors of LCM sample with; told to the UNet as an embedding, it costs no second evaluation.
+_TOLD_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
 
 KNOWN: dict[str, BaseModel] = {
     model.name: model
@@ -71,8 +78,7 @@ KNOWN: dict[str, BaseModel] = {
             "SimianLuo/LCM_Dreamshaper_v7",
             "Latent consistency model of 860 M parameters, 768x768 pixels, sampled by LCM's own stochastic step",
             "hpsv2",
-            # Guidance 8 is what its authors sample with; it enters as an embedding and costs no second evaluation.
-            _CONSISTENCY | {"eval.unseen": "complex-animals", "model.guidance_scale": 8.0, "eval.guidance_scale": 8.0},
+            _CONSISTENCY | _TOLD_GUIDANCE | {"eval.unseen": "complex-animals"},
         ),
         BaseModel(
             "sdxl-turbo",
@@ -94,7 +100,7 @@ def known_model(name: str) -> BaseModel:
     if name in KNOWN:
         return KNOWN[name]
     if os.path.isdir(name):  # which takes any text, however long
-        return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", _folder_defaults(Path(name)))
+        return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
         return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE)
     raise UsageError(
@@ -103,13 +109,22 @@ def known_model(name: str) -> BaseModel:
     )
 
 
-def _folder_defaults(folder: Path) -> Mapping[str, Any]:
-    """Settings that a local folder's scheduler file asks for."""
+def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """Settings that a local folder's scheduler and UNet files ask for, and the family that they show, in words."""
+    if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
+        return _PUBLISHED_SCHEDULE, ""
+    if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
+        return _CONSISTENCY | _TOLD_GUIDANCE, "latent consistency model"
+    # Such as a model with a consistency LoRA merged into it: guidance would be classifier-free and cost an evaluation.
+    return _CONSISTENCY, "latent consistency model without guidance embedding"
+
+
+def _entry(path: Path, key: str) -> Any:
+    """An entry of a configuration file; None where there is none. A damaged file is reported when it is loaded."""
     try:
-        scheduler = parse_json(read_text(folder / "scheduler" / "scheduler_config.json"))
-        return _BY_SCHEDULER.get(scheduler.get("_class_name"), _PUBLISHED_SCHEDULE)
+        return parse_json(read_text(path)).get(key)
     except (OSError, ValueError, AttributeError, TypeError):
-        return _PUBLISHED_SCHEDULE  # whatever is wrong with the folder is said when it is loaded
+        return None
 
 
 def asset_folder(name: str) -> Path:

@@ -15,6 +15,7 @@ from sdpo_bench.composite import Basis
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.cost import group_cost
 from sdpo_bench.critic import state_values
+from sdpo_bench.entry import main
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.evaluate import sampler_id
 from sdpo_bench.identity import digest
@@ -209,6 +210,35 @@ def test_a_local_consistency_model_is_sampled_as_one(small):
     assert "schedule.sampler" not in known_model(str(small["sdxl"])).defaults
     known = known_model("lcm-dreamshaper-v7").defaults
     assert (known["schedule.sampler"], known["eval.sampler"], known["model.guidance_scale"]) == ("lcm", "lcm", 8.0)
+
+
+def test_a_local_consistency_model_gets_the_guidance_of_the_known_one(small, capsys):
+    """8 is what the authors of LCM sample with, their pipeline's default (arXiv 2310.04378, section 5)."""
+    chosen = resolve(Request(model=str(small["lcm"]), reward="jpeg-compressibility"))
+    assert (chosen.config.model.guidance_scale, chosen.config.eval.guidance_scale) == (8.0, 8.0)
+    for key in ("model.guidance_scale", "eval.guidance_scale", "schedule.sampler"):
+        assert chosen.sources[key] == "the folder's family: latent consistency model"
+    own = resolve(Request(model=str(small["lcm"]), reward="jpeg-compressibility",
+                          overrides={"model.guidance_scale": 3.0}))  # fmt: skip
+    assert own.config.model.guidance_scale == 3.0 and own.sources["model.guidance_scale"] == "you"
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--model", str(small["lcm"]), "--reward", "jpeg-compressibility", "--dry-run"])
+    assert ended.value.code in (None, 0)
+    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    (row,) = [row for row in rows if "model.guidance_scale" in row]
+    assert row[2] == "8" and row[3].startswith("the folder's family:"), row
+
+
+def test_guidance_that_would_cost_a_second_evaluation_is_nobodys_default(small, tmp_path):
+    """A consistency sampler on a UNet without guidance embedding, as of a merged consistency LoRA."""
+    folder = shutil.copytree(small["lcm"], tmp_path / "merged")
+    config = json.loads((folder / "unet" / "config.json").read_text()) | {"time_cond_proj_dim": None}
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    chosen = resolve(Request(model=str(folder), reward="jpeg-compressibility"))
+    assert (chosen.config.model.guidance_scale, chosen.config.schedule.sampler) == (1.0, "lcm")
+    assert chosen.sources["schedule.sampler"].endswith("latent consistency model without guidance embedding")
+    sdxl = resolve(Request(model=str(small["sdxl"]), reward="jpeg-compressibility"))
+    assert sdxl.config.model.guidance_scale == 1.0 and "family" not in sdxl.sources["schedule.spacing"]
 
 
 def damage_weights(folder):
