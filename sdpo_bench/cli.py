@@ -185,6 +185,10 @@ def fetch(names: tuple[str, ...], dry_run: bool) -> None:
 @click.option(
     "--plugin", shell_complete=complete("plugins"), help="Check that this method or reward keeps the contract."
 )
+@click.option(
+    "--prompts", shell_complete=complete("prompts"), help="Check that the model reads this prompt set or file whole."
+)
+@click.option("--model", shell_complete=complete("models"), help="The model of --prompts [default: emoji-turbo].")
 @OUT
 @DEVICE
 @JSON
@@ -197,6 +201,7 @@ def doctor(**options: Any) -> None:
     Examples:
       sdpo-bench doctor
       sdpo-bench doctor --plugin my-method
+      sdpo-bench doctor --prompts my-prompts.txt --model sd-turbo
     """
     from sdpo_bench.doctor import doctor_command
 

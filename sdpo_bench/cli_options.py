@@ -101,6 +101,10 @@ def _names(kind: str, context: click.Context) -> list[str]:
         from sdpo_bench.models import KNOWN
 
         return list(KNOWN)
+    if kind == "prompts":
+        from sdpo_bench.prompts import shipped_sets
+
+        return list(shipped_sets())
     if kind == "presets":
         from sdpo_bench.presets import shipped_presets
 

@@ -17,11 +17,14 @@ import click
 
 from sdpo_bench import hub
 from sdpo_bench.cli_options import echo_json
-from sdpo_bench.errors import MissingError, SdpoBenchError, said
+from sdpo_bench.config import DEFAULT_MODEL
+from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, said
 from sdpo_bench.models import KNOWN, asset_folder, pick_device
 from sdpo_bench.pipeline_files import published, read_folder
 from sdpo_bench.plugin_call import plugin_code
+from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import Plugin, plugins
+from sdpo_bench.settings import ModelSettings
 from sdpo_bench.store import check_writable
 
 State = Literal["ok", "note", "problem"]
@@ -40,14 +43,25 @@ class Finding:
     mend: str = ""
 
 
-def doctor_command(*, plugin: str | None, out: Path, device: str, as_json: bool) -> None:
+def doctor_command(
+    *, plugin: str | None, prompts: str | None, model: str | None, out: Path, device: str, as_json: bool
+) -> None:
     """``sdpo-bench doctor``.
 
     Raises:
-        MissingError: something that every run needs is missing. SdpoBenchError: a plugin fails a check.
+        UsageError: options that do not go together, or unknown names.
+        MissingError: something that every run needs is missing, or the tokenizer that --prompts needs.
+        SdpoBenchError: a plugin fails a check.
     """
+    if plugin and prompts:
+        raise UsageError("--plugin and --prompts are two checks. Give one of them.")
+    if model and not prompts:
+        raise UsageError("--model is for --prompts: sdpo-bench doctor --prompts FILE --model NAME")
     if plugin:
         _conformance(plugin, as_json)
+        return
+    if prompts:
+        _prompts(prompts, model or DEFAULT_MODEL, as_json)
         return
     findings = list(examine(out, device))
     problems = [f for f in findings if f.state == "problem"]
@@ -221,6 +235,24 @@ def _print(findings: list[Finding]) -> None:
 
     rows = [[f.area, f.name, f.state, f.text, f.mend or "-"] for f in findings]
     print_table(["area", "name", "state", "what", "type"], rows)
+
+
+def _prompts(name: str, model: str, as_json: bool) -> None:
+    """Which prompts of a set or file a model cuts, and which are the same to it."""
+    from sdpo_bench.cut_prompts import read_from_files
+    from sdpo_bench.terminal import clean
+
+    reading = read_from_files(ModelSettings(name=model), load_prompts(name))
+    if reading is None:
+        raise MissingError(f"the tokenizer of '{model}' is not on this machine. Type: sdpo-bench fetch {model}")
+    if as_json:
+        echo_json({"model": model, **reading.as_data()})
+        return
+    for text in reading.cut:
+        click.echo(f"cut: {clean(text)}")
+    for group in reading.same:
+        click.echo(f"the same to the model: {' | '.join(map(clean, group))}")
+    click.echo(f"{model}: {reading.summary}")
 
 
 def _conformance(name: str, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from sdpo_bench.candidates import recorded_search
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.composite import Basis
 from sdpo_bench.contradictions import refuse_two_values
+from sdpo_bench.cut_prompts import judged, read_by
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.fit import refuse_reported
 from sdpo_bench.inputs import known_prompts, remember_prompts
@@ -104,6 +105,8 @@ def _eval_one(
     say = lambda text: click.echo(f"warning: {text}", err=True)  # noqa: E731
     refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=say)
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
+    if warning := read_by(policy.pipeline, judged(settings)).warning:
+        say(warning)
     with Live(folder.run_id) as live:
         watcher = Watcher(live.tick, live.evaluation)
         recorded = record.get("reward_reference", {})

@@ -30,6 +30,11 @@ class Warned:
     guard: str
     text: str
 
+    @property
+    def when(self) -> str:
+        """After which epoch, in words; 0 is before the first."""
+        return f"epoch {self.epoch}" if self.epoch else "before training"
+
 
 def look(row: Mapping[str, Any], start: Mapping[str, Any], settings: GuardSettings) -> dict[str, str]:
     """Guards that fire on the log line ``row`` of an epoch, by name with what they say.
@@ -83,6 +88,14 @@ def fire(run: RunFolder, row: Mapping[str, Any], start: Mapping[str, Any], setti
 def record(run: RunFolder, warned: Warned) -> None:
     """Keep a warning with the run."""
     run.append(LOG, vars(warned))
+
+
+def record_once(run: RunFolder, warned: Warned) -> bool:
+    """Keep a warning with the run unless it has it already; whether it is new."""
+    new = warned not in warnings(run)
+    if new:
+        record(run, warned)
+    return new
 
 
 def warnings(run: RunFolder) -> list[Warned]:

@@ -206,10 +206,14 @@ def pipeline_files(settings: "ModelSettings") -> PipelineFiles | None:
     Raises:
         UsageError, MissingError: a local folder that is not a pipeline, not whole, or damaged.
     """
-    model = known_model(settings.name)
-    location = resolve_location(model)
-    folder = Path(location) if Path(location).is_dir() else cached_pipeline(location, settings.revision)
-    return read_folder(folder) if folder else published(model.name)
+    folder = local_folder(settings)
+    return read_folder(folder) if folder else published(settings.name)
+
+
+def local_folder(settings: "ModelSettings") -> Path | None:
+    """Folder of a model's pipeline without asking the network; ``None`` where it is not on this machine."""
+    location = resolve_location(known_model(settings.name))
+    return Path(location) if Path(location).is_dir() else cached_pipeline(location, settings.revision)
 
 
 def load_pipeline(settings: "ModelSettings") -> Any:

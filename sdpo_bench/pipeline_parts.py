@@ -4,7 +4,8 @@ The libraries load a pipeline that is not whole without an error: what a text en
 numbers, other in every process, and a tokenizer without its settings cuts no prompt.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,28 @@ def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
     return found
 
 
+def load_tokenizers(folder: Path) -> list[Any]:
+    """The tokenizers that a pipeline's index names, without its networks.
+
+    Raises:
+        UsageError: no pipeline folder. MissingError: damaged files, or a tokenizer that does not fit its encoder.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for those who load networks
+    import transformers
+
+    files, found = read_folder(folder), []
+    for suffix in ("", "_2"):
+        library, name = (index_of(folder).get(f"tokenizer{suffix}") or ("", ""))[:2]
+        if library != "transformers":
+            continue
+        place = folder / f"tokenizer{suffix}"
+        with _pipeline_at_fault(folder):
+            tokenizer = getattr(transformers, name).from_pretrained(str(place), local_files_only=True)
+            _check_tokenizer(place, tokenizer, files.configs.get(f"text_encoder{suffix}", {}))
+        found.append(tokenizer)
+    return found
+
+
 def _check_whole(pipeline: Any, folder: Path) -> None:
     """Refuse networks without all their weights, and tokenizers that do not fit their encoders.
 
@@ -127,7 +150,7 @@ def _check_whole(pipeline: Any, folder: Path) -> None:
         tokenizer = getattr(pipeline, f"tokenizer{suffix}", None)
         encoder = getattr(pipeline, f"text_encoder{suffix}", None)
         if tokenizer is not None and encoder is not None:
-            _check_tokenizer(folder / f"tokenizer{suffix}", tokenizer, encoder.config)
+            _check_tokenizer(folder / f"tokenizer{suffix}", tokenizer, encoder.config.to_dict())
 
 
 def _refuse_lacking(folder: Path, part: str, names: list[str]) -> None:
@@ -148,14 +171,14 @@ def _refuse_not_finite(folder: Path, part: str, network: Any) -> None:
             )
 
 
-def _check_tokenizer(folder: Path, tokenizer: Any, encoder: Any) -> None:
-    longest, positions = tokenizer.model_max_length, getattr(encoder, "max_position_embeddings", None)
+def _check_tokenizer(folder: Path, tokenizer: Any, encoder: Mapping[str, Any]) -> None:
+    longest, positions = tokenizer.model_max_length, encoder.get("max_position_embeddings")
     if not isinstance(longest, int) or longest < 1 or (positions and longest > positions):
         raise MissingError(
             f"the tokenizer in '{folder}' cuts prompts at {longest} tokens, and its text encoder takes {positions}. "
             "Its tokenizer_config.json is missing or damaged (model_max_length)."
         )
-    words, known = len(tokenizer), getattr(encoder, "vocab_size", None)
+    words, known = len(tokenizer), encoder.get("vocab_size")
     if known and words > known:
         raise MissingError(
             f"the tokenizer in '{folder}' has {words} tokens and its text encoder knows {known}: they do not belong "

@@ -219,7 +219,9 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
             bad = scores[run.id].bad
             found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
         found += [Notice(run.id, text) for text in (log_changed(run.folder), timing_changed(run.folder)) if text]
-        found += [Notice(run.id, f"warned in epoch {w.epoch}: {w.text}") for w in guards.warnings(run.folder)]
+        found += [
+            Notice(run.id, f"warned {'in ' * (w.epoch > 0)}{w.when}: {w.text}") for w in guards.warnings(run.folder)
+        ]
     return found
 
 

@@ -25,6 +25,7 @@ from sdpo_bench.budget import limit_text, parse_budget
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Request, Resolved, resolve
 from sdpo_bench.contradictions import refuse_two_values
+from sdpo_bench.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.errors import MissingError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.models import pick_device, pipeline_files
@@ -115,7 +116,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     for changed in filter(None, (log_changed(outcome.run), timing_changed(outcome.run))):
         click.echo(f"warning: {changed}.")
     for warned in guards.warnings(outcome.run):
-        click.echo(f"warning: epoch {warned.epoch}: {warned.text}")
+        click.echo(f"warning: {warned.when}: {warned.text}")
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
@@ -197,7 +198,11 @@ def plan(resolved: Resolved) -> dict[str, Any]:
 def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
     run = RunFolder(runtime.out / "runs" / resolved.run_id)
     needs = needed_memory(resolved, runtime)
-    data = plan(resolved) | {"memory": needs, "state": run.state, "config": resolved.data, "sources": resolved.sources}
+    reading = read_from_files(resolved.config.model, prompts_of_run(resolved.config))
+    data = plan(resolved) | {
+        "memory": needs, "prompts": reading.as_data() if reading else None, "state": run.state,
+        "config": resolved.data, "sources": resolved.sources,
+    }  # fmt: skip
     if as_json:
         echo_json(data)
         return
@@ -206,6 +211,8 @@ def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
     costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
     print_table(["one epoch costs", ""], costs)
     _print_memory(needs)
+    if reading and reading.warning:
+        click.echo(f"warning: {reading.warning}")
     if "search" in data:
         calls, images = data["search"]["outside_forward"], data["search"]["outside_images"]
         rewards = images * len(resolved.reward.parts)

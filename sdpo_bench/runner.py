@@ -18,6 +18,7 @@ from sdpo_bench.calibration import apply, calibrate
 from sdpo_bench.candidates import Candidates, candidates_of
 from sdpo_bench.composite import Basis
 from sdpo_bench.config import Resolved, build_method
+from sdpo_bench.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError, said
 from sdpo_bench.hub import resolved_commit
 from sdpo_bench.identity import canonical
@@ -146,6 +147,7 @@ def _do_cell(
         if not made(run):  # a plugin may have been mended since an earlier start failed
             run.create(record, anew=True)
         remember_prompts(run, config.eval)
+        _warn_of_cut_prompts(trainer)
         finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)
@@ -158,6 +160,13 @@ def _do_cell(
             raise
         run.set_status("done", warnings=len(guards.warnings(run)))
     return outcome
+
+
+def _warn_of_cut_prompts(trainer: Trainer) -> None:
+    """Once a run; stock pipelines cut prompts too, so it is no reason to refuse."""
+    text = read_by(trainer.policy.pipeline, prompts_of_run(trainer.config)).warning
+    if text and guards.record_once(trainer.run, guards.Warned(0, GUARD, text)):
+        trainer.warn(text)
 
 
 def _refuse_several_runs(processes: Processes, run_id: str) -> None:

@@ -69,6 +69,7 @@ def draw(
     from sdpo_bench.calibration import calibrate
     from sdpo_bench.candidates import recorded_search
     from sdpo_bench.composite import Basis
+    from sdpo_bench.cut_prompts import read_by
     from sdpo_bench.evaluate import evaluation_schedule, sample_images
     from sdpo_bench.models import load_policy, pick_device, refuse_changed
     from sdpo_bench.runner import make_scorer
@@ -85,6 +86,8 @@ def draw(
     model: ModelSettings = validate(ModelSettings, config["model"], "model")
     refuse_changed(model, record)
     policy = load_policy(model, device=pick_device(device), lora_seed=seed_for(config["seed"], "lora"))
+    if warning := read_by(policy.pipeline, prompts).warning:
+        click.echo(f"warning: {warning}", err=True)
     policy.load(folder.lora)
     policy.set_guidance(settings.guidance_scale)
     search = None

@@ -199,7 +199,8 @@ class Trainer:
 
     def warn(self, text: str) -> None:
         """Tell whoever watches."""
-        self.watch(self._tick("warning", {"warning": f"epoch {self.epoch}: {text}"}))
+        epoch = f"epoch {self.epoch}: " if self.epoch else ""
+        self.watch(self._tick("warning", {"warning": f"{epoch}{text}"}))
 
     def _refuse_collapse(self) -> None:
         """All pictures are one colour: every reward is the same, and there is nothing left to learn from."""
