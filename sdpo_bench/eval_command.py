@@ -2,12 +2,14 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
 
 from sdpo_bench import evaluate as ev
 from sdpo_bench import guards
+from sdpo_bench.adapter_file import read_adapter
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.base_scores import base_folder, evaluate_base
 from sdpo_bench.calibration import calibrate
@@ -20,12 +22,11 @@ from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.fit import refuse_reported
 from sdpo_bench.inputs import known_prompts, remember_prompts
 from sdpo_bench.kept import kept_table
-from sdpo_bench.models import load_policy, pick_device, refuse_changed
+from sdpo_bench.models import known_model, load_policy, pick_device, refuse_changed, resolve_location
 from sdpo_bench.out_of_memory import halving
 from sdpo_bench.plugin_sources import refuse_changed_plugins
 from sdpo_bench.progress import Watcher
 from sdpo_bench.prompts import held_prompts
-from sdpo_bench.regular import read_bytes
 from sdpo_bench.reward_choice import same_reward
 from sdpo_bench.runner import make_scorers
 from sdpo_bench.seeds import seed_for
@@ -135,16 +136,30 @@ def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
     """``sdpo-bench export``."""
     folder = find_run(out, run_name)
     require_adapter(folder)
-    source = folder.lora / LORA_FILE
     destination = user_file(target / LORA_FILE, out, "--to")
     if destination.exists() and not force:
         raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
     check_seal(folder.lora)
+    adapter = read_adapter(folder.lora)
+    if adapter.notice:
+        click.echo(f"note: {adapter.notice}.", err=True)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(destination, read_bytes(source))
-    config = folder.record()["config"]
-    click.echo(
-        f"In Python, with a pipeline of {config['model']['name']}:\n"
-        f'  pipeline.load_lora_weights("{target}", weight_name="{LORA_FILE}")'
-    )
+    atomic_write(destination, adapter.to_bytes())
+    model: ModelSettings = validate(ModelSettings, folder.record()["config"]["model"], "model")
+    click.echo(f"In Python:\n{indent(loading_code(model, target), '  ')}")
     click.echo(str(target / LORA_FILE))
+
+
+def loading_code(model: ModelSettings, folder: Path) -> str:
+    """Python code that makes ``pipeline``, stock diffusers' pipeline of the base model with the adapter in ``folder``.
+
+    The type is said for every part: without it transformers keeps a text encoder that is stored in half precision so.
+    """
+    location = resolve_location(known_model(model.name))
+    revision = f", revision={model.revision!r}" if model.revision else ""
+    return (
+        "import torch\n"
+        "from diffusers import DiffusionPipeline\n"
+        f"pipeline = DiffusionPipeline.from_pretrained({location!r}{revision}, dtype=torch.float32)\n"
+        f"pipeline.load_lora_weights({str(folder)!r}, weight_name={LORA_FILE!r})"
+    )

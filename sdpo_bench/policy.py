@@ -10,12 +10,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import click
 import torch
 from torch import Tensor, nn
 
+from sdpo_bench.adapter_file import AdapterFile, read_adapter
 from sdpo_bench.atomic import atomic_write
 from sdpo_bench.conditioning import Conditioning, text_shape
 from sdpo_bench.errors import UsageError, nearest
@@ -159,38 +160,46 @@ class Policy:
 
     @no_stop_lost()
     def save(self, folder: Path) -> Path:
-        """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` loads it."""
-        from diffusers.utils import convert_state_dict_to_diffusers
-        from peft import get_peft_model_state_dict
+        """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` gives the same denoiser.
 
-        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.unet, adapter_name=ADAPTER))
+        The file holds the float32 weights bit for bit, and rank, alpha and targets beside them (``adapter_file``).
+        """
+        weights = {name.replace(f".{ADAPTER}.", "."): p.detach().cpu() for name, p in self.lora_parameters().items()}
+        content = AdapterFile(weights, self._lora_config()).to_bytes()
         target = Path(folder) / LORA_FILE
         target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory() as unfinished:  # a killed process must not leave half an adapter
-            type(self.pipeline).save_lora_weights(unfinished, unet_lora_layers=state, safe_serialization=True)
-            content = (Path(unfinished) / LORA_FILE).read_bytes()
         seal = target.with_name(LORA_SEAL)
         seal.unlink(missing_ok=True)  # a seal without its adapter must never exist
         atomic_write(target, content)
         atomic_write(seal, f"{hashlib.sha256(content).hexdigest()}  {LORA_FILE}\n")
         return target
 
+    def _lora_config(self) -> dict[str, Any]:
+        config = self.unet.peft_config[ADAPTER]
+        return {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+
     @no_stop_lost()
     def load(self, folder: Path) -> None:
-        """Load an adapter written by :meth:`save` in place of the present one (bit-equal round trip).
+        """Load an adapter written by :meth:`save` in place of the present one.
+
+        Rank, alpha and targets are the file's. The weights are float32 and bit-equal to the saved ones in every
+        precision of the base model. An adapter of an earlier version gets its recorded strength, with a notice.
 
         Raises:
             UsageError: the file is damaged.
         """
         check_seal(Path(folder))
+        file = read_adapter(Path(folder))
+        if file.notice:
+            click.echo(f"note: {file.notice}.", err=True)
         self._adapted = []
         if getattr(self.unet, "peft_config", None):
             self.unet.delete_adapters(ADAPTER)
-        self.unet.load_lora_adapter(str(folder), prefix="unet", weight_name=LORA_FILE, adapter_name=ADAPTER)
-        for name, parameter in self.unet.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
-                parameter.requires_grad_(True)
+        self.unet.load_lora_adapter(file.weights, prefix=None, adapter_name=ADAPTER, metadata=dict(file.config))
+        for name, parameter in self.lora_parameters().items():
+            # Again from the file: the library has rounded them to the type of the base weights.
+            parameter.data = file.weights[name.replace(f".{ADAPTER}.", ".")].to(self.device)
+            parameter.requires_grad_(True)
 
     def set_guidance(self, scale: float) -> None:
         """Change the guidance scale; conditioning is encoded anew where the unconditional branch comes or goes."""

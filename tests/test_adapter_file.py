@@ -1,0 +1,171 @@
+"""Every LoRA setting survives saving, loading and exporting: the denoiser gives the outputs of the trained one."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from factories import make_resolved
+from sdpo_bench.adapter_file import METADATA, read_adapter
+from sdpo_bench.models import load_policy
+from sdpo_bench.policy import ADAPTER, Policy
+from sdpo_bench.settings import ModelSettings
+from sdpo_bench.store import RunFolder
+from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL
+
+OFFICIAL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+MODULES = (*OFFICIAL_TARGETS, "ff.net.0.proj", "ff.net.2", "proj_in", "conv1", "time_emb_proj", "linear_1", "conv_in")
+PROMPTS = ["cat", "dog"]
+LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+TIMES = torch.tensor([999, 499])
+
+
+def trained(folder, *, precision="fp32", rank=4, alpha=4.0, targets=OFFICIAL_TARGETS) -> Policy:
+    """A policy whose adapter is not zero."""
+    wanted = ModelSettings(
+        name=str(folder), precision=precision, lora_rank=rank, lora_alpha=alpha, lora_targets=tuple(targets)
+    )
+    policy = load_policy(wanted, lora_seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in policy.lora_parameters().items():
+        if "lora_B" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return policy
+
+
+@torch.no_grad()
+def outputs(policy: Policy) -> torch.Tensor:
+    return policy.predict(LATENTS, TIMES, policy.encode(PROMPTS))
+
+
+@torch.no_grad()
+def stock_outputs(folder, lora, dtype=torch.float32) -> torch.Tensor:
+    """Of stock diffusers, with the prompts as it encodes them."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
+    pipeline.load_lora_weights(str(lora), weight_name=LORA_FILE)
+    texts, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)
+    return pipeline.unet(LATENTS.to(dtype), TIMES, texts).sample.float()
+
+
+def forget_settings(lora: Path) -> None:
+    """The file as earlier versions wrote it: weights alone, and diffusers' own conversion of their names."""
+    convert = {name: name for name in load_file(lora / LORA_FILE)}
+    for name in convert:
+        if name.startswith("unet.conv_in."):
+            convert[name] = name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
+    weights = {convert[name]: value for name, value in load_file(lora / LORA_FILE).items()}
+    save_file(weights, lora / LORA_FILE, metadata={"format": "pt"})
+    (lora / LORA_SEAL).unlink()
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    rank=st.integers(1, 12),
+    alpha=st.floats(0.05, 64),
+    targets=st.lists(st.sampled_from(MODULES), min_size=1, max_size=4, unique=True),
+    precision=st.sampled_from(["fp32", "bf16", "fp16"]),
+)
+@example(rank=4, alpha=4.0, targets=OFFICIAL_TARGETS, precision="fp32")
+@example(rank=8, alpha=4.0, targets=OFFICIAL_TARGETS, precision="fp32")
+@example(rank=4, alpha=16.0, targets=OFFICIAL_TARGETS, precision="bf16")
+@example(rank=3, alpha=0.7, targets=MODULES, precision="fp16")
+def test_every_lora_setting_survives_saving_and_loading(tiny_pipe, rank, alpha, targets, precision):
+    policy = trained(tiny_pipe, precision=precision, rank=rank, alpha=alpha, targets=targets)
+    with tempfile.TemporaryDirectory() as place:
+        lora = Path(place)
+        policy.save(lora)
+        other = load_policy(ModelSettings(name=str(tiny_pipe), precision=precision), lora_seed=9)
+        other.load(lora)
+        assert torch.equal(outputs(other), outputs(policy))
+        before, after = policy.lora_parameters(), other.lora_parameters()
+        assert before.keys() == after.keys()
+        for name, parameter in after.items():
+            assert parameter.dtype == torch.float32 and parameter.requires_grad
+            assert torch.equal(parameter, before[name])
+        other.save(lora / "again")
+        assert (lora / "again" / LORA_FILE).read_bytes() == (lora / LORA_FILE).read_bytes()
+        whole = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
+        whole.load(lora)
+        assert torch.equal(stock_outputs(tiny_pipe, lora), outputs(whole))
+        assert other.unet.peft_config[ADAPTER].target_modules == set(targets)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(8, 4.0), (4, 16.0), (1, 4.0)])
+def test_strength_one_would_be_another_policy(tiny_pipe, tmp_path, rank, alpha):
+    """What the test above would miss if the adapter did too little: without its settings the file is another's."""
+    policy = trained(tiny_pipe, rank=rank, alpha=alpha)
+    policy.save(tmp_path)
+    forget_settings(tmp_path)
+    assert (stock_outputs(tiny_pipe, tmp_path) - outputs(policy)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(2, 16.0), (8, 2.0)])
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_stock_diffusers_in_half_precision_gives_the_same_outputs(tiny_pipe, tmp_path, precision, dtype, rank, alpha):
+    policy = trained(tiny_pipe, precision=precision, rank=rank, alpha=alpha)
+    policy.save(tmp_path)
+    assert torch.equal(stock_outputs(tiny_pipe, tmp_path, dtype), outputs(policy))
+
+
+def test_the_same_adapter_gives_the_same_bytes(tiny_policy, tmp_path):
+    """safetensors writes several entries of a header in random order."""
+    contents = {tiny_policy.save(tmp_path / str(i)).read_bytes() for i in range(20)}
+    assert len(contents) == 1
+
+
+def old_run(tiny_pipe, out: Path, policy: Policy, **model) -> RunFolder:
+    """A finished run whose adapter is as earlier versions saved it."""
+    resolved = make_resolved(tiny_pipe, **{f"model.{key}": value for key, value in model.items()})
+    run = RunFolder(out / "runs" / resolved.run_id)
+    run.create(resolved.record)
+    run.set_status("done")
+    for folder in (run.lora, run.path / "candidates" / "epoch-000001"):
+        policy.save(folder)
+        forget_settings(folder)
+    return run
+
+
+@pytest.mark.parametrize(("rank", "targets"), [(8, OFFICIAL_TARGETS), (1, ("to_q", "conv_in"))])
+def test_an_adapter_of_an_earlier_version_has_its_recorded_strength(tiny_pipe, tmp_path, capsys, rank, targets):
+    policy = trained(tiny_pipe, rank=rank, targets=targets)
+    run = old_run(tiny_pipe, tmp_path, policy, lora_rank=rank)
+    for folder in (run.lora, run.path / "candidates" / "epoch-000001"):
+        other = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
+        other.load(folder)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"recorded strength, 4/{rank}" in said and "eval.parquet" in said
+        assert torch.equal(outputs(other), outputs(policy))
+    other.save(tmp_path / "new")
+    other.load(tmp_path / "new")
+    assert not capsys.readouterr().err
+    assert torch.equal(outputs(other), outputs(policy))
+
+
+def test_an_adapter_of_an_earlier_version_at_strength_one_is_loaded_as_before(tiny_pipe, tmp_path, capsys):
+    policy = trained(tiny_pipe)
+    run = old_run(tiny_pipe, tmp_path, policy)
+    policy.save(tmp_path / "alone")
+    forget_settings(tmp_path / "alone")  # no run.json says anything
+    for folder in (run.lora, tmp_path / "alone"):
+        other = load_policy(ModelSettings(name=str(tiny_pipe), lora_rank=2), lora_seed=9)
+        other.load(folder)
+        assert torch.equal(outputs(other), outputs(policy))
+    assert not capsys.readouterr().err
+
+
+def test_the_settings_are_where_diffusers_looks_for_them(tiny_pipe, tmp_path):
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from safetensors import safe_open
+
+    trained(tiny_pipe, rank=8, alpha=2.0, targets=("to_q",)).save(tmp_path)
+    assert METADATA == LORA_ADAPTER_METADATA_KEY
+    with safe_open(str(tmp_path / LORA_FILE), framework="pt") as file:
+        stored = json.loads(file.metadata()[METADATA])
+    assert stored == {"unet.r": 8, "unet.lora_alpha": 2.0, "unet.target_modules": ["to_q"]}
+    assert read_adapter(tmp_path).config == {"r": 8, "lora_alpha": 2.0, "target_modules": ["to_q"]}
