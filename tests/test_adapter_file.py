@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from factories import make_resolved
+from sdpo_bench import checkpoint, runner
 from sdpo_bench.adapter_file import METADATA, read_adapter
+from sdpo_bench.eval_command import export_command
 from sdpo_bench.models import load_policy
 from sdpo_bench.policy import ADAPTER, Policy
-from sdpo_bench.settings import ModelSettings
+from sdpo_bench.runner import run_cell
+from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import RunFolder
 from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL
 
@@ -141,6 +144,9 @@ def test_an_adapter_of_an_earlier_version_has_its_recorded_strength(tiny_pipe, t
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and f"recorded strength, 4/{rank}" in said and "eval.parquet" in said
         assert torch.equal(outputs(other), outputs(policy))
+    export_command(run.run_id, tmp_path / "exported", False, tmp_path)
+    assert f"recorded strength, 4/{rank}" in capsys.readouterr().err
+    assert torch.equal(stock_outputs(tiny_pipe, tmp_path / "exported"), outputs(policy))
     other.save(tmp_path / "new")
     other.load(tmp_path / "new")
     assert not capsys.readouterr().err
@@ -157,6 +163,33 @@ def test_an_adapter_of_an_earlier_version_at_strength_one_is_loaded_as_before(ti
         other.load(folder)
         assert torch.equal(outputs(other), outputs(policy))
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["last", "best"])
+def test_a_run_of_another_strength_is_judged_and_exported_as_it_was_trained(tiny_pipe, tmp_path, monkeypatch, chosen):
+    """Its training state is the only witness: what is judged and exported went through a file, the best one twice."""
+    judged = []
+    evaluate = runner.ev.evaluate
+    monkeypatch.setattr(
+        runner.ev, "evaluate", lambda policy, *a, **k: (judged.append(outputs(policy)), evaluate(policy, *a, **k))[1]
+    )
+    more = (
+        {"checkpoint.choose": "validation", "checkpoint.prompts": "emoji-validation", "checkpoint.images_per_prompt": 1}
+        if chosen
+        else {}
+    )
+    wanted = {"model.lora_rank": 8, "model.lora_alpha": 2.0, "update.lr": 0.05, "budget.images": 8}
+    run = run_cell(make_resolved(tiny_pipe, **wanted, **more), Runtime(tmp_path, "cpu")).run
+    assert run.log("validation.jsonl") or not chosen
+    policy = trained(tiny_pipe, rank=8, alpha=2.0)
+    state = checkpoint.read(checkpoint.latest(run)[0])[1]
+    for name, parameter in policy.lora_parameters().items():
+        parameter.data = state[f"lora/{name}"]
+    export_command(run.run_id, tmp_path / "exported", False, tmp_path)
+    with torch.no_grad(), policy.reference():
+        assert (outputs(policy) - judged[-1]).abs().max() > 0.01
+    assert torch.equal(judged[-1], outputs(policy))
+    assert torch.equal(stock_outputs(tiny_pipe, tmp_path / "exported"), outputs(policy))
 
 
 def test_the_settings_are_where_diffusers_looks_for_them(tiny_pipe, tmp_path):
