@@ -78,6 +78,11 @@ def bill_text(bill: dict[str, Any], seconds: float) -> str:
     )
 
 
+def skipped_steps(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Optimiser steps of a training log that were skipped because fp16 gradients overflowed; the bill counts them."""
+    return sum(row.get("skipped_steps", 0) for row in rows)
+
+
 def _reward_text(name: str, paid: int, cached: int) -> str:
     """``1,234 hpsv2 (+ 56 from the cache, 4.3 %)``; the share is of all questions."""
     if not cached:

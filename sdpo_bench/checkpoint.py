@@ -1,10 +1,10 @@
 """Exact resume: all that the future of a run depends on, in one file that is either whole or absent.
 
 Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the critic, the
-optimiser's moments, the normaliser's buffers, the remembered scores, the ledger and the logs. It is one safetensors
-file with JSON in its header: loading runs no code from the file. A digest of everything in it is checked on loading: a
-checkpoint with a single flipped bit is passed over for the one before. A log with one is put back from its copy in the
-checkpoint.
+optimiser's moments, the loss scale (fp16), the normaliser's buffers, the remembered scores, the ledger and the logs. It
+is one safetensors file with JSON in its header: loading runs no code from the file. A digest of everything in it is
+checked on loading: a checkpoint with a single flipped bit is passed over for the one before. A log with one is put back
+from its copy in the checkpoint.
 """
 
 import errno
@@ -80,6 +80,8 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
         "validated": progress.validated,
         "prompts": prompts,
     }
+    if (scaling := updater.scale.state()) is not None:
+        header["loss_scale"] = scaling
     plain = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     return plain, json.dumps(header, sort_keys=True)
 
@@ -233,6 +235,7 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     """Put weights, optimiser, buffers and remembered scores back as they were, bit for bit."""
     header, tensors = read(path)
     _check_shapes(path, tensors, updater)
+    _restore_scale(path, header, updater)
     for name, value in _state(updater).items():
         with torch.no_grad():
             value.copy_(tensors[_key(name)])
@@ -254,6 +257,17 @@ def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:
             # The fused AdamW counts steps on the parameter's device, the plain one on the CPU.
             stays = moment == "step" and not updater.optimiser.defaults["fused"]
             updater.optimiser.state[parameter][moment] = value if stays else value.to(parameter.device)
+
+
+def _restore_scale(path: Path, header: Mapping[str, Any], updater: Updater) -> None:
+    if updater.scale.factor is None:
+        return
+    if "loss_scale" not in header:
+        raise UsageError(
+            f"checkpoint '{path}' was written by an earlier version, which trained fp16 without loss scaling: most "
+            f"gradients were zero. Delete '{path.parent.parent}' and give the same command to train again."
+        )
+    updater.scale.load(header["loss_scale"])
 
 
 def _check_shapes(path: Path, tensors: dict[str, Tensor], updater: Updater) -> None:

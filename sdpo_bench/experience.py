@@ -29,7 +29,7 @@ class Experience:
 
 OWN_KEYS = frozenset({
     "epoch", "groups", "bill", "loss", "reward_mean", "reward_std", "reward_by_query", "kl_to_base", "pictures",
-    "grad_norm", "gradient_share_by_step", "ratio_mean", "approx_kl",
+    "grad_norm", "gradient_share_by_step", "ratio_mean", "approx_kl", "skipped_steps", "loss_scale",
 })  # fmt: skip
 """Keys of a line of ``train.jsonl`` that no metric of a method may take."""
 
@@ -45,6 +45,10 @@ class UpdateLog:
     zero_gap: float = 0.0
     rewards: list[Tensor] = field(default_factory=list)
     """Rewards asked for during the updates (methods that follow the reward's gradient)."""
+    skipped_steps: int = 0
+    """Optimiser steps skipped because fp16 gradients overflowed; the same on all processes, as is ``loss_scale``."""
+    loss_scale: float | None = None
+    """Loss scale after the last step; ``None`` without loss scaling."""
 
     def __post_init__(self) -> None:
         self.grad_square = torch.zeros(self.num_steps, dtype=torch.float64)
@@ -65,14 +69,24 @@ class UpdateLog:
         self.rewards = self.rewards + other.rewards
 
     def summary(self) -> dict[str, float | list[float]]:
-        """Means over groups, and the share of the squared output gradient by denoising step."""
+        """Means over groups, the share of the squared output gradient by denoising step, and the loss scaling if any.
+
+        Gradient numbers are unscaled and leave skipped steps out.
+        """
         means: dict[str, float | list[float]] = {
             name: float(value) / max(1, count) for name, (value, count) in self.sums.items()
         }
         total = float(self.grad_square.sum())
         shares = (self.grad_square / total).tolist() if total > 0 else [0.0] * self.num_steps
-        return means | {
-            "grad_norm": math.fsum(self.grad_norms) / max(1, len(self.grad_norms)),
-            "ratio_at_zero_update": self.zero_gap,
-            "gradient_share_by_step": [round(share, 6) for share in shares],
-        }
+        scaling = {} if self.loss_scale is None else {
+            "skipped_steps": self.skipped_steps, "loss_scale": self.loss_scale,
+        }  # fmt: skip
+        return (
+            means
+            | scaling
+            | {
+                "grad_norm": math.fsum(self.grad_norms) / max(1, len(self.grad_norms)),
+                "ratio_at_zero_update": self.zero_gap,
+                "gradient_share_by_step": [round(share, 6) for share in shares],
+            }
+        )

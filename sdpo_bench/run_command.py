@@ -20,6 +20,7 @@ from sdpo_bench.bill import (
     reference_lines,
     search_bill,
     search_lines,
+    skipped_steps,
 )  # fmt: skip
 from sdpo_bench.budget import limit_text, parse_budget
 from sdpo_bench.cli_options import echo_json
@@ -28,6 +29,7 @@ from sdpo_bench.contradictions import refuse_two_values
 from sdpo_bench.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.errors import MissingError
 from sdpo_bench.estimate import epoch_work, evaluation_work, make_method
+from sdpo_bench.loss_scale import INITIAL
 from sdpo_bench.models import pick_device, pipeline_files
 from sdpo_bench.processes import launched
 from sdpo_bench.progress import Watcher
@@ -93,6 +95,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
                 "trained_now": outcome.trained_now,
                 "table": outcome.table,
                 "bill": bill,
+                "skipped_steps": skipped_steps(rows),
                 "validation": outcome.run.log("validation.jsonl"),
                 "training_seconds": seconds,
                 "warnings": [vars(warned) for warned in guards.warnings(outcome.run)],
@@ -107,6 +110,8 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     for line in part_lines(resolved.reward_name, part_correlation(rows)):
         click.echo(line)
     click.echo(bill_text(bill, seconds))
+    if skipped := skipped_steps(rows):
+        click.echo(f"fp16: {skipped:,} of the optimiser steps changed no weight, since their gradients overflowed")
     for line in search_lines(outcome.run.path):
         click.echo(line)
     for line in reference_lines(outcome.run.record().get("reward_reference", {})):
@@ -187,12 +192,20 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     files = pipeline_files(config.model)
     scheduler = dict(files.configs.get("scheduler", {})) if files else {}
     training_schedule(config, scheduler, method)  # refuses what cannot be trained on
+    initial = INITIAL if config.model.precision == "fp16" and method.signal != "none" else None
     return {
         "run": resolved.run_id,
         "preset": resolved.preset,
         "budget": asdict(config.budget),
         "cost_per_epoch": epoch_work(resolved),
+        "precision": {"dtype": config.model.precision, "initial_loss_scale": initial},
     } | ({"search": asdict(evaluation_work(resolved))} if method.signal == "none" else {})
+
+
+def precision_text(dtype: str, initial_loss_scale: float | None) -> str:
+    """Compute dtype of a run, and whether its gradients are scaled."""
+    scaled = f", gradients scaled (initial scale {initial_loss_scale:.0f})" if initial_loss_scale else ""
+    return f"precision: {dtype}{scaled}"
 
 
 def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
@@ -213,6 +226,7 @@ def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
     _print_memory(needs)
     if reading and reading.warning:
         click.echo(f"warning: {reading.warning}")
+    click.echo(precision_text(**data["precision"]))
     if "search" in data:
         calls, images = data["search"]["outside_forward"], data["search"]["outside_images"]
         rewards = images * len(resolved.reward.parts)

@@ -45,7 +45,8 @@ class ModelSettings:
     """Hub revision; the commit it resolves to is recorded with the run."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Compute dtype of frozen weights; LoRA weights and log-probabilities are always float32. ``tf32`` is float32 whose
-    products an NVIDIA GPU rounds to 10 bits; ``fp32`` rounds nowhere, convolutions included."""
+    products an NVIDIA GPU rounds to 10 bits; ``fp32`` rounds nowhere, convolutions included. ``fp16`` trains with a
+    dynamic loss scale, as the official code does."""
     guidance_scale: Guidance = 1.0
     """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or told to a guidance-distilled
     UNet as an embedding."""

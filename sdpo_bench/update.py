@@ -19,6 +19,7 @@ from sdpo_bench.budget import Ledger
 from sdpo_bench.critic import every_value, seeded_critic, state_values
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.experience import Experience, UpdateLog
+from sdpo_bench.loss_scale import loss_scale
 from sdpo_bench.method_loss import HINT, ask_loss, numbers
 from sdpo_bench.order import Order, Task, part_of, windows
 from sdpo_bench.plugin_call import plugin_code
@@ -75,6 +76,7 @@ class Updater:
             eps=settings.epsilon,
             fused=policy.device.type in ("cpu", "cuda"),
         )
+        self.scale = loss_scale(policy.dtype, policy.device)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -104,30 +106,41 @@ class Updater:
         for window in windows(order, self.settings, self.method.granularity):
             if stop():
                 return True
-            fresh = not log.grad_norms
+            fresh, measured = not log.grad_norms, log.grad_square.clone()
             for task in window:
                 mine = task if experience.rows is None else part_of(task, experience.rows)
                 self._backward(experience, mine, log, fresh)
                 if progress is not None:
                     progress(len(task.groups))
             self.processes.sum_gradients(self.parameters.values())
-            self._optimiser_step(log)
+            if not self._optimiser_step(log):
+                log.grad_square = measured  # its gradients may be infinite
         return False
 
-    def _optimiser_step(self, log: UpdateLog) -> None:
+    def _optimiser_step(self, log: UpdateLog) -> bool:
+        """Clip and step; returns False for a step skipped because fp16 gradients overflowed. The ledger counts both."""
+        self.scale.unscale(self.optimiser)
         # The critic is clipped by itself, so that its errors do not decide how far the policy moves.
-        norm, *others = [
+        norms = [
             float(torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm))
             for group in self.optimiser.param_groups
         ]
-        if not all(math.isfinite(n) for n in (norm, *others)):
-            norm = next(n for n in (norm, *others) if not math.isfinite(n))
-            self.optimiser.zero_grad(set_to_none=True)
-            raise RunFailed(f"the gradient norm is {norm} at optimiser step {self.ledger.optimiser_steps}.")
-        self.optimiser.step()
+        bad = [norm for norm in norms if not math.isfinite(norm)]
+        if not bad:
+            self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        used, can_go_on = self.scale.factor, self.scale.update()
+        log.loss_scale = self.scale.factor
+        if bad and not can_go_on:
+            raise RunFailed(
+                f"the gradient norm is {bad[0]} at optimiser step {self.ledger.optimiser_steps}{_at(used)}."
+            )
         self.ledger.optimiser_steps += 1
-        log.grad_norms.append(norm)
+        if bad:
+            log.skipped_steps += 1
+        else:
+            log.grad_norms.append(norms[0])
+        return not bad
 
     def _backward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
         """Accumulate the gradient of one task, in micro-batches of groups."""
@@ -221,7 +234,7 @@ class Updater:
     def _differentiate(self, loss: Tensor) -> None:
         """Autograd meets here what a method has done to its graph."""
         with plugin_code(f"method '{type(self.method).__name__}': the gradient of its loss", HINT):
-            loss.backward()
+            self.scale.apply(loss).backward()
 
     def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
         loss = ask_loss(self.method, batch)
@@ -269,6 +282,8 @@ class Updater:
     def _record_gradient(self, output: Tensor, steps: Tensor, log: UpdateLog) -> None:
         if output.grad is not None:
             square = output.grad.detach().double().flatten(1).square().sum(1).cpu()
+            if self.scale.factor is not None:
+                square /= self.scale.factor**2
             log.grad_square.index_add_(0, steps, square)
 
     def _record_ratio(self, experience: Experience, task: Task, current: Tensor, log: UpdateLog, fresh: bool) -> None:
@@ -278,6 +293,10 @@ class Updater:
         log.add("approx_kl", 0.5 * gap.square().mean(), len(groups))
         if fresh:
             log.zero_gap = max(log.zero_gap, float((gap.exp() - 1).abs().max()))
+
+
+def _at(scale: float | None) -> str:
+    return "" if scale is None else f" at loss scale {scale:g}: fp16 overflows. Use --set model.precision=bf16 or fp32"
 
 
 def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:
