@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import OFFICIAL  # one thread, no network
 from safetensors.torch import save_file
 
 from factories import make_resolved, make_trainer
+from sdpo_bench import update
 from sdpo_bench.errors import RunFailed
+from sdpo_bench.loss_scale import Fp16Scale
 from sdpo_bench.processes import launched
 from sdpo_bench.rollout import Trajectories
 
@@ -44,6 +47,13 @@ def trained(method, out, processes, **extra):
     weights = {name: p.detach().clone() for name, p in trainer.updater.parameters.items()}
     save_file(weights, str(out / f"weights-{processes.rank}.safetensors"))
     return {"sampled": sampled, "bill": trainer.ledger.bill(), "metrics": trainer.state.last}
+
+
+def overflowing(out, processes):
+    """Train in fp16 from a loss scale at which the first steps overflow."""
+    first = lambda dtype, device: Fp16Scale(device, 2.0**34)  # noqa: E731
+    with mock.patch.object(update, "loss_scale", first):
+        return trained("sdpo", out, processes, **BUDGET, **{"model.precision": "fp16"})
 
 
 def failing(processes):
@@ -80,6 +90,8 @@ def main(rank, count, port, folder, *scenarios):
                 elif scenario == "resumed":
                     # Begun by one process (the test), finished by these.
                     result = trained("sdpo", folder / "resumed", processes, **BUDGET)
+                elif scenario == "overflowing":
+                    result = overflowing(folder / scenario, processes)
                 else:
                     result = trained(scenario, folder / scenario, processes, **budget(scenario))
         except BaseException as error:

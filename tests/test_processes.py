@@ -20,12 +20,12 @@ from sdpo_bench.order import Task, part_of
 from sdpo_bench.processes import ALONE, Launched, Processes, Report, local_device, refuse_several
 from sdpo_bench.runner import run_cell
 from sdpo_bench.settings import Runtime
-from several import BUDGET, budget, trained
+from several import BUDGET, budget, overflowing, trained
 
 HERE = Path(__file__).parent
 # A loss of single steps, one of whole trajectories with a reference, and rewards asked for in the updates.
 METHODS = ("sdpo", "sparse_dpo", "draft")
-SCENARIOS = (*METHODS, "resumed", "stopped", "failing", "killed")  # the last one kills a process
+SCENARIOS = (*METHODS, "overflowing", "resumed", "stopped", "failing", "killed")  # the last one kills a process
 
 
 def free_port():
@@ -109,6 +109,19 @@ def test_a_run_begun_by_one_process_is_finished_by_two(two):
     rows = [next((two / name / "runs").iterdir()).joinpath("train.jsonl").read_text() for name in ("sdpo", "resumed")]
     bills = [[json.loads(line)["bill"] for line in text.splitlines()] for text in rows]
     assert bills[0] == bills[1] and len(bills[0]) == 3, "each epoch is logged once, by one process"
+
+
+def test_processes_skip_the_same_fp16_steps_as_one(tmp_path, two):
+    """The last epoch has one pair: a process without gradients of its own decides as the other does."""
+    one = overflowing(tmp_path, ALONE)["metrics"]
+    files = [next((folder / "runs").iterdir()) / "train.jsonl" for folder in (two / "overflowing", tmp_path)]
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    skipped, scales = ([[row[key] for row in run] for run in rows] for key in ("skipped_steps", "loss_scale"))
+    assert skipped[0] == skipped[1] and scales[0] == scales[1] and skipped[0][0] > 0
+    weights = [load_file(two / "overflowing" / f"weights-{rank}.safetensors") for rank in range(2)]
+    assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    for result in left(two, "overflowing"):
+        assert result["metrics"]["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.05)
 
 
 def test_trouble_on_one_process_ends_all(two):
