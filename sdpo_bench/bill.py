@@ -7,7 +7,7 @@ from typing import Any
 
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import read_text
-from sdpo_bench.reward_choice import part_weights
+from sdpo_bench.reward_formula import part_weights
 
 SEARCH_FILE = "search.json"
 """What inference-time search has cost, by block of the evaluation."""

@@ -17,7 +17,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import digest
 from sdpo_bench.models import model_digest
 from sdpo_bench.prompts import load_prompts
-from sdpo_bench.reward_choice import sum_name
+from sdpo_bench.reward_formula import sum_name
 from sdpo_bench.settings import ModelSettings, ScheduleSettings
 
 if TYPE_CHECKING:

@@ -28,10 +28,9 @@ from sdpo_bench.run_record import training_id
 from sdpo_bench.seeds import checked_seed
 from sdpo_bench.setting_names import unknown_setting
 from sdpo_bench.setting_values import validate
-from sdpo_bench.settings import SECTIONS, PluginChoice, RunConfig
+from sdpo_bench.settings import DEFAULT_MODEL, SECTIONS, PluginChoice, RunConfig
 
 DEFAULT_METHOD = "sdpo"
-DEFAULT_MODEL = "emoji-turbo"
 NAMES = ("method.name", "reward.name", "model.name")
 
 

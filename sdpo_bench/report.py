@@ -20,7 +20,7 @@ from sdpo_bench.main_tables import main_tables
 from sdpo_bench.matrices import Endpoint
 from sdpo_bench.panels import Panel, base_scores, panels_of
 from sdpo_bench.results import Notice, Results, Run, read_all_scores
-from sdpo_bench.reward_choice import part_weights
+from sdpo_bench.reward_formula import part_weights
 from sdpo_bench.run_tables import configuration_table, runs_table, versions_table
 from sdpo_bench.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.scores import Scores

@@ -5,9 +5,7 @@ of a part carry its name: ``--set reward.hpsv2.precision=bf16``.
 """
 
 import math
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,14 +14,9 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.plugin_call import plugin_code
 from sdpo_bench.plugin_check import check_made
 from sdpo_bench.registry import BUILT_IN, Plugin, find
+from sdpo_bench.reward_formula import EXAMPLE, is_sum, parse_sum, sum_name
 from sdpo_bench.setting_values import validate
-
-EXAMPLE = 'Example: --reward "hpsv2*0.5+aesthetic*0.5"'
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_SUM = re.compile(r"[*+]|\s-")
-_PART = re.compile(
-    rf"\s*(?:(?P<before>{_NUMBER})\s*\*\s*)?(?P<name>[A-Za-z][\w.-]*)\s*(?:\*\s*(?P<after>{_NUMBER})\s*)?"
-)
+from sdpo_bench.settings import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,6 @@ class Choice:
     @property
     def native_model(self) -> str:
         """Base model it is normally used with: that of its parts, the embedded one only if all agree."""
-        from sdpo_bench.config import DEFAULT_MODEL
-
         own = sorted({str(plugin.load().native_model) for plugin, _ in self.parts} - {DEFAULT_MODEL})
         return own[0] if own else DEFAULT_MODEL
 
@@ -126,11 +117,11 @@ def choose(text: str) -> Choice:
     Raises:
         UsageError: bad syntax, an unknown or repeated part, a weight that is zero or not finite.
     """
-    if not _SUM.search(text):
+    if not is_sum(text):
         plugin = find("rewards", text)
         return Choice(plugin.name, ((plugin, 1.0),), weighted=False)
     parts: dict[str, tuple[Plugin, float]] = {}
-    for name, weight in _parse(text):
+    for name, weight in parse_sum(text):
         plugin = find("rewards", name)
         if plugin.name in parts:
             raise UsageError(f"'{text}' has the part '{plugin.name}' twice. Give it once, with the sum of the weights.")
@@ -142,46 +133,6 @@ def choose(text: str) -> Choice:
             raise UsageError(f"part '{name}' of '{text}' has weight {weight:g}. Leave it out, or give it another.")
     ordered = tuple(parts[name] for name in sorted(parts))
     return Choice(sum_name([(plugin.name, weight) for plugin, weight in ordered]), ordered, weighted=True)
-
-
-def _parse(text: str) -> list[tuple[str, float]]:
-    """Names and weights as typed.
-
-    Raises:
-        UsageError: not ``NAME*WEIGHT+NAME*WEIGHT+...``.
-    """
-    found, at = [], 0
-    while True:
-        match = _PART.match(text, at)
-        if not match or (match["before"] and match["after"]):
-            raise _bad_syntax(text, at)
-        found.append((match["name"], float(match["before"] or match["after"] or 1)))
-        at = match.end()
-        if at == len(text):
-            return found
-        if text[at] != "+":
-            raise _bad_syntax(text, at)
-        at += 1
-
-
-def _bad_syntax(text: str, at: int) -> UsageError:
-    where = f"at '{text[at:].strip()}'" if text[at:].strip() else "at its end"
-    return UsageError(
-        f"'{text}' is not a weighted sum of rewards ({where}): parts are NAME or NAME*WEIGHT, joined by '+'; to "
-        f"subtract a reward, give it a negative weight (NAME*-1). {EXAMPLE}"
-    )
-
-
-def sum_name(parts: list[tuple[str, float]]) -> str:
-    """The one form of a weighted sum: ``[("b", 0.5), ("a", -1)]`` -> ``a*-1+b*0.5``."""
-    return "+".join(f"{name}*{repr(float(weight)).removesuffix('.0')}" for name, weight in sorted(parts))
-
-
-def part_weights(name: str) -> dict[str, float]:
-    """Weights by part of a weighted sum; none for a single reward, or for a damaged record's text that is no sum."""
-    with suppress(UsageError):
-        return dict(_parse(name)) if _SUM.search(name) else {}
-    return {}
 
 
 def same_reward(given: str, name: str) -> bool:

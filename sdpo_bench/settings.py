@@ -13,6 +13,9 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from sdpo_bench.api import Execution, execution_settings
 
+DEFAULT_MODEL = "emoji-turbo"
+"""The embedded model, which needs no download."""
+
 MOST = 2**31 - 1
 """Largest whole number of any setting, plugins' own included; nothing that can be done comes near it."""
 
@@ -39,7 +42,7 @@ def identifying(settings: Any) -> dict[str, Any]:
 class ModelSettings:
     """The base model and its adapter."""
 
-    name: str = "emoji-turbo"
+    name: str = DEFAULT_MODEL
     """Known model, local pipeline folder or hub id (``sdpo-bench list models``)."""
     revision: str | None = None
     """Hub revision; the commit it resolves to is recorded with the run."""

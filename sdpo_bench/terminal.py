@@ -15,7 +15,7 @@ from typing import Any
 
 from sdpo_bench.budget import limit_text, used_text
 from sdpo_bench.progress import Tick
-from sdpo_bench.reward_choice import part_weights
+from sdpo_bench.reward_formula import part_weights
 
 PLAIN_EVERY = 10.0  # seconds between log lines where there is no terminal
 PLAIN_WIDTH = 160  # columns where there is no terminal to ask

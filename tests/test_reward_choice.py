@@ -12,7 +12,8 @@ from sdpo_bench.api import execution_settings
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.registry import find
-from sdpo_bench.reward_choice import choose, part_weights, same_reward, sum_name
+from sdpo_bench.reward_choice import choose, same_reward
+from sdpo_bench.reward_formula import part_weights, sum_name
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,13 @@ def _words(settings: Mapping[str, Any], clean: str) -> str:
 
 def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
     """For a reward that is not in :data:`MEASURED`: the same two numbers, to two digits."""
-    from sdpo_bench.config import DEFAULT_MODEL, Request, resolve
+    from sdpo_bench.config import Request, resolve
     from sdpo_bench.models import load_policy, scheduler_config
     from sdpo_bench.prompts import load_prompts
     from sdpo_bench.rollout import Noise, sample
     from sdpo_bench.runner import make_scorer
     from sdpo_bench.schedule import make_schedule
+    from sdpo_bench.settings import DEFAULT_MODEL
 
     wanted = Request("sdpo", clean, request.model or DEFAULT_MODEL, request.preset, 0, dict(request.overrides))
     config = resolve(wanted).config

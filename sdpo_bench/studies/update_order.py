@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo_bench import tabular as t
-from sdpo_bench.config import DEFAULT_MODEL, Request, resolve
+from sdpo_bench.config import Request, resolve
 from sdpo_bench.contrasts import Contrast, contrast_cells, family, seed_caution
 from sdpo_bench.errors import UsageError
 from sdpo_bench.findings import Findings
 from sdpo_bench.matrices import Matrix
+from sdpo_bench.settings import DEFAULT_MODEL
 from sdpo_bench.studies import _training as tr
 from sdpo_bench.study import Bench, Design, Study, StudyRequest
 from sdpo_bench.suite import Suite
