@@ -4,11 +4,11 @@ from typing import Any
 
 from sdpo_bench import tabular as t
 from sdpo_bench.compare import Comparison, Duel, Outcome
+from sdpo_bench.console_text import clean
 from sdpo_bench.render_terminal import print_tables
 from sdpo_bench.scoreboard import endpoint_words
 from sdpo_bench.stats import ONE_SEED, Estimate
 from sdpo_bench.tables import interval_words, panel_notes
-from sdpo_bench.terminal import clean
 
 
 def heading(comparison: Comparison, duel: Duel) -> str:

@@ -231,7 +231,7 @@ def _memory(name: str, device: str) -> str:
 
 
 def _print(findings: list[Finding]) -> None:
-    from sdpo_bench.terminal import print_table
+    from sdpo_bench.console_text import print_table
 
     rows = [[f.area, f.name, f.state, f.text, f.mend or "-"] for f in findings]
     print_table(["area", "name", "state", "what", "type"], rows)

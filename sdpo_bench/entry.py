@@ -150,7 +150,7 @@ def _no_memory(error: BaseException) -> str:
 
 
 def _clean_lines(text: str) -> str:
-    from sdpo_bench.terminal import clean
+    from sdpo_bench.console_text import clean
 
     return "\n".join(clean(line) for line in text.split("\n"))
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench import plots
+from sdpo_bench.chart import Chart, Dot, Series
 from sdpo_bench.comparable import Arm
-from sdpo_bench.plots import Chart, Dot, Series
 from sdpo_bench.scoreboard import Board, base_spread, difference_to_base, endpoint_words, matrix_at
 from sdpo_bench.scores import BASE
 from sdpo_bench.stats import crossed_interval, seed_interval

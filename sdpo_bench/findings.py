@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdpo_bench.plots import Chart, Series
+from sdpo_bench.chart import Chart, Series
 from sdpo_bench.stats import Estimate
 from sdpo_bench.tabular import Table
 

@@ -17,7 +17,7 @@ def show(what: str, out: Path, as_json: bool) -> None:
     if not rows:
         print(f"no {what}" + (f" in '{out}'. Start one with: sdpo-bench run" if what == "runs" else "."))
         return
-    from sdpo_bench.terminal import print_table
+    from sdpo_bench.console_text import print_table
 
     print_table(columns, [["-" if cell is None else str(cell) for cell in row] for row in rows])
 

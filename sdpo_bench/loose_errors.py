@@ -47,7 +47,7 @@ def _of_a_log(handler: logging.Handler, record: logging.LogRecord) -> None:
 
 
 def _say(where: str, kind: type[BaseException] | None, error: BaseException | None) -> None:
-    from sdpo_bench.terminal import clean  # late: it takes a while
+    from sdpo_bench.console_text import clean
 
     text = f"warning: {where}: {kind.__name__ if kind else 'an error'}: {said(error) if error else ''}"
     click.echo(clean(f"{text.removesuffix(': ')}. The command goes on; more with: sdpo-bench --debug ..."), err=True)

@@ -6,14 +6,14 @@ Colours of text and rules are fixed, known values, so that a page can replace th
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from sdpo_bench.terminal import clean
+from sdpo_bench.chart import Chart, Dot
+from sdpo_bench.console_text import clean
 
 INK, MUTED, RULE = "#1b2733", "#5f6c79", "#d4dae0"
 THEME = {"ink": INK, "muted": MUTED, "rule": RULE}
@@ -33,41 +33,6 @@ SETTINGS = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
     "axes.unicode_minus": True, "path.simplify": True, "axes.formatter.useoffset": False,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line; ``low`` and ``high`` (same length, or empty) are its band."""
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One pair of axes."""
-
-    title: str
-    x_label: str
-    y_label: str
-    series: Sequence[Series]
-    steps: bool = False
-    """The x axis counts denoising steps: doublings at equal distances, a tick at each value."""
-    zero: bool = False
-    """Draw the line y = 0."""
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One row of an interval plot; no interval for one seed."""
-
-    label: str
-    value: float
-    low: float | None
-    high: float | None
 
 
 def style_of(labels: Sequence[str], base: str) -> dict[str, dict[str, Any]]:

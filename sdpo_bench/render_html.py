@@ -11,10 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.console_text import clean
 from sdpo_bench.plots import THEME
 from sdpo_bench.regular import read_bytes
 from sdpo_bench.report import Grid, Report
-from sdpo_bench.terminal import clean
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
 PAPER = {THEME["ink"]: "#ffffff", DARK["ink"]: "#14191e"}

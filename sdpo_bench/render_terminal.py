@@ -8,11 +8,11 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sdpo_bench.console_text import clean
 from sdpo_bench.report import Report, Section
 from sdpo_bench.results import Notice
 from sdpo_bench.study_view import StudyView
 from sdpo_bench.tabular import Cell, Group, Row, Table, text_column
-from sdpo_bench.terminal import clean
 
 PLAIN_WIDTH = 160  # columns where there is no terminal to ask
 GAP = 2

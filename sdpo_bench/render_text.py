@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from sdpo_bench.console_text import clean
 from sdpo_bench.plain_data import json_text
 from sdpo_bench.report import Report, Section
 from sdpo_bench.study_view import StudyView
 from sdpo_bench.tabular import Cell, Row, Table, table_data, text_column
-from sdpo_bench.terminal import clean
 
 LATEX_NEEDS = r"\usepackage[T1]{fontenc}, \usepackage{booktabs}, \usepackage{graphicx}"
 LATEX_CHARS = {

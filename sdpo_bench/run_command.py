@@ -25,6 +25,7 @@ from sdpo_bench.bill import (
 from sdpo_bench.budget import limit_text, parse_budget
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Request, Resolved, resolve
+from sdpo_bench.console_text import print_table
 from sdpo_bench.contradictions import refuse_two_values
 from sdpo_bench.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.errors import MissingError
@@ -37,7 +38,7 @@ from sdpo_bench.runner import Outcome, run_cell
 from sdpo_bench.setting_values import parse_set
 from sdpo_bench.settings import Runtime
 from sdpo_bench.store import RunFolder
-from sdpo_bench.terminal import Live, print_step_table, print_table
+from sdpo_bench.terminal import Live, print_step_table
 from sdpo_bench.trained_adapter import log_changed, timing_changed
 from sdpo_bench.training_schedule import training_schedule
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from sdpo_bench.console_text import clean
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.plain_data import whole_number
 from sdpo_bench.store import RunFolder, find_run
-from sdpo_bench.terminal import clean
 from sdpo_bench.trained_adapter import require_adapter
 from sdpo_bench.user_files import user_file
 

@@ -14,6 +14,7 @@ import click
 from sdpo_bench import provenance
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Resolved
+from sdpo_bench.console_text import print_table
 from sdpo_bench.contradictions import refuse_idle_devices, refuse_what_a_study_owns
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates
@@ -43,7 +44,6 @@ from sdpo_bench.suite import Suite
 from sdpo_bench.sweep import Sweep
 from sdpo_bench.sweep_command import collect, measured_rates, model_key, resume_command
 from sdpo_bench.sweep_view import SweepView, plan_data, plan_table, plan_words
-from sdpo_bench.terminal import print_table
 from sdpo_bench.trainings import Trainings, merged_plan, reopen
 
 

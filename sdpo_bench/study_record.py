@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from sdpo_bench.atomic import atomic_write
+from sdpo_bench.chart import Chart
 from sdpo_bench.errors import MissingError, RunFailed
 from sdpo_bench.findings import Findings
 from sdpo_bench.identity import digest
 from sdpo_bench.plain_data import parse_json
-from sdpo_bench.plots import Chart
 from sdpo_bench.regular import read_text
 from sdpo_bench.study import Design, StudyRequest
 

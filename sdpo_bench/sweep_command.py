@@ -16,6 +16,7 @@ import click
 
 from sdpo_bench.cli_options import echo_json
 from sdpo_bench.config import Resolved
+from sdpo_bench.console_text import print_table
 from sdpo_bench.contradictions import refuse_idle_devices
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimate import Rates, reward_keys
@@ -30,7 +31,6 @@ from sdpo_bench.suite import Suite, find_suite
 from sdpo_bench.suite_records import write_record
 from sdpo_bench.sweep import Progress, Sweep, put_aside
 from sdpo_bench.sweep_view import SweepView, Tally, cell_data, plan_data, plan_table, plan_words, tally
-from sdpo_bench.terminal import print_table
 
 MEASURING_LIMIT = 600  # seconds
 

@@ -701,7 +701,7 @@ def test_names_stay_in_one_piece_on_a_narrow_terminal(width, whole, monkeypatch,
     run = "sdpo-emoji_align-emoji_turbo-s0-3da9a2370b"
     monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(width))
-    terminal.print_table(
+    console_text.print_table(
         ["run", "state", "budget used", "score - base", "judged by", "message"],
         [[run, "done", "2,048 of 2,048 images", "0.1655", "emoji-align, train", ""]],
     )

@@ -6,8 +6,8 @@ import pytest
 from conftest import HERE
 
 from sdpo_bench.cli import cli
+from sdpo_bench.console_text import print_table
 from sdpo_bench.identity import run_id
-from sdpo_bench.terminal import print_table
 
 ROOT = HERE.parent
 SOURCES = sorted(

@@ -7,11 +7,11 @@ import numpy as np
 
 from sdpo_bench import plots
 from sdpo_bench import tabular as t
+from sdpo_bench.chart import Chart, Series
 from sdpo_bench.comparable import shown
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.contrasts import Contrast, contrast_cells
 from sdpo_bench.findings import Plot, banded
-from sdpo_bench.plots import Chart, Series
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import find
 from sdpo_bench.scores import at

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench import tabular as t
+from sdpo_bench.chart import Chart
 from sdpo_bench.contrasts import Contrast, contrast_cells, exploratory, family, listed, seed_caution
 from sdpo_bench.errors import UsageError
 from sdpo_bench.findings import Findings, Plot, banded
 from sdpo_bench.matrices import Matrix
-from sdpo_bench.plots import Chart
 from sdpo_bench.studies import _training as tr
 from sdpo_bench.study import Bench, Design, Study, StudyRequest
 from sdpo_bench.suite import Suite

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from sdpo_bench import tabular as t
+from sdpo_bench.chart import Chart
 from sdpo_bench.contrasts import Contrast, contrast_cells, family, listed, seed_caution
 from sdpo_bench.errors import UsageError
 from sdpo_bench.findings import Findings, Plot, banded, line
 from sdpo_bench.matrices import Matrix
-from sdpo_bench.plots import Chart
 from sdpo_bench.registry import find
 from sdpo_bench.scores import PICTURES
 from sdpo_bench.studies import _training as tr

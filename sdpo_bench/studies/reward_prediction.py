@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench import tabular as t
+from sdpo_bench.chart import Chart
 from sdpo_bench.contrasts import Contrast, family, listed, seed_caution
 from sdpo_bench.findings import Findings, Plot, banded, line
 from sdpo_bench.matrices import Matrix
-from sdpo_bench.plots import Chart
 from sdpo_bench.stats import Estimate, crossed_interval
 from sdpo_bench.studies import _step_rewards as s
 from sdpo_bench.studies._true_rewards import (

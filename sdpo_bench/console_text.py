@@ -1,0 +1,65 @@
+"""Text and tables on a terminal: escape what could move the cursor, align numbers, fold to the width."""
+
+import math
+import shutil
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+PLAIN_WIDTH = 160  # columns where there is no terminal to ask
+JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji; they do nothing else
+LEAST_COLUMN = 8  # a column that is not the first may be folded down to this
+
+
+def clean(text: str) -> str:
+    """Text from outside on one line; characters that move a cursor, turn a line around or have no UTF-8 form show as
+    escapes such as ``\\x1b``."""
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    if char.isspace():
+        return " "
+    unseen = unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in JOINERS
+    return char.encode("unicode_escape").decode() if unseen else char
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a table; a missing one is a dash."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """A table on standard output, numbers right-aligned; on a narrow terminal a paragraph for each row."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    title, columns = clean(title), [clean(name) for name in columns]
+    rows = [[clean(cell) for cell in row] for row in rows]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
+    if width < _least_width(columns, rows):
+        print("\n".join([*([title] if title else []), *(_paragraph(columns, row) for row in rows)]))
+        return
+    table = Table(title=escape(title) if title else None, title_justify="left")
+    for i, name in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
+        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    Console(width=width, highlight=False).print(table)
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of a terminal that leave the rows' names in one piece, which is what a person copies."""
+    longest = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    return longest[0] + sum(min(LEAST_COLUMN, most) for most in longest[1:]) + 3 * len(columns)
+
+
+def _paragraph(columns: Sequence[str], row: Sequence[str]) -> str:
+    words = [f"{name}: {cell}" if name else cell for name, cell in zip(columns[1:], row[1:]) if cell not in ("", "-")]
+    return "\n".join([row[0], *(f"  {word}" for word in words)])
+
+
+def _is_number(text: str) -> bool:
+    return text[:1] in "+-0123456789." and not any(c.isalpha() for c in text)
