@@ -7,27 +7,19 @@ downloaded.
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from sdpo_bench.conformance_contract import Nonconforming, NotHere, require
 from sdpo_bench.errors import SdpoBenchError, UsageError, nearest, said
 from sdpo_bench.plugin_call import is_interrupt
 from sdpo_bench.plugin_check import check_made
-from sdpo_bench.process_state import ProcessState, kept_process_state
+from sdpo_bench.process_state import kept_process_state
 from sdpo_bench.registry import Plugin, field_docs, plugin_tag, plugins
 
 Status = Literal["ok", "failed", "skipped"]
-
-
-class Nonconforming(Exception):
-    """What a check saw that the contract does not allow."""
-
-
-class NotHere(Exception):
-    """Why a check could not be made on this machine."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +31,6 @@ class Check:
     name: str
     status: Status
     detail: str = ""
-
-
-def require(condition: Any, message: str) -> None:
-    """Raise :class:`Nonconforming` unless ``condition`` is true."""
-    if not condition:
-        raise Nonconforming(message)
 
 
 def find_everywhere(name: str) -> list[Plugin]:
@@ -115,37 +101,3 @@ def check_declarations(plugin: Plugin, loaded: Any, folder: Path) -> None:
     require(first == second, "two sets of default settings are not equal.")
     if not getattr(loaded, "unavailable", lambda: None)():  # or it has nothing to say on this machine
         check_made(f"{plugin.kind[:-1]} '{plugin.name}'", loaded(first))
-
-
-@contextmanager
-def untouched_process() -> Iterator[None]:
-    """Refuse code that changes what a process has only one of.
-
-    Raises:
-        Nonconforming: it did; all is put back.
-    """
-    with kept_process_state():
-        before = ProcessState.now()
-        yield
-        changed = before.changes(ProcessState.now())
-    require(not changed, f"it changes the {', '.join(changed).replace('_', ' ')} of the whole process.")
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Refuse code that draws from, or reseeds, a global generator.
-
-    Raises:
-        Nonconforming: it did.
-    """
-    import random
-
-    import numpy as np
-    import torch
-
-    before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-    yield
-    same = torch.equal(before[0], torch.get_rng_state()) and before[1:] == (
-        repr(np.random.get_state()), random.getstate(),
-    )  # fmt: skip
-    require(same, "it draws random numbers from a global generator.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.api import Loss, Method, Minibatch
-from sdpo_bench.conformance import require, untouched_process, untouched_randomness
+from sdpo_bench.conformance_contract import require, untouched_process, untouched_randomness
 from sdpo_bench.registry import Plugin
 from sdpo_bench.schedule import gaussian_kl, gaussian_log_prob
 from sdpo_bench.setting_values import validate

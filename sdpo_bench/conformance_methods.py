@@ -17,8 +17,8 @@ from torch import Tensor
 from sdpo_bench import conformance_bandit
 from sdpo_bench.api import Reward
 from sdpo_bench.config import Request, Resolved, build_method, resolve
-from sdpo_bench.conformance import require
 from sdpo_bench.conformance_bandit import make
+from sdpo_bench.conformance_contract import require
 from sdpo_bench.cost import group_cost, probe_cost
 from sdpo_bench.models import load_policy
 from sdpo_bench.policy import Policy

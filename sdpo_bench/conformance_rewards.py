@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_bench.conformance import Nonconforming, NotHere, require, untouched_process, untouched_randomness
+from sdpo_bench.conformance_contract import Nonconforming, NotHere, require, untouched_process, untouched_randomness
 from sdpo_bench.errors import MissingError
 from sdpo_bench.models import known_model
 from sdpo_bench.registry import Plugin

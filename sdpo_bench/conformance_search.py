@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sdpo_bench.api import Search
 from sdpo_bench.candidates import Candidates
-from sdpo_bench.conformance import Nonconforming, require, untouched_randomness
 from sdpo_bench.conformance_bandit import make
+from sdpo_bench.conformance_contract import Nonconforming, require, untouched_randomness
 from sdpo_bench.conformance_methods import Brightness, fresh_policy
 from sdpo_bench.evaluate import evaluation_schedule, sample_images
 from sdpo_bench.policy import Policy

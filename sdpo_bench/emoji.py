@@ -7,7 +7,6 @@ stays cheap.
 
 import re
 from functools import lru_cache
-from typing import Any
 
 ANIMALS: tuple[str, ...] = (
     "cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep", "deer", "cow",
@@ -101,10 +100,3 @@ def parse_prompt(prompt: str) -> tuple[str | None, str | None]:
 
 def _class_of(word: str) -> str | None:
     return word if word in CLASSES else _PLURALS.get(word)
-
-
-def load_scorer(name: str) -> Any:
-    """The frozen scorer network ``align`` or ``accuracy``, see ``sdpo_bench.emoji_scorer``."""
-    from sdpo_bench.emoji_scorer import load_scorer as load
-
-    return load(name)

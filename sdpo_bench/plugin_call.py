@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdpo_bench.deadline import DeadlinePassed
+from sdpo_bench.entry_points import owner_of
 from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError, said
 from sdpo_bench.handlers import no_stop_lost, raise_what_was_lost
 from sdpo_bench.process_state import kept_process_state
@@ -107,8 +108,6 @@ def _plugin_frame(error: BaseException) -> tuple[str, str]:
 
 
 def _owner(module: object) -> str:
-    from sdpo_bench.registry import owner_of
-
     return owner_of(module) if isinstance(module, str) else ""
 
 

@@ -16,7 +16,6 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.identity import canonical
 from sdpo_bench.plain_data import is_text
 from sdpo_bench.plugin_call import plugin_code
-from sdpo_bench.study import Study
 
 _NONE = object()
 
@@ -72,9 +71,10 @@ CLASS: dict[type, dict[str, Due]] = {
         "Settings": DATACLASS, "version": TEXT, "scale": TEXT, "source": TEXT, "native_model": TEXT,
         "differentiable": SWITCH,
     },
-    Study: {"question": TEXT},
 }  # fmt: skip
 """Read from the class, by the base class of its kind."""
+
+_BASES: dict[str, type] = {"methods": Method, "rewards": Reward}
 
 INSTANCE: dict[type, dict[str, Due]] = {
     Method: {
@@ -93,6 +93,17 @@ INSTANCE: dict[type, dict[str, Due]] = {
 
 IDENTITY = ("full_version", "identity_settings")
 IDENTITY_DUE = "A run is named by it; it must follow from the settings alone."
+
+
+def add_kind(kind: str, base: type, attributes: Mapping[str, Due]) -> None:
+    """Add a kind of plugin whose contract a higher layer owns, such as studies."""
+    _BASES[kind] = base
+    CLASS[base] = dict(attributes)
+
+
+def base_class(kind: str) -> type:
+    """Base class of a kind of plugin; KeyError before its layer has called :func:`add_kind`."""
+    return _BASES[kind]
 
 
 def check_class(who: str, base: type, found: type) -> None:

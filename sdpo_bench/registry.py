@@ -12,21 +12,17 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.api import Method, Reward
+from sdpo_bench.entry_points import SINGULAR, entry_points
 from sdpo_bench.errors import MissingError, UsageError, nearest, said
 from sdpo_bench.plugin_call import is_interrupt, plugin_code
-from sdpo_bench.plugin_check import check_class
+from sdpo_bench.plugin_check import base_class, check_class
 from sdpo_bench.process_state import kept_process_state
-from sdpo_bench.study import Study
 
-KINDS: dict[str, type] = {"methods": Method, "rewards": Reward, "studies": Study}
 BUILT_IN = "built-in"
-SINGULAR = {"methods": "method", "rewards": "reward", "studies": "study"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Plugin:
                 raise
             reason = f"{type(error).__name__}: {said(error)}".removesuffix(": ")
             raise MissingError(f"{who} cannot be imported: {reason}") from error
-        base = KINDS[self.kind]
+        base = base_class(self.kind)
         if not (isinstance(found, type) and issubclass(found, base)):
             raise UsageError(
                 f"'{self.module}:{self.class_name}' is not a subclass of {base.__module__}.{base.__name__}."
@@ -131,7 +127,7 @@ def _third_party(kind: str) -> tuple[Plugin, ...]:
 def _announced(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
     """What is announced on the import ``path``, described by its source once: a plan asks hundreds of times."""
     result = []
-    for entry in _entry_points(kind, path):
+    for entry in entry_points(kind, path):
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
         file = _source_path(module)
@@ -142,26 +138,6 @@ def _announced(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
         summary = found.summary if found else ""
         result.append(Plugin(entry.name, kind, owner, module, class_name, summary, file))
     return tuple(result)
-
-
-@lru_cache(maxsize=8)
-def _entry_points(kind: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
-    """What is announced on the import ``path``. Reading the metadata of everything installed takes longer than
-    resolving a run, and a plan resolves hundreds."""
-    return tuple(metadata.entry_points(group=f"sdpo_bench.{kind}"))
-
-
-def owner_of(module: str) -> str:
-    """Whose code a module is: the third-party plugin announced for it, else the package of one; else empty."""
-    package = ""
-    for kind in KINDS:
-        for entry in _entry_points(kind, tuple(sys.path)):
-            announced, dist = entry.value.partition(":")[0], entry.dist.name if entry.dist else "unknown distribution"
-            if announced == module:
-                return f"{SINGULAR[kind]} '{entry.name}' ({dist})"
-            if announced.partition(".")[0] == module.partition(".")[0]:
-                package = f"the plugin package '{dist}'"
-    return package
 
 
 def _source_path(module: str) -> Path | None:

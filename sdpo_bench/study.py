@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sdpo_bench.errors import UsageError
+from sdpo_bench.plugin_check import TEXT, add_kind
 
 if TYPE_CHECKING:
     from sdpo_bench.findings import Findings
@@ -114,3 +115,6 @@ class Study(ABC):
     @abstractmethod
     def findings(self, bench: Bench) -> "Findings":
         """Tables, plots and conclusion."""
+
+
+add_kind("studies", Study, {"question": TEXT})

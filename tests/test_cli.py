@@ -17,7 +17,7 @@ import pytest
 import report_factory
 
 import forked
-from sdpo_bench import terminal
+from sdpo_bench import console_text
 from sdpo_bench.entry import main
 from sdpo_bench.run_record import training_id, versions_of
 
@@ -699,7 +699,7 @@ def test_completion_scripts():
 def test_names_stay_in_one_piece_on_a_narrow_terminal(width, whole, monkeypatch, capsys):
     """Rows become paragraphs where a table would have to break the run ids that people copy."""
     run = "sdpo-emoji_align-emoji_turbo-s0-3da9a2370b"
-    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(console_text.sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(width))
     console_text.print_table(
         ["run", "state", "budget used", "score - base", "judged by", "message"],

@@ -12,7 +12,7 @@ from sdpo_bench import conformance_rewards as rewards
 from sdpo_bench import conformance_search as search
 from sdpo_bench.api import Loss, Method, Search
 from sdpo_bench.budget import Ledger
-from sdpo_bench.conformance import Nonconforming
+from sdpo_bench.conformance_contract import Nonconforming
 from sdpo_bench.registry import find
 from sdpo_bench.rewards.emoji_style import EmojiStyle
 from sdpo_bench.update import Updater
