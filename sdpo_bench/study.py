@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sdpo_bench.errors import UsageError
+from sdpo_bench.identity import digest
 from sdpo_bench.plugin_check import TEXT, add_kind
 
 if TYPE_CHECKING:
@@ -115,6 +116,25 @@ class Study(ABC):
     @abstractmethod
     def findings(self, bench: Bench) -> "Findings":
         """Tables, plots and conclusion."""
+
+
+def variant_of(request: StudyRequest) -> str:
+    """File name of a request's results."""
+    asked = {
+        "model": request.model, "rewards": request.rewards, "preset": request.preset, "seeds": request.seeds,
+        "overrides": dict(request.overrides),
+    }  # fmt: skip
+    given = {key: value for key, value in asked.items() if value}
+    return request.size_name + (f"-{digest(given, 6)}" if given else "")
+
+
+def design_facts(design: Design, request: StudyRequest) -> tuple[tuple[str, str], ...]:
+    """The design as declared, and what the user changed of it."""
+    changed = [("size", f"{request.size_name} (factor {request.size:g})")]
+    changed += [("set by the user", ", ".join(f"{k} = {v}" for k, v in request.overrides.items()))] * bool(
+        request.overrides
+    )
+    return (*design.facts, *changed)
 
 
 add_kind("studies", Study, {"question": TEXT})

@@ -29,16 +29,8 @@ from sdpo_bench.seeds import LARGEST
 from sdpo_bench.setting_values import parse_set
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.store import check_writable
-from sdpo_bench.study import Bench, Design, Study, StudyRequest, parse_size
-from sdpo_bench.study_record import (
-    StudyRecord,
-    design_facts,
-    kept_study,
-    study_file,
-    study_folder,
-    variant_of,
-    write_study,
-)
+from sdpo_bench.study import Bench, Design, Study, StudyRequest, design_facts, parse_size, variant_of
+from sdpo_bench.study_record import StudyRecord, kept_study, study_file, study_folder, write_study
 from sdpo_bench.study_view import study_view
 from sdpo_bench.suite import Suite
 from sdpo_bench.sweep import Sweep

@@ -19,10 +19,8 @@ from sdpo_bench.atomic import atomic_write
 from sdpo_bench.chart import Chart
 from sdpo_bench.errors import MissingError, RunFailed
 from sdpo_bench.findings import Findings
-from sdpo_bench.identity import digest
 from sdpo_bench.plain_data import parse_json
 from sdpo_bench.regular import read_text
-from sdpo_bench.study import Design, StudyRequest
 
 FORMAT = 1
 """Raised when the form of the file changes."""
@@ -62,32 +60,13 @@ class StudyRecord:
 _ADAPTER = TypeAdapter(StudyRecord)
 
 
-def variant_of(request: StudyRequest) -> str:
-    """File name of a request's results."""
-    asked = {
-        "model": request.model, "rewards": request.rewards, "preset": request.preset, "seeds": request.seeds,
-        "overrides": dict(request.overrides),
-    }  # fmt: skip
-    given = {key: value for key, value in asked.items() if value}
-    return request.size_name + (f"-{digest(given, 6)}" if given else "")
-
-
 def study_folder(out: Path, name: str) -> Path:
     return out / "studies" / name
 
 
 def study_file(out: Path, name: str, variant: str) -> Path:
-    """The record of one size, model and so on (:func:`variant_of`)."""
+    """The record of one size, model and so on (``study.variant_of``)."""
     return study_folder(out, name) / f"{variant}.json"
-
-
-def design_facts(design: Design, request: StudyRequest) -> tuple[tuple[str, str], ...]:
-    """The design as declared, and what the user changed of it."""
-    changed = [("size", f"{request.size_name} (factor {request.size:g})")]
-    changed += [("set by the user", ", ".join(f"{k} = {v}" for k, v in request.overrides.items()))] * bool(
-        request.overrides
-    )
-    return (*design.facts, *changed)
 
 
 def write_study(out: Path, record: StudyRecord, tables: str) -> Path:

@@ -35,9 +35,8 @@ from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.signals import Signals
 from sdpo_bench.store import RunFolder
 from sdpo_bench.training_schedule import needs_log_prob, training_schedule
-from sdpo_bench.training_state import TrainingState
+from sdpo_bench.training_state import TrainingState, Validator
 from sdpo_bench.update import Updater
-from sdpo_bench.validation import Validator
 
 T = TypeVar("T")
 

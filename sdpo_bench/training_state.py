@@ -7,7 +7,7 @@ this process or in another, does as one that was never stopped.
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sdpo_bench import checkpoint, guards, training_logs
 from sdpo_bench.advantages import Normaliser
@@ -16,7 +16,16 @@ from sdpo_bench.scoring import Scorer
 from sdpo_bench.store import VALIDATION, RunFolder
 from sdpo_bench.trained_adapter import log_changed, timing_changed
 from sdpo_bench.update import Updater
-from sdpo_bench.validation import Validator
+
+
+class Validator(Protocol):
+    """Scores candidate checkpoints during training (``validation.Validator``)."""
+
+    micro_batch: int
+
+    def after_epoch(self, epoch: int, *, last: bool) -> None: ...
+
+    def forget_after(self, epoch: int) -> None: ...
 
 
 class TrainingState:

@@ -16,8 +16,8 @@ from sdpo_bench.matrices import Matrix
 from sdpo_bench.registry import plugins
 from sdpo_bench.stats import crossed_interval
 from sdpo_bench.studies import _step_rewards as s
-from sdpo_bench.study import StudyRequest, parse_size
-from sdpo_bench.study_record import kept_study, read_studies, variant_of, write_study
+from sdpo_bench.study import StudyRequest, parse_size, variant_of
+from sdpo_bench.study_record import kept_study, read_studies, write_study
 
 STUDIES = sorted(plugins("studies"))
 
