@@ -203,7 +203,7 @@ def doctor(**options: Any) -> None:
       sdpo-bench doctor --plugin my-method
       sdpo-bench doctor --prompts my-prompts.txt --model sd-turbo
     """
-    from sdpo_bench.doctor import doctor_command
+    from sdpo_bench.doctor_command import doctor_command
 
     doctor_command(**options)
 

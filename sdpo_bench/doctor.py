@@ -1,4 +1,4 @@
-"""``sdpo-bench doctor``: what works on this machine, and for the rest what to type.
+"""What works on this machine, and for the rest what to type.
 
 A *problem* keeps every run from working; a *note* is about something that one run or another would need, such as
 weights that are not cached. Nothing is downloaded and no model is loaded.
@@ -8,23 +8,17 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import click
-
 from sdpo_bench import hub
-from sdpo_bench.cli_options import echo_json
-from sdpo_bench.config import DEFAULT_MODEL
-from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, said
+from sdpo_bench.errors import MissingError, SdpoBenchError, said
 from sdpo_bench.models import KNOWN, asset_folder, pick_device
 from sdpo_bench.pipeline_files import published, read_folder
 from sdpo_bench.plugin_call import plugin_code
-from sdpo_bench.prompts import load_prompts
 from sdpo_bench.registry import Plugin, plugins
-from sdpo_bench.settings import ModelSettings
 from sdpo_bench.store import check_writable
 
 State = Literal["ok", "note", "problem"]
@@ -41,38 +35,6 @@ class Finding:
     state: State
     text: str
     mend: str = ""
-
-
-def doctor_command(
-    *, plugin: str | None, prompts: str | None, model: str | None, out: Path, device: str, as_json: bool
-) -> None:
-    """``sdpo-bench doctor``.
-
-    Raises:
-        UsageError: options that do not go together, or unknown names.
-        MissingError: something that every run needs is missing, or the tokenizer that --prompts needs.
-        SdpoBenchError: a plugin fails a check.
-    """
-    if plugin and prompts:
-        raise UsageError("--plugin and --prompts are two checks. Give one of them.")
-    if model and not prompts:
-        raise UsageError("--model is for --prompts: sdpo-bench doctor --prompts FILE --model NAME")
-    if plugin:
-        _conformance(plugin, as_json)
-        return
-    if prompts:
-        _prompts(prompts, model or DEFAULT_MODEL, as_json)
-        return
-    findings = list(examine(out, device))
-    problems = [f for f in findings if f.state == "problem"]
-    if as_json:
-        echo_json({"ok": not problems, "findings": [asdict(f) for f in findings]})
-    else:
-        _print(findings)
-        click.echo(f"{len(problems)} problems, {sum(f.state == 'note' for f in findings)} notes")
-    if problems:
-        names = ", ".join(f"{f.area} {f.name}" for f in problems)
-        raise MissingError(f"{len(problems)} of {len(findings)} things looked at are problems: {names}.")
 
 
 def examine(out: Path, device: str) -> Iterator[Finding]:
@@ -228,48 +190,3 @@ def _memory(name: str, device: str) -> str:
         return f"cannot be configured: {error}"
     verdict = "fits" if needed.total <= free else "does not fit"
     return f"a run needs {memory.gigabytes(needed.total)} or more and {verdict} on {device}"
-
-
-def _print(findings: list[Finding]) -> None:
-    from sdpo_bench.console_text import print_table
-
-    rows = [[f.area, f.name, f.state, f.text, f.mend or "-"] for f in findings]
-    print_table(["area", "name", "state", "what", "type"], rows)
-
-
-def _prompts(name: str, model: str, as_json: bool) -> None:
-    """Which prompts of a set or file a model cuts, and which are the same to it."""
-    from sdpo_bench.cut_prompts import read_from_files
-    from sdpo_bench.terminal import clean
-
-    reading = read_from_files(ModelSettings(name=model), load_prompts(name))
-    if reading is None:
-        raise MissingError(f"the tokenizer of '{model}' is not on this machine. Type: sdpo-bench fetch {model}")
-    if as_json:
-        echo_json({"model": model, **reading.as_data()})
-        return
-    for text in reading.cut:
-        click.echo(f"cut: {clean(text)}")
-    for group in reading.same:
-        click.echo(f"the same to the model: {' | '.join(map(clean, group))}")
-    click.echo(f"{model}: {reading.summary}")
-
-
-def _conformance(name: str, as_json: bool) -> None:
-    from sdpo_bench.conformance import check_plugin, find_everywhere
-
-    checks = []
-    for plugin in find_everywhere(name):
-        for check in check_plugin(plugin):
-            checks.append(check)
-            if not as_json:
-                detail = f": {check.detail}" if check.detail else ""
-                click.echo(f"{check.status:8}{check.kind[:-1]} {check.plugin}, {check.name}{detail}")
-    failed = [check for check in checks if check.status == "failed"]
-    if as_json:
-        echo_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
-    else:
-        skipped = sum(check.status == "skipped" for check in checks)
-        click.echo(f"{len(checks) - len(failed) - skipped} ok, {len(failed)} failed, {skipped} skipped")
-    if failed:
-        raise SdpoBenchError(f"'{name}' fails {len(failed)} of {len(checks)} checks.")

@@ -27,6 +27,10 @@ class Validator(Protocol):
 
     def forget_after(self, epoch: int) -> None: ...
 
+    def best_adapter(self) -> Path: ...
+
+    def clear(self) -> None: ...
+
 
 class TrainingState:
     """What a run's training keeps and goes back to; only the main process writes.
