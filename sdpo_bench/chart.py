@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Series:
@@ -37,3 +39,11 @@ class Dot:
     value: float
     low: float | None
     high: float | None
+
+
+def band(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves ``(x, y)`` on a common grid: ``x [n]`` and ``y [curves, n]``, over the range that all of them cover."""
+    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    grid = np.unique(np.concatenate([np.asarray(x, dtype=float) for x, _ in curves]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    return grid, np.stack([np.interp(grid, x, y) for x, y in curves])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench import plots
-from sdpo_bench.chart import Chart, Dot, Series
+from sdpo_bench.chart import Chart, Dot, Series, band
 from sdpo_bench.comparable import Arm
 from sdpo_bench.scoreboard import Board, base_spread, difference_to_base, endpoint_words, matrix_at
 from sdpo_bench.scores import BASE
@@ -207,7 +207,7 @@ def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
     for label, runs in logs.items():
         curves = [curve for rows in runs if len((curve := _curve(rows, key, axis))[0])]
         if curves:
-            x, y = plots.band(curves)
+            x, y = band(curves)
             if len(x):
                 several = len(curves) > 1
                 low, high = (y.min(0).tolist(), y.max(0).tolist()) if several else ((), ())

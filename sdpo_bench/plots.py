@@ -10,8 +10,6 @@ from io import BytesIO
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from sdpo_bench.chart import Chart, Dot
 from sdpo_bench.console_text import clean
 
@@ -181,11 +179,3 @@ def _matplotlib() -> ModuleType:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
     return matplotlib
-
-
-def band(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves ``(x, y)`` on a common grid: ``x [n]`` and ``y [curves, n]``, over the range that all of them cover."""
-    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    grid = np.unique(np.concatenate([np.asarray(x, dtype=float) for x, _ in curves]))
-    grid = grid[(grid >= start) & (grid <= end)]
-    return grid, np.stack([np.interp(grid, x, y) for x, y in curves])

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sdpo_bench import plots
 from sdpo_bench import tabular as t
-from sdpo_bench.chart import Chart, Series
+from sdpo_bench.chart import Chart, Series, band
 from sdpo_bench.comparable import shown
 from sdpo_bench.config import Request, resolve
 from sdpo_bench.contrasts import Contrast, contrast_cells
@@ -172,7 +171,7 @@ def curve_series(label: str, curves: Sequence[tuple[Sequence[float], Sequence[fl
     """One series with its band; none without a common range."""
     if not curves:
         return []
-    x, y = plots.band(curves)
+    x, y = band(curves)
     if not len(x):
         return []
     low, high = (y.min(0).tolist(), y.max(0).tolist()) if len(curves) > 1 else ([], [])
