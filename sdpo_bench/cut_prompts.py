@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sdpo_bench.console_text import clean
 from sdpo_bench.models import local_folder
 from sdpo_bench.pipeline_files import TOKENIZERS
 from sdpo_bench.prompts import load_prompts
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig
-from sdpo_bench.terminal import clean
 
 GUARD = "prompts"
 """Name of the warning in ``warnings.jsonl``."""

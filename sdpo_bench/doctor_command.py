@@ -1,4 +1,4 @@
-"""What ``sdpo-bench doctor`` does: findings about this machine, a plugin's conformance, or what a model reads of prompts."""
+"""What ``sdpo-bench doctor`` does: check this machine, a plugin, or how a model reads a list of prompts."""
 
 from dataclasses import asdict
 from pathlib import Path
