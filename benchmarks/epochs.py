@@ -43,13 +43,13 @@ def make_trainer(
     runtime: dict[str, Any] | None = None, **settings: Any,
 ) -> Any:  # fmt: skip
     """A trainer whose epoch has ``2 * pairs`` images."""
-    from sdpo_bench.config import Request, build_method, resolve
-    from sdpo_bench.models import load_policy
-    from sdpo_bench.runner import make_scorer
+    from sdpo_bench.config.resolve import Request, build_method, resolve
+    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.running.run_one import make_scorer
+    from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.seeds import seed_for
     from sdpo_bench.settings import Runtime
-    from sdpo_bench.store import RunFolder
-    from sdpo_bench.train import Trainer
+    from sdpo_bench.training.loop import Trainer
 
     overrides = {
         "schedule.steps": steps, "sample.images_per_epoch": 2 * pairs, "update.minibatch": 4,

@@ -180,7 +180,7 @@ def write(name: str, folder: Path) -> None:
 
 def measure(name: str, folder: Path, device: str, precision: str, answers) -> None:
     """Load and score one picture; puts seconds, peak memory and the score into the queue ``answers``."""
-    from sdpo_bench.registry import find
+    from sdpo_bench.plugins.registry import find
 
     plugin = find("rewards", name).load()
     paths = {"path": str(folder)} | ({"tokenizer_path": str(TABLE)} if name in ("hpsv2", "pickscore") else {})

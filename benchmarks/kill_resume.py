@@ -23,7 +23,7 @@ def main() -> None:
     import torch
 
     from killing import command_of, finish, results, run_until
-    from sdpo_bench import entry
+    from sdpo_bench.cli import entry
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=50)

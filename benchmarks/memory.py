@@ -26,14 +26,14 @@ def train(model: str, out: str, options: dict, answers) -> None:
     import torch
 
     from benchmarks import epochs
-    from sdpo_bench import memory
+    from sdpo_bench.estimates import memory_estimate
 
     torch.set_num_threads(1)
     largest = 2 * options["pairs"]  # of the epoch; evaluation, which is not measured, would decode more at once
     trainer = epochs.make_trainer(
         model, "sdpo", Path(out), steps=options["steps"], pairs=options["pairs"], runtime={"micro_batch": largest}
     )
-    needed = memory.estimate(trainer.resolved.config, largest, "cpu")
+    needed = memory_estimate.estimate(trainer.resolved.config, largest, "cpu")
     resident = []
     for _ in range(options["epochs"]):
         epochs.epoch(trainer)

@@ -23,7 +23,7 @@ PARTS = ("sd-turbo", "sdxl", "lcm")
 
 def write(name: str, folder: Path) -> None:
     """The pipeline folder of one part."""
-    from sdpo_bench.pipeline_files import published
+    from sdpo_bench.models.pipeline_files import published
     from tools.random_pipeline import SMALL, write_pipeline
 
     known = published(name)
@@ -50,16 +50,16 @@ def train(name: str, folder: Path, precision: str, resolution: int | None, train
 
 def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
     """Run it, or only train it and read the adapter back, and say what it took."""
-    from sdpo_bench import memory
-    from sdpo_bench.config import Request, resolve
-    from sdpo_bench.models import load_policy
-    from sdpo_bench.runner import make_scorer, run_cell
+    from sdpo_bench.config.resolve import Request, resolve
+    from sdpo_bench.estimates import memory_estimate
+    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.running.run_one import make_scorer, run_cell
+    from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.settings import Runtime
-    from sdpo_bench.store import RunFolder
-    from sdpo_bench.train import Trainer
+    from sdpo_bench.training.loop import Trainer
 
     resolved = resolve(Request(method="sdpo", reward="jpeg-compressibility", model=str(folder), overrides=settings))
-    needed = memory.estimate(resolved.config, 2, "cpu")
+    needed = memory_estimate.estimate(resolved.config, 2, "cpu")
     runtime = Runtime(out, "cpu", micro_batch=2, threads=1)
     start = time.perf_counter()
     if train_only:

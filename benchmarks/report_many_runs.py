@@ -32,11 +32,12 @@ PROMPTS = tuple(f"animal {i}" for i in range(45))
 STEPS = (1, 2, 4, 8)
 COMMANDS = {
     "list runs": (
-        "from pathlib import Path; from sdpo_bench.headline import list_runs; print(len(list_runs(Path(OUT))[1]))"
+        "from pathlib import Path; from sdpo_bench.results.run_list import list_runs; "
+        "print(len(list_runs(Path(OUT))[1]))"
     ),
     **{
         f"report --format {style}": (
-            "from pathlib import Path; from sdpo_bench.report_command import report_command; "
+            "from pathlib import Path; from sdpo_bench.cli.commands.report import report_command; "
             f"report_command(results=Path(OUT), select=(), group_by=(), metric='mean', style={style!r}, "
             f"out=Path(OUT) / 'report.{style}')"
         )

@@ -31,7 +31,7 @@ def train_case(axis: str, value: int, folder: Path) -> None:
     import resource
     from statistics import median
 
-    from sdpo_bench.prompts import load_prompts
+    from sdpo_bench.prompts.prompt_sets import load_prompts
 
     torch.set_num_threads(1)
     case = BASE | {axis: value}
@@ -101,8 +101,8 @@ def unet_flops() -> dict[str, float]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sdpo_bench import activations
-    from sdpo_bench.pipeline_files import published
+    from sdpo_bench.estimates import activations
+    from sdpo_bench.models.pipeline_files import published
     from sdpo_bench.settings import ModelSettings
 
     files = published("sd-turbo")
@@ -126,8 +126,8 @@ def unet_flops() -> dict[str, float]:
 
 def paper(images: int = 256, steps: int = 50, minibatch: int = 8, accumulation: int = 8) -> list[dict]:
     """Seconds of one SDPO epoch of SD-Turbo in bf16 by the number of GPUs: denoiser alone, rewards excluded."""
-    from sdpo_bench.cost import group_cost
-    from sdpo_bench.registry import find
+    from sdpo_bench.plugins.registry import find
+    from sdpo_bench.rollout.group_cost import group_cost
 
     plugin = find("methods", "sdpo").load()
     cost = group_cost(plugin(plugin.Settings()), [1.0] * steps, inner_epochs=1, guided=False)

@@ -17,13 +17,13 @@ import time
 
 FIRST_CALL = """
 import sys, time
-from sdpo_bench.policy import Policy
+from sdpo_bench.models.policy import Policy
 call = Policy._call
 def first(*arguments):
     print(time.process_time(), flush=True)
     import os; os._exit(0)
 Policy._call = first
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
 main(["run", "--threads", "1", "--out", sys.argv[1]])
 """
 COMMANDS = {

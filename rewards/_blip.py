@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sdpo_bench.errors import MissingError
-from sdpo_bench.plain_data import parse_json
 from sdpo_bench.rewards._checkpoint import State, count_layers, damaged, read_state, shape_of, strict_load
 from sdpo_bench.rewards._linear_head import LinearHead
+from sdpo_bench.system.json_toml import parse_json
 
 VISION = "blip.visual_encoder."
 TEXT = "blip.text_encoder."

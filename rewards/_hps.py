@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.hub import HubFile
-from sdpo_bench.plain_data import parse_json
+from sdpo_bench.models.hub import HubFile
 from sdpo_bench.rewards._checkpoint import damaged
 from sdpo_bench.rewards._clip import CONTEXT, TABLE_FILES, Clip, Tokenize, cosine, load_open_clip
 from sdpo_bench.rewards._images import SIDE, clip_pixels, padded_pixels
 from sdpo_bench.rewards._model_reward import CLIP_TABLE, ModelReward, TextSettings
 from sdpo_bench.rewards._official import hpsv2_scores
+from sdpo_bench.system.json_toml import parse_json
 
 REPO = "xswu/HPSv2"
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdpo_bench.api import Execution, Reward
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.hub import HubFile, cached, find, resolved_commit
+from sdpo_bench.models.hub import HubFile, cached, find, resolved_commit
 from sdpo_bench.rewards._checkpoint import file_digest, locate
 from sdpo_bench.rewards._images import to_bytes
 

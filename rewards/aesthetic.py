@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sdpo_bench.api import Execution
-from sdpo_bench.hub import HubFile
+from sdpo_bench.models.hub import HubFile
 from sdpo_bench.rewards._checkpoint import file_digest, read_state, strict_load
 from sdpo_bench.rewards._clip import Clip, load_folder, weights_in
 from sdpo_bench.rewards._clip_reward import local_folder

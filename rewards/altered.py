@@ -43,7 +43,7 @@ class Altered(Reward):
     native_model = "emoji-turbo"
 
     def __init__(self, settings: AlteredSettings, device: str = "cpu"):
-        from sdpo_bench.reward_choice import choose
+        from sdpo_bench.scoring.reward_expression import choose
 
         super().__init__(settings, device)
         choice = choose(settings.of)

@@ -19,6 +19,6 @@ class EmojiAccuracy(Reward):
     native_model = "emoji-turbo"
 
     def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
-        from sdpo_bench.emoji_scorer import correctness, load_scorer
+        from sdpo_bench.scoring.emoji_scorer import correctness, load_scorer
 
         return correctness(load_scorer("accuracy", self.device), images.to(self.device), prompts).cpu()

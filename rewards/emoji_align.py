@@ -20,6 +20,6 @@ class EmojiAlign(Reward):
     differentiable = True
 
     def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
-        from sdpo_bench.emoji_scorer import alignment, load_scorer
+        from sdpo_bench.scoring.emoji_scorer import alignment, load_scorer
 
         return alignment(load_scorer("align", self.device), images.to(self.device), prompts).cpu()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdpo_bench.api import Reward
-from sdpo_bench.emoji import STYLES
 from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.prompts.emoji_grammar import STYLES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class EmojiStyle(Reward):
         return f"{self.version}:{self.settings.style.replace(' ', '-')}"
 
     def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
-        from sdpo_bench.emoji_scorer import load_scorer, style_score
+        from sdpo_bench.scoring.emoji_scorer import load_scorer, style_score
 
         scorer = load_scorer("align", self.device)
         return style_score(scorer, images.to(self.device), self.settings.style).cpu()

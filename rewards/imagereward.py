@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.hub import HubFile
+from sdpo_bench.models.hub import HubFile
 from sdpo_bench.rewards._blip import load_blip_reward
 from sdpo_bench.rewards._images import clip_pixels, cropped_pixels
 from sdpo_bench.rewards._model_reward import ModelReward, TextSettings

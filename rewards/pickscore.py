@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from sdpo_bench.hub import HubFile
+from sdpo_bench.models.hub import HubFile
 from sdpo_bench.rewards._clip import TABLE_FILES, cosine
 from sdpo_bench.rewards._clip_reward import ClipReward
 from sdpo_bench.rewards._images import clip_pixels

@@ -18,10 +18,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from sdpo_bench import wire
 from sdpo_bench.api import Execution, Reward
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
-from sdpo_bench.plain_data import parse_json
+from sdpo_bench.scoring import http_format
+from sdpo_bench.system.json_toml import parse_json
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 URL_VARIABLE = "SDPO_BENCH_REWARD_URL"
@@ -97,10 +97,10 @@ class Remote(Reward):
         answer = self._send("GET", "/info")
         try:
             found = parse_json(answer.content)
-            if int(found["protocol"]) != wire.PROTOCOL:
+            if int(found["protocol"]) != http_format.PROTOCOL:
                 raise UsageError(
                     f"the service at {self.url} speaks version {found['protocol']} of the protocol, this sdpo-bench "
-                    f"version {wire.PROTOCOL}. Install the same sdpo-bench on both sides."
+                    f"version {http_format.PROTOCOL}. Install the same sdpo-bench on both sides."
                 )
             kinds = {"name": str, "version": str, "scale": str, "source": str, "settings": dict, "commits": dict}
             if all(isinstance(found[key], kind) for key, kind in kinds.items()) and int(found["max_bytes"]) > 0:
@@ -150,10 +150,10 @@ class Remote(Reward):
 
     def _score(self, images: Tensor, prompts: Sequence[str], where: str) -> Tensor:
         """Scores of one request; ``where`` names it in messages."""
-        body = wire.pack_request(images, prompts)
-        answer = self._send("POST", "/score", content=body, headers={"content-type": wire.MEDIA_TYPE})
+        body = http_format.pack_request(images, prompts)
+        answer = self._send("POST", "/score", content=body, headers={"content-type": http_format.MEDIA_TYPE})
         try:
-            scores, said = wire.unpack_answer(answer.content)
+            scores, said = http_format.unpack_answer(answer.content)
         except UsageError as error:
             raise RunFailed(f"the reward service at {self.url} sent no scores for {where}: {error}") from error
         if scores.shape != (len(prompts),):

@@ -7,7 +7,7 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run the command line, as ``entry.main``; Ctrl-C is no traceback while Python is still reading modules either."""
     try:
-        from sdpo_bench.entry import main as run
+        from sdpo_bench.cli.entry import main as run
     except KeyboardInterrupt:
         print("\nInterrupted before anything had begun.", file=sys.stderr)
         sys.exit(130)

@@ -161,7 +161,7 @@ class Method(ABC):
 
     @property
     def reward_guard(self) -> RewardGuard:
-        """How ``predicted`` rewards treat negative similarity weights (``sdpo_bench.dense``)."""
+        """How ``predicted`` rewards treat negative similarity weights (``sdpo_bench.scoring.dense_rewards``)."""
         return "convex"
 
     def critic(self, latent_shape: tuple[int, int, int], num_steps: int) -> Critic | None:

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from sdpo_bench.handlers import STOPS
+from sdpo_bench.system.signals import STOPS
 
 HERE = Path(__file__).parent
 OFFICIAL = Path(os.environ.get("SDPO_BENCH_FIXTURES", HERE / "fixtures" / "official"))
@@ -51,7 +51,7 @@ def tiny_pipe(official: Path) -> Path:
 @pytest.fixture
 def tiny_policy(tiny_pipe: Path):
     """A fresh policy of the tiny pipeline with a LoRA whose B matrices are not zero, so that it differs from base."""
-    from sdpo_bench.models import load_policy
+    from sdpo_bench.models.catalogue import load_policy
     from sdpo_bench.settings import ModelSettings
 
     policy = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=1)

@@ -6,21 +6,21 @@ from typing import Any
 
 import torch
 
-from sdpo_bench.budget import Ledger
-from sdpo_bench.config import Request, Resolved, resolve
-from sdpo_bench.experience import Experience
-from sdpo_bench.models import load_policy
-from sdpo_bench.processes import ALONE
-from sdpo_bench.registry import find, plugins
-from sdpo_bench.rollout import Noise, Trajectories, rollout
-from sdpo_bench.runner import make_scorer
-from sdpo_bench.schedule import make_schedule
+from sdpo_bench.advantages.experience import Experience
+from sdpo_bench.config.resolve import Request, Resolved, resolve
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.plugins.registry import find, plugins
+from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
+from sdpo_bench.rollout.schedule import make_schedule
+from sdpo_bench.running.run_one import make_scorer
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.seeds import seed_for
-from sdpo_bench.setting_values import validate
 from sdpo_bench.settings import Runtime, UpdateSettings
-from sdpo_bench.store import RunFolder
-from sdpo_bench.train import Trainer
-from sdpo_bench.update import Updater
+from sdpo_bench.system.distributed import ALONE
+from sdpo_bench.training.loop import Trainer
+from sdpo_bench.training.updater import Updater
 
 METHODS = tuple(plugins("methods"))
 """Every method that is found."""

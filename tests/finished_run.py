@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_bench.entry import main
-from sdpo_bench.store import RunFolder
+from sdpo_bench.cli.entry import main
+from sdpo_bench.runs.run_folder import RunFolder
 
 
 def call(capsys, *arguments):

@@ -30,7 +30,7 @@ def exit_code(work: Callable[[], None], out: Path, err: Path) -> int:
 
 def command(arguments: list[str]) -> None:
     """``sdpo-bench ARGUMENTS``, as its entry point runs it; does not return."""
-    from sdpo_bench import entry
+    from sdpo_bench.cli import entry
 
     sys.argv = ["sdpo-bench", *arguments]
     entry.main(arguments)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import command, exit_code
-from sdpo_bench.store import RunFolder
+from sdpo_bench.runs.run_folder import RunFolder
 
 KILLED = -signal.SIGKILL
 RESULTS = (
@@ -40,7 +40,7 @@ def run_until(kill_at: int | str, arguments: list[str], moments: Path) -> int:
 
 
 def _child(kill_at: int | str, arguments: list[str], moments: Path) -> None:
-    from sdpo_bench.policy import Policy
+    from sdpo_bench.models.policy import Policy
 
     moment = _Moments(kill_at, moments)
     os.fsync = _around(moment, "fsync", os.fsync, tear=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.run_record import training_id, versions_of
+from sdpo_bench.config.run_id import training_id, versions_of
 
 SAMPLER = "ddim trailing eta=1 guidance=1 sample bank=0"
 PROMPTS = ("cat", "dog", "bee")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdpo_bench.registry import find
+from sdpo_bench.plugins.registry import find
 from sdpo_bench.rewards._images import read_image, to_bytes
 
 HERE = Path(__file__).parent / "fixtures"

@@ -15,11 +15,11 @@ from conftest import OFFICIAL  # one thread, no network
 from safetensors.torch import save_file
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import update
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.loss_scale import Fp16Scale
-from sdpo_bench.processes import launched
-from sdpo_bench.rollout import Trajectories
+from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.system.distributed import launched
+from sdpo_bench.training import updater
+from sdpo_bench.training.loss_scale import Fp16Scale
 
 PIPE = OFFICIAL / "tiny_pipe"
 BUDGET, SHORT = {"budget.images": 18}, {"budget.images": 10}
@@ -52,7 +52,7 @@ def trained(method, out, processes, **extra):
 def overflowing(out, processes):
     """Train in fp16 from a loss scale at which the first steps overflow."""
     first = lambda dtype, device: Fp16Scale(device, 2.0**34)  # noqa: E731
-    with mock.patch.object(update, "loss_scale", first):
+    with mock.patch.object(updater, "loss_scale", first):
         return trained("sdpo", out, processes, **BUDGET, **{"model.precision": "fp16"})
 
 

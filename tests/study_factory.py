@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from report_factory import SAMPLER, frame
 
-from sdpo_bench.config import resolve
-from sdpo_bench.plan import Cell
-from sdpo_bench.prompts import load_prompts
-from sdpo_bench.registry import plugins
+from sdpo_bench.config.resolve import resolve
+from sdpo_bench.plugins.registry import plugins
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.study import Bench, StudyRequest
-from sdpo_bench.trainings import Trainings, merged_plan
+from sdpo_bench.studies.shared.contract import Bench, StudyRequest
+from sdpo_bench.studies.shared.trainings import Trainings, merged_plan
+from sdpo_bench.sweep.plan import Cell
 
 Gain = Callable[[Cell, str, int], float]
 """``(cell, judging reward, step count) -> gain`` over the base model, whose scores lie around 0."""

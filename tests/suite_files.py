@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.cell_process import DONE, STOPPED, Job
-from sdpo_bench.config import resolve
-from sdpo_bench.executors import Ended
-from sdpo_bench.plan import Cell
+from sdpo_bench.config.resolve import resolve
 from sdpo_bench.settings import Runtime
+from sdpo_bench.sweep.local_executor import Ended
+from sdpo_bench.sweep.plan import Cell
+from sdpo_bench.sweep.worker import DONE, STOPPED, Job
 
 SUITE = """
 description = "for a test"

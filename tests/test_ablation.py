@@ -5,8 +5,8 @@ import pytest
 from report_factory import SAMPLER, base_frame, frame, make_base, make_run, spread
 from scipy import stats as scipy_stats
 
-from sdpo_bench.report import Request, build_report
-from sdpo_bench.results import load_results
+from sdpo_bench.report.assemble import Request, build_report
+from sdpo_bench.results.read_results import load_results
 
 BY_PROMPT = np.array([-0.5, 0.0, 0.5])[:, None, None]
 """What a variant adds to the prompts, zero on average: in crossed intervals, and not in a test of seed means."""

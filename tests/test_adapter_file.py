@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from factories import make_resolved
-from sdpo_bench import checkpoint, runner
-from sdpo_bench.adapter_file import METADATA, read_adapter
-from sdpo_bench.eval_command import export_command
-from sdpo_bench.models import load_policy
-from sdpo_bench.policy import ADAPTER, Policy
-from sdpo_bench.runner import run_cell
+from sdpo_bench.cli.commands.eval import export_command
+from sdpo_bench.models.adapter_file import METADATA, read_adapter
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.policy import ADAPTER, Policy
+from sdpo_bench.running import run_one
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import ModelSettings, Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL
+from sdpo_bench.training import checkpoint
 
 OFFICIAL_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 MODULES = (*OFFICIAL_TARGETS, "ff.net.0.proj", "ff.net.2", "proj_in", "conv1", "time_emb_proj", "linear_1", "conv_in")
@@ -169,9 +170,9 @@ def test_an_adapter_of_an_earlier_version_at_strength_one_is_loaded_as_before(ti
 def test_a_run_of_another_strength_is_judged_and_exported_as_it_was_trained(tiny_pipe, tmp_path, monkeypatch, chosen):
     """Its training state is the only witness: what is judged and exported went through a file, the best one twice."""
     judged = []
-    evaluate = runner.ev.evaluate
+    evaluate = run_one.ev.evaluate
     monkeypatch.setattr(
-        runner.ev, "evaluate", lambda policy, *a, **k: (judged.append(outputs(policy)), evaluate(policy, *a, **k))[1]
+        run_one.ev, "evaluate", lambda policy, *a, **k: (judged.append(outputs(policy)), evaluate(policy, *a, **k))[1]
     )
     more = (
         {"checkpoint.choose": "validation", "checkpoint.prompts": "emoji-validation", "checkpoint.images_per_prompt": 1}

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 from report_factory import base_frame, edit_scores, frame, make_base, make_run, spread
 from scipy import stats
 
-from sdpo_bench.against import Reading
-from sdpo_bench.cli_report import report as report_cli
+from sdpo_bench.cli.commands.report import find_sides_against, render
+from sdpo_bench.cli.report_commands import report as report_cli
 from sdpo_bench.errors import UsageError
-from sdpo_bench.published import paper, read_published
-from sdpo_bench.report import Request, build_report
-from sdpo_bench.report_command import find_sides_against, render
-from sdpo_bench.results import load_results
+from sdpo_bench.report.assemble import Request, build_report
+from sdpo_bench.report.tables.published_comparison import Reading
+from sdpo_bench.results.published_numbers import paper, read_published
+from sdpo_bench.results.read_results import load_results
 
 # sdpo: +1, +2, +3; ddpo: +0.5, +0.4, -0.3; d3po: +0.02 each, which two readings off by 0.05 cannot tell from nothing.
 FILE = """

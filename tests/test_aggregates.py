@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from sdpo_bench.aggregates import iqm, probability_of_improvement, standardised_gains, stratified_bootstrap
 from sdpo_bench.errors import UsageError
+from sdpo_bench.statistics.aggregates import iqm, probability_of_improvement, standardised_gains, stratified_bootstrap
 
 
 def test_gains_are_in_the_base_models_standard_deviations():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sdpo_bench.api import NoSettings, Reward
-from sdpo_bench.budget import Ledger
-from sdpo_bench.dense import Queries
-from sdpo_bench.rollout import Trajectories
-from sdpo_bench.scoring import Scorer, ask_rewards
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.scoring.dense_rewards import Queries
+from sdpo_bench.scoring.scorer import Scorer, ask_rewards
 
 
 class Tagged(Reward):

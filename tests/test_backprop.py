@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from factories import GRADIENT_METHODS, make_method, make_resolved, make_trainer, make_updater, sample_groups
+from sdpo_bench.advantages.experience import Experience, UpdateLog
 from sdpo_bench.api import Backprop, Reward
-from sdpo_bench.backprop import last_steps
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import RunFailed, UsageError
-from sdpo_bench.experience import Experience, UpdateLog
-from sdpo_bench.order import Order
-from sdpo_bench.scoring import Scorer
+from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.training.reward_gradient import last_steps
+from sdpo_bench.training.update_order import Order
 
 
 class Red(Reward):
@@ -69,7 +69,7 @@ def test_draft_s_gradient_equals_autograd_through_the_sampler(tiny_policy, depth
 
 
 def _windows(updater):
-    from sdpo_bench.order import windows
+    from sdpo_bench.training.update_order import windows
 
     return windows(in_order(3, 3), updater.settings, updater.method.granularity)
 
@@ -103,7 +103,7 @@ def test_refl_scores_the_predicted_original_of_its_step(tiny_policy):
 
 
 def test_losses_by_hand():
-    from sdpo_bench.update import _reward_minibatch
+    from sdpo_bench.training.updater import _reward_minibatch
 
     batch = _reward_minibatch(torch.tensor([[1.0], [3.0]]), 4)
     assert make_method("draft").loss(batch).value == -2

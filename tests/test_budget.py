@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sdpo_bench.budget import Cost, Ledger, Limit, parse_budget
 from sdpo_bench.errors import UsageError
+from sdpo_bench.ledger import Cost, Ledger, Limit, parse_budget
 
 GROUP = Cost(images=2, forward=12, backward=8, rewards=5)
 

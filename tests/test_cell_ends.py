@@ -12,24 +12,26 @@ from pathlib import Path
 import pytest
 from suite_files import FakeExecutor, finish, succeed, tiny_suite, write_suite
 
-import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
-from sdpo_bench import cell_process, executors, study_command, sweep_command
-from sdpo_bench.cell_process import DONE, FAILED, Job, Said
-from sdpo_bench.config import Request
-from sdpo_bench.entry import main
-from sdpo_bench.executors import Ended, LocalExecutor, NoProcess
-from sdpo_bench.plan import make_plan
+import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
+from sdpo_bench.cli.commands import study
+from sdpo_bench.cli.commands import sweep as sweep_command
+from sdpo_bench.cli.entry import main
+from sdpo_bench.config.resolve import Request
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.suite import read_suite
-from sdpo_bench.sweep import Sweep
-from sdpo_bench.train import Trainer
+from sdpo_bench.sweep import local_executor, worker
+from sdpo_bench.sweep.local_executor import Ended, LocalExecutor, NoProcess
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.scheduler import Sweep
+from sdpo_bench.sweep.suite import read_suite
+from sdpo_bench.sweep.worker import DONE, FAILED, Job, Said
+from sdpo_bench.training.loop import Trainer
 
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
-    monkeypatch.setattr(executors, "_start_method", lambda: "fork")
-    monkeypatch.setattr("sdpo_bench.sweep.POLL", 0.01)
+    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
+    monkeypatch.setattr("sdpo_bench.sweep.scheduler.POLL", 0.01)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -122,8 +124,8 @@ def test_a_study_knows_of_a_training_whose_failure_could_not_be_recorded(tmp_pat
     run.path.parent.mkdir(parents=True)
     run.path.write_text("no folder")
     behave = lambda job: Ended(job, FAILED, "why") if job.run_id == first.run_id else succeed(job)  # noqa: E731
-    monkeypatch.setattr(study_command, "LocalExecutor", lambda *arguments, **options: FakeExecutor(behave))
-    trainings = study_command._sweep("mine", [suite], Runtime(out=tmp_path / "out"), 1, ["cpu"])
+    monkeypatch.setattr(study, "LocalExecutor", lambda *arguments, **options: FakeExecutor(behave))
+    trainings = study._sweep("mine", [suite], Runtime(out=tmp_path / "out"), 1, ["cpu"])
     assert [trained.cell.state for trained in trainings.runs] == ["failed", "done"]
     assert trainings.runs[0].why_not == "failed: why"
 
@@ -132,7 +134,7 @@ def test_what_goes_wrong_after_a_run_is_done_does_not_undo_it(tmp_path, tiny_pip
     def broken(*arguments):
         raise OSError(errno.EIO, "the table cannot be printed")
 
-    monkeypatch.setattr("sdpo_bench.terminal.print_step_table", broken)
+    monkeypatch.setattr("sdpo_bench.running.live.print_step_table", broken)
     path = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]')
     code, cells, said = sweep(path, tmp_path / "out")
     assert (code, cells["ddpo"]["outcome"]) == (0, "done")
@@ -143,7 +145,7 @@ def test_a_thread_that_cannot_be_started_is_the_reason_of_its_cell(tmp_path, tin
     def refused(self):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(cell_process.threading.Thread, "start", refused)
+    monkeypatch.setattr(worker.threading.Thread, "start", refused)
     path = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]')
     code, cells, _ = sweep(path, tmp_path / "out")
     assert (code, cells["ddpo"]["state"]) == (1, "failed")
@@ -213,7 +215,7 @@ def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
 class Orphan:
     """A process whose fork server is lost: it seems to have ended, and works on."""
 
-    exitcode, pid = executors.SERVER_LOST, 0
+    exitcode, pid = local_executor.SERVER_LOST, 0
 
     def __init__(self, sentinel):
         self.sentinel = sentinel
@@ -227,7 +229,7 @@ def test_a_cell_outlives_the_server_that_started_it(tmp_path):
     gone, server = os.pipe()
     words, said = executor._context.Pipe(duplex=False)
     job = Job("a cell", "run", Request(), Runtime(out=tmp_path), "")
-    executor._running.append(executors._Running(job, Orphan(gone), words, 0))
+    executor._running.append(local_executor._Running(job, Orphan(gone), words, 0))
     os.close(server)
     assert executor.wait(1.0) == [] and executor.wait(0.01) == []
     said.send(Said(FAILED, "why"))
@@ -255,7 +257,7 @@ def test_a_signal_that_is_repeated_does_not_tear_saving_apart():
     before = signal.getsignal(signal.SIGXCPU), signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(KeyboardInterrupt):
-            cell_process._stop(signal.SIGXCPU, None)
+            worker._stop(signal.SIGXCPU, None)
         assert [signal.getsignal(number) for number in (signal.SIGXCPU, signal.SIGTERM)] == [signal.SIG_IGN] * 2
     finally:
         for number, handler in zip((signal.SIGXCPU, signal.SIGTERM), before):

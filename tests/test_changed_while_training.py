@@ -7,15 +7,15 @@ import shutil
 import pytest
 
 from factories import make_resolved
-from sdpo_bench import checkpoint, guards
 from sdpo_bench.errors import Unwritable
-from sdpo_bench.progress import Watcher
-from sdpo_bench.report import Request, build_report
-from sdpo_bench.results import load_results
-from sdpo_bench.runner import run_cell
+from sdpo_bench.report.assemble import Request, build_report
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.adapter import log_changed, timing_changed
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.trained_adapter import log_changed, timing_changed
+from sdpo_bench.system.progress import Watcher
+from sdpo_bench.training import checkpoint, collapse_guards
 
 LOGS = ("train.jsonl", "validation.jsonl")
 
@@ -89,7 +89,7 @@ def test_a_log_that_is_changed_while_the_run_works_is_put_back_and_told(whole, t
     again = run(resolved, tmp_path, watcher)
     for file in (*LOGS, "eval.parquet", "lora/pytorch_lora_weights.safetensors"):
         assert (again.path / file).read_bytes() == (expected.path / file).read_bytes(), file
-    (warned,) = guards.warnings(again)
+    (warned,) = collapse_guards.warnings(again)
     assert warned.guard == "log" and warned.text.startswith(f"{name} had been")
     assert told == [f"epoch {warned.epoch}: {warned.text}"]
     assert again.status["state"] == "done" and again.status["warnings"] == 1 and not log_changed(again)
@@ -110,7 +110,7 @@ def test_a_log_that_is_changed_after_the_end_is_put_back_when_the_run_is_given_a
     watcher, told = at(None, None)
     assert not run_cell(resolved, Runtime(out=tmp_path / "copy", device="cpu"), watcher).trained_now
     assert (folder.path / name).read_bytes() == (expected.path / name).read_bytes()
-    (warned,) = guards.warnings(folder)
+    (warned,) = collapse_guards.warnings(folder)
     assert told == [f"epoch 3: {warned.text}"] and not changed(folder)
 
 
@@ -159,4 +159,4 @@ def test_a_lock_that_is_removed_stops_nothing(whole, tmp_path):
     resolved, _ = whole
     folder = RunFolder(tmp_path / "runs" / resolved.run_id)
     again = run(resolved, tmp_path, at((1, "scoring"), lambda: os.remove(folder.path / "lock"))[0])
-    assert again.state == "done" and not guards.warnings(again)
+    assert again.state == "done" and not collapse_guards.warnings(again)

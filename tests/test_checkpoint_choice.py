@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from factories import make_resolved
-from sdpo_bench import guards
 from sdpo_bench.errors import UsageError
-from sdpo_bench.processes import ALONE
-from sdpo_bench.progress import Watcher
-from sdpo_bench.runner import make_scorer, run_cell
+from sdpo_bench.evaluation.best_checkpoint import Validator
+from sdpo_bench.running.run_one import make_scorer, run_cell
+from sdpo_bench.runs.adapter import LORA_FILE
+from sdpo_bench.runs.run_folder import RunFolder, best_row
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings, Runtime
-from sdpo_bench.store import RunFolder, best_row
-from sdpo_bench.trained_adapter import LORA_FILE
-from sdpo_bench.validation import Validator
+from sdpo_bench.system.distributed import ALONE
+from sdpo_bench.system.progress import Watcher
+from sdpo_bench.training import collapse_guards
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_best_candidate_is_the_result_and_nothing_else_changes(tiny_pipe, pr
 
 
 def test_validation_scores_never_reach_the_evaluation_file(tiny_pipe, prompts):
-    from sdpo_bench.evaluate import read_rows
+    from sdpo_bench.evaluation.evaluate import read_rows
 
     folder = run(choosing(tiny_pipe, prompts), prompts / "a")
     assert set(read_rows(folder)["prompt"]) == {"cat", "dog"}
@@ -135,7 +135,7 @@ def test_an_adapter_is_kept_while_it_is_the_best_and_before_its_line_says_so(jud
 def test_the_first_candidate_is_judged_even_after_a_collapse(judged):
     """A run without any would have no result."""
     after, run = judged
-    guards.record(run, guards.Warned(1, "dark", "black"))
+    collapse_guards.record(run, collapse_guards.Warned(1, "dark", "black"))
     saved, logged = after({2: 1.0, 4: 3.0}, "before-collapse")
     assert logged == [2] and saved == [("epoch-000002", 0)]
 
@@ -151,7 +151,7 @@ def test_a_score_is_the_mean_over_all_pictures_of_all_processes(tiny_policy, pro
     sampled = lambda policy, schedule, sampler, part, size: torch.tensor(  # noqa: E731
         [10.0 * number + (3 if schedule.num_steps == 3 else 0) for _, number in part]
     )
-    monkeypatch.setattr("sdpo_bench.evaluate.sample_images", sampled)
+    monkeypatch.setattr("sdpo_bench.evaluation.evaluate.sample_images", sampled)
     found = judge._judge()
     assert found["score_by_steps"] == {"1": (5 + 15 + 1 + 2) / 4, "3": (8 + 18 + 1 + 2) / 4}
     assert found["score"] == (23 / 4 + 29 / 4) / 2
@@ -213,7 +213,7 @@ def test_the_last_checkpoint_leaves_no_trace_in_the_identity(tiny_pipe):
 
 
 def test_prompts_that_chose_cannot_be_reported_later(tiny_pipe, prompts):
-    from sdpo_bench.eval_command import _eval_one
+    from sdpo_bench.cli.commands.eval import _eval_one
 
     folder = run(choosing(tiny_pipe, prompts), prompts)
     with pytest.raises(UsageError, match="was chosen on"):
@@ -251,7 +251,7 @@ def test_a_full_disk_fails_in_words_and_the_run_goes_on_later(tiny_pipe, tmp_pat
 
 def test_an_adapter_is_written_in_one_piece(tiny_policy, tmp_path, monkeypatch):
     """Killed in the middle of saving: no file, so the run does not count as trained."""
-    import sdpo_bench.policy as policy
+    import sdpo_bench.models.policy as policy
 
     monkeypatch.setattr(policy, "atomic_write", lambda path, data: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):

@@ -17,9 +17,9 @@ import pytest
 import report_factory
 
 import forked
-from sdpo_bench import console_text
-from sdpo_bench.entry import main
-from sdpo_bench.run_record import training_id, versions_of
+from sdpo_bench.cli.entry import main
+from sdpo_bench.config.run_id import training_id, versions_of
+from sdpo_bench.system import console_text
 
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
 QUICK = ["--set", "schedule.steps=2", "--set", "schedule.eta=0.5", "--set", "sample.images_per_epoch=4",
@@ -41,7 +41,7 @@ def call(*arguments, cwd=None, **environment):
 
 
 def forked_call(words, cwd):
-    import sdpo_bench.run_command  # noqa: F401  (so that no child imports it)
+    import sdpo_bench.cli.commands.run  # noqa: F401  (so that no child imports it)
 
     def work():
         os.chdir(cwd or ".")
@@ -67,7 +67,7 @@ def quick_run(tiny_pipe, out, prompts, *more):
 
 def test_help_and_lists_never_import_torch():
     script = (
-        "import sys, sdpo_bench.entry as c\n"
+        "import sys, sdpo_bench.cli.entry as c\n"
         "for a in (['--help'], ['run', '--help'], ['list', 'methods'], ['list', 'rewards'], ['list', 'models'],\n"
         "          ['list', 'presets'], ['list', 'prompts'], ['list', 'settings'], ['list', 'runs']):\n"
         "    try: c.main(a)\n"
@@ -195,7 +195,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "said", "hint"), WRONG, ids=[" ".join(a)[:60] for a, _, _ in WRONG])
 def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, arguments, said, hint):
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
     monkeypatch.chdir(tmp_path)
     Path("away.toml").write_text("[for.my-method.update]\nlr = 1e-3\n")
@@ -224,7 +224,7 @@ EMPTY = [
 
 @pytest.mark.parametrize("arguments", EMPTY, ids=" ".join)
 def test_an_empty_name_does_not_mean_choose_for_me(tmp_path, monkeypatch, capsys, arguments):
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -235,7 +235,7 @@ def test_an_empty_name_does_not_mean_choose_for_me(tmp_path, monkeypatch, capsys
 
 
 def test_an_empty_prompt_is_a_prompt(tmp_path, monkeypatch, capsys):
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
@@ -255,7 +255,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("arguments", "said"), CONTRADICTIONS)
 def test_a_flag_and_a_setting_that_differ_are_refused(tmp_path, monkeypatch, capsys, arguments, said):
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -290,10 +290,10 @@ VOID = [
 
 @pytest.mark.parametrize(("arguments", "said"), VOID, ids=[" ".join(a)[:70] for a, _ in VOID])
 def test_an_option_that_would_void_another_is_refused(tmp_path, monkeypatch, capsys, arguments, said):
-    from sdpo_bench import study_command, sweep_command
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.commands import study, sweep
+    from sdpo_bench.cli.entry import main
 
-    for module in (study_command, sweep_command):
+    for module in (study, sweep):
         monkeypatch.setattr(module, "measured_rates", lambda *arguments: ({}, "takes long"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -304,7 +304,7 @@ def test_an_option_that_would_void_another_is_refused(tmp_path, monkeypatch, cap
 
 
 def test_the_same_value_twice_is_no_contradiction(tmp_path, monkeypatch, capsys):
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
     monkeypatch.chdir(tmp_path)
     for words in (["--set", "eval.steps=4", "--steps", "4"], ["--set", "eval.steps=1, 2", "--steps", "1,2"]):
@@ -323,7 +323,7 @@ def test_python_without_docstrings_is_refused_in_words(tmp_path):
 
 
 def test_a_current_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -502,10 +502,10 @@ def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from sdpo_bench import checkpoint
-    from sdpo_bench.models import load_policy
+    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.settings import ModelSettings
-    from sdpo_bench.store import RunFolder
+    from sdpo_bench.training import checkpoint
 
     out, folder, _ = finished
     done = call("export", folder.name, "--to", tmp_path / "lora", "--out", out)
@@ -546,7 +546,7 @@ def test_a_damaged_adapter_is_not_exported(finished, tmp_path):
 def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pipe, tmp_path):
     import torch
 
-    from sdpo_bench.models import load_policy
+    from sdpo_bench.models.catalogue import load_policy
     from sdpo_bench.settings import ModelSettings
 
     latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
@@ -597,7 +597,7 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
 @pytest.fixture
 def copied(finished, tmp_path):
     """A results folder with the finished run, to be harmed."""
-    from sdpo_bench.store import RunFolder
+    from sdpo_bench.runs.run_folder import RunFolder
 
     shutil.copytree(finished[0], tmp_path / "out")
     return tmp_path / "out", RunFolder(tmp_path / "out" / "runs" / finished[1].name)
@@ -654,7 +654,7 @@ def test_damaged_scores_of_the_base_model_name_a_command_that_mends_them(copied,
 
 
 def test_two_processes_do_not_work_on_one_run(finished, tiny_pipe, few_prompts):
-    from sdpo_bench.store import RunFolder
+    from sdpo_bench.runs.run_folder import RunFolder
 
     out, folder, _ = finished
     with RunFolder(folder).locked():
@@ -720,12 +720,12 @@ def test_names_stay_in_one_piece_on_a_narrow_terminal(width, whole, monkeypatch,
     ],
 )
 def test_a_full_memory_is_no_defect(tmp_path, monkeypatch, capsys, error):
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
     def fail(out):
         raise error
 
-    monkeypatch.setattr("sdpo_bench.report_command.load_results", fail)
+    monkeypatch.setattr("sdpo_bench.cli.commands.report.load_results", fail)
     with pytest.raises(SystemExit) as stop:
         main(["report", "--results", str(tmp_path)])
     said = capsys.readouterr().err
@@ -780,12 +780,13 @@ def test_a_full_standard_output_is_named(two_methods, words):
 
 
 def test_another_full_disk_is_not_taken_for_standard_output(tmp_path, monkeypatch, capsys):
-    from sdpo_bench import entry, listing
+    from sdpo_bench.cli import entry
+    from sdpo_bench.cli.commands import list
 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "elsewhere")
 
-    monkeypatch.setattr(listing, "show", full)
+    monkeypatch.setattr(list, "show", full)
     with pytest.raises(SystemExit) as stop:
         entry.main(["list", "runs"])
     assert stop.value.code == 3

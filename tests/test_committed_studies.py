@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_bench.registry import plugins
+from sdpo_bench.plugins.registry import plugins
 
 FOLDER = Path(__file__).parent.parent / "results" / "studies"
 RECORDS = sorted(FOLDER.glob("*/*.json"))
@@ -32,7 +32,7 @@ def test_it_has_seeds_enough_and_its_command_stands_in_the_list(path):
 
 
 def test_a_report_shows_them_all(tmp_path):
-    from sdpo_bench.report_command import report_command
+    from sdpo_bench.cli.commands.report import report_command
 
     (tmp_path / "studies").symlink_to(FOLDER)
     page = tmp_path / "report.html"

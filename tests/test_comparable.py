@@ -6,9 +6,9 @@ import shutil
 import pytest
 from report_factory import make_run
 
-from sdpo_bench.comparable import apart, group_settings
-from sdpo_bench.results import load_results
-from sdpo_bench.store import RunFolder
+from sdpo_bench.results.comparability import apart, group_settings
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.runs.run_folder import RunFolder
 
 
 def settings_of(out):

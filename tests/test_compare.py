@@ -8,12 +8,12 @@ from click.testing import CliRunner
 from report_factory import SAMPLER, base_frame, edit_scores, frame, make_base, make_run, spread
 from scipy import stats as scipy_stats
 
-from sdpo_bench.cli_report import compare as compare_cli
-from sdpo_bench.compare import compare_sides
+from sdpo_bench.cli.report_commands import compare as compare_cli
 from sdpo_bench.errors import UsageError
-from sdpo_bench.results import load_results
-from sdpo_bench.select_runs import parse_select
-from sdpo_bench.sides import find_sides
+from sdpo_bench.report.tables.compare import compare_sides
+from sdpo_bench.results.compare_names import find_sides
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.select_runs import parse_select
 
 A = {0: 1.0, 1: 2.0, 2: 3.0}
 B = {0: 0.5, 1: 0.4, 2: 0.6}

@@ -7,24 +7,25 @@ import torch
 from torch import Tensor
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import calibration, seeds
+from sdpo_bench import seeds
+from sdpo_bench.advantages.epoch_metrics import correlation, part_metrics
 from sdpo_bench.api import NoSettings, Reward
-from sdpo_bench.base_scores import base_folder
-from sdpo_bench.bill import part_correlation, part_lines
-from sdpo_bench.calibration import calibrate
-from sdpo_bench.composite import Basis, Composite, CompositeSettings
-from sdpo_bench.epoch_metrics import correlation, part_metrics
 from sdpo_bench.errors import RunFailed, UsageError
-from sdpo_bench.estimate import Rates, reward_keys, run_work, seconds
-from sdpo_bench.evaluate import read_rows
-from sdpo_bench.models import load_policy, scheduler_config
+from sdpo_bench.estimates.time_estimate import Rates, reward_keys, run_work, seconds
+from sdpo_bench.evaluation import reward_scale
+from sdpo_bench.evaluation.base_scores import base_folder
+from sdpo_bench.evaluation.evaluate import read_rows
+from sdpo_bench.evaluation.reward_scale import calibrate
+from sdpo_bench.models.catalogue import load_policy, scheduler_config
 from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
-from sdpo_bench.rollout import Noise, sample
-from sdpo_bench.runner import evaluation_scorers, run_cell
-from sdpo_bench.schedule import make_schedule
-from sdpo_bench.scoring import CompositeScorer
+from sdpo_bench.rollout.sampling import Noise, sample
+from sdpo_bench.rollout.schedule import make_schedule
+from sdpo_bench.running.run_one import evaluation_scorers, run_cell
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.scorer import CompositeScorer
+from sdpo_bench.scoring.weighted_sum import Basis, Composite, CompositeSettings
 from sdpo_bench.settings import ModelSettings, Runtime, ScheduleSettings
-from sdpo_bench.store import RunFolder
+from sdpo_bench.training.bill_text import part_correlation, part_lines
 
 SUM = "jpeg-compressibility*-0.5+jpeg-incompressibility*2"
 PARTS = ["jpeg-compressibility", "jpeg-incompressibility"]
@@ -135,7 +136,7 @@ def test_statistics_are_those_of_the_base_models_pictures_and_of_nothing_else(ti
 
 def test_statistics_are_measured_once_for_a_results_folder(tiny_pipe, tmp_path, monkeypatch):
     _, used = reference(sum_run(tiny_pipe), tmp_path)
-    monkeypatch.setattr("sdpo_bench.calibration._measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("sdpo_bench.evaluation.reward_scale._measure", lambda *_: pytest.fail("measured again"))
     other = sum_run(tiny_pipe, **{"reward.name": "jpeg-compressibility*3+jpeg-incompressibility*1"})
     assert list(reference(other, tmp_path)[1].values()) == list(used.values())
 
@@ -150,17 +151,17 @@ def test_a_damaged_statistics_file_is_measured_again(tiny_pipe, tmp_path):
 
 def test_statistics_by_hand():
     """1, 2, 3, 6 have mean 3 and population variance 14 / 4; what differs by less than rounding does not vary."""
-    found = calibration._statistics("red", torch.tensor([1.0, 2, 3, 6], dtype=torch.float64))
+    found = reward_scale._statistics("red", torch.tensor([1.0, 2, 3, 6], dtype=torch.float64))
     assert found == {"mean": 3, "std": pytest.approx(3.5**0.5), "min": 1, "max": 6}
     with pytest.raises(UsageError, match="gives all 3 pictures"):
-        calibration._statistics("red", 5 + torch.tensor([0, 1e-6, 4e-6], dtype=torch.float64))
+        reward_scale._statistics("red", 5 + torch.tensor([0, 1e-6, 4e-6], dtype=torch.float64))
 
 
 def test_every_prompt_comes_once_before_any_comes_twice(prompts_file):
     basis = Basis(ModelSettings(), ScheduleSettings(), prompts_file)
     order = seeds.permutation(3, "reward-reference", "prompts").tolist()
     shuffled = [["cat", "dog", "bee"][place] for place in order]
-    found = calibration._pairs(basis, 7)
+    found = reward_scale._pairs(basis, 7)
     assert found == [(prompt, number) for number in (0, 1, 2) for prompt in shuffled][:7]
     assert shuffled != ["cat", "dog", "bee"], "in an order of its own"
 
@@ -170,7 +171,7 @@ def test_what_is_measured_are_samples_of_the_untrained_model_in_the_training_sch
     resolved = sum_run(tiny_pipe, **{"reward.reference_images": 7, "schedule.eta": 0.5})
     policy = load_policy(resolved.config.model, lora_seed=0)
     basis = resolved.described.basis
-    pairs = calibration._pairs(basis, 7)
+    pairs = reward_scale._pairs(basis, 7)
     schedule = make_schedule(scheduler_config(policy), 2, eta=0.5, spacing=basis.schedule.spacing)
     names = [f"{prompt}\n{number}" for prompt, number in pairs]
     with torch.no_grad(), policy.reference():
@@ -292,7 +293,7 @@ def test_a_resumed_sum_equals_one_that_never_stopped(tiny_pipe, tmp_path):
 
 def test_a_budget_of_reward_calls_counts_every_part(tiny_pipe, tmp_path):
     """DDPO asks once an image: two parts make 2 calls an image, so 21 calls allow 10 images."""
-    from sdpo_bench.run_command import plan
+    from sdpo_bench.cli.commands.run import plan
 
     resolved = sum_run(tiny_pipe, **{"budget.reward_calls": 21})
     trainer = calibrated_trainer(resolved, tmp_path)

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sdpo_bench import conformance_bandit as bandit
-from sdpo_bench import conformance_rewards as rewards
-from sdpo_bench import conformance_search as search
 from sdpo_bench.api import Loss, Method, Reward, Search
-from sdpo_bench.conformance import check_declarations, check_plugin
-from sdpo_bench.conformance_contract import Nonconforming, NotHere
-from sdpo_bench.registry import Plugin, plugins
+from sdpo_bench.doctor import bandit, rewards, search
+from sdpo_bench.doctor.checks import check_declarations, check_plugin
+from sdpo_bench.doctor.contract import Nonconforming, NotHere
+from sdpo_bench.plugins.registry import Plugin, plugins
 from sdpo_bench.rewards.emoji_style import EmojiStyle
 
 EVERY = [plugin for kind in ("methods", "rewards") for plugin in plugins(kind).values()]

@@ -5,17 +5,15 @@ import os
 import pytest
 import torch
 
-from sdpo_bench import checkpoint
-from sdpo_bench import conformance_bandit as bandit
-from sdpo_bench import conformance_methods as training
-from sdpo_bench import conformance_rewards as rewards
-from sdpo_bench import conformance_search as search
 from sdpo_bench.api import Loss, Method, Search
-from sdpo_bench.budget import Ledger
-from sdpo_bench.conformance_contract import Nonconforming
-from sdpo_bench.registry import find
+from sdpo_bench.doctor import bandit, rewards, search
+from sdpo_bench.doctor import methods as training
+from sdpo_bench.doctor.contract import Nonconforming
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.plugins.registry import find
 from sdpo_bench.rewards.emoji_style import EmojiStyle
-from sdpo_bench.update import Updater
+from sdpo_bench.training import checkpoint
+from sdpo_bench.training.updater import Updater
 
 
 def brightness(images):

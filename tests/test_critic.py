@@ -5,13 +5,13 @@ import torch
 
 import factories
 from factories import make_method, make_resolved, make_trainer, make_updater, random_experience, sample_groups
-from sdpo_bench import checkpoint
+from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.api import Critic, Loss, Method
-from sdpo_bench.critic import state_values
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.experience import UpdateLog
-from sdpo_bench.order import Order
-from sdpo_bench.update import CRITIC, Updater
+from sdpo_bench.training import checkpoint
+from sdpo_bench.training.critic import state_values
+from sdpo_bench.training.update_order import Order
+from sdpo_bench.training.updater import CRITIC, Updater
 
 
 class Regression(Method):

@@ -9,13 +9,13 @@ from collections import defaultdict
 import pytest
 from finished_run import call, words_of
 
-from sdpo_bench import guards
-from sdpo_bench.cut_prompts import Reading, read_by, read_from_files, read_prompts
 from sdpo_bench.errors import MissingError
-from sdpo_bench.models import load_policy
-from sdpo_bench.pipeline_parts import load_tokenizers
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.cut_prompts import Reading, read_by, read_from_files, read_prompts
+from sdpo_bench.models.pipeline_loading import load_tokenizers
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import ModelSettings
-from sdpo_bench.store import RunFolder
+from sdpo_bench.training import collapse_guards
 from tools.random_pipeline import SMALL, write_pipeline
 
 SIX = "a cat on a blue background"
@@ -126,13 +126,13 @@ def test_a_run_warns_once_and_keeps_the_warning(made, capsys):
     # cat and dog of training, and three of the unseen split, of which cat is one and the same
     assert line.startswith("warning: 2 of 4 prompts are cut to the 32 tokens that the model reads")
     assert "prompts that are the same to the model: 'cat cat" in line and "red' and 'cat cat" in line
-    (kept,) = guards.warnings(run)
+    (kept,) = collapse_guards.warnings(run)
     assert (kept.epoch, kept.guard, f"warning: {kept.text}") == (0, "prompts", line)
     assert json.loads((run.path / "status").read_text())["warnings"] == 1
     code, shown, said = call(capsys, *words)
     assert code == 0 and not warned(said), "the run has warned before"
     assert f"warning: before training: {kept.text}" in shown
-    assert len(guards.warnings(run)) == 1
+    assert len(collapse_guards.warnings(run)) == 1
     code, shown, _ = call(capsys, "report", "--results", run.path.parent.parent)
     assert code == 0 and "warned before training: 2 of 4 prompts" in " ".join(shown.split())
 
@@ -174,7 +174,7 @@ def test_a_dry_run_warns_where_the_tokenizer_is_at_hand(tmp_path, capsys):
 
 
 def test_nothing_is_said_where_there_is_no_tokenizer(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sdpo_bench.models.cached_pipeline", lambda *a: None)
+    monkeypatch.setattr("sdpo_bench.models.catalogue.cached_pipeline", lambda *a: None)
     path = tmp_path / "prompts.txt"
     path.write_text(f"{'word ' * 100}\n")
     words = ["run", "--dry-run", "--model", "sd-turbo", "--set", f"sample.prompts={path}"]

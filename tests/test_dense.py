@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_bench.advantages import Normaliser, advantages, discounted_returns
-from sdpo_bench.dense import Queries, anchor_step, choose_queries, predicted_rewards, step_rewards
+from sdpo_bench.advantages.normalise import Normaliser, advantages, discounted_returns
+from sdpo_bench.scoring.dense_rewards import Queries, anchor_step, choose_queries, predicted_rewards, step_rewards
 
 
 def latents(*shape, seed=0):

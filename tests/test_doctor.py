@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_bench import doctor, hub, registry
-from sdpo_bench.conformance import check_plugin
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
+from sdpo_bench.doctor import machine
+from sdpo_bench.doctor.checks import check_plugin
 from sdpo_bench.errors import MissingError
+from sdpo_bench.models import hub
+from sdpo_bench.plugins import registry
 
 SOURCE = Path(__file__).parent / "plugin"
 
@@ -162,8 +164,8 @@ def test_a_healthy_machine_without_network(tmp_path, monkeypatch, capsys):
 
 def test_old_and_absent_packages_are_problems(monkeypatch):
     lines = ["torch>=99", "no-such-thing>=1", 'pytest>=8; extra == "test"', "click>=8.1"]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines)
-    found = {f.name: f for f in doctor._packages()}
+    monkeypatch.setattr(machine.metadata, "requires", lambda name: lines)
+    found = {f.name: f for f in machine._packages()}
     assert found["torch"].state == "problem" and "torch>=99" in found["torch"].mend
     assert found["no-such-thing"].text == "not installed"
     assert found["click"].state == "ok"
@@ -173,13 +175,13 @@ def test_old_and_absent_packages_are_problems(monkeypatch):
 def test_a_full_disk_a_blocked_folder_and_an_absent_device(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    results = next(f for f in doctor._disk(blocked / "results") if f.name == "results")
+    results = next(f for f in machine._disk(blocked / "results") if f.name == "results")
     assert results.state == "problem"
     usage = shutil._ntuple_diskusage(10**12, 10**12 - 10**6, 10**6)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    results = next(f for f in doctor._disk(tmp_path) if f.name == "results")
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: usage)
+    results = next(f for f in machine._disk(tmp_path) if f.name == "results")
     assert results.state == "problem" and "1.0 MB free" in results.text
-    (device,) = doctor._device("cuda:99")
+    (device,) = machine._device("cuda:99")
     assert device.state == "problem" and "--device cpu" in device.text
 
 

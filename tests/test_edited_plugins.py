@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import forked
-import sdpo_bench.warm  # noqa: F401  # what the commands need, imported once for all of them
-from sdpo_bench.store import RunFolder
+import sdpo_bench.sweep.warm  # noqa: F401  # what the commands need, imported once for all of them
+from sdpo_bench.runs.run_folder import RunFolder
 
 SOURCE = Path(__file__).parent / "plugin" / "sdpo_bench_reinforce"
 

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from factories import make_resolved
-from sdpo_bench import run_command
-from sdpo_bench.entry import main
+from sdpo_bench.cli.commands import run as run_command
+from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
-from sdpo_bench.progress import Watcher
-from sdpo_bench.prompts import held_prompts, load_prompts
-from sdpo_bench.runner import run_cell
+from sdpo_bench.prompts.prompt_sets import held_prompts, load_prompts
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
+from sdpo_bench.system.progress import Watcher
 
 
 def call(capsys, *arguments):

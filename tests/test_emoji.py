@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sdpo_bench import emoji
-from sdpo_bench.emoji_scorer import alignment, bounded_log
-from sdpo_bench.registry import find
+from sdpo_bench.plugins.registry import find
+from sdpo_bench.prompts import emoji_grammar
+from sdpo_bench.scoring.emoji_scorer import alignment, bounded_log
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PACKAGE = Path(str(files("sdpo_bench")))
@@ -63,19 +63,19 @@ def prompt_file(name: str) -> list[str]:
 
 class TestVocabulary:
     def test_sizes_and_uniqueness(self):
-        assert (len(emoji.ANIMALS), len(emoji.EXTRA), len(emoji.BACKGROUNDS)) == (45, 20, 10)
-        assert len(set(emoji.CLASSES)) == 65
+        assert (len(emoji_grammar.ANIMALS), len(emoji_grammar.EXTRA), len(emoji_grammar.BACKGROUNDS)) == (45, 20, 10)
+        assert len(set(emoji_grammar.CLASSES)) == 65
 
     def test_simple_animals_are_the_papers_words_in_order(self):
         # First and last of the list in kvablack/ddpo-pytorch and the SDPO code.
-        assert prompt_file("simple-animals") == list(emoji.ANIMALS)
-        assert (emoji.ANIMALS[0], emoji.ANIMALS[-1]) == ("cat", "kangaroo")
+        assert prompt_file("simple-animals") == list(emoji_grammar.ANIMALS)
+        assert (emoji_grammar.ANIMALS[0], emoji_grammar.ANIMALS[-1]) == ("cat", "kangaroo")
 
     def test_each_animal_holds_out_one_coloured_background_evenly(self):
-        animals = sorted(animal for animal, _ in emoji.HELD_OUT)
-        backgrounds = [background for _, background in emoji.HELD_OUT]
-        assert animals == sorted(emoji.ANIMALS)
-        assert {backgrounds.count(name) for name in emoji.BACKGROUNDS} == {0, 5}
+        animals = sorted(animal for animal, _ in emoji_grammar.HELD_OUT)
+        backgrounds = [background for _, background in emoji_grammar.HELD_OUT]
+        assert animals == sorted(emoji_grammar.ANIMALS)
+        assert {backgrounds.count(name) for name in emoji_grammar.BACKGROUNDS} == {0, 5}
         assert "white" not in backgrounds
 
     @pytest.mark.parametrize(
@@ -94,33 +94,33 @@ class TestVocabulary:
         ],
     )
     def test_parse_prompt(self, text, expected):
-        assert emoji.parse_prompt(text) == expected
+        assert emoji_grammar.parse_prompt(text) == expected
 
     def test_parsing_inverts_caption(self):
-        for name in emoji.CLASSES:
-            for background in (None, *emoji.BACKGROUNDS):
+        for name in emoji_grammar.CLASSES:
+            for background in (None, *emoji_grammar.BACKGROUNDS):
                 for article in (False, True):
-                    text = emoji.caption(name, background, with_article=article)
-                    assert emoji.parse_prompt(text) == (name, background)
+                    text = emoji_grammar.caption(name, background, with_article=article)
+                    assert emoji_grammar.parse_prompt(text) == (name, background)
 
 
 class TestPromptFiles:
     def test_unseen_prompts_are_the_held_out_pairs_and_the_extra_classes(self):
-        parsed = [emoji.parse_prompt(line) for line in prompt_file("emoji-unseen")]
-        assert set(parsed[:45]) == set(emoji.HELD_OUT)
-        assert parsed[45:] == [(name, None) for name in emoji.EXTRA]
+        parsed = [emoji_grammar.parse_prompt(line) for line in prompt_file("emoji-unseen")]
+        assert set(parsed[:45]) == set(emoji_grammar.HELD_OUT)
+        assert parsed[45:] == [(name, None) for name in emoji_grammar.EXTRA]
 
     def test_validation_prompts_are_not_held_out_and_not_trained_on(self):
         lines = prompt_file("emoji-validation")
-        pairs = [emoji.parse_prompt(line) for line in lines]
-        assert not set(pairs) & emoji.HELD_OUT
+        pairs = [emoji_grammar.parse_prompt(line) for line in lines]
+        assert not set(pairs) & emoji_grammar.HELD_OUT
         assert not set(lines) & set(prompt_file("simple-animals"))
         assert all(name and background for name, background in pairs)
 
     @pytest.mark.parametrize("name", ["simple-animals", "emoji-validation", "emoji-unseen"])
     def test_the_model_knows_every_word(self, name):
         words = {word for line in prompt_file(name) for word in line.split()}
-        assert words <= set(emoji.vocabulary())
+        assert words <= set(emoji_grammar.vocabulary())
 
 
 class TestScorers:
@@ -162,10 +162,10 @@ class TestScorers:
 
     def test_align_scores_the_background_only_if_the_prompt_names_one(self):
         images, prompts = real_pictures()
-        names = [emoji.parse_prompt(prompt)[0] for prompt in prompts]
+        names = [emoji_grammar.parse_prompt(prompt)[0] for prompt in prompts]
         align = reward("emoji-align")
-        plain = align(images, [emoji.caption(name) for name in names])
-        wrong = align(images, [emoji.caption(name, _other_background(p)) for name, p in zip(names, prompts)])
+        plain = align(images, [emoji_grammar.caption(name) for name in names])
+        wrong = align(images, [emoji_grammar.caption(name, _other_background(p)) for name, p in zip(names, prompts)])
         assert (wrong < plain).all()
         assert (align(images, prompts) > wrong).all()
 
@@ -185,11 +185,11 @@ class TestScorers:
         # Class probabilities ∝ 8, 1, 1, ...; to the power 1/3 they are ∝ 2, 1, 1, ...: "cat" scores ln(2 / (2 + 65)).
         # Backgrounds ∝ 27, 1, ...: ∝ 3, 1, ...: the first one adds ln(3 / (3 + 9)).
         classes, grounds = torch.ones(1, 66), torch.ones(1, 10)
-        classes[0, emoji.CLASSES.index("cat")], grounds[0, 0] = 8.0, 27.0
+        classes[0, emoji_grammar.CLASSES.index("cat")], grounds[0, 0] = 8.0, 27.0
         stub = lambda images: {"class": (classes / 73).log(), "background": (grounds / 36).log()}  # noqa: E731
         score = lambda prompt: alignment(stub, torch.zeros(1, 3, 32, 32), [prompt]).item()  # noqa: E731
         assert score("cat") == pytest.approx(math.log(2 / 67))
-        with_ground = score(f"a cat on a {emoji.BACKGROUNDS[0]} background")
+        with_ground = score(f"a cat on a {emoji_grammar.BACKGROUNDS[0]} background")
         assert with_ground == pytest.approx(math.log(2 / 67) + math.log(3 / 12))
 
     def test_a_mean_of_pictures_scores_below_each_of_them(self):
@@ -210,7 +210,7 @@ class TestScorers:
 
 
 def _other_background(prompt: str) -> str:
-    found = emoji.parse_prompt(prompt)[1]
+    found = emoji_grammar.parse_prompt(prompt)[1]
     return "black" if found != "black" else "white"
 
 
@@ -259,7 +259,7 @@ class TestPipeline:
         assert latents.std() == pytest.approx(1, abs=0.15)
 
     def test_tokenizer_maps_words_and_unknown_words(self):
-        words = emoji.vocabulary()
+        words = emoji_grammar.vocabulary()
         ids = pipeline().tokenizer("a Cat washing", padding="max_length", truncation=True).input_ids
         assert ids == [0, words["a"], words["cat"], words["<unk>"], 1, 1, 1, 1]
 
@@ -278,19 +278,19 @@ class TestRecipe:
         from tools.emoji_turbo.pictures import allowed_backgrounds
 
         weights = allowed_backgrounds()
-        zero = {(emoji.CLASSES[c], emoji.BACKGROUNDS[b]) for c, b in (weights == 0).nonzero().tolist()}
-        assert zero == set(emoji.HELD_OUT)
+        zero = {(emoji_grammar.CLASSES[c], emoji_grammar.BACKGROUNDS[b]) for c, b in (weights == 0).nonzero().tolist()}
+        assert zero == set(emoji_grammar.HELD_OUT)
 
     def test_pictures_of_the_pool_avoid_held_out_pairs_and_repeat_with_the_seed(self):
         from tools.emoji_turbo.pictures import Augmentation, make_pool
 
         glyphs = np.random.default_rng(0).integers(0, 255, (90, 96, 96, 4), dtype=np.uint8)
-        labels = np.array([(name, "noto", "0") for name in emoji.ANIMALS * 2])
+        labels = np.array([(name, "noto", "0") for name in emoji_grammar.ANIMALS * 2])
         pools = [make_pool(glyphs, labels, 600, 3, held_out=False, augment=Augmentation()) for _ in range(2)]
         pairs = zip(pools[0].classes.tolist(), pools[0].backgrounds.tolist())
-        drawn = {(emoji.CLASSES[c], emoji.BACKGROUNDS[b]) for c, b in pairs}
+        drawn = {(emoji_grammar.CLASSES[c], emoji_grammar.BACKGROUNDS[b]) for c, b in pairs}
         assert len(drawn) > 200
-        assert not drawn & emoji.HELD_OUT
+        assert not drawn & emoji_grammar.HELD_OUT
         assert torch.equal(pools[0].images, pools[1].images)
 
     def test_captions_tokenise_as_in_the_pipeline(self):

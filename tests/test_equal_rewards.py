@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo_bench.advantages import Normaliser, advantages, discounted_returns
-from sdpo_bench.dense import Queries, choose_queries, predicted_rewards
+from sdpo_bench.advantages.normalise import Normaliser, advantages, discounted_returns
+from sdpo_bench.scoring.dense_rewards import Queries, choose_queries, predicted_rewards
 
 MODES = ["per-step-prompt", "per-prompt", "per-step", "batch", "group"]
 POOLED = ["per-prompt", "batch"]

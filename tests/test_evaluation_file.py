@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_factory import base_frame, make_base, make_run, spread
 
-from sdpo_bench import pictures
 from sdpo_bench.errors import UsageError
-from sdpo_bench.evaluate import KEYS, NUMBERS, read_rows, write_rows
-from sdpo_bench.headline import list_runs
-from sdpo_bench.results import load_results, read_all_scores
-from sdpo_bench.scores import read_scores
-from sdpo_bench.store import RunFolder
+from sdpo_bench.evaluation.evaluate import KEYS, NUMBERS, read_rows, write_rows
+from sdpo_bench.results.read_results import load_results, read_all_scores
+from sdpo_bench.results.run_list import list_runs
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring import image_statistics
+from sdpo_bench.statistics.eval_table import read_scores
 
 
 def rows_of(scores: list[float], statistic: float = 0.5) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def rows_of(scores: list[float], statistic: float = 0.5) -> pd.DataFrame:
         "reward": "good", "version": "1",
     }  # fmt: skip
     rows = pd.DataFrame(keys | {"image": range(len(scores)), "score": scores})
-    return rows.assign(**dict.fromkeys(pictures.STATISTICS, statistic))[[*KEYS, *NUMBERS]]
+    return rows.assign(**dict.fromkeys(image_statistics.STATISTICS, statistic))[[*KEYS, *NUMBERS]]
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_a_file_of_somebody_else_is_not_called_damaged(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("sdpo_bench.scores.require_regular", refuse)
-    monkeypatch.setattr("sdpo_bench.evaluate.require_regular", refuse)
+    monkeypatch.setattr("sdpo_bench.statistics.eval_table.require_regular", refuse)
+    monkeypatch.setattr("sdpo_bench.evaluation.evaluate.require_regular", refuse)
     _, notices = read_all_scores(load_results(tmp_path).runs)
     assert [notice.text for notice in notices] == ["eval.parquet cannot be read: Permission denied"]
     with pytest.raises(UsageError, match=r"cannot be read: Permission denied. Ask whose it is"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from report_factory import frame
 
-from sdpo_bench.evaluate import (
+from sdpo_bench.evaluation.evaluate import (
     Subject,
     _add,
     _missing,
@@ -24,9 +24,9 @@ from sdpo_bench.evaluate import (
     step_table,
 )
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.runner import make_scorer
+from sdpo_bench.running.run_one import make_scorer
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import EvaluationSettings
-from sdpo_bench.store import RunFolder
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from factories import make_resolved, make_trainer, sample_groups
-from sdpo_bench.config import Request, resolve
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import RunFailed, UsageError
-from sdpo_bench.models import load_policy, set_float32_products
+from sdpo_bench.models.catalogue import load_policy, set_float32_products
 from sdpo_bench.settings import ModelSettings
 
 FASTER = {

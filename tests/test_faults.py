@@ -16,17 +16,17 @@ import torch
 from read_only import mount_read_only
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import checkpoint, guards
 from sdpo_bench.api import Loss
-from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import DiskFull, MissingError, RunFailed, Unwritable
-from sdpo_bench.out_of_memory import halving, is_out_of_memory, refusing
-from sdpo_bench.policy import Policy
-from sdpo_bench.progress import Watcher
-from sdpo_bench.runner import run_cell
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.update import Updater
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.memory_retry import halving, is_out_of_memory, refusing
+from sdpo_bench.system.progress import Watcher
+from sdpo_bench.training import checkpoint, collapse_guards
+from sdpo_bench.training.updater import Updater
 
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
@@ -134,7 +134,7 @@ def test_running_out_of_memory_changes_no_number(ample, tmp_path, monkeypatch, w
     assert told and "out of memory (CUDA out of memory" in told[0]
     if where == "update":
         assert later and max(later) <= 4, "smaller from then on"
-    recorded = [w for w in guards.warnings(outcome.run) if w.guard == "memory"]
+    recorded = [w for w in collapse_guards.warnings(outcome.run) if w.guard == "memory"]
     assert [w.text for w in recorded] == [text.partition(": ")[2] for text in told]
     for ours, theirs in zip(outcome.run.log(), whole.run.log(), strict=True):
         assert ours["bill"] == theirs["bill"]
@@ -362,7 +362,7 @@ def test_a_second_process_on_a_run_is_refused_and_harms_nothing(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create({"kind": "run"})
     script = (
-        "import sys, time, pathlib; from sdpo_bench.store import RunFolder\n"
+        "import sys, time, pathlib; from sdpo_bench.runs.run_folder import RunFolder\n"
         "with RunFolder(pathlib.Path(sys.argv[1])).locked():\n    print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, text=True)

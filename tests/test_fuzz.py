@@ -15,19 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_factory import base_frame, make_base, make_run, spread
 
-from sdpo_bench import entry
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.dense import choose_queries, step_rewards
+from sdpo_bench.cli import entry
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import SdpoBenchError, UsageError
-from sdpo_bench.identity import canonical_json
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.models import known_model
-from sdpo_bench.prompts import load_prompts
-from sdpo_bench.schedule import lint, make_schedule
-from sdpo_bench.setting_values import parse_set
+from sdpo_bench.hashing import canonical_json
+from sdpo_bench.models.catalogue import known_model
+from sdpo_bench.plugins.parse_settings import parse_set
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.rollout.schedule import lint, make_schedule
+from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
 from sdpo_bench.settings import SECTIONS
-from sdpo_bench.stats import crossed_interval, seed_interval
-from sdpo_bench.suite import make_suite, read_suite
+from sdpo_bench.statistics.intervals import crossed_interval, seed_interval
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.sweep.suite import make_suite, read_suite
 
 KEYS = sorted(f"{section}.{name}" for section, owner in SECTIONS.items() for name in owner.__dataclass_fields__)
 VALUES = st.one_of(
@@ -124,7 +124,7 @@ def test_suites_of_any_shape_are_refused_in_words(data):
 )  # fmt: skip
 def test_any_schedule_is_finite_or_refused(tiny_pipe, steps, eta, spacing, offset, previous, floor):
     """After the lint every step has a finite mean, a positive deviation and a finite log-probability."""
-    from sdpo_bench.schedule import gaussian_log_prob
+    from sdpo_bench.rollout.schedule import gaussian_log_prob
 
     scheduler = json.loads((tiny_pipe / "scheduler" / "scheduler_config.json").read_text()) | {"steps_offset": offset}
     try:

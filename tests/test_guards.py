@@ -7,12 +7,13 @@ import torch
 from report_factory import make_run, spread
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import guards, pictures
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.policy import Policy
-from sdpo_bench.results import load_results
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring import image_statistics
 from sdpo_bench.settings import GuardSettings
-from sdpo_bench.store import RunFolder
+from sdpo_bench.training import collapse_guards
 
 HEALTHY = {
     "epoch": 1, "clip_fraction": 0.4, "clip_fraction_at_zero_update": 0.0, "ratio_at_zero_update": 1e-6,
@@ -39,16 +40,16 @@ def row(epoch=2, **changes):
 )
 def test_each_guard_by_hand(change, guard, said):
     """At the threshold it fires alone, and just this side of it nothing does."""
-    found = guards.look(row(**change), HEALTHY, GuardSettings())
+    found = collapse_guards.look(row(**change), HEALTHY, GuardSettings())
     assert set(found) == {guard}
     assert said in found[guard] and f"guard.{guard} = " in found[guard]
     ((key, value),) = change.items()
     sound = value * (1.02 if guard in ("dark", "diversity") else 0.98)
-    assert guards.look(row(**{key: sound}), HEALTHY, GuardSettings()) == {}
+    assert collapse_guards.look(row(**{key: sound}), HEALTHY, GuardSettings()) == {}
 
 
 def test_thresholds_are_settings_and_no_part_of_the_identity(tiny_pipe):
-    assert guards.look(row(kl_to_base=10.0), HEALTHY, GuardSettings(kl=20.0)) == {}
+    assert collapse_guards.look(row(kl_to_base=10.0), HEALTHY, GuardSettings(kl=20.0)) == {}
     plain, other = make_resolved(tiny_pipe), make_resolved(tiny_pipe, **{"guard.kl": 9, "guard.stop": False})
     assert plain.run_id == other.run_id
     assert other.config.guard.kl == 9 and other.data["guard"]["kl"] == 9
@@ -93,15 +94,15 @@ def test_a_run_of_black_pictures_stops_and_a_resumed_one_repeats_nothing(tiny_pi
     again = make_trainer(resolved, tmp_path)
     with pytest.raises(RunFailed, match="epoch 2"):
         again.train()
-    assert [warned.epoch for warned in guards.warnings(again.run)] == [2, 2, 2]
+    assert [warned.epoch for warned in collapse_guards.warnings(again.run)] == [2, 2, 2]
     assert len(again.run.log()) == 2
 
 
 def test_only_pictures_that_became_flat_end_a_run():
     flat, sound = ({"pictures": {"flat_fraction": share}} for share in (1.0, 0.9))
-    assert guards.all_flat(flat, sound)
-    assert not guards.all_flat(sound, sound)
-    assert not guards.all_flat(flat, flat), "a base model that draws nothing else has not collapsed"
+    assert collapse_guards.all_flat(flat, sound)
+    assert not collapse_guards.all_flat(sound, sound)
+    assert not collapse_guards.all_flat(flat, flat), "a base model that draws nothing else has not collapsed"
 
 
 def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
@@ -126,32 +127,32 @@ def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
 def test_the_best_before_the_collapse_by_hand():
     """Pictures of epoch 6 were black: they are the policy's after 5 epochs, so epoch 4 is the last sound candidate."""
     rows = [{"epoch": e, "score": s} for e, s in ((2, 0.3), (3, 0.2), (4, 0.4), (5, 0.9), (6, 0.8))]
-    assert guards.before_collapse(rows, None)["epoch"] == 5
-    assert guards.before_collapse(rows, 6)["epoch"] == 4
-    assert guards.before_collapse(rows, 4)["epoch"] == 2
-    assert guards.before_collapse(rows, 2)["epoch"] == 2, "the earliest, where none is sound"
+    assert collapse_guards.before_collapse(rows, None)["epoch"] == 5
+    assert collapse_guards.before_collapse(rows, 6)["epoch"] == 4
+    assert collapse_guards.before_collapse(rows, 4)["epoch"] == 2
+    assert collapse_guards.before_collapse(rows, 2)["epoch"] == 2, "the earliest, where none is sound"
 
 
 def test_a_collapse_is_the_first_warning_of_pictures_or_distance(tmp_path):
     """Doubts about updates are none; a later warning of another kind does not move it."""
     run = RunFolder(tmp_path)
     for epoch, guard in ((2, "clip_fraction"), (3, "ratio_at_start")):
-        guards.record(run, guards.Warned(epoch, guard, "said"))
-    assert guards.collapsed_at(run) is None
+        collapse_guards.record(run, collapse_guards.Warned(epoch, guard, "said"))
+    assert collapse_guards.collapsed_at(run) is None
     for epoch, guard in ((5, "kl"), (5, "clip_at_start"), (7, "dark")):
-        guards.record(run, guards.Warned(epoch, guard, "said"))
-    assert guards.collapsed_at(run) == 5
+        collapse_guards.record(run, collapse_guards.Warned(epoch, guard, "said"))
+    assert collapse_guards.collapsed_at(run) == 5
 
 
 def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path, monkeypatch):
     """The reward prefers what comes after the collapse; the choice does not fall for it."""
     from safetensors.torch import load_file
 
-    from sdpo_bench.progress import Watcher
-    from sdpo_bench.run_command import choice_text
-    from sdpo_bench.runner import run_cell
+    from sdpo_bench.cli.commands.run import choice_text
+    from sdpo_bench.running.run_one import run_cell
+    from sdpo_bench.runs.adapter import LORA_FILE
     from sdpo_bench.settings import Runtime
-    from sdpo_bench.trained_adapter import LORA_FILE
+    from sdpo_bench.system.progress import Watcher
 
     (tmp_path / "train.txt").write_text("cat\ndog\n")
     (tmp_path / "held.txt").write_text("bee\n")
@@ -174,7 +175,7 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     rows = outcome.run.log("validation.jsonl")
     assert [r["epoch"] for r in rows] == [1, 2, 3], "after the collapse nothing is judged any more"
     assert max(rows, key=lambda r: r["score"])["epoch"] == 3, "black pictures compress best"
-    assert guards.collapsed_at(outcome.run) == 4
+    assert collapse_guards.collapsed_at(outcome.run) == 4
     expected = max(rows[:2], key=lambda r: r["score"])["epoch"]
     assert f"epoch {expected}, best of 3" in choice_text(rows, 4) and "before the collapse in epoch 4" in choice_text(
         rows, 4
@@ -191,7 +192,7 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
 
 
 def test_reports_show_what_a_run_was_warned_of(tmp_path):
-    from sdpo_bench.report import Request, build_report
+    from sdpo_bench.report.assemble import Request, build_report
 
     folder = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
     warned = {"epoch": 7, "guard": "dark", "text": "the pictures are black"}
@@ -203,5 +204,5 @@ def test_reports_show_what_a_run_was_warned_of(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_a_process_without_pictures_adds_nothing_and_warns_of_nothing():
     """Of three processes that share two groups, one has none."""
-    some = pictures.Sums.of(torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
-    assert pictures.Sums.of(torch.zeros(0, 3, 4, 4)) + some == some
+    some = image_statistics.Sums.of(torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert image_statistics.Sums.of(torch.zeros(0, 3, 4, 4)) + some == some

@@ -7,10 +7,10 @@ import httpx2
 import pytest
 import torch
 
-from sdpo_bench import wire
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
-from sdpo_bench.reward_choice import choose
 from sdpo_bench.rewards import remote
+from sdpo_bench.scoring import http_format
+from sdpo_bench.scoring.reward_expression import choose
 
 INFO = (
     '{"protocol": 1, "name": "x", "version": "1", "scale": "s", "source": "s", "commits": {}, "max_bytes": 100000, '
@@ -32,7 +32,7 @@ def served(scores, info=INFO % 1):
     def answer(request):
         if request.url.path == "/info":
             return httpx2.Response(200, content=info)
-        return httpx2.Response(200, content=wire.pack_answer(left.pop(0), name="x", version="1"))
+        return httpx2.Response(200, content=http_format.pack_answer(left.pop(0), name="x", version="1"))
 
     return answer
 

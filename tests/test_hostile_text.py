@@ -12,11 +12,11 @@ import pytest
 from report_factory import base_frame, make_base, make_run, spread
 
 from forked import command, exit_code
-from sdpo_bench.console_text import clean
 from sdpo_bench.errors import UsageError
-from sdpo_bench.plain_data import MOST_LEVELS, parse_json
-from sdpo_bench.prompts import load_prompts
-from sdpo_bench.store import RunFolder
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.system.console_text import clean
+from sdpo_bench.system.json_toml import MOST_LEVELS, parse_json
 
 DEEP = "[" * 20_000 + "]" * 20_000
 HOSTILE = {

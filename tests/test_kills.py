@@ -11,10 +11,11 @@ import torch
 
 from factories import make_resolved, make_trainer
 from killing import command_of, finish, results, run_until
-from sdpo_bench import checkpoint, entry
+from sdpo_bench.cli import entry
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.store import RunFolder
-from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, exported, log_changed, seal_log
+from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL, exported, log_changed, seal_log
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +233,8 @@ def test_a_log_that_was_changed_after_the_end_is_reported(tmp_path):
     """Its last line is the bill: a log that lost lines would make a run look cheap."""
     from report_factory import make_run, spread
 
-    from sdpo_bench.report import Request, build_report
-    from sdpo_bench.results import load_results
+    from sdpo_bench.report.assemble import Request, build_report
+    from sdpo_bench.results.read_results import load_results
 
     run = RunFolder(make_run(tmp_path, "sdpo", 0, spread([1, 2, 3])))
     run.lora.mkdir()

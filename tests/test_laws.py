@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from factories import LOSS_METHODS, make_method, make_updater, random_experience, sample_groups
 from sdpo_bench import seeds
-from sdpo_bench.experience import UpdateLog
-from sdpo_bench.order import Order, Task, windows
-from sdpo_bench.reference import base_statistics
-from sdpo_bench.rollout import Noise, replay, rollout
-from sdpo_bench.schedule import gaussian_log_prob
+from sdpo_bench.advantages.experience import UpdateLog
+from sdpo_bench.rollout.base_log_probs import base_statistics
+from sdpo_bench.rollout.replay_step import unique_rows
+from sdpo_bench.rollout.sampling import Noise, replay, rollout
+from sdpo_bench.rollout.schedule import gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
-from sdpo_bench.step_pass import unique_rows
-from sdpo_bench.update import Updater
+from sdpo_bench.training.update_order import Order, Task, windows
+from sdpo_bench.training.updater import Updater
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=100, deadline=None)
@@ -142,7 +142,7 @@ def test_no_two_draws_of_a_run_share_a_seed(monkeypatch, tiny_pipe, tmp_path):
 
 def test_every_seed_begins_with_an_adapter_of_its_own(monkeypatch, tiny_pipe, tmp_path):
     from factories import make_resolved
-    from sdpo_bench import runner
+    from sdpo_bench.running import run_one
     from sdpo_bench.settings import Runtime
 
     class Asked(Exception):
@@ -151,11 +151,11 @@ def test_every_seed_begins_with_an_adapter_of_its_own(monkeypatch, tiny_pipe, tm
     def load(model, *, device, lora_seed):
         raise Asked(lora_seed)
 
-    monkeypatch.setattr(runner, "load_policy", load)
+    monkeypatch.setattr(run_one, "load_policy", load)
     drawn = set()
     for seed in (0, 1):
         with pytest.raises(Asked) as asked:
-            runner.run_cell(make_resolved(tiny_pipe, seed=seed), Runtime(out=tmp_path, device="cpu"))
+            run_one.run_cell(make_resolved(tiny_pipe, seed=seed), Runtime(out=tmp_path, device="cpu"))
         drawn.add(asked.value.args[0])
     assert len(drawn) == 2
 
@@ -300,7 +300,7 @@ def test_only_the_adapter_learns_and_base_stays_base(tiny_policy, name):
 def test_an_adapter_switched_off_is_the_pipeline_that_was_loaded(tiny_pipe):
     from diffusers import StableDiffusionPipeline
 
-    from sdpo_bench.models import load_policy
+    from sdpo_bench.models.catalogue import load_policy
     from sdpo_bench.settings import ModelSettings
 
     plain = StableDiffusionPipeline.from_pretrained(tiny_pipe, dtype=torch.float32, safety_checker=None)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.schedule import gaussian_log_prob, lint, make_schedule, step_weights
+from sdpo_bench.rollout.schedule import gaussian_log_prob, lint, make_schedule, step_weights
 
 # LCM_Dreamshaper_v7's scheduler file, and a v-prediction one with other scalings.
 DREAMSHAPER = {

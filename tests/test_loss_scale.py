@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from factories import make_method, make_resolved, make_trainer, make_updater, random_experience, sample_groups
-from sdpo_bench import checkpoint, update
+from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.errors import RunFailed, UsageError
-from sdpo_bench.experience import UpdateLog
-from sdpo_bench.loss_scale import Fp16Scale, LossScale
-from sdpo_bench.models import load_policy
-from sdpo_bench.order import Order, Task
-from sdpo_bench.policy import Policy
-from sdpo_bench.rollout import Trajectories
-from sdpo_bench.schedule import make_schedule
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings
+from sdpo_bench.training import checkpoint
+from sdpo_bench.training import updater as update
+from sdpo_bench.training.loss_scale import Fp16Scale, LossScale
+from sdpo_bench.training.update_order import Order, Task
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from evaluation_rows import make_rows
 
-from sdpo_bench.attrition import run_counts, scored_runs
 from sdpo_bench.errors import UsageError
-from sdpo_bench.matrices import (
+from sdpo_bench.statistics.attrition import run_counts, scored_runs
+from sdpo_bench.statistics.matrices import (
     Matrix,
     Measure,
     area_under_step_curve,

@@ -6,19 +6,21 @@ import pytest
 import torch
 
 from factories import make_resolved
-from sdpo_bench import activations, memory
-from sdpo_bench.config import Request, resolve
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import MissingError
-from sdpo_bench.identity import canonical_json
-from sdpo_bench.models import load_policy, pipeline_files
-from sdpo_bench.pipeline_files import published
+from sdpo_bench.estimates import activations, memory_estimate
+from sdpo_bench.hashing import canonical_json
+from sdpo_bench.models.catalogue import load_policy, pipeline_files
+from sdpo_bench.models.pipeline_files import published
 from sdpo_bench.settings import ModelSettings
 
 
 def traced(folder, **settings):
     model = ModelSettings(name=str(folder), **settings)
     files = pipeline_files(model)
-    return activations.trace(canonical_json(activations.make_task(files, model, memory.latent_side(files, model))))
+    return activations.trace(
+        canonical_json(activations.make_task(files, model, memory_estimate.latent_side(files, model)))
+    )
 
 
 def test_parameters_are_counted_without_loading(tiny_pipe):
@@ -81,16 +83,16 @@ def sd_turbo(**overrides):
 
 def test_an_estimate_adds_up():
     """SD-Turbo in fp16: 1.29 G parameters of 2 bytes; 256 trajectories of 3 x 50 + 1 latents of 4 x 64 x 64 floats."""
-    needed = memory.estimate(sd_turbo(), 4, "cuda")
+    needed = memory_estimate.estimate(sd_turbo(), 4, "cuda")
     assert needed.fixed["weights"] == 2 * (865_910_724 + 83_653_863 + 340_387_840)
     assert needed.fixed["trajectories of an epoch"] == 256 * 151 * 4 * 64 * 64 * 4
     assert needed.fixed["adapter and optimiser"] == 829_952 * 16
     assert needed.total == needed.fixed_bytes + 4 * max(needed.per_latent.values())
     assert needed.per_latent["sampling"] < 0.2 * needed.per_latent["training step"]
     assert 0.5e9 < needed.per_latent["training step"] < 2e9
-    assert memory.estimate(sd_turbo(**{"model.resolution": 256}), 4, "cuda").per_latent["decoding"] == pytest.approx(
-        needed.per_latent["decoding"] / 4
-    )
+    assert memory_estimate.estimate(sd_turbo(**{"model.resolution": 256}), 4, "cuda").per_latent[
+        "decoding"
+    ] == pytest.approx(needed.per_latent["decoding"] / 4)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +116,9 @@ def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, laten
         "eval.images_per_prompt": 4,
     }  # fmt: skip
     config = resolve(Request(method=method, reward=reward, model="sd-turbo", overrides=base | settings)).config
-    needed = memory.estimate(config, 64, "cuda")
+    needed = memory_estimate.estimate(config, 64, "cuda")
     same = resolve(Request(reward="jpeg-compressibility", model="sd-turbo", overrides=base)).config
-    plain = memory.estimate(same, 64, "cuda").per_latent
+    plain = memory_estimate.estimate(same, 64, "cuda").per_latent
     sizes = needed.per_latent
     assert needed.in_a_call("training step") == latents
     assert sizes["training step"] == graphs * plain["training step"]
@@ -126,38 +128,38 @@ def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, laten
 
 
 def test_a_pair_is_never_taken_apart():
-    needed = memory.estimate(sd_turbo(), 1, "cuda")
+    needed = memory_estimate.estimate(sd_turbo(), 1, "cuda")
     assert needed.in_a_call("training step") == 2 and needed.in_a_call("decoding") == 1
     assert needed.least == needed.total == needed.fixed_bytes + 2 * needed.per_latent["training step"]
 
 
 def test_offloading_and_checkpointing_lower_it():
-    plain = memory.estimate(sd_turbo(), 4, "cuda")
-    lean = memory.estimate(sd_turbo(**{"model.cpu_offload": True}), 4, "cuda")
+    plain = memory_estimate.estimate(sd_turbo(), 4, "cuda")
+    lean = memory_estimate.estimate(sd_turbo(**{"model.cpu_offload": True}), 4, "cuda")
     # The text encoder, the larger of the two, is what may visit the UNet.
     assert plain.fixed["weights"] - lean.fixed["weights"] == 2 * 83_653_863
     trajectories = plain.fixed["trajectories of an epoch"]
     assert lean.host["in CPU memory (offloaded)"] == 2 * (83_653_863 + 340_387_840) + trajectories
     assert lean.fixed["trajectories of an epoch"] == 0
-    checkpointed = memory.estimate(sd_turbo(**{"model.gradient_checkpointing": True}), 4, "cuda")
+    checkpointed = memory_estimate.estimate(sd_turbo(**{"model.gradient_checkpointing": True}), 4, "cuda")
     assert checkpointed.per_latent["training step"] < 0.5 * plain.per_latent["training step"]
 
 
 def test_what_cannot_fit_is_refused_and_what_fits_in_parts_is_told_how():
     config = sd_turbo()
-    needed = memory.estimate(config, 64, "cuda")
-    assert memory.check(needed, needed.total, config.model) is None
-    warning = memory.check(needed, needed.total / 2, config.model)
+    needed = memory_estimate.estimate(config, 64, "cuda")
+    assert memory_estimate.check(needed, needed.total, config.model) is None
+    warning = memory_estimate.check(needed, needed.total / 2, config.model)
     fitting = int(warning.partition("--micro-batch ")[2].partition(" ")[0])
-    assert memory.estimate(config, fitting, "cuda").total <= needed.total / 2
-    assert memory.estimate(config, fitting + 1, "cuda").total > needed.total / 2
+    assert memory_estimate.estimate(config, fitting, "cuda").total <= needed.total / 2
+    assert memory_estimate.estimate(config, fitting + 1, "cuda").total > needed.total / 2
     assert "gradient_checkpointing" in warning
     with pytest.raises(MissingError, match="Even with --micro-batch 1"):
-        memory.check(needed, needed.least - 1, config.model)
+        memory_estimate.check(needed, needed.least - 1, config.model)
 
 
 def test_a_dry_run_shows_it_and_a_run_is_refused_before_loading(tiny_pipe, tmp_path, monkeypatch, capsys):
-    from sdpo_bench.run_command import needed_memory
+    from sdpo_bench.cli.commands.run import needed_memory
     from sdpo_bench.settings import Runtime
 
     needs = needed_memory(make_resolved(tiny_pipe), Runtime(tmp_path, "cpu"))
@@ -165,9 +167,9 @@ def test_a_dry_run_shows_it_and_a_run_is_refused_before_loading(tiny_pipe, tmp_p
     assert "unknown" in needed_memory(
         resolve(Request(model="nobody/nothing", reward="jpeg-compressibility")), Runtime(tmp_path, "cpu")
     )
-    from sdpo_bench.entry import main
+    from sdpo_bench.cli.entry import main
 
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1e6)
+    monkeypatch.setattr(memory_estimate, "available_bytes", lambda device: 1e6)
     common = ["run", "--model", str(tiny_pipe), "--reward", "jpeg-compressibility", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as stop:
         main([*common, "--device", "cpu"])

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from factories import LOSS_METHODS, make_method, make_resolved, make_trainer
-from sdpo_bench.advantages import Normaliser, advantages
+from sdpo_bench.advantages.normalise import Normaliser, advantages
 from sdpo_bench.api import Minibatch
-from sdpo_bench.config import Request, resolve
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
-from sdpo_bench.registry import find
+from sdpo_bench.plugins.registry import find
 
 
 def make_batch(log_ratio, *, advantage=None, final=None, kl=None, reference=None, steps=None):
@@ -272,7 +272,7 @@ def test_method_files_are_short():
 def test_reading_a_method_imports_no_torch():
     """Plans and listings ask methods what they need; that must stay quick."""
     script = (
-        "import sys\nfrom sdpo_bench.registry import plugins\n"
+        "import sys\nfrom sdpo_bench.plugins.registry import plugins\n"
         "found = [p.load() for p in plugins('methods').values()]\n"
         "assert len(found) > 10 and 'torch' not in sys.modules\n"
     )

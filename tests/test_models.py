@@ -10,21 +10,21 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
 from factories import make_resolved, make_trainer
-from sdpo_bench.base_scores import base_folder
-from sdpo_bench.composite import Basis
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.cost import group_cost
-from sdpo_bench.critic import state_values
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.evaluate import sampler_id
-from sdpo_bench.identity import digest
+from sdpo_bench.evaluation.base_scores import base_folder
+from sdpo_bench.evaluation.evaluate import sampler_id
+from sdpo_bench.hashing import digest
 from sdpo_bench.methods._temporal_critic import TemporalCritic
-from sdpo_bench.models import known_model, load_policy, model_digest, refuse_changed
-from sdpo_bench.rollout import Noise, Trajectories, pick, replay
-from sdpo_bench.runner import run_cell
-from sdpo_bench.schedule import make_schedule
+from sdpo_bench.models.catalogue import known_model, load_policy, model_digest, refuse_changed
+from sdpo_bench.rollout.group_cost import group_cost
+from sdpo_bench.rollout.sampling import Noise, Trajectories, pick, replay
+from sdpo_bench.rollout.schedule import make_schedule
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.settings import ModelSettings, Runtime
+from sdpo_bench.training.critic import state_values
 from tools.random_pipeline import SMALL, write_pipeline
 
 PROMPTS = ["a cat", "the other dog"]

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factories import GRADIENT_METHODS, METHODS
-from sdpo_bench import registry
-from sdpo_bench.config import Request, resolve
+from sdpo_bench.config.presets import shipped_presets
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import Busy, UsageError
-from sdpo_bench.identity import canonical_json, run_id
-from sdpo_bench.presets import shipped_presets
-from sdpo_bench.prompts import draw_prompts, load_prompts, shipped_sets
-from sdpo_bench.setting_values import validate
-from sdpo_bench.store import RunFolder, find_run
+from sdpo_bench.hashing import canonical_json, run_id
+from sdpo_bench.plugins import registry
+from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.prompts.prompt_sets import draw_prompts, load_prompts, shipped_sets
+from sdpo_bench.runs.run_folder import RunFolder, find_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,8 +28,8 @@ ROOT = Path(__file__).parent.parent
 def test_every_folder_of_code_is_a_listed_package():
     """Setuptools leaves unlisted packages out of the wheel without a word."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    mapped = {ROOT / folder for folder in project["package-dir"].values()}
-    assert set(project["packages"]) == set(project["package-dir"])
+    elsewhere = project["package-dir"]
+    mapped = {ROOT / elsewhere.get(name, name.replace(".", "/")) for name in project["packages"]}
     holding_code = {p.parent for top in ("sdpo_bench", "methods", "rewards") for p in (ROOT / top).rglob("*.py")}
     assert holding_code | {ROOT / "results" / "paper"} == mapped
     assert project["package-data"]["sdpo_bench.paper"] == ["*.toml"]
@@ -48,7 +48,7 @@ def test_plugin_folders_are_not_importable_by_themselves():
 
 
 def test_the_core_imports_no_plugin():
-    for path in (ROOT / "sdpo_bench").glob("*.py"):
+    for path in (ROOT / "sdpo_bench").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo_bench.advantages import Normaliser, advantages, discounted_returns
+from sdpo_bench.advantages.normalise import Normaliser, advantages, discounted_returns
 from sdpo_bench.api import NoSettings, Reward
-from sdpo_bench.dense import Queries, choose_queries, predicted_rewards
-from sdpo_bench.policy import Conditioning
-from sdpo_bench.rollout import replay
-from sdpo_bench.schedule import gaussian_log_prob, make_schedule
-from sdpo_bench.scoring import Scorer, ask_rewards
+from sdpo_bench.models.policy import Conditioning
+from sdpo_bench.rollout.sampling import replay
+from sdpo_bench.rollout.schedule import gaussian_log_prob, make_schedule
+from sdpo_bench.scoring.dense_rewards import Queries, choose_queries, predicted_rewards
+from sdpo_bench.scoring.scorer import Scorer, ask_rewards
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "set_alpha_to_one": False}
 SPACINGS = {"sdturbo": ("trailing", 1), "leading1": ("leading", 1), "leading0": ("leading", 0)}
@@ -176,7 +176,7 @@ class Brightness(Reward):
 
 @pytest.mark.parametrize("model", ["base_traj", "lora_traj"])
 def test_pairs_of_trajectories(official, tiny_pipe, model):
-    from sdpo_bench.models import load_policy
+    from sdpo_bench.models.catalogue import load_policy
     from sdpo_bench.settings import ModelSettings
 
     file = np.load(official / "e_trajectory_pair.npz")
@@ -235,7 +235,7 @@ def load_official_lora(policy, file):
 
 
 def test_guided_sampling_as_ddpo_does_it(official, tiny_pipe):
-    from sdpo_bench.models import load_policy
+    from sdpo_bench.models.catalogue import load_policy
     from sdpo_bench.settings import ModelSettings
 
     file = np.load(official / "e_trajectory_pair.npz")

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from sdpo_bench.advantages.experience import Experience, UpdateLog
 from sdpo_bench.api import Minibatch
-from sdpo_bench.budget import Ledger
-from sdpo_bench.experience import Experience, UpdateLog
-from sdpo_bench.models import load_policy
-from sdpo_bench.order import Order
-from sdpo_bench.policy import Conditioning
-from sdpo_bench.reference import base_statistics
-from sdpo_bench.registry import find
-from sdpo_bench.rollout import Trajectories
-from sdpo_bench.schedule import make_schedule
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.policy import Conditioning
+from sdpo_bench.plugins.registry import find
+from sdpo_bench.rollout.base_log_probs import base_statistics
+from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings, UpdateSettings
-from sdpo_bench.update import Updater
+from sdpo_bench.training.update_order import Order
+from sdpo_bench.training.updater import Updater
 
 
 def method(name, **settings):

@@ -9,13 +9,13 @@ import torch
 from conftest import HERE
 
 from factories import make_resolved
-from sdpo_bench import evaluate as ev
-from sdpo_bench.cli import cli
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.entry import main
-from sdpo_bench.epoch_metrics import reward_metrics
-from sdpo_bench.presets import shipped_presets
-from sdpo_bench.rollout import Noise
+from sdpo_bench.advantages.epoch_metrics import reward_metrics
+from sdpo_bench.cli.entry import main
+from sdpo_bench.cli.main import cli
+from sdpo_bench.config.presets import shipped_presets
+from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.evaluation import evaluate as ev
+from sdpo_bench.rollout.sampling import Noise
 from sdpo_bench.settings import EvaluationSettings
 
 PAGE = (HERE.parent / "docs" / "pitfalls.md").read_text()

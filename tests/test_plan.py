@@ -9,8 +9,8 @@ import pytest
 from suite_files import SUITE, finish, finish_cell, leave_scores, write_suite
 
 from factories import METHODS, make_resolved, make_trainer
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.estimate import (
+from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.estimates.time_estimate import (
     Rates,
     choice_work,
     cost_of_group,
@@ -21,9 +21,9 @@ from sdpo_bench.estimate import (
     trained_steps,
     training_work,
 )
-from sdpo_bench.plan import make_plan, record_of
 from sdpo_bench.settings import ScheduleSettings
-from sdpo_bench.suite import read_suite
+from sdpo_bench.sweep.plan import make_plan, record_of
+from sdpo_bench.sweep.suite import read_suite
 
 
 def ledger_of(resolved, tmp_path):
@@ -74,7 +74,7 @@ def test_epochs_are_alike_but_for_the_cut_one(axis, epochs):
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_trained_steps_are_those_with_a_weight(rule, sampler, std_floor, steps):
     """The last step of a consistency model draws nothing, so it is not trained."""
-    from sdpo_bench.schedule import make_schedule, step_weights
+    from sdpo_bench.rollout.schedule import make_schedule, step_weights
 
     settings = ScheduleSettings(steps=steps, sampler=sampler, std_floor=std_floor)
     weights = step_weights(make_schedule({}, steps, sampler=sampler, std_floor=std_floor), rule)
@@ -188,8 +188,8 @@ def searching(tmp_path):
 
 
 def jobs(plan, role="tuning"):
-    from sdpo_bench.cell_process import Job
     from sdpo_bench.settings import Runtime
+    from sdpo_bench.sweep.worker import Job
 
     return [(c, Job(c.label, c.run_id, c.request, Runtime(out=plan.out), "")) for c in plan.cells if c.role == role]
 
@@ -275,7 +275,7 @@ def test_a_choice_on_validation_prompts_reads_that_split(tmp_path):
 
 
 def test_a_plan_can_be_written_as_json(searching, tmp_path):
-    from sdpo_bench.sweep_view import plan_data, plan_table, plan_words, totals
+    from sdpo_bench.cli.sweep_view import plan_data, plan_table, plan_words, totals
 
     plan = make_plan(searching, tmp_path, lambda resolved: Rates(0.01, 0.02, 0.001, 0.01, {}))
     assert json.dumps(plan_data(plan))

@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 from report_factory import base_frame, make_base, make_run, spread
 
-from sdpo_bench.cli_report import report
+from sdpo_bench.cli.report_commands import report
 
 DRAW = """
 import hashlib
-from sdpo_bench.plots import Chart, Series, draw_charts
+from sdpo_bench.report.plots import Chart, Series, draw_charts
 chart = Chart("reward by steps", "steps", "reward", [Series("sdpo", [1, 2, 4], [.1, .2, .3])], steps=True)
 print(hashlib.sha256(draw_charts([chart], {"sdpo": {"color": "#123456"}}, columns=1, size=(3, 2))).hexdigest())
 """

@@ -9,7 +9,7 @@ from textwrap import indent
 
 import pytest
 
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
 
 REWARD = """
 import os, sys
@@ -93,7 +93,7 @@ class Package:
     def process(self, work):
         """``doctor`` in a process of its own, whose look at the reward does some work besides."""
         self.install("rewards", REWARD + "    @classmethod\n    def unavailable(cls):\n        " + work + "\n")
-        code = "import sdpo_bench.ending as e, sdpo_bench.entry as c; e.GRACE = 1; c.main()"
+        code = "import sdpo_bench.system.ending as e, sdpo_bench.cli.entry as c; e.GRACE = 1; c.main()"
         words = ["doctor", "--out", str(self.folder), "--device", "cpu"]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-c", code, *words]

@@ -16,20 +16,22 @@ import torch
 from finished_run import call, copy_of, make, words_of
 from suite_files import tiny_suite
 
-from sdpo_bench import executors, kept, study_command
-from sdpo_bench.adapter_file import read_adapter
-from sdpo_bench.bundles import keep_aside, pack
-from sdpo_bench.cli import cli
-from sdpo_bench.entry import main
+from sdpo_bench.cli.commands import study
+from sdpo_bench.cli.commands.eval import loading_code
+from sdpo_bench.cli.entry import main
+from sdpo_bench.cli.main import cli
 from sdpo_bench.errors import Unwritable, UsageError
-from sdpo_bench.eval_command import loading_code
-from sdpo_bench.models import load_policy
-from sdpo_bench.policy import Policy
+from sdpo_bench.models.adapter_file import read_adapter
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.results.compare_names import find_sides
+from sdpo_bench.results.study_record import read_studies
+from sdpo_bench.running import kept
+from sdpo_bench.runs.adapter import LORA_FILE
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import ModelSettings
-from sdpo_bench.sides import find_sides
-from sdpo_bench.store import RunFolder
-from sdpo_bench.study_record import read_studies
-from sdpo_bench.trained_adapter import LORA_FILE
+from sdpo_bench.sweep import local_executor
+from sdpo_bench.sweep.ray_transfer import keep_aside, pack
 
 ROOT = Path(__file__).parents[1]
 BROKEN = "[variants.good]\n[variants.broken.update]\nlr = 1e30\n"
@@ -141,7 +143,7 @@ def test_an_interrupted_run_is_finished_by_the_printed_command(tiny_pipe, tmp_pa
 def test_a_sweep_says_how_its_tables_are_made_and_failed_cells_are_tried_again(
     tiny_pipe, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(executors, "_start_method", lambda: "fork")
+    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
     out = tmp_path / AWKWARD
     suite = tiny_suite(tmp_path, tiny_pipe, BROKEN, method='["ddpo"]', images="4")
     words = ["sweep", str(suite), "--threads", "1", "--out", str(out)]
@@ -172,9 +174,9 @@ def test_reports_say_how_scores_that_are_missing_or_damaged_are_made(here, capsy
 def test_a_finished_study_says_how_its_plots_are_made(made, tmp_path, monkeypatch, capsys):
     out = Path(shutil.copytree(made, tmp_path / AWKWARD))
     record = SimpleNamespace(study="budget", variant="small", runs={"done": 1})
-    monkeypatch.setattr(study_command, "study_view", lambda record: None)
-    monkeypatch.setattr(study_command, "print_study", lambda console, view: None)
-    study_command._show(record, out, False)
+    monkeypatch.setattr(study, "study_view", lambda record: None)
+    monkeypatch.setattr(study, "print_study", lambda console, view: None)
+    study._show(record, out, False)
     monkeypatch.chdir(tmp_path)
     words = printed(capsys.readouterr().out, "plots: ")
     page = Path(typed(capsys, *words).splitlines()[-1])

@@ -11,20 +11,20 @@ import pytest
 import torch
 
 from factories import make_method, make_resolved
-from sdpo_bench import handlers
 from sdpo_bench.api import NoSettings, Reward
-from sdpo_bench.candidates import Candidates
-from sdpo_bench.critic import seeded_critic
-from sdpo_bench.evaluate import evaluation_schedule
+from sdpo_bench.evaluation.evaluate import evaluation_schedule
+from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.methods.best_of_n import BestOfN
 from sdpo_bench.methods.ddpo import DDPO
-from sdpo_bench.process_state import ProcessState, kept_process_state
-from sdpo_bench.registry import Plugin
+from sdpo_bench.plugins.registry import Plugin
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.runner import make_scorer, run_cell
-from sdpo_bench.scoring import Scorer
+from sdpo_bench.running.run_one import make_scorer, run_cell
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings, Runtime
-from sdpo_bench.store import RunFolder
+from sdpo_bench.system import signals
+from sdpo_bench.system.plugin_guard import ProcessState, kept_process_state
+from sdpo_bench.training.critic import seeded_critic
 
 ENTERED = []
 CHANGES = {
@@ -76,10 +76,10 @@ def test_a_signal_that_was_ignored_once_it_had_come_stays_ignored():
     before = signal.getsignal(signal.SIGTERM)
     try:
         with kept_process_state():
-            handlers.ignore(signal.SIGTERM)
+            signals.ignore(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
-        handlers._ANSWERED.clear()
+        signals._ANSWERED.clear()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -159,7 +159,7 @@ def test_contexts_around_the_block_stay_as_they_are():
 
 def test_outputs_that_were_closed_are_open_again():
     code = (
-        "import sys\nfrom sdpo_bench.process_state import kept_process_state\nprint('before')\n"
+        "import sys\nfrom sdpo_bench.system.plugin_guard import kept_process_state\nprint('before')\n"
         "with kept_process_state():\n    sys.stdout.close(), sys.stderr.close()\n"
         "print('after')\nprint('error', file=sys.stderr)\n"
     )

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from factories import make_resolved, make_trainer
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
-from sdpo_bench.order import Task, part_of
-from sdpo_bench.processes import ALONE, Launched, Processes, Report, local_device, refuse_several
-from sdpo_bench.runner import run_cell
+from sdpo_bench.running.run_one import run_cell
 from sdpo_bench.settings import Runtime
+from sdpo_bench.system.distributed import ALONE, Launched, Processes, Report, local_device, refuse_several
+from sdpo_bench.training.update_order import Task, part_of
 from several import BUDGET, budget, overflowing, trained
 
 HERE = Path(__file__).parent

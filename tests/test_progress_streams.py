@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from suite_files import tiny_suite
 
-import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
+import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
 from forked import command, exit_code
-from sdpo_bench import executors
-from sdpo_bench.progress_streams import Log, Lossy, open_log
+from sdpo_bench.sweep import local_executor
+from sdpo_bench.system.streams import Log, Lossy, open_log
 
 FULL = Path("/dev/full")
 
@@ -36,7 +36,7 @@ def test_a_log_that_cannot_be_opened_leads_nowhere(tmp_path, obstacle):
 
 
 def test_progress_that_cannot_be_written_ends_no_sweep(tmp_path, tiny_pipe, monkeypatch):
-    monkeypatch.setattr(executors, "_start_method", lambda: "fork")
+    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out"
 
@@ -59,7 +59,7 @@ def test_an_error_that_cannot_be_told_keeps_its_exit_code(tmp_path):
 @pytest.mark.parametrize("words", [["list", "methods"], ["list", "methods", "--json"], ["sweep", "smoke", "--dry-run"]])
 def test_a_reader_that_has_gone_is_no_failure(tmp_path, monkeypatch, words):
     """As of ``| head -1``."""
-    monkeypatch.setattr("sdpo_bench.sweep_command.measured_rates", lambda *arguments: ({}, "not measured"))
+    monkeypatch.setattr("sdpo_bench.cli.commands.sweep.measured_rates", lambda *arguments: ({}, "not measured"))
 
     def work():
         reader, writer = os.pipe()

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from suite_files import write_suite
 
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import Unwritable
-from sdpo_bench.plan import make_plan
-from sdpo_bench.store import RunFolder
-from sdpo_bench.suite import read_suite
-from sdpo_bench.sweep import put_aside
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.scheduler import put_aside
+from sdpo_bench.sweep.suite import read_suite
 
 
 @pytest.fixture

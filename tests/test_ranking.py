@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.matrices import Matrix, paired
-from sdpo_bench.ranking import (
+from sdpo_bench.statistics.intervals import Estimate, crossed_interval
+from sdpo_bench.statistics.matrices import Matrix, paired
+from sdpo_bench.statistics.ranking import (
     against_reference,
     benjamini_hochberg,
     holm,
@@ -16,7 +17,6 @@ from sdpo_bench.ranking import (
     rank_with_ties,
     verdict,
 )
-from sdpo_bench.stats import Estimate, crossed_interval
 
 
 def make_matrix(values, name="a"):

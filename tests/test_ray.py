@@ -12,16 +12,16 @@ import psutil
 import pytest
 from suite_files import tiny_suite, write_suite
 
-import sdpo_bench.warm  # noqa: F401
-from sdpo_bench.config import resolve
-from sdpo_bench.entry import main
+import sdpo_bench.sweep.warm  # noqa: F401
+from sdpo_bench.cli.entry import main
+from sdpo_bench.config.resolve import resolve
 from sdpo_bench.errors import MissingError
-from sdpo_bench.plan import make_plan
-from sdpo_bench.runner import run_cell
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.suite import read_suite
-from sdpo_bench.sweep import Sweep
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.scheduler import Sweep
+from sdpo_bench.sweep.suite import read_suite
 
 FILES = ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors", "status")
 
@@ -80,7 +80,7 @@ def content(out: Path):
 
 
 def ray_sweep(path, out, tell=lambda progress, line: None, **options):
-    from sdpo_bench.ray_executor import RayExecutor
+    from sdpo_bench.sweep.ray_executor import RayExecutor
 
     out.mkdir()
     executor = RayExecutor("local", out, device="cpu", **options)
@@ -98,7 +98,8 @@ def test_a_cell_that_no_node_has_room_for_is_refused(cluster, local, tmp_path, s
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_cells_that_are_kept_nowhere_until_they_end_are_warned_of(tmp_path, monkeypatch, capsys, shared):
-    from sdpo_bench import ray_executor, sweep_command
+    from sdpo_bench.cli.commands import sweep as sweep_command
+    from sdpo_bench.sweep import ray_executor
 
     monkeypatch.setattr(ray_executor, "RayExecutor", lambda *args, **options: SimpleNamespace(shared=shared))
     sweep_command._executor("ray", Runtime(out=tmp_path), "auto", 1, 0, 1, 0.0, "cpu")
@@ -109,7 +110,7 @@ def test_cells_that_are_kept_nowhere_until_they_end_are_warned_of(tmp_path, monk
 def test_a_node_that_does_not_answer_is_no_defect_and_leaves_nothing(cluster, tmp_path, monkeypatch):
     from ray.exceptions import TaskUnschedulableError
 
-    from sdpo_bench.ray_executor import RayExecutor
+    from sdpo_bench.sweep.ray_executor import RayExecutor
 
     def silent(self, probe):
         raise TaskUnschedulableError("the node is gone")
@@ -146,7 +147,7 @@ def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
 @pytest.mark.slow
 def test_a_worker_that_a_plugin_ends_well_fails_its_cell(cluster, local, tmp_path):
     """Ray starts it again, as after any loss, and then says that the worker crashed."""
-    from sdpo_bench.ray_executor import RayExecutor
+    from sdpo_bench.sweep.ray_executor import RayExecutor
 
     path, out = local[0], tmp_path / "out"
     out.mkdir()
@@ -176,7 +177,7 @@ def test_base_scores_from_two_nodes_are_joined(tmp_path):
     import pandas as pd
     from report_factory import base_frame, make_base
 
-    from sdpo_bench.bundles import pack, unpack
+    from sdpo_bench.sweep.ray_transfer import pack, unpack
 
     make_base(tmp_path / "here", base_frame([[[1.0]]], prompts=["cat"], steps=[1]))
     folder = make_base(tmp_path / "there", base_frame([[[1.0]], [[2.0]]], prompts=["cat", "dog"], steps=[1]))
@@ -186,9 +187,9 @@ def test_base_scores_from_two_nodes_are_joined(tmp_path):
 
 
 def test_a_node_without_the_shared_folder_says_so(tmp_path):
-    from sdpo_bench.cell_process import FAILED, Job
-    from sdpo_bench.config import Request
-    from sdpo_bench.ray_executor import remote_cell
+    from sdpo_bench.config.resolve import Request
+    from sdpo_bench.sweep.ray_executor import remote_cell
+    from sdpo_bench.sweep.worker import FAILED, Job
 
     job = Job("a cell", "run", Request(), Runtime(out=tmp_path / "nowhere"), "")
     (code, words, _), files = remote_cell(job, str(tmp_path / "no-probe"), None)

@@ -11,13 +11,13 @@ from finished_run import call, copy_of, make, words_of
 from read_only import mount_read_only
 from suite_files import tiny_suite
 
-from sdpo_bench.config import resolve
-from sdpo_bench.plan import make_plan
-from sdpo_bench.runner import run_cell
+from sdpo_bench.config.resolve import resolve
+from sdpo_bench.results.study_record import read_studies
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.study_record import read_studies
-from sdpo_bench.suite import read_suite
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.suite import read_suite
 
 
 @pytest.fixture(scope="module")

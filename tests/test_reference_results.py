@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdpo_bench.plan import make_plan
-from sdpo_bench.suite import find_suite
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.suite import find_suite
 from tools.shown_output import BLOCK, PAGES, refreshed
 
 ROOT = Path(__file__).parent.parent

@@ -18,18 +18,18 @@ import pytest
 import torch
 
 from factories import make_resolved
-from sdpo_bench import evaluate as ev
-from sdpo_bench import serve as serve_module
-from sdpo_bench import wire
 from sdpo_bench.api import NoSettings, Reward
+from sdpo_bench.cli.commands import serve as serve_module
+from sdpo_bench.cli.commands.serve import _listen, make_app, serve_command
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
-from sdpo_bench.reward_choice import choose
+from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.rewards import remote
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.runner import make_scorers, run_cell
-from sdpo_bench.serve import _listen, make_app, serve_command
+from sdpo_bench.running.live import print_step_table
+from sdpo_bench.running.run_one import make_scorers, run_cell
+from sdpo_bench.scoring import http_format
+from sdpo_bench.scoring.reward_expression import choose
 from sdpo_bench.settings import Runtime
-from sdpo_bench.terminal import print_step_table
 
 JPEG = "jpeg-incompressibility"
 
@@ -162,7 +162,7 @@ def test_requests_stay_below_the_services_limit():
             client(url)(torch.rand(1, 3, 64, 64), ["a"])
 
 
-def post(url, body, kind=wire.MEDIA_TYPE, timeout=60):
+def post(url, body, kind=http_format.MEDIA_TYPE, timeout=60):
     headers = {"content-type": kind}
     return httpx2.post(f"{url}/score", content=body, headers=headers, trust_env=False, timeout=timeout)
 
@@ -173,12 +173,12 @@ def test_a_service_refuses_what_is_no_request():
     from safetensors.torch import save
 
     image = torch.rand(2, 3, 4, 4)
-    good = wire.pack_request(image, ["a", "b"])
+    good = http_format.pack_request(image, ["a", "b"])
     wrong = [
         b"", b"x" * 100, good[:-1], (2**40).to_bytes(8, "little") + good[8:], pickle.dumps(print),
         save({"images": image}), save({"images": image.half()}, {"prompts": '["a", "b"]'}),
         save({"images": image[0]}, {"prompts": '["a", "b"]'}), save({"pictures": image}, {"prompts": '["a", "b"]'}),
-        wire.pack_request(image, ["a"]), save({"images": image}, {"prompts": '"ab"'}),
+        http_format.pack_request(image, ["a"]), save({"images": image}, {"prompts": '"ab"'}),
         save({"images": image}, {"prompts": "["}),
     ]  # fmt: skip
     served = Exact()
@@ -191,7 +191,7 @@ def test_a_service_refuses_what_is_no_request():
         # a body without a length header is cut off as well
         where = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
         where.request(
-            "POST", "/score", iter([good, b"x" * 1000]), {"content-type": wire.MEDIA_TYPE}, encode_chunked=True
+            "POST", "/score", iter([good, b"x" * 1000]), {"content-type": http_format.MEDIA_TYPE}, encode_chunked=True
         )
         assert where.getresponse().status == 413
     assert served.sizes == [2]
@@ -202,7 +202,7 @@ def test_what_is_no_picture_is_refused_with_its_place(value):
     images = torch.rand(3, 3, 4, 4)
     images[0, 0, 0, 0], images[0, 0, 0, 1], images[2, 1, 2, 3] = 0, 1, value
     with service("exact", Exact()) as (url, _):
-        answer = post(url, wire.pack_request(images, ["a"] * 3))
+        answer = post(url, http_format.pack_request(images, ["a"] * 3))
     assert answer.status_code == 400
     assert "from 0 to 1; not so images 2 " in answer.json()["error"]
 
@@ -219,13 +219,13 @@ def half_a_request(url):
     """A connection whose client has announced a body and sent a part of it."""
     place = urlsplit(url)
     where = socket.create_connection((place.hostname, place.port), timeout=10)
-    head = f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: {wire.MEDIA_TYPE}\r\ncontent-length: 99\r\n\r\n"
+    head = f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: {http_format.MEDIA_TYPE}\r\ncontent-length: 99\r\n\r\n"
     where.sendall(head.encode() + b"x" * 10)
     return where
 
 
 def test_clients_that_stall_in_their_body_keep_nobody_out():
-    good = wire.pack_request(torch.rand(1, 3, 4, 4), ["a"])
+    good = http_format.pack_request(torch.rand(1, 3, 4, 4), ["a"])
     with service("exact", Exact(), body_timeout=0.5) as (url, _):
         stalled = [half_a_request(url) for _ in range(3)]
         assert post(url, good).status_code == 200
@@ -249,7 +249,7 @@ def test_however_many_clients_stall_their_places_are_free_after_one_time_limit()
 
 def test_who_finds_a_long_queue_is_told_at_once_when_to_come_again(monkeypatch):
     monkeypatch.setattr(serve_module, "QUEUE", 2)
-    good = wire.pack_request(torch.rand(4, 3, 512, 512), ["a"] * 4)  # 12 MB: more than the way there holds
+    good = http_format.pack_request(torch.rand(4, 3, 512, 512), ["a"] * 4)  # 12 MB: more than the way there holds
     with service("exact", Exact(), body_timeout=600) as (url, _):
         stalled = [half_a_request(url) for _ in range(serve_module.BODIES + 2)]
         answer = post(url, good)
@@ -262,7 +262,7 @@ def test_who_finds_a_long_queue_is_told_at_once_when_to_come_again(monkeypatch):
 def test_the_time_is_for_the_way_to_the_reward_and_not_for_the_reward():
     """Two requests that are scored slowly are answered; a third is sent away in time, and not the two for its sake."""
     go, answers = threading.Event(), []
-    body = wire.pack_request(torch.rand(1, 3, 4, 4), ["a"])
+    body = http_format.pack_request(torch.rand(1, 3, 4, 4), ["a"])
     with service("exact", Exact(lambda: go.wait(600)), body_timeout=3) as (url, _):
         threads = [threading.Thread(target=lambda: answers.append(post(url, body, timeout=600))) for _ in range(3)]
         for thread in threads:
@@ -279,7 +279,7 @@ def test_the_time_is_for_the_way_to_the_reward_and_not_for_the_reward():
 def test_a_client_that_goes_away_in_its_body_is_no_error_of_the_service(caplog):
     with service("exact", Exact()) as (url, _):
         half_a_request(url).close()
-        assert post(url, wire.pack_request(torch.rand(1, 3, 4, 4), ["a"])).status_code == 200
+        assert post(url, http_format.pack_request(torch.rand(1, 3, 4, 4), ["a"])).status_code == 200
         time.sleep(0.2)
     assert "ClientDisconnect" not in caplog.text
 

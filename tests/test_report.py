@@ -21,19 +21,19 @@ from report_factory import (
 )
 from scipy import stats as scipy_stats
 
-from sdpo_bench.ablation import fast_iqm
-from sdpo_bench.aggregates import iqm
-from sdpo_bench.comparable import amount
+from sdpo_bench.cli.commands.report import render
 from sdpo_bench.errors import UsageError
-from sdpo_bench.headline import list_runs
-from sdpo_bench.matrices import cells, matrix
-from sdpo_bench.render_text import as_csv, as_json
-from sdpo_bench.report import Report, Request, build_report
-from sdpo_bench.report_command import render
-from sdpo_bench.results import load_results
-from sdpo_bench.scoreboard import parse_metric
-from sdpo_bench.scores import PanelKey, read_scores, reduced, stack
-from sdpo_bench.select_runs import parse_select
+from sdpo_bench.report.assemble import Report, Request, build_report
+from sdpo_bench.report.markdown import as_csv, as_json
+from sdpo_bench.report.tables.ablation import fast_iqm
+from sdpo_bench.results.comparability import amount
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.run_list import list_runs
+from sdpo_bench.results.scoreboard import parse_metric
+from sdpo_bench.results.select_runs import parse_select
+from sdpo_bench.statistics.aggregates import iqm
+from sdpo_bench.statistics.eval_table import PanelKey, read_scores, reduced, stack
+from sdpo_bench.statistics.matrices import cells, matrix
 
 
 def report_of(out: Path, *select: str, **options) -> Report:
@@ -228,10 +228,10 @@ def test_arrays_agree_with_the_statistics_module(tmp_path):
 
 def test_many_files_are_read_by_processes_to_the_same_result(out, monkeypatch):
     whole = as_csv(report_of(out))
-    monkeypatch.setattr("sdpo_bench.results.MANY", 2)
+    monkeypatch.setattr("sdpo_bench.results.read_results.MANY", 2)
     make_run(out, "sdpo", 0, spread([1, 1, 1]), **{"budget.amount": 256})  # two settings, judged side by side
     shared = as_csv(report_of(out))
-    monkeypatch.setattr("sdpo_bench.results.MANY", 1000)
+    monkeypatch.setattr("sdpo_bench.results.read_results.MANY", 1000)
     assert shared == as_csv(report_of(out)) != whole
 
 

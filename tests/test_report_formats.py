@@ -15,18 +15,18 @@ import pytest
 from click.testing import CliRunner
 from report_factory import base_frame, frame, make_base, make_run, spread
 
-from sdpo_bench import plots
-from sdpo_bench.cli_report import ONLY
-from sdpo_bench.cli_report import report as report_cli
-from sdpo_bench.console_text import clean
+from sdpo_bench.cli.report_commands import ONLY
+from sdpo_bench.cli.report_commands import report as report_cli
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.figures import _cost_charts, _distance_chart
-from sdpo_bench.render_html import halves, html, svg_uri
-from sdpo_bench.render_terminal import terminal
-from sdpo_bench.render_text import as_csv, as_json, latex, markdown, md, tex
-from sdpo_bench.report import Request, build_report
-from sdpo_bench.results import load_results
-from sdpo_bench.tabular import digits_for, fixed
+from sdpo_bench.report import plots
+from sdpo_bench.report.assemble import Request, build_report
+from sdpo_bench.report.console import terminal
+from sdpo_bench.report.figures import _cost_charts, _distance_chart
+from sdpo_bench.report.html import halves, html, svg_uri
+from sdpo_bench.report.markdown import as_csv, as_json, latex, markdown, md, tex
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.statistics.table import digits_for, fixed
+from sdpo_bench.system.console_text import clean
 
 HOSTILE = (
     "<script>alert(1)</script>",

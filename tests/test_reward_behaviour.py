@@ -10,10 +10,10 @@ from PIL import Image
 from reward_fixtures import PATHS, damaged_copy, new_reward, paired_scores, prompts, reward
 
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.registry import find
+from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.plugins.registry import find
 from sdpo_bench.rewards import _images
 from sdpo_bench.rewards._hps import clean_prompt
-from sdpo_bench.setting_values import validate
 
 MODEL_REWARDS = sorted(PATHS)
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from reward_fixtures import PATHS, ROOT, TINY_TABLE, damaged_copy, new_reward, prompts
 
-from sdpo_bench import hub
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.registry import find
+from sdpo_bench.models import hub
+from sdpo_bench.plugins.registry import find
 from sdpo_bench.rewards import _checkpoint
 
 MODEL_REWARDS = sorted(PATHS)
@@ -107,7 +107,7 @@ def test_a_set_of_hub_files_counts_only_when_complete(offline):
 
 def test_listing_rewards_needs_neither_torch_nor_weights():
     code = (
-        "import sys; from sdpo_bench.registry import plugins; found = plugins('rewards');"
+        "import sys; from sdpo_bench.plugins.registry import plugins; found = plugins('rewards');"
         "print({n: found[n].summary for n in sys.argv[1:]});"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -9,11 +9,11 @@ from reward_fixtures import PATHS, damaged_copy
 
 from factories import make_resolved
 from sdpo_bench.api import execution_settings
-from sdpo_bench.config import Request, resolve
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
-from sdpo_bench.registry import find
-from sdpo_bench.reward_choice import choose, same_reward
+from sdpo_bench.plugins.registry import find
 from sdpo_bench.reward_formula import part_weights, sum_name
+from sdpo_bench.scoring.reward_expression import choose, same_reward
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,14 @@ import torch
 
 from factories import make_resolved
 from sdpo_bench.api import NoSettings, Reward
-from sdpo_bench.deadline import Deadline, DeadlinePassed
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.methods.ddpo import DDPO
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.runner import run_cell
-from sdpo_bench.scoring import Scorer
+from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
+from sdpo_bench.system.timeout import Deadline, DeadlinePassed
 
 
 class Answer(Reward):

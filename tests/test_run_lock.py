@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from sdpo_bench.errors import Busy
-from sdpo_bench.store import RunFolder
+from sdpo_bench.runs.run_folder import RunFolder
 
 # As a pool's workers do, the forked process waits for more work for ever.
 HOLDER = """
 import os, sys, time, pathlib
-from sdpo_bench.store import RunFolder
+from sdpo_bench.runs.run_folder import RunFolder
 with RunFolder(pathlib.Path(sys.argv[1])).locked():
     if not os.fork():
         print(os.getpid(), flush=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from finished_run import call, copy_of, make, words_of
 
-from sdpo_bench.run_record import problem
-from sdpo_bench.store import RunFolder
+from sdpo_bench.config.run_id import problem
+from sdpo_bench.runs.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent.parent / "results"
 

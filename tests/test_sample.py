@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from factories import make_resolved
-from sdpo_bench.cli_report import sample as sample_cli
+from sdpo_bench.cli.commands.sample import parse_steps
+from sdpo_bench.cli.report_commands import sample as sample_cli
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.sample import parse_steps
-from sdpo_bench.store import RunFolder
-from sdpo_bench.trained_adapter import seal_log
+from sdpo_bench.runs.adapter import seal_log
+from sdpo_bench.runs.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_step_counts_are_checked(text):
 
 
 def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch):
-    monkeypatch.setattr("sdpo_bench.models.load_policy", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("sdpo_bench.models.catalogue.load_policy", lambda *a, **k: pytest.fail("loaded a model"))
     common = ("--results", results, "--prompt", "cat")
     os.mkfifo(tmp_path / "pipe.png")
     for arguments, words in (
@@ -104,7 +104,7 @@ def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch
 
 
 def test_a_place_that_cannot_be_written_is_found_before_sampling(results, tmp_path, monkeypatch):
-    monkeypatch.setattr("sdpo_bench.models.load_policy", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("sdpo_bench.models.catalogue.load_policy", lambda *a, **k: pytest.fail("loaded a model"))
     (tmp_path / "file").write_text("")
     with pytest.raises(MissingError, match="cannot be written"):
         run("sdpo", "--results", results, "--prompt", "cat", "--steps", "1", "--out", tmp_path / "file" / "x.png")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.schedule import gaussian_kl, lint, make_schedule, spaced_timesteps, step_weights
+from sdpo_bench.rollout.schedule import gaussian_kl, lint, make_schedule, spaced_timesteps, step_weights
 from sdpo_bench.settings import ScheduleSettings
 
 SD_TURBO = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -129,7 +129,7 @@ def test_divergence_is_that_of_two_normal_distributions():
 
 def test_gains_are_the_gradient_of_the_log_probability():
     """d log_prob / d output = gain * unit noise / elements, checked by autograd."""
-    from sdpo_bench.schedule import gaussian_log_prob
+    from sdpo_bench.rollout.schedule import gaussian_log_prob
 
     for prediction in ("epsilon", "v_prediction", "sample"):
         schedule = make_schedule(SD_TURBO | {"prediction_type": prediction}, 5)

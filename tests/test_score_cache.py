@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import checkpoint
 from sdpo_bench.api import NoSettings, Reward
-from sdpo_bench.bill import bill_text
-from sdpo_bench.budget import Ledger
-from sdpo_bench.cost_tables import bill_table
 from sdpo_bench.errors import RunFailed
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.report.tables.cost_tables import bill_table
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.score_cache import ScoreCache, picture_digests, score_key
-from sdpo_bench.scoring import Scorer
+from sdpo_bench.scoring.score_cache import ScoreCache, picture_digests, score_key
+from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.training import checkpoint
+from sdpo_bench.training.bill_text import bill_text
 
 
 class Counting(Reward):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from sdpo_bench.matrices import Cells, Measure
-from sdpo_bench.panels import Panel
-from sdpo_bench.scoreboard import scoreboard, step_leaders
-from sdpo_bench.scores import BASE, PanelKey
+from sdpo_bench.results.panels import Panel
+from sdpo_bench.results.scoreboard import scoreboard, step_leaders
+from sdpo_bench.statistics.eval_table import BASE, PanelKey
+from sdpo_bench.statistics.matrices import Cells, Measure
 
 PROMPTS, STEPS = ("bee", "cat"), (1, 4)
 

@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 from report_factory import frame
 
-from sdpo_bench.matrices import Measure
-from sdpo_bench.scores import BASE, Block, Cells, PanelKey, at, only_seeds, only_steps, read_scores, stack
+from sdpo_bench.statistics.eval_table import (
+    BASE,
+    Block,
+    Cells,
+    PanelKey,
+    at,
+    only_seeds,
+    only_steps,
+    read_scores,
+    stack,
+)
+from sdpo_bench.statistics.matrices import Measure
 
 KEY = PanelKey("sampler", "train", "good", "1")
 

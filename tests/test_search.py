@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from factories import SEARCH_METHODS, make_method, make_resolved
-from sdpo_bench.bill import read_search, search_bill, search_lines
-from sdpo_bench.budget import Ledger
-from sdpo_bench.candidates import Candidates
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.entry import main
+from sdpo_bench.cli.commands.run import plan
+from sdpo_bench.cli.entry import main
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
-from sdpo_bench.estimate import run_work
-from sdpo_bench.evaluate import evaluation_schedule, read_rows, sample_images
-from sdpo_bench.results import Run, flat_settings
-from sdpo_bench.run_command import plan
-from sdpo_bench.runner import make_scorer, run_cell
+from sdpo_bench.estimates.time_estimate import run_work
+from sdpo_bench.evaluation.evaluate import evaluation_schedule, read_rows, sample_images
+from sdpo_bench.evaluation.inference_search import Candidates
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.results.read_results import Run, flat_settings
+from sdpo_bench.running.run_one import make_scorer, run_cell
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import EvaluationSettings, Runtime
-from sdpo_bench.store import RunFolder
+from sdpo_bench.training.bill_text import read_search, search_bill, search_lines
 
 PAIRS = [("cat", 0), ("cat", 1), ("dog", 0)]
 

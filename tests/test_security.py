@@ -5,9 +5,9 @@ import ast
 import pytest
 from conftest import HERE
 
-from sdpo_bench.cli import cli
-from sdpo_bench.console_text import print_table
-from sdpo_bench.identity import run_id
+from sdpo_bench.cli.main import cli
+from sdpo_bench.hashing import run_id
+from sdpo_bench.system.console_text import print_table
 
 ROOT = HERE.parent
 SOURCES = sorted(

@@ -4,11 +4,11 @@ from dataclasses import fields
 
 import pytest
 
-from sdpo_bench.budget import AXES
-from sdpo_bench.config import NAMES, Request, resolve
+from sdpo_bench.config.resolve import NAMES, Request, resolve
 from sdpo_bench.errors import UsageError
-from sdpo_bench.registry import plugins
-from sdpo_bench.setting_names import ALIASES, unknown_setting
+from sdpo_bench.ledger import AXES
+from sdpo_bench.plugins.registry import plugins
+from sdpo_bench.plugins.setting_names import ALIASES, unknown_setting
 from sdpo_bench.settings import SECTIONS
 
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from sdpo_bench.atomic import atomic_write
+from sdpo_bench.system.files import atomic_write
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from factories import make_resolved, make_trainer
-from sdpo_bench.advantages import Normaliser, advantages
-from sdpo_bench.cost import PROBE_GROUPS
-from sdpo_bench.dense import choose_queries, step_rewards
-from sdpo_bench.processes import Processes
-from sdpo_bench.reference import base_statistics
+from sdpo_bench.advantages.learning_signal import Signals
+from sdpo_bench.advantages.normalise import Normaliser, advantages
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.signals import Signals
+from sdpo_bench.rollout.base_log_probs import base_statistics
+from sdpo_bench.rollout.group_cost import PROBE_GROUPS
+from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
+from sdpo_bench.system.distributed import Processes
 
 
 def first_epoch(tiny_pipe, folder, method, **settings):
@@ -70,7 +70,7 @@ def test_a_reward_that_is_the_same_for_all_images_teaches_nothing(tiny_pipe, tmp
 
 
 def test_the_method_s_own_guard_of_predicted_rewards_is_used(tiny_pipe, tmp_path, monkeypatch):
-    from sdpo_bench import signals
+    from sdpo_bench.advantages import learning_signal as signals
 
     seen = []
 

@@ -15,18 +15,18 @@ from report_factory import base_frame, make_base, make_run, spread
 
 from factories import make_resolved
 from forked import command, exit_code
-from sdpo_bench import checkpoint
-from sdpo_bench.bill import read_search
-from sdpo_bench.bundles import keep_aside, pack, unpack
-from sdpo_bench.cell_process import DONE, FAILED, Job, Said
-from sdpo_bench.config import Request
+from sdpo_bench.config.resolve import Request
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
-from sdpo_bench.evaluate import read_rows
-from sdpo_bench.pipeline_files import read_folder
-from sdpo_bench.ray_executor import RayExecutor
+from sdpo_bench.evaluation.evaluate import read_rows
+from sdpo_bench.models.pipeline_files import read_folder
+from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL, check_seal, exported, log_changed
+from sdpo_bench.runs.run_folder import RunFolder, check_writable
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder, check_writable
-from sdpo_bench.trained_adapter import LORA_FILE, LORA_SEAL, check_seal, exported, log_changed
+from sdpo_bench.sweep.ray_executor import RayExecutor
+from sdpo_bench.sweep.ray_transfer import keep_aside, pack, unpack
+from sdpo_bench.sweep.worker import DONE, FAILED, Job, Said
+from sdpo_bench.training import checkpoint
+from sdpo_bench.training.bill_text import read_search
 
 FILES = (
     "run.json", "status", "train.jsonl", "timing.jsonl", "search.json", "warnings.jsonl", "validation.jsonl",

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.matrices import Matrix, matrix, paired
-from sdpo_bench.stats import (
+from sdpo_bench.statistics.intervals import (
     Estimate,
     crossed_interval,
     crossed_moments,
@@ -20,6 +19,7 @@ from sdpo_bench.stats import (
     seed_interval,
     win_rate,
 )
+from sdpo_bench.statistics.matrices import Matrix, matrix, paired
 
 
 def make_matrix(values, name="a"):

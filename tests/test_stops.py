@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import checkpoint, entry, handlers, processes
+from sdpo_bench.cli import entry
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.plugin_call import blamed, plugin_code
+from sdpo_bench.plugins.call import blamed, plugin_code
+from sdpo_bench.system import distributed
+from sdpo_bench.system import signals as handlers
+from sdpo_bench.training import checkpoint
 
 
 class Stop(KeyboardInterrupt):
@@ -102,7 +105,7 @@ def test_a_training_whose_signal_was_swallowed_ends_with_its_epoch(tiny_pipe, tm
 
 LAST = """
 import atexit, os, signal, sys
-from sdpo_bench import entry
+from sdpo_bench.cli import entry
 entry._run = lambda arguments: sys.exit(0)
 signal.signal(signal.SIGINT, entry._interrupt)
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
@@ -119,7 +122,9 @@ def test_a_signal_after_all_is_done_changes_no_exit_code():
 READ = """
 import signal, sys
 from pathlib import Path
-from sdpo_bench import checkpoint, entry, handlers
+from sdpo_bench.training import checkpoint
+from sdpo_bench.cli import entry
+from sdpo_bench.system import signals as handlers
 def stop(number, frame):
     raise KeyboardInterrupt
 handlers.handle(signal.SIGALRM, stop)
@@ -163,7 +168,7 @@ def test_a_signal_never_makes_a_sound_checkpoint_a_damaged_one(tmp_path):
 )
 def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, capsys, count, shown):
     """One process alone would take all groups on itself, on one GPU."""
-    for name in processes.VARIABLES:
+    for name in distributed.VARIABLES:
         monkeypatch.delenv(name, raising=False)
         if count:
             monkeypatch.setenv(name, str(count))

@@ -8,18 +8,18 @@ import pytest
 import torch
 from study_factory import findings, finished, row
 
-import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
-from sdpo_bench import executors
-from sdpo_bench.entry import main
+import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
+from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
-from sdpo_bench.plan import make_plan
-from sdpo_bench.ranking import Standing
-from sdpo_bench.registry import find
-from sdpo_bench.store import RunFolder
+from sdpo_bench.plugins.registry import find
+from sdpo_bench.results.study_record import read_studies
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.statistics.ranking import Standing
 from sdpo_bench.studies import _diversity, budget, extreme_steps, normalisation, over_optimisation, update_order
-from sdpo_bench.study import StudyRequest
-from sdpo_bench.study_record import read_studies
-from sdpo_bench.trainings import Arm, reopen
+from sdpo_bench.studies.shared.contract import StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm, reopen
+from sdpo_bench.sweep import local_executor
+from sdpo_bench.sweep.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_kinds_are_judged_by_the_clean_reward(four, tmp_path):
 
 
 def altered(**settings):
-    from sdpo_bench.reward_choice import choose
+    from sdpo_bench.scoring.reward_expression import choose
 
     return choose("altered").make({"of": "jpeg-compressibility", **settings})
 
@@ -308,7 +308,7 @@ def trained(tmp_path_factory, tiny_pipe):
     ):  # fmt: skip
         words += ["--set", setting]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executors, "_start_method", lambda: "fork")
+        patch.setattr(local_executor, "_start_method", lambda: "fork")
         patch.setenv("OMP_NUM_THREADS", "1")
         with pytest.raises(SystemExit) as stop:
             main([str(word) for word in words])

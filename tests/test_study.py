@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo_bench import contrasts
-from sdpo_bench.dense import choose_queries, predicted_rewards
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import RunFailed, UsageError
-from sdpo_bench.findings import banded, line
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.registry import plugins
-from sdpo_bench.stats import crossed_interval
+from sdpo_bench.plugins.registry import plugins
+from sdpo_bench.results.study_findings import banded, line
+from sdpo_bench.results.study_record import kept_study, read_studies, write_study
+from sdpo_bench.scoring.dense_rewards import choose_queries, predicted_rewards
+from sdpo_bench.statistics import contrasts
+from sdpo_bench.statistics.intervals import crossed_interval
+from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies import _step_rewards as s
-from sdpo_bench.study import StudyRequest, parse_size, variant_of
-from sdpo_bench.study_record import kept_study, read_studies, write_study
+from sdpo_bench.studies.shared.contract import StudyRequest, parse_size, variant_of
 
 STUDIES = sorted(plugins("studies"))
 

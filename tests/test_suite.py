@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from suite_files import SUITE, write_suite
 
-from sdpo_bench.entry import main
+from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
-from sdpo_bench.plan import keep, make_plan
-from sdpo_bench.suite import find_suite, read_suite, shipped_suites
+from sdpo_bench.sweep.plan import keep, make_plan
+from sdpo_bench.sweep.suite import find_suite, read_suite, shipped_suites
 
 ABLATIONS = ("normalisation", "updates", "rewards")
 NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups"}
@@ -46,7 +46,7 @@ def test_the_main_suites_are_the_papers_table(plans):
 
 def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_main_table(plans):
     """SDPO's named variants included; a cell of both suites is run once."""
-    from sdpo_bench.registry import plugins
+    from sdpo_bench.plugins.registry import plugins
 
     cells = plans["embedded-methods"].cells
     assert {cell.method for cell in cells} == {n for n, p in plugins("methods").items() if p.owner == "built-in"}
@@ -74,7 +74,7 @@ def test_an_ablation_varies_one_setting(plans, where, what, key, values):
 
 def test_smoke_is_every_method_with_every_embedded_reward_it_can_use(plans):
     """Methods that follow the reward's gradient are left out where there is none."""
-    from sdpo_bench.registry import plugins
+    from sdpo_bench.plugins.registry import plugins
 
     cells = plans["smoke"].cells
     pairs = {(cell.method, cell.reward) for cell in cells}
@@ -110,9 +110,9 @@ def test_a_reward_without_a_gradient_is_refused_where_it_was_asked_for(tmp_path)
 def test_planning_an_embedded_suite_never_imports_torch():
     script = (
         "import sys, pathlib\n"
-        "from sdpo_bench.plan import make_plan\n"
-        "from sdpo_bench.suite import find_suite, shipped_suites\n"
-        "import sdpo_bench.sweep_command, sdpo_bench.sweep_view\n"
+        "from sdpo_bench.sweep.plan import make_plan\n"
+        "from sdpo_bench.sweep.suite import find_suite, shipped_suites\n"
+        "import sdpo_bench.cli.commands.sweep, sdpo_bench.cli.sweep_view\n"
         "shipped_suites()\n"
         "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).cells) == 70\n"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
@@ -247,9 +247,9 @@ def test_a_cell_is_a_plain_run(tmp_path):
     """The command in a cell's log makes the same run."""
     import click
 
-    from sdpo_bench.cli import cli
-    from sdpo_bench.config import Request, resolve
-    from sdpo_bench.setting_values import parse_set
+    from sdpo_bench.cli.main import cli
+    from sdpo_bench.config.resolve import Request, resolve
+    from sdpo_bench.plugins.parse_settings import parse_set
 
     more = (
         "[variants.a.eval]\n".replace(".eval", ".update")
@@ -287,7 +287,7 @@ def test_a_description_is_a_text(tmp_path):
 
 
 def test_a_description_ends_once():
-    from sdpo_bench.suite_tables import _sentence
+    from sdpo_bench.report.tables.suite_tables import _sentence
 
     assert (_sentence("Who wins?"), _sentence("Who wins"), _sentence("It wins.")) == (
         "Who wins?",

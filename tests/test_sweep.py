@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from suite_files import tiny_suite
 
-import sdpo_bench.warm  # noqa: F401  (forked processes then have it)
-from sdpo_bench import executors
-from sdpo_bench.entry import main
-from sdpo_bench.plan import make_plan
-from sdpo_bench.store import RunFolder
-from sdpo_bench.suite import read_suite
+import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
+from sdpo_bench.cli.entry import main
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep import local_executor
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.suite import read_suite
 
 BROKEN = "[variants.good]\n[variants.broken.update]\nlr = 1e30\n"
 PATIENCE = 900  # seconds, for a machine with much else to do; no test waits for them to pass
@@ -30,7 +30,7 @@ FILES = ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors",
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
     """Processes are forked from this one, which has imported everything already."""
-    monkeypatch.setattr(executors, "_start_method", lambda: "fork")
+    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -57,7 +57,7 @@ def undisturbed(tmp_path_factory, tiny_pipe):
     place = tmp_path_factory.mktemp("undisturbed")
     path = tiny_suite(place, tiny_pipe)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executors, "_start_method", lambda: "fork")
+        patch.setattr(local_executor, "_start_method", lambda: "fork")
         assert sweep(path, place / "out") == 0
     return path, place / "out"
 
@@ -194,7 +194,7 @@ def test_weights_that_are_missing_fail_the_cell_not_the_sweep(tmp_path, tiny_pip
     (cell,) = cells(path, out)
     assert cell.state == "failed"
     assert "neither cached here nor reachable" in cell.message  # the printed table may break the line anywhere
-    from sdpo_bench.results import load_results
+    from sdpo_bench.results.read_results import load_results
 
     (notice,) = load_results(out).notices
     assert notice.text.startswith("failed before training began: the weights of 'nobody/nothing'")

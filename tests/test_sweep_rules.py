@@ -11,22 +11,22 @@ import pytest
 from suite_files import FakeExecutor, finish, finish_cell, leave_scores, succeed, write_suite
 from test_plan import SEARCH
 
-from sdpo_bench import sweep_command
-from sdpo_bench.cell_process import BUSY, FAILED, STOPPED
-from sdpo_bench.entry import main
+from sdpo_bench.cli.commands import sweep as sweep_command
+from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import Busy, Interrupted
-from sdpo_bench.executors import Ended
-from sdpo_bench.handlers import STOPS
-from sdpo_bench.plan import make_plan
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.store import RunFolder
-from sdpo_bench.suite import read_suite
-from sdpo_bench.sweep import Sweep, put_aside
+from sdpo_bench.sweep.local_executor import Ended
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.scheduler import Sweep, put_aside
+from sdpo_bench.sweep.suite import read_suite
+from sdpo_bench.sweep.worker import BUSY, FAILED, STOPPED
+from sdpo_bench.system.signals import STOPS
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("sdpo_bench.sweep.POLL", 0.01)
+    monkeypatch.setattr("sdpo_bench.sweep.scheduler.POLL", 0.01)
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_a_suite_that_takes_the_place_of_another_of_its_name_says_so(tmp_path, m
 
 
 def test_the_resume_command_never_begins_again():
-    from sdpo_bench.sweep_command import resume_command
+    from sdpo_bench.cli.commands.sweep import resume_command
 
     typed = ["sweep", "my suite.toml", "--force", "--only-failed", "--jobs", "2"]
     assert resume_command(typed) == "sdpo-bench sweep 'my suite.toml' --jobs 2"
@@ -319,8 +319,8 @@ def test_the_resume_command_never_begins_again():
 
 @pytest.mark.parametrize(("jobs", "cores", "share"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (4, 2, 1)])
 def test_processes_share_the_processors(monkeypatch, jobs, cores, share):
-    from sdpo_bench import executors
+    from sdpo_bench.sweep import local_executor
 
-    monkeypatch.setattr(executors, "cores", lambda: cores)
-    assert executors.LocalExecutor(jobs).threads == share
-    assert executors.LocalExecutor(jobs, threads=5).threads == 5
+    monkeypatch.setattr(local_executor, "cores", lambda: cores)
+    assert local_executor.LocalExecutor(jobs).threads == share
+    assert local_executor.LocalExecutor(jobs, threads=5).threads == 5

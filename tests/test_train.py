@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from factories import GRADIENT_METHODS, TRAINED, make_resolved, make_trainer
-from sdpo_bench import checkpoint
 from sdpo_bench.errors import RunFailed, UsageError
+from sdpo_bench.training import checkpoint
 
 
 def weights_of(trainer):
@@ -44,7 +44,7 @@ RESUMED = ("sdpo", "ddpo", "d3po", "sparse_dpo", "tdpo", "draft")
     + [(name, SKIP_LAST) for name in WAYS],
 )
 def test_the_ledger_counts_every_call(tiny_pipe, tmp_path, monkeypatch, name, extra):
-    from sdpo_bench.run_command import plan
+    from sdpo_bench.cli.commands.run import plan
 
     resolved = make_resolved(tiny_pipe, name, **extra)
     trainer = make_trainer(resolved, tmp_path)

@@ -7,9 +7,9 @@ import shutil
 import pytest
 
 from factories import make_resolved, make_trainer
-from sdpo_bench import checkpoint, guards
 from sdpo_bench.errors import UsageError
-from sdpo_bench.store import RunFolder
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.training import checkpoint, collapse_guards
 
 
 class Stop(KeyboardInterrupt):
@@ -91,7 +91,7 @@ def test_a_damaged_log_is_put_back_and_no_epoch_is_trained_again(copy, damage):
     epochs, told = resume(resolved, out)
     assert epochs == [3, 4]
     assert (run.path / "train.jsonl").read_bytes() == whole
-    (warned,) = guards.warnings(run)
+    (warned,) = collapse_guards.warnings(run)
     assert (warned.epoch, warned.guard) == (2, "log") and told == [f"epoch 2: {warned.text}"]
     assert "train.jsonl had been damaged" in warned.text
 
@@ -108,7 +108,7 @@ def test_all_logs_are_put_back_from_an_earlier_checkpoint_too(copy):
     assert (run.path / "train.jsonl").read_bytes() == whole
     assert run.log("timing.jsonl")[0] == seconds and len(run.log("timing.jsonl")) == 4
     assert run.log("validation.jsonl") == [{"epoch": 1, "score": 3.0}]
-    assert [warned.text.split()[0] for warned in guards.warnings(run)] == [
+    assert [warned.text.split()[0] for warned in collapse_guards.warnings(run)] == [
         "train.jsonl", "timing.jsonl", "validation.jsonl",
     ]  # fmt: skip
 

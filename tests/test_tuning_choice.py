@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from report_factory import frame
 
-from sdpo_bench.search import Candidate, Choice, make_choice, tuning_score
-from sdpo_bench.store import RunFolder
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep.tuning import Candidate, Choice, make_choice, tuning_score
 
 GROUP = ("sdpo", "good", "model", "")
 ASKED = SimpleNamespace(settings=SimpleNamespace(by="train", steps=(1, 4), images_per_prompt=2))

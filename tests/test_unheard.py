@@ -9,9 +9,9 @@ import pytest
 SOON = """
 import operator, os, signal, sys, threading
 from pathlib import Path
-from sdpo_bench.cell_process import Job
-from sdpo_bench.executors import LocalExecutor
-from sdpo_bench.results import shared_map
+from sdpo_bench.sweep.worker import Job
+from sdpo_bench.sweep.local_executor import LocalExecutor
+from sdpo_bench.results.read_results import shared_map
 from sdpo_bench.settings import Runtime
 signal.signal(signal.SIGINT, lambda *_: print("heard"))
 threading.Timer(float(sys.argv[1]), os.killpg, (os.getpgid(0), signal.SIGINT)).start()

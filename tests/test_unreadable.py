@@ -8,16 +8,16 @@ from report_factory import make_run, spread
 from suite_files import FakeExecutor, succeed, tiny_suite
 
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
-from sdpo_bench.headline import list_runs
-from sdpo_bench.plan import make_plan
-from sdpo_bench.results import load_results
+from sdpo_bench.results.compare_names import find_sides
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.run_list import list_runs
+from sdpo_bench.results.suite_records import read_records
+from sdpo_bench.runs.adapter import LORA_FILE, check_seal
+from sdpo_bench.runs.run_folder import RunFolder, check_writable, find_run
 from sdpo_bench.settings import Runtime
-from sdpo_bench.sides import find_sides
-from sdpo_bench.store import RunFolder, check_writable, find_run
-from sdpo_bench.suite import read_suite
-from sdpo_bench.suite_records import read_records
-from sdpo_bench.sweep import Sweep
-from sdpo_bench.trained_adapter import LORA_FILE, check_seal
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.scheduler import Sweep
+from sdpo_bench.sweep.suite import read_suite
 
 
 def close(folder, patch):

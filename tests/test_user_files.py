@@ -7,7 +7,7 @@ from report_factory import make_run
 
 from forked import command, exit_code
 from sdpo_bench.errors import UsageError
-from sdpo_bench.user_files import user_file
+from sdpo_bench.system.output_paths import user_file
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from sdpo_bench.cli import cli
+from sdpo_bench.cli.main import cli
 
 PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
 WIDTH = 120

@@ -2,16 +2,16 @@
 
     python -m tools.measure_architectures
 
-Only shapes are computed (see ``sdpo_bench.activations``); it takes minutes.
+Only shapes are computed (see ``sdpo_bench.estimates.activations``); it takes minutes.
 Needed again when diffusers changes its networks.
 """
 
 import json
 from pathlib import Path
 
-from sdpo_bench.activations import make_task, trace
-from sdpo_bench.identity import canonical_json
-from sdpo_bench.pipeline_files import PipelineFiles
+from sdpo_bench.estimates.activations import make_task, trace
+from sdpo_bench.hashing import canonical_json
+from sdpo_bench.models.pipeline_files import PipelineFiles
 from sdpo_bench.settings import ModelSettings
 
 FOLDER = Path(__file__).parent.parent / "sdpo_bench" / "assets" / "architectures"

@@ -1,6 +1,6 @@
 """Pipelines with random weights in the architecture of real ones, for tests and measurements without any download.
 
-The configurations are those of ``sdpo_bench.pipeline_files`` (``published(name).configs``) or smaller ones of the same
+The configurations are those of ``models.pipeline_files`` (``published(name).configs``) or smaller ones of the same
 shape; the tokenizer is the tiny one of the test fixtures.
 """
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from sdpo_bench.atomic import atomic_write
 from sdpo_bench.errors import SdpoBenchError, UsageError
-from sdpo_bench.regular import read_bytes
-from sdpo_bench.render_text import as_json
-from sdpo_bench.report import Request, build_report
-from sdpo_bench.results import load_results
-from sdpo_bench.store import RunFolder, run_folders
+from sdpo_bench.report.assemble import Request, build_report
+from sdpo_bench.report.markdown import as_json
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.runs.run_folder import RunFolder, run_folders
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.regular import read_bytes
 
 GRID = "grid.png"
 LEFT = ("lock", GRID)

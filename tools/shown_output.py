@@ -24,7 +24,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from sdpo_bench.cli import cli
+from sdpo_bench.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "results" / "reference" / "README.md")

@@ -1,1 +1,4 @@
-"""Studies: one module and one class each, found by name (``sdpo-bench list studies``)."""
+"""Studies of the methods' assumptions, one module each.
+
+May import: the top-level modules and the packages up to `sweep`.
+"""

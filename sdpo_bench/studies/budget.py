@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from itertools import combinations, pairwise
 from typing import Any
 
-from sdpo_bench import tabular as t
-from sdpo_bench.budget import AXES
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.contrasts import Contrast, contrast_cells, family, listed, seed_caution
-from sdpo_bench.estimate import training_work
-from sdpo_bench.findings import Findings, Plot
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.ranking import Standing, rank_with_ties
+from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.estimates.time_estimate import training_work
+from sdpo_bench.ledger import AXES
+from sdpo_bench.results.study_findings import Findings, Plot
 from sdpo_bench.settings import DEFAULT_MODEL
-from sdpo_bench.studies import _training as tr
-from sdpo_bench.study import Bench, Design, Study, StudyRequest
-from sdpo_bench.suite import Suite
-from sdpo_bench.trainings import Arm, Trainings, difference, known
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.statistics.ranking import Standing, rank_with_ties
+from sdpo_bench.studies.shared import training_tables as tr
+from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference, known
+from sdpo_bench.sweep.suite import Suite
 
 METHODS = ("sdpo", "ddpo", "d3po")
 REFERENCE = METHODS[0]

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from sdpo_bench import tabular as t
-from sdpo_bench.chart import Chart
-from sdpo_bench.contrasts import Contrast, contrast_cells, exploratory, family, listed, seed_caution
 from sdpo_bench.errors import UsageError
-from sdpo_bench.findings import Findings, Plot, banded
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.studies import _training as tr
-from sdpo_bench.study import Bench, Design, Study, StudyRequest
-from sdpo_bench.suite import Suite
-from sdpo_bench.trainings import Arm, Trained, Trainings, known
+from sdpo_bench.results.study_findings import Findings, Plot, banded
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.chart import Chart
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, exploratory, family, listed, seed_caution
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.studies.shared import training_tables as tr
+from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, known
+from sdpo_bench.sweep.suite import Suite
 
 METHODS = ("sdpo", "ddpo")
 STEPS = (1, 2, 4, 10, 20, 50, 100, 200)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from sdpo_bench import tabular as t
-from sdpo_bench.contrasts import Contrast, family, listed, seed_caution
-from sdpo_bench.findings import Findings
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.stats import Estimate, crossed_interval
-from sdpo_bench.studies import _training as tr
-from sdpo_bench.study import Bench, Design, Study, StudyRequest
-from sdpo_bench.trainings import Arm
+from sdpo_bench.results.study_findings import Findings
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.contrasts import Contrast, family, listed, seed_caution
+from sdpo_bench.statistics.intervals import Estimate, crossed_interval
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.studies.shared import training_tables as tr
+from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm
 
 PAPER = "per-step-prompt"
 MODES = (PAPER, "per-prompt", "per-step", "batch", "none")
@@ -89,15 +89,15 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
     """SDPO's discounted returns of the base model, ``[P, M, T]`` for each seed (M = 2 x :data:`PAIRS`)."""
     import torch
 
-    from sdpo_bench.advantages import discounted_returns
-    from sdpo_bench.config import build_method, resolve
-    from sdpo_bench.dense import choose_queries, step_rewards
-    from sdpo_bench.models import load_policy, pick_device, scheduler_config
-    from sdpo_bench.prompts import load_prompts
-    from sdpo_bench.rollout import Noise, rollout
-    from sdpo_bench.runner import make_scorer
-    from sdpo_bench.scoring import ask_rewards
-    from sdpo_bench.training_schedule import training_schedule
+    from sdpo_bench.advantages.normalise import discounted_returns
+    from sdpo_bench.config.resolve import build_method, resolve
+    from sdpo_bench.config.training_schedule import training_schedule
+    from sdpo_bench.models.catalogue import load_policy, pick_device, scheduler_config
+    from sdpo_bench.prompts.prompt_sets import load_prompts
+    from sdpo_bench.rollout.sampling import Noise, rollout
+    from sdpo_bench.running.run_one import make_scorer
+    from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
+    from sdpo_bench.scoring.scorer import ask_rewards
 
     runtime, cell = bench.runtime, bench.trainings.runs[0].cell
     resolved = resolve(cell.request)
@@ -134,7 +134,7 @@ def _after(mode: str, returns: np.ndarray) -> np.ndarray:
         return returns
     import torch
 
-    from sdpo_bench.advantages import Normaliser
+    from sdpo_bench.advantages.normalise import Normaliser
 
     prompts, members, steps = returns.shape
     names = [str(p) for p in range(prompts) for _ in range(members)]

@@ -10,19 +10,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sdpo_bench import tabular as t
-from sdpo_bench.chart import Chart
-from sdpo_bench.contrasts import Contrast, contrast_cells, family, listed, seed_caution
 from sdpo_bench.errors import UsageError
-from sdpo_bench.findings import Findings, Plot, banded, line
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.registry import find
-from sdpo_bench.scores import PICTURES
-from sdpo_bench.studies import _training as tr
-from sdpo_bench.studies._diversity import IMAGES, Spread, measure_all
-from sdpo_bench.study import Bench, Design, Study, StudyRequest
-from sdpo_bench.suite import Suite
-from sdpo_bench.trainings import Arm, Trained, Trainings, known, scaled
+from sdpo_bench.plugins.registry import find
+from sdpo_bench.results.study_findings import Findings, Plot, banded, line
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.chart import Chart
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
+from sdpo_bench.statistics.eval_table import PICTURES
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.studies.shared import training_tables as tr
+from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.diversity import IMAGES, Spread, measure_all
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, known, scaled
+from sdpo_bench.sweep.suite import Suite
 
 TRAINED = ("emoji-align", "emoji-style", "jpeg-compressibility")
 CONTENT = ("emoji-align", "emoji-accuracy")

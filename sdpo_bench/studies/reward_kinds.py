@@ -7,15 +7,15 @@ clean one, whatever the training saw.
 from collections.abc import Mapping
 from typing import Any
 
-from sdpo_bench import tabular as t
-from sdpo_bench.chart import Chart
-from sdpo_bench.contrasts import Contrast, contrast_cells, family, listed, seed_caution
-from sdpo_bench.findings import Findings, Plot, banded
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.studies import _training as tr
-from sdpo_bench.study import Bench, Design, Study, StudyRequest
-from sdpo_bench.suite import Suite
-from sdpo_bench.trainings import Arm, Trainings, scaled
+from sdpo_bench.results.study_findings import Findings, Plot, banded
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.chart import Chart
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.studies.shared import training_tables as tr
+from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm, Trainings, scaled
+from sdpo_bench.sweep.suite import Suite
 
 METHODS = ("sdpo", "ddpo", "d3po")
 DELAYED_METHOD = "sdpo_sparse"
@@ -92,12 +92,12 @@ def _words(settings: Mapping[str, Any], clean: str) -> str:
 
 def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
     """For a reward that is not in :data:`MEASURED`: the same two numbers, to two digits."""
-    from sdpo_bench.config import Request, resolve
-    from sdpo_bench.models import load_policy, scheduler_config
-    from sdpo_bench.prompts import load_prompts
-    from sdpo_bench.rollout import Noise, sample
-    from sdpo_bench.runner import make_scorer
-    from sdpo_bench.schedule import make_schedule
+    from sdpo_bench.config.resolve import Request, resolve
+    from sdpo_bench.models.catalogue import load_policy, scheduler_config
+    from sdpo_bench.prompts.prompt_sets import load_prompts
+    from sdpo_bench.rollout.sampling import Noise, sample
+    from sdpo_bench.rollout.schedule import make_schedule
+    from sdpo_bench.running.run_one import make_scorer
     from sdpo_bench.settings import DEFAULT_MODEL
 
     wanted = Request("sdpo", clean, request.model or DEFAULT_MODEL, request.preset, 0, dict(request.overrides))

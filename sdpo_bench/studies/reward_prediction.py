@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from sdpo_bench import tabular as t
-from sdpo_bench.chart import Chart
-from sdpo_bench.contrasts import Contrast, family, listed, seed_caution
-from sdpo_bench.findings import Findings, Plot, banded, line
-from sdpo_bench.matrices import Matrix
-from sdpo_bench.stats import Estimate, crossed_interval
-from sdpo_bench.studies import _step_rewards as s
-from sdpo_bench.studies._true_rewards import (
+from sdpo_bench.results.study_findings import Findings, Plot, banded, line
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.chart import Chart
+from sdpo_bench.statistics.contrasts import Contrast, family, listed, seed_caution
+from sdpo_bench.statistics.intervals import Estimate, crossed_interval
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.studies.shared import step_rewards as s
+from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.true_rewards import (
     Sampled,
     asked_members,
     asked_prompts,
@@ -25,7 +26,6 @@ from sdpo_bench.studies._true_rewards import (
     resolved_run,
     sample_truth,
 )
-from sdpo_bench.study import Bench, Design, Study, StudyRequest
 
 EVEN = (5, 9)
 USABLE = 0.5

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo_bench import tabular as t
-from sdpo_bench.config import Request, resolve
-from sdpo_bench.contrasts import Contrast, contrast_cells, family, seed_caution
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
-from sdpo_bench.findings import Findings
-from sdpo_bench.matrices import Matrix
+from sdpo_bench.results.study_findings import Findings
 from sdpo_bench.settings import DEFAULT_MODEL
-from sdpo_bench.studies import _training as tr
-from sdpo_bench.study import Bench, Design, Study, StudyRequest
-from sdpo_bench.suite import Suite
-from sdpo_bench.trainings import Arm, Trainings, difference, known
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, seed_caution
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.studies.shared import training_tables as tr
+from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference, known
+from sdpo_bench.sweep.suite import Suite
 
 STEPS = 4
 SHUFFLED, LARGE, SMALL, EARLY = "shuffled", "accumulated", "accumulated-small", "shuffled-early"

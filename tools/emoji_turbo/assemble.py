@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from sdpo_bench.emoji import CLASSES
+from sdpo_bench.prompts.emoji_grammar import CLASSES
 
 from .distill import load_base
 from .networks import make_scheduler, make_tokenizer

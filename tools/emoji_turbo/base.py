@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdpo_bench.emoji import BACKGROUNDS, CLASSES, MAX_TOKENS, caption, vocabulary
+from sdpo_bench.prompts.emoji_grammar import BACKGROUNDS, CLASSES, MAX_TOKENS, caption, vocabulary
 
 from .autoencoder import encode_pool
 from .networks import make_scheduler, make_text_encoder, make_unet

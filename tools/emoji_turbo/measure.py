@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdpo_bench.emoji import ANIMALS, BACKGROUNDS, CLASSES, EXTRA, caption, held_out_background
-from sdpo_bench.emoji_scorer import AccuracyScorer, AlignScorer, alignment, correctness, style_score
-from sdpo_bench.schedule import make_schedule
+from sdpo_bench.prompts.emoji_grammar import ANIMALS, BACKGROUNDS, CLASSES, EXTRA, caption, held_out_background
+from sdpo_bench.rollout.schedule import make_schedule
+from sdpo_bench.scoring.emoji_scorer import AccuracyScorer, AlignScorer, alignment, correctness, style_score
 
 from .pictures import Pool
 from .scorers import VALIDATION, unit

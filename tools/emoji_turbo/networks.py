@@ -5,7 +5,7 @@ Channel counts are multiples of 16, which CPU convolutions are fast at.
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from sdpo_bench.emoji import MAX_TOKENS, SPECIAL_TOKENS, vocabulary
+from sdpo_bench.prompts.emoji_grammar import MAX_TOKENS, SPECIAL_TOKENS, vocabulary
 
 TEXT_WIDTH = 64
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdpo_bench.emoji import ANIMALS, BACKGROUND_COLORS, BACKGROUNDS, CLASSES, HELD_OUT, STYLES
+from sdpo_bench.prompts.emoji_grammar import ANIMALS, BACKGROUND_COLORS, BACKGROUNDS, CLASSES, HELD_OUT, STYLES
 
 SIDE = 32
 """Side of a model picture in pixels."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sdpo_bench.emoji import CLASSES
-from sdpo_bench.emoji_scorer import AccuracyScorer, AlignScorer
+from sdpo_bench.prompts.emoji_grammar import CLASSES
+from sdpo_bench.scoring.emoji_scorer import AccuracyScorer, AlignScorer
 
 from .autoencoder import encode_pool
 from .base import caption_tokens, draw_captions, signal_and_spread

@@ -11,7 +11,7 @@ from sdpo_bench_example.reward_weighted import RewardWeighted, RewardWeightedSet
 from sdpo_bench_example.warmth import Warmth
 
 from sdpo_bench.api import Minibatch
-from sdpo_bench.registry import find
+from sdpo_bench.plugins.registry import find
 
 
 def test_both_are_found():

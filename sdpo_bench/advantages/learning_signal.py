@@ -1,0 +1,138 @@
+"""What is learnt from sampled trajectories: rewards, advantages, log-probabilities of the base model, and the metrics.
+
+Statistics are over the groups of all processes of a run, what is handed to the updates over this one's own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.advantages.epoch_metrics import part_metrics, reward_metrics, spread
+from sdpo_bench.advantages.experience import Experience
+from sdpo_bench.advantages.normalise import Normaliser, advantages
+from sdpo_bench.api import Method
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.rollout.base_log_probs import base_statistics
+from sdpo_bench.rollout.group_cost import PROBE_GROUPS
+from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.rollout.schedule import Schedule
+from sdpo_bench.scoring import image_statistics
+from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
+from sdpo_bench.scoring.scorer import Answers, Parts, Scorer, ask_rewards
+from sdpo_bench.settings import AdvantageSettings, Runtime
+from sdpo_bench.system.distributed import Processes
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The epoch's rewards over all processes, in the order of its groups: ``queried [N, G, Q]``, ``rewards [N, G, T]``,
+    N prompts, and the parts' scores ``[N, G]``."""
+
+    queried: Tensor
+    rewards: Tensor
+    prompts: Sequence[str]
+    parts: Parts
+
+
+@dataclass
+class Signals:
+    """Asks for rewards and compares them.
+
+    Attributes:
+        settings: of the advantages; ``None`` for methods that do without.
+        values: the critic's values of all states of trajectories; ``None`` without a critic.
+        runtime: changes when memory runs out.
+    """
+
+    policy: Policy
+    schedule: Schedule
+    method: Method
+    settings: AdvantageSettings | None
+    scorer: Scorer
+    normaliser: Normaliser
+    ledger: Ledger
+    processes: Processes
+    values: Callable[[Trajectories], Tensor | None]
+    runtime: Runtime
+
+    def of(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
+        """What is learnt from the trajectories of this process's groups, and the epoch's metrics.
+
+        Args:
+            mine: int64 ``[n]``, which of the epoch's ``groups`` these trajectories are.
+        """
+        if self.method.signal == "gradient":
+            return self._unscored(trajectories, mine, groups)
+        method, mode = self.method, self.method.reward_mode
+        queries = choose_queries(trajectories.x0, mode)
+        decode_sample = mode == "sparse" and method.final_image == "sample"
+        answers = ask_rewards(
+            self.policy, trajectories, queries, self.scorer,
+            decode_sample=decode_sample, micro_batch=self.runtime.micro_batch, overlap=self.runtime.async_rewards,
+        )  # fmt: skip
+        queried = answers.rewards.to(trajectories.x0)
+        rewards = step_rewards(queries, queried, mode, method.reward_guard)
+        everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
+        normalised = self._advantages(everyone.rewards, everyone.prompts)
+        reference, kl = self._reference(trajectories, mine)
+        values = self.values(trajectories)
+        metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
+        metrics |= part_metrics(everyone.parts)
+        if normalised is not None:
+            metrics |= spread("advantage", normalised)
+            normalised = normalised[mine.to(normalised.device)]
+        metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
+        rows = self._rows(mine, groups)
+        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values, rows), metrics
+
+    def _everyone(
+        self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor
+    ) -> Scored:
+        rows = self.processes.rows
+        if self.processes.count == 1:
+            return Scored(queried, rewards, prompts, answers.parts)
+        texts = [pair for part in self.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
+        parts = {name: rows(values, mine) for name, values in answers.parts.items()}
+        return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts)
+
+    def _picture_summary(self, images: Tensor) -> dict[str, float]:
+        first, *others = self.processes.gather(image_statistics.Sums.of(images))
+        return image_statistics.summary(sum(others, first))
+
+    def _rows(self, mine: Tensor, groups: int) -> Tensor | None:
+        """Where this process keeps each group; see :class:`Experience`."""
+        if self.processes.count == 1:
+            return None
+        return torch.full((groups,), -1).index_copy(0, mine, torch.arange(len(mine)))
+
+    def _unscored(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
+        """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
+        samples = trajectories.latents[:, :, -1].flatten(0, 1)
+        with torch.no_grad():
+            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
+        metrics = {
+            "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
+        }  # fmt: skip
+        none = torch.zeros(*trajectories.latents.shape[:2], 0)
+        return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
+
+    def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
+        settings = self.settings
+        if settings is None:
+            return None
+        sparse = self.method.reward_mode == "sparse"
+        return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
+
+    def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
+        """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
+        groups otherwise): sum over steps of the mean over latent elements, nats."""
+        chosen = [row for row, g in enumerate(mine.tolist()) if self.method.needs_reference or g < PROBE_GROUPS]
+        phase = "reference" if self.method.needs_reference else "diagnostic"
+        with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
+            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.runtime.micro_batch)
+        kl = self.processes.rows(kl, mine[chosen])
+        return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())

@@ -1,0 +1,4 @@
+"""One module a command.
+
+May import: everything but the entry point.
+"""

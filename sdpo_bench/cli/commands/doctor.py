@@ -1,0 +1,87 @@
+"""What ``sdpo-bench doctor`` does: check this machine, a plugin, or how a model reads a list of prompts."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from sdpo_bench.cli.options import echo_json
+from sdpo_bench.doctor.machine import Finding, examine
+from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.settings import DEFAULT_MODEL, ModelSettings
+from sdpo_bench.system.console_text import clean, print_table
+
+
+def doctor_command(
+    *, plugin: str | None, prompts: str | None, model: str | None, out: Path, device: str, as_json: bool
+) -> None:
+    """``sdpo-bench doctor``.
+
+    Raises:
+        UsageError: options that do not go together, or unknown names.
+        MissingError: something that every run needs is missing, or the tokenizer that --prompts needs.
+        SdpoBenchError: a plugin fails a check.
+    """
+    if plugin and prompts:
+        raise UsageError("--plugin and --prompts are two checks. Give one of them.")
+    if model and not prompts:
+        raise UsageError("--model is for --prompts: sdpo-bench doctor --prompts FILE --model NAME")
+    if plugin:
+        _conformance(plugin, as_json)
+        return
+    if prompts:
+        _prompts(prompts, model or DEFAULT_MODEL, as_json)
+        return
+    findings = list(examine(out, device))
+    problems = [f for f in findings if f.state == "problem"]
+    if as_json:
+        echo_json({"ok": not problems, "findings": [asdict(f) for f in findings]})
+    else:
+        _print(findings)
+        click.echo(f"{len(problems)} problems, {sum(f.state == 'note' for f in findings)} notes")
+    if problems:
+        names = ", ".join(f"{f.area} {f.name}" for f in problems)
+        raise MissingError(f"{len(problems)} of {len(findings)} things looked at are problems: {names}.")
+
+
+def _print(findings: list[Finding]) -> None:
+    rows = [[f.area, f.name, f.state, f.text, f.mend or "-"] for f in findings]
+    print_table(["area", "name", "state", "what", "type"], rows)
+
+
+def _prompts(name: str, model: str, as_json: bool) -> None:
+    """Which prompts of a set or file a model cuts, and which are the same to it."""
+    from sdpo_bench.models.cut_prompts import read_from_files
+
+    reading = read_from_files(ModelSettings(name=model), load_prompts(name))
+    if reading is None:
+        raise MissingError(f"the tokenizer of '{model}' is not on this machine. Type: sdpo-bench fetch {model}")
+    if as_json:
+        echo_json({"model": model, **reading.as_data()})
+        return
+    for text in reading.cut:
+        click.echo(f"cut: {clean(text)}")
+    for group in reading.same:
+        click.echo(f"the same to the model: {' | '.join(map(clean, group))}")
+    click.echo(f"{model}: {reading.summary}")
+
+
+def _conformance(name: str, as_json: bool) -> None:
+    from sdpo_bench.doctor.checks import check_plugin, find_everywhere
+
+    checks = []
+    for plugin in find_everywhere(name):
+        for check in check_plugin(plugin):
+            checks.append(check)
+            if not as_json:
+                detail = f": {check.detail}" if check.detail else ""
+                click.echo(f"{check.status:8}{check.kind[:-1]} {check.plugin}, {check.name}{detail}")
+    failed = [check for check in checks if check.status == "failed"]
+    if as_json:
+        echo_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        skipped = sum(check.status == "skipped" for check in checks)
+        click.echo(f"{len(checks) - len(failed) - skipped} ok, {len(failed)} failed, {skipped} skipped")
+    if failed:
+        raise SdpoBenchError(f"'{name}' fails {len(failed)} of {len(checks)} checks.")

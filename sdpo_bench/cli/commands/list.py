@@ -1,0 +1,105 @@
+"""``sdpo-bench list``: what there is, read from names, sources and run folders, without importing torch."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.cli.options import echo_json
+from sdpo_bench.plugins.registry import field_docs, plugins
+
+
+def show(what: str, out: Path, as_json: bool) -> None:
+    """Print one list as a table or as JSON."""
+    columns, rows = _LISTS[what](out)
+    if as_json:
+        echo_json([dict(zip(columns, row)) for row in rows])
+        return
+    if not rows:
+        print(f"no {what}" + (f" in '{out}'. Start one with: sdpo-bench run" if what == "runs" else "."))
+        return
+    from sdpo_bench.system.console_text import print_table
+
+    print_table(columns, [["-" if cell is None else str(cell) for cell in row] for row in rows])
+
+
+Listing = tuple[list[str], list[list[Any]]]
+
+
+def _plugins(kind: str) -> Listing:
+    found = plugins(kind)
+    return ["name", "from", "what"], [[p.name, p.owner, p.summary] for p in found.values()]
+
+
+def _models(out: Path) -> Listing:
+    from sdpo_bench.models.catalogue import KNOWN, asset_folder
+
+    rows = []
+    for model in KNOWN.values():
+        embedded = model.location.startswith("asset:")
+        here = asset_folder(model.location.removeprefix("asset:")).is_dir() if embedded else None
+        where = "in the package" if here else "missing from the package" if embedded else f"hub: {model.location}"
+        rows.append([model.name, where, model.native_reward, model.summary])
+    return ["name", "weights", "own reward", "what"], rows
+
+
+def _presets(out: Path) -> Listing:
+    from sdpo_bench.config.presets import shipped_presets
+
+    rows = []
+    for preset in shipped_presets().values():
+        match = "; ".join(f"{k} = {v if isinstance(v, str) else ', '.join(v)}" for k, v in preset.match.items())
+        rows.append([preset.name, match or "only when named", preset.description])
+    return ["name", "chosen for", "what"], rows
+
+
+def _suites(out: Path) -> Listing:
+    from sdpo_bench.sweep.suite import shipped_suites
+
+    suites = shipped_suites().values()
+    return ["name", "what", "reproduces", "departs"], [[s.name, s.description, s.reproduces, s.departs] for s in suites]
+
+
+def _prompts(out: Path) -> Listing:
+    from sdpo_bench.prompts.prompt_sets import load_prompts, shipped_sets
+
+    rows = []
+    for name in shipped_sets():
+        texts = load_prompts(name)
+        rows.append([name, len(texts), "; ".join(texts[:3]) + (" ..." if len(texts) > 3 else "")])
+    return ["name", "prompts", "first ones"], rows
+
+
+def _settings(out: Path) -> Listing:
+    from typing import get_type_hints
+
+    from sdpo_bench.plugins.parse_settings import describe_type
+    from sdpo_bench.settings import SECTIONS
+
+    rows: list[list[Any]] = []
+    for section, owner in SECTIONS.items():
+        docs, hints = field_docs(owner), get_type_hints(owner, include_extras=True)
+        for field in fields(owner):
+            default = "" if field.default is MISSING else field.default
+            shown = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            kind = describe_type(hints[field.name])
+            rows.append([f"{section}.{field.name}", kind, shown, docs.get(field.name, "")])
+    return ["setting", "type", "default", "meaning"], rows
+
+
+def _runs(out: Path) -> Listing:
+    from sdpo_bench.results.run_list import list_runs
+
+    return list_runs(out)
+
+
+_LISTS = {
+    "methods": lambda out: _plugins("methods"),
+    "rewards": lambda out: _plugins("rewards"),
+    "studies": lambda out: _plugins("studies"),
+    "models": _models,
+    "presets": _presets,
+    "suites": _suites,
+    "prompts": _prompts,
+    "settings": _settings,
+    "runs": _runs,
+}

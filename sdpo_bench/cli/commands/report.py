@@ -1,0 +1,171 @@
+"""What ``sdpo-bench report`` and ``sdpo-bench compare`` do; imported only when one of them is called. No torch."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from sdpo_bench.cli.options import echo_json
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
+from sdpo_bench.report.assemble import Report, Request, build_report, results_sides
+from sdpo_bench.report.console import make_console, terminal
+from sdpo_bench.report.report_parts import only as a_part
+from sdpo_bench.report.report_parts import with_columns
+from sdpo_bench.report.tables.published_comparison import Side, published_side
+from sdpo_bench.results.published_numbers import PAPER, paper, read_published
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.scoreboard import parse_metric
+from sdpo_bench.results.select_runs import SPLIT, parse_select
+from sdpo_bench.results.select_runs import select as selected
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.output_paths import user_file
+
+SUFFIXES = {"terminal": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json", "html": ".html"}
+
+
+def render(report: Report, style: str) -> str:
+    """The report in one format; imports only what that format needs."""
+    from sdpo_bench.report import markdown as text
+
+    if style == "html":
+        from sdpo_bench.report.html import html
+
+        return html(report)
+    renderers: dict[str, Callable[[Report], str]] = {
+        "terminal": terminal, "markdown": text.markdown, "csv": text.as_csv, "latex": text.latex, "json": text.as_json,
+    }  # fmt: skip
+    return renderers[style](report)
+
+
+def report_command(
+    *,
+    results: Path,
+    select: tuple[str, ...],
+    group_by: tuple[str, ...],
+    metric: str,
+    style: str | None,
+    out: Path | None,
+    against: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    columns: str | None = None,
+) -> None:
+    """``sdpo-bench report``."""
+    if out == Path("-"):
+        raise UsageError("--out - names no file. Leave --out out: text forms go to standard output, e.g. --format json")
+    _refuse_another_suffix(style, out)
+    style = style or _style_of(out)
+    sides = tuple(side for name in against for side in find_sides_against(name))
+    request = Request(parse_select(select), group_by, parse_metric(metric), against=sides)
+    report = build_report(load_results(results), request)
+    if only:
+        report = a_part(report, only)
+    if columns is not None:
+        report = with_columns(report, [key.strip() for key in columns.split(",") if key.strip()])
+    if style == "all":
+        _write_all(report, out or results / "report", results)
+    elif out is not None or style == "html":
+        target = out or results / "report.html"
+        _write(target, render(report, style), results)
+        click.echo(str(target))
+    elif style == "terminal" and sys.stdout.isatty():
+        click.echo(terminal(report, width=shutil.get_terminal_size().columns, colour=True), nl=False, color=True)
+    else:
+        click.echo(render(report, style), nl=False)
+    if report.notices and style != "terminal":
+        many = len(report.notices)
+        text = f"{many} notice{'s' * (many != 1)} about runs that warned, are missing or damaged; see the report."
+        click.echo(text, err=True)
+
+
+def find_sides_against(name: str) -> list[Side]:
+    """What ``--against`` names: the shipped published numbers, a file of such numbers, or another results folder.
+
+    Raises:
+        UsageError: none of these, or there is nothing in it to compare with.
+    """
+    path = Path(name)
+    if name == PAPER:
+        return [published_side(found, PAPER) for found in paper()]
+    if path.suffix == ".toml":
+        return [published_side(read_published(path), path.stem)]
+    if path.is_dir():
+        if sides := results_sides(load_results(path), name):
+            return sides
+        raise UsageError(f"--against '{name}': none of its runs has scores and a base model. sdpo-bench eval adds them")
+    raise UsageError(
+        f"--against '{name}' is no results folder and no .toml file of published numbers. Valid: {PAPER}, FILE.toml, "
+        "a results folder. Example: --against paper"
+    )
+
+
+def _style_of(out: Path | None) -> str:
+    if out is None:
+        return "terminal"
+    styles = {suffix: style for style, suffix in SUFFIXES.items()}
+    if out.suffix not in styles:
+        known = ", ".join(sorted(styles))
+        raise UsageError(f"'{out}' does not tell its format (known: {known}). Add --format, e.g. --format html")
+    return styles[out.suffix]
+
+
+def _refuse_another_suffix(style: str | None, out: Path | None) -> None:
+    named = next((known for known, suffix in SUFFIXES.items() if out is not None and out.suffix == suffix), None)
+    if style and named and named != style:
+        raise UsageError(
+            f"--format {style} and --out {out} contradict each other ({out} is {named}). Change one of them."
+        )
+
+
+def _write_all(report: Report, folder: Path, results: Path) -> None:
+    for style, suffix in SUFFIXES.items():
+        target = folder / f"report{suffix}"
+        _write(target, render(report, style), results)
+        click.echo(str(target))
+    if report.figures:
+        _write_figures(report, folder / "figures", results)
+
+
+def _write_figures(report: Report, folder: Path, results: Path) -> None:
+    """Each figure as an SVG of its own, with a list of what they show."""
+    from sdpo_bench.report.html import alone
+    from sdpo_bench.report.markdown import md
+
+    lines = ["# Figures", "", "| file | of | what it shows |", "|:--|:--|:--|"]
+    for title, figure in report.figures:
+        target = folder / f"{figure.name}.svg"
+        if not (drawn := figure.draw()):
+            continue
+        _write(target, alone(drawn), results)
+        click.echo(str(target))
+        lines.append(f"| [{target.name}]({target.name}) | {md(title)} | {md(figure.caption)} |")
+    _write(folder / "README.md", "\n".join([*lines, ""]), results)
+
+
+def _write(target: Path, content: bytes | str, results: Path) -> None:
+    """In one piece: an old file stays until the new one is whole."""
+    target = user_file(target, results)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(target, content)
+    except (OSError, Unwritable) as error:
+        raise MissingError(f"'{target}' cannot be written: {error.strerror}. Choose another with --out.") from error
+
+
+def compare_command(*, a: str, b: str, results: Path, select: tuple[str, ...], metric: str, as_json: bool) -> None:
+    """``sdpo-bench compare``."""
+    from sdpo_bench.report.compare_view import comparison_data, print_comparison
+    from sdpo_bench.report.tables.compare import compare_sides
+    from sdpo_bench.results.compare_names import find_sides
+
+    selection, endpoint = parse_select(select), parse_metric(metric)
+    found = selected(load_results(results), selection)
+    side_a, side_b = find_sides(found, a, b, selection)
+    comparison = compare_sides(found, side_a, side_b, endpoint, splits=selection.get(SPLIT, ()))
+    if as_json:
+        echo_json(comparison_data(comparison))
+        return
+    tty = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if tty else None
+    print_comparison(make_console(width=width, colour=tty), comparison)

@@ -1,0 +1,136 @@
+"""What the commands have in common: options, shell completion and JSON output."""
+
+import math
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdpo_bench.settings import MOST
+from sdpo_bench.system.json_toml import json_text
+
+MOST_AT_ONCE = 1024
+"""Processes, CPU threads or GPUs of one command: more than machines have."""
+
+
+class Amount(click.FloatRange):
+    """A range of numbers; NaN, which no comparison finds outside of any, is not in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+OUT = click.option(
+    "--results", "--out", "out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"),
+    show_default=True, envvar="SDPO_BENCH_OUT", help="Results folder.",
+)  # fmt: skip
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+THREADS = click.option(
+    "--threads", type=click.IntRange(0, MOST_AT_ONCE), default=0, help="CPU threads of torch (0: its default)."
+)
+MICRO_BATCH = click.option(
+    "--micro-batch", type=click.IntRange(1, MOST), default=64, show_default=True,
+    help="Most latents in one denoiser call; changes memory and speed, no result.",
+)  # fmt: skip
+REWARD_TIMEOUT = click.option(
+    "--reward-timeout", type=Amount(0, MOST), default=1800, show_default=True, metavar="SECONDS",
+    help="Longest that one reward call may take (0: no limit).",
+)  # fmt: skip
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
+)
+
+JSON_OUTPUT = "sdpo_bench.json_output"
+"""Key of a context's ``meta``: where JSON goes while everything else goes to standard error."""
+MAY_BE_EMPTY = ("prompts",)
+"""Parameters that an empty text is a value of: an empty prompt draws a picture too."""
+
+
+class Command(click.Command):
+    """A command that refuses empty options and arguments: a shell variable that is not set would choose for itself."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            typed, _, parameters = self.make_parser(ctx).parse_args(list(args))
+            for parameter in parameters:
+                _refuse_empty(ctx, parameter, typed.get(parameter.name or ""))
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """With ``--json`` whatever a library or plugin prints goes to standard error: the JSON stays JSON."""
+        if not ctx.params.get("as_json"):
+            return super().invoke(ctx)
+        ctx.meta[JSON_OUTPUT] = sys.stdout
+        with redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
+
+
+def _refuse_empty(context: click.Context, parameter: click.Parameter, typed: Any) -> None:
+    texts = typed if isinstance(typed, list | tuple) else [typed]
+    if parameter.name in MAY_BE_EMPTY or all(not isinstance(text, str) or text.strip() for text in texts):
+        return
+    option = isinstance(parameter, click.Option)
+    what = parameter.opts[0] if option else parameter.make_metavar(context)
+    leave = " Leave the option out for its default." if option else ""
+    raise click.UsageError(f"{what} is empty (a shell variable that is not set?).{leave}", context)
+
+
+def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Shell completion of plugin, model, preset or run names."""
+
+    def names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in _names(kind, context) if name.startswith(incomplete)]
+
+    return names
+
+
+def _names(kind: str, context: click.Context) -> list[str]:
+    if kind in ("methods", "rewards", "studies"):
+        from sdpo_bench.plugins.registry import plugins
+
+        return list(plugins(kind))
+    if kind == "plugins":
+        return [*_names("methods", context), *_names("rewards", context)]
+    if kind == "models":
+        from sdpo_bench.models.catalogue import KNOWN
+
+        return list(KNOWN)
+    if kind == "prompts":
+        from sdpo_bench.prompts.prompt_sets import shipped_sets
+
+        return list(shipped_sets())
+    if kind == "presets":
+        from sdpo_bench.config.presets import shipped_presets
+
+        return list(shipped_presets())
+    if kind == "suites":
+        from sdpo_bench.sweep.suite import suite_folder
+
+        return [path.stem for path in suite_folder().glob("*.toml")]
+    from sdpo_bench.runs.run_folder import run_folders
+
+    return [run.run_id for run in run_folders(Path(context.params.get("out") or "results"))]
+
+
+def echo_json(data: Any) -> None:
+    """JSON on standard output, keys sorted, what is no finite number as null."""
+    context = click.get_current_context(silent=True)
+    output = context.meta.get(JSON_OUTPUT, sys.stdout) if context else sys.stdout
+    everything = "utf" in (getattr(output, "encoding", None) or "utf-8").lower()
+    click.echo(json_text(_plain(data), sort_keys=True, ensure_ascii=not everything), file=output)
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(item) for item in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return str(data) if isinstance(data, Path) else data

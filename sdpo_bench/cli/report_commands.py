@@ -1,0 +1,129 @@
+"""Commands that read finished runs: ``report``, ``compare`` and ``sample``. Registered by ``cli``.
+
+``--results`` is the results folder here (``--out`` in the commands that write into it), because ``--out`` is where a
+report or a picture goes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, THREADS, Command, complete
+from sdpo_bench.settings import MOST_IMAGES
+
+RESULTS = click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    envvar="SDPO_BENCH_OUT", help="Results folder.",
+)  # fmt: skip
+SELECT = click.option(
+    "--select", multiple=True, metavar="KEY=VALUE[,VALUE]",
+    help="Only runs with this method, reward, model, seed, state, split or setting; repeatable.",
+)  # fmt: skip
+METRIC = click.option(
+    "--metric", default="mean", show_default=True,
+    help="Primary endpoint: mean over step counts, area under the step curve, or a number of steps.",
+)  # fmt: skip
+ONLY = ("main", "against", "leaderboard", "held-out", "pictures", "bill", "ablation", "studies")
+FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
+
+
+@click.command(cls=Command)
+@RESULTS
+@SELECT
+@click.option(
+    "--group-by", multiple=True, metavar="SETTING",
+    help="One more ablation table: runs that differ in this setting alone, one row a value; repeatable.",
+)  # fmt: skip
+@METRIC
+@click.option(
+    "--against", multiple=True, metavar="paper|PATH",
+    help="Show your gains beside others': published numbers, a .toml file of such, or a results folder; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--only", multiple=True, type=click.Choice(ONLY),
+    help="Only tables of this kind, without figures and the list of runs; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--columns", metavar="KEY[,KEY]",
+    help="Only these columns, by their names in CSV, e.g. rank,method,mean,gain; tables without any are left out.",
+)  # fmt: skip
+@click.option(
+    "--format", "style", type=click.Choice(FORMATS), help="[default: from the name given to --out, else terminal]"
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="File to write (all: a folder, with figures) [default: standard output; html, all: in the results folder].",
+)  # fmt: skip
+def report(**options: Any) -> None:
+    """Tables, plots and picture grids of all runs, from the results folder alone.
+
+    Needs no GPU, no network and no model. The same results give the same bytes.
+
+    \b
+    Examples:
+      sdpo-bench report
+      sdpo-bench report --format html
+      sdpo-bench report --out tables.tex --select reward=hpsv2 --metric 1
+      sdpo-bench report --group-by update.lr --select method=sdpo
+      sdpo-bench report --against paper
+      sdpo-bench report --only leaderboard --columns rank,method,gain --format markdown
+      sdpo-bench report --format all --out my-report
+    """
+    from sdpo_bench.cli.commands.report import report_command
+
+    report_command(**options)
+
+
+@click.command(cls=Command)
+@click.argument("a", metavar="A", shell_complete=complete("runs"))
+@click.argument("b", metavar="B", shell_complete=complete("runs"))
+@RESULTS
+@SELECT
+@METRIC
+@JSON
+def compare(**options: Any) -> None:
+    """Is A better than B? Paired difference, interval, win rate and a verdict in words.
+
+    A and B are methods (all their seeds), single runs, or 'base'. A method with several choices of settings is
+    narrowed with METHOD,KEY=VALUE. Sides that differ in model, reward, prompts, schedule, budget or evaluation sampler
+    are refused, naming what differs.
+
+    \b
+    Examples:
+      sdpo-bench compare sdpo ddpo
+      sdpo-bench compare sdpo base --select reward=hpsv2 --metric 1
+      sdpo-bench compare sdpo,method.reward=full sdpo,method.reward=predicted
+      sdpo-bench compare sdpo-emoji_align-emoji_turbo-s0-ed3fe7c964 base --json
+    """
+    from sdpo_bench.cli.commands.report import compare_command
+
+    compare_command(**options)
+
+
+@click.command(cls=Command)
+@click.argument("run_name", metavar="RUN", shell_complete=complete("runs"))
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to draw; repeatable.")
+@click.option("--steps", default="1,2,4,8", show_default=True, help="Numbers of denoising steps, one column each.")
+@click.option(
+    "--images", type=click.IntRange(1, MOST_IMAGES), default=1, show_default=True, help="Images of each prompt."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("sample.png"), show_default=True,
+    help="PNG file to write.",
+)  # fmt: skip
+@RESULTS
+@DEVICE
+@THREADS
+@MICRO_BATCH
+def sample(**options: Any) -> None:
+    """A labelled grid of pictures: base model beside tuned, same noise, one column a step count.
+
+    \b
+    Examples:
+      sdpo-bench sample sdpo-emoji_align --prompt "a cat on a blue background"
+      sdpo-bench sample RUN --prompt cat --prompt dog --steps 1,4,50 --images 3 --out animals.png
+    """
+    from sdpo_bench.cli.commands.sample import sample_command
+
+    sample_command(**options)

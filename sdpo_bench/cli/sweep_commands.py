@@ -1,0 +1,75 @@
+"""The command that runs many cells: ``sweep``. Registered by ``cli``."""
+
+from typing import Any
+
+import click
+
+from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, THREADS, Amount, Command, complete
+
+
+@click.command(cls=Command)
+@click.argument("suite_name", metavar="SUITE", shell_complete=complete("suites"))
+@OUT
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan with its cost, do nothing; with --force, as if that had been done."
+)
+@click.option(
+    "--filter", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]",
+    help="Only cells with this method, reward, model, variant, seed, state or setting; repeatable.",
+)  # fmt: skip
+@click.option("--only-failed", is_flag=True, help="Only cells that have failed.")
+@click.option(
+    "--force", is_flag=True,
+    help="Start cells anew (with --only-failed, those that have failed); their old folders go to OUT/replaced.",
+)  # fmt: skip
+@click.option(
+    "--jobs", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True,
+    help="Cells at a time on this machine.",
+)  # fmt: skip
+@click.option("--max-hours", type=Amount(0, MOST, min_open=True), help="Save and stop after this time.")
+@click.option(
+    "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="Processes on this machine, or a Ray cluster.",
+)  # fmt: skip
+@click.option(
+    "--address", default="auto", show_default=True,
+    help="Ray: HOST:PORT, ray://HOST:PORT, auto (the cluster of this machine) or local (start one here).",
+)  # fmt: skip
+@click.option(
+    "--cpus-per-cell", "cpus", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True,
+    help="Ray: CPUs of a cell.",
+)  # fmt: skip
+@click.option(
+    "--gpus-per-cell", "gpus", type=Amount(0, MOST_AT_ONCE), default=0.0, show_default=True, help="Ray: GPUs of a cell."
+)
+@click.option(
+    "--device", default="auto", show_default=True,
+    help="auto, cpu, cuda, cuda:N or mps; several by comma are given to the jobs in turn.",
+)  # fmt: skip
+@THREADS
+@MICRO_BATCH
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(1, MOST),
+    default=5,
+    show_default=True,
+    help="Epochs between checkpoints.",
+)
+@JSON
+def sweep(**options: Any) -> None:
+    """Run all cells of a suite: what is done is skipped, what was interrupted goes on, a failure stops nothing else.
+
+    SUITE is a shipped one (sdpo-bench list suites) or a TOML file. Several sweeps may share a results folder. The exit
+    code is 1 when cells failed.
+
+    \b
+    Examples:
+      sdpo-bench sweep smoke --jobs 2
+      sdpo-bench sweep embedded-main --dry-run
+      sdpo-bench sweep embedded-main --jobs 2 --filter method=sdpo,ddpo --max-hours 8
+      sdpo-bench sweep my-suite.toml --only-failed
+      sdpo-bench sweep paper-main --executor ray --address auto --gpus-per-cell 1
+    """
+    from sdpo_bench.cli.commands.sweep import sweep_command
+
+    sweep_command(**options)

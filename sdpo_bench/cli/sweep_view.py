@@ -1,0 +1,207 @@
+"""What a person sees of a sweep: the plan with its cost, a live table while it works, the failures at the end.
+
+Progress goes to standard error, results to standard output. The live table reads the run folders, so it needs no
+channel to the processes that do the work, wherever they are.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from sdpo_bench.estimates.time_estimate import Work
+from sdpo_bench.results.read_results import clean_bill, last_line
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep.plan import Cell, Plan
+from sdpo_bench.sweep.scheduler import Progress
+
+COSTS = ("images", "denoiser calls", "reward calls", "optimiser steps")
+
+
+def duration(seconds: float | None) -> str:
+    """``1 h 05 min``, ``7 min``, ``12 s``; a dash where it is not known."""
+    if seconds is None:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Columns and one row a cell."""
+    variants = any(cell.variant for cell in plan.cells)
+    tuned = any(cell.role == "tuning" for cell in plan.cells)
+    columns = ["method", "reward", *(["variant"] if variants else []), "seed", *(["for"] if tuned else []), "state"]
+    rows = []
+    for cell in plan.cells:
+        words = [cell.method, cell.reward, *([cell.variant] if variants else []), str(cell.seed)]
+        words += [cell.role] if tuned else []
+        rows.append([*words, cell.state, *_costs(cell.work), duration(cell.seconds)])
+    return [*columns, *COSTS, "time"], rows
+
+
+def _costs(work: Work | None) -> list[str]:
+    if work is None:
+        return ["-"] * len(COSTS)
+    return [f"{n:,}" for n in billed(work)]
+
+
+def billed(work: Work) -> tuple[int, int, int, int]:
+    """The training bill, in the order of :data:`COSTS`."""
+    return (work.images, work.denoiser_calls, work.reward_calls, work.optimiser_steps)
+
+
+def totals(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Sums over cells; a sum is None where a part of it is not known."""
+    works = [cell.work for cell in cells]
+    times = [cell.seconds for cell in cells]
+    known = [work for work in works if work is not None]
+    total = sum(known, Work()) if len(known) == len(works) else None
+    counts = (
+        dict(zip(COSTS, (total.images, total.denoiser_calls, total.reward_calls, total.optimiser_steps)))
+        if total
+        else {}
+    )
+    seconds = [t for t in times if t is not None]
+    return {
+        **{key.replace(" ", "_"): counts.get(key) for key in COSTS},
+        "evaluation_denoiser_calls": total.outside_forward if total else None,
+        "seconds": sum(seconds) if len(seconds) == len(times) else None,
+    }
+
+
+def plan_words(plan: Plan, jobs: int, why_no_time: str) -> list[str]:
+    """What stands below the plan: counts, what is left to pay, how the time was estimated."""
+    states = ("new", "done", "unfinished", "failed", "waiting")
+    counted = ", ".join(f"{plan.count(state)} {state}" for state in states if plan.count(state))
+    left = [cell for cell in plan.cells if cell.state != "done"]
+    sums = totals(left)
+    lines = [f"{len(plan.cells)} cells: {counted}"]
+    costs = [f"{sums[key.replace(' ', '_')]:,} {key}" for key in COSTS if sums[key.replace(" ", "_")] is not None]
+    if left and costs:
+        lines.append(f"left to do (unfinished cells counted whole): {', '.join(costs)}")
+        lines.append(f"besides, {sums['evaluation_denoiser_calls']:,} denoiser calls to judge the checkpoints")
+    if left and sums["seconds"] is not None:
+        wall = sums["seconds"] / jobs
+        lines.append(
+            f"time: about {duration(sums['seconds'])} of work, {duration(wall)} with {jobs} at a time (measured here)"
+        )
+    elif left:
+        lines.append(f"time: not known{': ' + why_no_time if why_no_time else ''}")
+    return lines
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """The plan for ``--json``."""
+    left = [cell for cell in plan.cells if cell.state != "done"]
+    return {
+        "suite": plan.suite.name,
+        "cells": [cell_data(cell) for cell in plan.cells],
+        "left": totals(left),
+        "choices": [
+            {"group": list(c.group), "chosen": dict(c.chosen.settings) if c.chosen else None, "cost": dict(c.cost)}
+            for c in plan.choices
+        ],
+    }
+
+
+def cell_data(cell: Cell) -> dict[str, Any]:
+    """One cell for ``--json``."""
+    work = cell.work
+    return {
+        "run": cell.run_id, "method": cell.method, "reward": cell.reward, "model": cell.model,
+        "variant": cell.variant, "seed": cell.seed, "role": cell.role, "state": cell.state, "message": cell.message,
+        "images": work.images if work else None, "denoiser_calls": work.denoiser_calls if work else None,
+        "reward_calls": work.reward_calls if work else None,
+        "optimiser_steps": work.optimiser_steps if work else None,
+        "evaluation_denoiser_calls": work.outside_forward if work else None, "seconds": cell.seconds,
+    }  # fmt: skip
+
+
+class Tally(NamedTuple):
+    """Every cell of a sweep, once."""
+
+    done: list[Cell]
+    failed: list[Cell]
+    """In this sweep, with the reasons."""
+    left: list[Cell]
+
+
+def tally(progress: Progress, plan: Plan) -> Tally:
+    """How the sweep's cells stand, in a plan that it has ``told``."""
+    found = Tally([], [], [])
+    wanted = {cell.key for cell in progress.plan.cells}
+    for cell in plan.cells:
+        if cell.key in wanted:
+            failed = cell.state == "failed" and progress.outcomes.get(cell.key) == "failed"
+            (found.done if cell.state == "done" else found.failed if failed else found.left).append(cell)
+    return found
+
+
+class SweepView:
+    """Live table on a terminal, one line an event elsewhere; use as a context manager."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+        self._started = time.monotonic()
+        self._shown = 0.0
+
+    def __enter__(self) -> "SweepView":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def tell(self, progress: Progress, line: str) -> None:
+        """Show what happened and where the sweep stands."""
+        ended = progress.count("done") + progress.count("elsewhere") + progress.count("failed")
+        if line and self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        elif line:
+            print(f"[{ended}/{len(progress.todo)}] {line}", file=sys.stderr, flush=True)
+        now = time.monotonic()
+        if self._live is not None and (line or now - self._shown > 1):
+            self._shown = now
+            self._live.update(self._table(progress, ended), refresh=True)
+
+    def _table(self, progress: Progress, ended: int) -> Any:
+        from rich.markup import escape
+        from rich.table import Table
+
+        title = f"{progress.plan.suite.name}: {ended} of {len(progress.todo)} cells ended"
+        title += f", {progress.count('failed')} failed, {duration(time.monotonic() - self._started)}"
+        title += f", {progress.note}" if progress.note else ""
+        table = Table(title=escape(title), title_justify="left")
+        for name in ("running", "phase", "budget used", "reward", "for"):
+            table.add_column(name)
+        cells = progress.cells
+        for key, since in progress.running.items():
+            row = [cells[key].label, *_live_state(cells[key], progress.plan), duration(time.monotonic() - since)]
+            table.add_row(*(escape(text) for text in row))
+        for key in sorted(progress.locked):
+            table.add_row(escape(cells[key].label), "in another sweep", "", "", "")
+        return table
+
+
+def _live_state(cell: Cell, plan: Plan) -> list[str]:
+    """Phase, share of the budget and last mean reward, from the run folder."""
+    folder = RunFolder(plan.out / "runs" / cell.run_id)
+    status = folder.known_status
+    phase = str(status.get("message", "")) if status.get("state") == "running" else "starting"
+    row = last_line(folder.path / "train.jsonl") or {}
+    used = clean_bill(row.get("bill")).get(str(cell.settings["budget.axis"]))
+    amount = cell.settings["budget.amount"]
+    share = f"{100 * used / amount:.0f} %" if isinstance(used, int | float) and used else "-"
+    reward = row.get("reward_mean")
+    return [phase or "-", share, f"{reward:.4g}" if isinstance(reward, int | float) else "-"]

@@ -1,0 +1,150 @@
+"""Conformance checks of methods in small runs of the engine, on the embedded model.
+
+What a method's loss does alone is checked on a bandit (``conformance_bandit``).
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.api import Reward
+from sdpo_bench.config.resolve import Request, Resolved, build_method, resolve
+from sdpo_bench.doctor import bandit
+from sdpo_bench.doctor.bandit import make
+from sdpo_bench.doctor.contract import require
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.plugins.registry import Plugin
+from sdpo_bench.rollout.group_cost import group_cost, probe_cost
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.seeds import seed_for
+from sdpo_bench.settings import ModelSettings, Runtime
+from sdpo_bench.system.progress import Tick
+from sdpo_bench.training.loop import Trainer
+
+RUN_GROUPS = 2
+RATIO_TOLERANCE = 1e-4
+
+
+class Brightness(Reward):
+    """Mean brightness: cheap, smooth, and different for every picture."""
+
+    differentiable = True
+    version, scale, source, native_model = "1", "mean of all pixels", "sdpo_bench.doctor.checks", "emoji-turbo"
+    calls = 0
+
+    def __call__(self, images: Tensor, prompts: Any) -> Tensor:
+        self.calls += len(images)
+        return images.mean((1, 2, 3)).float().cpu()
+
+
+def small_run(plugin: Plugin, loaded: Any, epochs: int = 2) -> Resolved:
+    """Epochs of :data:`RUN_GROUPS` groups and three steps on the embedded model."""
+    images = RUN_GROUPS * make(loaded).members
+    settings = {
+        "schedule.steps": 3, "sample.images_per_epoch": images, "update.minibatch": 1, "update.accumulation": 1,
+        "budget.images": epochs * images, "update.lr": 1e-3,
+    }  # fmt: skip
+    return resolve(Request(method=plugin.name, overrides=settings))
+
+
+@lru_cache(maxsize=1)
+def fresh_policy(model: ModelSettings, seed: int) -> Policy:
+    """Loading takes as long as training an epoch of the embedded model; a copy of it takes no time."""
+    return load_policy(model, lora_seed=seed)
+
+
+def make_trainer(resolved: Resolved, folder: Path, watch: Any = lambda tick: None) -> Trainer:
+    """A fresh policy, a run folder and :class:`Brightness`; an existing folder is gone on with."""
+    config = resolved.config
+    run = RunFolder(folder / resolved.run_id)
+    run.create(resolved.record)
+    policy = deepcopy(fresh_policy(config.model, seed_for(config.seed, "lora")))
+    method = build_method(config, resolved.method)
+    runtime = replace(Runtime(out=folder, device="cpu"), checkpoint_every=1)
+    return Trainer(config, runtime, run, policy, method, Brightness(None), watch)
+
+
+def adapter(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.policy.lora_parameters().items()}
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def check_epoch(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """An epoch changes the LoRA weights and nothing else, starts at ratio 1, and its bill is complete and predicted."""
+    trainer = make_trainer(small_run(plugin, loaded, epochs=1), folder)
+    unet = trainer.policy.unet
+    frozen = {name: p.detach().clone() for name, p in unet.named_parameters() if "lora_" not in name}
+    before = adapter(trainer)
+    rows: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    try:
+        trainer.train()
+    finally:
+        hook.remove()
+    changed = [name for name, p in unet.named_parameters() if name in frozen and not torch.equal(p, frozen[name])]
+    require(not changed, f"frozen weights changed: {', '.join(changed[:3])}.")
+    require(not same(before, adapter(trainer)), "no LoRA weight changed in a whole epoch.")
+    finite = all(bool(torch.isfinite(value).all()) for value in adapter(trainer).values())
+    require(finite, "LoRA weights are not finite.")
+    (row,) = trainer.run.log()
+    gap = row["ratio_at_zero_update"]
+    require(gap < RATIO_TOLERANCE, f"the importance ratio is off 1 by {gap:.2g} before the first update.")
+    _check_bill(trainer, row["bill"], sum(rows))
+
+
+def _check_bill(trainer: Trainer, bill: Mapping[str, Any], denoised: int) -> None:
+    reward = trainer.scorer.reward
+    assert isinstance(reward, Brightness)
+    method, inner = trainer.method, trainer.config.update.inner_epochs
+    cost = group_cost(method, trainer.weights.tolist(), inner_epochs=inner, guided=False)
+    probe = probe_cost(method, 3, RUN_GROUPS, guided=False)
+    pairs = {
+        "denoiser calls": (sum(bill["forward"].values()), denoised, RUN_GROUPS * cost.forward + probe),
+        "backward calls": (bill["backward"], bill["backward"], RUN_GROUPS * cost.backward),
+        "reward calls": (bill["reward_calls"], reward.calls + bill["reward_backward"], RUN_GROUPS * cost.rewards),
+        "images": (bill["images"], RUN_GROUPS * method.members, RUN_GROUPS * cost.images),
+    }
+    for name, (charged, real, predicted) in pairs.items():
+        require(charged == real == predicted, f"{name}: {charged} charged, {real} made, {predicted} predicted.")
+
+
+def check_resume(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """Same run, same numbers; stopped after an epoch and resumed, the same again; the saved adapter gives them back."""
+    resolved = small_run(plugin, loaded)
+    whole = make_trainer(resolved, folder / "a")
+    whole.train()
+
+    def stop(tick: Tick) -> None:
+        if tick.phase == "epoch":
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        make_trainer(resolved, folder / "b", stop).train()
+    resumed = make_trainer(resolved, folder / "b")
+    resumed.train()
+    require(len(whole.run.log()) == 2, f"{len(whole.run.log())} epochs were run, 2 are due.")
+    require(whole.run.log() == resumed.run.log(), "a resumed run logs other numbers than one never stopped.")
+    require(same(adapter(whole), adapter(resumed)), "a resumed run ends with other weights than one never stopped.")
+    whole.policy.save(whole.run.lora)
+    for parameter in resumed.policy.lora_parameters().values():
+        parameter.data.zero_()
+    resumed.policy.load(whole.run.lora)
+    require(same(adapter(whole), adapter(resumed)), "the saved adapter does not come back as it was.")
+
+
+CHECKS = {
+    **bandit.CHECKS,
+    "only LoRA changes, ratio 1, ledger": check_epoch,
+    "determinism, resume, save and load": check_resume,
+}

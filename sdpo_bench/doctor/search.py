@@ -1,0 +1,85 @@
+"""Conformance checks of methods that train nothing and search at inference."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.api import Search
+from sdpo_bench.doctor.bandit import make
+from sdpo_bench.doctor.contract import Nonconforming, require, untouched_randomness
+from sdpo_bench.doctor.methods import Brightness, fresh_policy
+from sdpo_bench.evaluation.evaluate import evaluation_schedule, sample_images
+from sdpo_bench.evaluation.inference_search import Candidates
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.plugins.registry import Plugin
+from sdpo_bench.scoring.scorer import supervise
+from sdpo_bench.settings import EvaluationSettings, ModelSettings
+
+PAIRS = (("cat", 0), ("dog", 0), ("horse", 1))
+STEPS = 2
+NOISE = (len(PAIRS), STEPS + 1, 4, 8, 8)
+
+
+def searching(loaded: Any) -> Search:
+    """The method with its default settings.
+
+    Raises:
+        Nonconforming: it says that it trains nothing, and is no :class:`sdpo_bench.api.Search`.
+    """
+    method = make(loaded)
+    if not isinstance(method, Search):
+        raise Nonconforming('signal = "none" belongs to subclasses of sdpo_bench.api.Search.')
+    return method
+
+
+def check_proposals(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """Noise of the shape it was given, finite, the same when asked again, leaving its input and randomness alone."""
+    method = searching(loaded)
+    require(method.candidates >= 1, f"candidates is {method.candidates}, 1 or more is due.")
+    best, fresh = torch.randn(2, *NOISE, generator=torch.Generator().manual_seed(0))
+    kept = best.clone(), fresh.clone()
+    with untouched_randomness():
+        proposed = method.propose(best, fresh)
+    require(isinstance(proposed, Tensor), f"propose() returned {type(proposed).__name__}, a tensor is due.")
+    require(proposed.shape == NOISE, f"the proposal has shape {tuple(proposed.shape)}, {NOISE} is due.")
+    require(bool(torch.isfinite(proposed).all()), "the proposal is not finite.")
+    require(torch.equal(proposed, method.propose(best, fresh)), "the same noise has two proposals.")
+    require(torch.equal(best, kept[0]) and torch.equal(fresh, kept[1]), "it changes the noise it is given.")
+
+
+def check_noise_scale(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """From standard normal noise it makes standard normal noise: the base model knows no other."""
+    best, fresh = torch.randn(2, 4096, 5, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    proposed = searching(loaded).propose(best, fresh)
+    mean, std = proposed.mean().item(), proposed.std().item()
+    require(abs(mean) < 0.05 and abs(std - 1) < 0.05, f"noise of mean {mean:.3f} and deviation {std:.3f}.")
+
+
+def check_search(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """No image scores below the one that every method starts from; every candidate is billed; batches do not matter."""
+    policy, settings = fresh_policy(ModelSettings(name="emoji-turbo"), 0), EvaluationSettings(steps=(STEPS,))
+    images, search, calls = _search(loaded, policy, settings, len(PAIRS))
+    first = sample_images(policy, evaluation_schedule(policy, settings, STEPS), settings, PAIRS)
+    lost = (images.mean((1, 2, 3)) < first.mean((1, 2, 3)) - 1e-4).any()
+    require(not bool(lost), "an image scores below the first candidate.")
+    bill, drawn = search.ledger.bill(), len(PAIRS) * search.method.candidates
+    require(bill["images"] == calls == drawn, f"{bill['images']} images charged, {calls} scored, {drawn} are due.")
+    require(bill["denoiser_calls"] == drawn * STEPS, f"{bill['denoiser_calls']} denoiser calls, {drawn * STEPS} due.")
+    again, _, _ = _search(loaded, policy, settings, 1)
+    require(torch.allclose(images, again, atol=1e-4), "images depend on the size of the batch.")
+
+
+def _search(loaded: Any, policy: Policy, settings: EvaluationSettings, batch: int) -> tuple[Tensor, Candidates, int]:
+    reward = Brightness(None)
+    search = Candidates(searching(loaded), supervise("brightness", reward), seed=0)
+    schedule = evaluation_schedule(policy, settings, STEPS)
+    return search.sample(policy, schedule, settings, PAIRS, batch), search, reward.calls
+
+
+CHECKS = {
+    "proposals": check_proposals,
+    "noise stays standard normal": check_noise_scale,
+    "never below the first candidate, bill, batch-size invariance": check_search,
+}

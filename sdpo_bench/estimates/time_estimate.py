@@ -1,0 +1,234 @@
+"""What a run will cost: its bill from the settings alone, and the time from measured rates.
+
+Images, reward calls, denoiser calls and optimiser steps are counted as the ledger will count them, epoch by epoch to
+the cut last one. Time is an estimate from a short measurement (``machine_rates``). No torch here.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
+
+from sdpo_bench.api import Search
+from sdpo_bench.config.resolve import Resolved, build_method
+from sdpo_bench.ledger import Cost, Limit
+from sdpo_bench.models.catalogue import pipeline_files
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.rollout.group_cost import group_cost, probe_cost
+from sdpo_bench.scoring.reward_expression import choose, same_reward
+from sdpo_bench.settings import ModelSettings, RunConfig, ScheduleSettings
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of one unit of work on this machine, for one base model."""
+
+    forward: float
+    """One denoiser evaluation of one latent without gradients."""
+    train: float
+    """One with its gradient."""
+    decode: float
+    """One image."""
+    optimiser_step: float
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """One image, by :func:`single_key` of a single reward."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counts of one or several runs; the training bill first, then what is done outside it."""
+
+    images: int = 0
+    forward: int = 0
+    backward: int = 0
+    reward_calls: int = 0
+    optimiser_steps: int = 0
+    decoded: int = 0
+    """Images decoded for rewards in training."""
+    outside_forward: int = 0
+    """Denoiser calls of evaluation and of choosing the checkpoint."""
+    outside_images: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+
+    def used(self, axis: str) -> float:
+        """Amount on one axis of ``budget.AXES`` but the time."""
+        return float(getattr(self, axis))
+
+    def times(self, n: int) -> "Work":
+        return Work(*(getattr(self, f.name) * n for f in fields(Work)))
+
+    @property
+    def denoiser_calls(self) -> int:
+        return self.forward + self.backward
+
+
+def trained_steps(schedule: ScheduleSettings, rule: str) -> list[float]:
+    """Which steps ``schedule.step_weights`` gives a weight above 0, as 1 and 0."""
+    last = 1.0
+    if schedule.sampler == "lcm" and not schedule.std_floor:
+        last = 0.0  # it draws nothing
+    if rule == "skip-last" and schedule.steps > 1:
+        last = 0.0
+    return [1.0] * (schedule.steps - 1) + [last]
+
+
+@lru_cache(maxsize=32)
+def is_guided(model: ModelSettings) -> bool:
+    """Whether a denoiser call has two branches: guidance above 1, and not as an input of the network (LCM)."""
+    if model.guidance_scale <= 1:
+        return False
+    files = pipeline_files(model)
+    return not (files and files.configs.get("unet", {}).get("time_cond_proj_dim"))
+
+
+def make_method(resolved: Resolved) -> Any:
+    """The method of a resolved run, with its settings."""
+    return build_method(resolved.config, resolved.method)
+
+
+def cost_of_group(resolved: Resolved) -> Cost:
+    """What one prompt group of a run costs."""
+    config = resolved.config
+    weights = trained_steps(config.schedule, config.update.step_weight)
+    return group_cost(
+        make_method(resolved), weights, inner_epochs=config.update.inner_epochs, guided=is_guided(config.model),
+        calls_per_image=len(resolved.reward.parts),
+    )  # fmt: skip
+
+
+def cost_of_probe(resolved: Resolved, groups: int) -> int:
+    """Denoiser calls of one epoch of ``groups`` groups that only measure the KL to the base model."""
+    config = resolved.config
+    return probe_cost(make_method(resolved), config.schedule.steps, groups, guided=is_guided(config.model))
+
+
+def epoch_work(resolved: Resolved) -> dict[str, int]:
+    """The bill of one whole epoch, as ``run --dry-run`` shows it."""
+    config, method, cost = resolved.config, make_method(resolved), cost_of_group(resolved)
+    groups = config.sample.images_per_epoch // method.members if method.signal != "none" else 0
+    return {
+        "groups": groups,
+        "images": groups * cost.images,
+        "denoiser_forward": groups * cost.forward + cost_of_probe(resolved, groups),
+        "denoiser_backward": groups * cost.backward,
+        "reward_calls": groups * cost.rewards,
+        "optimiser_steps": optimiser_steps(config, method, groups),
+    }
+
+
+def training_work(resolved: Resolved) -> Work | None:
+    """The bill of a run; None where it stops on seconds, so that only the clock knows.
+
+    Exact for a budget of images, reward calls or denoiser calls. A budget of optimiser steps ends inside an epoch,
+    whose denoiser calls are shared out evenly.
+    """
+    config, method = resolved.config, make_method(resolved)
+    if method.signal == "none":
+        return Work()
+    limit = Limit(config.budget.axis, config.budget.amount)
+    if limit.axis == "seconds":
+        return None
+    cost, wanted = cost_of_group(resolved), config.sample.images_per_epoch // method.members
+    probe = cost_of_probe(resolved, wanted) if limit.axis == "denoiser_calls" else 0
+    whole = _epoch(resolved, cost, wanted)
+    # All epochs but the last two are alike, and there can be any number of them.
+    work = whole.times(max(0, int(limit.amount // whole.used(limit.axis)) - 1))
+    while groups := limit.groups_left(work, cost, wanted, probe):
+        share = 1.0
+        if limit.axis == "optimiser_steps":
+            share = min(1.0, (limit.amount - work.optimiser_steps) / optimiser_steps(config, method, groups))
+        work += _epoch(resolved, cost, groups, share)
+    return work
+
+
+def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0) -> Work:
+    """One epoch of training, of which a ``share`` of the updates is done."""
+    trained = groups * cost.backward * share
+    forward = groups * (cost.forward - cost.backward) + trained + cost_of_probe(resolved, groups)
+    steps = optimiser_steps(resolved.config, make_method(resolved), groups) * share
+    calls = groups * cost.rewards
+    return Work(
+        groups * cost.images, round(forward), round(trained), calls, math.ceil(steps),
+        calls // len(resolved.reward.parts),
+    )  # fmt: skip
+
+
+def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
+    """Optimiser steps of one epoch of ``groups`` groups (``order.windows``)."""
+    minibatches = -(-groups // config.update.minibatch)
+    windows = -(-minibatches // config.update.accumulation)
+    shuffled = config.update.order == "step-shuffled" and method.granularity == "step"
+    return windows * (config.schedule.steps if shuffled else 1) * config.update.inner_epochs
+
+
+def evaluation_work(resolved: Resolved) -> Work:
+    """Judging one checkpoint on the reported prompts; all candidates of a method that searches."""
+    e, method = resolved.config.eval, make_method(resolved)
+    candidates = method.candidates if isinstance(method, Search) else 1
+    prompts = sum(len(load_prompts(name)) for name in (e.train, e.validation, e.unseen) if name)
+    branches = 2 if e.guidance_scale > 1 else 1
+    images = prompts * e.images_per_prompt * candidates
+    return Work(outside_forward=branches * images * sum(e.steps), outside_images=images * len(e.steps))
+
+
+def choice_work(config: RunConfig, work: Work | None, method: Any) -> Work:
+    """Judging the candidates of a run that chooses its checkpoint."""
+    c = config.checkpoint
+    if c is None or work is None:
+        return Work()
+    groups = -(-work.images // method.members)
+    epochs = -(-groups // (config.sample.images_per_epoch // method.members))
+    candidates = epochs // c.every + (epochs % c.every > 0)
+    images = candidates * len(load_prompts(c.prompts)) * c.images_per_prompt
+    branches = 2 if config.eval.guidance_scale > 1 else 1
+    return Work(outside_forward=branches * images * sum(c.steps), outside_images=images * len(c.steps))
+
+
+def run_work(resolved: Resolved) -> Work | None:
+    """Training, choice of the checkpoint and evaluation of one run; None for a budget of seconds."""
+    training = training_work(resolved)
+    if training is None:
+        return None
+    config = resolved.config
+    return training + choice_work(config, training, make_method(resolved)) + evaluation_work(resolved)
+
+
+def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:
+    """Time of a run by measured rates; a reward without a rate counts as free."""
+    config = resolved.config
+    trained, evaluated = (sum(rates.rewards.get(key, 0.0) for key in keys) for keys in reward_keys(resolved))
+    outside = evaluation_work(resolved) if work is None else work
+    judged = outside.outside_forward * rates.forward + outside.outside_images * (rates.decode + evaluated)
+    if work is None:
+        return config.budget.amount + judged
+    return (
+        (work.forward - work.backward) * rates.forward
+        + work.backward * rates.train
+        + work.decoded * (rates.decode + trained)
+        + work.optimiser_steps * rates.optimiser_step
+        + judged
+    )
+
+
+# -- single rewards ------------------------------------------------------------------------------------------
+
+
+def single_key(name: str, settings: Mapping[str, Any]) -> str:
+    """Key of a single reward with its settings; sums are measured by their parts."""
+    return json.dumps([name, dict(settings)], sort_keys=True)
+
+
+def reward_keys(resolved: Resolved) -> tuple[set[str], set[str]]:
+    """Single rewards asked for an image in training, and in the evaluation, by :func:`single_key`."""
+    config = resolved.config
+    trained = {single_key(*single) for single in resolved.reward.singles(config.reward.settings)}
+    held_out = {single_key(*single) for name in _held_out(config) for single in choose(name).singles({})}
+    return trained, trained | held_out
+
+
+def _held_out(config: RunConfig) -> Iterator[str]:
+    return (name for name in config.eval.rewards if not same_reward(name, config.reward.name))

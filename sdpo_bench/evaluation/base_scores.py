@@ -1,0 +1,65 @@
+"""The base model's own scores: computed once for each model and sampler, beside the runs that are compared with it."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pandas as pd
+
+from sdpo_bench.evaluation import evaluate as ev
+from sdpo_bench.hashing import canonical, digest
+from sdpo_bench.models.catalogue import model_digest
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.runs import provenance
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
+from sdpo_bench.system.distributed import ALONE, Processes
+from sdpo_bench.system.progress import Watcher
+
+
+def base_folder(model: ModelSettings, settings: EvaluationSettings, runtime: Runtime) -> RunFolder:
+    """Where the base model's scores live; shared by all runs with the same model and evaluation sampler."""
+    identity = {"model": model.name, "sampler": ev.sampler_id(settings), **_base_facts(model)}
+    slug = "".join(c if c.isalnum() else "_" for c in model.name)[-40:]
+    return RunFolder(runtime.out / "runs" / f"base-{slug}-{digest(identity)}")
+
+
+def _base_facts(model: ModelSettings) -> dict[str, Any]:
+    """What changes the base model's pictures besides its name and the sampler."""
+    facts = {"revision": model.revision, "precision": model.precision}
+    optional = {"resolution": model.resolution, "digest": model_digest(model.name)}
+    return facts | {key: value for key, value in optional.items() if value}
+
+
+def evaluate_base(
+    policy: Policy,
+    model: ModelSettings,
+    settings: EvaluationSettings,
+    scorers: list[Scorer],
+    runtime: Runtime,
+    watcher: Watcher,
+    *,
+    device: str,
+    processes: Processes = ALONE,
+) -> pd.DataFrame:
+    """Rows of the base model (adapter off), computed once for each model and sampler."""
+    run = base_folder(model, settings, runtime)
+    record = {
+        "kind": "base",
+        "run": run.run_id,
+        "config": canonical({"model": {"name": model.name, **_base_facts(model)}}),
+        "sampler": ev.sampler_id(settings),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(device),
+    }
+    if processes.is_main:
+        run.create(record)
+    adapter = policy.reference() if policy.lora_parameters() else nullcontext()
+    with run.locked(wait=True) if processes.is_main else nullcontext(), adapter:
+        rows = ev.evaluate(
+            policy, settings, scorers, run, ev.Subject(run.run_id, "base", 0),
+            micro_batch=runtime.micro_batch, progress=watcher.evaluation, processes=processes,
+        )  # fmt: skip
+        if processes.is_main:
+            run.set_status("done")
+    return rows

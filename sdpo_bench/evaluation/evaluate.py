@@ -1,0 +1,334 @@
+"""Judge checkpoints and the base model at any number of denoising steps: one row an image, step count and reward.
+
+Evaluation owns its sampler. A k-step score is that of a k-step run; every method, every training seed and the base
+model meet the same prompts and the same noise bank, so that differences are paired. Rows already there are kept:
+a second call adds rewards, splits or step counts, and an interrupted one goes on.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.evaluation.inference_search import Candidates
+from sdpo_bench.evaluation.parquet_seal import check_seal, sealed
+from sdpo_bench.models.catalogue import scheduler_config
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.rollout.sampling import Noise, sample
+from sdpo_bench.rollout.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
+from sdpo_bench.runs.input_digests import remember_rewards
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring import image_statistics
+from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.settings import EvaluationSettings
+from sdpo_bench.system.distributed import ALONE, Processes
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.regular import require_regular
+from sdpo_bench.system.signals import no_stop_lost, raise_what_was_lost
+
+KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
+Pair = tuple[str, int]
+"""A prompt and the number of one of its images."""
+NUMBERS = ["score", *image_statistics.STATISTICS]
+COLUMNS = [*KEYS, *NUMBERS]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose checkpoint is judged; part of every row."""
+
+    run: str
+    method: str
+    seed: int
+
+
+def sampler_id(settings: EvaluationSettings) -> str:
+    """What the evaluation sampler is, in words; rows with different samplers never share a table."""
+    family = sampler_family(settings.sampler)
+    steps = family.describe(StepOptions(settings.eta, settings.spacing))
+    return f"{steps} guidance={settings.guidance_scale:g} {settings.image} bank={settings.noise_bank}"
+
+
+def splits(settings: EvaluationSettings) -> dict[str, list[str]]:
+    """Prompts of each split that is to be evaluated."""
+    named = {"train": settings.train, "validation": settings.validation, "unseen": settings.unseen}
+    chosen = {split: load_prompts(name) for split, name in named.items() if name}
+    if not chosen:
+        raise UsageError("no prompts to evaluate: set eval.train, eval.validation or eval.unseen.")
+    return chosen
+
+
+def evaluation_schedule(policy: Policy, settings: EvaluationSettings, steps: int) -> Schedule:
+    """Schedule of a k-step run of the evaluation sampler."""
+    schedule = make_schedule(
+        scheduler_config(policy), steps, sampler=settings.sampler, eta=settings.eta, spacing=settings.spacing
+    )
+    lint(schedule, needs_log_prob=False)
+    return schedule
+
+
+def evaluate(
+    policy: Policy,
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    run: RunFolder,
+    subject: Subject,
+    *,
+    micro_batch: int = 64,
+    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+    search: Candidates | None = None,
+    processes: Processes = ALONE,
+) -> pd.DataFrame:
+    """Complete ``eval.parquet`` of a run for the asked step counts, splits and rewards; returns those rows.
+
+    Args:
+        scorers: rewards to score with (not charged to any training budget).
+        progress: called with a text, denoiser calls done and in all.
+        search: how images are chosen among candidates, for methods that search; billed in the run folder.
+        processes: who shares the work; the main one writes, all return the rows.
+
+    Raises:
+        UsageError: a step count outside the model's range. RunFailed: images or scores that are not finite.
+    """
+    known = processes.share(lambda: read_rows(run))
+    blocks = _blocks(settings)
+    schedules = {k: evaluation_schedule(policy, settings, k) for k in settings.steps}
+    guidance = policy.guidance_scale
+    total = sum(k * len(texts) * settings.images_per_prompt for _, texts, k in blocks)
+    done = 0
+    policy.set_guidance(settings.guidance_scale)
+    try:
+        for split, texts, k in blocks:
+            raise_what_was_lost()
+            wanted = _missing(known, settings, scorers, split, texts, k)
+            if wanted:
+                progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
+                name = f"{sampler_id(settings)}, {split}, {k} steps"
+                images = len(texts) * settings.images_per_prompt
+                with search.billed(run, name, images, processes) if search else nullcontext():
+                    block = _block(policy, schedules[k], settings, wanted, texts, micro_batch, search, processes)
+                scored = set(zip(known.reward, known.version))
+                # The bill first: rows that are there have been paid for, a block without rows is done and billed anew.
+                known = _add(known, block, subject, settings, split, k)
+                if processes.is_main:
+                    remember_rewards(run, wanted, scored)
+                    write_rows(run, known)
+            done += k * len(texts) * settings.images_per_prompt
+    finally:
+        policy.set_guidance(guidance)
+    progress(f"{subject.method}: done", total, total)
+    return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
+
+
+def lacking(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
+    """Those of the scorers by which :func:`evaluate` would add rows.
+
+    Raises:
+        UsageError: the file is damaged or lacks columns.
+    """
+    return _lacking(read_rows(run), settings, scorers)
+
+
+def _lacking(known: pd.DataFrame, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
+    absent = [set(_missing(known, settings, scorers, *block)) for block in _blocks(settings)]
+    return [scorer for scorer in scorers if any(scorer in wanted for wanted in absent)]
+
+
+def _blocks(settings: EvaluationSettings) -> list[tuple[str, list[str], int]]:
+    """What is sampled together: a split with its prompts, at one step count."""
+    return [(split, texts, k) for split, texts in splits(settings).items() for k in settings.steps]
+
+
+def kept_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> pd.DataFrame | None:
+    """What :func:`evaluate` would return, where nothing is left for it to do; else ``None``.
+
+    Raises:
+        UsageError: the file is damaged or lacks columns.
+    """
+    known = read_rows(run)
+    if _lacking(known, settings, scorers):
+        return None
+    return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
+
+
+def _missing(
+    known: pd.DataFrame,
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    split: str,
+    texts: Sequence[str],
+    steps: int,
+) -> list[Scorer]:
+    """Scorers whose rows for this block are not all there yet."""
+    mine = known[(known.sampler == sampler_id(settings)) & (known.split == split) & (known.steps == steps)]
+    mine = mine[mine.image < settings.images_per_prompt]
+    needed = {(text, i) for text in texts for i in range(settings.images_per_prompt)}
+    missing = []
+    for scorer in scorers:
+        rows = mine[(mine.reward == scorer.name) & (mine.version == scorer.reward.full_version)]
+        if not needed <= set(zip(rows.prompt, rows.image)):
+            missing.append(scorer)
+    return missing
+
+
+def _block(
+    policy: Policy,
+    schedule: Schedule,
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    texts: Sequence[str],
+    micro_batch: int,
+    search: Candidates | None,
+    processes: Processes,
+) -> pd.DataFrame:
+    """Sample one split at one step count and score every image with every reward."""
+    pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
+    frames = []
+    for part in my_batches(pairs, micro_batch, processes):
+        images = sample_images(policy, schedule, settings, part, micro_batch, search)
+        numbers = {name: value.tolist() for name, value in image_statistics.statistics(images).items()}
+        base = {"prompt": [text for text, _ in part], "image": [i for _, i in part], **numbers}
+        for scorer in scorers:
+            scorer.cache.clear()
+        for scorer in scorers:  # a sum and its parts share what is scored here; nothing outlives the batch
+            scores = scorer(images, [text for text, _ in part]).tolist()
+            named = {"reward": scorer.name, "version": scorer.reward.full_version, "score": scores}
+            frames.append(pd.DataFrame(base | named))
+    return pd.concat([frame for part in processes.gather(frames) for frame in part], ignore_index=True)
+
+
+def my_batches(pairs: list[Pair], micro_batch: int, processes: Processes = ALONE) -> list[list[Pair]]:
+    """This process's part of the work, in batches of at most ``micro_batch``."""
+    size = min(micro_batch, -(-len(pairs) // processes.count))
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    return batches[processes.rank :: processes.count]
+
+
+@torch.no_grad()
+def sample_images(
+    policy: Policy,
+    schedule: Schedule,
+    settings: EvaluationSettings,
+    pairs: Sequence[tuple[str, int]],
+    micro_batch: int = 64,
+    search: Candidates | None = None,
+) -> Tensor:
+    """Images ``[n, 3, H, W]`` of (prompt, image number) pairs; the noise depends on the pair and the bank alone."""
+    if search is not None:
+        return search.sample(policy, schedule, settings, pairs, micro_batch)
+    noise = Noise(("evaluation", settings.noise_bank))
+    names = [f"{prompt}\n{number}" for prompt, number in pairs]
+    prompts = [prompt for prompt, _ in pairs]
+    final, original = sample(policy, schedule, prompts, noise, groups=names, micro_batch=micro_batch)
+    latents = final if settings.image == "sample" else original
+    return torch.cat([policy.decode(chunk) for chunk in latents.split(micro_batch)])
+
+
+def _add(
+    known: pd.DataFrame, block: pd.DataFrame, subject: Subject, settings: EvaluationSettings, split: str, steps: int
+) -> pd.DataFrame:
+    """Known rows plus the new block, which replaces rows with the same keys; in one fixed order."""
+    block = block.assign(
+        run=subject.run, method=subject.method, seed=subject.seed, sampler=sampler_id(settings), split=split,
+        steps=steps,
+    )  # fmt: skip
+    both = pd.concat([known, block[COLUMNS]], ignore_index=True) if len(known) else block[COLUMNS]
+    return both.drop_duplicates(KEYS, keep="last").sort_values(KEYS, ignore_index=True)
+
+
+def select(rows: pd.DataFrame, settings: EvaluationSettings, rewards: Sequence[str]) -> pd.DataFrame:
+    """Rows of these evaluation settings and rewards."""
+    prompts = splits(settings)
+    mine = rows[
+        (rows.sampler == sampler_id(settings))
+        & rows.steps.isin(settings.steps)
+        & rows.reward.isin(list(rewards))
+        & (rows.image < settings.images_per_prompt)
+    ]
+    in_split = [prompt in prompts.get(split, []) for split, prompt in zip(mine.split, mine.prompt)]
+    return mine[in_split].reset_index(drop=True)
+
+
+def of_versions(rows: pd.DataFrame, scorers: Sequence[Scorer]) -> pd.DataFrame:
+    """Rows by exactly these versions of the rewards; those of others stay in the file and out of the table."""
+    wanted = {(scorer.name, scorer.reward.full_version) for scorer in scorers}
+    chosen = [pair in wanted for pair in zip(rows.reward, rows.version)]
+    return rows[chosen].reset_index(drop=True)
+
+
+def empty_rows() -> pd.DataFrame:
+    return pd.DataFrame({name: [] for name in COLUMNS})
+
+
+@no_stop_lost()
+def read_rows(run: RunFolder) -> pd.DataFrame:
+    """Evaluation rows of a run, empty where it has not been evaluated.
+
+    Raises:
+        UsageError: the file is damaged or lacks columns.
+    """
+    if not run.evaluation.exists():
+        return empty_rows()
+    try:
+        require_regular(run.evaluation)
+        check_seal(run.evaluation)
+        rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
+    except PermissionError as error:  # sound, for all that is known
+        raise UsageError(f"'{run.evaluation}' cannot be read: {error.strerror}. Ask whose it is.") from error
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        raise UsageError(f"'{run.evaluation}' is damaged ({error}). Delete it and run: {run.rescoring}") from error
+    lacking = [name for name in COLUMNS if name not in rows.columns]
+    if lacking:
+        raise UsageError(f"'{run.evaluation}' lacks the columns {', '.join(lacking)}.")
+    own = {run.run_id, run.record().get("run")} if (run.path / "run.json").exists() else {run.run_id}
+    if others := sorted(set(rows.run.astype(str)) - own):
+        raise UsageError(
+            f"'{run.evaluation}' holds scores of {', '.join(others)}. If a copy went wrong, delete it and run: "
+            f"{run.rescoring}"
+        )
+    return rows[COLUMNS].astype(dict.fromkeys(NUMBERS, "float64"))
+
+
+def write_rows(run: RunFolder, rows: pd.DataFrame) -> None:
+    """Write ``eval.parquet`` in one piece; numbers that came from float32 are stored as such, which halves the file."""
+    narrow = rows.assign(**{name: _narrowest(rows[name]) for name in NUMBERS})
+    stream = BytesIO()
+    narrow.to_parquet(stream, index=False, compression="zstd", write_page_checksum=True)
+    atomic_write(run.evaluation, sealed(stream.getvalue()))
+
+
+def _narrowest(column: pd.Series) -> pd.Series:
+    """The column as float32 where that loses nothing."""
+    with np.errstate(over="ignore"):
+        single = column.astype("float32")
+    return single if single.astype("float64").equals(column.astype("float64")) else column
+
+
+def step_table(base: pd.DataFrame, tuned: pd.DataFrame) -> list[dict[str, Any]]:
+    """Base against tuned by split, reward and step count, paired over images.
+
+    ``standard_error`` is that of the mean paired difference over images: how well this one checkpoint is measured.
+    It says nothing about other training seeds.
+    """
+    keys = ["split", "reward", "version", "steps", "prompt", "image"]
+    paired = base[[*keys, "score"]].merge(tuned[[*keys, "score"]], on=keys, suffixes=("_base", "_tuned"))
+    table = []
+    for (split, reward, version, steps), rows in paired.groupby(["split", "reward", "version", "steps"], sort=True):
+        difference = rows.score_tuned - rows.score_base
+        error = float(difference.std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else float("nan")
+        table.append(
+            {
+                "split": split, "reward": reward, "version": version, "steps": int(steps), "images": len(rows),
+                "base": float(rows.score_base.mean()), "tuned": float(rows.score_tuned.mean()),
+                "difference": float(difference.mean()), "standard_error": error,
+            }
+        )  # fmt: skip
+    return table

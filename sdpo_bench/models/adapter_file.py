@@ -1,0 +1,95 @@
+"""The adapter's file: LoRA weights and LoRA settings, as diffusers' ``load_lora_weights`` reads them.
+
+The output of an adapted layer is ``W x + alpha / rank * B A x``. The weights alone do not say ``alpha``, and a loader
+that does not find it takes ``alpha = rank``: another policy. So the file has the settings in diffusers' own adapter
+metadata (``lora_adapter_metadata`` in the safetensors header), and the float32 weights stay as they were trained.
+
+Two other ways were left aside. The scale multiplied into B is exact for powers of two only, and the loaded weights
+would not be the trained ones. ``.alpha`` keys belong to kohya's format: diffusers ignores them beside names of its own.
+Web UIs (AUTOMATIC1111, ComfyUI) honour ``.alpha`` keys, but read no UNet adapter in diffusers' names, with or without
+them: for those the exported file has to be converted to kohya's names, with ``lora_alpha`` of its metadata as
+``.alpha``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdpo_bench.runs.adapter import LORA_FILE
+from sdpo_bench.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA = "lora_adapter_metadata"
+"""Key of the header under which diffusers looks for the LoRA settings, as JSON."""
+PREFIX = "unet."
+NAMES = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
+"""Peft's names of the two matrices, and diffusers'.
+
+Diffusers' own conversion leaves out top-level modules (``conv_in``), and its loader drops the rest of a file that has
+both kinds of names.
+"""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What the file of an adapter says."""
+
+    weights: "dict[str, Tensor]"
+    """Float32 matrices by peft's names: ``MODULE.lora_A.weight`` ``[rank, in, ..]``, ``lora_B`` ``[out, rank, ..]``."""
+    config: dict[str, Any]
+    """``r``, ``lora_alpha`` and ``target_modules`` of peft's ``LoraConfig``."""
+    notice: str = ""
+    """What to tell of a file without settings that is applied at the strength of its run's record."""
+
+    def to_bytes(self) -> bytes:
+        """Content of the file; the same adapter gives the same bytes."""
+        from safetensors.torch import save
+
+        settings = {PREFIX + key: value for key, value in self.config.items()}
+        weights = {PREFIX + _renamed(name, NAMES): value.contiguous() for name, value in self.weights.items()}
+        # The only entry of the header: safetensors writes several in random order. No loader needs its "format".
+        return save(weights, metadata={METADATA: json.dumps(settings, sort_keys=True)})
+
+
+def read_adapter(folder: Path) -> AdapterFile:
+    """The adapter in ``folder``, of this or an earlier version.
+
+    Earlier versions wrote no settings. Such an adapter has the strength in the ``run.json`` of its run, and
+    ``alpha = rank`` where there is none.
+    """
+    from safetensors import safe_open
+
+    back = {theirs: ours for ours, theirs in NAMES.items()}
+    with safe_open(str(folder / LORA_FILE), framework="pt") as file:
+        stored = (file.metadata() or {}).get(METADATA)
+        found = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    weights = {_renamed(name.removeprefix(PREFIX), back): value for name, value in found.items()}
+    if stored:
+        return AdapterFile(weights, {key.removeprefix(PREFIX): value for key, value in json.loads(stored).items()})
+    return _of_an_earlier_version(folder, weights)
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    for before, after in names.items():
+        name = name.replace(before, after)
+    return name
+
+
+def _of_an_earlier_version(folder: Path, weights: "dict[str, Tensor]") -> AdapterFile:
+    modules = sorted({name.split(".lora_")[0] for name in weights})
+    rank = next(len(matrix) for name, matrix in weights.items() if ".lora_A." in name)
+    run = RunFolder(folder.parents[1] if folder.parent.name == "candidates" else folder.parent)
+    model: Mapping[str, Any] = run.record()["config"]["model"] if (run.path / "run.json").exists() else {}
+    alpha = model.get("lora_alpha", rank)
+    notice = ""
+    if alpha != rank:
+        notice = (
+            f"the adapter in '{folder}' was saved by an earlier version, without its lora_alpha. It is applied at the "
+            f"recorded strength, {alpha:g}/{rank}. That version judged it at strength 1: delete '{run.evaluation}' and "
+            f"'{run.path / 'grid.png'}' and give the same run command to have them made again"
+        )
+    return AdapterFile(weights, {"r": rank, "lora_alpha": alpha, "target_modules": modules}, notice)

@@ -1,0 +1,310 @@
+"""Known base models, and loading of any Stable-Diffusion-family pipeline by name, folder or hub id.
+
+A base model brings facts that the rest must not guess: where its weights are, which reward and prompts belong to it,
+and which scheduler settings its training used.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.models.hub import cached_pipeline, find_pipeline
+from sdpo_bench.models.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
+from sdpo_bench.system.distributed import local_device
+from sdpo_bench.system.json_toml import parse_json
+from sdpo_bench.system.regular import read_text
+
+if TYPE_CHECKING:
+    from sdpo_bench.models.policy import Policy
+    from sdpo_bench.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model known by name.
+
+    ``location`` is a folder inside the package (``asset:NAME``), a local folder or a hub id. ``defaults`` are settings
+    of a run that this model changes, below presets and the user's own. ``family`` says where those of a local folder
+    come from; empty where the model's own name says it.
+    """
+
+    name: str
+    location: str
+    summary: str
+    native_reward: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where its defaults come from, as a run records it."""
+        return f"the folder's family: {self.family}" if self.family else f"model {self.name}"
+
+
+_PUBLISHED_SCHEDULE = {"schedule.spacing": "trailing", "eval.spacing": "trailing"}
+
+# A consistency model is sampled by its own multistep sampler in few steps; 8 are what RLCM (arXiv 2404.03673) trains.
+_CONSISTENCY = {
+    "schedule.sampler": "lcm", "eval.sampler": "lcm", "schedule.steps": 8, "eval.steps": (1, 2, 4, 8),
+}  # fmt: skip
+
+# Guidance 8 is what the authors of LCM sample with; told to the UNet as an embedding, it costs no second evaluation.
+_TOLD_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
+
+KNOWN: dict[str, BaseModel] = {
+    model.name: model
+    for model in (
+        BaseModel(
+            "emoji-turbo",
+            "asset:emoji_turbo",
+            "Embedded 1.3 M-parameter few-step latent diffusion model of emoji animals, 32x32 pixels, CPU",
+            "emoji-align",
+            _PUBLISHED_SCHEDULE
+            | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"},
+        ),
+        BaseModel(
+            "sd-turbo",
+            "stabilityai/sd-turbo",
+            "SD-Turbo, 866 M-parameter UNet, 512x512 pixels (the paper's model); needs a GPU and 5 GB of weights",
+            "hpsv2",
+            _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals"},
+        ),
+        BaseModel(
+            "lcm-dreamshaper-v7",
+            "SimianLuo/LCM_Dreamshaper_v7",
+            "Latent consistency model of 860 M parameters, 768x768 pixels, sampled by LCM's own stochastic step",
+            "hpsv2",
+            _CONSISTENCY | _TOLD_GUIDANCE | {"eval.unseen": "complex-animals"},
+        ),
+        BaseModel(
+            "sdxl-turbo",
+            "stabilityai/sdxl-turbo",
+            "SDXL-Turbo, 2.6 B-parameter UNet, two text encoders, 512x512 pixels; needs a GPU and 14 GB of weights",
+            "hpsv2",
+            _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals", "model.precision": "bf16"},
+        ),
+    )
+}
+
+
+def known_model(name: str) -> BaseModel:
+    """The known model, or an anonymous one for a local folder or a hub id.
+
+    Raises:
+        UsageError: neither a known name, an existing folder, nor of the form ``owner/name``.
+    """
+    if name in KNOWN:
+        return KNOWN[name]
+    if os.path.isdir(name):  # which takes any text, however long
+        return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
+        return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE)
+    raise UsageError(
+        f"unknown model '{name}': not a known name, not a folder, not a hub id (owner/name).{nearest(name, KNOWN)} "
+        "See: sdpo-bench list models"
+    )
+
+
+def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """Settings that a local folder's scheduler and UNet files ask for, and the family that they show, in words."""
+    if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
+        return _PUBLISHED_SCHEDULE, ""
+    if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
+        return _CONSISTENCY | _TOLD_GUIDANCE, "latent consistency model"
+    # Such as a model with a consistency LoRA merged into it: guidance would be classifier-free and cost an evaluation.
+    return _CONSISTENCY, "latent consistency model without guidance embedding"
+
+
+def _entry(path: Path, key: str) -> Any:
+    """An entry of a configuration file; None where there is none. A damaged file is reported when it is loaded."""
+    try:
+        return parse_json(read_text(path)).get(key)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def asset_folder(name: str) -> Path:
+    """Folder of an asset that ships inside the package."""
+    return Path(str(files("sdpo_bench"))) / "assets" / name
+
+
+def resolve_location(model: BaseModel) -> str:
+    """Folder or hub id to load from."""
+    kind, _, rest = model.location.partition(":")
+    return str(asset_folder(rest)) if kind == "asset" else model.location
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice off the terminal; their errors still come through."""
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def pipeline_folder(settings: "ModelSettings") -> Path:
+    """Folder of the model's pipeline: in the package, local, or in the hub cache (downloaded first if need be).
+
+    Raises:
+        UsageError: a local folder that is not a pipeline.
+        MissingError: hub weights that are neither cached nor reachable, or a folder that is not whole.
+    """
+    model = known_model(settings.name)
+    location = resolve_location(model)
+    if not Path(location).is_dir():
+        hint = (
+            f"On a machine with network: sdpo-bench fetch {model.name}"
+            if model.name in KNOWN
+            else ("Download it where there is a network, or name a local folder with --model FOLDER.")
+        )
+        return find_pipeline(location, settings.revision, hint=hint)
+    absent = missing_parts(Path(location))
+    if absent:
+        raise MissingError(f"the pipeline folder '{location}' is not whole: {'; '.join(absent)}.")
+    return Path(location)
+
+
+def model_digest(name: str) -> str:
+    """Hash of a local pipeline folder, which can change under its name; empty for known models and those of the hub."""
+    return content_digest(Path(name)) if name not in KNOWN and os.path.isdir(name) else ""
+
+
+def refuse_changed(settings: "ModelSettings", record: Mapping[str, Any]) -> None:
+    """An adapter belongs to the weights that it was trained on.
+
+    Args:
+        record: ``run.json`` of the run whose adapter it is.
+
+    Raises:
+        UsageError: the pipeline folder holds another model now.
+    """
+    before = record.get("model_digest")
+    if before and not os.path.isdir(settings.name):
+        raise UsageError(
+            f"the pipeline folder '{settings.name}' that run '{record.get('run')}' was trained on is not there. Put "
+            "it back, or a link to where it is now."
+        )
+    if before and before != model_digest(settings.name):
+        raise UsageError(
+            f"the pipeline '{settings.name}' has changed since run '{record.get('run')}' was trained on it. Put its "
+            "files back, or train anew: with the changed files the same run command makes another run."
+        )
+
+
+def pipeline_files(settings: "ModelSettings") -> PipelineFiles | None:
+    """Configurations and sizes of a model without loading it or asking the network; ``None`` where nothing is known.
+
+    Raises:
+        UsageError, MissingError: a local folder that is not a pipeline, not whole, or damaged.
+    """
+    folder = local_folder(settings)
+    return read_folder(folder) if folder else published(settings.name)
+
+
+def local_folder(settings: "ModelSettings") -> Path | None:
+    """Folder of a model's pipeline without asking the network; ``None`` where it is not on this machine."""
+    location = resolve_location(known_model(settings.name))
+    return Path(location) if Path(location).is_dir() else cached_pipeline(location, settings.revision)
+
+
+def load_pipeline(settings: "ModelSettings") -> Any:
+    """The diffusers pipeline of a base model on the CPU, weights in the precision of the settings.
+
+    Raises:
+        UsageError: a local folder that is not a pipeline, or one of another family.
+        MissingError: hub weights that are neither cached nor reachable, or damaged files.
+    """
+    quiet_libraries()
+    from sdpo_bench.models.pipeline_loading import whole_pipeline
+
+    return whole_pipeline(pipeline_folder(settings), settings.precision)
+
+
+def load_policy(settings: "ModelSettings", *, device: str = "cpu", lora_seed: int | None = None) -> "Policy":
+    """A policy of the base model; with ``lora_seed`` it carries a fresh adapter."""
+    from sdpo_bench.models.policy import Policy
+
+    set_float32_products(settings.precision, device)
+    policy = Policy(
+        load_pipeline(settings),
+        guidance_scale=settings.guidance_scale,
+        precision=settings.precision,
+        device=device,
+        resolution=settings.resolution,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        channels_last=settings.channels_last,
+        cpu_offload=settings.cpu_offload,
+    )
+    if lora_seed is not None:
+        policy.add_lora(settings.lora_rank, settings.lora_alpha, settings.lora_targets, lora_seed)
+    if settings.compile:
+        policy.compile(settings.compile)
+    return policy
+
+
+def set_float32_products(precision: str, device: str) -> None:
+    """Whether products of float32 numbers may be rounded to TF32, in this process.
+
+    PyTorch's own default rounds in convolutions and not in matrix products; here the setting decides for both.
+
+    Raises:
+        UsageError: TF32 asked for on a device that has none.
+    """
+    import torch
+
+    rounded = precision == "tf32"
+    if rounded and not device.startswith("cuda"):
+        raise UsageError(f"model.precision = tf32 is for NVIDIA GPUs; on '{device}' use fp32.")
+    torch.backends.cuda.matmul.allow_tf32 = rounded
+    torch.backends.cudnn.allow_tf32 = rounded
+
+
+def scheduler_config(policy: "Policy") -> dict[str, Any]:
+    """The pipeline's scheduler settings as plain data."""
+    return dict(policy.pipeline.scheduler.config)
+
+
+def check_devices(text: str) -> list[str]:
+    """The names in a comma-separated list of devices, all of which are here; ``auto`` stays ``auto``.
+
+    Raises:
+        UsageError, MissingError: as for :func:`pick_device`.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        pick_device(name)
+    return names
+
+
+def pick_device(wanted: str) -> str:
+    """Resolve ``auto`` and refuse a device that is not here; each of several processes gets a GPU of its own.
+
+    Raises:
+        UsageError: not a device name. MissingError: a device this machine lacks.
+    """
+    import torch
+
+    has_mps = torch.backends.mps.is_available()
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    wanted = local_device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device '{wanted}'. Valid: auto, cpu, cuda, cuda:N, mps.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MissingError(
+            f"device '{wanted}' is not here ({torch.cuda.device_count()} CUDA devices). Use --device cpu."
+        )
+    if device.type == "mps" and not has_mps:
+        raise MissingError("device 'mps' is not here. Use --device cpu.")
+    return wanted

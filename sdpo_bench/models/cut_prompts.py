@@ -1,0 +1,129 @@
+"""Prompts as the tokenizer reads them: a text encoder takes so many tokens, and the rest of a prompt is dropped.
+
+Stock pipelines drop it without an error, so a run on long prompts trains and judges on other texts than it names. This
+module finds the prompts that are cut, and those that are one and the same to the model, and words the warning.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sdpo_bench.models.catalogue import local_folder
+from sdpo_bench.models.pipeline_files import TOKENIZERS
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig
+from sdpo_bench.system.console_text import clean
+
+GUARD = "prompts"
+"""Name of the warning in ``warnings.jsonl``."""
+SHOWN = 5
+"""Groups of equal prompts that a warning names; ``doctor --prompts`` names all."""
+ENDS = 60
+"""Characters of a long prompt that are shown, from its beginning and from its end."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads prompts.
+
+    Attributes:
+        prompts: how many different ones there are.
+        limit: tokens of a prompt that the model reads, start and end tokens included; the smallest of its tokenizers.
+        cut: prompts of which a tokenizer drops the end.
+        same: groups of prompts that become the same tokens.
+    """
+
+    prompts: int
+    limit: int
+    cut: tuple[str, ...]
+    same: tuple[tuple[str, ...], ...]
+
+    @property
+    def warning(self) -> str:
+        """What to warn of, in one line; empty if there is nothing."""
+        said = []
+        if self.cut:
+            said.append(f"{self.summary}, the first: {_quoted(self.cut[0])}")
+        if self.same:
+            groups = "; ".join(" and ".join(map(_quoted, group)) for group in self.same[:SHOWN])
+            more = len(self.same) - SHOWN
+            rest = (
+                f"; and {more} more group{'s' * (more > 1)} (sdpo-bench doctor --prompts FILE shows all)"
+                if more > 0
+                else ""
+            )
+            said.append(f"prompts that are the same to the model: {groups}{rest}")
+        return "; ".join(said)
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return asdict(self) | {"warning": self.warning or None}
+
+    @property
+    def summary(self) -> str:
+        """How many prompts are cut, and where."""
+        are = "is" if len(self.cut) == 1 else "are"
+        return (
+            f"{len(self.cut)} of {self.prompts} prompt{'s' * (self.prompts != 1)} {are} cut to the {self.limit} tokens "
+            "that the model reads (start and end tokens included)"
+        )
+
+
+def _quoted(text: str) -> str:
+    text = clean(text)
+    return f"'{text}'" if len(text) <= 2 * ENDS else f"'{text[:ENDS]} ... {text[-ENDS:]}'"
+
+
+def read_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> Reading:
+    """How a model with these tokenizers (one or more) reads prompts; each different prompt counts once."""
+    texts = list(dict.fromkeys(prompts))
+    cut: set[str] = set()
+    tokens: dict[str, tuple[Any, ...]] = dict.fromkeys(texts, ())
+    for tokenizer in tokenizers:
+        limit = tokenizer.model_max_length
+        whole = tokenizer(texts, verbose=False).input_ids
+        # As stock pipelines call it: padding counts too, since a pad token may be a word of the prompt.
+        read = tokenizer(texts, padding="max_length", max_length=limit, truncation=True).input_ids
+        cut |= {text for text, ids in zip(texts, whole) if len(ids) > limit}
+        for text, ids in zip(texts, read):
+            tokens[text] += tuple(ids)
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for text in texts:
+        groups.setdefault(tokens[text], []).append(text)
+    return Reading(
+        len(texts),
+        min(tokenizer.model_max_length for tokenizer in tokenizers),
+        tuple(text for text in texts if text in cut),
+        tuple(tuple(group) for group in groups.values() if len(group) > 1),
+    )
+
+
+def read_by(pipeline: Any, prompts: Iterable[str]) -> Reading:
+    """How a loaded pipeline reads prompts."""
+    found = [getattr(pipeline, part, None) for part in TOKENIZERS]
+    return read_prompts([tokenizer for tokenizer in found if tokenizer is not None], prompts)
+
+
+def read_from_files(model: ModelSettings, prompts: Iterable[str]) -> Reading | None:
+    """How a model reads prompts, from its tokenizer files; ``None`` where these are not on this machine.
+
+    Raises:
+        UsageError: a local folder that is not a pipeline. MissingError: tokenizer files that are damaged.
+    """
+    from sdpo_bench.models.pipeline_loading import load_tokenizers
+
+    folder = local_folder(model)
+    tokenizers = load_tokenizers(folder) if folder else []
+    return read_prompts(tokenizers, prompts) if tokenizers else None
+
+
+def prompts_of_run(config: RunConfig) -> list[str]:
+    """All prompts that a run trains on, chooses its checkpoint on or is judged on."""
+    chosen = config.checkpoint.prompts if config.checkpoint else ""
+    return [*load_prompts(config.sample.prompts), *(load_prompts(chosen) if chosen else ()), *judged(config.eval)]
+
+
+def judged(settings: EvaluationSettings) -> list[str]:
+    """The prompts of all splits that are evaluated."""
+    names = [name for name in (settings.train, settings.validation, settings.unseen) if name]
+    return [text for name in names for text in load_prompts(name)]

@@ -1,0 +1,186 @@
+"""Loading a pipeline from a folder: whole, of a family that the engine knows, its parts held against each other.
+
+The libraries load a pipeline that is not whole without an error: what a text encoder's file lacks is filled with random
+numbers, other in every process, and a tokenizer without its settings cuts no prompt.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, says_out_of_memory
+from sdpo_bench.models.pipeline_files import PipelineFiles, index_of, read_folder
+from sdpo_bench.system.signals import no_stop_lost
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@no_stop_lost()
+def whole_pipeline(folder: Path, precision: str) -> Any:
+    """The diffusers pipeline in a folder, on the CPU.
+
+    The autoencoder is loaded in float32 whatever the precision: some overflow in half.
+
+    Raises:
+        UsageError: another family. MissingError: damaged files, or some that do not belong together.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from sdpo_bench.models.policy import DTYPES
+
+    files = read_folder(folder)
+    _check_family(files, str(folder))
+    dtypes = {"default": DTYPES[precision], "vae": torch.float32}
+    given: dict[str, Any] = {"safety_checker": None} if len(files.parameters) < 4 else {}
+    with _pipeline_at_fault(folder):
+        given |= _text_encoders(folder, DTYPES[precision])
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), dtype=dtypes if precision != "fp32" else torch.float32, local_files_only=True, **given
+        )
+        _check_parts(pipeline, str(folder))
+        _check_whole(pipeline, folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def _pipeline_at_fault(folder: Path) -> Iterator[None]:
+    """A block in which whatever goes wrong is the pipeline's: the libraries each raise errors of their own.
+
+    Raises:
+        MissingError: in their place.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SdpoBenchError) or says_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise MissingError(
+            f"the pipeline '{folder}' cannot be loaded: {reason} If files are damaged, copy or fetch them again; "
+            "for a hub model, delete its folder in the hub cache first."
+        ) from error
+
+
+def _check_family(files: PipelineFiles, location: str) -> None:
+    """Refuse what has the parts of a Stable Diffusion pipeline and another task or another conditioning."""
+    unet, vae = files.configs.get("unet", {}), files.configs.get("vae", {})
+    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    added = unet.get("addition_embed_type")
+    known = (None, "text_time")
+    if channels != latent or added not in known or unet.get("class_embed_type"):
+        raise UsageError(
+            f"'{location}' is not a plain text-to-image pipeline: its UNet takes {channels} channels for latents of "
+            f"{latent}, added conditioning '{added}', class conditioning '{unet.get('class_embed_type')}'. Inpainting "
+            "and image-conditioned models are not supported."
+        )
+
+
+def _check_parts(pipeline: Any, location: str) -> None:
+    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not getattr(pipeline, part, None)]
+    # SDXL's second ones; other pipelines have no such attribute.
+    missing += [part for part in ("text_encoder_2", "tokenizer_2") if getattr(pipeline, part, part) is None]
+    if missing:
+        raise UsageError(
+            f"'{location}' holds a {type(pipeline).__name__} without {', '.join(missing)}; "
+            "a Stable-Diffusion-family pipeline with a UNet is needed."
+        )
+
+
+def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
+    """The text encoders that a pipeline's index names, by part; only their own library says what it found in the file.
+
+    Args:
+        dtype: torch dtype of their weights.
+
+    Raises:
+        MissingError: weights that the file lacks, or has in another shape.
+    """
+    import transformers
+
+    found = {}
+    for part in TEXT_ENCODERS:
+        library, name = (index_of(folder).get(part) or ("", ""))[:2]
+        if library == "transformers":
+            network, report = getattr(transformers, name).from_pretrained(
+                str(folder / part), dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+            _refuse_lacking(folder, part, [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+            found[part] = network
+    return found
+
+
+def load_tokenizers(folder: Path) -> list[Any]:
+    """The tokenizers that a pipeline's index names, without its networks.
+
+    Raises:
+        UsageError: no pipeline folder. MissingError: damaged files, or a tokenizer that does not fit its encoder.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for those who load networks
+    import transformers
+
+    files, found = read_folder(folder), []
+    for suffix in ("", "_2"):
+        library, name = (index_of(folder).get(f"tokenizer{suffix}") or ("", ""))[:2]
+        if library != "transformers":
+            continue
+        place = folder / f"tokenizer{suffix}"
+        with _pipeline_at_fault(folder):
+            tokenizer = getattr(transformers, name).from_pretrained(str(place), local_files_only=True)
+            _check_tokenizer(place, tokenizer, files.configs.get(f"text_encoder{suffix}", {}))
+        found.append(tokenizer)
+    return found
+
+
+def _check_whole(pipeline: Any, folder: Path) -> None:
+    """Refuse networks without all their weights, and tokenizers that do not fit their encoders.
+
+    Raises:
+        MissingError: with the part and what is wrong with it.
+    """
+    for part in ("unet", "vae"):
+        network = getattr(pipeline, part)
+        _refuse_lacking(folder, part, [name for name, p in network.named_parameters() if p.is_meta])
+    for part in ("unet", "vae", *TEXT_ENCODERS):
+        _refuse_not_finite(folder, part, getattr(pipeline, part, None))
+    for suffix in ("", "_2"):
+        tokenizer = getattr(pipeline, f"tokenizer{suffix}", None)
+        encoder = getattr(pipeline, f"text_encoder{suffix}", None)
+        if tokenizer is not None and encoder is not None:
+            _check_tokenizer(folder / f"tokenizer{suffix}", tokenizer, encoder.config.to_dict())
+
+
+def _refuse_lacking(folder: Path, part: str, names: list[str]) -> None:
+    if names:
+        raise MissingError(
+            f"the weights in '{folder / part}' lack {len(names)} of the network's tensors, e.g. '{min(names)}'. Save "
+            "the pipeline again with save_pretrained, or fetch it again."
+        )
+
+
+def _refuse_not_finite(folder: Path, part: str, network: Any) -> None:
+    """One such number among the base weights makes every picture black, which would read as a training that failed."""
+    for name, values in network.named_parameters() if network is not None else ():
+        if not bool(values.isfinite().all()):
+            raise MissingError(
+                f"the weights in '{folder / part}' hold NaN or infinity in '{name}'. Save the pipeline again, or fetch "
+                "it again; weights that overflow in half precision want model.precision = bf16 or fp32."
+            )
+
+
+def _check_tokenizer(folder: Path, tokenizer: Any, encoder: Mapping[str, Any]) -> None:
+    longest, positions = tokenizer.model_max_length, encoder.get("max_position_embeddings")
+    if not isinstance(longest, int) or longest < 1 or (positions and longest > positions):
+        raise MissingError(
+            f"the tokenizer in '{folder}' cuts prompts at {longest} tokens, and its text encoder takes {positions}. "
+            "Its tokenizer_config.json is missing or damaged (model_max_length)."
+        )
+    words, known = len(tokenizer), encoder.get("vocab_size")
+    if known and words > known:
+        raise MissingError(
+            f"the tokenizer in '{folder}' has {words} tokens and its text encoder knows {known}: they do not belong "
+            "together. Copy or fetch the pipeline again."
+        )

@@ -1,0 +1,318 @@
+"""The policy: a Stable-Diffusion-family pipeline whose UNet carries one LoRA adapter.
+
+Four verbs are all the rest of the package needs: ``encode`` prompts, ``predict`` the model output of a batch of
+latents, ``decode`` latents to images, ``save``/``load`` the adapter in diffusers' own format. The reference model is
+the same UNet with the adapter off, so it costs no memory. Every denoiser call passes through ``predict`` and is
+reported to ``on_call``, which is how the ledger stays exact.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import torch
+from torch import Tensor, nn
+
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.models.adapter_file import AdapterFile, read_adapter
+from sdpo_bench.models.conditioning import Conditioning, text_shape
+from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL, check_seal
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.signals import no_stop_lost
+
+__all__ = ["Conditioning", "Policy"]
+
+ADAPTER = "default"
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Policy:
+    """A pipeline, its LoRA adapter, and the only door to the denoiser.
+
+    Args:
+        pipeline: a loaded ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline`` or relative.
+        guidance_scale: 1.0 means no classifier-free guidance (one denoiser evaluation a latent), more means two.
+            A guidance-distilled UNet (``time_cond_proj_dim``) is told the scale instead and is always evaluated once.
+        precision: compute dtype of the frozen weights; LoRA weights and log-probabilities stay float32.
+        resolution: side of the pictures in pixels; ``None`` is the model's own.
+        gradient_checkpointing: recompute the UNet's activations in the backward pass instead of keeping them.
+        channels_last: memory order of UNet and autoencoder; the same numbers up to rounding.
+        cpu_offload: text encoders and autoencoder wait in CPU memory and visit the device only while they work;
+            trajectories wait there too.
+
+    Raises:
+        UsageError: a resolution that the autoencoder's and the UNet's strides do not divide.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        guidance_scale: float = 1.0,
+        precision: Precision = "fp32",
+        device: str = "cpu",
+        resolution: int | None = None,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        cpu_offload: bool = False,
+    ):
+        self.pipeline = pipeline
+        self.unet: Any = pipeline.unet
+        self.vae = pipeline.vae
+        self.device = torch.device(device)
+        self.dtype = DTYPES[precision]
+        self.guidance_scale = guidance_scale
+        self.on_call: Callable[[int], None] | None = None
+        self._cache: dict[str, Conditioning] = {}
+        self._adapted: list[Any] = []
+        self._text = text_shape(pipeline)
+        self._side = latent_side(pipeline, resolution)
+        self._offload = cpu_offload
+        encoders = [getattr(pipeline, name) for name in self._text.encoders]
+        for part in (*encoders, pipeline.vae, pipeline.unet):
+            part.requires_grad_(False).eval()
+            resting = "cpu" if cpu_offload and part is not pipeline.unet else self.device
+            upcast = part is pipeline.vae and self._text.upcast_vae(pipeline)
+            part.to(resting, torch.float32 if upcast else self.dtype)
+        if channels_last:
+            for network in (pipeline.unet, pipeline.vae):
+                network.to(memory_format=torch.channels_last)
+        if gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module) -> Iterator[None]:
+        """Parts that rest on the CPU are on the device inside this context."""
+        if self._offload:
+            for part in parts:
+                part.to(self.device)
+        try:
+            yield
+        finally:
+            # A graph that somebody will differentiate needs the weights where they are.
+            if self._offload and not torch.is_grad_enabled():
+                for part in parts:
+                    part.to("cpu")
+
+    def compile(self, backend: str) -> None:
+        """Compile the UNet's forward and backward passes, adapter included, at their first use.
+
+        Raises:
+            UsageError: no such backend of ``torch.compile``.
+        """
+        from torch._dynamo import list_backends
+
+        known = list_backends(exclude_tags=())
+        if backend not in known:
+            raise UsageError(f"unknown torch.compile backend '{backend}' in model.compile.{nearest(backend, known)}")
+        self.unet.compile(backend=backend)
+
+    # -- adapter ---------------------------------------------------------------------------------------------
+
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+        """Add a fresh adapter: A ~ N(0, 1/rank), B = 0 (diffusers' "gaussian"), drawn from ``seed`` alone.
+
+        Raises:
+            UsageError: no module of the UNet matches ``targets``.
+        """
+        from peft import LoraConfig
+
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
+        try:
+            self.unet.add_adapter(config, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise UsageError(
+                f"LoRA targets {list(targets)} fit no module of this UNet. "
+                "Set model.lora_targets; Stable Diffusion's attention has to_q, to_k, to_v, to_out.0."
+            ) from error
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in sorted(self.lora_parameters().items()):
+            parameter.data = parameter.data.float()
+            if "lora_A" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator).div(rank).to(self.device)
+
+    def lora_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name: LoRA matrices only, float32."""
+        return {name: p for name, p in self.unet.named_parameters() if "lora_" in name}
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside this context the denoiser is the base model: adapter off, no gradients."""
+        self._switch(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        """As the UNet's own ``enable_adapters``, which walks through every module each time."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if not self._adapted:
+            self._adapted = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self._adapted:
+            layer.enable_adapters(on)
+
+    @no_stop_lost()
+    def save(self, folder: Path) -> Path:
+        """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` gives the same denoiser.
+
+        The file holds the float32 weights bit for bit, and rank, alpha and targets beside them (``adapter_file``).
+        """
+        weights = {name.replace(f".{ADAPTER}.", "."): p.detach().cpu() for name, p in self.lora_parameters().items()}
+        content = AdapterFile(weights, self._lora_config()).to_bytes()
+        target = Path(folder) / LORA_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        seal = target.with_name(LORA_SEAL)
+        seal.unlink(missing_ok=True)  # a seal without its adapter must never exist
+        atomic_write(target, content)
+        atomic_write(seal, f"{hashlib.sha256(content).hexdigest()}  {LORA_FILE}\n")
+        return target
+
+    def _lora_config(self) -> dict[str, Any]:
+        config = self.unet.peft_config[ADAPTER]
+        return {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+
+    @no_stop_lost()
+    def load(self, folder: Path) -> None:
+        """Load an adapter written by :meth:`save` in place of the present one.
+
+        Rank, alpha and targets are the file's. The weights are float32 and bit-equal to the saved ones in every
+        precision of the base model. An adapter of an earlier version gets its recorded strength, with a notice.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        check_seal(Path(folder))
+        file = read_adapter(Path(folder))
+        if file.notice:
+            click.echo(f"note: {file.notice}.", err=True)
+        self._adapted = []
+        if getattr(self.unet, "peft_config", None):
+            self.unet.delete_adapters(ADAPTER)
+        self.unet.load_lora_adapter(file.weights, prefix=None, adapter_name=ADAPTER, metadata=dict(file.config))
+        for name, parameter in self.lora_parameters().items():
+            # Again from the file: the library has rounded them to the type of the base weights.
+            parameter.data = file.weights[name.replace(f".{ADAPTER}.", ".")].to(self.device)
+            parameter.requires_grad_(True)
+
+    def set_guidance(self, scale: float) -> None:
+        """Change the guidance scale; conditioning is encoded anew where the unconditional branch comes or goes."""
+        before = self.branches
+        self.guidance_scale = scale
+        if self.branches != before:
+            self._cache.clear()
+
+    @property
+    def branches(self) -> int:
+        """Denoiser evaluations of one latent: 2 with classifier-free guidance, else 1."""
+        return 2 if self.guidance_scale > 1 and not self._distilled_width else 1
+
+    @property
+    def _distilled_width(self) -> int:
+        """Width of the guidance embedding of a guidance-distilled UNet, 0 for others."""
+        return int(getattr(self.unet.config, "time_cond_proj_dim", None) or 0)
+
+    # -- text, denoiser, pictures ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of each prompt, in order; every distinct prompt is encoded once per policy."""
+        if not prompts:
+            return Conditioning({})
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
+        if missing:
+            encoders = [getattr(self.pipeline, name) for name in self._text.encoders]
+            size = self._side * picture_stride(self.pipeline)
+            with self._at_work(*encoders):
+                for prompt in missing:
+                    self._cache[prompt] = self._text.encode(
+                        self.pipeline, prompt, device=self.device, guided=self.branches > 1, size=size
+                    )
+        return Conditioning.join([self._cache[prompt] for prompt in prompts])
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Model output ``[n, C, h, w]`` float32 for latents ``[n, C, h, w]`` at int64 timesteps ``[n]``.
+
+        With guidance both branches are evaluated, and both are charged.
+        """
+        if conditioning.negative is None:
+            return self._call(latents, timesteps, conditioning.positive)
+        both = {k: torch.cat([conditioning.negative[k], v]) for k, v in conditioning.positive.items()}
+        output = self._call(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
+        unconditional, conditional = output.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _call(self, latents: Tensor, timesteps: Tensor, arguments: dict[str, Tensor]) -> Tensor:
+        if self.on_call is not None:
+            self.on_call(len(latents))
+        told = self._text.arguments(arguments)
+        if self._distilled_width:
+            weight = torch.tensor([self.guidance_scale - 1.0])  # as stock diffusers tells it
+            embedding = self.pipeline.get_guidance_scale_embedding(weight, embedding_dim=self._distilled_width)
+            told["timestep_cond"] = embedding.to(self.device, self.dtype).expand(len(latents), -1)
+        with self._autocast():
+            output = self.unet(
+                latents.to(self.device, self.dtype), timesteps.to(self.device), return_dict=False, **told
+            )[0]
+        return output.float()
+
+    def _autocast(self) -> Any:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images ``[n, 3, H, W]`` float32 in [0, 1] of scaled latents ``[n, C, h, w]``; differentiable."""
+        config = self.vae.config
+        if not len(latents):
+            side = latents.shape[-1] * picture_stride(self.pipeline)
+            return torch.empty(0, 3, side, side)
+        with self._at_work(self.vae):
+            unscaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
+            if getattr(config, "latents_mean", None) is not None:
+                mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(unscaled) for v in _statistics(config))
+                unscaled = unscaled * std + mean
+            shift = getattr(config, "shift_factor", None) or 0.0
+            images = self.vae.decode(unscaled + shift, return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def storage(self) -> torch.device:
+        """Where trajectories wait for the updates: with ``cpu_offload`` not on the device."""
+        return torch.device("cpu") if self._offload else self.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(C, h, w)`` of one latent."""
+        return self.unet.config.in_channels, self._side, self._side
+
+
+def _statistics(config: Any) -> tuple[Any, Any]:
+    return config.latents_mean, config.latents_std
+
+
+def picture_stride(pipeline: Any) -> int:
+    """Pixels on the side of one latent element."""
+    return int(pipeline.vae_scale_factor)
+
+
+def latent_side(pipeline: Any, resolution: int | None) -> int:
+    """Side of the latents for pictures of ``resolution`` pixels, or of the model's own.
+
+    Raises:
+        UsageError: not a multiple of what the autoencoder and the UNet halve.
+    """
+    if resolution is None:
+        return int(pipeline.unet.config.sample_size)
+    stride = picture_stride(pipeline)
+    step = stride * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    if resolution % step:
+        near = max(step, round(resolution / step) * step)
+        raise UsageError(f"model.resolution = {resolution} is not a multiple of {step}. Use {near}.")
+    return resolution // stride

@@ -1,0 +1,205 @@
+"""Find plugins without importing them, and import exactly the one that is asked for.
+
+Built-in plugins are the files of three folders; third parties announce theirs through the entry-point groups
+``sdpo_bench.methods``, ``sdpo_bench.rewards`` and ``sdpo_bench.studies``. Listing reads names and first docstring lines
+from the source text, so ``sdpo-bench list`` needs no torch. The rest of the package knows plugins by name only.
+"""
+
+import ast
+import importlib
+import inspect
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import MissingError, UsageError, nearest, said
+from sdpo_bench.plugins.call import is_interrupt, plugin_code
+from sdpo_bench.plugins.contract_check import base_class, check_class
+from sdpo_bench.plugins.entry_points import SINGULAR, entry_points
+from sdpo_bench.system.plugin_guard import kept_process_state
+
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that was found but not imported."""
+
+    name: str
+    kind: str
+    owner: str
+    """``built-in`` or the distribution that brought it."""
+    module: str
+    class_name: str
+    summary: str
+    path: Path | None
+
+    def load(self) -> Any:
+        """The plugin class.
+
+        Raises:
+            MissingError: the module needs a package that is not installed.
+            UsageError: the class does not derive from the base class of its kind, or breaks its contract.
+        """
+        who = f"{SINGULAR[self.kind]} '{self.name}' ({self.owner})"
+        try:
+            with kept_process_state():
+                found = getattr(importlib.import_module(self.module), self.class_name)
+        except ModuleNotFoundError as error:
+            raise MissingError(
+                f"{who} needs the package '{error.name}'. Install it with: pip install {error.name}"
+            ) from error
+        except BaseException as error:  # somebody else's module may fail in any way
+            if is_interrupt(error):
+                raise
+            reason = f"{type(error).__name__}: {said(error)}".removesuffix(": ")
+            raise MissingError(f"{who} cannot be imported: {reason}") from error
+        base = base_class(self.kind)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise UsageError(
+                f"'{self.module}:{self.class_name}' is not a subclass of {base.__module__}.{base.__name__}."
+            )
+        with plugin_code(who):
+            check_class(who, base, found)
+        return found
+
+    @property
+    def tag(self) -> str:
+        """How the name is compared: hyphens and underscores are the same."""
+        return plugin_tag(self.name)
+
+
+def plugin_tag(name: str) -> str:
+    """Canonical form of a plugin name for look-up."""
+    return name.strip().lower().replace("_", "-")
+
+
+def plugins(kind: str) -> dict[str, Plugin]:
+    """All plugins of ``"methods"``, ``"rewards"`` or ``"studies"`` by name, built-in ones first.
+
+    Raises:
+        UsageError: two plugins share a name; the message names both owners.
+    """
+    found: dict[str, Plugin] = {}
+    by_tag: dict[str, Plugin] = {}
+    for plugin in [*_builtin(kind), *_third_party(kind)]:
+        other = by_tag.get(plugin.tag)
+        if other:
+            raise UsageError(
+                f"two {kind} are called '{plugin.name}': one from {other.owner} ({other.module}), "
+                f"one from {plugin.owner} ({plugin.module}). Uninstall one of them."
+            )
+        by_tag[plugin.tag] = found[plugin.name] = plugin
+    return found
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The plugin of that name.
+
+    Raises:
+        UsageError: no such plugin; the message has the nearest valid name.
+    """
+    available = plugins(kind)
+    for plugin in available.values():
+        if plugin.tag == plugin_tag(name):
+            return plugin
+    raise UsageError(f"unknown {SINGULAR[kind]} '{name}'.{nearest(name, available)} See: sdpo-bench list {kind}")
+
+
+@lru_cache(maxsize=4)
+def _builtin(kind: str) -> tuple[Plugin, ...]:
+    spec = find_spec(f"sdpo_bench.{kind}")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(f for folder in folders for f in Path(folder).glob("*.py") if not f.name.startswith("_"))
+    made = (_from_source(kind, file, f"sdpo_bench.{kind}.{file.stem}", BUILT_IN) for file in files)
+    return tuple(plugin for plugin in made if plugin)
+
+
+def _third_party(kind: str) -> tuple[Plugin, ...]:
+    return _announced(kind, tuple(sys.path))
+
+
+@lru_cache(maxsize=8)
+def _announced(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """What is announced on the import ``path``, described by its source once: a plan asks hundreds of times."""
+    result = []
+    for entry in entry_points(kind, path):
+        module, _, class_name = entry.value.partition(":")
+        owner = entry.dist.name if entry.dist else "unknown distribution"
+        file = _source_path(module)
+        try:
+            found = _from_source(kind, file, module, owner, class_name or None) if file else None
+        except (OSError, ValueError, SyntaxError):  # listed all the same; loading it says what is wrong
+            found = None
+        summary = found.summary if found else ""
+        result.append(Plugin(entry.name, kind, owner, module, class_name, summary, file))
+    return tuple(result)
+
+
+def _source_path(module: str) -> Path | None:
+    try:
+        with kept_process_state():
+            spec = find_spec(module)  # imports the package around it
+    except BaseException as error:  # loading it says why; a list of the others must not depend on it
+        if is_interrupt(error):
+            raise
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _from_source(kind: str, path: Path, module: str, owner: str, wanted: str | None = None) -> Plugin | None:
+    """Read the plugin class of a file: the named class, or its last public class that has bases."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.bases and not n.name.startswith("_")]
+    if wanted:
+        classes = [n for n in classes if n.name == wanted]
+    if not classes:
+        return None
+    node = classes[-1]
+    doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
+    name = _literal(node, "name") or path.stem
+    return Plugin(name, kind, owner, module, node.name, doc.strip().split("\n")[0], path)
+
+
+def _literal(node: ast.ClassDef, attribute: str) -> str | None:
+    for statement in node.body:
+        targets: list[ast.expr] = []
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        value = getattr(statement, "value", None)
+        named = any(isinstance(t, ast.Name) and t.id == attribute for t in targets)
+        if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return value.value
+    return None
+
+
+def field_docs(owner: type) -> dict[str, str]:
+    """Docstrings that stand below the fields of a settings dataclass (inherited ones too), by field name."""
+    docs: dict[str, str] = {}
+    for base in reversed(owner.__mro__[:-1]):
+        docs |= _own_field_docs(base)
+    return docs
+
+
+def _own_field_docs(owner: type) -> dict[str, str]:
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    except (OSError, TypeError):
+        return {}
+    docs: dict[str, str] = {}
+    previous: str | None = None
+    for statement in getattr(body, "body", []):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            previous = statement.target.id
+            continue
+        value = getattr(statement, "value", None)
+        if previous and isinstance(statement, ast.Expr) and isinstance(value, ast.Constant):
+            docs[previous] = " ".join(str(value.value).split())
+        previous = None
+    return docs

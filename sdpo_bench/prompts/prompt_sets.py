@@ -1,0 +1,129 @@
+"""Prompt sets: shipped lists by name, or any text file with one prompt a line."""
+
+import codecs
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from sdpo_bench import seeds
+from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.hashing import digest
+
+
+def prompt_folder() -> Path:
+    return Path(str(files("sdpo_bench.prompts")))
+
+
+def shipped_sets() -> dict[str, Path]:
+    """Shipped prompt sets by name."""
+    return {path.stem: path for path in sorted(prompt_folder().glob("*.txt"))}
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Prompt sets that are read once: those read so far, and what files must hold."""
+
+    read: dict[str, list[str]]
+    known: Mapping[str, str]
+    run: str
+
+    def get(self, name: str) -> list[str]:
+        if name not in self.read:
+            self.read[name] = _read(name)
+        texts, before = self.read[name], self.known.get(os.path.normpath(name))
+        if before and name not in shipped_sets() and digest(texts) != before:
+            raise UsageError(
+                f"the prompts in '{name}' are not those that run '{self.run}' used before: the file was changed. Put "
+                "it back, or begin a new run on the changed prompts: the run command with another --out FOLDER."
+            )
+        return list(texts)
+
+
+_held: list[_Held] = []
+"""The innermost last."""
+
+
+@contextmanager
+def held_prompts(known: Mapping[str, str] | None = None, run: str = "") -> Iterator[None]:
+    """In here every prompt file is read once, so that one that is edited meanwhile is not half old and half new.
+
+    Args:
+        known: digests (:func:`file_digest`) that files must have, by normalised path: what ``run`` was made with. The
+            first use of a file that has another content raises UsageError.
+    """
+    _held.append(_Held(_held[-1].read if _held else {}, known or {}, run))
+    try:
+        yield
+    finally:
+        _held.pop()
+
+
+def load_prompts(name: str) -> list[str]:
+    """Prompts of a shipped set or of a text file; empty lines and lines starting with ``#`` are left out.
+
+    Raises:
+        UsageError: neither a set nor a file, no prompts in it, a prompt twice, or other prompts than
+            :func:`held_prompts` was told. MissingError: unreadable.
+    """
+    return _held[-1].get(name) if _held else _read(name)
+
+
+def _read(name: str) -> list[str]:
+    sets = shipped_sets()
+    path = sets.get(name, Path(name))
+    if name not in sets and not path.is_file():
+        place = f" There is no file '{path.absolute()}' either." if path.suffix or len(path.parts) > 1 else ""
+        raise UsageError(f"unknown prompt set '{name}'.{place}{nearest(name, sets)} A path to a text file works too.")
+    try:
+        # Not splitlines(): for editors a line ends at a line feed, and not at, say, U+2028 in a pasted prompt.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise MissingError(f"prompt file '{path}' cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"prompt file '{path}' is not UTF-8 text ({_encoding(error.object)}: {error.reason} at byte "
+            f"{error.start:,}). Convert it: iconv -f {_encoding(error.object)} -t UTF-8 {shlex.quote(name)} > NEW.txt"
+        ) from error
+    if broken := [str(number) for number, line in enumerate(lines, 1) if "\0" in line]:
+        raise UsageError(
+            f"prompt file '{path}' has a NUL character in line {', '.join(broken[:10])}, which no prompt has. Is it "
+            f"text? If it is of another encoding: iconv -f UTF-16 -t UTF-8 {shlex.quote(name)} > NEW.txt"
+        )
+    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not prompts:
+        raise UsageError(f"prompt file '{path}' has no prompts.")
+    if len(set(prompts)) < len(prompts):
+        twice = next(p for p in prompts if prompts.count(p) > 1)
+        raise UsageError(f"prompt file '{path}' has '{twice}' twice; every prompt counts once.")
+    return prompts
+
+
+def _encoding(content: bytes) -> str:
+    """The name, for ``iconv``, of the encoding that text which is not UTF-8 seems to have."""
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "UTF-32"
+    return "UTF-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "WINDOWS-1252"
+
+
+def file_digest(name: str) -> str:
+    """Hash of the prompts in somebody's own file, which can be edited under its name; empty for a shipped set."""
+    return "" if name in shipped_sets() else digest(load_prompts(name))
+
+
+def draw_prompts(prompts: list[str], count: int, *, seed: int, epoch: int, rule: str) -> list[str]:
+    """The prompts of one epoch's groups, a pure function of seed and epoch.
+
+    Group k draws from its own seed, so an epoch that is cut short keeps the prompts of its first groups. ``random``
+    draws with replacement, ``cycle`` walks through a new shuffle of the whole list each time around.
+    """
+    if rule == "random":
+        return [prompts[seeds.seed_for(seed, "prompt", epoch, k) % len(prompts)] for k in range(count)]
+    chosen = []
+    for position in range(epoch * count, (epoch + 1) * count):
+        lap, place = divmod(position, len(prompts))
+        chosen.append(prompts[int(seeds.permutation(len(prompts), seed, "prompt-cycle", lap)[place])])
+    return chosen

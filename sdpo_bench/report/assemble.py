@@ -1,0 +1,355 @@
+"""From a results folder to a report: what belongs on it and in which order, before any format is chosen.
+
+A report is a function of the run folders alone: no date, no path of the machine, everything sorted. Two reports of
+the same results are equal, byte for byte.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.report.figures import Figure, board_figures, training_figures
+from sdpo_bench.report.study_view import StudyView, study_view
+from sdpo_bench.report.tables import ablation
+from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
+from sdpo_bench.report.tables.main_table import main_tables
+from sdpo_bench.report.tables.method_tables import leaderboard, step_table, version_of
+from sdpo_bench.report.tables.published_comparison import Side, against_tables, board_side
+from sdpo_bench.report.tables.run_tables import configuration_table, runs_table, versions_table
+from sdpo_bench.report.tables.suite_tables import suite_tables
+from sdpo_bench.results import read_results
+from sdpo_bench.results.comparability import Setting, amount, apart, group_settings, shown
+from sdpo_bench.results.panels import Panel, base_scores, panels_of
+from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
+from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
+from sdpo_bench.results.select_runs import SPLIT, Selection, select
+from sdpo_bench.reward_formula import part_weights
+from sdpo_bench.runs.adapter import log_changed, timing_changed
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.eval_table import Scores
+from sdpo_bench.statistics.matrices import Endpoint
+from sdpo_bench.training import collapse_guards
+
+MOST_ILLUSTRATED = 8
+"""A report of more settings draws figures for the first :data:`SOME_ILLUSTRATED` of them; all tables are there."""
+SOME_ILLUSTRATED = 2
+MOST_GRIDS = 6
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a report is asked for."""
+
+    selection: Selection = field(default_factory=dict)
+    group_by: tuple[str, ...] = ()
+    endpoint: Endpoint = PRIMARY
+    level: float = 0.95
+    against: tuple[Side, ...] = ()
+    """Other people's numbers to show beside one's own."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A run's picture grid."""
+
+    caption: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """One way of judging the arms of a setting: sampler, split, prompts."""
+
+    title: str
+    sampler: str
+    finding: str
+    tables: tuple[t.Table, ...]
+    figures: tuple[Figure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything about one setting."""
+
+    name: str
+    title: str
+    reason: str
+    """Why it is kept apart from the others."""
+    facts: tuple[tuple[str, str], ...]
+    parts: tuple[Part, ...]
+    tables: tuple[t.Table, ...]
+    """Bill and ablations."""
+    figures: tuple[Figure, ...]
+    grids: tuple[Grid, ...]
+    configuration: t.Table
+    omitted: str = ""
+    """What is left out for the size of the report."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report."""
+
+    title: str
+    summary: tuple[str, ...]
+    main: tuple[t.Table, ...]
+    """The paper's table shape over all rewards, the summary across rewards, and what stands against them."""
+    sections: tuple[Section, ...]
+    runs: t.Table
+    versions: t.Table
+    notices: tuple[Notice, ...]
+    selection: str = ""
+    studies: tuple[StudyView, ...] = ()
+
+    @property
+    def tables(self) -> list[tuple[str, t.Table]]:
+        """Every table with the title of its section."""
+        found = [("", table) for table in self.main]
+        for section in self.sections:
+            within = [table for part in section.parts for table in part.tables]
+            found += [(section.title, table) for table in (*within, *section.tables)]
+        return found + [(study.title, table) for study in self.studies for table in study.tables]
+
+    @property
+    def figures(self) -> list[tuple[str, Figure]]:
+        """Every figure with the title of its section and part."""
+        found = []
+        for section in self.sections:
+            found += [(f"{section.title}, {part.title}", figure) for part in section.parts for figure in part.figures]
+            found += [(section.title, figure) for figure in section.figures]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A setting with its boards, in the order of panels."""
+
+    setting: Setting
+    boards: tuple[Board, ...]
+    base_pictures: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]
+
+
+def build_report(found: Results, request: Request) -> Report:
+    """Read the selected runs' scores and make all tables.
+
+    Raises:
+        UsageError: a selection, group key or metric that fits nothing.
+    """
+    chosen = select(found, request.selection)
+    settings, repeated = group_settings(chosen.runs)
+    ablation.check_group_keys(request.group_by, settings)
+    done = [run for run in chosen.runs if run.state == "done"]
+    scores, problems = read_all_scores((*done, *chosen.bases))
+    judged = _judge_all(settings, scores, chosen.bases, request)
+    settings = [one.setting for one in judged]
+    _check_metric(judged, request)
+    notices = sorted({*chosen.notices, *repeated, *problems, *_run_notices(chosen.runs, scores)})
+    boards = [board for one in judged for board in one.boards]
+    families = _families(boards, request)
+    beside = against_tables(boards, request.against) if request.against else []
+    most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
+    sections = tuple(
+        _section(one, settings, scores, families, illustrated=i < most, number=i) for i, one in enumerate(judged)
+    )
+    return Report(
+        "sdpo-bench report",
+        tuple(_summary(chosen, settings)),
+        (*_main(chosen, boards, scores, request), *beside),
+        sections,
+        runs_table(settings),
+        versions_table(chosen.runs),
+        tuple(notices),
+        "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
+        tuple(study_view(record) for record in chosen.studies),
+    )
+
+
+def results_sides(found: Results, name: str) -> list[Side]:
+    """Another results folder as something to show one's own results against, one side a board of a trained reward."""
+    chosen = select(found, {})
+    done = [run for run in chosen.runs if run.state == "done"]
+    scores, _ = read_all_scores((*done, *chosen.bases))
+    judged = _judge_all(group_settings(chosen.runs)[0], scores, chosen.bases, Request())
+    boards = [board for one in judged for board in one.boards if board.panel.trained]
+    return [side for board in boards if (side := board_side(board, name))]
+
+
+def _judge_all(
+    settings: Sequence[Setting], scores: Mapping[str, Scores], bases: Sequence[Run], request: Request
+) -> list[Judged]:
+    """Each setting on its own; of very many runs several settings at a time."""
+    parts = []
+    for setting in settings:
+        mine = {run.id: scores[run.id] for arm in setting.arms for run in arm.runs if run.id in scores}
+        parts.append((setting, mine, base_scores(setting, bases, scores)))
+    many = len(scores) >= read_results.MANY and len(settings) > 1
+    return read_results.shared_map(partial(_judge, request=request), parts, many=many)
+
+
+def _judge(part: tuple[Setting, Mapping[str, Scores], Scores], request: Request) -> Judged:
+    setting, scores, base = part
+    panels = panels_of(setting, scores, base.blocks)
+    splits = request.selection.get(SPLIT)
+    kept = [panel for panel in panels if not splits or panel.key.split in splits]
+    if splits and panels and not kept:
+        valid = sorted({panel.key.split for panel in panels})
+        raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
+    boards = tuple(scoreboard(panel, request.endpoint, level=request.level) for panel in kept)
+    return Judged(setting, boards, base.pictures)
+
+
+def _check_metric(judged: Iterable[Judged], request: Request) -> None:
+    steps = {step for one in judged for board in one.boards for step in board.panel.steps}
+    if steps and not isinstance(request.endpoint, str) and request.endpoint not in steps:
+        raise UsageError(
+            f"no run has scores at {request.endpoint} steps. Valid: mean, area, {', '.join(map(str, sorted(steps)))}."
+        )
+
+
+def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Notice]:
+    """Runs that are in no table, or not with all they should have."""
+    found = []
+    for run in runs:
+        if run.state != "done":
+            message = f" ({run.message})" if run.message else ""
+            found.append(Notice(run.id, f"not in the tables: its state is '{run.state}'{message}"))
+        elif run.id not in scores and not run.folder.evaluation.exists():
+            found.append(Notice(run.id, f"not in the tables: it has no evaluation. sdpo-bench eval {run.id}"))
+        elif run.id in scores and scores[run.id].bad:
+            bad = scores[run.id].bad
+            found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
+        found += [Notice(run.id, text) for text in (log_changed(run.folder), timing_changed(run.folder)) if text]
+        found += [
+            Notice(run.id, f"warned {'in ' * (w.epoch > 0)}{w.when}: {w.text}")
+            for w in collapse_guards.warnings(run.folder)
+        ]
+    return found
+
+
+def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
+    if not chosen.runs:
+        return ["No runs; studies only."]
+    states: dict[str, int] = {}
+    for run in chosen.runs:
+        states[run.state] = states.get(run.state, 0) + 1
+    counted = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
+    methods = {run.method for run in chosen.runs}
+    runs, several = len(chosen.runs), len(settings) != 1
+    text = f"{runs:,} run{'s' * (runs != 1)} ({counted}) of {len(methods):,} method{'s' * (len(methods) != 1)}"
+    return [f"{text} in {len(settings)} setting{'s' * several}" + (" that are not comparable." if several else ".")]
+
+
+def _main(
+    chosen: Results, boards: Sequence[Board], scores: Mapping[str, Scores], request: Request
+) -> Iterator[t.Table]:
+    """Each suite's tables, then those of settings with runs that belong to no suite."""
+
+    def boards_of(runs: Sequence[Run]) -> list[Board]:
+        judged = _judge_all(group_settings(runs)[0], scores, chosen.bases, request)
+        return [board for one in judged for board in one.boards]
+
+    present = {run.id for run in chosen.runs}
+    suites = [suite for suite in chosen.suites if not present.isdisjoint(suite.reported)]
+    for suite in suites:
+        yield from suite_tables(suite, chosen.runs, boards_of)
+    covered = {run for suite in suites for run in suite.reported}
+    yield from main_tables([board for board in boards if not _runs(board) <= covered])
+
+
+def _runs(board: Board) -> set[str]:
+    return {run.id for arm in board.panel.setting.arms for run in arm.runs}
+
+
+def _families(boards: Sequence[Board], request: Request) -> list[ablation.Family]:
+    trained = [board for board in boards if board.panel.trained]
+    keys = list(dict.fromkeys([*ablation.ABLATIONS, *request.group_by]))
+    return [family for key in keys for family in ablation.families(trained, key)]
+
+
+# -- sections ------------------------------------------------------------------------------------------------
+
+
+def _section(
+    one: Judged, settings: Sequence[Setting], scores: Mapping[str, Scores],
+    families: Sequence[ablation.Family], *, illustrated: bool, number: int,
+) -> Section:  # fmt: skip
+    setting, name = one.setting, f"setting-{number + 1}"
+    mine = [f for f in families if f.variants[0].board.panel.setting is setting]
+    tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(mine)]
+    if any(arm.done for arm in setting.arms):
+        tables.insert(0, bill_table(setting, f"{name}-bill"))
+    return Section(
+        name,
+        setting.title,
+        apart(setting, settings),
+        tuple(_facts(setting)),
+        tuple(_parts(one, scores, name, illustrated=illustrated)),
+        tuple(tables),
+        tuple(training_figures(setting.arms, name)) if illustrated else (),
+        tuple(_grids(setting)) if illustrated else (),
+        configuration_table(setting, f"{name}-configuration"),
+        "" if illustrated else "Figures and picture grids are drawn for the first settings only; --select narrows.",
+    )
+
+
+def _facts(setting: Setting) -> list[tuple[str, str]]:
+    s = setting.settings
+    return [
+        ("model", setting.model),
+        ("trained reward", f"{setting.reward}, version {version_of(setting)}"),
+        ("training prompts", shown(s.get("sample.prompts"))),
+        ("denoising steps in training", shown(s.get("schedule.steps"))),
+        ("budget", amount(s)),
+    ]
+
+
+def _parts(one: Judged, scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> list[Part]:
+    """Boards by (sampler, split, prompts): the trained reward leads, held-out rewards and pictures follow."""
+    groups: dict[tuple[str, ...], list[Board]] = {}
+    for board in one.boards:
+        key = board.panel.key
+        groups.setdefault((key.sampler, key.split, *board.panel.prompts), []).append(board)
+    return [
+        _part(one, members, scores, f"{name}-{i + 1}", illustrated=illustrated)
+        for i, members in enumerate(groups.values())
+    ]
+
+
+def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> Part:
+    trained = [board for board in boards if board.panel.trained]
+    held_out = [board for board in boards if not board.panel.trained]
+    panel = boards[0].panel
+    tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}") for i, board in enumerate(trained)]
+    if held_out:
+        parts = part_weights(panel.setting.reward)
+        kind = "Parts and held-out rewards" if parts else "Held-out rewards"
+        title = f"{kind}, {panel.key.split} prompts"
+        tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
+    base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
+    tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
+    figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
+    prompts = len(panel.prompts)
+    title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"
+    finding = " ".join(board.finding for board in trained)
+    return Part(
+        title, f"Evaluation sampler: {panel.key.sampler}", finding, tuple(tables), tuple(figures) if illustrated else ()
+    )
+
+
+def _held_out_title(panel: Panel) -> str:
+    role = "a part of the trained sum" if panel.key.reward in part_weights(panel.setting.reward) else "not trained on"
+    return f"{panel.key.reward} (version {panel.key.version}), {role}"
+
+
+def _grids(setting: Setting) -> list[Grid]:
+    """The first finished run of each arm that has a grid."""
+    found = []
+    for arm in setting.arms:
+        for run in arm.done:
+            path = run.folder.path / "grid.png"
+            if path.is_file():
+                found.append(Grid(f"{arm.label}, seed {run.seed}", path))
+                break
+    return found[:MOST_GRIDS]

@@ -1,0 +1,244 @@
+"""What the figures of a report show: from scores and training logs to charts. Drawing is in ``plots``.
+
+A figure is a promise to draw: only the formats that show pictures pay for them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdpo_bench.report import plots
+from sdpo_bench.results.comparability import Arm
+from sdpo_bench.results.scoreboard import Board, base_spread, difference_to_base, endpoint_words, matrix_at
+from sdpo_bench.statistics.chart import Chart, Dot, Series, band
+from sdpo_bench.statistics.eval_table import BASE
+from sdpo_bench.statistics.intervals import crossed_interval, seed_interval
+
+BUDGETS = (("images", "images sampled"), ("reward_calls", "reward calls"), ("denoiser_calls", "denoiser calls"))
+DIAGNOSTICS = (
+    ("kl_to_base", "KL to the base model"), ("clip_fraction", "clip fraction"), ("gradient_share_by_step", ""),
+    ("pictures.contrast", "contrast"), ("pictures.saturation", "saturation"), ("pictures.sharpness", "sharpness"),
+    ("pictures.brightness", "brightness"), ("pictures.diversity", "diversity"),
+    ("pictures.flat_fraction", "share of flat pictures"),
+)  # fmt: skip
+
+Logs = dict[str, list[list[dict[str, Any]]]]
+"""By label: the training log of each seed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A picture to be: its name, what it shows in words, and how to draw it as SVG (empty where there is nothing)."""
+
+    name: str
+    caption: str
+    draw: Callable[[], bytes]
+    wide: bool = False
+
+
+def board_figures(board: Board, name: str) -> list[Figure]:
+    """Scores and gains by step count, interval dots and the profile of one panel."""
+    shown = [line.label for line in board.lines][: plots.MOST_SERIES]
+    styles = plots.style_of(sorted(shown), BASE)
+    more = _left_out(len(board.lines) - len(shown))
+    seeds = any(len(line.seeds) > 1 for line in board.lines)
+    bands = "Bands: 95 % intervals over seeds, left on this prompt set, right for new prompts too." if seeds else (
+        "1 seed, no bands.")  # fmt: skip
+    found = [
+        Figure(
+            f"{name}-steps",
+            f"Score and gain over the base model against the number of denoising steps. {bands}{more}",
+            lambda: plots.draw_charts(
+                [_score_chart(board, shown), _gain_chart(board, shown)], styles, columns=2, size=(5.4, 3.2)
+            ),
+            wide=True,
+        )
+    ]
+    if board.panel.base is not None:
+        found += [_dots(board, shown, styles, name, more), _profile(board, shown, styles, name, more)]
+    return found
+
+
+def _left_out(number: int) -> str:
+    return f" {number} lower rows of the table are not drawn." if number > 0 else ""
+
+
+def _score_chart(board: Board, shown: Sequence[str]) -> Chart:
+    series = []
+    rows = [(label, board.panel.arms[label]) for label in shown]
+    for label, cells in [*rows, *([(BASE, board.panel.base)] if board.panel.base else [])]:
+        found = [m for k in cells.steps if (m := matrix_at(cells, board.panel, k)) is not None]
+        intervals = [seed_interval(matrix, board.level) for matrix in found]
+        series.append(_interval_series(label, cells.steps, intervals))
+    return Chart("Score", "denoising steps", board.panel.key.reward, series, steps=True)
+
+
+def _gain_chart(board: Board, shown: Sequence[str]) -> Chart:
+    series = []
+    for label in shown if board.panel.base is not None else ():
+        cells = board.panel.arms[label]
+        gains = {k: difference_to_base(board.panel, cells, k) for k in cells.steps}
+        known = {k: crossed_interval(gain, board.level) for k, gain in gains.items() if gain is not None}
+        series.append(_interval_series(label, list(known), list(known.values())))
+    return Chart("Gain over the base model", "denoising steps", "paired difference", series, steps=True, zero=True)
+
+
+def _interval_series(label: str, x: Sequence[int], found: Sequence[Any]) -> Series:
+    whole = all(e.low is not None for e in found)
+    low, high = ([e.low for e in found], [e.high for e in found]) if whole else ((), ())
+    return Series(label, list(x), [e.value for e in found], low, high)
+
+
+def _dots(board: Board, shown: Sequence[str], styles: Any, name: str, more: str) -> Figure:
+    lines = [line for line in board.lines if line.label in shown and line.gain is not None]
+    rows = [Dot(line.label, line.gain.value, line.gain.low, line.gain.high) for line in lines if line.gain]
+    where = endpoint_words(board.endpoint)
+    size = (5.4, 1.15 + 0.34 * max(3, len(rows)))
+    return Figure(
+        f"{name}-intervals",
+        f"Gain over the base model {where} with its 95 % interval over seeds and prompts; hollow: 1 seed, no interval."
+        f"{more}",
+        lambda: plots.draw_dots(rows, styles, f"Gain over the base model {where}", board.panel.key.reward, size),
+    )
+
+
+def _profile(board: Board, shown: Sequence[str], styles: Any, name: str, more: str) -> Figure:
+    return Figure(
+        f"{name}-profile",
+        "Performance profile: share of (seed, prompt) pairs whose gain over the base model exceeds a threshold, in "
+        f"standard deviations of the base model's images. The higher curve is better.{more}",
+        lambda: plots.draw_charts([_profile_chart(board, shown)], styles, columns=1, size=(5.4, 2.6)),
+    )
+
+
+def _profile_chart(board: Board, shown: Sequence[str]) -> Chart:
+    panel = board.panel
+    spread = base_spread(panel, board.endpoint)
+    gains = {label: difference_to_base(panel, panel.arms[label], board.endpoint) for label in shown}
+    values = {label: gain.values.ravel() / spread for label, gain in gains.items() if gain is not None and spread}
+    series = []
+    if values:
+        everything = np.concatenate(list(values.values()))
+        grid = np.linspace(everything.min(), everything.max(), 201)
+        for label, own in values.items():
+            above = 1 - np.searchsorted(np.sort(own), grid, side="right") / own.size
+            series.append(Series(label, grid.tolist(), above.tolist()))
+    return Chart("Performance profile", "gain, base model's standard deviations", "share above", series)
+
+
+# -- training ------------------------------------------------------------------------------------------------
+
+
+def training_figures(arms: Sequence[Arm], name: str) -> list[Figure]:
+    """Reward against what it cost, and diagnostics, from the training logs of one setting."""
+    shown = [arm for arm in arms if arm.done][: plots.MOST_SERIES]
+    if not shown:
+        return []
+    more = _left_out(sum(bool(arm.done) for arm in arms) - len(shown))
+    logs: Logs = {}
+
+    def curves() -> Logs:
+        if not logs:  # both figures read the same files
+            logs.update({arm.label: [run.curve() for run in arm.done] for arm in shown})
+        return logs
+
+    styles = plots.style_of([arm.label for arm in shown], BASE)
+    return [
+        Figure(
+            f"{name}-cost",
+            "Mean reward of the sampled training images against three ways of counting the cost. Line: mean over "
+            f"seeds; band: lowest to highest seed.{more}",
+            lambda: plots.draw_charts(_cost_charts(curves()), styles, columns=3, size=(3.6, 2.8)),
+            wide=True,
+        ),
+        Figure(
+            f"{name}-distance",
+            "Mean reward of the sampled training images against the distance from the base model, the square root of "
+            "the KL divergence (nats per latent element, all steps): what a method gains for how far it moves. Each "
+            f"point is an eighth of the training, mean over seeds.{more}",
+            lambda: plots.draw_charts([_distance_chart(curves())], styles, columns=1, size=(5.4, 3.2)),
+        ),
+        Figure(
+            f"{name}-diagnostics",
+            "Training diagnostics: mean over seeds, band from lowest to highest seed; the gradient share is that of "
+            f"the last epoch.{more}",
+            lambda: plots.draw_charts(_diagnostic_charts(curves()), styles, columns=3, size=(3.6, 2.2)),
+            wide=True,
+        ),
+    ]
+
+
+def _cost_charts(logs: Logs) -> list[Chart]:
+    return [
+        Chart(f"Against {words}", words, "" if i else "mean training reward", _log_series(logs, "reward_mean", axis))
+        for i, (axis, words) in enumerate(BUDGETS)
+    ]
+
+
+def _distance_chart(logs: Logs) -> Chart:
+    """Up to the shortest seed: one that moves faster must not stand for the others further out."""
+    series = []
+    for label, runs in logs.items():
+        pairs = [[(_at(row, "kl_to_base"), _at(row, "reward_mean")) for row in rows] for rows in runs]
+        known = [[(kl, reward) for kl, reward in run if kl is not None and reward is not None] for run in pairs]
+        epochs = min((len(run) for run in known), default=0)
+        if epochs:
+            blocks = np.array_split(np.array([run[:epochs] for run in known]).mean(0), min(8, epochs))
+            kl, reward = np.array([block.mean(0) for block in blocks]).T
+            series.append(Series(label, np.sqrt(kl.clip(0)).tolist(), reward.tolist()))
+    return Chart("Against distance", "square root of the KL to the base model", "mean training reward", series)
+
+
+def _diagnostic_charts(logs: Logs) -> list[Chart]:
+    charts = []
+    for key, words in DIAGNOSTICS:
+        if key == "gradient_share_by_step":
+            charts.append(Chart("gradient share by step", "denoising step, 0 is the noisiest", "", _share_series(logs)))
+        else:
+            charts.append(Chart(words, "images sampled", "", _log_series(logs, key, "images")))
+    return [chart for chart in charts if chart.series]
+
+
+def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
+    found = []
+    for label, runs in logs.items():
+        curves = [curve for rows in runs if len((curve := _curve(rows, key, axis))[0])]
+        if curves:
+            x, y = band(curves)
+            if len(x):
+                several = len(curves) > 1
+                low, high = (y.min(0).tolist(), y.max(0).tolist()) if several else ((), ())
+                found.append(Series(label, x.tolist(), y.mean(0).tolist(), low, high))
+    return found
+
+
+def _curve(rows: Sequence[dict[str, Any]], key: str, axis: str) -> tuple[list[float], list[float]]:
+    points = [(_at(row, f"bill.{axis}"), _at(row, key)) for row in rows]
+    known = [(x, y) for x, y in points if x is not None and y is not None]
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def _at(row: dict[str, Any], key: str) -> float | None:
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def _share_series(logs: Logs) -> list[Series]:
+    found = []
+    for label, runs in logs.items():
+        shares = [rows[-1].get("gradient_share_by_step") for rows in runs if rows]
+        arrays = [np.asarray(s, dtype=float) for s in shares if isinstance(s, list) and all(_is_number(v) for v in s)]
+        if arrays and len({len(a) for a in arrays}) == 1:
+            mean = np.mean(arrays, axis=0)
+            found.append(Series(label, list(range(len(mean))), mean.tolist()))
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

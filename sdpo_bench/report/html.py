@@ -1,0 +1,106 @@
+"""A report as one self-contained HTML page: no network, no second file, light and dark.
+
+Every text reaches the page through the template engine's autoescape, control characters as visible escapes; pictures
+are data URIs; a content security policy in the page itself forbids everything else, scripts of others included.
+"""
+
+import base64
+import hashlib
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.report.assemble import Grid, Report
+from sdpo_bench.report.plots import THEME
+from sdpo_bench.system.console_text import clean
+from sdpo_bench.system.regular import read_bytes
+
+DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
+PAPER = {THEME["ink"]: "#ffffff", DARK["ink"]: "#14191e"}
+"""Behind a figure, by the colour of its text."""
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+MOST_LISTED = 500
+"""Rows of the list of runs on the page; JSON and CSV have all."""
+
+
+def html(report: Report) -> str:
+    """The page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(str(files("sdpo_bench"))) / "assets"
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    script = (folder / "report.js").read_text(encoding="utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        runs=report.runs.rows[:MOST_LISTED],
+        script=script,
+        script_hash=allowed,
+        figure=lambda figure: svg_uri(figure.draw()),
+        grid=grid_uri,
+        halves=halves,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """What the page says of a value; markup of the engine's own is of another type than text."""
+    return clean(value) if type(value) is str else value
+
+
+def svg_uri(svg: bytes) -> str:
+    """An SVG as a data URI, see :func:`themed`; empty for none."""
+    return _uri("image/svg+xml", themed(svg)) if svg else ""
+
+
+def alone(svg: bytes) -> bytes:
+    """The SVG as a file of its own, see :func:`themed`, on paper: it may lie on a page of the other scheme."""
+    text = themed(svg).decode()
+    for scheme, paper in PAPER.items():
+        text = text.replace(f"svg{{--ink:{scheme}", f"svg{{--paper:{paper};--ink:{scheme}")
+    head, tag, rest = text.partition('<g id="figure_1">')
+    return f'{head}<rect width="100%" height="100%" style="fill: var(--paper)"/>{tag}{rest}'.encode()
+
+
+def themed(svg: bytes) -> bytes:
+    """The SVG with text and rules that follow the reader's light or dark scheme."""
+    text = svg.decode()
+    for name, colour in THEME.items():
+        text = text.replace(colour, f"var(--{name})")
+    light = "".join(f"--{name}:{colour};" for name, colour in THEME.items())
+    dark = "".join(f"--{name}:{colour};" for name, colour in DARK.items())
+    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    head, tag, rest = text.partition("<defs>")
+    return f"{head}{style}{tag}{rest}".encode()
+
+
+def grid_uri(grid: Grid) -> str:
+    """A picture grid as a data URI; empty where the file is gone or not a PNG."""
+    try:
+        data = read_bytes(grid.path)
+    except OSError:
+        return ""
+    return _uri("image/png", data) if data.startswith(PNG_MAGIC) else ""
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def halves(text: str) -> tuple[str, str]:
+    """``0.28 ±0.01`` -> (``0.28``, ``±0.01``), so that the uncertainty can step back."""
+    if re.match(r"-[\d.]", text):
+        text = "\N{MINUS SIGN}" + text[1:]
+    for mark in (" ±", " ["):
+        value, found, rest = text.partition(mark)
+        if found and (value[-1:].isdigit() or value.endswith("%")):
+            return value, mark.strip() + rest
+    return text, ""

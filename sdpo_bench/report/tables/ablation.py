@@ -1,0 +1,247 @@
+"""Tables in which one setting varies and everything else is equal, and the summary over several rewards.
+
+An ablation answers one question only if exactly one key differs between its rows; the runs of a results folder are
+searched for such families, so that no suite has to say beforehand what it will be good for.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.hashing import canonical_json
+from sdpo_bench.report.tables.method_tables import board_cautions, interval_notes, panel_notes, score_digits
+from sdpo_bench.results.comparability import Arm, Setting, is_setting_key, shown
+from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base, metric_cells
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.aggregates import MIN_RESAMPLES, probability_of_improvement, stratified_bootstrap
+from sdpo_bench.statistics.eval_table import only_seeds, reduced
+from sdpo_bench.statistics.intervals import Estimate, crossed_interval
+from sdpo_bench.statistics.matrices import Cells, Endpoint, paired
+from sdpo_bench.statistics.ranking import holm, paired_test
+
+ABLATIONS = {
+    "advantage.normalisation": "what a return is compared with",
+    "update.order": "order of gradient updates",
+    "method.reward": "dense or sparse rewards",
+    "method.temporal_discount": "lambda, the weight of later steps",
+    "advantage.gamma": "gamma, the discount of later rewards",
+    "update.step_weight": "weight of each step's log-ratio",
+}
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One value of the varied key: its arm, judged in one panel."""
+
+    value: Any
+    arm: Arm
+    board: Board
+    line: Line
+
+    @property
+    def cells(self) -> Cells:
+        return self.board.panel.arms[self.arm.label]
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Variants that differ in one key alone, judged in the same way, the reference first."""
+
+    key: str
+    variants: tuple[Variant, ...]
+
+
+def families(boards: Iterable[Board], key: str) -> list[Family]:
+    """All families of ``key`` among the trained-reward boards of a report."""
+    groups: dict[str, list[Variant]] = {}
+    for board in boards:
+        panel = board.panel
+        lines = {line.label: line for line in board.lines}
+        for arm in panel.setting.arms:
+            everything = {**panel.setting.settings, **arm.settings}
+            if arm.label not in lines or key not in everything:
+                continue
+            value = everything.pop(key)
+            place = canonical_json([everything, list(panel.key), list(panel.prompts)])
+            groups.setdefault(place, []).append(Variant(value, arm, board, lines[arm.label]))
+    found = [Family(key, _ordered(key, members)) for members in groups.values() if len(members) > 1]
+    return sorted(found, key=lambda f: (f.variants[0].arm.method, f.variants[0].board.panel.setting.title))
+
+
+def _ordered(key: str, variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Numbers by size, words by alphabet; the value that nobody had to ask for leads as the reference."""
+    numeric = all(isinstance(v.value, int | float) and not isinstance(v.value, bool) for v in variants)
+    ordered = sorted(variants, key=lambda v: v.value if numeric else shown(v.value))
+    defaults = [v for v in ordered if any(_is_default(run.record, key) for run in v.arm.runs)]
+    first = (defaults or ordered)[0]
+    return (first, *(v for v in ordered if v is not first))
+
+
+def _is_default(record: Mapping[str, Any], key: str) -> bool:
+    sources = record.get("sources")
+    return isinstance(sources, dict) and sources.get(key) != "you"
+
+
+def check_group_keys(keys: Iterable[str], settings: Iterable[Setting]) -> None:
+    """Raises UsageError for a key that no run has, or that every table is made of already."""
+    settings = list(settings)
+    valid = {key for s in settings for arm in s.arms for key in {**s.settings, **arm.settings}}
+    for key in keys:
+        if key in ("method", "method.name"):
+            raise UsageError("--group-by method is what the leaderboard does. Give a setting, e.g. update.lr")
+        if key not in valid:
+            raise UsageError(f"--group-by: no run has a setting '{key}'.{nearest(key, valid - {'method.name'})}")
+
+
+def ablation_table(family: Family, name: str) -> t.Table:
+    """One row a value of the key; paired differences to the reference value where both share seeds."""
+    reference, board = family.variants[0], family.variants[0].board
+    digits, endpoint = score_digits(board), board.endpoint
+    steps = sorted({k for v in family.variants for k in v.board.panel.steps})
+    summary = [] if endpoint in steps else [endpoint]
+    columns = (
+        t.Column("value", family.key, numeric=isinstance(reference.value, int | float)),
+        t.Column("seeds", "seeds"),
+        *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
+        *(t.Column(str(key), str(key)) for key in summary),
+        t.Column("difference", f"difference to {shown(reference.value)}"),
+        t.Column("adjusted_p", "p (Holm)"),
+    )
+    differences = {id(v): _difference(v, reference, endpoint) for v in family.variants[1:]}
+    p_values = _adjusted(differences)
+    rows = []
+    for v in family.variants:
+        found, p = differences.get(id(v)), p_values.get(id(v))
+        rows.append(
+            t.Row(
+                (
+                    t.Cell(shown(v.value), v.value if isinstance(v.value, int | float | str) else shown(v.value)),
+                    t.seeds(len(v.line.seeds), v.board.panel.counts[v.arm.label].total),
+                    *(t.estimate(v.line.scores.get(k), digits) for k in (*steps, *summary)),
+                    t.estimate(found[0] if found else None, digits, signed=True),
+                    t.p_value(p),
+                ),
+                base=v is reference,
+            )
+        )
+    return t.Table(
+        name,
+        _title(family),
+        columns,
+        (t.Group("", tuple(rows)),),
+        tuple(_notes(family)),
+        _cautions(family),
+        board.panel.prompts,
+    )
+
+
+def _title(family: Family) -> str:
+    first = family.variants[0]
+    what = ABLATIONS.get(family.key, "")
+    words = f"{family.key} ({what})" if what else family.key
+    return f"{first.arm.method} by {words}: {first.board.panel.key.reward}, {first.board.panel.key.split} prompts"
+
+
+def _cautions(family: Family) -> tuple[str, ...]:
+    boards = {id(v.board): v.board for v in family.variants}
+    labels = [v.arm.label for v in family.variants]
+    return tuple(dict.fromkeys(note for board in boards.values() for note in board_cautions(board, labels)))
+
+
+def _notes(family: Family) -> list[str]:
+    first = family.variants[0]
+    notes = [f"Rows differ in {family.key} alone; the reference is {shown(first.value)}."]
+    if is_setting_key(family.key):
+        notes.append(f"{family.key} differs, so these rows are shown side by side but must not be ranked.")
+    return (
+        notes
+        + [note for note in panel_notes(first.board.panel) if not note.startswith("Training seeds")]
+        + (interval_notes(first.board))
+    )
+
+
+def _difference(v: Variant, reference: Variant, endpoint: Endpoint) -> tuple[Estimate, float | None] | None:
+    """Variant minus reference over the seeds, step counts and images that both have, with its unadjusted p."""
+    a, b = (metric_cells(x.cells, x.board.panel, endpoint) for x in (v, reference))
+    if a is None or b is None or a.steps != b.steps or a.images != b.images:
+        return None
+    shared = sorted(set(a.seeds) & set(b.seeds))
+    if not shared:
+        return None
+    matrix = paired(reduced(only_seeds(a, shared), endpoint), reduced(only_seeds(b, shared), endpoint))
+    return crossed_interval(matrix, v.board.level), paired_test(matrix).p
+
+
+def _adjusted(differences: Mapping[int, tuple[Estimate, float | None] | None]) -> dict[int, float | None]:
+    tests = {key: found[1] for key, found in differences.items() if found is not None}
+    adjusted = holm([1.0 if p is None else p for p in tests.values()])
+    return {key: None if p is None else float(new) for (key, p), new in zip(tests.items(), adjusted)}
+
+
+# -- across rewards ------------------------------------------------------------------------------------------
+
+
+def across_rewards(boards: Sequence[Board], name: str) -> t.Table | None:
+    """Methods over several trained rewards, in the base model's standard deviations; None for fewer than two rewards.
+
+    Args:
+        boards: of trained rewards, one a reward, same model, sampler, split and endpoint.
+    """
+    gains = {board.panel.key.reward: _standardised(board) for board in boards}
+    if len(gains) < 2:
+        return None
+    shared = sorted(set.intersection(*(set(by_method) for by_method in gains.values())))
+    rows = [row for method in shared if (row := _across_row(method, gains, shared))]
+    if not rows:
+        return None
+    columns = (
+        t.Column("method", "method", numeric=False),
+        t.Column("seeds", "seeds"),
+        t.Column("iqm", "IQM of standardised gains"),
+        t.Column("improvement", "chance of a higher gain than a run of another method"),
+    )
+    notes = (
+        f"Rewards: {', '.join(sorted(gains))}. Gains over the base model in its own standard deviations over images.",
+        "IQM: interquartile mean over runs with its percentile bootstrap interval, seeds drawn within each reward "
+        f"({MIN_RESAMPLES:,} resamples), a description rather than a test below 10 seeds.",
+    )  # fmt: skip
+    return t.Table(name, "Across rewards", columns, (t.Group("", tuple(rows)),), notes)
+
+
+def _standardised(board: Board) -> dict[str, np.ndarray]:
+    """Gain of each seed in the base model's standard deviations, by arm; empty where the base model is missing."""
+    panel = board.panel
+    spread = base_spread(panel, board.endpoint)
+    found: dict[str, np.ndarray] = {}
+    if spread is None:
+        return found
+    for label, cells in panel.arms.items():
+        gain = difference_to_base(panel, cells, board.endpoint)
+        if gain is not None:
+            found[label] = gain.seed_means / spread
+    return found
+
+
+def fast_iqm(gains: np.ndarray) -> float:
+    """``aggregates.iqm`` without its checks: a bootstrap asks for it thousands of times."""
+    values = np.sort(gains, axis=None)
+    cut = values.size // 4
+    return float(values[cut : values.size - cut].mean())
+
+
+def _across_row(method: str, gains: Mapping[str, Mapping[str, np.ndarray]], methods: Sequence[str]) -> t.Row | None:
+    mine = [by_method[method] for by_method in gains.values()]
+    if len({len(values) for values in mine}) != 1:
+        return None
+    found = stratified_bootstrap(np.stack(mine), fast_iqm, seed=BOOTSTRAP_SEED)
+    others = [
+        probability_of_improvement(by_method[method], by_method[other])
+        for other in methods if other != method for by_method in gains.values()
+    ]  # fmt: skip
+    chance = t.Cell(f"{100 * np.mean(others):.0f} %", float(np.mean(others))) if others else t.Cell(t.DASH)
+    seeds = len(mine[0])
+    return t.Row((t.word(method), t.seeds(seeds, seeds), t.interval(found, 2), chance))

@@ -1,0 +1,144 @@
+"""What a score has cost and what the pictures behind it look like: the tables that stand beside every leaderboard."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sdpo_bench.results.comparability import Arm, Setting
+from sdpo_bench.results.panels import Panel
+from sdpo_bench.results.read_results import Run
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.eval_table import BASE, PICTURES, Scores
+
+# Counts that most bills lack, shown where one has them: key of the bill, title, what it is.
+OCCASIONAL = (
+    ("cached", "from the cache", "Scores remembered from the same run; not charged"),
+    ("reward_backward", "reward gradients", "Scores differentiated"),
+)
+
+
+def bill_table(setting: Setting, name: str) -> t.Table:
+    """What a run of each arm has cost: means over its finished runs."""
+    rewards = sorted({reward for arm in setting.arms for run in arm.done for reward in _part(run.bill, "rewards")})
+    occasional = [
+        entry for entry in OCCASIONAL if any(_count(run.bill, entry[0]) for a in setting.arms for run in a.done)
+    ]
+    columns = (
+        t.Column("method", "method", numeric=False),
+        t.Column("images", "images"),
+        t.Column("denoiser_calls", "denoiser calls", help="Forward and backward, counted per latent"),
+        t.Column("forward", "forward"),
+        t.Column("backward", "backward"),
+        *(t.Column(f"reward_calls_{reward}", f"reward calls: {reward}") for reward in rewards),
+        *(t.Column(name, label, help=text) for name, label, text in occasional),
+        t.Column("optimiser_steps", "optimiser steps"),
+        t.Column("minutes", "minutes", help="Training only, on the hardware named below"),
+    )
+    rows = tuple(_bill_row(arm, rewards, [entry[0] for entry in occasional]) for arm in setting.arms if arm.done)
+    hardware = sorted({hardware_words(run) for arm in setting.arms for run in arm.done} - {""})
+    notes = ["Mean over the finished runs of each method; evaluation is not part of the bill.", *_search_notes(setting),
+             *(f"Hardware: {text}." for text in hardware)]  # fmt: skip
+    if len(hardware) > 1:
+        notes.append("Minutes on different hardware cannot be compared.")
+    return t.Table(name, "Bill of one run", columns, (t.Group("", rows),), tuple(notes))
+
+
+def _search_notes(setting: Setting) -> list[str]:
+    """What the bill of a method that trains nothing is for, one note a method."""
+    searching = [arm.label for arm in setting.arms if any(run.search_bill for run in arm.done)]
+    if not searching:
+        return []
+    return [
+        f"{', '.join(searching)} trained nothing and used none of the budget: billed are all candidates of the "
+        "evaluated images, and every further image costs as much again."
+    ]
+
+
+def _part(bill: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = bill.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    """Mean of those that are numbers; None where none is."""
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _count(bill: Mapping[str, Any], key: str) -> Any:
+    """A count of the bill; the sum of one kept by reward."""
+    found = bill.get(key, 0)
+    return sum(found.values()) if isinstance(found, dict) else found
+
+
+def _bill_row(arm: Arm, rewards: Sequence[str], occasional: Sequence[str]) -> t.Row:
+    billed = [run for run in arm.done if run.bill]
+    bills = [run.bill for run in billed]
+    calls = [_part(bill, "rewards") for bill in bills]
+    cells = [
+        t.word(arm.label),
+        t.count(_mean(bill.get("images") for bill in bills)),
+        t.count(_mean(bill.get("denoiser_calls") for bill in bills)),
+        t.count(_mean(sum(_part(bill, "forward").values()) for bill in bills)),
+        t.count(_mean(bill.get("backward") for bill in bills)),
+        *(t.count(_mean(call.get(reward, 0) for call in calls)) for reward in rewards),
+        *(t.count(_mean(_count(bill, key) for bill in bills)) for key in occasional),
+        t.count(_mean(bill.get("optimiser_steps") for bill in bills)),
+        t.number(_mean(run.seconds / 60 for run in billed), 1),
+    ]
+    return t.Row(tuple(cells))
+
+
+def hardware_words(run: Run) -> str:
+    """The machine of a run in a phrase; empty where the record does not say."""
+    h = run.record.get("hardware")
+    if not isinstance(h, dict):
+        return ""
+    device = h.get("accelerator") or h.get("device")
+    return f"{device}, {h.get('machine')}, {h.get('cores')} cores, {h.get('threads')} threads"
+
+
+def picture_table(
+    setting: Setting, panel: Panel, scores: Mapping[str, Scores], base: Mapping[str, Mapping[int, float]], name: str
+) -> t.Table:
+    """What the pictures look like in numbers: a reward can rise while they collapse.
+
+    Args:
+        base: the base model's picture statistics in this sampler and split.
+    """
+    columns = (
+        t.Column("method", "method", numeric=False),
+        *(t.Column(statistic, statistic) for statistic in PICTURES),
+        t.Column("diversity", "diversity*"), t.Column("flat", "flat pictures*"), t.Column("kl", "KL to base*"),
+    )  # fmt: skip
+    rows = [t.Row((t.word(BASE), *_picture_cells([base], panel), *[t.Cell(t.DASH)] * 3), base=True)] if base else []
+    for arm in setting.arms:
+        place = (panel.key.sampler, panel.key.split)
+        found = [scores[run.id].pictures.get(place, {}) for run in arm.done if run.id in scores]
+        if any(found):
+            rows.append(t.Row((t.word(arm.label), *_picture_cells(found, panel), *_last_epoch(arm))))
+    notes = [
+        "Means over images, step counts and seeds. Brightness: mean; contrast: standard deviation of luminance; "
+        "saturation: max - min over channels; sharpness: difference of neighbouring luminance; pixels in [0, 1].",
+        "* At the last epoch of training: root mean square distance of neighbouring images, share of pictures of one "
+        "colour, and KL divergence of the sampling policy from the base model (nats per latent element, all steps).",
+    ]
+    return t.Table(name, f"Pictures, {panel.key.split} prompts", columns, (t.Group("", tuple(rows)),), tuple(notes))
+
+
+def _picture_cells(found: Sequence[Mapping[str, Mapping[int, float]]], panel: Panel) -> list[t.Cell]:
+    cells = []
+    for statistic in PICTURES:
+        values = [by_step[k] for one in found if (by_step := one.get(statistic)) for k in panel.common if k in by_step]
+        cells.append(t.number(sum(values) / len(values) if values else None, 3))
+    return cells
+
+
+def _last_epoch(arm: Arm) -> list[t.Cell]:
+    rows = [run.last_epoch for run in arm.done]
+    pictures = [_part(row, "pictures") for row in rows]
+    kl = _mean(row.get("kl_to_base") for row in rows)
+    return [
+        t.number(_mean(p.get("diversity") for p in pictures), 3),
+        t.number(_mean(p.get("flat_fraction") for p in pictures), 3),
+        t.Cell(t.DASH) if kl is None else t.Cell(f"{kl:.2g}", kl),
+    ]

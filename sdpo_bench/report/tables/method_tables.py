@@ -1,0 +1,204 @@
+"""The tables of one setting: leaderboard, scores by step count, the bill, picture statistics. From numbers to cells.
+
+Every table carries its own footnotes, so that it can be cut out of a report without losing what a reader must know:
+sampler, scheduler settings, seeds, prompts, images, reward version, and what the interval is.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from sdpo_bench.results.comparability import Setting, amount, shown
+from sdpo_bench.results.panels import Panel
+from sdpo_bench.results.read_results import Run
+from sdpo_bench.results.scoreboard import Board, Line, endpoint_words, step_leaders
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.eval_table import BASE
+from sdpo_bench.statistics.matrices import Endpoint
+
+SCHEDULER_KEYS = (
+    "prediction_type", "beta_schedule", "rescale_betas_zero_snr", "steps_offset", "set_alpha_to_one", "clip_sample",
+    "spacing", "eta", "prev_timestep", "std_floor", "steps",
+)  # fmt: skip
+SUMMARIES: tuple[tuple[Endpoint, str, str], ...] = (
+    ("mean", "mean", "Mean over step counts"),
+    ("area", "area", "Mean height of the score curve over log2(steps)"),
+)
+
+
+def score_digits(board: Board) -> int:
+    """Decimals of a panel's scores: four significant digits of the largest."""
+    rows = [*board.lines, *([board.base] if board.base else [])]
+    return t.digits_for(found.value for line in rows for found in line.scores.values())
+
+
+# -- leaderboard ---------------------------------------------------------------------------------------------
+
+
+def leaderboard(board: Board, name: str) -> t.Table:
+    """Methods by rank: scores at every step count, summaries, and the gain over the base model."""
+    steps, digits, where = board.panel.steps, score_digits(board), endpoint_words(board.endpoint)
+    columns = [
+        t.Column("rank", "rank", help=f"Ties share a rank: not told apart {where}"),
+        t.Column("method", "method", numeric=False),
+        t.Column("seeds", "seeds"),
+        *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
+        *(t.Column(key, title, help=text) for key, title, text in _summaries(board)),
+        t.Column("gain", "gain over base", help=f"Paired difference to the base model {where}"),
+        t.Column("adjusted_p", "p (Holm)", help="Of the gain, over all methods of this table"),
+        t.Column("win_rate", "wins against base", help=f"Share of paired images that score higher, {where}"),
+    ]
+    lines = sorted([*board.lines, *([board.base] if board.base else [])], key=lambda line: line.rank or 10**6)
+    rows = tuple(_leader_row(board, line, steps, digits) for line in lines)
+    title = f"{board.panel.key.reward}, {board.panel.key.split} prompts"
+    notes = (*panel_notes(board.panel), *interval_notes(board))
+    cautions = (*board.notes, *board_cautions(board))
+    return t.Table(name, title, tuple(columns), (t.Group("", rows),), notes, cautions, board.panel.prompts)
+
+
+def _summaries(board: Board) -> list[tuple[str, str, str]]:
+    if len(board.panel.common) < 2:
+        return []
+    return [(str(key), title, text) for key, title, text in SUMMARIES]
+
+
+def _leader_row(board: Board, line: Line, steps: Sequence[int], digits: int) -> t.Row:
+    top = line.rank == 1
+    summaries: list[Endpoint] = ["mean", "area"] if _summaries(board) else []
+    cells = [
+        t.Cell(f"{line.rank}{'=' * line.tied}", line.rank) if line.rank else t.Cell(t.DASH),
+        t.word(line.label, strong=top),
+        _seeds(board.panel, line),
+        *(t.estimate(line.scores.get(k), digits, strong=top and k == board.endpoint) for k in (*steps, *summaries)),
+        t.estimate(line.gain, digits, signed=True),
+        t.p_value(line.adjusted_p),
+        t.share(line.win_rate),
+    ]
+    return t.Row(tuple(cells), base=line.label == BASE)
+
+
+def _seeds(panel: Panel, line: Line) -> t.Cell:
+    if line.label == BASE:
+        return t.Cell(t.DASH)
+    return t.seeds(len(line.seeds), panel.counts[line.label].total)
+
+
+# -- scores by step count ------------------------------------------------------------------------------------
+
+
+def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable[[Board], str]) -> t.Table:
+    """The shape of the paper's main table: base model and methods by step count, one block for each board.
+
+    Args:
+        heading: of a board's block.
+    """
+    steps = sorted({step for board in boards for step in board.panel.steps})
+    endpoint = boards[0].endpoint
+    summary: list[Endpoint] = [endpoint] if isinstance(endpoint, str) and len(steps) > 1 else []
+    columns = (
+        t.Column("method", "method", numeric=False),
+        *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
+        *(t.Column(str(key), str(key)) for key in summary),
+        t.Column("gain", "gain over base", help=f"Paired difference to the base model {endpoint_words(endpoint)}"),
+    )
+    groups = tuple(t.Group(heading(board), _step_rows(board, [*steps, *summary])) for board in boards)
+    notes = [note for b in boards for note in (*panel_notes(b.panel), *interval_notes(b))]
+    if any(board.panel.trained for board in boards):
+        notes.append("Bold: not told apart from the best of its column, each column on its own.")
+    cautions = tuple(dict.fromkeys(note for b in boards for note in board_cautions(b)))
+    prompts = sorted({prompt for board in boards for prompt in board.panel.prompts})
+    return t.Table(name, title, columns, groups, tuple(dict.fromkeys(notes)), cautions, tuple(prompts))
+
+
+def _step_rows(board: Board, endpoints: Sequence[Endpoint]) -> tuple[t.Row, ...]:
+    digits = score_digits(board)
+    leaders = {k: step_leaders(board.panel, k, board.level) for k in endpoints} if board.panel.trained else {}
+    lines = [*([board.base] if board.base else []), *sorted(board.lines, key=lambda line: line.label)]
+    rows = []
+    for line in lines:
+        scores = [t.estimate(line.scores.get(k), digits, strong=line.label in leaders.get(k, ())) for k in endpoints]
+        cells = (t.word(line.label), *scores, t.estimate(line.gain, digits, signed=True))
+        rows.append(t.Row(cells, base=line.label == BASE))
+    return tuple(rows)
+
+
+# -- footnotes -----------------------------------------------------------------------------------------------
+
+
+def panel_notes(panel: Panel, labels: Iterable[str] | None = None) -> list[str]:
+    """How the scores of a panel came about; of all its arms, or of those with these labels."""
+    key, setting = panel.key, panel.setting
+    shown_arms = [label for label in panel.counts if labels is None or label in set(labels)]
+    seeds = {label: panel.arms[label].seeds for label in shown_arms if label in panel.arms}
+    images = len(panel.images)
+    lines = [
+        f"Evaluation: {key.sampler}; {len(panel.prompts)} {key.split} prompts x {images} image{'s' * (images != 1)} a "
+        f"step count; reward {key.reward}, version {key.version}.",
+        f"Training: {training_words(setting)}.",
+        f"Training seeds: {'; '.join(f'{label} {_seed_list(found)}' for label, found in seeds.items())}.",
+    ]
+    if scheduler := scheduler_words(setting):
+        lines.append(f"Scheduler in training: {scheduler}.")
+    if panel.common and len(panel.steps) > 1:
+        several = "s" * (panel.common != (1,))
+        lines.append(f"mean and area: over {', '.join(map(str, panel.common))} step{several}, which every row has.")
+    return lines + [f"{note[0].upper()}{note[1:]}." for note in panel.notes]
+
+
+def _seed_list(seeds: Iterable[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds)
+
+
+def training_words(setting: Setting) -> str:
+    """What all runs of a setting trained on, in a phrase."""
+    s = setting.settings
+    return (
+        f"{s['reward.name']} (version {version_of(setting)}) on {s['model.name']}, prompts "
+        f"{shown(s.get('sample.prompts'))}, {shown(s.get('schedule.steps'))} denoising steps, budget {amount(s)}"
+    )
+
+
+def version_of(setting: Setting) -> str:
+    """Version of the trained reward without its name."""
+    text = str(setting.settings.get("reward.version") or "unknown")
+    return text.removeprefix(f"{setting.reward}/")
+
+
+def scheduler_words(setting: Setting) -> str:
+    """Resolved scheduler settings of the training trajectories, from the runs' records."""
+    found = {_scheduler(run) for arm in setting.arms for run in arm.runs} - {""}
+    return " | ".join(sorted(found))
+
+
+def _scheduler(run: Run) -> str:
+    schedule = run.record.get("schedule")
+    if not isinstance(schedule, dict):
+        return ""
+    return ", ".join(f"{key}={shown(schedule[key])}" for key in SCHEDULER_KEYS if key in schedule)
+
+
+def interval_notes(board: Board) -> list[str]:
+    """What the intervals of a table are."""
+    several = [line for line in board.lines if len(line.seeds) > 1]
+    if not several:
+        return ["1 seed, no interval: how a method varies from one training to the next is not known."]
+    return [f"{interval_words(board.level)} Gains and wins are paired on prompt and noise."]
+
+
+def interval_words(level: float) -> str:
+    """What ``±`` means, in a sentence."""
+    return (
+        f"±: half-width of the {100 * level:g} % interval over training seeds and prompts (crossed random effects, "
+        "Satterthwaite); the base model has no training seed."
+    )
+
+
+def board_cautions(board: Board, labels: Iterable[str] | None = None) -> list[str]:
+    """Runs that are missing, and what the estimates themselves say their reader must know."""
+    wanted = set(board.panel.counts if labels is None else labels)
+    counts = [count for label, count in board.panel.counts.items() if label in wanted]
+    lines = [f"{count.words()}." for count in counts if len(count.scored) < count.total]
+    notes = {}
+    for line in board.lines:
+        found = line.gain or line.scores.get(board.endpoint)
+        if line.label in wanted and found:
+            notes[line.label] = found.note
+    return lines + [f"{text}." for text in t.gathered(notes)]

@@ -1,0 +1,109 @@
+"""A suite's own part of a report: how far it has come, its table, and what the choice of its settings has cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sdpo_bench.report.tables import ablation
+from sdpo_bench.report.tables.main_table import main_tables
+from sdpo_bench.results.comparability import shown
+from sdpo_bench.results.read_results import Run
+from sdpo_bench.results.scoreboard import Board
+from sdpo_bench.results.suite_records import SuiteRecord
+from sdpo_bench.statistics import table as t
+from sdpo_bench.sweep.suite import suite_folder
+
+BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
+STATES = ("done", "failed", "unfinished", "not run")
+
+
+def suite_tables(
+    suite: SuiteRecord, runs: Sequence[Run], boards_of: Callable[[Sequence[Run]], list[Board]]
+) -> list[t.Table]:
+    """State, results and search of one suite.
+
+    Args:
+        runs: of the whole report; the suite's reported ones are picked out.
+        boards_of: judges some runs by themselves.
+    """
+    mine = [run for run in runs if run.id in suite.reported]
+    prefix = f"suite-{suite.name}-"
+    boards = boards_of(mine)
+    found = _results(suite, boards, prefix)
+    titled = [replace(table, title=f"{suite.name}: {table.title}") for table in found]
+    search = [_search_table(suite, f"{prefix}search")] if suite.choices else []
+    return [_state_table(suite, runs, f"{prefix}cells"), *titled, *search]
+
+
+def _results(suite: SuiteRecord, boards: Sequence[Board], prefix: str) -> list[t.Table]:
+    """One row a value where the variants differ in one setting, the paper's main table otherwise."""
+    if len(suite.variant_keys) == 1:
+        trained = [board for board in boards if board.panel.trained]
+        families = ablation.families(trained, suite.variant_keys[0])
+        if families:
+            return [ablation.ablation_table(f, f"{prefix}ablation-{i + 1}") for i, f in enumerate(families)]
+    return main_tables(boards, prefix)
+
+
+def _state_table(suite: SuiteRecord, runs: Sequence[Run], name: str) -> t.Table:
+    states = {run.id: run.state for run in runs}
+    counts = dict.fromkeys(STATES, 0)
+    for run in suite.reported:
+        state = states.get(run)
+        counts["not run" if state is None else state if state in ("done", "failed") else "unfinished"] += 1
+    counts["not run"] += suite.waiting
+    total = sum(counts.values())
+    columns = (t.Column("suite", "suite", numeric=False), t.Column("cells", "cells"), *(t.Column(s, s) for s in STATES))
+    row = t.Row((t.word(suite.name), t.count(total), *(t.count(counts[state]) for state in STATES)))
+    labels = {"description": "", "reproduces": "Reproduces: ", "departs": "Departs: "}
+    notes = tuple(f"{label}{_sentence(suite.texts[key])}" for key, label in labels.items() if suite.texts[key])
+    shipped = {path.stem for path in suite_folder().glob("*.toml")}
+    again = suite.name if suite.name in shipped else "FILE, with the file that it was swept from"
+    incomplete = f"{total - counts['done']} of {total} cells are not in the tables: sdpo-bench sweep {again}"
+    cautions = (incomplete,) if counts["done"] < total else ()
+    return t.Table(name, f"Suite {suite.name}", columns, (t.Group("", (row,)),), notes, cautions)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _search_table(suite: SuiteRecord, name: str) -> t.Table:
+    """What was tried for each method, what was chosen, and the bill of all tuning runs."""
+    variants = any(choice["variant"] for choice in suite.choices)
+    columns = (
+        t.Column("method", "method", numeric=False),
+        t.Column("reward", "reward", numeric=False),
+        *([t.Column("variant", "variant", numeric=False)] if variants else []),
+        t.Column("chosen", "chosen", numeric=False),
+        t.Column("tried", "tried"),
+        t.Column("failed", "failed"),
+        t.Column("score", "tuning score"),
+        *(t.Column(key, key.replace("_", " ")) for key in BILL),
+    )
+    rows = tuple(_search_row(choice, variants) for choice in suite.choices)
+    s = suite.search or {}
+    axis, amount = next(iter(s.get("budget", {"": ""}).items()))
+    where = f"validation prompts ({s.get('prompts')})" if s.get("by") == "validation" else "the training prompts"
+    notes = (
+        f"Each candidate was trained with seed {s.get('seed')}, which is not reported, for {shown(amount)} "
+        f"{axis.removeprefix('budget.').replace('_', ' ')}; the highest mean score on {where} at "
+        f"{shown(s.get('steps'))} steps was chosen.",
+        "The bill is that of all tuning runs of the row; it is not part of the bill of the reported runs.",
+    )
+    return t.Table(name, f"{suite.name}: search for settings and its cost", columns, (t.Group("", rows),), notes)
+
+
+def _search_row(choice: Mapping[str, Any], variants: bool) -> t.Row:
+    chosen = choice["chosen"]
+    words = ", ".join(f"{key} = {shown(value)}" for key, value in chosen.items()) if chosen else "not yet"
+    failed = sum(candidate["state"] == "failed" for candidate in choice["candidates"])
+    cost = choice["cost"]
+    return t.Row(
+        (
+            t.word(choice["method"]), t.word(choice["reward"]),
+            *([t.word(choice["variant"])] if variants else []),
+            t.word(words), t.count(len(choice["candidates"])), t.count(failed), t.number(choice["score"], 4),
+            *(t.count(cost.get(key)) for key in BILL),
+        )
+    )  # fmt: skip

@@ -1,0 +1,176 @@
+"""Which runs may share a table, and in which words the others are kept apart.
+
+A *setting* is what has to be equal before two runs compete at all: base model, trained reward and its version,
+training prompts and schedule, budget. An *arm* is one method with one choice of everything else; its runs differ in
+the training seed alone. How finished arms are judged is the matter of ``panels``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sdpo_bench.api import execution_settings
+from sdpo_bench.hashing import canonical_json, digest
+from sdpo_bench.ledger import limit_text
+from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run
+from sdpo_bench.settings import ModelSettings
+
+SETTING_KEYS = (*MODEL_KEYS, "reward.", "sample.prompts", "sample.prompts.digest", "schedule.", "budget.")
+FREE_KEYS = ("seed", "eval.", "guard.", *(f"model.{name}" for name in sorted(execution_settings(ModelSettings))))
+"""What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, when it warns, and what
+only moves memory about."""
+MOST_LABEL_KEYS = 3
+
+
+def is_setting_key(key: str) -> bool:
+    """Whether runs with different values of ``key`` are kept apart."""
+    return any(key == known or (known.endswith(".") and key.startswith(known)) for known in SETTING_KEYS)
+
+
+def is_free_key(key: str) -> bool:
+    """Whether runs of one arm may differ in ``key``."""
+    return any(key == known or (known.endswith(".") and key.startswith(known)) for known in FREE_KEYS)
+
+
+def shown(value: Any) -> str:
+    """A setting's value as a person types it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None or value == "" else str(value)
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Keys whose values differ, with both values; a key that only one has counts with the value ``none``."""
+    keys = sorted({*a, *b})
+    return [(key, shown(a.get(key)), shown(b.get(key))) for key in keys if a.get(key) != b.get(key)]
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One method with one choice of settings; its runs differ in the seed (and in how they were judged)."""
+
+    method: str
+    label: str
+    settings: Mapping[str, Any]
+    """Everything but seed, evaluation and the setting's own keys."""
+    runs: tuple[Run, ...]
+    """One a seed, sorted by seed, in whatever state."""
+
+    @property
+    def done(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.state == "done")
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What competing runs have in common."""
+
+    id: str
+    settings: Mapping[str, Any]
+    title: str
+    arms: tuple[Arm, ...]
+    """Sorted by label."""
+
+    @property
+    def reward(self) -> str:
+        return str(self.settings["reward.name"])
+
+    @property
+    def model(self) -> str:
+        return str(self.settings["model.name"])
+
+
+def group_settings(runs: Iterable[Run]) -> tuple[list[Setting], list[Notice]]:
+    """Runs by setting and arm, sorted by title; runs that repeat a seed of their arm are set aside with a notice."""
+    by_setting: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for key, value in run.settings.items():
+            if not is_free_key(key):
+                parts[is_setting_key(key)][key] = value
+        arm, setting = (canonical_json(part) for part in parts)
+        by_setting.setdefault(setting, {}).setdefault(arm, []).append(run)
+    found, notices = [], []
+    for key, groups in by_setting.items():
+        arms = []
+        for members in groups.values():
+            kept, repeated = _one_per_seed(members)
+            arms.append(_arm(kept))
+            notices += repeated
+        first = next(iter(groups.values()))[0]
+        common = {k: v for k, v in first.settings.items() if is_setting_key(k)}
+        found.append(Setting(digest(key), common, _title(common), _labelled(arms)))
+    return _distinct_titles(found), notices
+
+
+def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Notice]]:
+    """A finished run goes before an unfinished one, then the first by name."""
+    kept: dict[int, Run] = {}
+    notices = []
+    for run in sorted(runs, key=lambda run: (run.state != "done", run.id)):
+        first = kept.setdefault(run.seed, run)
+        if first is not run:
+            text = f"same settings and seed as run {first.id}, so it is left out: a seed counts once"
+            notices.append(Notice(run.id, text))
+    return [kept[seed] for seed in sorted(kept)], notices
+
+
+def _arm(runs: list[Run]) -> Arm:
+    own = {k: v for k, v in runs[0].settings.items() if not is_free_key(k) and not is_setting_key(k)}
+    return Arm(runs[0].method, runs[0].method, own, tuple(runs))
+
+
+def _labelled(arms: list[Arm]) -> tuple[Arm, ...]:
+    """The method's name, and where a method has several arms, the settings in which they differ."""
+    named = []
+    for arm in arms:
+        family = [other for other in arms if other.method == arm.method]
+        keys = sorted({key for other in family for key, _, _ in differences(arm.settings, other.settings)})
+        named.append(replace(arm, label=_label(arm, keys)))
+    return tuple(sorted(named, key=lambda arm: arm.label))
+
+
+def _label(arm: Arm, keys: Sequence[str]) -> str:
+    if not keys:
+        return arm.method
+    texts = [f"{key.removeprefix('method.')}={shown(arm.settings.get(key))}" for key in keys]
+    if len(texts) > MOST_LABEL_KEYS:
+        rest = f"{len(texts) - MOST_LABEL_KEYS} more, {digest(dict(arm.settings), 4)}"
+        texts = [*texts[:MOST_LABEL_KEYS], rest]
+    return f"{arm.method} ({', '.join(texts)})"
+
+
+def amount(settings: Mapping[str, Any]) -> str:
+    """The budget in words, e.g. ``2,560 images``."""
+    value, axis = settings["budget.amount"], str(settings["budget.axis"])
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return limit_text(value, axis)
+    return f"{value} {axis.replace('_', ' ')}"
+
+
+def _title(settings: Mapping[str, Any]) -> str:
+    return f"{settings['reward.name']} on {settings['model.name']}, {amount(settings)}"
+
+
+def _distinct_titles(settings: list[Setting]) -> list[Setting]:
+    """Settings with the same title get the keys in which they differ added to it."""
+    found = []
+    for setting in settings:
+        twins = [other for other in settings if other.title == setting.title]
+        keys = sorted({key for other in twins for key, _, _ in differences(setting.settings, other.settings)})
+        extra = ", ".join(f"{key} = {shown(setting.settings.get(key))}" for key in keys)
+        found.append(replace(setting, title=f"{setting.title} ({extra})" if extra else setting.title))
+    return sorted(found, key=lambda setting: (setting.title, setting.id))
+
+
+def apart(setting: Setting, others: Iterable[Setting]) -> str:
+    """Why a setting has tables of its own: what differs from the most similar one of ``others``; empty if alone."""
+    rivals = [other for other in others if other is not setting]
+    if not rivals:
+        return ""
+    candidates = [(differences(setting.settings, other.settings), other.title) for other in rivals]
+    nearest, title = min(candidates, key=lambda pair: (len(pair[0]), pair[1]))
+    texts = [f"{key} is {mine} here and {theirs} there" for key, mine, theirs in nearest]
+    return f"Not comparable with '{title}': {'; '.join(texts)}."

@@ -1,0 +1,116 @@
+"""What the two names of ``compare A B`` stand for, and whether they may be compared at all.
+
+A name is a run, a method (all of its seeds), a method narrowed to one choice of settings, or the base model. Two
+sides must share a setting; a refusal names the key that keeps them apart and what to type instead.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.results.comparability import Arm, Setting, differences, group_settings
+from sdpo_bench.results.read_results import Results
+from sdpo_bench.results.select_runs import Selection, matches, parse_select
+from sdpo_bench.statistics.eval_table import BASE
+
+BASE_NAMES = ("base", BASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What one of the two names stands for: an arm (all of its seeds, or one), or the base model (``arm`` None)."""
+
+    name: str
+    setting: Setting | None
+    arm: Arm | None
+
+
+def find_sides(results: Results, a: str, b: str, selection: Selection) -> tuple[Side, Side]:
+    """What the two names stand for.
+
+    Raises:
+        UsageError: unknown or ambiguous names, or sides that are not comparable, naming the key that differs.
+    """
+    runs = [run for run in results.runs if matches(run, selection)]
+    if not runs:
+        problem = "no run fits --select" if results.runs else f"no run in '{results.out}' can be read"
+        raise UsageError(f"{problem}. See: sdpo-bench list runs --out {shlex.quote(str(results.out))}")
+    settings, _ = group_settings(runs)
+    if a in BASE_NAMES and b in BASE_NAMES:
+        raise UsageError("both names are the base model. Give a run or a method for one of them.")
+    candidates_a, candidates_b = _candidates(settings, a), _candidates(settings, b)
+    if a in BASE_NAMES:
+        return Side(BASE, None, None), _only(candidates_b, b)
+    if b in BASE_NAMES:
+        return _only(candidates_a, a), Side(BASE, None, None)
+    return _matched(candidates_a, candidates_b, a, b)
+
+
+def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
+    """Every arm that a name can mean: ``method[,key=value...]``, or one run as an arm of its own."""
+    if name in BASE_NAMES:
+        return []
+    method, *conditions = name.split(",")
+    wanted = parse_select(conditions)
+    arms = [(s, arm) for s in settings for arm in s.arms if arm.method == method and _fits(arm, wanted)]
+    if arms:
+        return [Side(arm.label, setting, arm) for setting, arm in arms]
+    runs = [(s, arm, run) for s in settings for arm in s.arms for run in arm.runs]
+    exact = [found for found in runs if found[2].id == name] or [f for f in runs if f[2].id.startswith(name)]
+    if len(exact) > 1:
+        raise UsageError(f"'{name}' fits {len(exact)} runs: {', '.join(run.id for _, _, run in exact[:5])}.")
+    if exact:
+        setting, arm, run = exact[0]
+        return [Side(run.id, setting, replace(arm, label=run.id, runs=(run,)))]
+    valid = {arm.method for s in settings for arm in s.arms}
+    raise UsageError(f"'{name}' is neither a method nor a run here.{nearest(method, valid)} See: sdpo-bench list runs")
+
+
+def _fits(arm: Arm, wanted: Selection) -> bool:
+    return all(matches(run, wanted) for run in arm.runs)
+
+
+def _only(candidates: Sequence[Side], name: str) -> Side:
+    if len(candidates) == 1:
+        return candidates[0]
+    raise _ambiguous(name, candidates)
+
+
+def _ambiguous(name: str, candidates: Sequence[Side]) -> UsageError:
+    options = _options(candidates)
+    return UsageError(f"'{name}' means {len(candidates)} things here ({options}). {_how_to_choose(candidates)}")
+
+
+def _options(candidates: Sequence[Side]) -> str:
+    texts = [f"{side.name} in '{side.setting.title}'" for side in candidates if side.setting]
+    return "; ".join(texts[:4]) + (" ..." if len(texts) > 4 else "")
+
+
+def _how_to_choose(candidates: Sequence[Side]) -> str:
+    """A key in which the candidates differ, as something to type."""
+    everything = [{**side.setting.settings, **side.arm.settings} for side in candidates if side.setting and side.arm]
+    for key, first, _ in differences(everything[0], everything[1]):
+        return f"Choose one, e.g. --select {key}={first}, or write METHOD,{key}={first}."
+    return ""
+
+
+def _matched(a: Sequence[Side], b: Sequence[Side], name_a: str, name_b: str) -> tuple[Side, Side]:
+    """The one pair of candidates in the same setting."""
+    pairs = [(x, y) for x in a for y in b if x.setting is y.setting and x.name != y.name]
+    if len(pairs) == 1:
+        return pairs[0]
+    if not pairs and any(x.setting is y.setting for x in a for y in b):
+        raise UsageError(f"'{name_a}' and '{name_b}' are the same runs.")
+    if not pairs:
+        raise UsageError(f"{name_a} and {name_b} cannot be compared: {_what_differs(a, b)}.")
+    sides = a if len({id(x.arm) for x, _ in pairs}) > 1 else b
+    involved = [side for side in sides if any(side in pair for pair in pairs)]
+    raise _ambiguous(name_a if sides is a else name_b, involved)
+
+
+def _what_differs(a: Sequence[Side], b: Sequence[Side]) -> str:
+    """The keys that keep the most similar candidates apart."""
+    found = [differences(x.setting.settings, y.setting.settings) for x in a for y in b if x.setting and y.setting]
+    nearest_pair = min(found, key=len)
+    return "; ".join(f"{key} is {mine} for the first and {theirs} for the second" for key, mine, theirs in nearest_pair)

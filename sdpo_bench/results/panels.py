@@ -1,0 +1,147 @@
+"""Panels: one way of judging the arms of a setting, and who takes part in it.
+
+A panel has one evaluation sampler, split, set of prompts, reward and version; scores of different panels never share
+a table. Here the runs whose numbers can be used meet the base model's scores of the same prompts and the same noise;
+the others are counted.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo_bench.results.comparability import MODEL_KEYS, Arm, Setting
+from sdpo_bench.results.read_results import Run
+from sdpo_bench.statistics.attrition import RunCounts
+from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, stack
+from sdpo_bench.statistics.matrices import Cells
+
+SPLITS = ("train", "validation", "unseen")
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """The arms of a setting judged in one way."""
+
+    setting: Setting
+    key: PanelKey
+    prompts: tuple[str, ...]
+    images: tuple[int, ...]
+    """Image numbers that all of its runs have."""
+    common: tuple[int, ...]
+    """Step counts that all arms (and the base model) have: what summaries over step counts are made of."""
+    arms: Mapping[str, Cells]
+    """By label; seeds whose runs are finished, complete and finite."""
+    base: Cells | None
+    counts: Mapping[str, RunCounts]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trained(self) -> bool:
+        """Whether its reward is the one that the runs were trained on."""
+        return self.key.reward == self.setting.reward
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """All step counts of any row."""
+        rows = [*self.arms.values(), *([self.base] if self.base else [])]
+        return tuple(sorted({step for cells in rows for step in cells.steps}))
+
+
+def panel_order(panel: Panel) -> tuple[Any, ...]:
+    """Sampler, then splits from train to unseen, the trained reward before held-out ones."""
+    split = SPLITS.index(panel.key.split) if panel.key.split in SPLITS else len(SPLITS)
+    return (panel.key.sampler, split, panel.key.split, not panel.trained, panel.key, -len(panel.prompts), panel.prompts)
+
+
+def panels_of(setting: Setting, scores: Mapping[str, Scores], bases: Mapping[PanelKey, Block]) -> list[Panel]:
+    """All panels of a setting, in the order of a report.
+
+    Args:
+        scores: by run id.
+        bases: the base model's scores (:func:`base_blocks`).
+    """
+    found: dict[tuple[PanelKey, tuple[str, ...]], dict[str, dict[int, Block]]] = {}
+    for arm in setting.arms:
+        for run in arm.done:
+            mine = scores.get(run.id)
+            if mine is None or mine.bad:
+                continue
+            for key, block in mine.blocks.items():
+                found.setdefault((key, block.prompts), {}).setdefault(arm.label, {})[run.seed] = block
+    counts = {arm.label: run_counts(arm, scores) for arm in setting.arms}
+    panels = [_panel(setting, key, prompts, rows, bases.get(key), counts) for (key, prompts), rows in found.items()]
+    return sorted((panel for panel in panels if panel), key=panel_order)
+
+
+def _panel(
+    setting: Setting,
+    key: PanelKey,
+    prompts: tuple[str, ...],
+    rows: Mapping[str, Mapping[int, Block]],
+    base: Block | None,
+    counts: Mapping[str, RunCounts],
+) -> Panel | None:
+    notes = []
+    blocks = [block for runs in rows.values() for block in runs.values()]
+    images = sorted(set.intersection(*(set(block.images) for block in blocks)))
+    if base is not None:
+        base, problem = _matching_base(base, prompts, images)
+        notes.append(problem)
+    else:
+        notes.append("the base model has no scores here: sdpo-bench eval RUN adds them")
+    if not images:
+        return None
+    most = max(len(block.images) for block in blocks)
+    if len(images) < most:
+        notes.append(f"{len(images)} of up to {most} images a prompt are used: those that every run has")
+    arms = {label: _arm_cells(runs, key, label, images) for label, runs in sorted(rows.items())}
+    base_cells = stack({0: base}, key, BASE) if base is not None else None
+    everyone = [cells.steps for cells in arms.values() if cells] + ([base_cells.steps] if base_cells else [])
+    common = sorted(set.intersection(*(set(steps) for steps in everyone))) if everyone else []
+    present = {label: cells for label, cells in arms.items() if cells}
+    kept = tuple(note for note in notes if note)
+    return Panel(setting, key, prompts, tuple(images), tuple(common), present, base_cells, counts, kept)
+
+
+def _arm_cells(runs: Mapping[int, Block], key: PanelKey, label: str, images: Sequence[int]) -> Cells | None:
+    steps = sorted(set.intersection(*(set(block.steps) for block in runs.values())))
+    if not steps:
+        return None
+    return stack({seed: block.restrict(steps, images) for seed, block in runs.items()}, key, label)
+
+
+def _matching_base(base: Block, prompts: tuple[str, ...], images: Sequence[int]) -> tuple[Block | None, str]:
+    """The base model's scores of exactly these prompts and images."""
+    if base.bad:
+        return None, "the base model's scores here are not all finite, so it has no row"
+    absent = set(prompts) - set(base.prompts)
+    if absent or not set(images) <= set(base.images):
+        what = f"{len(absent)} of {len(prompts)} prompts" if absent else "some of the images"
+        return None, f"the base model lacks {what}, so it has no row; sdpo-bench eval RUN completes it"
+    place = {prompt: i for i, prompt in enumerate(base.prompts)}
+    part = base.scores[[place[prompt] for prompt in prompts]]
+    return Block(part, prompts, base.steps, base.images).restrict(base.steps, images), ""
+
+
+def run_counts(arm: Arm, scores: Mapping[str, Scores]) -> RunCounts:
+    """What became of an arm's runs; unfinished ones and those without evaluation count as not usable."""
+    usable = [run for run in arm.done if run.id in scores]
+    bad = {run.id: scores[run.id].bad for run in usable}
+    return RunCounts(
+        arm.label,
+        scored=tuple(run.id for run in usable if not bad[run.id]),
+        diverged=tuple(run.id for run in usable if bad[run.id]),
+        failed=tuple(run.id for run in arm.runs if run not in usable),
+        bad_scores=sum(bad.values()),
+    )
+
+
+def base_scores(setting: Setting, bases: Iterable[Run], scores: Mapping[str, Scores]) -> Scores:
+    """The scores of a setting's base model; of several folders the first by name that has a panel."""
+    wanted = [setting.settings.get(key) for key in MODEL_KEYS]
+    found = Scores()
+    for base in bases:
+        if base.id in scores and [base.settings.get(key) for key in MODEL_KEYS] == wanted:
+            more = scores[base.id]
+            found = Scores(more.blocks | found.blocks, more.pictures | found.pictures)
+    return found

@@ -1,0 +1,297 @@
+"""What is in a results folder, as plain data: the only place where reports read run folders.
+
+A results folder is the work of days and of many processes, so any file in it can be missing, cut short or damaged.
+Each such problem becomes a :class:`Notice` that every report prints; the other runs are reported all the same.
+Nothing here imports torch.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.hashing import canonical
+from sdpo_bench.results.study_record import StudyRecord, read_studies
+from sdpo_bench.results.suite_records import SuiteRecord, read_records
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.statistics.eval_table import Scores, read_scores
+from sdpo_bench.system.json_toml import is_text, parse_json
+from sdpo_bench.system.regular import read_text, regular
+from sdpo_bench.system.signals import unheard
+from sdpo_bench.training.bill_text import search_bill
+
+MANY = 1500  # files from which on starting processes pays
+TAIL = 1 << 16  # bytes; far more than one line of train.jsonl
+SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$')
+"""In a line of timing.jsonl; parsing every line as JSON takes ten times as long."""
+MODEL_KEYS = ("model.name", "model.digest", "model.revision", "model.precision", "model.resolution")
+"""What tells base models apart, for runs and base folders alike."""
+
+
+@dataclass(frozen=True, order=True)
+class Notice:
+    """Something a reader of the numbers must know: where it was seen, and what it is."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder, read once; everything but the scores and the curves."""
+
+    folder: RunFolder
+    record: Mapping[str, Any]
+    """``run.json``."""
+    settings: Mapping[str, Any]
+    """The configuration by ``section.key``, plugins' settings as ``method.key`` and ``reward.key``."""
+    state: str
+    message: str
+
+    @property
+    def id(self) -> str:
+        return self.folder.run_id
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method.name"])
+
+    @property
+    def reward(self) -> str:
+        """The reward that was trained on."""
+        return str(self.settings["reward.name"])
+
+    @property
+    def model(self) -> str:
+        return str(self.settings["model.name"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @cached_property
+    def last_epoch(self) -> dict[str, Any]:
+        """The last whole line of the training log; empty before the first epoch."""
+        return last_line(self.folder.path / "train.jsonl") or {}
+
+    @cached_property
+    def bill(self) -> dict[str, Any]:
+        """What training has cost so far, or what a search has in evaluation; empty before the first epoch."""
+        return self.search_bill or clean_bill(self.last_epoch.get("bill"))
+
+    @cached_property
+    def search_bill(self) -> dict[str, Any]:
+        """What a method that trains nothing has cost in evaluation; empty for the others."""
+        return clean_bill(search_bill(self.folder.path))
+
+    @cached_property
+    def seconds(self) -> float:
+        """Seconds of training on whatever machine it was; whole lines of the log count."""
+        with suppress(OSError, ValueError, OverflowError):
+            text = read_text(self.folder.path / "timing.jsonl")
+            total = math.fsum(float(found[1]) for line in text.splitlines() if (found := SECONDS.search(line)))
+            return total if math.isfinite(total) else 0.0
+        return 0.0
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Training log, one row an epoch, oldest first; damaged lines are left out."""
+        with suppress(OSError, UnicodeDecodeError):
+            return [row for row in self.folder.log() if isinstance(row, dict)]
+        return []
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All runs of a results folder, sorted by id, and what was wrong with the rest."""
+
+    out: Path
+    runs: tuple[Run, ...]
+    bases: tuple[Run, ...]
+    """Folders of base models' scores."""
+    notices: tuple[Notice, ...] = ()
+    suites: tuple[SuiteRecord, ...] = ()
+    studies: tuple[StudyRecord, ...] = ()
+
+    def keep(self, runs: Iterable[Run]) -> "Results":
+        """The same results with fewer runs, and without the notices of the others."""
+        chosen = tuple(runs)
+        gone = {run.id for run in self.runs} - {run.id for run in chosen}
+        notices = tuple(n for n in self.notices if n.where not in gone)
+        return replace(self, runs=chosen, notices=notices)
+
+
+def load_results(out: Path) -> Results:
+    """Read every run folder of ``out`` except scores and curves.
+
+    Raises:
+        UsageError: no results folder, or neither run nor study in it.
+    """
+    root = out / "runs"
+    studies, unread = read_studies(out)
+    if not root.is_dir() and not studies and not unread:
+        raise UsageError(f"no runs in '{out}': it has no folder 'runs'. Start one with: sdpo-bench run")
+    runs: list[Run] = []
+    bases: list[Run] = []
+    notices = [Notice(name, problem) for name, problem in unread]
+    for path in _folders(root):
+        try:
+            run, kind = _read_run(Path(path))
+        except (UsageError, OSError) as error:
+            notices.append(Notice(Path(path).name, _why_unread(RunFolder(Path(path)), error)))
+            continue
+        (bases if kind == "base" else runs).append(run)
+    if not runs and not notices and not studies:
+        raise UsageError(f"no runs in '{out}'. Start one with: sdpo-bench run")
+    suites, broken = read_records(out)
+    notices += [Notice(name, problem) for name, problem in broken]
+    own, copies = _without_copies(bases)
+    return Results(out, tuple(runs), own, (*notices, *copies), tuple(suites), tuple(studies))
+
+
+def _without_copies(bases: Iterable[Run]) -> tuple[tuple[Run, ...], list[Notice]]:
+    """A base model's scores count once: those in the folder of their own name, not in a copy of it beside."""
+    chosen: dict[str, Run] = {}
+    notices = []
+    for base in sorted(bases, key=lambda run: (run.id != run.record.get("run", run.id), run.id)):
+        name = str(base.record.get("run", base.id))
+        if name in chosen:
+            notices.append(Notice(base.id, f"a copy of the base model's folder {chosen[name].id}: not used"))
+        else:
+            chosen[name] = base
+    return tuple(sorted(chosen.values(), key=lambda run: run.id)), notices
+
+
+def _folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        return []
+    # isdir, because an entry raises for a link that leads to itself.
+    return sorted(e.path for e in os.scandir(root) if os.path.isdir(e.path) and not e.name.startswith("."))
+
+
+def _why_unread(folder: RunFolder, error: Exception) -> str:
+    """A cell that failed before it could leave a record says why in its status."""
+    state, message = _status(folder)
+    return f"failed before training began: {message}" if state == "failed" and message else str(error)
+
+
+def _read_run(path: Path) -> tuple[Run, str]:
+    if not is_text(path.name):
+        raise UsageError("the name of this folder is no UTF-8 text, and nobody could type it: rename the folder")
+    folder = RunFolder(path)
+    record = folder.record()
+    kind = str(record["kind"])
+    try:
+        settings = canonical(flat_settings(record))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"'{path / 'run.json'}' is damaged: {error}.") from error
+    for key in MODEL_KEYS:  # of a base model; a run's settings are those of its id
+        if isinstance(settings.get(key), dict | list):
+            raise UsageError(f"'{path / 'run.json'}' is damaged: {key} is {str(settings[key])[:40]}.")
+    state, message = _status(folder)
+    return Run(folder, record, settings, state, message), kind
+
+
+def _status(folder: RunFolder) -> tuple[str, str]:
+    """State and message; a status file that cannot be read is a state of its own."""
+    try:
+        status = folder.status
+        return str(status["state"]), str(status.get("message", ""))
+    except (UsageError, OSError, KeyError) as error:
+        if isinstance(error.__cause__, PermissionError):
+            return "unknown", "its status file cannot be read: Permission denied. Ask whose it is"
+        return "unknown", "its status file is damaged; the command that made the run mends it"
+
+
+def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of ``run.json``'s configuration by ``section.key``, with the reward version beside it.
+
+    So are the digests of the user's own prompt files and pipeline, as ``sample.prompts.digest`` and ``model.digest``;
+    shipped sets and models have none.
+    """
+    config = record.get("config")
+    flat: dict[str, Any] = {}
+    for section, values in (config if isinstance(config, dict) else {}).items():
+        if not isinstance(values, dict):
+            flat[section] = values
+            continue
+        nested = values.get("settings") if section in ("method", "reward") else None
+        own = {k: v for k, v in values.items() if not (isinstance(nested, dict) and k == "settings")}
+        flat |= {f"{section}.{key}": value for key, value in (own | (nested or {})).items()}
+    files = record.get("prompt_files")
+    digests = {f"{key}.digest": value for key, value in files.items()} if isinstance(files, dict) else {}
+    if record.get("model_digest"):
+        digests["model.digest"] = record["model_digest"]
+    return flat | {"reward.version": record.get("reward_version", "")} | digests
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole JSON line of a log, read from its end; ``None`` where there is none."""
+    with suppress(OSError), open(path, "rb", opener=regular) as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
+        for line in reversed(stream.read().splitlines()):
+            with suppress(ValueError):
+                row = parse_json(line)
+                if isinstance(row, dict):
+                    return row
+    return None
+
+
+def clean_bill(bill: Any) -> dict[str, Any]:
+    """A bill whose counts are all numbers, as the tables expect it; empty where it is something else."""
+    if not isinstance(bill, dict):
+        return {}
+    flat = {key: _number(value) for key, value in bill.items() if not isinstance(value, dict)}
+    nested = {key: value for key, value in bill.items() if isinstance(value, dict)}
+    return flat | {key: {name: _number(count) for name, count in value.items()} for key, value in nested.items()}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
+
+
+def read_many(paths: Sequence[Path], *, pictures: bool = True) -> list[Scores]:
+    """Scores of many files in the order given; thousands of them are shared among processes (threads gain nothing)."""
+    return shared_map(partial(read_scores, pictures=pictures), paths, many=len(paths) >= MANY, chunk=64)
+
+
+def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, chunk: int = 1) -> list[Any]:
+    """``[work(item) for item in items]``, by several processes if there is much to do."""
+    if many:
+        with suppress(OSError, BrokenProcessPool):  # a machine that allows no processes does it alone
+            workers = min(8, os.cpu_count() or 1)
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                with unheard():  # they start here
+                    answers = pool.map(work, items, chunksize=chunk)
+                return list(answers)
+    return [work(item) for item in items]
+
+
+def strangers(run: Run, scores: Scores) -> list[str]:
+    """Ids of other runs whose scores lie in a run's folder, by a copy gone wrong; a renamed folder keeps its own."""
+    return sorted(set(scores.runs) - {run.id, str(run.record.get("run"))})
+
+
+def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:
+    """Scores of each run that has any, by run id, and what was wrong with the evaluation files."""
+    listed = [run for run in runs if run.folder.evaluation.exists()]
+    found = read_many([run.folder.evaluation for run in listed])
+    known: dict[str, Scores] = {}
+    notices = []
+    for run, scores in zip(listed, found):
+        notices += [Notice(run.id, problem) for problem in scores.problems]
+        if others := strangers(run, scores):
+            notices.append(Notice(run.id, f"eval.parquet holds scores of {', '.join(others)}: not used"))
+        elif scores.blocks:
+            known[run.id] = scores
+        if scores.damaged or others:
+            notices.append(Notice(run.id, f"score it again: delete its eval.parquet, then {run.folder.rescoring}"))
+    return known, notices

@@ -1,0 +1,109 @@
+"""``list runs``: state, budget used and one number for each run, cheap enough for ten thousand of them.
+
+The headline of a run is its score minus the base model's under the trained reward, at the primary endpoint (mean over
+step counts), on the first split it was judged on. It is one seed's number: what it says about a method is the
+business of ``compare`` and ``report``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.ledger import limit_text, used_text
+from sdpo_bench.results.comparability import MODEL_KEYS
+from sdpo_bench.results.panels import SPLITS
+from sdpo_bench.results.read_results import Run, load_results, read_many, strangers
+from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores, read_scores
+
+COLUMNS = ["run", "state", "budget used", "score - base", "judged by", "message"]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Tuned minus base, mean over step counts, prompts and images."""
+
+    value: float
+    key: PanelKey
+
+
+def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
+    """Column names and one row a run; damaged runs are listed with what is wrong with them. No run gives no rows."""
+    try:
+        results = load_results(out)
+    except UsageError:
+        return COLUMNS, []
+    bases = _base_panels(results.bases)
+    evaluated = [run for run in results.runs if run.folder.evaluation.exists()]
+    found = read_many([run.folder.evaluation for run in evaluated], pictures=False)
+    scores = {run.id: one for run, one in zip(evaluated, found) if not strangers(run, one)}
+    rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
+    rows += [
+        [n.where, "damaged" if "damaged" in n.text else "not used", None, None, None, n.text] for n in results.notices
+    ]
+    return COLUMNS, sorted(rows, key=lambda row: row[0])
+
+
+Bases = Mapping[tuple[Any, ...], Mapping[PanelKey, Block]]
+
+
+def _base_panels(bases: Sequence[Run]) -> Bases:
+    found: dict[tuple[Any, ...], dict[PanelKey, Block]] = {}
+    for base in bases:
+        model = tuple(base.settings.get(key) for key in MODEL_KEYS)
+        mine = found.setdefault(model, {})
+        found[model] = read_scores(base.folder.evaluation, pictures=False).blocks | mine
+    return found
+
+
+def _row(run: Run, evaluated: Scores | None, bases: Bases) -> list[Any]:
+    scores = evaluated or Scores()
+    found = headline(run, scores, bases.get(tuple(run.settings.get(key) for key in MODEL_KEYS), {}))
+    problems = [] if not scores.problems else [scores.problems[0]]
+    if scores.bad:
+        problems.append(f"diverged: {scores.bad} scores are NaN or infinite")
+    if run.state == "done" and evaluated is None:
+        problems.append("not evaluated")
+    message = "; ".join(text for text in (run.message, *problems) if text)
+    value = round(found.value, 4) if found else None
+    judged = f"{found.key.reward}, {found.key.split}" if found else None
+    return [run.id, run.state, budget_used(run), value, judged, message]
+
+
+def budget_used(run: Run) -> str | None:
+    """For example ``128 of 2,560 images``; None before the first epoch."""
+    axis, limit = str(run.settings["budget.axis"]), run.settings["budget.amount"]
+    if isinstance(searched := run.search_bill.get(axis), int | float):
+        return f"{searched:,.0f} {axis.replace('_', ' ')} in evaluation"
+    used = run.seconds if axis == "seconds" else run.bill.get(axis)
+    if not isinstance(used, int | float) or not isinstance(limit, int | float) or not (run.bill or run.seconds):
+        return None
+    return f"{used_text(used)} of {limit_text(limit, axis)}"
+
+
+def headline(run: Run, scores: Scores, base: Mapping[PanelKey, Block]) -> Headline | None:
+    """The one number; None where run and base model share no finite scores under the trained reward."""
+    keys = [key for key in scores.blocks if key.reward == run.reward and key in base]
+    for key in sorted(keys, key=_split_first):
+        pair = shared_part(scores.blocks[key], base[key])
+        if pair is not None:
+            mine, theirs = pair
+            return Headline(float(mine.scores.mean() - theirs.scores.mean()), key)
+    return None
+
+
+def _split_first(key: PanelKey) -> tuple[Any, ...]:
+    return (SPLITS.index(key.split) if key.split in SPLITS else len(SPLITS), key)
+
+
+def shared_part(a: Block, b: Block) -> tuple[Block, Block] | None:
+    """Both at the prompts of ``a`` and their common step counts and images; None without any, or if not finite."""
+    place = {prompt: i for i, prompt in enumerate(b.prompts)}
+    steps = [step for step in a.steps if step in b.steps]
+    images = [image for image in a.images if image in b.images]
+    if not steps or not images or any(prompt not in place for prompt in a.prompts):
+        return None
+    b = Block(b.scores[[place[prompt] for prompt in a.prompts]], a.prompts, b.steps, b.images)
+    pair = a.restrict(steps, images), b.restrict(steps, images)
+    return None if pair[0].bad or pair[1].bad else pair

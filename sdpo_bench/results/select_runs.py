@@ -1,0 +1,93 @@
+"""``--select key=value``: which runs a report is about."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.results.comparability import shown
+from sdpo_bench.results.read_results import Results, Run
+
+ALIASES = {"method": "method.name", "reward": "reward.name", "model": "model.name"}
+Selection = Mapping[str, Sequence[str]]
+SUITE = "suite"
+"""The key that takes the reported runs of a suite."""
+SPLIT = "split"
+"""The one key that chooses evaluation rows instead of runs."""
+
+
+def parse_select(texts: Iterable[str], option: str = "--select") -> dict[str, list[str]]:
+    """``["method=sdpo,ddpo", "update.lr=1e-4"]`` -> ``{key: [values]}``; a key given twice takes either value.
+
+    Raises:
+        UsageError: an entry without ``=``, key or value.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        wanted = [value.strip() for value in values.split(",") if value.strip()]
+        if not equals or not key.strip() or not wanted:
+            raise UsageError(f"{option} takes key=value[,value], got '{text}'. Example: {option} method=sdpo,ddpo")
+        key = key.strip()
+        found.setdefault(ALIASES.get(key, key), []).extend(wanted)
+    return found
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What a run can be selected by."""
+    return {**run.settings, "run": run.id, "state": run.state}
+
+
+def matches(run: Run, selection: Selection) -> bool:
+    """Whether every selected key has one of its values."""
+    mine = facts(run)
+    return all(
+        key == SPLIT or (key in mine and any(same(mine[key], value) for value in values))
+        for key, values in selection.items()
+    )
+
+
+def same(value: Any, text: str) -> bool:
+    """Whether a setting's value is what a person typed: numbers by value, the rest by its text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(text) == float(value)
+        except ValueError:
+            return False
+    return text in (shown(value), str(value))
+
+
+def select(results: Results, selection: Selection) -> Results:
+    """The runs that match.
+
+    Tuning runs are left out unless runs are asked for by name.
+
+    Raises:
+        UsageError: an unknown key, or no run left, saying which key left none and what it could be.
+    """
+    _check_keys(results, selection)
+    members = {suite.name: set(suite.reported) for suite in results.suites}
+    tuning = tuning_only(results) if "run" not in selection else set()
+    runs = [run for run in results.runs if run.id not in tuning]
+    for key, values in selection.items():
+        if key == SUITE:
+            kept = [run for run in runs if any(run.id in members.get(value, ()) for value in values)]
+        else:
+            kept = [run for run in runs if matches(run, {key: values})]
+        if not kept:
+            valid = set(members) if key == SUITE else {shown(facts(run)[key]) for run in runs if key in facts(run)}
+            raise UsageError(f"no run has {key} = {', '.join(values)}.{nearest(values[0], valid)}")
+        runs = kept
+    return results.keep(runs)
+
+
+def tuning_only(results: Results) -> set[str]:
+    """Runs that only served a suite's search: they have tables of their own and compete with nobody."""
+    reported = {run for suite in results.suites for run in suite.reported}
+    return {run for suite in results.suites for run in suite.tuning} - reported
+
+
+def _check_keys(results: Results, selection: Selection) -> None:
+    valid = {key for run in results.runs for key in facts(run)} | set(ALIASES) | {SPLIT, SUITE}
+    for key in selection:
+        if key not in valid:
+            raise UsageError(f"--select: no run has a key '{key}'.{nearest(key, valid)}")

@@ -1,0 +1,83 @@
+"""What a results folder knows about suites: which runs belong to which, and how their settings were chosen.
+
+One file a suite, ``<out>/suites/NAME.json``, written by ``sweep`` whenever its plan becomes clearer, so that a report
+can show the suite's table without being told anything. A run may belong to several suites, or to none.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import MissingError, Unwritable
+from sdpo_bench.hashing import canonical
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.json_toml import parse_json
+from sdpo_bench.system.regular import read_text
+
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading a damaged record raises."""
+
+
+@dataclass(frozen=True)
+class SuiteRecord:
+    """A suite as it was swept."""
+
+    name: str
+    texts: dict[str, str]
+    """``description``, ``reproduces``, ``departs``."""
+    variant_keys: tuple[str, ...]
+    reported: dict[str, str]
+    """Variant by run id."""
+    tuning: tuple[str, ...]
+    waiting: int
+    """Reported cells whose settings are not chosen yet."""
+    search: dict[str, Any] | None
+    choices: tuple[dict[str, Any], ...]
+
+
+def write_record(out: Path, name: str, data: Mapping[str, Any]) -> bool:
+    """Record a suite; ``data`` as :func:`_record` reads it. True where what is replaced had other runs only.
+
+    Raises:
+        MissingError: the folder cannot be written.
+    """
+    path = out / "suites" / f"{name}.json"
+    before: set[str] = set()
+    with suppress(OSError, *DAMAGE):
+        before = _runs(parse_json(read_text(path)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
+    except (OSError, Unwritable) as error:
+        raise MissingError(f"'{path}' cannot be written: {error.strerror}. Choose another --out FOLDER.") from error
+    return bool(before) and before.isdisjoint(_runs(data))
+
+
+def _runs(data: Mapping[str, Any]) -> set[str]:
+    return {*data["reported"], *data["tuning"]}
+
+
+def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
+    """Suites of a results folder by name, and (file, problem) for each record that cannot be read."""
+    found, problems = [], []
+    for path in sorted((out / "suites").glob("*.json")) if (out / "suites").is_dir() else []:
+        try:
+            found.append(_record(parse_json(read_text(path))))
+        except PermissionError as error:  # sound, for all that is known
+            problems.append((path.name, f"this suite's record cannot be read: {error.strerror}. Ask whose it is"))
+        except (OSError, *DAMAGE) as error:
+            problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to mend it"))
+    return found, problems
+
+
+def _record(data: dict[str, Any]) -> SuiteRecord:
+    texts = {key: str(data["texts"].get(key, "")) for key in ("description", "reproduces", "departs")}
+    choices: Sequence[dict[str, Any]] = data["choices"]
+    return SuiteRecord(
+        str(data["name"]), texts, tuple(map(str, data["variant_keys"])),
+        {str(run): str(variant) for run, variant in data["reported"].items()},
+        tuple(map(str, data["tuning"])), int(data["waiting"]), data["search"], tuple(dict(c) for c in choices),
+    )  # fmt: skip

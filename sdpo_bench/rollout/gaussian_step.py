@@ -1,0 +1,193 @@
+"""One denoising step as a Gaussian policy over the next latents: what every sampler family has in common.
+
+A family (``ddim``, ``lcm``) says where each step lands, its mean and its standard deviation; everything else that a
+policy-gradient method needs of a sampler follows from that, in float32 or float64, as pure functions of tensors.
+Index ``i = 0..T-1`` counts steps in sampling order, ``i = 0`` being the noisiest.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.errors import UsageError
+
+Spacing = Literal["trailing", "leading", "linspace"]
+PrevRule = Literal["grid", "official"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+# What every family takes from a pipeline's scheduler file, with the value used where the file is silent.
+NOISE_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+
+# Pixel-space settings that would distort latents; a file that says otherwise is overruled, and that is recorded.
+FORCED: dict[str, Any] = {"clip_sample": False, "thresholding": False}
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The user's side of a schedule; see :class:`sdpo_bench.settings.ScheduleSettings`."""
+
+    eta: float = 1.0
+    spacing: Spacing = "trailing"
+    prev_timestep: PrevRule = "grid"
+    std_floor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """The Gaussian of one denoising step: ``mean``, ``x0`` like the latents ``[n, C, h, w]``, ``std [n, 1, 1, 1]``."""
+
+    mean: Tensor
+    std: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A fixed list of T denoising steps.
+
+    Attributes:
+        timesteps: int64 ``[T]``, descending.
+        prev_timesteps: int64 ``[T]``, where each step lands; -1 stands for "fully denoised" (alpha = 1).
+        alpha_t, alpha_prev: float32 ``[T]``, cumulative alpha products at those timesteps.
+        eta: 0 is deterministic DDIM, 1 is ancestral (DDPM-like) noise.
+        std_floor: lower bound of the step's standard deviation; 0 leaves it as computed.
+        resolved: every scheduler setting that made these numbers, for the record of a run.
+    """
+
+    timesteps: Tensor
+    prev_timesteps: Tensor
+    alpha_t: Tensor
+    alpha_prev: Tensor
+    eta: float
+    prediction_type: PredictionType
+    std_floor: float
+    resolved: Mapping[str, Any]
+
+    sampler: ClassVar[str]
+    """Name of the family."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, scheduler_config: Mapping[str, Any], steps: int, options: StepOptions) -> Self:
+        """The schedule of ``steps`` steps for a model trained with ``scheduler_config``.
+
+        Raises:
+            UsageError: a step count the family cannot give, or options that would have no effect on it.
+        """
+
+    @classmethod
+    def describe(cls, options: StepOptions) -> str:
+        """The sampler in words, as evaluation rows carry it."""
+        return f"{cls.sampler} {options.spacing} eta={options.eta:g}"
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.timesteps)
+
+    @abstractmethod
+    def std(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard deviation of each step, ``[T]``."""
+
+    @abstractmethod
+    def denoise(self, model_output: Tensor, sample: Tensor, index: Tensor) -> Denoised:
+        """Mean, standard deviation and predicted original of step ``index`` for each row.
+
+        Args:
+            model_output, sample: ``[n, C, h, w]``, same float dtype.
+            index: int64 ``[n]``, step of each row.
+        """
+
+    @abstractmethod
+    def mean_from_original(self, x0: Tensor, sample: Tensor, index: Tensor) -> Tensor:
+        """Mean of step ``index`` whose predicted original is already known; shapes as in :meth:`denoise`."""
+
+    @abstractmethod
+    def gains(self) -> Tensor:
+        """``|d mean / d model_output| / std`` of each step, float64 ``[T]``; infinite where std is 0.
+
+        The gradient of a step's log-probability is this times the step's own unit noise, so it tells how loudly each
+        step speaks in a policy gradient. At few steps the last one drowns the others.
+        """
+
+    def undecided(self) -> set[int]:
+        """Steps that are deterministic by the family's own design: they draw nothing, so they have log-probability 0
+        by convention (:func:`gaussian_log_prob`) and are not trained (``schedule.step_weights``)."""
+        return set()
+
+    def zero_std_advice(self) -> str:
+        """What to change where steps have standard deviation 0."""
+        return "Set a floor, e.g. --set schedule.std_floor=0.01."
+
+
+def gaussian_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """MEAN over latent dimensions of the Gaussian log-density, ``[n]`` in nats per latent element.
+
+    The mean (not the sum) makes it independent of resolution; ``value`` is an action already taken, so no gradient
+    flows through it (official ``ddim_step_with_logprob``). A row whose standard deviation is exactly 0 draws nothing:
+    its log-probability is 0 and carries no gradient. Such steps are refused by the lint unless the sampler's design
+    has them.
+    """
+    random = std != 0
+    safe = torch.where(random, std, torch.ones_like(std))
+    squared = (value.detach() - mean) ** 2
+    density = -squared / (2 * safe**2) - torch.log(safe) - 0.5 * math.log(2 * math.pi)
+    return torch.where(random, density, torch.zeros_like(density)).flatten(1).mean(1)
+
+
+def gaussian_kl(mean: Tensor, base_mean: Tensor, std: Tensor) -> Tensor:
+    """KL of two Gaussians with the same standard deviation, mean over latent elements: ``[n]`` nats an element.
+
+    Rows whose standard deviation is exactly 0 count 0, as in :func:`gaussian_log_prob`.
+    """
+    random = std != 0
+    safe = torch.where(random, std, torch.ones_like(std))
+    kl = (mean - base_mean) ** 2 / (2 * safe**2)
+    return torch.where(random, kl, torch.zeros_like(kl)).flatten(1).mean(1)
+
+
+def predicted_original(kind: PredictionType, output: Tensor, sample: Tensor, alpha_t: Tensor) -> Tensor:
+    """x0 from a model output of the given kind."""
+    signal, noise = alpha_t**0.5, (1 - alpha_t) ** 0.5
+    if kind == "epsilon":
+        return (sample - noise * output) / signal
+    if kind == "v_prediction":
+        return signal * sample - noise * output
+    return output
+
+
+def read_scheduler(
+    scheduler_config: Mapping[str, Any], defaults: Mapping[str, Any], steps: int, options: StepOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a scheduler file that a family uses, and the ones it overrules (with the file's value).
+
+    Raises:
+        UsageError: a step count outside 1..N, a negative eta or floor, or an unknown prediction type.
+    """
+    config = {key: scheduler_config.get(key, default) for key, default in (NOISE_DEFAULTS | dict(defaults)).items()}
+    total = int(config["num_train_timesteps"])
+    if not 1 <= steps <= total:
+        raise UsageError(f"{steps} denoising steps asked for; this model has 1 to {total}.")
+    if options.eta < 0 or options.std_floor < 0:
+        raise UsageError(f"eta and std_floor are 0 or more, got eta={options.eta}, std_floor={options.std_floor}.")
+    if config["prediction_type"] not in get_args(PredictionType):
+        raise UsageError(f"unknown prediction type '{config['prediction_type']}' in the model's scheduler file.")
+    overruled = {k: scheduler_config[k] for k, value in FORCED.items() if scheduler_config.get(k, value) != value}
+    return config | {k: v for k, v in FORCED.items() if k in config}, overruled
+
+
+def column(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """Per-step values as ``[n, 1, 1, 1]`` in the dtype and on the device of ``like``."""
+    return values.to(like.device, like.dtype)[index.to(like.device)].view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,69 @@
+"""One denoising step of stored trajectories under the present policy: its log-probabilities, with their graph."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.rollout.sampling import Trajectories, pick
+from sdpo_bench.rollout.schedule import Schedule, gaussian_kl, gaussian_log_prob
+
+
+@dataclass(frozen=True)
+class StepPass:
+    """One step under the current policy: ``log_probs [b, G]``, ``kl [b, G]`` to the base where asked for, and the
+    model ``output [u, C, h, w]`` with the step ``output_steps [u]`` of each of its rows."""
+
+    log_probs: Tensor
+    kl: Tensor | None
+    output: Tensor
+    output_steps: Tensor
+
+
+def step_pass(
+    policy: Policy, schedule: Schedule, trajectories: Trajectories, groups: Tensor, steps: Tensor, ledger: Ledger,
+    *, with_kl: bool,
+) -> StepPass:  # fmt: skip
+    """One step ``[b]`` of each group. Members that share their first state share its denoiser call here too.
+
+    Args:
+        ledger: charged for forward and, where the output carries a graph, backward calls.
+        with_kl: also call the base model, for the KL of the policy's step to its own.
+    """
+    b, g = len(groups), trajectories.latents.shape[1]
+    rows, inverse = unique_rows(steps, g, trajectories.shared_start)
+    before, after = (pick(trajectories.latents, groups, i, policy.device).flatten(0, 1) for i in (steps, steps + 1))
+    at = steps.repeat_interleave(g)
+    conditioning = trajectories.conditioning[groups[rows // g]]
+    timesteps = schedule.timesteps[at[rows]]
+    with ledger.during("update"):
+        output = policy.predict(before[rows], timesteps, conditioning)
+    if output.requires_grad:
+        output.retain_grad()
+        ledger.backward += len(rows) * policy.branches
+    denoised = schedule.denoise(output[inverse], before, at)
+    log_probs = gaussian_log_prob(after, denoised.mean, denoised.std).view(b, g)
+    if not with_kl:
+        return StepPass(log_probs, None, output, at[rows])
+    with policy.reference(), ledger.during("reference"):
+        base_output = policy.predict(before[rows], timesteps, conditioning)
+    base = schedule.denoise(base_output[inverse], before, at)
+    kl = gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
+    return StepPass(log_probs, kl, output, at[rows])
+
+
+def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor, Tensor]:
+    """Which of ``b * G`` states need a denoiser call, and where each state finds its output.
+
+    Args:
+        steps: int64 ``[b]``, the step of each group.
+
+    Returns:
+        ``rows [u]`` (flat state numbers, ascending) and ``inverse [b * G]`` with ``state = rows[inverse]``.
+    """
+    source = torch.arange(len(steps) * members).view(-1, members)
+    if shared_start:
+        source = torch.where(steps.cpu()[:, None] == 0, source[:, :1], source)
+    return source.flatten().unique(return_inverse=True)

@@ -1,0 +1,339 @@
+"""One cell from start to end: train, export the adapter, judge it beside the base model, draw the grid.
+
+Every step looks at the run folder first, so calling this again does only what is still missing.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sdpo_bench.api import Search
+from sdpo_bench.config.resolve import Resolved, build_method
+from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError, said
+from sdpo_bench.evaluation import evaluate as ev
+from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
+from sdpo_bench.evaluation.best_checkpoint import Validator
+from sdpo_bench.evaluation.inference_search import Candidates, candidates_of
+from sdpo_bench.evaluation.reward_scale import apply, calibrate
+from sdpo_bench.hashing import canonical
+from sdpo_bench.models.catalogue import load_policy, pick_device
+from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
+from sdpo_bench.models.hub import resolved_commit
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.prompts.prompt_sets import held_prompts
+from sdpo_bench.running.kept import kept_table
+from sdpo_bench.running.source_check import refuse_changed_plugins
+from sdpo_bench.runs import provenance
+from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
+from sdpo_bench.runs.input_digests import known_prompts, made, remember_prompts
+from sdpo_bench.runs.run_folder import RunFolder, check_writable
+from sdpo_bench.scoring import image_statistics
+from sdpo_bench.scoring.reward_expression import choose, same_reward
+from sdpo_bench.scoring.score_cache import ScoreCache
+from sdpo_bench.scoring.scorer import CompositeScorer, Scorer, supervise
+from sdpo_bench.scoring.weighted_sum import Basis
+from sdpo_bench.seeds import seed_for
+from sdpo_bench.settings import EvaluationSettings, RunConfig, Runtime
+from sdpo_bench.system.distributed import ALONE, Processes
+from sdpo_bench.system.memory_retry import halving
+from sdpo_bench.system.progress import Watcher
+from sdpo_bench.training import collapse_guards
+from sdpo_bench.training.loop import Trainer
+
+GRID_PROMPTS = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, the base against tuned table, and whether any training happened just now."""
+
+    run: RunFolder
+    table: list[dict[str, Any]]
+    trained_now: bool
+
+
+def make_scorer(name: str, settings: dict[str, Any], device: str, basis: Basis | None = None, **options: Any) -> Scorer:
+    """A reward, or a weighted sum, by name, ready to score; settings are checked against its own class.
+
+    Args:
+        basis: what a weighted sum is standardised over.
+        options: as for :class:`Scorer`.
+    """
+    choice = choose(name)
+    return supervise(choice.name, choice.make(settings, device, basis), **options)
+
+
+def make_scorers(
+    wanted: Sequence[tuple[str, dict[str, Any]]], basis: Basis, device: str, timeout: float = 0
+) -> list[Scorer]:
+    """Scorers of rewards by name and settings, each version of a reward once; a weighted sum is followed by its parts.
+
+    They share one cache, so that a part is not asked again for what it has just answered for the sum.
+    """
+    cache, found = ScoreCache(), dict[tuple[str, str], Scorer]()
+    for name, settings in wanted:
+        scorer = make_scorer(name, settings, device, basis, cache=cache, timeout=timeout)
+        parts = scorer.parts if isinstance(scorer, CompositeScorer) else []
+        for one in [scorer, *parts]:
+            found.setdefault((one.name, one.reward.full_version), one)
+    return list(found.values())
+
+
+def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> list[Scorer]:
+    """The trained reward with its parts, then the held-out ones."""
+    basis = Basis(config.model, config.schedule, config.sample.prompts)
+    trained = config.reward.name
+    held_out = [(name, dict[str, Any]()) for name in config.eval.rewards if not same_reward(name, trained)]
+    return make_scorers([(trained, config.reward.settings), *held_out], basis, device, timeout)
+
+
+def run_cell(
+    resolved: Resolved, runtime: Runtime, watcher: Watcher | None = None, processes: Processes = ALONE
+) -> Outcome:
+    """Do whatever is missing of a run and return its table.
+
+    Args:
+        processes: who does it together, on a results folder that all of them see; the main one writes.
+
+    Where the results folder cannot be written, a run that is done is shown all the same. Prompt files are read once.
+
+    Raises:
+        UsageError: a prompt file that the run was judged on before was changed since, or its record was.
+        Unwritable: anything is missing and cannot be written.
+        RunFailed: recorded in the run's status, as any other error; the last good checkpoint stays.
+        KeyboardInterrupt: likewise recorded; the same call later resumes.
+    """
+    _refuse_several_runs(processes, resolved.run_id)
+    with held_prompts():
+        run = RunFolder(runtime.out / "runs" / resolved.run_id)
+        _refuse_another_run(run)
+        with held_prompts(known_prompts(run), run.run_id):
+            return _do_cell(resolved, runtime, run, watcher or Watcher(), processes)
+
+
+def _do_cell(
+    resolved: Resolved, runtime: Runtime, run: RunFolder, watcher: Watcher, processes: Processes
+) -> Outcome:  # fmt: skip
+    config = resolved.config
+    device = pick_device(runtime.device)
+    _set_threads(runtime.threads)
+    base = base_folder(config.model, config.eval, runtime)
+    try:
+        check_writable(runtime.out, run, base)
+    except Unwritable as refused:
+        scorers = evaluation_scorers(config, device, runtime.reward_timeout)
+        return Outcome(run, kept_table(run, base, config.eval, scorers, refused), trained_now=False)
+    # Whatever can be refused is refused before anything is written.
+    ev.splits(config.eval)
+    policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
+    for steps in config.eval.steps:
+        ev.evaluation_schedule(policy, config.eval, steps)
+    scorers = evaluation_scorers(config, device, runtime.reward_timeout)
+    trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and exported(run)))
+    trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
+    refuse_changed_plugins(run, base, config.eval, scorers, trains=trained_now, warn=trainer.warn)
+    for scorer in scorers:
+        scorer.load()
+    references = processes.share(lambda: _references(trainer, scorers, watcher))
+    apply(scorers, references)
+    if not processes.is_main:
+        return _work(trainer, scorers, watcher, device, trained_now)
+    record = _record(resolved, trainer, scorers, device) | {"reward_reference": references}
+    record |= {"processes": processes.count} if processes.count > 1 else {}
+    run.create(record)
+    with run.locked() as require_folder:
+        trainer.state.require_folder = require_folder
+        if not made(run):  # a plugin may have been mended since an earlier start failed
+            run.create(record, anew=True)
+        remember_prompts(run, config.eval)
+        _warn_of_cut_prompts(trainer)
+        finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
+        try:
+            outcome = _work(trainer, scorers, watcher, device, trained_now)
+            trainer.state.mend_logs()
+        except BaseException as error:
+            require_folder()  # or another process, which has begun anew, would read as ended
+            _record_end(run, error, finished)
+            if isinstance(error, SystemExit):
+                raise RunFailed(f"{_why(error)}. Plugins raise errors; the last good checkpoint stays") from error
+            raise
+        run.set_status("done", warnings=len(collapse_guards.warnings(run)))
+    return outcome
+
+
+def _warn_of_cut_prompts(trainer: Trainer) -> None:
+    """Once a run; stock pipelines cut prompts too, so it is no reason to refuse."""
+    text = read_by(trainer.policy.pipeline, prompts_of_run(trainer.config)).warning
+    if text and collapse_guards.record_once(trainer.run, collapse_guards.Warned(0, GUARD, text)):
+        trainer.warn(text)
+
+
+def _refuse_several_runs(processes: Processes, run_id: str) -> None:
+    """Processes that see other files or other plugins, or a reward that names its own device, make another run each.
+
+    Raises:
+        UsageError: on all of them.
+    """
+    if len(found := sorted(set(processes.gather(run_id)))) > 1:
+        raise UsageError(
+            f"the processes would each do another run ({', '.join(found)}). They need the same settings, plugins and "
+            "prompt files, and no full_version may depend on the device."
+        )
+
+
+def _refuse_another_run(run: RunFolder) -> None:
+    """A folder that was copied or renamed to the name of this run, or whose record was changed.
+
+    Raises:
+        UsageError: with what to do about it.
+    """
+    if (run.path / "run.json").exists() and (found := run.record()["run"]) != run.run_id:
+        raise UsageError(
+            f"'{run.path}' holds run '{found}': the folder was renamed or copied to a name that is not its own. Give "
+            "it another name, or delete it, and then the same command again."
+        )
+
+
+def _record_end(run: RunFolder, error: BaseException, finished: bool) -> None:
+    """Or the run would read as running for ever."""
+    with suppress(Unwritable, OSError):  # then not even the status fits
+        if finished:
+            run.set_status("done", warnings=len(collapse_guards.warnings(run)))
+        elif isinstance(error, KeyboardInterrupt):
+            run.set_status("interrupted", "stopped by Ctrl-C or a signal; the same command resumes it")
+        else:
+            run.set_status("failed", _why(error))
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, SdpoBenchError):
+        return str(error)
+    if isinstance(error, SystemExit):  # of a plugin: exit code 0 would read as success
+        return f"a plugin ended the program: sys.exit({error.code})"
+    return f"{type(error).__name__}: {said(error)}".removesuffix(": ")  # a defect, often of a plugin
+
+
+def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, train: bool) -> Outcome:
+    """What all processes of a run do: train where that is due, then judge."""
+    config, run, processes = trainer.config, trainer.run, trainer.processes
+    if train:
+        if processes.is_main:
+            run.set_status("running", "training")
+        trainer.train()
+        _export(trainer, run)
+    elif processes.is_main:
+        trainer.state.mend_finished_logs()
+    search = candidates_of(trainer.method, scorers[0], config.seed)
+    table = trainer.halving(lambda _: _judge(trainer, scorers, watcher, device, search), trainer.shrink)
+    return Outcome(run, table, train)
+
+
+def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> dict[str, Any]:
+    """What the parts of weighted sums are standardised with."""
+    run, out = trainer.run, trainer.runtime.out
+    recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
+    return halving(
+        lambda size: calibrate(scorers, trainer.policy, out, recorded, micro_batch=size, progress=watcher.evaluation),
+        trainer.runtime.micro_batch,
+        lambda size, text: trainer.warn(text),
+    )
+
+
+def _export(trainer: Trainer, run: RunFolder) -> None:
+    """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
+    trainer.state.mend_logs()
+    if trainer.validator is not None:
+        trainer.policy.load(trainer.validator.best_adapter())
+    if trainer.processes.is_main:
+        trainer.policy.save(run.lora)
+        seal_log(run)
+    trainer.processes.meet()
+    if trainer.validator is not None:
+        trainer.validator.clear()
+
+
+def _set_threads(threads: int) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device: str) -> dict[str, Any]:
+    config, method = resolved.config, trainer.method
+    return {
+        **resolved.record,
+        "sources": resolved.sources,
+        "preset": resolved.preset,
+        "reward_execution": {"name": config.reward.name, "settings": config.reward.settings},
+        "reward_commits": {s.name: dict(s.reward.commits) for s in scorers if s.reward.commits},
+        "model_commit": resolved_commit(trainer.policy.pipeline.name_or_path),
+        "schedule": canonical(dict(trainer.schedule.resolved)),
+        **provenance.record(config.method.name, config.reward.name, device),
+    } | ({"search": {"samples_per_image": method.candidates}} if isinstance(method, Search) else {})
+
+
+def _trainer(
+    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, scorer: Scorer, watcher: Watcher,
+    processes: Processes,
+) -> Trainer:  # fmt: skip
+    """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
+    config = resolved.config
+    method = build_method(config, resolved.method)
+    chosen = config.checkpoint
+    validator = None
+    if chosen:
+        validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher, processes)
+    return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator, processes)
+
+
+def _judge(
+    trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, search: Candidates | None
+) -> list[dict[str, Any]]:
+    """Evaluation rows of the run and of its base model, the grid, and the table."""
+    config, runtime, run = trainer.config, trainer.runtime, trainer.run
+    policy, processes, settings = trainer.policy, trainer.processes, trainer.config.eval
+    folders = run, base_folder(config.model, settings, runtime)
+    if processes.is_main and any(ev.lacking(folder, settings, scorers) for folder in folders):
+        run.set_status("running", "evaluating")
+    base_rows = evaluate_base(
+        policy, config.model, settings, scorers, runtime, watcher, device=device, processes=processes
+    )
+    policy.load(run.lora)
+    subject = ev.Subject(run.run_id, config.method.name, config.seed)
+    tuned_rows = ev.evaluate(
+        policy, settings, scorers, run, subject,
+        micro_batch=runtime.micro_batch, progress=watcher.evaluation, search=search, processes=processes,
+    )  # fmt: skip
+    if processes.is_main and not (run.path / "grid.png").exists():
+        draw_grid(policy, settings, run, runtime.micro_batch, search)
+    return ev.step_table(base_rows, tuned_rows)
+
+
+def grid_prompts(settings: EvaluationSettings) -> Sequence[str]:
+    """The prompts of a run's picture grid, from all over the first list that is judged."""
+    texts = next(iter(ev.splits(settings).values()))
+    return texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS]
+
+
+def draw_grid(
+    policy: Policy, settings: EvaluationSettings, run: RunFolder, micro_batch: int, search: Candidates | None = None
+) -> None:
+    """``grid.png``: a few prompts, the same noise, base beside tuned (or searched), one column a step count."""
+    chosen = grid_prompts(settings)
+    by_model = {}
+    pairs = [(text, 0) for text in chosen]
+    for name, context in (("base", policy.reference()), ("searched" if search else "tuned", nullcontext())):
+        how = search if name == "searched" else None
+        with context:
+            columns = [
+                ev.sample_images(policy, ev.evaluation_schedule(policy, settings, k), settings, pairs, micro_batch, how)
+                for k in settings.steps
+            ]
+        by_model[name] = columns
+    rows = []
+    for r, text in enumerate(chosen):
+        for name, columns in by_model.items():
+            rows.append((f"{text} ({name})", torch.stack([column[r].cpu() for column in columns])))
+    image_statistics.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in settings.steps], run.path / "grid.png")

@@ -1,0 +1,131 @@
+"""The adapter that a training leaves, and its seals: digests by which a later change of it or of its log is found.
+
+A changed adapter still loads and a changed log still makes curves; neither says of itself that it is another.
+"""
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.regular import Irregular, read_bytes, read_text, require_regular
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The adapter, under the name that diffusers looks for."""
+LORA_SEAL = "pytorch_lora_weights.sha256"
+"""Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
+
+
+TIMING = "timing.jsonl"
+TIMING_SEAL = "timing.sha256"
+"""Digest of the timing log; beside it, since identical runs have identical adapters with identical seals."""
+
+
+def require_adapter(run: RunFolder) -> None:
+    """A base model's folder, a run that is not finished, scores without weights, the adapter of another run.
+
+    Raises:
+        UsageError: with what to do about it.
+    """
+    if run.record().get("kind") != "run":
+        raise UsageError(f"'{run.run_id}' holds the base model's scores, no adapter. Runs: sdpo-bench list runs")
+    if (run.lora / LORA_FILE).exists():
+        if changed := log_changed(run):
+            raise UsageError(f"run '{run.run_id}': {changed}")
+        return
+    if run.known_state == "done":
+        raise UsageError(
+            f"run '{run.run_id}' is done, but its adapter is not in '{run.lora}': only its scores are here. "
+            "sdpo-bench run with the settings of its run.json trains it again"
+        )
+    raise UsageError(
+        f"run '{run.run_id}' has no trained adapter yet (state: {run.known_state}). Finish it first: the "
+        "command that began it goes on. See: sdpo-bench list runs"
+    )
+
+
+def check_seal(folder: Path) -> None:
+    """An adapter with a flipped bit still loads, and its scores are wrong: compare it with the digest beside it.
+
+    Raises:
+        UsageError: it is damaged. MissingError: it cannot be read.
+    """
+    path, seal = folder / LORA_FILE, folder / LORA_SEAL
+    try:
+        require_regular(path)
+        if not seal.exists():
+            return
+        digest = hashlib.sha256(read_bytes(path)).hexdigest()
+        if read_bytes(seal).split()[:1] == [digest.encode()]:
+            return
+        reason = f"it does not have the digest in {LORA_SEAL}"
+    except (FileNotFoundError, Irregular) as error:
+        reason = f"'{error.filename}': {error.strerror}"
+    except OSError as error:  # sound, for all that is known
+        raise MissingError(
+            f"'{error.filename}' cannot be read: {error.strerror}. See whose it is, and to the disk."
+        ) from error
+    if folder.parent.name == "candidates":
+        mend = f"Only training anew brings a candidate back: delete '{folder.parents[1]}' and give the same run command"
+    else:
+        mend = f"Delete the folder '{folder}' and give the same run command again; the adapter is made anew from the"
+        mend += " last checkpoint"
+    raise UsageError(f"'{path}' is damaged: {reason}. {mend}.")
+
+
+def exported(run: RunFolder) -> bool:
+    """Whether training ended and its adapter is there, with the seals that are written last."""
+    with suppress(OSError, ValueError):
+        return "../train.jsonl" in read_text(run.lora / LORA_SEAL)
+    return False
+
+
+def seal_log(run: RunFolder) -> None:
+    """Keep the digests of the finished training's logs, for :func:`log_changed` and :func:`timing_changed`."""
+    atomic_write(run.path / TIMING_SEAL, f"{run.digest(TIMING, run.size(TIMING))}  {TIMING}\n")
+    seal = run.lora / LORA_SEAL
+    line = f"{run.digest('train.jsonl', run.size('train.jsonl'))}  ../train.jsonl\n"
+    atomic_write(seal, read_text(seal) + line)
+
+
+def sealed_log(run: RunFolder) -> str:
+    """Digest of the finished training log; empty before it is sealed, or where the seal cannot be read."""
+    with suppress(OSError, ValueError):
+        for line in read_text(run.lora / LORA_SEAL).splitlines():
+            digest, _, name = line.partition("  ")
+            if name == "../train.jsonl":
+                return digest
+    return ""
+
+
+def log_changed(run: RunFolder) -> str:
+    """What to say where the training log is not what it was when training ended; empty where it is."""
+    with suppress(OSError):
+        if sealed_log(run) not in ("", run.digest("train.jsonl", run.size("train.jsonl"))):
+            return (
+                "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
+                "after training ended, so neither scores nor curves can be trusted. Give the run command again: "
+                "it puts the log back from the last checkpoint. If that does not help, delete "
+                f"'{run.lora}' and give it once more to train from the last sound checkpoint"
+            )
+    return ""
+
+
+def sealed_timing(run: RunFolder) -> str:
+    """Digest of the finished timing log; empty where it was never sealed."""
+    with suppress(OSError, ValueError):
+        return read_text(run.path / TIMING_SEAL).partition("  ")[0]
+    return ""
+
+
+def timing_changed(run: RunFolder) -> str:
+    """What to say where the timing log is not what it was when training ended; empty where it is."""
+    with suppress(OSError):
+        if exported(run) and sealed_timing(run) not in ("", run.digest(TIMING, run.size(TIMING))):
+            return (
+                f"its {TIMING} was changed after training ended, so its seconds cannot be trusted (its scores can). "
+                "Give the run command again: it puts the log back from the last checkpoint"
+            )
+    return ""

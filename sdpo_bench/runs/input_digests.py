@@ -1,0 +1,94 @@
+"""What the numbers of a folder were made from that can change under its name: prompt files, and sources of plugins.
+
+``inputs.json`` beside the numbers keeps digests: of prompt files by name, of rewards' sources by name and version.
+Whoever adds numbers compares first. What nothing has been made from yet is recorded anew, so that a mistake can be
+mended and tried again.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
+
+from sdpo_bench.config.run_id import at
+from sdpo_bench.prompts.prompt_sets import file_digest
+from sdpo_bench.runs.provenance import class_hash
+from sdpo_bench.runs.run_folder import RunFolder, read_object
+from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.settings import EvaluationSettings
+from sdpo_bench.system.files import atomic_write
+
+FILE = "inputs.json"
+Kind = Literal["prompts", "rewards"]
+
+
+def recorded(folder: RunFolder, kind: Kind) -> dict[str, str]:
+    """Digests by name; empty where none were recorded.
+
+    Raises:
+        UsageError: the file is damaged or cannot be read.
+    """
+    found = _read(folder).get(kind, {})
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def remember(folder: RunFolder, kind: Kind, digests: Mapping[str, str]) -> None:
+    """Add digests to a folder whose lock is held; the file is left alone where they are there."""
+    known = recorded(folder, kind)
+    if not digests.items() <= known.items():
+        found = _read(folder) | {kind: known | dict(digests)}
+        atomic_write(folder.path / FILE, json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+def _read(folder: RunFolder) -> dict[str, Any]:
+    path = folder.path / FILE
+    return read_object(path, " Put it back, or delete it if no input has changed.") if path.exists() else {}
+
+
+# -- prompts -------------------------------------------------------------------------------------------------
+
+
+def made(run: RunFolder) -> bool:
+    """Whether there are numbers that inputs went into: a whole epoch, or scores."""
+    return bool(run.log()) or run.evaluation.exists()
+
+
+def known_prompts(run: RunFolder) -> dict[str, str]:
+    """Digests that the user's own prompt files must have for more numbers of a run, for ``prompts.held_prompts``."""
+    if not (run.path / "run.json").exists():
+        return {}
+    record = run.record()
+    trained = {at(record["config"], key): value for key, value in record.get("prompt_files", {}).items()}
+    judged = recorded(run, "prompts") if made(run) else {}
+    return {os.path.normpath(name): value for name, value in (trained | judged).items()}
+
+
+def remember_prompts(run: RunFolder, settings: EvaluationSettings) -> None:
+    """Record what the prompt files hold that a run is judged on; its lock is held."""
+    names = [name for name in (settings.train, settings.validation, settings.unseen) if name]
+    digests = {os.path.normpath(name): file_digest(name) for name in names}
+    remember(run, "prompts", {name: value for name, value in digests.items() if value})
+
+
+# -- rewards -------------------------------------------------------------------------------------------------
+
+
+def reward_source(scorer: Scorer) -> str | None:
+    """Digest of a reward's source file; None for sums, which have parts, and for what a service computes."""
+    return None if scorer.reward.filed_as else class_hash(type(scorer.reward))
+
+
+def reward_key(scorer: Scorer) -> str:
+    """Name and version, as rows carry them."""
+    return f"{scorer.name}/{scorer.reward.full_version}"
+
+
+def remember_rewards(folder: RunFolder, scorers: Iterable[Scorer], scored: Collection[tuple[str, str]]) -> None:
+    """Record which sources new rows come from; the folder's lock is held.
+
+    Args:
+        scored: name and version of the rewards that have rows, of which the first source stands.
+    """
+    new = [scorer for scorer in scorers if (scorer.name, scorer.reward.full_version) not in scored]
+    digests = {reward_key(scorer): reward_source(scorer) for scorer in new}
+    remember(folder, "rewards", {key: value for key, value in digests.items() if value})

@@ -1,0 +1,81 @@
+"""Which runs a number rests on: diverged and failed runs are counted and shown, never dropped in silence.
+
+A method that diverges on two seeds of five and shines on the other three is not a method that shines. The
+matrices refuse scores that are not finite; this module says whose they were.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sdpo_bench.statistics.matrices import check_columns, not_finite
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """What became of a method's runs; belongs beside every number that rests on fewer than all of them."""
+
+    method: str
+    scored: tuple[str, ...]
+    """Runs whose scores are all finite."""
+    diverged: tuple[str, ...]
+    """Runs with at least one NaN or infinite score."""
+    failed: tuple[str, ...]
+    """Runs without a usable evaluation: failed, or not finished."""
+    bad_scores: int
+    """NaN and infinite scores over all runs."""
+
+    @property
+    def total(self) -> int:
+        """All runs that were started."""
+        return len(self.scored) + len(self.diverged) + len(self.failed)
+
+    def words(self) -> str:
+        """For example ``sdpo: 3 of 5 runs scored, 1 diverged (r2), 1 without a result (r4)``."""
+        text = f"{self.method}: {len(self.scored)} of {self.total} runs scored"
+        for what, runs in (("diverged", self.diverged), ("without a result", self.failed)):
+            text += f", {len(runs)} {what} ({', '.join(runs)})" if runs else ""
+        return text
+
+
+def run_counts(rows: pd.DataFrame, failed: Mapping[str, str] | None = None) -> tuple[RunCounts, ...]:
+    """Scored, diverged and failed runs of each method, sorted by method.
+
+    Args:
+        rows: evaluation rows of any number of methods, rewards and splits; scores may be NaN or infinite.
+        failed: ``{run: method}`` of runs known to have failed; they usually have no rows. A failed run that
+            left rows behind counts as failed, once.
+    """
+    check_columns(rows)
+    failed = dict(failed or {})
+    table = pd.DataFrame(
+        {"run": rows["run"].astype(str), "method": rows["method"].astype(str), "bad": not_finite(rows)}
+    )
+    bad = table.groupby(["method", "run"], sort=True)["bad"].sum()
+    found = []
+    for method in sorted({*table["method"], *failed.values()}):
+        mine = {run: int(n) for (owner, run), n in bad.items() if owner == method}
+        found.append(
+            RunCounts(
+                method,
+                scored=tuple(run for run, n in mine.items() if n == 0 and run not in failed),
+                diverged=tuple(run for run, n in mine.items() if n > 0 and run not in failed),
+                failed=tuple(sorted(run for run, owner in failed.items() if owner == method)),
+                bad_scores=sum(mine.values()),
+            )
+        )
+    return tuple(found)
+
+
+def scored_runs(
+    rows: pd.DataFrame, failed: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, tuple[RunCounts, ...]]:
+    """The rows of runs whose scores are all finite, together with the count of the others.
+
+    Diverged runs are set apart whole, never image by image. What is computed from the remaining rows holds
+    "given that the run did not diverge", and the counts must be printed beside it.
+    """
+    counts = run_counts(rows, failed)
+    kept = {run for count in counts for run in count.scored}
+    return rows[rows["run"].astype(str).isin(kept)], counts

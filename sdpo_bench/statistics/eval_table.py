@@ -1,0 +1,266 @@
+"""One evaluation file as dense arrays: prompts x step counts x images, complete or not there.
+
+Reports ask many questions of the same scores, and results folders hold thousands of files. Each file is read once,
+without pandas, into one small array per panel; what is incomplete is left out here, by whole step counts or whole
+image numbers, and said so. The rules are those of ``matrices.cells``, which a test compares with.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sdpo_bench.evaluation.parquet_seal import check_seal
+from sdpo_bench.statistics.matrices import Cells, Endpoint, Matrix, Measure
+from sdpo_bench.system.regular import require_regular
+
+PANEL_COLUMNS = ("sampler", "split", "reward", "version")
+AXIS_COLUMNS = ("prompt", "steps", "image")
+WIDEST = 1 << 12  # range of whole numbers up to which counting beats sorting
+PICTURES = ("brightness", "contrast", "saturation", "sharpness")
+BASE = "base model"
+"""How the base model is called in every table; no plugin's name has a space."""
+
+
+class PanelKey(NamedTuple):
+    """Scores under different keys never share a table."""
+
+    sampler: str
+    split: str
+    reward: str
+    version: str
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """All scores of one run in one panel."""
+
+    scores: np.ndarray
+    """``[P, K, I]`` float64; a diverged run's can be NaN or infinite."""
+    prompts: tuple[str, ...]
+    """Sorted."""
+    steps: tuple[int, ...]
+    """Ascending."""
+    images: tuple[int, ...]
+
+    @property
+    def bad(self) -> int:
+        """Scores that are not finite."""
+        return int((~np.isfinite(self.scores)).sum())
+
+    def restrict(self, steps: Sequence[int], images: Sequence[int]) -> "Block":
+        """The part at these step counts and image numbers, which must be there."""
+        k = [self.steps.index(step) for step in steps]
+        i = [self.images.index(image) for image in images]
+        return Block(self.scores[:, k][:, :, i], self.prompts, tuple(steps), tuple(images))
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Content of one ``eval.parquet``."""
+
+    blocks: dict[PanelKey, Block] = field(default_factory=dict)
+    pictures: dict[tuple[str, str], dict[str, dict[int, float]]] = field(default_factory=dict)
+    """By (sampler, split): picture statistic -> step count -> mean over images."""
+    problems: tuple[str, ...] = ()
+    damaged: bool = False
+    runs: tuple[str, ...] = ()
+    """Ids of the runs that the rows say they are of; one, unless files were mixed up."""
+
+    @property
+    def bad(self) -> int:
+        """Scores that are not finite, over all panels."""
+        return sum(block.bad for block in self.blocks.values())
+
+
+def stack(blocks: dict[int, Block], key: PanelKey, method: str) -> Cells:
+    """Runs of one method as one array ``[S, P, K, I]``.
+
+    Args:
+        blocks: by training seed; all with the same prompts, step counts and images, all finite.
+    """
+    seeds, first = tuple(sorted(blocks)), next(iter(blocks.values()))
+    scores = np.stack([blocks[seed].scores for seed in seeds])
+    measure = Measure(key.reward, key.version, key.split)
+    return Cells(scores, seeds, first.prompts, first.steps, first.images, method, measure)
+
+
+def at(cells: Cells, endpoint: Endpoint) -> Cells:
+    """The part of a method's scores that an endpoint is made of: one step count, or all for a summary."""
+    measure = Measure(cells.measure.reward, cells.measure.version, cells.measure.split, endpoint)
+    scores, steps = cells.scores, cells.steps
+    if not isinstance(endpoint, str):
+        position = steps.index(endpoint)
+        scores, steps = scores[:, :, position : position + 1], (endpoint,)
+    return Cells(scores, cells.seeds, cells.prompts, steps, cells.images, cells.method, measure)
+
+
+def only_seeds(cells: Cells, seeds: Iterable[int]) -> Cells:
+    """The part of some training seeds; a fixed model (one seed label) is repeated under each of them."""
+    seeds = tuple(seeds)
+    index = [0] * len(seeds) if cells.method == BASE else [cells.seeds.index(seed) for seed in seeds]
+    return Cells(cells.scores[index], seeds, cells.prompts, cells.steps, cells.images, cells.method, cells.measure)
+
+
+def only_steps(cells: Cells, steps: Sequence[int]) -> Cells:
+    """The part at some step counts, which must be there."""
+    index = [cells.steps.index(step) for step in steps]
+    scores = cells.scores[:, :, index]
+    return Cells(scores, cells.seeds, cells.prompts, tuple(steps), cells.images, cells.method, cells.measure)
+
+
+def reduced(cells: Cells, endpoint: Endpoint) -> Matrix:
+    """The S x P matrix of an endpoint, as ``matrices.matrix`` makes it from rows."""
+    part = at(cells, endpoint)
+    return Matrix(part.reduce(part.scores), part.seeds, part.prompts, part.measure, part.method)
+
+
+def rows_of(cells: Cells, seed: int = 0) -> pd.DataFrame:
+    """One seed's scores as evaluation rows again, for routines that take tables."""
+    index = pd.MultiIndex.from_product([cells.prompts, cells.steps, cells.images], names=AXIS_COLUMNS)
+    named = {"run": f"{cells.method}-{cells.seeds[seed]}", "method": cells.method, "seed": cells.seeds[seed]}
+    measure = {"reward": cells.measure.reward, "version": cells.measure.version, "split": cells.measure.split}
+    return index.to_frame(index=False).assign(**named, **measure, score=cells.scores[seed].ravel())
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+def read_scores(path: Path, *, pictures: bool = True) -> Scores:
+    """Scores of one file; whatever is wrong with it stands in ``problems``, never in an exception.
+
+    Args:
+        pictures: read the picture statistics too.
+    """
+    try:
+        require_regular(path)
+        check_seal(path)
+        columns = _columns(path, PICTURES if pictures else ())
+    except PermissionError as error:  # sound, for all that is known
+        return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        return Scores(problems=(f"eval.parquet is damaged: {reason[:200]}",), damaged=True)
+    return _panels(columns)
+
+
+class Coded(NamedTuple):
+    """A column of labels: ``labels`` sorted, ``codes [n]`` point into them."""
+
+    labels: list[Any]
+    codes: np.ndarray
+
+
+def _columns(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+    """Label columns as :class:`Coded`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
+    import pyarrow.parquet as parquet
+
+    text, needed = ["run", *PANEL_COLUMNS, "prompt"], ["run", *PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
+    with parquet.ParquetFile(path, read_dictionary=text, pre_buffer=False, page_checksum_verification=True) as stored:
+        table = stored.read([*needed, *wanted], use_threads=False)
+    found = dict(zip(table.column_names, table.columns))
+    if lacking := [name for name in needed if name not in found]:
+        raise ValueError(f"it lacks the columns {', '.join(lacking)}")
+    for name in needed[:-1]:
+        if found[name].null_count:
+            raise ValueError(f"the column {name} has {found[name].null_count} empty fields")
+    columns: dict[str, Any] = {name: _text(found[name]) for name in text}
+    columns |= {name: _whole(found[name].to_numpy(), name) for name in ("steps", "image")}
+    for name in ("score", *wanted):
+        if name in found:
+            columns[name] = np.asarray(found[name].to_numpy(), dtype=np.float64)
+    return columns
+
+
+def _text(column: Any) -> Coded:
+    if not hasattr(column.type, "index_type"):  # written without a dictionary
+        column = column.dictionary_encode()
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    labels = [str(label) for label in chunk.dictionary.to_pylist()]
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    place = np.empty(len(labels), dtype=np.int64)
+    place[order] = np.arange(len(labels))
+    return Coded([labels[i] for i in order], place[chunk.indices.to_numpy()])
+
+
+def _whole(values: np.ndarray, name: str) -> Coded:
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"the column {name} must hold whole numbers")
+    if not len(values):
+        return Coded([], values)
+    low, high = int(values.min()), int(values.max())
+    if high - low > WIDEST:
+        labels, codes = np.unique(values, return_inverse=True)
+        return Coded(labels.tolist(), codes)
+    offsets, codes = _used(values - low, high - low + 1)
+    return Coded((offsets + low).tolist(), codes)
+
+
+def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the codes ``0..size-1`` that occur, ascending, and the position of each given code among them."""
+    present = np.bincount(codes, minlength=size) > 0
+    return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
+
+
+def _panels(columns: dict[str, Any]) -> Scores:
+    coded = [columns[name] for name in PANEL_COLUMNS]
+    if not len(columns["score"]):
+        return Scores(problems=("eval.parquet has no rows",))
+    shape = [len(column.labels) for column in coded]
+    flat, inverse = _used(np.ravel_multi_index([c.codes for c in coded], shape), int(np.prod(shape)))
+    found, problems = Scores(), []
+    for number, code in enumerate(flat):
+        places = np.unravel_index(code, shape)
+        key = PanelKey(*(column.labels[place] for column, place in zip(coded, places)))
+        mine = inverse == number
+        block, problem = _block({name: columns[name] for name in AXIS_COLUMNS}, columns["score"], mine)
+        if problem:
+            problems.append(f"{key.reward}, {key.split} prompts: {problem}")
+        if block is not None:
+            found.blocks[key] = block
+            if (key.sampler, key.split) not in found.pictures:
+                found.pictures[key.sampler, key.split] = _pictures(columns, mine)
+    return Scores(found.blocks, found.pictures, tuple(problems), runs=tuple(columns["run"].labels))
+
+
+def _block(axes: dict[str, Coded], score: np.ndarray, mine: np.ndarray) -> tuple[Block | None, str]:
+    parts = [_used(axes[name].codes[mine], len(axes[name].labels)) for name in AXIS_COLUMNS]
+    labels = [tuple(axes[name].labels[i] for i in part[0]) for name, part in zip(AXIS_COLUMNS, parts)]
+    shape = tuple(len(found) for found in labels)
+    flat = np.ravel_multi_index([part[1] for part in parts], shape)
+    counts = np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
+    if (counts > 1).any():
+        return None, f"{int((counts > 1).sum())} images are scored more than once, so none of them counts"
+    grid = np.full(shape, np.nan).ravel()
+    grid[flat] = score[mine]
+    block = Block(grid.reshape(shape), *labels)
+    return (block, "") if (counts == 1).all() else _complete_part(block, counts == 1)
+
+
+def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str]:
+    """What is complete at every prompt: the images that all step counts have, else the step counts that have all."""
+    missing = f"{int((~present).sum())} of {present.size} images have no score"
+    images = [image for i, image in enumerate(block.images) if present[:, :, i].all()]
+    if images:
+        gone = len(block.images) - len(images)
+        return block.restrict(block.steps, images), f"{missing}; {gone} of {len(block.images)} images a prompt left out"
+    steps = [step for k, step in enumerate(block.steps) if present[:, k].all()]
+    if not steps:
+        return None, f"{missing}, at every step count, so none of them counts"
+    left_out = ", ".join(str(step) for step in block.steps if step not in steps)
+    return block.restrict(steps, block.images), f"{missing}; left out: {left_out} steps"
+
+
+def _pictures(columns: dict[str, Any], mine: np.ndarray) -> dict[str, dict[int, float]]:
+    steps = columns["steps"].codes[mine]
+    counts = np.bincount(steps, minlength=len(columns["steps"].labels))
+    present = [(step, i) for i, step in enumerate(columns["steps"].labels) if counts[i]]
+    found = {}
+    for name in PICTURES:
+        if name in columns:
+            means = np.bincount(steps, columns[name][mine], len(counts)) / np.maximum(counts, 1)
+            found[name] = {int(step): float(means[i]) for step, i in present}
+    return found

@@ -1,0 +1,194 @@
+"""A table as data, before anyone decides what it looks like: every renderer shows the same cells and the same notes.
+
+A cell keeps the number beside its text, so that CSV and JSON carry full precision, HTML can sort, and nothing has to
+be parsed back from print.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sdpo_bench.statistics.intervals import ONE_SEED, Estimate
+
+DASH = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """``key`` names the column in JSON and CSV, ``title`` in print."""
+
+    key: str
+    title: str
+    numeric: bool = True
+    help: str = ""
+    """What the number means, in a sentence (a tooltip in HTML)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table."""
+
+    text: str
+    value: float | int | str | None = None
+    """The number behind the text; the text itself for words; None where there is nothing."""
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+    """Training seeds behind the number."""
+    strong: bool = False
+    """Not told apart from the best of its column."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells in the order of the columns; ``base`` marks the reference row."""
+
+    cells: tuple[Cell, ...]
+    base: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows under a common heading; one group without heading is a plain table."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that may be compared with each other, and what a reader must know about them."""
+
+    name: str
+    """A slug, unique in a report."""
+    title: str
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+    """Notes that must be seen even where the others are folded away: missing runs, too few seeds."""
+    prompts: tuple[str, ...] = field(default=(), repr=False)
+    """Prompts behind the scores."""
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """Cautions, then the other notes."""
+        return (*self.cautions, *self.notes)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(row for group in self.groups for row in group.rows)
+
+
+def word(text: object, *, strong: bool = False) -> Cell:
+    """A cell of text; an empty one is a dash without a value."""
+    return Cell(str(text), str(text), strong=strong) if str(text) else Cell(DASH)
+
+
+def count(value: float | None) -> Cell:
+    """A whole number with thousands separators."""
+    if value is None or not math.isfinite(value):
+        return Cell(DASH)
+    return Cell(f"{value:,.0f}", int(value) if float(value).is_integer() else value)
+
+
+def number(value: float | None, digits: int, *, signed: bool = False) -> Cell:
+    """A number without uncertainty."""
+    if value is None or not math.isfinite(value):
+        return Cell(DASH)
+    return Cell(fixed(value, digits, signed=signed), value)
+
+
+def fixed(value: float, digits: int, *, signed: bool = False) -> str:
+    """A fixed number of decimals; what rounds to zero has no minus sign."""
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    zero = not any(char in "123456789" for char in text)
+    return text.replace("-", "+" if signed else "") if zero else text
+
+
+def estimate(found: Estimate | None, digits: int, *, signed: bool = False, strong: bool = False) -> Cell:
+    """``value ±half`` of a t interval; the value alone where there is none."""
+    if found is None:
+        return Cell(DASH)
+    text = fixed(found.value, digits, signed=signed)
+    if found.low is not None and found.high is not None:
+        text += f" ±{fixed((found.high - found.low) / 2, digits)}"
+    return Cell(text, found.value, found.low, found.high, found.n_seeds, strong)
+
+
+def interval(found: Estimate, digits: int) -> Cell:
+    """``value [low, high]``, for intervals that are not symmetric."""
+    text = fixed(found.value, digits, signed=True)
+    if found.low is not None and found.high is not None:
+        text += f" [{fixed(found.low, digits, signed=True)}, {fixed(found.high, digits, signed=True)}]"
+    return Cell(text, found.value, found.low, found.high, found.n_seeds)
+
+
+def share(found: Estimate | None) -> Cell:
+    """A rate in [0, 1] as percent with its interval, which need not be symmetric."""
+    if found is None:
+        return Cell(DASH)
+    text = f"{100 * found.value:.0f} %"
+    if found.low is not None and found.high is not None:
+        text += f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return Cell(text, found.value, found.low, found.high, found.n_seeds)
+
+
+def p_value(p: float | None) -> Cell:
+    """A p value to two digits; very small ones as a bound."""
+    if p is None:
+        return Cell(DASH)
+    return Cell("<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}", p)
+
+
+def seeds(found: int, total: int) -> Cell:
+    """How many seeds a row rests on, of how many that were started."""
+    if found == 1 and total == 1:
+        return Cell(ONE_SEED, 1)
+    if found == 1:
+        return Cell(f"1 of {total}, no interval", 1)
+    return Cell(str(found) if found == total else f"{found} of {total}", found)
+
+
+def digits_for(values: Iterable[float]) -> int:
+    """Decimals that show four significant digits of the largest value."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return 3 if largest == 0 else min(6, max(1, 3 - math.floor(math.log10(largest))))
+
+
+def gathered(remarks: Mapping[str, str]) -> list[str]:
+    """Remarks by row label -> one line for each different remark, naming its rows."""
+    by_text: dict[str, list[str]] = {}
+    for label, text in remarks.items():
+        if text:
+            by_text.setdefault(text, []).append(label)
+    return [f"{', '.join(labels)}: {text}" for text, labels in by_text.items()]
+
+
+def text_column(table: Table) -> int:
+    """Where a row's name stands: the first column of words."""
+    return next((i for i, column in enumerate(table.columns) if not column.numeric), 0)
+
+
+def table_data(table: Table) -> dict[str, object]:
+    """The table as plain data for JSON."""
+    return {
+        "name": table.name,
+        "title": table.title,
+        "columns": [{"key": c.key, "title": c.title, "help": c.help} for c in table.columns],
+        "groups": [
+            {"title": group.title, "rows": [_row_data(table.columns, row) for row in group.rows]}
+            for group in table.groups
+        ],
+        "notes": list(table.all_notes),
+        "prompts": list(table.prompts),
+    }
+
+
+def _row_data(columns: Sequence[Column], row: Row) -> dict[str, object]:
+    data: dict[str, object] = {}
+    for column, cell in zip(columns, row.cells):
+        known = {"low": cell.low, "high": cell.high, "seeds": cell.seeds}
+        extra = {key: value for key, value in known.items() if value is not None}
+        data[column.key] = {"text": cell.text, "value": cell.value, **extra}
+    return data

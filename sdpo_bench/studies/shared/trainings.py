@@ -1,0 +1,257 @@
+"""The trainings of a study: its suites as one plan, and what their runs left as seed x prompt matrices.
+
+Scores are read by the rules of the report (``scores``): a run that failed or diverged is counted, never averaged.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.plugins.conflicts import refuse_what_a_study_owns
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.runs.run_folder import RunFolder, run_folders
+from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, at, read_scores, stack
+from sdpo_bench.statistics.matrices import Cells, Endpoint, Matrix
+from sdpo_bench.sweep.plan import Cell, Plan, RatesOf, make_plan
+from sdpo_bench.sweep.suite import Suite, make_suite
+
+
+class Arm(NamedTuple):
+    """Runs that differ in the seed alone."""
+
+    method: str
+    reward: str
+    variant: str
+
+
+def study_suite(
+    name: str, overrides: Mapping[str, Any], preset: str | None, cells: Mapping[str, Any], **tables: Any
+) -> Suite:
+    """A suite made in memory. The user's ``overrides`` win over the study's own common settings.
+
+    Args:
+        cells: as in a suite file; ``preset`` is added where one is asked for.
+        tables: further tables of a suite file, e.g. ``budget={"images": 64}``, ``variants={...}``.
+    """
+    chosen = dict(cells) | ({"preset": preset} if preset else {})
+    suite = make_suite(name, {"cells": chosen, **tables})
+    refuse_what_a_study_owns(overrides)
+    own = set(suite.variant_keys)
+    if clash := own & set(overrides):
+        raise UsageError(f"--set {sorted(clash)[0]}: this study varies that setting itself.")
+    return replace(suite, common={**suite.common, **overrides})
+
+
+def merged_plan(name: str, suites: Sequence[Suite], out: Path, rates: RatesOf = lambda resolved: None) -> Plan:
+    """One plan of several suites, in their order.
+
+    Raises:
+        UsageError: as ``make_plan``.
+    """
+    cells: dict[tuple[str, ...], Cell] = {}
+    for suite in suites:
+        for cell in make_plan(suite, out, rates).cells:
+            if cells.setdefault(cell.key, cell) is not cell:
+                raise UsageError(f"study '{name}': two of its suites have a cell '{cell.label}'.")
+    return Plan(replace(suites[0], name=name), out, tuple(cells.values()))
+
+
+def reopen(plan: Plan) -> int:
+    """Let finished runs go on whose evaluation, or their base model's, lacks scores that are asked for now.
+
+    A run's identity leaves evaluation out, so a study that is repeated with more step counts, prompts or images finds
+    its trainings done. Returns how many.
+    """
+    found = 0
+    bases = Trainings.of(plan).bases
+    for cell in plan.cells:
+        if cell.state != "done":
+            continue
+        own = read_scores(_folder(plan, cell).evaluation, pictures=False)
+        if not _judged(cell, own) or not any(_judged(cell, base) for base in bases):
+            _folder(plan, cell).set_status("interrupted", "to be judged as a study asks")
+            found += 1
+    return found
+
+
+def _folder(plan: Plan, cell: Cell) -> RunFolder:
+    return RunFolder(plan.out / "runs" / cell.run_id)
+
+
+def _judged(cell: Cell, scores: Scores) -> bool:
+    names = {str(cell.settings["reward.name"]), *cell.settings["eval.rewards"]}
+    splits = [split for split in ("train", "validation", "unseen") if cell.settings[f"eval.{split}"]]
+    return all(_block_of(cell, scores, name, split) is not None for name in names for split in splits)
+
+
+def _block_of(cell: Cell, scores: Scores, reward: str, split: str) -> tuple[PanelKey, Block] | None:
+    """The scores that the cell's evaluation settings ask for, cut to exactly these.
+
+    Raises:
+        UsageError: there are several, by different samplers or reward versions.
+    """
+    s = cell.settings
+    prompts = tuple(sorted(load_prompts(s[f"eval.{split}"])))
+    steps, images = tuple(sorted(s["eval.steps"])), tuple(range(s["eval.images_per_prompt"]))
+    found = [
+        (key, block)
+        for key, block in scores.blocks.items()
+        if (key.split, key.reward) == (split, reward)
+        and block.prompts == prompts
+        and set(steps) <= set(block.steps)
+        and set(images) <= set(block.images)
+    ]
+    if len(found) > 1:
+        samplers = ", ".join(f"{key.sampler} (version {key.version})" for key, _ in found)
+        raise UsageError(f"run '{cell.run_id}' was judged in several ways: {samplers}. Use another --results FOLDER.")
+    return (found[0][0], found[0][1].restrict(steps, images)) if found else None
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """One run as its folder tells of it."""
+
+    cell: Cell
+    folder: RunFolder
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.cell.method, self.cell.reward, self.cell.variant)
+
+    @cached_property
+    def scores(self) -> Scores:
+        return read_scores(self.folder.evaluation) if self.folder.evaluation.exists() else Scores()
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """Training log, one row an epoch."""
+        return self.folder.log()
+
+    @property
+    def bill(self) -> dict[str, Any]:
+        return dict(self.log[-1]["bill"]) if self.log else {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training."""
+        return self.folder.seconds
+
+    @property
+    def why_not(self) -> str:
+        """Why the run's scores cannot be used; empty if they can."""
+        if self.cell.state != "done":
+            return f"{self.cell.state}: {self.cell.message}" if self.cell.message else self.cell.state
+        return f"diverged: {self.scores.bad} scores are not finite" if self.scores.bad else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Trainings:
+    """All runs of a study."""
+
+    out: Path
+    runs: tuple[Trained, ...]
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Trainings":
+        return cls(plan.out, tuple(Trained(cell, _folder(plan, cell)) for cell in plan.cells))
+
+    @cached_property
+    def arms(self) -> dict[Arm, tuple[Trained, ...]]:
+        """Runs by arm, in the order of the plan."""
+        found: dict[Arm, list[Trained]] = {}
+        for run in self.runs:
+            found.setdefault(run.arm, []).append(run)
+        return {arm: tuple(sorted(runs, key=lambda run: run.cell.seed)) for arm, runs in found.items()}
+
+    @cached_property
+    def bases(self) -> list[Scores]:
+        """Scores of the base models that are here."""
+        return [read_scores(f.evaluation) for f in run_folders(self.out) if f.run_id.startswith("base-")]
+
+    def cells(self, arm: Arm, reward: str = "", split: str = "train") -> tuple[Cells, Cells] | None:
+        """Scores of an arm's usable runs and of the base model, same prompts, step counts and images; None if no run
+        is usable.
+
+        Raises:
+            UsageError: the base model lacks scores.
+        """
+        blocks, key = {}, None
+        for run in self.arms[arm]:
+            name = reward or str(run.cell.settings["reward.name"])
+            found = _block_of(run.cell, run.scores, name, split) if not run.why_not else None
+            if found is not None:
+                key, blocks[run.cell.seed] = found
+        if key is None:
+            return None
+        for scores in self.bases:
+            base = _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, split) if (
+                key in scores.blocks) else None  # fmt: skip
+            if base is not None:
+                return stack(blocks, key, arm.method), stack({0: base[1]}, key, BASE)
+        raise UsageError(f"the base model has no scores by {key.reward} on {split} prompts. Run the study again.")
+
+    def gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "", split: str = "train") -> Matrix | None:
+        """Arm minus base model ``[S, P]`` in reward units; None where no run is usable."""
+        found = self.cells(arm, reward, split)
+        if found is None:
+            return None
+        mine, base = (at(cells, endpoint) for cells in found)
+        values = mine.reduce(mine.scores) - base.reduce(base.scores)
+        return Matrix(values, mine.seeds, mine.prompts, mine.measure, f"{arm.method} - {BASE}")
+
+    def spread(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "", split: str = "train") -> float:
+        """Standard deviation (ddof=1) of the base model's images at the endpoint; NaN without scores."""
+        found = self.cells(arm, reward, split)
+        return float(at(found[1], endpoint).per_image().std(ddof=1)) if found else math.nan
+
+    def pictures(self, arm: Arm, statistic: str, split: str = "train") -> tuple[float, float]:
+        """A picture statistic averaged over usable runs and step counts: the arm's and the base model's."""
+        mine = [_picture(run.scores, statistic, split) for run in self.arms[arm] if not run.why_not]
+        base = [_picture(scores, statistic, split) for scores in self.bases]
+        return _mean(mine), _mean(base)
+
+    def failures(self) -> list[Trained]:
+        """Runs that no number rests on."""
+        return [run for run in self.runs if run.why_not]
+
+
+def _picture(scores: Scores, statistic: str, split: str) -> float:
+    by_steps = [found[statistic] for (_, name), found in scores.pictures.items() if name == split]
+    return _mean([value for one in by_steps for value in one.values()])
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def difference(a: Matrix | None, b: Matrix | None, name: str = "") -> Matrix | None:
+    """``a - b`` over the seeds and prompts that both have; None where one is missing or no seed is shared."""
+    if a is None or b is None:
+        return None
+    seeds = tuple(seed for seed in a.seeds if seed in b.seeds)
+    if not seeds or a.prompts != b.prompts:
+        return None
+    rows = [[m.seeds.index(seed) for seed in seeds] for m in (a, b)]
+    gone = len({*a.seeds, *b.seeds}) - len(seeds)
+    note = f"{gone} seeds left out for want of a partner" if gone else ""
+    return Matrix(a.values[rows[0]] - b.values[rows[1]], seeds, a.prompts, a.measure, name or f"{a.name} - {b.name}",
+                  note)  # fmt: skip
+
+
+def known(found: Mapping[str, Matrix | None]) -> dict[str, Matrix]:
+    """Those that are there."""
+    return {label: matrix for label, matrix in found.items() if matrix is not None}
+
+
+def scaled(matrix: Matrix | None, factor: float) -> Matrix | None:
+    """The matrix in other units."""
+    if matrix is None or not math.isfinite(factor):
+        return None
+    return replace(matrix, values=matrix.values * factor)

@@ -1,0 +1,220 @@
+"""Where cells run: an executor starts jobs and says which have ended. This one uses processes on this machine.
+
+Each cell has a process of its own, so that a crash, a leak or a full memory ends one cell and no other. On Linux they
+are forked from a server that has imported the libraries already, which saves several seconds a cell.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from tempfile import gettempdir
+from typing import Any, Protocol
+
+from sdpo_bench.errors import MissingError
+from sdpo_bench.sweep.worker import FAILED, STOPPED, Job, Said, child
+from sdpo_bench.system.signals import unheard
+
+SERVER_LOST = 255
+"""Exit code that ``multiprocessing`` gives a process whose fork server ended and could not hand on the true one."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that is no longer running, in the words of ``cell_process.Said``; ``message``: why it failed."""
+
+    job: Job
+    code: int
+    message: str = ""
+    note: str = ""
+
+
+class NoProcess(MissingError):
+    """The machine refuses another process; no cell is to blame."""
+
+
+class Executor(Protocol):
+    """What a sweep needs of a place to run."""
+
+    @property
+    def slots(self) -> int:
+        """Most jobs at a time."""
+
+    @property
+    def after_kill(self) -> str:
+        """What is left of the jobs that :meth:`kill` ends, in words."""
+
+    def start(self, job: Job) -> None:
+        """Begin a job; returns at once.
+
+        Raises:
+            Busy: another process works on it. NoProcess: there is no room now. SdpoBenchError, OSError: its folder.
+        """
+
+    def wait(self, timeout: float) -> list[Ended]:
+        """Jobs that have ended since the last call; returns as soon as there is one, or after ``timeout`` seconds."""
+
+    def stop(self) -> None:
+        """Ask all running jobs to save and end."""
+
+    def kill(self) -> None:
+        """End all running jobs at once."""
+
+    def close(self) -> None:
+        """Give back what the executor holds."""
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_share(jobs: int) -> int:
+    """CPU threads of each of ``jobs`` processes: an equal share of the processors, which do not get in each
+    other's way."""
+    return max(1, cores() // jobs)
+
+
+class LocalExecutor:
+    """Processes on this machine.
+
+    Args:
+        jobs: most processes at a time.
+        threads: CPU threads of each; 0: its share of the processors.
+        devices: given to the jobs in turn, e.g. ``["cuda:0", "cuda:1"]``.
+        start_method: of ``multiprocessing``; the best one for the platform if empty.
+    """
+
+    def __init__(self, jobs: int, *, threads: int = 0, devices: Sequence[str] = ("auto",), start_method: str = ""):
+        self.jobs = jobs
+        self.threads = threads or thread_share(jobs)
+        self.devices = tuple(devices)
+        self._context: Any = multiprocessing.get_context(start_method or _start_method())
+        if self._context.get_start_method() == "forkserver":
+            self._context.set_forkserver_preload(["sdpo_bench.sweep.warm"])
+        self._running: list[_Running] = []
+        self._stopping = False
+
+    @property
+    def slots(self) -> int:
+        return self.jobs
+
+    @property
+    def after_kill(self) -> str:
+        return "what was saved before stays"
+
+    def start(self, job: Job) -> None:
+        """Raises NoProcess."""
+        place = min(set(range(self.jobs)) - {cell.place for cell in self._running})
+        device = self.devices[place % len(self.devices)]
+        job = replace(job, runtime=replace(job.runtime, threads=self.threads, device=device))
+        try:
+            words, said = self._context.Pipe(duplex=False)
+            # No daemon, which could start no processes, as rewards and loaders of data do. It ends with the sweep by
+            # itself (``cell_process``).
+            process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=False)
+            with said, _thread_variables(self.threads), unheard():
+                process.start()
+        except (OSError, EOFError) as error:
+            raise NoProcess(_no_process(error)) from error
+        self._running.append(_Running(job, process, words, place))
+
+    def wait(self, timeout: float) -> list[Ended]:
+        ready = set(wait([end for cell in self._running for end in cell.ends], timeout))
+        ended = []
+        for cell in [cell for cell in self._running if not ready.isdisjoint(cell.ends)]:
+            said = cell.said() if cell.words in ready else None
+            cell.process.join()
+            if cell.words not in ready and cell.process.exitcode == SERVER_LOST:
+                cell.ends = (cell.words,)  # it is still at work
+                continue
+            self._running.remove(cell)
+            cell.words.close()
+            ended.append(Ended(cell.job, *said) if said else self._without_words(cell))
+        return ended
+
+    def _without_words(self, cell: "_Running") -> Ended:
+        code = cell.process.exitcode
+        if code >= 0:
+            return Ended(cell.job, FAILED, f"its process ended by exit code {code} before the run was done.")
+        if self._stopping:
+            return Ended(cell.job, STOPPED)
+        name = signal.Signals(-code).name
+        hint = " The machine may have run out of memory: try fewer --jobs." if -code == signal.SIGKILL else ""
+        return Ended(cell.job, FAILED, f"its process was ended by {name}.{hint}")
+
+    def stop(self) -> None:
+        self._tell(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._tell(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _tell(self, number: int) -> None:
+        self._stopping = True
+        for cell in self._running:
+            with suppress(ProcessLookupError):  # multiprocessing would tell none whose server is lost
+                os.kill(cell.process.pid, number)
+
+    def close(self) -> None:
+        self.kill()
+        while self._running:
+            self.wait(1.0)
+
+
+class _Running:
+    """A cell at work.
+
+    Args:
+        words: through which its process says how it ended.
+        place: number of its device.
+    """
+
+    def __init__(self, job: Job, process: Any, words: Connection, place: int):
+        self.job, self.process, self.words, self.place = job, process, words, place
+        self.ends: tuple[Any, ...] = (words, process.sentinel)
+        """What tells that it has ended: its words or the end of them, and its process, as far as one hears of that."""
+
+    def said(self) -> Said | None:
+        """What it has said; None where it ended without a word."""
+        with suppress(EOFError, OSError):
+            said: Said = self.words.recv()
+            return said
+        return None
+
+
+@contextmanager
+def _thread_variables(threads: int) -> Iterator[None]:
+    """The environment in which a process that starts has so many threads."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _no_process(error: OSError | EOFError) -> str:
+    """What to say where a process could not be started."""
+    if "AF_UNIX" in str(error):
+        return (
+            f"no process can be started for a cell: the path of the folder for temporary files, '{gettempdir()}', is "
+            "too long for a socket. Name a shorter one: TMPDIR=/tmp sdpo-bench ..."
+        )
+    why = "the server that starts them ended" if isinstance(error, EOFError) else error.strerror or str(error)
+    return (
+        f"no process can be started for a cell: {why}. Allow more open files (ulimit -n) and processes (ulimit -u), or "
+        "free some memory, and give the same command again; finished work is kept."
+    )
+
+
+def _start_method() -> str:
+    available = multiprocessing.get_all_start_methods()
+    return "forkserver" if sys.platform.startswith("linux") and "forkserver" in available else "spawn"

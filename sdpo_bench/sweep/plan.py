@@ -1,0 +1,280 @@
+"""From a suite to the ordered list of its cells: what each is, how far it has come, and what it costs.
+
+The plan is a pure function of the suite and the results folder. What ``--dry-run`` prints is what ``sweep`` executes;
+the sweep plans again whenever a tuning run has ended. Nothing here imports torch (a plugin may).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sdpo_bench.config.compatibility import refuse_reported
+from sdpo_bench.config.resolve import Request, Resolved, resolve
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.estimates.time_estimate import Rates, Work, run_work, seconds
+from sdpo_bench.hashing import canonical_json
+from sdpo_bench.ledger import limit_text
+from sdpo_bench.results.lost_results import what_is_lost
+from sdpo_bench.results.read_results import flat_settings
+from sdpo_bench.results.select_runs import ALIASES, same
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep.suite import Suite
+from sdpo_bench.sweep.tuning import Choice, choice_data, make_choice, tuning_overrides
+
+CellState = Literal["new", "done", "unfinished", "failed", "waiting"]
+"""``waiting``: its settings are known once its tuning runs have ended."""
+STATES: dict[str, CellState] = {
+    "new": "new", "done": "done", "failed": "failed", "running": "unfinished", "interrupted": "unfinished",
+}  # fmt: skip
+Role = Literal["reported", "tuning"]
+Group = tuple[str, str, str, str]
+RatesOf = Callable[[Resolved], Rates | None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite."""
+
+    method: str
+    reward: str
+    model: str
+    variant: str
+    seed: int
+    role: Role
+    overrides: Mapping[str, Any]
+    """All settings above the presets; with the names and the seed they are the whole request."""
+    preset: str | None
+    run_id: str
+    """Empty while ``waiting``."""
+    state: CellState
+    message: str
+    work: Work | None
+    """Cost; None where the budget is a time."""
+    seconds: float | None
+    """Estimated time; None without a calibration."""
+    settings: Mapping[str, Any]
+    """The resolved configuration by ``section.key``, for ``--filter``."""
+
+    @property
+    def group(self) -> Group:
+        """Cells that share their tuned settings."""
+        return (self.method, self.reward, self.model, self.variant)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What stays the same when a choice gives a waiting cell its settings and its run id."""
+        return (self.role, *self.group, str(self.seed), self.run_id if self.role == "tuning" else "")
+
+    @property
+    def request(self) -> Request:
+        return Request(self.method, self.reward, self.model, self.preset, self.seed, dict(self.overrides))
+
+    @property
+    def label(self) -> str:
+        """The cell in words."""
+        parts = [self.method, self.reward, *([self.variant] if self.variant else []), f"seed {self.seed}"]
+        return " ".join(parts) + (" (tuning)" if self.role == "tuning" else "")
+
+    def command(self) -> list[str]:
+        """The same run as a plain ``sdpo-bench run``, for whoever wants to repeat one cell alone."""
+        words = ["run", "--method", self.method, "--reward", self.reward, "--model", self.model]
+        words += ["--preset", self.preset] if self.preset else []
+        words += ["--seed", str(self.seed)]
+        for key, value in self.overrides.items():
+            shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            shown = str(shown).lower() if isinstance(shown, bool) else shown
+            words += ["--set", f"{key}={shown}"]
+        return words
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells in the order in which they are run: tuning first, then one seed of everything after the other."""
+
+    suite: Suite
+    out: Path
+    cells: tuple[Cell, ...]
+    choices: tuple[Choice, ...] = ()
+
+    def count(self, state: str) -> int:
+        return sum(cell.state == state for cell in self.cells)
+
+
+def make_plan(suite: Suite, out: Path, rates: RatesOf = lambda resolved: None) -> Plan:
+    """Resolve every cell and look at its folder.
+
+    Raises:
+        UsageError: settings that do not resolve (naming the cell), two cells that are the same run, methods of one
+            reward and model that would not stop at the same budget.
+    """
+    planner = _Planner(suite, out, rates)
+    tuning, choices = planner.tuning()
+    chosen = {choice.group: choice for choice in choices}
+    places = [(group, seed) for seed in suite.seeds for group in groups(suite)]
+    reported = [planner.reported(group, seed, chosen.get(group)) for group, seed in places]
+    _refuse_twins(suite, [*tuning, *reported])
+    _refuse_unmatched(suite, reported)
+    return Plan(suite, out, (*tuning, *reported), choices)
+
+
+def groups(suite: Suite) -> Iterator[Group]:
+    """Method x reward x model x variant, in the order of the file, methods varying fastest within a reward."""
+    pairs = suite.pairs
+    for model in suite.models:
+        for reward in suite.rewards:
+            for variant in suite.variants:
+                yield from ((method, reward, model, variant) for method, r in pairs if r == reward)
+
+
+class _Planner:
+    """Makes cells; settings are resolved once for all seeds, which takes most of the time."""
+
+    def __init__(self, suite: Suite, out: Path, rates: RatesOf):
+        self.suite, self.out, self.rates = suite, out, rates
+        self._known: dict[str, tuple[Resolved, Work | None]] = {}
+
+    def tuning(self) -> tuple[list[Cell], tuple[Choice, ...]]:
+        """The tuning cells, and what they have led to so far."""
+        search = self.suite.search
+        if search is None:
+            return [], ()
+        extra = tuning_overrides(search)
+        cells, choices = [], []
+        for group in groups(self.suite):
+            runs, candidates = [], search.candidates(group[0])
+            if candidates == [{}]:
+                continue  # no key of the grid is one of its own: there is nothing to tune
+            for settings in candidates:
+                overrides = {**_common(self.suite.overrides(group[0], group[3])), **extra, **settings}
+                cell = self.cell(group, search.settings.seed, "tuning", overrides)
+                cells.append(cell)
+                runs.append((RunFolder(self.out / "runs" / cell.run_id), settings))
+            choices.append(make_choice(group, runs, str(cell.settings["reward.name"]), search))
+        return cells, tuple(choices)
+
+    def reported(self, group: Group, seed: int, choice: Choice | None) -> Cell:
+        """A reported cell, with the settings that its search has chosen or, before that, those of the first try."""
+        overrides = self.suite.overrides(group[0], group[3])
+        if choice is None:
+            return self.cell(group, seed, "reported", overrides)
+        if choice.chosen is not None:
+            return self.cell(group, seed, "reported", {**overrides, **choice.chosen.settings})
+        first = self.cell(group, seed, "reported", {**overrides, **choice.candidates[0].settings})
+        if choice.settled:
+            return replace(first, run_id="", state="failed", message="all its tuning runs failed: nothing to choose")
+        return replace(first, run_id="", state="waiting", message="after its tuning runs")
+
+    def cell(self, group: Group, seed: int, role: Role, overrides: dict[str, Any]) -> Cell:
+        resolved, work = self._resolve(group, role, overrides)
+        resolved = replace(resolved, config=replace(resolved.config, seed=seed))
+        state, message = cell_state(RunFolder(self.out / "runs" / resolved.run_id))
+        measured = self.rates(resolved)
+        return Cell(
+            *group, seed, role, overrides, self.suite.preset, resolved.run_id, state, message, work,
+            seconds(resolved, work, measured) if measured else None,
+            flat_settings(resolved.record),
+        )  # fmt: skip
+
+    def _resolve(self, group: Group, role: Role, overrides: dict[str, Any]) -> tuple[Resolved, Work | None]:
+        place = canonical_json([group, role, overrides])
+        if place not in self._known:
+            method, reward, model, variant = group
+            search = self.suite.search
+            try:
+                resolved = resolve(Request(method, reward, model, self.suite.preset, 0, overrides))
+                if search is not None and search.settings.prompts and role == "reported":
+                    refuse_reported(search.settings.prompts, resolved.config.eval, "search.prompts")
+                self._known[place] = resolved, run_work(resolved)
+            except UsageError as error:
+                where = f"method {method}, reward {reward}" + (f", variant {variant}" if variant else "")
+                raise UsageError(f"suite '{self.suite.name}', {where}: {error}") from None
+        return self._known[place]
+
+
+def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What tuning runs share with the reported ones: all but budget and choice of checkpoint."""
+    return {k: v for k, v in settings.items() if not k.startswith(("budget.", "checkpoint."))}
+
+
+def cell_state(folder: RunFolder) -> tuple[CellState, str]:
+    """How a cell stands by its folder, and why it failed or has to be done again."""
+    try:
+        status = folder.status
+    except UsageError as error:  # damaged: doing the cell mends it; one that cannot be read is said to be so then
+        return "unfinished", "its status file is damaged" if "is damaged" in str(error) else str(error)
+    state = STATES.get(str(status.get("state")), "unfinished")
+    if state == "done" and (lost := what_is_lost(folder)):
+        return "unfinished", lost
+    return state, str(status.get("message", ""))
+
+
+def _refuse_twins(suite: Suite, cells: Sequence[Cell]) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.run_id or str(cell.key), cell)
+        if twin is not cell:
+            raise UsageError(
+                f"suite '{suite.name}': two cells are the same run {cell.run_id}: '{twin.label}' and '{cell.label}'. "
+                "Take one out, or let them differ in a setting."
+            )
+
+
+def _refuse_unmatched(suite: Suite, cells: Sequence[Cell]) -> None:
+    budgets: dict[tuple[str, str], tuple[tuple[Any, Any], Cell]] = {}
+    for cell in cells:
+        mine = (cell.settings["budget.amount"], cell.settings["budget.axis"])
+        theirs, first = budgets.setdefault((cell.reward, cell.model), (mine, cell))
+        if mine != theirs:
+            raise UsageError(
+                f"suite '{suite.name}': '{first.label}' stops at {limit_text(*theirs)} but '{cell.label}' at "
+                f"{limit_text(*mine)}; a comparison needs one budget. Add [budget] to the suite, e.g. images = 2560."
+            )
+
+
+# -- what a report will want to know ---------------------------------------------------------------------------
+
+
+def record_of(plan: Plan) -> dict[str, Any]:
+    """The plan as ``suite_records`` keeps it: which runs belong to the suite, and how their settings were chosen."""
+    suite = plan.suite
+    return {
+        "name": suite.name,
+        "texts": {"description": suite.description, "reproduces": suite.reproduces, "departs": suite.departs},
+        "variant_keys": suite.variant_keys,
+        "reported": {c.run_id: c.variant for c in plan.cells if c.role == "reported" and c.run_id},
+        "tuning": [c.run_id for c in plan.cells if c.role == "tuning"],
+        "waiting": sum(c.role == "reported" and not c.run_id for c in plan.cells),
+        "search": {**asdict(suite.search.settings), "budget": dict(suite.search.budget)} if suite.search else None,
+        "choices": [choice_data(choice) for choice in plan.choices],
+    }
+
+
+# -- which cells ---------------------------------------------------------------------------------------------
+
+
+def keep(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
+    """The cells that match ``--filter``, with the tuning runs that they need.
+
+    Raises:
+        UsageError: an unknown key, or no cell left, saying which key left none and what it could be.
+    """
+    valid = {key for cell in plan.cells for key in facts(cell)} | set(ALIASES)
+    for key in selection:
+        if key not in valid:
+            raise UsageError(f"--filter: no cell has a key '{key}'.{nearest(key, valid)}")
+    kept = [cell for cell in plan.cells if cell.role == "reported"]
+    for key, values in selection.items():
+        having = {str(facts(cell)[key]) for cell in kept if key in facts(cell)}
+        kept = [cell for cell in kept if any(same(facts(cell).get(key), value) for value in values)]
+        if not kept:
+            raise UsageError(f"--filter: no cell has {key} = {', '.join(values)}.{nearest(values[0], having)}")
+    needed = {cell.group for cell in kept}
+    chosen = {id(cell) for cell in kept}
+    cells = tuple(c for c in plan.cells if id(c) in chosen or (c.role == "tuning" and c.group in needed))
+    return replace(plan, cells=cells)
+
+
+def facts(cell: Cell) -> dict[str, Any]:
+    """What a cell can be filtered by."""
+    return {**cell.settings, "variant": cell.variant, "state": cell.state, "seed": cell.seed, "run": cell.run_id}

@@ -1,0 +1,325 @@
+"""Suites: the experiments of a table in one TOML file, shipped or given by path.
+
+A suite is a preset (``presets.py``: sections of settings, ``[for.METHOD.section]``) with the product that it runs::
+
+    description = "one line for the list"
+    reproduces = "which table or figure"
+    departs = "in what it differs from it"
+    [cells]                                  # method x reward x model x variant x seed
+    method = ["sdpo", "ddpo"]                # "*": every installed method
+    reward = ["emoji-align"]
+    model = "emoji-turbo"
+    seed = [0, 1, 2]
+    preset = "embedded"                      # absent: the one that fits model and reward
+    [budget]                                 # the axis and amount at which every method stops
+    images = 2560
+    [variants.per-prompt.advantage]          # named alternatives, one cell each
+    normalisation = "per-prompt"
+    [search]                                 # the same small search for every method (see ``search.py``)
+    seed = 1000
+    steps = [1, 4]
+    [search.budget]
+    images = 640
+    [search.grid.update]
+    lr = [1e-3, 4e-3]
+    [search.for.sdpo.method]                 # more keys for one method
+    clip_range = [1e-4, 1e-3]
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MinLen
+
+from sdpo_bench.config.compatibility import can_learn_from, idle_settings
+from sdpo_bench.config.presets import flatten, read_toml
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.ledger import AXES
+from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.plugins.registry import find, plugin_tag, plugins
+from sdpo_bench.seeds import checked_seed
+from sdpo_bench.settings import SECTIONS, Count, Steps
+
+TEXTS = ("description", "reproduces", "departs")
+TABLES = ("cells", "variants", "search", "for")
+EVERY = "*"
+AXES_OF_CELLS = {"method.name": "method", "reward.name": "reward", "model.name": "model", "seed": "seed"}
+"""Settings that are axes of ``[cells]``."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How hyperparameters are chosen for each method."""
+
+    seed: Annotated[int, Ge(0)]
+    """Training seed of all tuning runs; not among the reported ones."""
+    steps: Annotated[tuple[Steps, ...], MinLen(1)]
+    """Numbers of denoising steps whose mean score decides."""
+    by: Literal["reward", "validation"] = "reward"
+    """Mean trained reward on the training prompts, or on validation prompts."""
+    prompts: str = ""
+    """Prompt set of ``by = "validation"``."""
+    images_per_prompt: Count = 1
+    """Images of every prompt and step count."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A grid of settings, alike for every method but for keys that only one has."""
+
+    settings: SearchSettings
+    budget: Mapping[str, Any]
+    """One ``budget.AXIS``: what a tuning run may use."""
+    grid: Mapping[str, tuple[Any, ...]]
+    by_method: Mapping[str, Mapping[str, tuple[Any, ...]]]
+
+    def candidates(self, method: str) -> list[dict[str, Any]]:
+        """Every choice of the method's grid, the last key varying fastest; one empty choice where it has no use for
+        any key of the grid."""
+        axes = {**without_idle(method, self.grid), **self.by_method.get(plugin_tag(method), {})}
+        return [dict(zip(axes, values)) for values in product(*axes.values())]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite file, read and checked as far as that goes without resolving its cells."""
+
+    name: str
+    description: str
+    reproduces: str
+    departs: str
+    methods: tuple[str, ...]
+    every_method: bool
+    """Whether the file says "*": every installed method, each with the rewards that it can learn from."""
+    rewards: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    preset: str | None
+    common: Mapping[str, Any]
+    by_method: Mapping[str, Mapping[str, Any]]
+    variants: Mapping[str, Mapping[str, Any]]
+    """Settings by name; one without name or settings where a suite has no variants."""
+    search: Search | None
+
+    def overrides(self, method: str, variant: str) -> dict[str, Any]:
+        """Settings of a cell above its presets: the common ones that it can use, the method's, the variant's."""
+        return {
+            **without_idle(method, self.common),
+            **self.by_method.get(plugin_tag(method), {}),
+            **self.variants[variant],
+        }
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Method and reward of the cells, methods varying fastest. A pair that was named stays, and is refused when it
+        is resolved, if the method cannot learn from the reward."""
+        found = [(method, reward) for reward in self.rewards for method in self.methods]
+        return [pair for pair in found if not self.every_method or can_learn_from(*pair)]
+
+    @property
+    def variant_keys(self) -> tuple[str, ...]:
+        """Settings in which the variants differ."""
+        return tuple(dict.fromkeys(key for settings in self.variants.values() for key in settings))
+
+
+def without_idle(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings meant for all methods, without those that this one has no use for."""
+    idle = idle_settings(find("methods", method).load())
+    return {key: value for key, value in settings.items() if not key.startswith(idle)}
+
+
+def suite_folder() -> Path:
+    return Path(str(files("sdpo_bench.sweep"))) / "suites"
+
+
+def shipped_suites() -> dict[str, Suite]:
+    """All suites in the package, by name."""
+    return {path.stem: read_suite(path) for path in sorted(suite_folder().glob("*.toml"))}
+
+
+def find_suite(name: str) -> Suite:
+    """A shipped suite by name, or a TOML file by path.
+
+    Raises:
+        UsageError: neither, or a file that is no suite; the message has the nearest name.
+    """
+    if name.endswith(".toml"):
+        return read_suite(Path(name))
+    paths = {path.stem: path for path in suite_folder().glob("*.toml")}
+    if name not in paths:
+        raise UsageError(f"unknown suite '{name}'.{nearest(name, paths)} A path ending in .toml works too.")
+    return read_suite(paths[name])
+
+
+def read_suite(path: Path) -> Suite:
+    """Parse a suite file.
+
+    Raises:
+        UsageError: not TOML, unknown names, an empty product. MissingError: not readable.
+    """
+    data = read_toml(path, "suite")
+    try:
+        return make_suite(path.stem, data)
+    except UsageError as error:
+        raise UsageError(f"suite '{path.stem}': {error}") from None
+
+
+def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
+    """A suite from what its file would hold.
+
+    Raises:
+        UsageError: unknown names, an empty product.
+    """
+    data = dict(data)
+    _known(data, (*TEXTS, *TABLES, *SECTIONS, "method", "reward"), "key")
+    texts = {key: data.pop(key, "") for key in TEXTS}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise UsageError(f"{key}: got {text!r}, expected a text.")
+    cells, by_method = _table(data, "cells"), _tables(data, "for")
+    variants = {key: flatten(table) for key, table in _tables(data, "variants").items()}
+    search = _table(data, "search") if "search" in data else None
+    _known(cells, ("method", "reward", "model", "seed", "preset"), "key cells.")
+    named = _several(cells, "method")
+    methods = _methods(named)
+    if not isinstance(cells.get("preset", "-"), str) or not cells.get("preset", "-").strip():
+        raise UsageError(f'cells.preset: got {cells["preset"]!r}. Example: preset = "embedded"')
+    suite = Suite(
+        name=name,
+        **texts,
+        methods=methods,
+        every_method=named == [EVERY],
+        rewards=tuple(find("rewards", reward).name for reward in _several(cells, "reward")),
+        models=tuple(_several(cells, "model")),
+        seeds=_seeds(_several(cells, "seed")),
+        preset=cells.get("preset"),
+        common=flatten(data),
+        by_method={plugin_tag(_method(key)): flatten(table) for key, table in by_method.items()},
+        variants=variants or {"": {}},
+        search=_search(search) if search is not None else None,
+    )
+    _check(suite)
+    return suite
+
+
+def _known(table: Mapping[str, Any], valid: Iterable[str], what: str) -> None:
+    for key in table:
+        if key not in tuple(valid):
+            raise UsageError(f"unknown {what}{'' if what.endswith('.') else ' '}'{key}'.{nearest(key, valid)}")
+
+
+def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
+    table = data.pop(key, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"{key} is a table: [{key}].")
+    return table
+
+
+def _tables(data: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    tables = _table(data, key)
+    if not all(isinstance(table, dict) for table in tables.values()):
+        raise UsageError(f"[{key}] holds one table a name, e.g. [{key}.NAME.update].")
+    return tables
+
+
+def _several(cells: Mapping[str, Any], key: str) -> list[Any]:
+    """One value or a list of them; nothing would be an empty product."""
+    given = cells.get(key, [])
+    values = given if isinstance(given, list) else [given]
+    if not values:
+        raise UsageError(f"there is nothing to run: cells.{key} is empty. Give at least one, e.g. {_EXAMPLES[key]}")
+    kind = int if key == "seed" else str
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, bool) or not str(value).strip():
+            raise UsageError(f"cells.{key}: got {value!r}. Example: {_EXAMPLES[key]}")
+        if values.count(value) > 1:
+            raise UsageError(f"cells.{key} names {value!r} twice; a cell is run once.")
+    return values
+
+
+_EXAMPLES = {
+    "method": 'method = ["sdpo", "ddpo"]',
+    "reward": 'reward = ["emoji-align"]',
+    "model": 'model = "emoji-turbo"',
+    "seed": "seed = [0, 1, 2]",
+}
+
+
+def _methods(names: list[str]) -> tuple[str, ...]:
+    return tuple(plugins("methods")) if names == [EVERY] else tuple(_method(name) for name in names)
+
+
+def _method(name: str) -> str:
+    return find("methods", name).name
+
+
+def _seeds(values: list[int]) -> tuple[int, ...]:
+    return tuple(checked_seed(value, "cells.seed") for value in values)
+
+
+def _search(table: dict[str, Any]) -> Search:
+    budget, grid = _table(table, "budget"), flatten(_table(table, "grid"))
+    by_method = {plugin_tag(_method(k)): flatten(t) for k, t in _tables(table, "for").items()}
+    valid = [*SearchSettings.__dataclass_fields__, "budget", "grid", "for"]
+    _known(table, valid, "key search.")
+    for axes in (grid, *by_method.values()):
+        for key, values in axes.items():
+            if not isinstance(values, list) or not values:
+                raise UsageError(f"search: {key} = {values!r} is no list of values to try.")
+            if key.split(".")[0] in ("budget", "eval", "checkpoint"):
+                raise UsageError(f"search: {key} is not a hyperparameter of a method.")
+    if not grid and not by_method:
+        raise UsageError("search: nothing to try. Add [search.grid.update] with e.g. lr = [1e-3, 4e-3].")
+    if len(budget) != 1 or next(iter(budget)) not in AXES:
+        raise UsageError(f"search.budget names one axis, got {budget}. Valid: {', '.join(AXES)}.")
+    lists = {k: tuple(v) for k, v in grid.items()}
+    own = {m: {k: tuple(v) for k, v in axes.items()} for m, axes in by_method.items()}
+    settings: SearchSettings = validate(SearchSettings, table, "search")
+    return Search(settings, flatten({"budget": budget}), lists, own)
+
+
+def _refuse_axes(suite: Suite) -> None:
+    """What a cell is called must be what it runs."""
+    tables = [("the suite", suite.common)]
+    tables += [(f"for.{name}", table) for name, table in suite.by_method.items()]
+    tables += [(f"variants.{name}", table) for name, table in suite.variants.items()]
+    if suite.search is not None:
+        tables += [("search", suite.search.grid)]
+        tables += [(f"search.for.{name}", table) for name, table in suite.search.by_method.items()]
+    for where, settings in tables:
+        for key, axis in AXES_OF_CELLS.items():
+            if key in settings:
+                given = list(settings[key]) if isinstance(settings[key], tuple) else settings[key]
+                raise UsageError(f"{where} sets {key} = {given!r} beside cells.{axis}. Say it in cells.{axis} alone.")
+
+
+def _check(suite: Suite) -> None:
+    """What keeps a comparison fair: one budget, one evaluation, one choice of checkpoint for all."""
+    _refuse_axes(suite)
+    for where, settings in [
+        *((f"for.{name}", table) for name, table in suite.by_method.items()),
+        *((f"variants.{name}", table) for name, table in suite.variants.items()),
+    ]:
+        for key in settings:
+            if key.split(".")[0] in ("budget", "eval", "checkpoint"):
+                raise UsageError(
+                    f"{where} sets {key}: budget, evaluation and checkpoint choice are the same for all cells of a "
+                    "suite. Set it at the top level."
+                )
+    search = suite.search
+    if search is None:
+        return
+    if search.settings.seed in suite.seeds:
+        raise UsageError(
+            f"search.seed = {search.settings.seed} is among the reported seeds; tuning on it would flatter them. "
+            f"Use another, e.g. {max(suite.seeds) + 1000}."
+        )
+    if (search.settings.by == "validation") != bool(search.settings.prompts):
+        raise UsageError('search.prompts belongs to search.by = "validation": give both or neither.')
+    idle = set(search.by_method) - {plugin_tag(method) for method in suite.methods}
+    if idle:
+        raise UsageError(f"search.for.{sorted(idle)[0]}: that method is not among the suite's cells.")

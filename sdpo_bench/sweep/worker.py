@@ -1,0 +1,167 @@
+"""What a process does that runs one cell of a sweep: its log, its signals, its last words.
+
+A cell is a plain ``run_cell``; everything it leaves is in its run folder. Whoever started it hears how it ended and
+why, so that a failure has its reason even where nothing can be written. It saves and ends when it is told to (SIGTERM)
+and also when the sweep that started it is gone.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from multiprocessing import active_children, parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, said
+from sdpo_bench.plugins.call import blamed
+from sdpo_bench.prompts.prompt_sets import held_prompts
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.settings import Runtime
+from sdpo_bench.system.signals import STOPS, handle, ignore
+from sdpo_bench.system.streams import open_log
+
+DONE, FAILED, BUSY, STOPPED = 0, 1, 75, 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell, ready to be sent to another process or machine."""
+
+    label: str
+    run_id: str
+    request: Request
+    runtime: Runtime
+    command: str
+    """The same cell as a command, for the log."""
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.runtime.out / "runs" / self.run_id)
+
+    @property
+    def log(self) -> Path:
+        return self.runtime.out / "logs" / f"{self.run_id}.log"
+
+
+class Said(NamedTuple):
+    """The last words of a process: how its cell ended, why it failed, and what is missing from its log."""
+
+    code: int
+    """:data:`DONE`, :data:`FAILED`, :data:`BUSY` or :data:`STOPPED`."""
+    message: str = ""
+    note: str = ""
+
+
+def child(job: Job, words: Connection) -> NoReturn:
+    """Main function of a process on this machine; what it has :class:`Said` goes through ``words``."""
+    # Ctrl-C reaches every process of the terminal, and others like it those of a job; the sweep alone decides what it
+    # means and says so by SIGTERM. A limit on CPU time is this process's own.
+    for number in (signal.SIGINT, *STOPS):
+        signal.signal(number, signal.SIG_IGN)
+    for number in {signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM)}:
+        handle(number, _stop)
+    try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        last = logged_work(job, descriptors=(1, 2))
+    except KeyboardInterrupt:
+        last = Said(STOPPED)
+    except BaseException as error:  # a machine without room for a thread, a file or a module
+        last = Said(FAILED, in_words(error))
+    ignore(signal.SIGTERM)
+    for left in active_children():  # of a plugin, whose pool would wait for more work for ever
+        left.terminate()
+    with suppress(OSError):  # nobody listens any more
+        words.send(last)
+    os._exit(last.code)
+
+
+def in_words(error: BaseException) -> str:
+    """What to say of an error that may be a defect, often of a plugin."""
+    text = said(error)
+    return text if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    # Once: schedulers tell the whole process group, and so does the sweep; a second signal must not tear saving apart.
+    ignore(signal.SIGTERM, number)  # a limit on CPU time is told every second
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def logged_work(job: Job, *, descriptors: tuple[int, ...] = ()) -> Said:
+    """:func:`work` with its output in the cell's log; a cell whose log cannot be written does without.
+
+    Args:
+        descriptors: those of the process's own output, for libraries that do not ask Python; none where the process
+            does more than one cell.
+    """
+    with open_log(job.log) as log, redirect_stdout(log), redirect_stderr(log):
+        for descriptor in descriptors:
+            os.dup2(log.fileno(), descriptor)
+        log.write(f"\n== {time.strftime('%Y-%m-%dT%H:%M:%S')} {job.label}\n== {job.command}\n")
+        code, message = work(job)
+    return Said(code, message, log.lost and no_log(job, log.lost))
+
+
+def no_log(job: Job, why: str) -> str:
+    """The note of a cell without a log, or without the whole of it."""
+    return f"its log '{job.log}' cannot be written: {why}"
+
+
+def work(job: Job) -> tuple[int, str]:
+    """Do the cell; how it ended, and why it failed, which its status says too where that can be written."""
+    try:
+        with held_prompts(), blamed():
+            _run(job)
+    except KeyboardInterrupt:
+        print("stopped; the next sweep goes on from the last whole epoch", file=sys.stderr)
+        return STOPPED, ""
+    except Busy as error:
+        print(error, file=sys.stderr)
+        return BUSY, ""
+    except SdpoBenchError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return _failed(job, str(error))
+    except BaseException as error:  # exit code 0 of a plugin's sys.exit would read as done
+        traceback.print_exc()
+        return _failed(job, in_words(error))
+    return DONE, ""
+
+
+def _run(job: Job) -> None:
+    from sdpo_bench.running.live import Live, print_step_table
+    from sdpo_bench.running.run_one import run_cell
+    from sdpo_bench.system.progress import Watcher
+
+    resolved = resolve(job.request)
+    if resolved.run_id != job.run_id:
+        raise UsageError(
+            f"the cell resolves to {resolved.run_id} here, but was planned as {job.run_id}: a preset, prompt "
+            "file, pipeline folder or plugin differs. Plan again, with the same files and version everywhere."
+        )
+    with Live(job.label) as live:
+        outcome = run_cell(resolved, job.runtime, Watcher(live.tick, live.evaluation))
+    print_step_table(outcome.table, resolved.reward_name)
+
+
+def _failed(job: Job, message: str) -> tuple[int, str]:
+    try:
+        job.folder.record_failure(message)
+    except Busy:
+        return BUSY, ""
+    except (Unwritable, OSError) as error:
+        print(f"the failure could not be recorded: {error}", file=sys.stderr)
+    return FAILED, message

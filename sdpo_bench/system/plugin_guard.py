@@ -1,0 +1,184 @@
+"""What a process has only one of, put back after somebody else's code has run.
+
+A plugin that changes the working folder, torch's default dtype or its number of threads would change where results go
+or what the rest of the run computes. Many packages do so on import; their users should not have to know.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from sdpo_bench.system.signals import STOPS, answered
+from sdpo_bench.system.standard_output import reopened
+
+_DEVICES = ("cpu", "cuda")
+"""Where autocast can be on."""
+_SMALLEST = 5e-324
+_SIGNALS = (signal.SIGINT, *STOPS)
+_ENTERED: list[Any] = []
+
+
+@dataclass(frozen=True)
+class ProcessState:
+    """Working folder, outputs and torch's global settings; those of torch are ``None`` while nobody has imported it."""
+
+    working_folder: str | None
+    file_mode: int | None = None
+    """The umask."""
+    recursion_limit: int | None = None
+    outputs: tuple[Any, ...] | None = None
+    """``sys.stdout`` and ``sys.stderr``, each with whether it is closed."""
+    signal_handlers: tuple[Any, ...] | None = None
+    """Of Ctrl-C and of the signals that mean "save and end"."""
+    default_dtype: Any = None
+    default_device: Any = None
+    inference_mode: bool | None = None
+    """Before the gradients, which it turns off."""
+    gradients: bool | None = None
+    threads: int | None = None
+    deterministic: bool | None = None
+    matmul_precision: str | None = None
+    autocast: tuple[Any, ...] | None = None
+    """Whether it is on, and its dtype, by device; how many contexts are open."""
+    flush_denormal: bool | None = None
+    """Whether this thread takes numbers below float's normal range for 0; libraries built with -ffast-math do that."""
+
+    @classmethod
+    def now(cls) -> "ProcessState":
+        folder = None
+        with suppress(OSError):  # it has been deleted; there is nothing to come back to
+            folder = os.getcwd()
+        plain = (folder, _file_mode(), sys.getrecursionlimit(), _outputs(), _signal_handlers())
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return cls(*plain)
+        return cls(
+            *plain, torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(), _autocast(torch), _SMALLEST * 1.0 == 0.0,
+        )  # fmt: skip
+
+    def changes(self, later: "ProcessState") -> list[str]:
+        """Names of what is different ``later``; torch's own defaults are none where it was imported in between."""
+        before = self._known_to(later)
+        names = [field.name for field in fields(self) if getattr(before, field.name) is not None]
+        return [name for name in names if getattr(before, name) != getattr(later, name)]
+
+    def _known_to(self, later: "ProcessState") -> "ProcessState":
+        """The same, with torch as it is after its import where only ``later`` knows of it."""
+        return self if self.default_dtype or not later.default_dtype else _fresh(self)
+
+    def restore(self) -> None:
+        """Make the process as it was."""
+        now = ProcessState.now()
+        before = self._known_to(now)
+        for name in self.changes(now):
+            _UNDO[name](getattr(before, name))
+
+
+def _file_mode() -> int | None:
+    """It can only be read by setting it; nobody else's file becomes more open by that."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    os.umask(mode := os.umask(0o077))
+    return mode
+
+
+def _outputs() -> tuple[Any, ...]:
+    return tuple((stream, getattr(stream, "closed", False)) for stream in (sys.stdout, sys.stderr))
+
+
+def _signal_handlers() -> tuple[Any, ...] | None:
+    """Only the main thread can change them."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return tuple(signal.getsignal(number) for number in _SIGNALS)
+
+
+def _undo_signal_handlers(before: tuple[Any, ...]) -> None:
+    """But for those that have come already, and are ignored while what they ended is being saved."""
+    for number, handler in zip(_SIGNALS, before):
+        if handler is not None and not answered(number):  # None: it was not set from Python
+            signal.signal(number, handler)
+
+
+def _autocast(torch: Any) -> tuple[Any, ...]:
+    by_device = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES)
+    torch.autocast_increment_nesting()
+    return (*by_device, torch.autocast_decrement_nesting())
+
+
+def _undo_autocast(before: tuple[Any, ...]) -> None:
+    torch = sys.modules["torch"]
+    *by_device, depth = before
+    for device, (enabled, dtype) in zip(_DEVICES, by_device):
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+    for _ in range(_autocast(torch)[-1] - depth):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+
+
+def _undo_inference_mode(before: bool) -> None:
+    """By one more context, which stays: leaving somebody else's is up to whoever has entered it."""
+    context = sys.modules["torch"].inference_mode(before)
+    context.__enter__()
+    _ENTERED.append(context)
+
+
+def _undo_outputs(before: tuple[Any, ...]) -> None:
+    """The same streams; those that were closed meanwhile are opened again where the process still has them."""
+    for (stream, was_closed), name, descriptor in zip(before, ("stdout", "stderr"), (1, 2)):
+        if getattr(stream, "closed", False) and not was_closed:
+            with suppress(OSError):  # closed for the system too
+                stream = reopened(descriptor)
+        setattr(sys, name, stream)
+
+
+def _back_to(folder: str) -> None:
+    with suppress(OSError):  # deleted: whatever needs it says so
+        os.chdir(folder)
+
+
+_UNDO: dict[str, Callable[[Any], Any]] = {
+    "working_folder": _back_to,
+    "file_mode": os.umask,
+    "recursion_limit": sys.setrecursionlimit,
+    "outputs": _undo_outputs,
+    "signal_handlers": _undo_signal_handlers,
+    "default_dtype": lambda value: sys.modules["torch"].set_default_dtype(value),
+    "default_device": lambda value: sys.modules["torch"].set_default_device(None if value.type == "cpu" else value),
+    "gradients": lambda value: sys.modules["torch"].set_grad_enabled(value),
+    "threads": lambda value: sys.modules["torch"].set_num_threads(value),
+    "deterministic": lambda value: sys.modules["torch"].use_deterministic_algorithms(value),
+    "matmul_precision": lambda value: sys.modules["torch"].set_float32_matmul_precision(value),
+    "autocast": _undo_autocast,
+    "inference_mode": _undo_inference_mode,
+    "flush_denormal": lambda value: sys.modules["torch"].set_flush_denormal(value),
+}
+
+
+def _fresh(before: ProcessState) -> ProcessState:
+    """With torch as it is after its import; its number of threads depends on the machine."""
+    import torch
+
+    return replace(
+        before, default_dtype=torch.float32, default_device=torch.device("cpu"), inference_mode=False, gradients=True,
+        deterministic=False, matmul_precision="highest", flush_denormal=False,
+        autocast=((False, torch.bfloat16), (False, torch.float16), 0),
+    )  # fmt: skip
+
+
+@contextmanager
+def kept_process_state() -> Iterator[None]:
+    """Put back, at the end, what the process had at the beginning, however the block ends."""
+    before = ProcessState.now()
+    try:
+        yield
+    finally:
+        before.restore()

@@ -1,0 +1,61 @@
+"""Streams for progress: standard error and logs, whose writers must not fail because nobody can listen.
+
+A full disk, a closed terminal or a pipe whose reader has gone costs the words and nothing else.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.system.regular import regular
+from sdpo_bench.system.standard_output import rewrapped
+
+
+class Lossy(io.FileIO):
+    """A file that takes whatever it is given; what cannot be written is dropped."""
+
+    lost = ""
+    """Why something was dropped, in the system's words."""
+
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+        except OSError as error:
+            self.lost = error.strerror or str(error)
+            written = None
+        return memoryview(data).nbytes if written is None else written  # None: whoever reads is too slow
+
+
+class Log(io.TextIOWrapper):
+    """UTF-8, a line at a time; never fails."""
+
+    def __init__(self, raw: Lossy, lost: str = ""):
+        super().__init__(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._raw, self._lost = raw, lost
+
+    @property
+    def lost(self) -> str:
+        """Why there is no log, or not the whole of it; empty where nothing was lost."""
+        return self._lost or self._raw.lost
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[Log]:
+    """A log to be continued, in a folder that is made; where it cannot be opened, one that leads nowhere."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = Log(Lossy(path, "a", opener=regular))
+    except OSError as error:
+        log = Log(Lossy(os.devnull, "w"), error.strerror or str(error))
+    with log:
+        yield log
+
+
+def let_progress_fail() -> None:
+    """From now on what standard error refuses is dropped; a stream that a program has put in its place stays."""
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = rewrapped(sys.stderr, Lossy)

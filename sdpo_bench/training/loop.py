@@ -1,0 +1,322 @@
+"""The training loop: sample, score, compare, update, record, until the budget is spent.
+
+The trainer owns everything that methods share. A method adds its loss and says what it needs; a run is a pure function
+of its resolved configuration, wherever and however often it was interrupted.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sdpo_bench import seeds
+from sdpo_bench.advantages.epoch_metrics import Stopwatch, update_rewards
+from sdpo_bench.advantages.experience import Experience, UpdateLog
+from sdpo_bench.advantages.learning_signal import Signals
+from sdpo_bench.advantages.normalise import Normaliser
+from sdpo_bench.api import Method, Reward
+from sdpo_bench.config.training_schedule import needs_log_prob, training_schedule
+from sdpo_bench.errors import RunFailed, UsageError
+from sdpo_bench.ledger import Cost, Ledger, Limit, limit_text
+from sdpo_bench.models.catalogue import scheduler_config
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.prompts.prompt_sets import draw_prompts, load_prompts
+from sdpo_bench.rollout.group_cost import group_cost, probe_cost
+from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
+from sdpo_bench.rollout.schedule import step_weights
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.scorer import supervise
+from sdpo_bench.settings import RunConfig, Runtime
+from sdpo_bench.system.distributed import ALONE, Processes
+from sdpo_bench.system.memory_retry import halving, refusing
+from sdpo_bench.system.progress import Tick
+from sdpo_bench.system.signals import raise_what_was_lost
+from sdpo_bench.training import checkpoint, collapse_guards
+from sdpo_bench.training.state import TrainingState, Validator
+from sdpo_bench.training.update_order import Order
+from sdpo_bench.training.updater import Updater
+
+T = TypeVar("T")
+
+PREFETCHED = 1024
+"""Prompts up to which all are encoded before training, so that the text encoders are done (and, offloaded, visit the
+device once); an SD-Turbo prompt takes 0.3 MB."""
+
+
+class Trainer:
+    """One run's training.
+
+    Args:
+        policy: carries a fresh adapter drawn from the run's seed.
+        watch: called with a :class:`Tick` now and then.
+        validator: judges candidates for the best checkpoint; None where the last one is taken.
+        processes: who else trains this run; each does its own groups, the main one writes.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        runtime: Runtime,
+        run: RunFolder,
+        policy: Policy,
+        method: Method,
+        reward: Reward,
+        watch: Callable[[Tick], None] = lambda tick: None,
+        validator: Validator | None = None,
+        processes: Processes = ALONE,
+    ):
+        self.config, self.runtime, self.run, self.processes = config, runtime, run, processes
+        self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
+        self.prompts = load_prompts(config.sample.prompts)
+        self.schedule = training_schedule(config, scheduler_config(policy), method)
+        self.weights = step_weights(self.schedule, config.update.step_weight)
+        if needs_log_prob(method) and not bool((self.weights > 0).any()):
+            raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
+        self.ledger = Ledger()
+        self.scorer = supervise(config.reward.name, reward, self.ledger, timeout=runtime.reward_timeout)
+        self.limit = Limit(config.budget.axis, config.budget.amount)
+        a = config.advantage
+        self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
+        self.updater = Updater(
+            policy,
+            self.schedule,
+            method,
+            config.update,
+            self.weights,
+            self.ledger,
+            runtime.micro_batch,
+            self.scorer,
+            config.seed,
+            processes,
+        )
+        self.signals = Signals(
+            policy, self.schedule, method, a, self.scorer, self.normaliser, self.ledger, processes,
+            self.updater.sampled_values, runtime,
+        )  # fmt: skip
+        self.state = TrainingState(run, self.updater, self.normaliser, self.scorer, validator, processes, self.warn)
+        self.groups_per_epoch = config.sample.images_per_epoch // method.members
+        self._refuse_small_budget()
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs so far."""
+        return self.state.epoch
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train until the budget is spent, from the latest checkpoint if there is one.
+
+        Raises:
+            RunFailed: numbers that can no longer be trusted; the last checkpoint is intact.
+            KeyboardInterrupt: passed on; whole epochs since the last checkpoint are saved first.
+        """
+        if self.method.signal == "none":
+            return
+        self._resume()
+        if len(self.prompts) <= PREFETCHED:
+            self.policy.encode(self.prompts)
+        self.policy.on_call = self.ledger.charge_call
+        wanted = self.groups_per_epoch
+        try:
+            self._refuse_collapse()
+            while groups := self._groups_left(wanted):
+                raise_what_was_lost()
+                before = self.ledger.used(self.limit.axis)
+                self._validate(last=False)
+                self._run_epoch(groups, wanted)
+                self._refuse_standstill(before)
+                self._refuse_collapse()
+                if self.epoch % self.runtime.checkpoint_every == 0:
+                    self.state.save()
+            self._validate(last=True)
+        finally:
+            # However the loop ends, the last whole epoch is what stays; a half one leaves no trace.
+            self.policy.on_call = None
+            self.state.save()
+
+    def _resume(self) -> None:
+        path, warnings = self.processes.share(lambda: checkpoint.latest(self.run))
+        for warning in warnings:
+            self.watch(self._tick("warning", {"warning": warning}))
+        self.state.resume(path)
+
+    def _refuse_standstill(self, before: float) -> None:
+        """A policy that draws the same few pictures is scored from the cache for ever and spends no reward calls."""
+        if self.ledger.used(self.limit.axis) == before:
+            raise RunFailed(
+                f"epoch {self.epoch} spent no {self.limit.axis.replace('_', ' ')}: every picture had been scored "
+                "before, so the policy has collapsed and the budget would never be spent. Lower update.lr, or give "
+                "the budget on another axis."
+            )
+
+    def _validate(self, *, last: bool) -> None:
+        """Judge the present checkpoint if it is a candidate; never part of the training bill."""
+        self.state.mend_logs()
+        if self.validator is None:
+            return
+        self.policy.on_call = None
+        judge = self.validator.after_epoch
+        self.halving(lambda _: judge(self.epoch, last=last), self.shrink)
+        self.policy.on_call = self.ledger.charge_call
+
+    def _groups_left(self, wanted: int) -> int:
+        cost, overhead = self._costs(wanted)
+        return self.limit.groups_left(self.ledger, cost, wanted, overhead)
+
+    def _costs(self, wanted: int) -> tuple[Cost, int]:
+        """Cost of one group, and what an epoch costs on the budget's axis besides its groups."""
+        guided = self.policy.branches > 1
+        inner = self.config.update.inner_epochs
+        calls = self.scorer.calls_per_image
+        cost = group_cost(self.method, self.weights.tolist(), inner_epochs=inner, guided=guided, calls_per_image=calls)
+        on_calls = self.limit.axis == "denoiser_calls"
+        probe = probe_cost(self.method, self.schedule.num_steps, wanted, guided=guided) if on_calls else 0
+        return cost, probe
+
+    def _refuse_small_budget(self) -> None:
+        cost, overhead = self._costs(self.groups_per_epoch)
+        if self.limit.groups_left(Ledger(), cost, self.groups_per_epoch, overhead) == 0:
+            raise UsageError(
+                f"a budget of {limit_text(self.limit.amount, self.limit.axis)} is less than one prompt group costs "
+                f"({cost.of(self.limit.axis) + overhead:g}). Use a larger --budget."
+            )
+
+    def _run_epoch(self, groups: int, wanted: int) -> None:
+        started = time.monotonic()
+        metrics, timing = self.halving(lambda _: self._epoch(groups, wanted), self._begin_epoch_again)
+        seconds = self.processes.share(lambda: max(time.monotonic() - started, 1e-9))
+        self.ledger.seconds += seconds
+        timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
+        self.state.add_epoch(metrics, timing)
+        self._tell("epoch")
+        if self.processes.is_main:
+            for warned in collapse_guards.fire(self.run, metrics, self.state.first, self.config.guard):
+                self.warn(warned.text)
+
+    def warn(self, text: str) -> None:
+        """Tell whoever watches."""
+        epoch = f"epoch {self.epoch}: " if self.epoch else ""
+        self.watch(self._tick("warning", {"warning": f"{epoch}{text}"}))
+
+    def _refuse_collapse(self) -> None:
+        """All pictures are one colour: every reward is the same, and there is nothing left to learn from."""
+        if self.config.guard.stop and collapse_guards.all_flat(self.state.last, self.state.first):
+            raise RunFailed(
+                f"all pictures of epoch {self.epoch} are one colour: the policy has collapsed. Lower update.lr, or use "
+                "checkpoint.choose=before-collapse. To go on all the same: --set guard.stop=false"
+            )
+
+    def halving(self, work: Callable[[int], T], halved: Callable[[int, str], None]) -> T:
+        """Work that is tried again with smaller micro-batches when memory runs out (``out_of_memory.halving``).
+
+        One of several processes cannot begin again alone, so there it ends the run.
+
+        Raises:
+            RunFailed: nothing smaller is left to try, or this is one of several processes.
+        """
+        size = self.runtime.micro_batch
+        return halving(work, size, halved) if self.processes.count == 1 else refusing(work, size)
+
+    def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
+        """Back to the last whole epoch, and on with smaller micro-batches."""
+        self.state.go_back()
+        self.shrink(micro_batch, text)
+
+    def shrink(self, micro_batch: int, text: str) -> None:
+        """Smaller micro-batches from now on, recorded with the run."""
+        self.runtime = self.signals.runtime = replace(self.runtime, micro_batch=micro_batch)
+        self.updater.micro_batch = micro_batch
+        if self.validator is not None:
+            self.validator.micro_batch = micro_batch
+        collapse_guards.record(self.run, collapse_guards.Warned(self.epoch + 1, "memory", text))
+        self.warn(text)
+
+    def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
+        clock, before = Stopwatch(), Ledger.from_state(self.ledger.state_dict())
+        remembered = self.scorer.cache.mark() if self.processes.count > 1 else set()
+        # Nothing of ours draws from it; what a plugin's network draws (dropout) is the same after a resume.
+        torch.manual_seed(seeds.seed_for(self.config.seed, "plugins", self.epoch))
+        first = self._order(groups, 0)
+        mine = self.processes.mine(first.groups).sort().values
+        trajectories = self._sample(mine, groups, wanted)
+        clock.lap("sample_seconds")
+        self._tell("scoring")
+        experience, metrics = self.signals.of(trajectories, mine, groups)
+        clock.lap("reward_seconds")
+        metrics |= self._learn(experience, groups, first)
+        clock.lap("update_seconds")
+        self._settle(before, remembered)
+        bill = self.ledger.bill()
+        return {"epoch": self.epoch + 1, "groups": groups, **metrics, "bill": bill}, clock.laps
+
+    def _settle(self, before: Ledger, remembered: set[bytes]) -> None:
+        """Bring together what each process has been charged and told in this epoch."""
+        if self.processes.count == 1:
+            return
+        found = self.processes.gather((self.ledger, self.scorer.cache.since(remembered), self.updater.fingerprint()))
+        self.ledger.absorb([bill for bill, _, _ in found], before)
+        for _, scores, _ in found:
+            self.scorer.cache.put(list(scores), list(scores.values()))
+        if len({weights for _, _, weights in found}) > 1:
+            raise RunFailed(
+                f"the processes' weights differ after epoch {self.epoch + 1}: their updates were not equal."
+            )
+
+    # -- stages ----------------------------------------------------------------------------------------------
+
+    def _sample(self, mine: Tensor, groups: int, wanted: int) -> Trajectories:
+        """Trajectories of the groups that this process owns, out of ``groups`` that are sampled in this epoch."""
+        self._tell("sampling")
+        config = self.config
+        rule = config.sample.draw
+        drawn = draw_prompts(self.prompts, wanted, seed=config.seed, epoch=self.epoch, rule=rule)
+        with self.ledger.during("rollout"):
+            trajectories = rollout(
+                self.policy,
+                self.schedule,
+                [drawn[g] for g in mine.tolist()],
+                Noise((config.seed, "train", self.epoch)),
+                groups=mine.tolist(),
+                members=self.method.members,
+                shared_noise=self.method.shared_noise,
+                micro_batch=self.runtime.micro_batch,
+            )
+        self.ledger.images += groups * self.method.members
+        return trajectories
+
+    def _learn(self, experience: Experience, groups: int, first: Order) -> dict[str, Any]:
+        """Gradient updates in the order ``first``, and in fresh orders in further inner epochs."""
+        log = UpdateLog(self.schedule.num_steps)
+        stop = (lambda: self.limit.reached(self.ledger)) if self.limit.axis == "optimiser_steps" else (lambda: False)
+        if self.limit.axis == "seconds":
+            stop = self._seconds_stop()
+        for inner in range(self.config.update.inner_epochs):
+            order = self._order(groups, inner) if inner else first
+            if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
+                break
+        log, *others = self.processes.gather(log)
+        for other in others:
+            log.absorb(other)
+        return log.summary() | update_rewards(log.rewards)
+
+    def _seconds_stop(self) -> Callable[[], bool]:
+        started = time.monotonic()
+        late = lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount  # noqa: E731
+        return lambda: self.processes.share(late)
+
+    def _order(self, groups: int, inner: int) -> Order:
+        """Samples and, independently for each group, steps in a fresh random order."""
+        axes = (self.config.seed, "order", self.epoch, inner)
+        steps = [seeds.permutation(self.schedule.num_steps, *axes, "steps", g) for g in range(groups)]
+        return Order(seeds.permutation(groups, *axes, "groups"), torch.stack(steps))
+
+    def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:
+        used = self.ledger.used(self.limit.axis)
+        return Tick(self.epoch, used, self.limit.amount, self.limit.axis, phase, metrics)
+
+    def _tell(self, phase: str) -> None:
+        self.watch(self._tick(phase, self.state.last))

@@ -1,0 +1,312 @@
+"""Gradient updates from one epoch's trajectories: exact gradients in little memory, and what gets logged.
+
+A method's loss sees a minibatch of log-probabilities and nothing else. This module recomputes them with the current
+policy, one denoising step's graph at a time even for losses over whole trajectories, and steps the optimiser in the
+order the settings ask for. Log-ratios carry the step weight here, so that no method needs to know about it.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo_bench.advantages.experience import Experience, UpdateLog
+from sdpo_bench.api import Method, Minibatch
+from sdpo_bench.errors import RunFailed
+from sdpo_bench.ledger import Ledger
+from sdpo_bench.models.policy import Policy
+from sdpo_bench.plugins.call import plugin_code
+from sdpo_bench.rollout.replay_step import StepPass, step_pass
+from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.rollout.schedule import Schedule
+from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.settings import UpdateSettings
+from sdpo_bench.system.distributed import ALONE, Processes
+from sdpo_bench.training import reward_gradient
+from sdpo_bench.training.critic import every_value, seeded_critic, state_values
+from sdpo_bench.training.loss_scale import loss_scale
+from sdpo_bench.training.method_loss import HINT, ask_loss, numbers
+from sdpo_bench.training.update_order import Order, Task, part_of, windows
+
+CRITIC = "critic/"
+
+
+class Updater:
+    """Turns experience into optimiser steps on the LoRA weights."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        schedule: Schedule,
+        method: Method,
+        settings: UpdateSettings,
+        weights: Tensor,
+        ledger: Ledger,
+        micro_batch: int = 64,
+        scorer: Scorer | None = None,
+        seed: int = 0,
+        processes: Processes = ALONE,
+    ):
+        self.scorer = scorer
+        self.processes = processes
+        self.policy = policy
+        self.schedule = schedule
+        self.method = method
+        self.settings = settings
+        self.weights = weights
+        self.ledger = ledger
+        self.micro_batch = micro_batch
+        lora = policy.lora_parameters()
+        groups: list[dict[str, Any]] = [{"params": list(lora.values())}]
+        self.critic, learnt = None, dict[str, torch.nn.Parameter]()
+        if critic := seeded_critic(method, policy, schedule.num_steps, seed):
+            self.critic = critic.network
+            learnt = {CRITIC + name: p for name, p in critic.network.named_parameters()}
+            groups.append({"params": list(learnt.values()), "lr": critic.lr})
+        self.parameters = lora | learnt
+        """Everything that learns, by name: the adapter's weights, then the critic's (prefix :data:`CRITIC`)."""
+        self.optimiser = torch.optim.AdamW(
+            groups,
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            eps=settings.epsilon,
+            fused=policy.device.type in ("cpu", "cuda"),
+        )
+        self.scale = loss_scale(policy.dtype, policy.device)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What the critic keeps besides its weights (running means, counters), by name (prefix :data:`CRITIC`)."""
+        return {CRITIC + name: value for name, value in self.critic.named_buffers()} if self.critic else {}
+
+    def fingerprint(self) -> str:
+        """Hash of everything that learns or is kept, to tell whether processes still agree."""
+        found = hashlib.blake2b(digest_size=8)
+        for value in (*self.parameters.values(), *self.buffers.values()):
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def inner_epoch(
+        self,
+        experience: Experience,
+        order: Order,
+        log: UpdateLog,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], None] | None = None,
+    ) -> bool:
+        """One pass over the experience; returns whether ``stop`` (asked before every optimiser step) ended it early.
+
+        Raises:
+            RunFailed: a loss or gradient that is not finite; the weights are then still those of the step before.
+        """
+        for window in windows(order, self.settings, self.method.granularity):
+            if stop():
+                return True
+            fresh, measured = not log.grad_norms, log.grad_square.clone()
+            for task in window:
+                mine = task if experience.rows is None else part_of(task, experience.rows)
+                self._backward(experience, mine, log, fresh)
+                if progress is not None:
+                    progress(len(task.groups))
+            self.processes.sum_gradients(self.parameters.values())
+            if not self._optimiser_step(log):
+                log.grad_square = measured  # its gradients may be infinite
+        return False
+
+    def _optimiser_step(self, log: UpdateLog) -> bool:
+        """Clip and step; returns False for a step skipped because fp16 gradients overflowed. The ledger counts both."""
+        self.scale.unscale(self.optimiser)
+        # The critic is clipped by itself, so that its errors do not decide how far the policy moves.
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm))
+            for group in self.optimiser.param_groups
+        ]
+        bad = [norm for norm in norms if not math.isfinite(norm)]
+        if not bad:
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        used, can_go_on = self.scale.factor, self.scale.update()
+        log.loss_scale = self.scale.factor
+        if bad and not can_go_on:
+            raise RunFailed(
+                f"the gradient norm is {bad[0]} at optimiser step {self.ledger.optimiser_steps}{_at(used)}."
+            )
+        self.ledger.optimiser_steps += 1
+        if bad:
+            log.skipped_steps += 1
+        else:
+            log.grad_norms.append(norms[0])
+        return not bad
+
+    def _backward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        """Accumulate the gradient of one task, in micro-batches of groups."""
+        if self.method.granularity == "step" and len(task.groups):
+            task = self._without_idle_steps(task)
+        if not len(task.groups):
+            return
+        members = experience.trajectories.latents.shape[1]
+        size = max(1, self.micro_batch // members)
+        for part in torch.arange(len(task.groups)).split(size):
+            share = task.share * len(part) / len(task.groups)
+            piece = Task(task.groups[part], task.steps[part], share)
+            if self.method.signal == "gradient":
+                self._backward_reward(experience, piece, log, fresh)
+            elif self.method.granularity == "step":
+                self._backward_step(experience, piece, log, fresh)
+            else:
+                self._backward_trajectory(experience, piece, log, fresh)
+
+    def _without_idle_steps(self, task: Task) -> Task:
+        """Leave out groups whose step has weight 0: they could not move anything, so they are not computed."""
+        active = self.weights[task.steps[:, 0]] > 0
+        if active.all():
+            return task
+        return Task(task.groups[active], task.steps[active], task.share * active.float().mean().item())
+
+    def _backward_step(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        now = self._pass(experience.trajectories, task.groups, task.steps[:, 0])
+        kl = None if now.kl is None else now.kl[..., None]
+        batch = self._minibatch(experience, task, now.log_probs[..., None], kl)
+        self._differentiate(self._loss(batch, log, fresh) * task.share)
+        self._record_gradient(now.output, now.output_steps, log)
+        self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
+
+    def _backward_trajectory(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        """Exact gradient of a loss over all steps with one step's graph in memory.
+
+        First all log-probabilities without gradients, then ``d loss / d log_prob`` of each, then every step again
+        with its graph and that coefficient (chain rule).
+        """
+        trajectories, groups = experience.trajectories, task.groups
+        in_order = torch.arange(trajectories.num_steps).expand(len(groups), -1)
+        task = Task(groups, in_order, task.share)
+        with torch.no_grad():
+            passes = [self._pass(trajectories, groups, step) for step in in_order.T]
+        leaf = torch.stack([p.log_probs for p in passes], -1).requires_grad_()
+        kls = [p.kl for p in passes if p.kl is not None]
+        kl_leaf = torch.stack(kls, -1).requires_grad_() if kls else None
+        loss = self._loss(self._minibatch(experience, task, leaf, kl_leaf), log, fresh) * task.share
+        self._differentiate(loss)
+        slopes = [leaf.grad] if kl_leaf is None else [leaf.grad, kl_leaf.grad]
+        for i, step in enumerate(in_order.T):
+            self._backward_slopes(trajectories, groups, step, [s if s is None else s[..., i] for s in slopes], log)
+        self._record_ratio(experience, task, leaf.detach(), log, fresh)
+
+    def _backward_reward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+        """Gradient of a loss of the rewards themselves, through the last denoising steps."""
+        trajectories, groups, method = experience.trajectories, task.groups, self.method
+        members, outputs = trajectories.latents.shape[1], []
+
+        def on_step(output: Tensor, steps: Tensor) -> None:
+            output.retain_grad()
+            self.ledger.backward += len(output) * self.policy.branches
+            outputs.append((output, steps))
+
+        assert self.scorer is not None
+        plan = method.backprop(trajectories.num_steps)
+        last = reward_gradient.last_steps(task.steps, plan.window)
+        with self.ledger.during("update"):
+            images = reward_gradient.final_images(
+                self.policy, self.schedule, trajectories, groups, last, plan, method.final_image, on_step
+            )
+        prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
+        rewards = self.scorer.differentiable(images, prompts).to(images.device).view(len(groups), members)
+        log.rewards.append(rewards.detach().cpu())
+        self._differentiate(self._loss(_reward_minibatch(rewards, trajectories.num_steps), log, fresh) * task.share)
+        for output, steps in outputs:
+            self._record_gradient(output, steps, log)
+
+    def _backward_slopes(
+        self, trajectories: Trajectories, groups: Tensor, step: Tensor, slopes: list[Tensor | None], log: UpdateLog
+    ) -> None:
+        # By the step's weight, not by whether these slopes happen to be zero: a bill must not depend on the batch.
+        if not bool((self.weights[step] > 0).any()) and not any(s is not None and bool(s.any()) for s in slopes):
+            return
+        now = self._pass(trajectories, groups, step)
+        pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]
+        torch.autograd.backward([value for value, _ in pairs], [slope for _, slope in pairs])
+        self._record_gradient(now.output, now.output_steps, log)
+
+    def _differentiate(self, loss: Tensor) -> None:
+        """Autograd meets here what a method has done to its graph."""
+        with plugin_code(f"method '{type(self.method).__name__}': the gradient of its loss", HINT):
+            self.scale.apply(loss).backward()
+
+    def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
+        loss = ask_loss(self.method, batch)
+        if not torch.isfinite(loss.value):
+            raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")
+        count = len(batch.final_rewards)
+        log.add("loss", loss.value, count)
+        for name, value in numbers(self.method, loss).items():
+            log.add(name, value, count)
+            if fresh and name == "clip_fraction":
+                log.add("clip_fraction_at_zero_update", value, count)
+        return loss.value
+
+    def _minibatch(self, experience: Experience, task: Task, current: Tensor, kl: Tensor | None) -> Minibatch:
+        """Slices ``[b, G, K]`` of the experience, log-ratios carrying the step weight."""
+        device = current.device
+        groups, steps = task.groups.to(device), task.steps.to(device)
+        pick = lambda values: None if values is None else take(values, groups, steps)  # noqa: E731
+        weight = self.weights.to(device)[steps][:, None]
+        old = take(experience.trajectories.log_probs, groups, steps)
+        reference = pick(experience.ref_log_probs)
+        return Minibatch(
+            log_probs=old + weight * (current - old),
+            old_log_probs=old,
+            ref_log_probs=None if reference is None else old + weight * (reference - old),
+            advantages=pick(experience.advantages),
+            rewards=take(experience.rewards, groups, steps),
+            final_rewards=experience.final_rewards.to(device)[groups],
+            steps=steps,
+            num_steps=experience.trajectories.num_steps,
+            kl=kl,
+            values=state_values(self.critic, experience.trajectories, groups, steps) if self.critic else None,
+            old_values=pick(experience.old_values),
+        )
+
+    def sampled_values(self, trajectories: Trajectories) -> Tensor | None:
+        """The critic's value ``[N, G, T]`` of every state; ``None`` without a critic."""
+        return every_value(self.critic, trajectories, self.micro_batch) if self.critic else None
+
+    def _pass(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> StepPass:
+        return step_pass(
+            self.policy, self.schedule, trajectories, groups, steps, self.ledger, with_kl=self.method.needs_kl
+        )
+
+    def _record_gradient(self, output: Tensor, steps: Tensor, log: UpdateLog) -> None:
+        if output.grad is not None:
+            square = output.grad.detach().double().flatten(1).square().sum(1).cpu()
+            if self.scale.factor is not None:
+                square /= self.scale.factor**2
+            log.grad_square.index_add_(0, steps, square)
+
+    def _record_ratio(self, experience: Experience, task: Task, current: Tensor, log: UpdateLog, fresh: bool) -> None:
+        groups, steps = task.groups.to(current.device), task.steps.to(current.device)
+        gap = current - take(experience.trajectories.log_probs, groups, steps)
+        log.add("ratio_mean", gap.exp().mean(), len(groups))
+        log.add("approx_kl", 0.5 * gap.square().mean(), len(groups))
+        if fresh:
+            log.zero_gap = max(log.zero_gap, float((gap.exp() - 1).abs().max()))
+
+
+def _at(scale: float | None) -> str:
+    return "" if scale is None else f" at loss scale {scale:g}: fp16 overflows. Use --set model.precision=bf16 or fp32"
+
+
+def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:
+    """A minibatch of rewards ``[b, G]`` with their graph, and of no step's log-probability."""
+    empty = rewards.new_zeros(*rewards.shape, 0)
+    steps = torch.zeros(len(rewards), 0, dtype=torch.int64)
+    return Minibatch(empty, empty, None, None, empty, rewards, steps, num_steps)
+
+
+def take(values: Tensor, groups: Tensor, steps: Tensor) -> Tensor:
+    """``values [N, G, T]`` at groups ``[b]`` and steps ``[b, K]`` -> ``[b, G, K]``."""
+    picked = values.to(groups.device)[groups]
+    return picked.gather(-1, steps[:, None].expand(-1, picked.shape[1], -1))
