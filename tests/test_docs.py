@@ -253,7 +253,7 @@ def check_own(argv: list[str], block: Block, world, monkeypatch) -> None:
     if name in ("run", "sweep") and block.marker != "needs the hub":
         if "my-suite.toml" in argv:
             argv = [
-                str(ROOT / "sdpo_bench" / "suites" / "smoke.toml") if word == "my-suite.toml" else word for word in argv
+                str(ROOT / "sdpo_bench" / "sweep" / "suites" / "smoke.toml") if word == "my-suite.toml" else word for word in argv
             ]
         invoke([*argv, *(["--dry-run"] * ("--dry-run" not in argv))], world.top, monkeypatch, where)
     elif name in ("report", "compare"):
