@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from report_factory import base_frame, frame, make_base, make_run
 
 METHODS = ("sdpo", "ddpo", "d3po", "sparse_dpo")

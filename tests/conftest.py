@@ -1,26 +1,23 @@
 """Shared test machinery: one CPU thread, a tiny pipeline, and rewards and policies that are quick to build."""
 
 import logging
-import os
 import signal
 import sys
 import threading
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import pytest
 import torch
+from places import HERE, OFFICIAL
 
 from sdpo_bench.system.signals import STOPS
 
-HERE = Path(__file__).parent
-OFFICIAL = Path(os.environ.get("SDPO_BENCH_FIXTURES", HERE / "fixtures" / "official"))
 
-torch.set_num_threads(1)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in ``robustness/`` can be left out by ``-m "not robustness"``."""
+    for item in items:
+        if HERE / "robustness" in item.path.parents:
+            item.add_marker("robustness")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,54 @@
+"""The reference results are whole, belong to the settings of the committed code, and the README shows what they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.suite import find_suite
+from tools.shown_output import BLOCK, PAGES, refreshed
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "results" / "reference"
+ABLATIONS = ("normalisation", "rewards", "updates", "rates", "groups")
+SUITES = {"embedded-main": REFERENCE, "embedded-methods": REFERENCE}
+SUITES |= {f"embedded-ablation-{what}": REFERENCE / "ablations" for what in ABLATIONS}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_cell_of_a_suite_is_there_with_the_settings_of_this_code(name):
+    """A change of a preset, default or version would give other run ids: the results would no longer be this code's."""
+    plan = make_plan(find_suite(name), SUITES[name])
+    missing = [cell.run_id for cell in plan.cells if cell.state != "done"]
+    assert plan.cells and not missing
+
+
+def test_nothing_is_there_that_no_suite_asks_for():
+    for folder in {REFERENCE, REFERENCE / "ablations"}:
+        wanted = {cell.run_id for name, place in SUITES.items() if place == folder
+                  for cell in make_plan(find_suite(name), folder).cells}  # fmt: skip
+        present = {path.name for path in (folder / "runs").iterdir() if not path.name.startswith("base-")}
+        assert present == wanted
+
+
+def test_no_weights_and_no_path_of_a_machine_are_in_it():
+    files = [path for path in REFERENCE.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {"", ".json", ".jsonl", ".parquet", ".png", ".md", ".svg"}
+    for path in files:
+        if path.suffix in (".json", ".jsonl", ".md") or path.name == "status":
+            assert not re.search(r"/(opt|home|tmp|root|work|Users)/", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_a_page_shows_what_its_commands_print(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) >= 2
+    for found in BLOCK.finditer(text):
+        assert f"sdpo-bench {found[4]}" in text.replace(found[0], ""), "the command stands beside it, for readers"
+    assert refreshed(text) == text
+
+
+def test_a_number_that_no_command_prints_is_found():
+    page = "<!-- first 1 lines of: sdpo-bench list presets -->\n\n```text\n42\n```\n\n<!-- end -->"
+    assert "42" not in refreshed(page)

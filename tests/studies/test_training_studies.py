@@ -1,0 +1,355 @@
+"""Studies of trainings: what they conclude from runs with known numbers, and one that really trains."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from study_factory import findings, finished, row
+
+import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
+from sdpo_bench.cli.entry import main
+from sdpo_bench.errors import UsageError
+from sdpo_bench.plugins.registry import find
+from sdpo_bench.results.study_record import read_studies
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.statistics.ranking import Standing
+from sdpo_bench.studies import budget, extreme_steps, normalisation, over_optimisation, update_order
+from sdpo_bench.studies.shared import diversity
+from sdpo_bench.studies.shared.contract import StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm, reopen
+from sdpo_bench.sweep import local_executor
+from sdpo_bench.sweep.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "four.txt"
+    path.write_text("cat\ndog\nbee\nowl\n")
+    return path
+
+
+def request(four, **options):
+    return StudyRequest(overrides={"eval.train": str(four)}, **options)
+
+
+def has(found, *words):
+    """Whether one sentence of the conclusion has all the words."""
+    return any(all(word in line for word in words) for line in found.conclusion)
+
+
+def table(found, name):
+    return next(one for one in found.tables if one.name == name)
+
+
+# -- update order --------------------------------------------------------------------------------------------
+
+
+def by_variant(**gains):
+    return lambda cell, reward, k: gains[cell.variant.replace("-", "_")] + (0.5 if k == 4 else 0)
+
+
+def test_a_lead_that_vanishes_at_equal_optimiser_steps_is_not_the_orders(four, tmp_path):
+    gain = by_variant(shuffled=1.0, accumulated=0.4, accumulated_small=1.0, shuffled_early=0.4)
+    found = findings("update-order", request(four), tmp_path, gain)
+    assert has(found, "At equal images the step-shuffled order learns more: 0.6")
+    assert has(found, "At equal images and optimiser steps", "not shown to learn more or less")
+    assert has(found, "the number of optimiser steps may be all there is to it")
+    rows = {r.cells[0].text: r.cells for r in table(found, "comparisons").rows}
+    assert rows["equal images"][1].value == pytest.approx(0.6)
+    assert rows["equal images"][1].strong
+    assert rows["equal images"][3].value == pytest.approx(0.0, abs=1e-9)  # both gain 0.5 less away from T = 4
+
+
+def test_a_lead_that_remains_is_the_orders(four, tmp_path):
+    gain = by_variant(shuffled=1.0, accumulated=0.4, accumulated_small=0.5, shuffled_early=0.9)
+    assert has(findings("update-order", request(four), tmp_path, gain), "The order itself helps")
+
+
+def test_the_arms_of_update_order_are_equal_where_they_say_so(four):
+    g = update_order.geometry(StudyRequest())
+    suites = find("studies", "update-order").load()().design(StudyRequest()).suites
+    work = {c.variant: c.work for suite in suites for c in make_plan(suite, four.parent).cells}
+    images = {name: w.images for name, w in work.items()}
+    steps = {name: w.optimiser_steps for name, w in work.items()}
+    assert images["shuffled"] == images["accumulated"] == images["accumulated-small"] == g.images
+    assert steps["shuffled"] == steps["accumulated-small"] == 4 * steps["accumulated"]
+    assert steps["shuffled-early"] == steps["accumulated"] == g.optimiser_steps
+    with pytest.raises(UsageError, match="must divide the 32 pairs"):
+        update_order.geometry(StudyRequest(overrides={"schedule.steps": 5}))
+
+
+# -- budget --------------------------------------------------------------------------------------------------
+
+
+def test_a_ranking_that_turns_round_is_said_to_change(four, tmp_path):
+    def gain(cell, reward, k):
+        lead = -1 if cell.variant == "reward_calls" else 1
+        return {"sdpo": 0.5 * lead, "ddpo": 0.0, "d3po": -2.0}[cell.method]
+
+    found = findings("budget", request(four), tmp_path, gain)
+    assert has(found, "At equal reward calls: ddpo > sdpo > d3po.")
+    assert has(found, "CHANGES: sdpo is ahead of ddpo", "behind it at equal reward calls.")
+    assert sum("CHANGES" in line for line in found.conclusion) == 1
+
+
+def test_seconds_are_what_the_reference_took(four, tmp_path):
+    bench = finished("budget", request(four, seeds=(0, 1)), tmp_path, lambda *_: 0.1)
+    cells = [run.cell for run in bench.trainings.runs if run.cell.variant == "seconds"]
+    assert {cell.settings["budget.amount"] for cell in cells} == {12.5}
+    assert len(cells) == 6
+    found = find("studies", "budget").load()().findings(bench)
+    assert has(found, "does not depend on the axis")
+    assert [r.cells[0].text for r in table(found, "pairs").rows] == ["sdpo - ddpo", "sdpo - d3po", "ddpo - d3po"]
+
+
+def test_ties_are_the_same_order_whoever_happens_to_lead():
+    a, b, c = (Standing(name, 0.0, 1, None, None) for name in "abc")
+    last = Standing("a", 0.0, 3, None, None)
+    assert budget.order((a, c, b)) == budget.order((b, a, c)) == "a = b = c"
+    assert budget.order((c, b, last)) == "b = c > a"
+
+
+def test_budgets_are_the_references_bill():
+    amounts = budget._amounts(StudyRequest())
+    assert amounts["images"] == 640
+    assert amounts["optimiser_steps"] == 10 * 5  # ten epochs of one window at five steps
+    assert amounts["reward_calls"] == 320 * 5  # a pair shares its first step
+
+
+# -- reward kinds --------------------------------------------------------------------------------------------
+
+
+def test_kinds_are_judged_by_the_clean_reward(four, tmp_path):
+    def gain(cell, reward, k):
+        if reward == "altered":
+            return 50.0  # what the training saw decides nothing
+        if reward == "jpeg-compressibility":
+            return 0.8 if cell.variant == "jpeg" else 0.0
+        return {"noisy": 0.0 if cell.method == "d3po" else 0.5, "thresholded": -0.5, "jpeg": -3.0}.get(
+            cell.variant, 1.0
+        )
+
+    found = findings("reward-kinds", request(four), tmp_path, gain)
+    assert has(found, "A noisy reward: works for sdpo and ddpo; no gain is shown for d3po")
+    assert has(found, "A thresholded reward: makes the pictures of sdpo, ddpo and d3po worse")
+    assert has(found, "A jpeg reward: works for sdpo, ddpo and d3po")
+    assert has(found, "A delayed reward: works for sdpo.")
+    assert has(found, "sdpo with 5 of 6, ddpo with 4 of 5, d3po with 3 of 5")
+    noisy = next(r for r in table(found, "kinds").rows if r.cells[0].text == "noisy")
+    assert noisy.cells[3].value == pytest.approx(0.5, abs=0.02)  # both a little off by the seeds' own noise
+
+
+def altered(**settings):
+    from sdpo_bench.scoring.reward_expression import choose
+
+    return choose("altered").make({"of": "jpeg-compressibility", **settings})
+
+
+def test_altered_rewards():
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prompts = ["cat"] * 6
+    plain = altered()(images, prompts)
+    assert (altered(scale=2.0, offset=1.0)(images, prompts) == 2 * plain + 1).all()
+    middle = float(plain.sort().values[3])
+    assert altered(threshold=middle)(images, prompts).sum() == 3
+    noisy = altered(noise=0.5)
+    assert (noisy(images, prompts) == noisy(images.flip(0), prompts).flip(0)).all(), "asking again changes nothing"
+    assert noisy(images, prompts)[0] != noisy(images, ["dog"] * 6)[0]
+    many = torch.rand(400, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    noise = noisy(many, ["cat"] * 400) - altered()(many, ["cat"] * 400)
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.1)
+    assert abs(float(noise.mean())) < 0.1
+    versions = {altered(**s).full_version for s in ({}, {"noise": 0.5}, {"threshold": 0.5}, {"scale": 0.5})}
+    assert len(versions) == 4
+    assert "1:jpeg-compressibility/1:noise=0.5" in versions
+    with pytest.raises(UsageError, match="cannot be altered"):
+        altered(of="altered")
+
+
+# -- extreme steps -------------------------------------------------------------------------------------------
+
+
+def test_every_way_of_failing_is_listed(four, tmp_path):
+    def gain(cell, reward, k):
+        trained = cell.settings["schedule.steps"]
+        if trained == 1:
+            return 0.0 if k == 1 else 0.5
+        return -0.5 if k == 1 else 0.5
+
+    def fail(cell):
+        return "the loss is nan" if (cell.method, cell.variant, cell.seed) == ("ddpo", "T10", 2) else ""
+
+    flat = lambda cell: 0.05 if cell.variant == "T10" and cell.method == "sdpo" else 0.2  # noqa: E731
+    shares = lambda cell: [row(share=[0.1, 0.1, 0.8])]  # noqa: E731
+    asked = StudyRequest(overrides={"eval.train": str(four), "eval.steps": "1,10"})
+    found = findings("extreme-steps", asked, tmp_path, gain, fail=fail, contrast=flat, log=shares)
+    assert has(found, "sdpo, trained at T = 1: no gain shown at its own T.")
+    assert has(found, "sdpo, trained at T = 10: worse than the base model at 1 steps.")
+    assert has(found, "sdpo, trained at T = 10: flat pictures (contrast 0.05, base model 0.2).")
+    assert has(found, "ddpo, trained at T = 10: 1 of 3 runs gave no scores (failed: the loss is nan).")
+    assert has(found, "sdpo: one step has most of the gradient at T = 10.")
+    assert any("the loss is nan" in caution for caution in table(found, "own").cautions)
+    assert extreme_steps._largest_share(()) == (0.0, 0)
+
+
+# -- normalisation -------------------------------------------------------------------------------------------
+
+
+def test_variance_shares_by_hand():
+    step = np.zeros((3, 4, 2)) + np.array([0.0, 2.0])  # only steps differ
+    assert normalisation.shares(step) == pytest.approx([1, 0, 0, 0])
+    prompt = np.zeros((3, 4, 2)) + np.array([0.0, 1.0, 2.0])[:, None, None]
+    assert normalisation.shares(prompt) == pytest.approx([0, 1, 0, 0])
+    inner = np.zeros((3, 4, 2)) + np.array([-1.0, 1.0, -1.0, 1.0])[None, :, None]
+    assert normalisation.shares(inner) == pytest.approx([0, 0, 0, 1])
+    both = step + prompt + inner  # variances 1, 2/3 and 1
+    assert normalisation.shares(both) == pytest.approx(np.array([3, 2, 0, 3]) / 8)
+
+
+def test_what_a_normalisation_leaves():
+    values = np.random.default_rng(0).normal(size=(5, 16, 3)) * np.array([1.0, 2.0, 4.0])
+    values += 10 * np.arange(5)[:, None, None] + 5 * np.arange(3)
+    left = normalisation._after("per-step-prompt", values)
+    assert normalisation.shares(left)[3] == pytest.approx(1, abs=1e-6)
+    assert normalisation.imbalance(left) == pytest.approx((1, 1), abs=1e-4)
+    assert normalisation.shares(normalisation._after("per-step", values))[1] > 0.5
+    assert normalisation.imbalance(values)[0] == pytest.approx(4, rel=0.3)
+
+
+def test_the_normalisation_study_says_which_mode_learns_less(four, tmp_path, monkeypatch):
+    returns = np.random.default_rng(0).normal(size=(4, 16, 3)) + 5 * np.arange(3)
+    monkeypatch.setattr(normalisation, "sample_returns", lambda bench: [returns, returns + 0.01])
+    gain = lambda cell, reward, k: 0.2 if cell.variant == "none" else 1.0  # noqa: E731
+    found = findings("normalisation", request(four), tmp_path, gain)
+    assert has(found, "SDPO gains more than with none")
+    assert has(found, "No difference in gain is shown between per-step-prompt and per-prompt, per-step and batch")
+    assert has(found, "Steps and prompts are taken out", "per-step-prompt")
+
+
+# -- over-optimisation ---------------------------------------------------------------------------------------
+
+
+def test_pairwise_distances_by_hand():
+    latents = np.array([[[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]]])
+    features = np.array([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]])
+    found = diversity.pairwise(latents, features)
+    assert found.latents.tolist() == pytest.approx([4 / 3])  # 2, 0 and 2
+    assert found.features.tolist() == pytest.approx([2 / 3])  # 1, 0 and 1
+
+
+def test_the_onset_of_hacking_is_marked(four, tmp_path, monkeypatch):
+    def gain(cell, reward, k):
+        if reward == cell.reward:
+            return 1.0
+        return -1.0 if cell.reward == "jpeg-compressibility" and int(cell.variant) >= 1024 else 0.3
+
+    prompts = 4
+
+    def measured(bench, steps):
+        found = {"": diversity.Spread(np.full(prompts, 2.0), np.full(prompts, 1.0))}
+        for run in bench.trainings.runs:
+            lost = np.array([-0.5, -0.6, -0.5, -0.4]) if run.cell.variant == "2048" else np.array([0.1, -0.1, 0, 0.0])
+            found[run.cell.run_id] = diversity.Spread(2 + lost + 0.01 * run.cell.seed, np.full(prompts, 1.0))
+        return found
+
+    monkeypatch.setattr(over_optimisation, "measure_all", measured)
+    found = findings("over-optimisation", request(four), tmp_path, gain)
+    assert has(found, "jpeg-compressibility: HACKED from 1,024 images on")
+    assert has(found, "emoji-align: no onset of hacking is shown", "held-out rewards are shown to be up")
+    assert has(found, "emoji-align: diversity is shown to be lost in latent distance from 2,048 images on")
+    rows = table(found, "budget-jpeg-compressibility").rows
+    assert [r.cells[-2].text for r in rows] == ["-", "-", "onset of hacking", "-"]
+    charts = next(p for p in found.plots if p.name == "jpeg-compressibility").charts
+    assert [s.x for s in charts[0].series if s.label == "onset of hacking"] == [[1024]]
+    matrix = table(found, "matrix").rows[2]
+    assert matrix.cells[3].value > 0 > matrix.cells[1].value
+
+
+def test_nothing_can_be_held_out_from_a_single_foreign_reward():
+    with pytest.raises(UsageError, match="nothing is held out"):
+        over_optimisation._judges(StudyRequest(rewards=("aesthetic",)))
+    assert over_optimisation._held_out("emoji-align", ["emoji-align", "emoji-style", "emoji-accuracy"]) == [
+        "emoji-accuracy"
+    ]
+
+
+# -- trainings -----------------------------------------------------------------------------------------------
+
+
+def test_a_study_owns_what_it_compares():
+    study = find("studies", "normalisation").load()()
+    for key in ("budget.images", "seed", "advantage.normalisation"):
+        with pytest.raises(UsageError, match="--set"):
+            study.design(StudyRequest(overrides={key: 1}))
+    with pytest.raises(UsageError, match="one reward"):
+        study.design(StudyRequest(rewards=("emoji-align", "emoji-style")))
+
+
+def test_a_failed_run_is_counted_and_its_seed_left_out(four, tmp_path):
+    fail = lambda cell: "killed" if (cell.variant, cell.seed) == ("accumulated", 1) else ""  # noqa: E731
+    bench = finished("update-order", request(four), tmp_path, lambda *_: 0.5, fail=fail)
+    arm = Arm("sdpo", "emoji-align", "accumulated")
+    assert bench.trainings.gain(arm).seeds == (0, 2)
+    assert [run.why_not for run in bench.trainings.failures()] == ["failed: killed"]
+    assert math.isfinite(bench.trainings.spread(arm))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_pipe):
+    """``update-order`` on the smallest pipeline, with real processes."""
+    out = tmp_path_factory.mktemp("trained")
+    (out / "two.txt").write_text("cat\ndog\n")
+    words = ["study", "update-order", "--size", "tiny", "--model", tiny_pipe, "--reward", "jpeg-incompressibility"]
+    words += ["--seeds", "0", "--threads", "1", "--results", out]
+    for setting in (
+        "schedule.steps=2", "sample.images_per_epoch=8", "eval.steps=1,2", "eval.images_per_prompt=1",
+        f"sample.prompts={out / 'two.txt'}", f"eval.train={out / 'two.txt'}",
+    ):  # fmt: skip
+        words += ["--set", setting]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_executor, "_start_method", lambda: "fork")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+    assert stop.value.code == 0
+    return out, words
+
+
+def test_a_study_trains_and_its_record_says_what_it_rests_on(trained):
+    out, _ = trained
+    (record,), _ = read_studies(out)
+    assert record.runs == {"done": 4}
+    bill = next(one for one in record.findings.tables if one.name == "bill")
+    used = {r.cells[0].text: [cell.value for cell in r.cells[1:3]] for r in bill.rows}
+    assert used["shuffled"] == used["accumulated-small"] == [16, 4]
+    assert used["accumulated"] == [16, 2]
+    assert used["shuffled-early"] == [8, 2]
+
+
+def test_asking_for_more_scores_reopens_finished_trainings(trained):
+    out, words = trained
+    study = find("studies", "update-order").load()()
+    asked = StudyRequest(
+        0.02, str(words[5]), ("jpeg-incompressibility",), None, (0,),
+        {"schedule.steps": 2, "sample.images_per_epoch": 8, "eval.images_per_prompt": 1, "eval.steps": "1,2",
+         "sample.prompts": str(out / "two.txt"), "eval.train": str(out / "two.txt")},
+    )  # fmt: skip
+    folder = out / "studies" / "update-order"
+    plan = make_plan(study.design(asked).suites[0], folder)
+    assert {cell.state for cell in plan.cells} == {"done"}
+    assert reopen(plan) == 0
+    for harm in (lambda path: path.write_bytes(b""), Path.unlink):  # the base model's scores are needed beside them
+        (base,) = (folder / "runs").glob("base-*/eval.parquet")
+        kept = base.read_bytes()
+        harm(base)
+        assert reopen(plan) == 3
+        base.write_bytes(kept)
+        for cell in plan.cells:
+            RunFolder(folder / "runs" / cell.run_id).set_status("done")
+    asked.overrides["eval.steps"] = "1,2,3"
+    more = make_plan(study.design(asked).suites[0], folder)
+    assert [cell.run_id for cell in more.cells] == [cell.run_id for cell in plan.cells]
+    assert reopen(more) == 3
+    assert {cell.state for cell in make_plan(study.design(asked).suites[0], folder).cells} == {"unfinished"}

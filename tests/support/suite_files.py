@@ -1,0 +1,156 @@
+"""Suite files for tests, and executors that only pretend."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.config.resolve import resolve
+from sdpo_bench.settings import Runtime
+from sdpo_bench.sweep.local_executor import Ended
+from sdpo_bench.sweep.plan import Cell
+from sdpo_bench.sweep.worker import DONE, STOPPED, Job
+
+SUITE = """
+description = "for a test"
+reproduces = "nothing"
+departs = "everything"
+[cells]
+method = ["sdpo", "ddpo"]
+reward = ["emoji-align"]
+model = "emoji-turbo"
+preset = "PLAIN"
+seed = [0, 1]
+[budget]
+images = 128
+"""
+
+SEARCH = f"""{SUITE}
+[search]
+seed = 9
+steps = [1, 4]
+[search.budget]
+images = 64
+[search.grid.update]
+lr = [1e-3, 2e-3]
+[search.for.sdpo.method]
+clip_range = [1e-4, 1e-3, 1e-2]
+"""
+"""The same with a search of its settings."""
+
+
+PLAIN = """
+[schedule]
+steps = 10
+[sample]
+images_per_epoch = 64
+[update]
+minibatch = 32
+accumulation = 1
+lr = 4e-3
+"""
+"""A preset for tests, so that tuning the shipped ones changes no number here."""
+
+
+def write_suite(folder: Path, text: str = SUITE, name: str = "mine", **changes: str) -> Path:
+    """A suite file; ``changes`` replace lines by their key."""
+    lines = []
+    for line in text.splitlines():
+        key = line.split(" = ")[0].strip()
+        lines.append(f"{key} = {changes.pop(key)}" if key in changes else line)
+    (folder / "plain.toml").write_text(PLAIN)
+    lines = [line.replace('"PLAIN"', f'"{folder / "plain.toml"}"') for line in lines]
+    path = folder / f"{name}.toml"
+    path.write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in changes.items())]) + "\n")
+    return path
+
+
+def tiny_suite(folder: Path, tiny_pipe: Path, more: str = "", **changes: str) -> Path:
+    """A suite whose cells train the tiny pipeline for about a second."""
+    (folder / "two.txt").write_text("cat\ndog\n")
+    text = f"""
+[cells]
+method = ["ddpo", "d3po"]
+reward = "jpeg-incompressibility"
+model = "{tiny_pipe}"
+seed = [0]
+[schedule]
+steps = 2
+[sample]
+prompts = "{folder / "two.txt"}"
+images_per_epoch = 4
+[update]
+minibatch = 2
+accumulation = 1
+lr = 1e-2
+[budget]
+images = 12
+[eval]
+train = "{folder / "two.txt"}"
+steps = [1]
+images_per_prompt = 1
+"""
+    return write_suite(folder, text + more, **changes)
+
+
+def finish(job: Job, state: str = "done", message: str = "") -> None:
+    """Leave what a cell would leave, as far as a sweep looks at it."""
+    job.folder.create(resolve(job.request).record)
+    if state == "done" and not job.folder.evaluation.exists():
+        leave_scores(job, 0.0, "any", [1])
+    job.folder.set_status(state, message)
+
+
+@dataclass
+class FakeExecutor:
+    """Jobs end when the test says so: ``behave`` maps a job to what becomes of it, or None while it runs on."""
+
+    behave: Any
+    slots: int = 1
+    after_kill: str = "what was saved before stays"
+    running: list[Job] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+    stopped: int = 0
+    killed: int = 0
+
+    def start(self, job: Job) -> None:
+        self.started.append(job.label)
+        self.running.append(job)
+
+    def wait(self, timeout: float) -> list[Ended]:
+        ended = [found for job in list(self.running) if (found := self.behave(job)) is not None]
+        self.running = [job for job in self.running if job.run_id not in {e.job.run_id for e in ended}]
+        return ended
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def kill(self) -> None:
+        self.killed += 1
+        self.behave = lambda job: Ended(job, STOPPED)
+
+    def close(self) -> None:
+        pass
+
+
+def succeed(job: Job) -> Ended:
+    finish(job)
+    return Ended(job, DONE)
+
+
+def finish_cell(out: Path, cell: Cell, state: str, message: str = "") -> None:
+    """:func:`finish` for a cell of a plan."""
+    finish(Job(cell.label, cell.run_id, cell.request, Runtime(out=out), ""), state, message)
+
+
+def leave_scores(job: Job, score: float, reward: str, steps: list[int], split: str = "train") -> None:
+    """An evaluation file with one score everywhere, and a bill."""
+    import pandas as pd
+    from report_factory import frame
+
+    job.folder.path.mkdir(parents=True, exist_ok=True)
+    rows = frame([[[score]] * len(steps)], run=job.run_id, method="any", seed=0, prompts=["cat"], steps=steps,
+                 reward=reward, split=split)  # fmt: skip
+    pd.DataFrame(rows).to_parquet(job.folder.evaluation, index=False)
+    bill = {"images": 64, "denoiser_calls": 100, "reward_calls": 64, "optimiser_steps": 5}
+    (job.folder.path / "train.jsonl").write_text(json.dumps({"epoch": 1, "bill": bill}) + "\n")

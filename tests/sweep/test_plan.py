@@ -1,0 +1,278 @@
+"""The plan: what it says a run will cost is what the ledger counts, and it knows how far everything has come."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from suite_files import SEARCH, finish, finish_cell, leave_scores, write_suite
+
+from factories import METHODS, make_resolved, make_trainer
+from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.estimates.time_estimate import (
+    Rates,
+    choice_work,
+    cost_of_group,
+    evaluation_work,
+    make_method,
+    seconds,
+    single_key,
+    trained_steps,
+    training_work,
+)
+from sdpo_bench.settings import ScheduleSettings
+from sdpo_bench.sweep.plan import make_plan, record_of
+from sdpo_bench.sweep.suite import read_suite
+
+
+def ledger_of(resolved, tmp_path):
+    trainer = make_trainer(resolved, tmp_path)
+    trainer.train()
+    return trainer.ledger.bill()
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        *((name, {"budget.images": 12}) for name in METHODS),
+        ("sdpo", {"budget.reward_calls": 31}),
+        ("sparse_dpo", {"budget.denoiser_calls": 150, "update.inner_epochs": 2}),
+        ("sparse_dpo", {"budget.optimiser_steps": 3}),
+    ],
+)
+def test_the_estimate_is_the_bill(tiny_pipe, tmp_path, name, extra):
+    """Also where the last epoch is cut: 12 images are an epoch of 8 and one of 4."""
+    resolved = make_resolved(tiny_pipe, name, **{"schedule.steps": 2, **extra})
+    bill, work = ledger_of(resolved, tmp_path), training_work(resolved)
+    assert work.images == bill["images"]
+    assert (work.reward_calls, work.optimiser_steps) == (bill["reward_calls"], bill["optimiser_steps"])
+    if "budget.optimiser_steps" in extra:  # ends inside an epoch, so its calls are an estimate
+        assert bill["optimiser_steps"] == extra["budget.optimiser_steps"]
+    else:
+        assert (work.forward, work.backward) == (sum(bill["forward"].values()), bill["backward"])
+
+
+@pytest.mark.parametrize("axis", ["images", "reward_calls", "denoiser_calls", "optimiser_steps"])
+@pytest.mark.parametrize("epochs", [1, 2, 5, 10**12])
+def test_epochs_are_alike_but_for_the_cut_one(axis, epochs):
+    """However many there are, they are not gone through one by one."""
+
+    def work(**budget):
+        settings = {"sample.images_per_epoch": 64, "update.minibatch": 16, "schedule.steps": 4}
+        budget = {f"budget.{name}": amount for name, amount in budget.items()}
+        return training_work(resolve(Request("sdpo", "emoji-align", overrides={**budget, **settings})))
+
+    whole = work(images=64)
+    each = int(whole.used(axis))
+    cut = work(**{axis: each // 2})
+    assert work(**{axis: epochs * each + each // 2}) == whole.times(epochs) + cut
+
+
+@pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain"])
+@pytest.mark.parametrize(("sampler", "std_floor"), [("ddim", 1e-3), ("lcm", 1e-3), ("lcm", 0.0)])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_trained_steps_are_those_with_a_weight(rule, sampler, std_floor, steps):
+    """The last step of a consistency model draws nothing, so it is not trained."""
+    from sdpo_bench.rollout.schedule import make_schedule, step_weights
+
+    settings = ScheduleSettings(steps=steps, sampler=sampler, std_floor=std_floor)
+    weights = step_weights(make_schedule({}, steps, sampler=sampler, std_floor=std_floor), rule)
+    assert trained_steps(settings, rule) == (weights > 0).float().tolist()
+
+
+def test_guidance_as_an_input_of_the_network_has_one_branch():
+    """A consistency model is told its guidance; others are called twice, with and without the prompt."""
+    for name, branches in (("lcm-dreamshaper-v7", 1), ("sd-turbo", 2)):
+        sampler = {"schedule.sampler": "lcm"} if branches == 1 else {}
+        overrides = {"model.guidance_scale": 8, "schedule.steps": 4, "sample.images_per_epoch": 64, **sampler}
+        resolved = resolve(Request("ddpo", "aesthetic", name, overrides=overrides))
+        assert cost_of_group(resolved).forward == branches * (4 + 4 - (branches == 1))
+
+
+def test_only_the_clock_knows_what_a_budget_of_seconds_buys():
+    judged = {"eval.steps": "1,2,4,8,16,50", "eval.images_per_prompt": 4, "eval.rewards": ""}
+    resolved = resolve(Request("sdpo", "emoji-align", overrides={"budget.seconds": 100, **judged}))
+    assert training_work(resolved) is None
+    # 45 prompts x 4 images at 1, 2, 4, 8, 16 and 50 steps: 14,580 calls and 1,080 images.
+    assert seconds(resolved, None, Rates(0.01, 1, 0.1, 1, {single_key("emoji-align", {}): 0.2})) == pytest.approx(
+        100 + 145.8 + 324
+    )
+
+
+def test_time_is_counts_times_rates():
+    """DDPO, 8 images, T = 10: 80 sampling, 80 training calls and 20 to measure the KL; 8 rewards; one window."""
+    overrides = {"budget.images": 8, "sample.images_per_epoch": 8, "update.minibatch": 8, "update.accumulation": 1,
+                 "update.step_weight": "official", "schedule.steps": 10, "eval.steps": "1",
+                 "eval.images_per_prompt": 1, "eval.rewards": ""}  # fmt: skip
+    resolved = resolve(Request("ddpo", "emoji-align", overrides=overrides))
+    work = training_work(resolved)
+    assert (work.forward, work.backward, work.reward_calls, work.optimiser_steps) == (180, 80, 8, 1)
+    assert seconds(resolved, work, Rates(1, 0, 0, 0)) == 100
+    assert seconds(resolved, work, Rates(0, 1, 0, 0)) == 80
+    assert seconds(resolved, work, Rates(0, 0, 1, 0, {single_key("emoji-align", {}): 2})) == 8 * 3
+    assert seconds(resolved, work, Rates(0, 0, 0, 5)) == 5
+    outside = evaluation_work(resolved)
+    assert (outside.outside_forward, outside.outside_images) == (45, 45)
+
+
+def test_choosing_a_checkpoint_is_paid_for():
+    """2,560 images are 40 epochs: candidates at 15, 30 and 40; each prompt x 2 images at 1 and 4 steps each."""
+    resolved = resolve(
+        Request("sdpo", "emoji-align", overrides={"checkpoint.choose": "validation", "checkpoint.every": 15,
+                                                  "checkpoint.images_per_prompt": 2, "budget.images": 2560,
+                                                  "sample.images_per_epoch": 64})
+    )  # fmt: skip
+    prompts = len([x for x in Path("sdpo_bench/prompts/emoji-validation.txt").read_text().splitlines() if x[:1] != "#"])
+    work = choice_work(resolved.config, training_work(resolved), make_method(resolved))
+    assert work.outside_images == 3 * prompts * 2 * 2
+    assert work.outside_forward == 3 * prompts * 2 * 5
+
+
+def test_states_are_facts_about_folders(tmp_path):
+    suite = read_suite(write_suite(tmp_path))
+    cells = make_plan(suite, tmp_path).cells
+    assert [cell.state for cell in cells] == ["new"] * 4
+    for cell, state in zip(cells, ("done", "running", "failed", "interrupted")):
+        finish_cell(tmp_path, cell, state, "because" if state == "failed" else "")
+    again = make_plan(suite, tmp_path)
+    assert [cell.state for cell in again.cells] == ["done", "unfinished", "failed", "unfinished"]
+    assert again.cells[2].message == "because"
+    (tmp_path / "runs" / cells[0].run_id / "status").write_text("{")
+    assert make_plan(suite, tmp_path).cells[0].state == "unfinished"
+
+
+LOST = {
+    "its scores": (lambda run: (run / "eval.parquet").unlink(), "its eval.parquet is gone"),
+    "half of its scores": (lambda run: os.truncate(run / "eval.parquet", 100), "eval.parquet is damaged"),
+    "its record": (lambda run: (run / "run.json").unlink(), "it has no run.json"),
+    "what its record says": (lambda run: (run / "run.json").write_text("{}"), "run.json' is damaged"),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_cell_that_has_lost_its_results_is_not_done(tmp_path, lost):
+    """Whatever its status says; with them it is again."""
+    suite = read_suite(write_suite(tmp_path))
+    first = make_plan(suite, tmp_path).cells[0]
+    finish_cell(tmp_path, first, "done")
+    run = tmp_path / "runs" / first.run_id
+    kept = {path: path.read_bytes() for path in run.iterdir()}
+    harm, said = LOST[lost]
+    harm(run)
+    cell = make_plan(suite, tmp_path).cells[0]
+    assert cell.state == "unfinished" and said in cell.message
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert make_plan(suite, tmp_path).cells[0].state == "done"
+
+
+# -- search --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searching(tmp_path):
+    return read_suite(write_suite(tmp_path, SEARCH))
+
+
+def jobs(plan, role="tuning"):
+    from sdpo_bench.settings import Runtime
+    from sdpo_bench.sweep.worker import Job
+
+    return [(c, Job(c.label, c.run_id, c.request, Runtime(out=plan.out), "")) for c in plan.cells if c.role == role]
+
+
+def test_every_method_is_tuned_with_the_same_grid_and_budget(searching, tmp_path):
+    plan = make_plan(searching, tmp_path)
+    tuning = [cell for cell in plan.cells if cell.role == "tuning"]
+    assert [cell.method for cell in tuning] == ["sdpo"] * 6 + ["ddpo"] * 2
+    assert plan.cells[: len(tuning)] == tuple(tuning), "tuning comes first"
+    assert {(cell.seed, cell.settings["budget.amount"], cell.settings["eval.unseen"]) for cell in tuning} == {
+        (9, 64, "")
+    }
+    assert {(c.settings["update.lr"], c.settings["method.clip_range"]) for c in tuning if c.method == "sdpo"} == {
+        (lr, clip) for lr in (1e-3, 2e-3) for clip in (1e-4, 1e-3, 1e-2)
+    }
+    reported = [cell for cell in plan.cells if cell.role == "reported"]
+    assert [(cell.state, cell.run_id) for cell in reported] == [("waiting", "")] * 4
+    assert all(cell.work is not None for cell in plan.cells), "costs are known before anything is chosen"
+
+
+def test_the_best_mean_score_is_chosen_and_its_cost_recorded(searching, tmp_path):
+    plan = make_plan(searching, tmp_path)
+    scores = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.8, 0.7])
+    for _, job in jobs(plan):
+        leave_scores(job, next(scores), "emoji-align", [1, 4])
+        finish(job)
+    plan = make_plan(searching, tmp_path)
+    reported = {c.method: c for c in plan.cells if c.role == "reported" and c.seed == 0}
+    sdpo, ddpo = reported["sdpo"], reported["ddpo"]
+    assert (sdpo.settings["update.lr"], sdpo.settings["method.clip_range"], sdpo.state) == (1e-3, 1e-2, "new")
+    assert ddpo.settings["update.lr"] == 1e-3
+    assert sdpo.settings["budget.amount"] == 128
+    assert [choice.cost["images"] for choice in plan.choices] == [6 * 64, 2 * 64]
+    record = record_of(plan)
+    assert record["choices"][0]["chosen"] == {"update.lr": 1e-3, "method.clip_range": 1e-2}
+    assert set(record["tuning"]).isdisjoint(record["reported"])
+
+
+def test_what_was_chosen_goes_before_what_the_suite_says(tmp_path):
+    suite = read_suite(write_suite(tmp_path, f"{SEARCH}\n[for.ddpo.update]\nlr = 5e-3\n"))
+    plan = make_plan(suite, tmp_path)
+    for i, (_, job) in enumerate(jobs(plan)):
+        leave_scores(job, float(i), "emoji-align", [1, 4])
+        finish(job)
+    reported = {c.method: c.settings["update.lr"] for c in make_plan(suite, tmp_path).cells if c.role == "reported"}
+    assert reported["ddpo"] == 2e-3
+
+
+def test_tuning_runs_choose_no_checkpoint(tmp_path):
+    """Even where the reported runs do: their last one is judged, and settings of a choice would have no effect."""
+    choosing = '\n[checkpoint]\nchoose = "validation"\nprompts = "emoji-validation"\nevery = 1\n'
+    cells = make_plan(read_suite(write_suite(tmp_path, SEARCH + choosing)), tmp_path).cells
+    found = {(c.role, c.settings.get("checkpoint.choose", "last")) for c in cells}
+    assert found == {("tuning", "last"), ("reported", "validation")}
+
+
+def test_a_failed_candidate_is_never_chosen_and_all_failed_is_said(searching, tmp_path):
+    plan = make_plan(searching, tmp_path)
+    for cell, job in jobs(plan):
+        if cell.method == "ddpo" or cell.settings["update.lr"] == 1e-3:
+            finish(job, "failed", "the loss is NaN")
+        else:
+            leave_scores(job, -5.0, "emoji-align", [1, 4])
+            finish(job)
+    plan = make_plan(searching, tmp_path)
+    sdpo, ddpo = (c for c in plan.cells if c.role == "reported" and c.seed == 0)
+    assert sdpo.settings["update.lr"] == 2e-3
+    assert (ddpo.state, ddpo.run_id) == ("failed", "")
+    assert "all its tuning runs failed" in ddpo.message
+
+
+def test_a_choice_on_validation_prompts_reads_that_split(tmp_path):
+    text = SEARCH.replace("seed = 9", 'seed = 9\nby = "validation"\nprompts = "emoji-validation"')
+    suite = read_suite(write_suite(tmp_path, text))
+    plan = make_plan(suite, tmp_path)
+    tuning = jobs(plan)
+    assert {(c.settings["eval.train"], c.settings["eval.validation"]) for c, _ in tuning} == {("", "emoji-validation")}
+    for i, (_, job) in enumerate(tuning):
+        leave_scores(job, float(i), "emoji-align", [1, 4], split="train" if i in (5, 7) else "validation")
+        finish(job)
+    lrs = [c.chosen.settings["update.lr"] for c in make_plan(suite, tmp_path).choices]
+    assert lrs == [2e-3, 1e-3], "the last candidate of each method was not judged on the validation prompts"
+
+
+def test_a_plan_can_be_written_as_json(searching, tmp_path):
+    from sdpo_bench.cli.sweep_view import plan_data, plan_table, plan_words, totals
+
+    plan = make_plan(searching, tmp_path, lambda resolved: Rates(0.01, 0.02, 0.001, 0.01, {}))
+    assert json.dumps(plan_data(plan))
+    columns, rows = plan_table(plan)
+    assert all(len(row) == len(columns) for row in rows)
+    sums = totals(plan.cells)
+    assert sums["images"] == 8 * 64 + 4 * 128
+    assert sums["seconds"] == pytest.approx(sum(cell.seconds for cell in plan.cells))
+    assert "8 new, 4 waiting" in plan_words(plan, 2, "")[0]
+    unknown = replace(plan, cells=(*plan.cells[:-1], replace(plan.cells[-1], seconds=None, work=None)))
+    assert totals(unknown.cells)["seconds"] is None and totals(unknown.cells)["images"] is None
+    assert "not known: no weights" in plan_words(unknown, 1, "no weights")[-1]

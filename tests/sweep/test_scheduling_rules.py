@@ -1,0 +1,325 @@
+"""The rules of a sweep, with jobs that only pretend: what is started, when, and what a signal does."""
+
+import json
+import math
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+from suite_files import SEARCH, FakeExecutor, finish, finish_cell, leave_scores, succeed, write_suite
+
+from sdpo_bench.cli.commands import sweep as sweep_command
+from sdpo_bench.cli.entry import main
+from sdpo_bench.errors import Busy, Interrupted
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.settings import Runtime
+from sdpo_bench.sweep.local_executor import Ended
+from sdpo_bench.sweep.plan import make_plan
+from sdpo_bench.sweep.scheduler import Sweep, put_aside
+from sdpo_bench.sweep.suite import read_suite
+from sdpo_bench.sweep.worker import BUSY, FAILED, STOPPED
+from sdpo_bench.system.signals import STOPS
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("sdpo_bench.sweep.scheduler.POLL", 0.01)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    return read_suite(write_suite(tmp_path))
+
+
+def sweep(suite, out, behave, **options):
+    executor = FakeExecutor(behave, slots=options.pop("slots", 1))
+    made = Sweep(lambda: make_plan(suite, out), executor, Runtime(out=out), **options)
+    return made, executor
+
+
+def folder(out, cell):
+    return RunFolder(out / "runs" / cell.run_id)
+
+
+def test_what_is_done_is_skipped_and_the_rest_runs_in_order(suite, tmp_path):
+    cells = make_plan(suite, tmp_path).cells
+    finish_cell(tmp_path, cells[1], "done")
+    finish_cell(tmp_path, cells[2], "interrupted")
+    made, executor = sweep(suite, tmp_path, succeed)
+    progress = made.run("again")
+    assert executor.started == [cells[0].label, cells[2].label, cells[3].label]
+    assert (progress.count("done"), progress.left) == (3, 0)
+
+
+def test_a_failure_stops_nothing_else_and_keeps_its_reason(suite, tmp_path):
+    cells = make_plan(suite, tmp_path).cells
+    told = []
+
+    def behave(job):
+        if job.run_id == cells[0].run_id:
+            finish(job, "failed", "the loss is NaN")
+            return Ended(job, FAILED)
+        if job.run_id == cells[1].run_id:
+            return Ended(job, -9, "its process was ended by SIGKILL.")
+        return succeed(job)
+
+    made, _ = sweep(suite, tmp_path, behave, tell=lambda progress, line: told.append(line))
+    progress = made.run("again")
+    assert (progress.count("done"), progress.count("failed")) == (2, 2)
+    assert any("the loss is NaN" in line and "log:" in line for line in told)
+    assert folder(tmp_path, cells[1]).status == {"state": "failed", "message": "its process was ended by SIGKILL."}
+
+
+def test_a_damaged_status_costs_its_own_cell_at_most(suite, tmp_path):
+    """A status that a crash left empty is written anew by the failure of its cell; the others go on."""
+    cells = make_plan(suite, tmp_path).cells
+    finish_cell(tmp_path, cells[0], "interrupted")
+
+    def behave(job):
+        if job.run_id == cells[0].run_id:
+            (job.folder.path / "status").write_text("")
+            return Ended(job, -9, "its process was ended by SIGKILL.")
+        return succeed(job)
+
+    made, _ = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert (progress.count("done"), progress.count("failed")) == (len(cells) - 1, 1)
+    assert folder(tmp_path, cells[0]).status["message"] == "its process was ended by SIGKILL."
+
+
+def test_only_failed_takes_those_alone(suite, tmp_path):
+    cells = make_plan(suite, tmp_path).cells
+    finish_cell(tmp_path, cells[2], "failed", "why")
+    made, executor = sweep(suite, tmp_path, succeed, only_failed=True)
+    made.run("again")
+    assert executor.started == [cells[2].label]
+
+
+def test_as_many_at_a_time_as_there_are_slots(suite, tmp_path):
+    most = []
+
+    def behave(job):
+        most.append(len(executor.running))
+        return succeed(job)
+
+    made, executor = sweep(suite, tmp_path, behave, slots=2)
+    made.run("again")
+    assert max(most) == 2
+
+
+def test_a_cell_that_another_sweep_works_on_is_not_started_and_taken_up_when_it_dies(suite, tmp_path):
+    cells = make_plan(suite, tmp_path).cells
+    finish_cell(tmp_path, cells[0], "running")
+    lock = folder(tmp_path, cells[0]).locked()
+    lock.__enter__()
+
+    def behave(job):
+        if len(executor.started) == 3:  # all others have begun: now the other sweep dies
+            lock.__exit__(None, None, None)
+        return succeed(job)
+
+    made, executor = sweep(suite, tmp_path, behave)
+    made.run("again")
+    assert executor.started == [c.label for c in (*cells[1:], cells[0])]
+
+
+def test_a_cell_that_another_sweep_finishes_is_not_done_again(suite, tmp_path):
+    cells = make_plan(suite, tmp_path).cells
+
+    def behave(job):
+        if job.run_id == cells[0].run_id:
+            finish_cell(tmp_path, cells[1], "done")
+        return succeed(job)
+
+    made, executor = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert cells[1].label not in executor.started
+    assert progress.count("elsewhere") == 1
+
+
+def test_losing_the_race_for_a_lock_is_no_failure(suite, tmp_path):
+    attempts = []
+
+    def behave(job):
+        attempts.append(job.run_id)
+        return Ended(job, BUSY) if len(attempts) == 1 else succeed(job)
+
+    made, _ = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert (progress.count("done"), progress.count("failed")) == (4, 0)
+    assert attempts[0] == attempts[1]
+
+
+def test_one_signal_lets_cells_save_and_says_how_to_go_on(suite, tmp_path):
+    def behave(job):
+        if executor.stopped:
+            finish(job, "interrupted")
+            return Ended(job, STOPPED)
+        os.kill(os.getpid(), signal.SIGINT)
+        return None
+
+    made, executor = sweep(suite, tmp_path, behave)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted) as stop:
+        made.run("sdpo-bench sweep mine")
+    assert (stop.value.command, stop.value.exit_code) == ("sdpo-bench sweep mine", 130)
+    assert (executor.stopped, executor.killed, len(executor.started)) == (1, 0, 1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_second_signal_does_not_wait(suite, tmp_path, number):
+    """The job never ends by itself."""
+
+    def behave(job):
+        os.kill(os.getpid(), number)
+
+    made, executor = sweep(suite, tmp_path, behave)
+    with pytest.raises(Interrupted) as stop:
+        made.run("again")
+    assert (executor.stopped, executor.killed) == (1, 1)
+    assert stop.value.exit_code == 128 + number
+
+
+def test_when_time_is_up_cells_save_and_the_rest_stays(suite, tmp_path):
+    def behave(job):
+        if executor.stopped:
+            return Ended(job, STOPPED)
+        if len(executor.started) == 1:
+            return succeed(job)
+        made.deadline = time.monotonic()
+        return None
+
+    made, executor = sweep(suite, tmp_path, behave, deadline=math.inf)
+    progress = made.run("again")
+    assert len(executor.started) == 2
+    assert (progress.count("done"), progress.left, progress.count("failed")) == (1, 3, 0)
+
+
+def test_reported_cells_start_when_their_own_search_has_ended(tmp_path):
+    suite = read_suite(write_suite(tmp_path, SEARCH))
+
+    def behave(job):
+        leave_scores(job, job.request.overrides["update.lr"], "emoji-align", [1, 4])
+        return succeed(job)
+
+    made, executor = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert progress.count("done") == 8 + 4
+    assert [("tuning" in label) for label in executor.started] == [True] * 8 + [False] * 4
+    reported = [c for c in make_plan(suite, tmp_path).cells if c.role == "reported"]
+    assert {c.settings["update.lr"] for c in reported} == {2e-3}
+    assert {c.state for c in reported} == {"done"}
+
+
+def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
+    suite = read_suite(write_suite(tmp_path, SEARCH))
+
+    def behave(job):
+        if job.request.method == "ddpo":
+            finish(job, "failed", "diverged")
+            return Ended(job, FAILED)
+        leave_scores(job, 1.0, "emoji-align", [1, 4])
+        return succeed(job)
+
+    made, _ = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert (progress.count("done"), progress.count("failed")) == (6 + 2, 2 + 2)
+
+
+def test_force_moves_what_is_there_aside_and_refuses_what_is_in_use(suite, tmp_path):
+    plan = make_plan(suite, tmp_path)
+    for cell, state in zip(plan.cells, ("done", "failed")):
+        finish_cell(tmp_path, cell, state)
+    assert put_aside(replace(plan, cells=plan.cells[1:]), only_failed=True) == 1
+    assert make_plan(suite, tmp_path).cells[1].state == "new"
+    assert make_plan(suite, tmp_path).cells[0].state == "done"
+    kept = [path.name for path in (tmp_path / "replaced").glob("*/*")]
+    assert kept == [plan.cells[1].run_id]
+    with folder(tmp_path, plan.cells[0]).locked(), pytest.raises(Busy, match="another process"):
+        put_aside(plan, only_failed=False)
+    assert folder(tmp_path, plan.cells[0]).state == "done"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """The command on a suite whose four cells are done, failed, interrupted and new; what it started and printed."""
+    path = write_suite(tmp_path)
+    suite, out = read_suite(path), tmp_path / "out"
+    for cell, state in zip(make_plan(suite, out).cells, ("done", "failed", "interrupted")):
+        finish_cell(out, cell, state)
+    executor = FakeExecutor(succeed)
+    monkeypatch.setattr(sweep_command, "_executor", lambda *arguments: executor)
+    monkeypatch.setattr(sweep_command, "measured_rates", lambda *arguments: ({}, "not measured"))
+
+    def call(*words):
+        with pytest.raises(SystemExit):
+            main(["sweep", str(path), "--out", str(out), "--json", *words])
+        return executor.started, json.loads(capsys.readouterr().out)
+
+    return call, [cell.label for cell in make_plan(suite, out).cells]
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen", "states"),
+    [
+        ([], [0, 1, 2, 3], ["done", "failed", "unfinished", "new"]),
+        (["--only-failed"], [1], ["failed"]),
+        (["--force"], [0, 1, 2, 3], ["new"] * 4),
+        (["--force", "--only-failed"], [1], ["new"]),
+    ],
+    ids=["plain", "only-failed", "force", "both"],
+)
+def test_a_dry_run_shows_the_cells_that_the_sweep_would_begin_with(command, words, chosen, states):
+    call, labels = command
+    started, data = call("--dry-run", *words)
+    assert [f"{cell['method']} {cell['reward']} seed {cell['seed']}" for cell in data["cells"]] == [
+        labels[i] for i in chosen
+    ]
+    assert [cell["state"] for cell in data["cells"]] == states and not started
+
+
+def test_force_leaves_only_failed_its_meaning(command):
+    """Failed cells start anew, and no other one."""
+    call, labels = command
+    started, data = call("--force", "--only-failed")
+    assert started == [labels[1]] and [cell["outcome"] for cell in data["cells"]] == ["done"]
+
+
+def test_a_filter_by_state_is_not_asked_again_when_the_state_has_changed(command):
+    call, labels = command
+    started, _ = call("--force", "--filter", "state=done")
+    assert started == [labels[0]]
+
+
+@pytest.mark.parametrize("record", [{"reported": {"other": ""}, "tuning": []}, None, "{"])
+def test_a_suite_that_takes_the_place_of_another_of_its_name_says_so(tmp_path, monkeypatch, capsys, record):
+    path, out = write_suite(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(sweep_command, "_executor", lambda *arguments: FakeExecutor(succeed))
+    (out / "suites").mkdir(parents=True)
+    if record:
+        (out / "suites" / f"{path.stem}.json").write_text(record if record == "{" else json.dumps(record))
+    said = []
+    for _ in range(2):  # the second sweep has the first one's runs
+        with pytest.raises(SystemExit):
+            main(["sweep", str(path), "--out", str(out)])
+        said.append(f"suites/{path.stem}.json was of another suite" in capsys.readouterr().err)
+    assert said == [isinstance(record, dict), False]
+
+
+def test_the_resume_command_never_begins_again():
+    from sdpo_bench.cli.commands.sweep import resume_command
+
+    typed = ["sweep", "my suite.toml", "--force", "--only-failed", "--jobs", "2"]
+    assert resume_command(typed) == "sdpo-bench sweep 'my suite.toml' --jobs 2"
+
+
+@pytest.mark.parametrize(("jobs", "cores", "share"), [(1, 8, 8), (2, 8, 4), (3, 8, 2), (4, 2, 1)])
+def test_processes_share_the_processors(monkeypatch, jobs, cores, share):
+    from sdpo_bench.sweep import local_executor
+
+    monkeypatch.setattr(local_executor, "cores", lambda: cores)
+    assert local_executor.LocalExecutor(jobs).threads == share
+    assert local_executor.LocalExecutor(jobs, threads=5).threads == 5
