@@ -381,6 +381,19 @@ def test_a_dry_run_names_the_budget_that_was_given(tmp_path, budget, said):
     assert f"stops at {said};" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (["--method", "sdpo", "--reward", "hpsv2"], "precision: fp16, gradients scaled (initial scale 65536)\n"),
+        (["--set", "model.precision=fp16", "--method", "best_of_n"], "precision: fp16\n"),
+        ([], "precision: fp32\n"),
+    ],
+)
+def test_a_dry_run_says_whether_gradients_are_scaled(tmp_path, chosen, said):
+    """The paper's presets are fp16, as the official code; methods that train nothing have no gradients."""
+    assert said in call("run", "--dry-run", *chosen, cwd=tmp_path).stdout
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, few_prompts):
     """A finished run of the tiny pipeline, as the command line makes it."""
