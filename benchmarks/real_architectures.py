@@ -55,6 +55,7 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
     from sdpo_bench.models.catalogue import load_policy
     from sdpo_bench.running.run_one import make_scorer, run_cell
     from sdpo_bench.runs.run_folder import RunFolder
+    from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
     from sdpo_bench.settings import Runtime
     from sdpo_bench.training.loop import Trainer
 
@@ -68,8 +69,8 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
         policy = load_policy(resolved.config.model, lora_seed=0)
         reward = make_scorer("jpeg-compressibility", {}, "cpu").reward
         Trainer(resolved.config, runtime, run, policy, resolved.method(resolved.method.Settings()), reward).train()
-        policy.save(run.lora)
-        policy.load(run.lora)
+        save_adapter(policy, run.lora)
+        load_adapter(policy, run.lora)
     else:
         run = run_cell(resolved, runtime).run
     (row,) = run.log()

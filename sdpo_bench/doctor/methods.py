@@ -24,6 +24,7 @@ from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.registry import Plugin
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.system.progress import Tick
@@ -136,10 +137,10 @@ def check_resume(plugin: Plugin, loaded: Any, folder: Path) -> None:
     require(len(whole.run.log()) == 2, f"{len(whole.run.log())} epochs were run, 2 are due.")
     require(whole.run.log() == resumed.run.log(), "a resumed run logs other numbers than one never stopped.")
     require(same(adapter(whole), adapter(resumed)), "a resumed run ends with other weights than one never stopped.")
-    whole.policy.save(whole.run.lora)
+    save_adapter(whole.policy, whole.run.lora)
     for parameter in resumed.policy.lora_parameters().values():
         parameter.data.zero_()
-    resumed.policy.load(whole.run.lora)
+    load_adapter(resumed.policy, whole.run.lora)
     require(same(adapter(whole), adapter(resumed)), "the saved adapter does not come back as it was.")
 
 

@@ -19,6 +19,7 @@ from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.run_folder import VALIDATION as LOG
 from sdpo_bench.runs.run_folder import RunFolder, best_row
+from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
@@ -77,7 +78,7 @@ class Validator:
         if not self.processes.is_main:
             return
         if best_row([*rows, row]) is row:
-            self.policy.save(self._adapter(epoch))
+            save_adapter(self.policy, self._adapter(epoch))
         # After the adapter: a line in the log means that its adapter is on disk.
         self.run.append(LOG, row)
 

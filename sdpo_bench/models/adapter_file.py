@@ -14,15 +14,13 @@ them: for those the exported file has to be converted to kohya's names, with ``l
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from sdpo_bench.runs.adapter import LORA_FILE
-from sdpo_bench.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The adapter, under the name that diffusers looks for."""
 METADATA = "lora_adapter_metadata"
 """Key of the header under which diffusers looks for the LoRA settings, as JSON."""
 PREFIX = "unet."
@@ -50,46 +48,12 @@ class AdapterFile:
         from safetensors.torch import save
 
         settings = {PREFIX + key: value for key, value in self.config.items()}
-        weights = {PREFIX + _renamed(name, NAMES): value.contiguous() for name, value in self.weights.items()}
+        weights = {PREFIX + renamed(name, NAMES): value.contiguous() for name, value in self.weights.items()}
         # The only entry of the header: safetensors writes several in random order. No loader needs its "format".
         return save(weights, metadata={METADATA: json.dumps(settings, sort_keys=True)})
 
 
-def read_adapter(folder: Path) -> AdapterFile:
-    """The adapter in ``folder``, of this or an earlier version.
-
-    Earlier versions wrote no settings. Such an adapter has the strength in the ``run.json`` of its run, and
-    ``alpha = rank`` where there is none.
-    """
-    from safetensors import safe_open
-
-    back = {theirs: ours for ours, theirs in NAMES.items()}
-    with safe_open(str(folder / LORA_FILE), framework="pt") as file:
-        stored = (file.metadata() or {}).get(METADATA)
-        found = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    weights = {_renamed(name.removeprefix(PREFIX), back): value for name, value in found.items()}
-    if stored:
-        return AdapterFile(weights, {key.removeprefix(PREFIX): value for key, value in json.loads(stored).items()})
-    return _of_an_earlier_version(folder, weights)
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
+def renamed(name: str, names: Mapping[str, str]) -> str:
     for before, after in names.items():
         name = name.replace(before, after)
     return name
-
-
-def _of_an_earlier_version(folder: Path, weights: "dict[str, Tensor]") -> AdapterFile:
-    modules = sorted({name.split(".lora_")[0] for name in weights})
-    rank = next(len(matrix) for name, matrix in weights.items() if ".lora_A." in name)
-    run = RunFolder(folder.parents[1] if folder.parent.name == "candidates" else folder.parent)
-    model: Mapping[str, Any] = run.record()["config"]["model"] if (run.path / "run.json").exists() else {}
-    alpha = model.get("lora_alpha", rank)
-    notice = ""
-    if alpha != rank:
-        notice = (
-            f"the adapter in '{folder}' was saved by an earlier version, without its lora_alpha. It is applied at the "
-            f"recorded strength, {alpha:g}/{rank}. That version judged it at strength 1: delete '{run.evaluation}' and "
-            f"'{run.path / 'grid.png'}' and give the same run command to have them made again"
-        )
-    return AdapterFile(weights, {"r": rank, "lora_alpha": alpha, "target_modules": modules}, notice)

@@ -1,27 +1,20 @@
 """The policy: a Stable-Diffusion-family pipeline whose UNet carries one LoRA adapter.
 
-Four verbs are all the rest of the package needs: ``encode`` prompts, ``predict`` the model output of a batch of
-latents, ``decode`` latents to images, ``save``/``load`` the adapter in diffusers' own format. The reference model is
-the same UNet with the adapter off, so it costs no memory. Every denoiser call passes through ``predict`` and is
+The rest of the package needs these verbs: ``encode`` prompts, ``predict`` the model output of a batch of latents,
+``decode`` latents to images, ``adapter`` and ``set_adapter`` for the LoRA weights. The reference model is the same UNet with the adapter off, so it costs no memory. Every denoiser call passes through ``predict`` and is
 reported to ``on_call``, which is how the ledger stays exact.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
-import click
 import torch
 from torch import Tensor, nn
 
 from sdpo_bench.errors import UsageError, nearest
-from sdpo_bench.models.adapter_file import AdapterFile, read_adapter
+from sdpo_bench.models.adapter_file import AdapterFile
 from sdpo_bench.models.conditioning import Conditioning, text_shape
-from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL, check_seal
-from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.signals import no_stop_lost
 
 __all__ = ["Conditioning", "Policy"]
 
@@ -158,40 +151,21 @@ class Policy:
         for layer in self._adapted:
             layer.enable_adapters(on)
 
-    @no_stop_lost()
-    def save(self, folder: Path) -> Path:
-        """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` gives the same denoiser.
-
-        The file holds the float32 weights bit for bit, and rank, alpha and targets beside them (``adapter_file``).
-        """
+    def adapter(self) -> AdapterFile:
+        """The adapter as it is now: float32 weights on the CPU, with rank, alpha and targets."""
         weights = {name.replace(f".{ADAPTER}.", "."): p.detach().cpu() for name, p in self.lora_parameters().items()}
-        content = AdapterFile(weights, self._lora_config()).to_bytes()
-        target = Path(folder) / LORA_FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        seal = target.with_name(LORA_SEAL)
-        seal.unlink(missing_ok=True)  # a seal without its adapter must never exist
-        atomic_write(target, content)
-        atomic_write(seal, f"{hashlib.sha256(content).hexdigest()}  {LORA_FILE}\n")
-        return target
+        return AdapterFile(weights, self._lora_config())
 
     def _lora_config(self) -> dict[str, Any]:
         config = self.unet.peft_config[ADAPTER]
         return {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
 
-    @no_stop_lost()
-    def load(self, folder: Path) -> None:
-        """Load an adapter written by :meth:`save` in place of the present one.
+    def set_adapter(self, file: AdapterFile) -> None:
+        """Put another adapter in the place of the present one.
 
-        Rank, alpha and targets are the file's. The weights are float32 and bit-equal to the saved ones in every
-        precision of the base model. An adapter of an earlier version gets its recorded strength, with a notice.
-
-        Raises:
-            UsageError: the file is damaged.
+        Rank, alpha and targets are the file's. The weights are float32 and bit-equal to the file's in every precision
+        of the base model.
         """
-        check_seal(Path(folder))
-        file = read_adapter(Path(folder))
-        if file.notice:
-            click.echo(f"note: {file.notice}.", err=True)
         self._adapted = []
         if getattr(self.unet, "peft_config", None):
             self.unet.delete_adapters(ADAPTER)

@@ -30,6 +30,7 @@ from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
 from sdpo_bench.runs.input_digests import known_prompts, made, remember_prompts
 from sdpo_bench.runs.run_folder import RunFolder, check_writable
+from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.reward_expression import choose, same_reward
 from sdpo_bench.scoring.score_cache import ScoreCache
@@ -246,9 +247,9 @@ def _export(trainer: Trainer, run: RunFolder) -> None:
     """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
     trainer.state.mend_logs()
     if trainer.validator is not None:
-        trainer.policy.load(trainer.validator.best_adapter())
+        load_adapter(trainer.policy, trainer.validator.best_adapter())
     if trainer.processes.is_main:
-        trainer.policy.save(run.lora)
+        save_adapter(trainer.policy, run.lora)
         seal_log(run)
     trainer.processes.meet()
     if trainer.validator is not None:
@@ -300,7 +301,7 @@ def _judge(
     base_rows = evaluate_base(
         policy, config.model, settings, scorers, runtime, watcher, device=device, processes=processes
     )
-    policy.load(run.lora)
+    load_adapter(policy, run.lora)
     subject = ev.Subject(run.run_id, config.method.name, config.seed)
     tuned_rows = ev.evaluate(
         policy, settings, scorers, run, subject,

@@ -8,12 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.models.adapter_file import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.regular import Irregular, read_bytes, read_text, require_regular
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The adapter, under the name that diffusers looks for."""
 LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 

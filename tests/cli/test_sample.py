@@ -15,6 +15,7 @@ from sdpo_bench.cli.report_commands import sample as sample_cli
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.runs.adapter import seal_log
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.saved_adapter import save_adapter
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def results(tmp_path: Path, tiny_pipe: Path, tiny_policy) -> Path:
     run.set_status("done")
     for parameter in tiny_policy.lora_parameters().values():
         parameter.data *= 4
-    tiny_policy.save(run.lora)
+    save_adapter(tiny_policy, run.lora)
     return tmp_path / "results"
 
 

@@ -19,6 +19,7 @@ import report_factory
 import forked
 from sdpo_bench.cli.entry import main
 from sdpo_bench.config.run_id import training_id, versions_of
+from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.system import console_text
 
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
@@ -563,7 +564,7 @@ def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pip
     from sdpo_bench.settings import ModelSettings
 
     latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
-    tiny_policy.save(tmp_path)
+    save_adapter(tiny_policy, tmp_path)
     fresh = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
     fresh.load(tmp_path)
     with torch.no_grad():

@@ -21,7 +21,6 @@ from sdpo_bench.cli.commands.eval import loading_code
 from sdpo_bench.cli.entry import main
 from sdpo_bench.cli.main import cli
 from sdpo_bench.errors import Unwritable, UsageError
-from sdpo_bench.models.adapter_file import read_adapter
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.results.compare_names import find_sides
@@ -29,6 +28,7 @@ from sdpo_bench.results.study_record import read_studies
 from sdpo_bench.running import kept
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
 from sdpo_bench.settings import ModelSettings
 from sdpo_bench.sweep import local_executor
 from sdpo_bench.sweep.ray_transfer import keep_aside, pack
@@ -81,15 +81,15 @@ def test_the_exported_adapter_is_loaded_by_the_printed_python(made, tiny_pipe, t
         assert str(tiny_pipe) in record
         code = loading_code(ModelSettings(name=name), target)
         policy = load_policy(ModelSettings(name=name), lora_seed=0)
-        policy.load(run.lora)
-        policy.save(target)
+        load_adapter(policy, run.lora)
+        save_adapter(policy, target)
         said = typed(capsys, "export", run.run_id, "--to", tmp_path / "other", "--results", tmp_path / "results")
         assert code_of(said) == loading_code(ModelSettings(name=str(tiny_pipe)), tmp_path / "other")
     else:
         policy = load_policy(ModelSettings(name=model, lora_rank=8), lora_seed=0)
         for parameter in policy.lora_parameters().values():
             parameter.data += 0.05
-        policy.save(target)
+        save_adapter(policy, target)
         code = loading_code(ModelSettings(name=model), target)
     side = policy.latent_shape[-1]
     latents = torch.randn(1, policy.latent_shape[0], side, side, generator=torch.Generator().manual_seed(3))

@@ -13,6 +13,7 @@ from sdpo_bench.evaluation.best_checkpoint import Validator
 from sdpo_bench.running.run_one import make_scorer, run_cell
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder, best_row
+from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings, Runtime
 from sdpo_bench.system.distributed import ALONE
 from sdpo_bench.system.progress import Watcher
@@ -255,5 +256,5 @@ def test_an_adapter_is_written_in_one_piece(tiny_policy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(policy, "atomic_write", lambda path, data: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
-        tiny_policy.save(tmp_path / "lora")
+        save_adapter(tiny_policy, tmp_path / "lora")
     assert not list((tmp_path / "lora").iterdir())

@@ -20,6 +20,7 @@ from sdpo_bench.running import run_one
 from sdpo_bench.running.run_one import run_cell
 from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.training import checkpoint
 
@@ -83,7 +84,7 @@ def test_every_lora_setting_survives_saving_and_loading(tiny_pipe, rank, alpha, 
     policy = trained(tiny_pipe, precision=precision, rank=rank, alpha=alpha, targets=targets)
     with tempfile.TemporaryDirectory() as place:
         lora = Path(place)
-        policy.save(lora)
+        save_adapter(policy, lora)
         other = load_policy(ModelSettings(name=str(tiny_pipe), precision=precision), lora_seed=9)
         other.load(lora)
         assert torch.equal(outputs(other), outputs(policy))
@@ -104,7 +105,7 @@ def test_every_lora_setting_survives_saving_and_loading(tiny_pipe, rank, alpha, 
 def test_strength_one_would_be_another_policy(tiny_pipe, tmp_path, rank, alpha):
     """What the test above would miss if the adapter did too little: without its settings the file is another's."""
     policy = trained(tiny_pipe, rank=rank, alpha=alpha)
-    policy.save(tmp_path)
+    save_adapter(policy, tmp_path)
     forget_settings(tmp_path)
     assert (stock_outputs(tiny_pipe, tmp_path) - outputs(policy)).abs().max() > 0.05
 
@@ -113,13 +114,13 @@ def test_strength_one_would_be_another_policy(tiny_pipe, tmp_path, rank, alpha):
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_stock_diffusers_in_half_precision_gives_the_same_outputs(tiny_pipe, tmp_path, precision, dtype, rank, alpha):
     policy = trained(tiny_pipe, precision=precision, rank=rank, alpha=alpha)
-    policy.save(tmp_path)
+    save_adapter(policy, tmp_path)
     assert torch.equal(stock_outputs(tiny_pipe, tmp_path, dtype), outputs(policy))
 
 
 def test_the_same_adapter_gives_the_same_bytes(tiny_policy, tmp_path):
     """safetensors writes several entries of a header in random order."""
-    contents = {tiny_policy.save(tmp_path / str(i)).read_bytes() for i in range(20)}
+    contents = {save_adapter(tiny_policy, tmp_path / str(i)).read_bytes() for i in range(20)}
     assert len(contents) == 1
 
 
@@ -130,7 +131,7 @@ def old_run(tiny_pipe, out: Path, policy: Policy, **model) -> RunFolder:
     run.create(resolved.record)
     run.set_status("done")
     for folder in (run.lora, run.path / "candidates" / "epoch-000001"):
-        policy.save(folder)
+        save_adapter(policy, folder)
         forget_settings(folder)
     return run
 
@@ -157,7 +158,7 @@ def test_an_adapter_of_an_earlier_version_has_its_recorded_strength(tiny_pipe, t
 def test_an_adapter_of_an_earlier_version_at_strength_one_is_loaded_as_before(tiny_pipe, tmp_path, capsys):
     policy = trained(tiny_pipe)
     run = old_run(tiny_pipe, tmp_path, policy)
-    policy.save(tmp_path / "alone")
+    save_adapter(policy, tmp_path / "alone")
     forget_settings(tmp_path / "alone")  # no run.json says anything
     for folder in (run.lora, tmp_path / "alone"):
         other = load_policy(ModelSettings(name=str(tiny_pipe), lora_rank=2), lora_seed=9)

@@ -22,6 +22,7 @@ from sdpo_bench.rollout.group_cost import group_cost
 from sdpo_bench.rollout.sampling import Noise, Trajectories, pick, replay
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.training.critic import state_values
@@ -125,7 +126,7 @@ def check_adapter(folder, lora, lcm):
     pipeline.load_lora_weights(str(lora), weight_name="pytorch_lora_weights.safetensors")
     tuned = draw()
     policy = load_policy(ModelSettings(name=str(folder)), lora_seed=0)
-    policy.load(lora)
+    load_adapter(policy, lora)
     schedule = make_schedule(config, 1, **({"sampler": "lcm"} if lcm else {"eta": 0.0}))
     ours = replay(policy, schedule, PROMPTS, start[:, None], torch.zeros(2, 1, 1, 4, 8, 8), shared_start=False)
     assert (tuned - base).abs().max() > 1e-3

@@ -15,6 +15,7 @@ from sdpo_bench.cli import entry
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL, exported, log_changed, seal_log
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
 from sdpo_bench.training import checkpoint
 
 
@@ -214,19 +215,19 @@ def test_a_flipped_bit_in_an_adapter_is_found(tiny_policy, tmp_path, sealed):
     run = RunFolder(tmp_path / "run")
 
     def save():
-        tiny_policy.save(run.lora)
+        save_adapter(tiny_policy, run.lora)
         assert not exported(run), "before the log is sealed, training has not ended"
         if sealed:
             seal_log(run)
             assert exported(run)
 
     save()
-    tiny_policy.load(run.lora)
+    load_adapter(tiny_policy, run.lora)
     flip(run.lora / LORA_FILE, 0.9)
     with pytest.raises(UsageError, match=r"damaged.*same run command again"):
-        tiny_policy.load(run.lora)
+        load_adapter(tiny_policy, run.lora)
     save()
-    tiny_policy.load(run.lora)
+    load_adapter(tiny_policy, run.lora)
 
 
 def test_a_log_that_was_changed_after_the_end_is_reported(tmp_path):

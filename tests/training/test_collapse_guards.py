@@ -11,6 +11,7 @@ from sdpo_bench.errors import RunFailed
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.settings import GuardSettings
 from sdpo_bench.training import collapse_guards
@@ -187,7 +188,7 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     epoch[0] = 0
     stopped.train()
     ours = load_file(str(outcome.run.lora / LORA_FILE))
-    theirs = stopped.policy.save(tmp_path / "theirs")
+    theirs = save_adapter(stopped.policy, tmp_path / "theirs")
     assert all(torch.equal(value, ours[name]) for name, value in load_file(str(theirs)).items())
 
 

@@ -8,6 +8,7 @@ from factories import make_method, make_resolved, make_trainer, make_updater, ra
 from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.api import Critic, Loss, Method
 from sdpo_bench.errors import RunFailed
+from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.training import checkpoint
 from sdpo_bench.training.critic import state_values
 from sdpo_bench.training.update_order import Order
@@ -177,5 +178,5 @@ def test_a_critic_is_not_in_the_exported_adapter(tiny_pipe, tmp_path):
     from safetensors.torch import load_file
 
     trainer = make_trainer(make_resolved(tiny_pipe, "tdpo"), tmp_path)
-    trainer.policy.save(tmp_path / "lora")
+    save_adapter(trainer.policy, tmp_path / "lora")
     assert all("lora" in n for n in load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors"))

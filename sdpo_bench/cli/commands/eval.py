@@ -14,7 +14,6 @@ from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.inference_search import recorded_search
 from sdpo_bench.evaluation.reward_scale import calibrate
-from sdpo_bench.models.adapter_file import read_adapter
 from sdpo_bench.models.catalogue import known_model, load_policy, pick_device, refuse_changed, resolve_location
 from sdpo_bench.models.cut_prompts import judged, read_by
 from sdpo_bench.plugins.conflicts import refuse_two_values
@@ -28,6 +27,7 @@ from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs.adapter import LORA_FILE, check_seal, exported, require_adapter
 from sdpo_bench.runs.input_digests import known_prompts, remember_prompts
 from sdpo_bench.runs.run_folder import RunFolder, check_writable, find_run
+from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter
 from sdpo_bench.scoring.reward_expression import same_reward
 from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.seeds import seed_for
@@ -117,7 +117,7 @@ def _eval_one(
         def judge(size: int) -> list[dict[str, Any]]:
             fitting = replace(runtime, micro_batch=size)
             before = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
-            policy.load(folder.lora)
+            load_adapter(policy, folder.lora)
             with folder.locked():
                 remember_prompts(folder, settings)
                 tuned = ev.evaluate(

@@ -10,6 +10,7 @@ import click
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.runs.adapter import require_adapter
 from sdpo_bench.runs.run_folder import RunFolder, find_run
+from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.system.console_text import clean
 from sdpo_bench.system.json_toml import whole_number
 from sdpo_bench.system.output_paths import user_file
@@ -88,7 +89,7 @@ def draw(
     policy = load_policy(model, device=pick_device(device), lora_seed=seed_for(config["seed"], "lora"))
     if warning := read_by(policy.pipeline, prompts).warning:
         click.echo(f"warning: {warning}", err=True)
-    policy.load(folder.lora)
+    load_adapter(policy, folder.lora)
     policy.set_guidance(settings.guidance_scale)
     search = None
     if "search" in record:

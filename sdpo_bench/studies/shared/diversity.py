@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.studies.shared.contract import Bench
 
 IMAGES = 4
@@ -51,7 +52,7 @@ def measure_all(bench: Bench, steps: int) -> dict[str, Spread]:
         found = {"": _measure(policy, config.eval, steps, bench.runtime.micro_batch)}
     for i, run in enumerate(usable):
         bench.say(f"measuring diversity, run {i + 1} of {len(usable)}")
-        policy.load(run.folder.lora)
+        load_adapter(policy, run.folder.lora)
         found[run.cell.run_id] = _measure(policy, config.eval, steps, bench.runtime.micro_batch)
     return found
 
