@@ -1,8 +1,9 @@
 """The policy: a Stable-Diffusion-family pipeline whose UNet carries one LoRA adapter.
 
 The rest of the package needs these verbs: ``encode`` prompts, ``predict`` the model output of a batch of latents,
-``decode`` latents to images, ``adapter`` and ``set_adapter`` for the LoRA weights. The reference model is the same UNet with the adapter off, so it costs no memory. Every denoiser call passes through ``predict`` and is
-reported to ``on_call``, which is how the ledger stays exact.
+``decode`` latents to images, ``adapter`` and ``set_adapter`` for the LoRA weights. The reference model is the same UNet
+with the adapter off, so it costs no memory. Every denoiser call passes through ``predict`` and is reported to
+``on_call``, which is how the ledger stays exact.
 """
 
 from collections.abc import Callable, Iterator, Sequence

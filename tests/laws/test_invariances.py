@@ -18,6 +18,7 @@ from sdpo_bench.rollout.replay_step import unique_rows
 from sdpo_bench.rollout.sampling import Noise, replay, rollout
 from sdpo_bench.rollout.schedule import gaussian_log_prob
 from sdpo_bench.settings import UpdateSettings
+from sdpo_bench.training.loss_scale import LossScale
 from sdpo_bench.training.update_order import Order, Task, windows
 from sdpo_bench.training.updater import Updater
 
@@ -394,10 +395,11 @@ def test_the_log_of_updates_by_hand():
     log.zero_gap, other.zero_gap = 0.1, 0.2
     output = torch.zeros(3, 1, 1, 2, requires_grad=True)
     output.grad = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]]).view(3, 1, 1, 2)
-    Updater._record_gradient(None, output, torch.tensor([0, 1, 0]), log)
+    unscaled = SimpleNamespace(scale=LossScale())
+    Updater._record_gradient(unscaled, output, torch.tensor([0, 1, 0]), log)
     assert log.summary()["loss"] == 2.0
     assert log.summary()["gradient_share_by_step"] == [round(29 / 30, 6), round(1 / 30, 6)]
-    Updater._record_gradient(None, output, torch.tensor([1, 1, 1]), other)
+    Updater._record_gradient(unscaled, output, torch.tensor([1, 1, 1]), other)
     log.absorb(other)
     assert log.summary()["loss"] == 5.0 and log.summary()["ratio_at_zero_update"] == 0.2
     assert log.summary()["gradient_share_by_step"] == [round(29 / 60, 6), round(31 / 60, 6)]

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from factories import make_resolved
 from sdpo_bench.cli.commands.eval import export_command
-from sdpo_bench.models.adapter_file import METADATA, read_adapter
+from sdpo_bench.models.adapter_file import METADATA
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.policy import ADAPTER, Policy
 from sdpo_bench.running import run_one
 from sdpo_bench.running.run_one import run_cell
 from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.runs.saved_adapter import save_adapter
+from sdpo_bench.runs.saved_adapter import read_adapter, save_adapter
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.training import checkpoint
 
