@@ -1,4 +1,21 @@
-"""SDPO (stepwise diffusion policy optimisation), arXiv 2411.11727; official code ZiyiZhang27/sdpo."""
+"""SDPO (stepwise diffusion policy optimisation), arXiv 2411.11727; official code ZiyiZhang27/sdpo.
+
+Where each equation lives, in the order of one epoch (i = 0 is the noisiest denoising step):
+
+1. Step reward prediction (paper: "latent similarity-based dense reward prediction"): ``choose_queries`` and
+   ``predicted_rewards`` in ``sdpo_bench/scoring/dense_rewards.py``. r_i = sum_q R_q s_qi / sum_q s_qi over the first,
+   last and anchor step.
+2. Discounted returns and their normalisation (paper: "stepwise advantage estimates"): ``discounted_returns`` and
+   ``Normaliser`` in ``sdpo_bench/advantages/normalise.py``. G_i = r_i + gamma G_{i+1};
+   A_i = (G_i - mean) / (std + 1e-6), with the mean and standard deviation of one prompt at one step.
+3. Order of updates (paper: "step-shuffled gradient updates"): ``windows`` in ``sdpo_bench/training/update_order.py``.
+   Each minibatch is updated at one denoising step at a time, so an epoch takes T times more optimiser steps.
+4. The clipped regression loss on a pair (paper, eq. 13): :meth:`SDPO.loss` in this file.
+
+Items 1 to 3 belong to the shared engine, so that any method can use them. ``sdpo_sparse`` and ``sdpo_full`` replace
+item 1, ``sdpo_accumulated`` replaces item 3. The paper's symbols: lambda is ``temporal_discount``, eta is
+``log_scale``, gamma is ``advantage.gamma``.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

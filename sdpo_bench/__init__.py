@@ -1,6 +1,40 @@
 """sdpo-bench: a benchmark and evaluation harness for RL alignment of few-step diffusion models.
 
-Importing the package costs nothing: torch and its kin are imported by the modules that need them.
+Data passes through the packages once, in one direction. A package imports only packages above it in this list; the
+``layers`` contract in ``pyproject.toml`` is the authority, and ``lint-imports`` checks it.
+
+============================================  ========================================================================
+package                                       stage
+============================================  ========================================================================
+``api``, ``errors``, ``hashing``              the plugin contract, error types, digests
+``seeds``                                     a named seed for every random draw
+``settings``, ``ledger``, ``reward_formula``  every setting, the cost of a run, the syntax of ``A*0.5+B``
+``system``                                    files, locks, signals, processes, time-outs
+``plugins``                                   find, load and call methods, rewards and studies
+``prompts``                                   prompt sets
+``models``                                    base models, and the policy: a denoiser with one LoRA adapter
+``rollout``                                   1. sample trajectories; log-probabilities of stored steps
+``scoring``                                   2. score pictures; predict the rewards of denoising steps
+``config``                                    resolve what a user typed to one configuration and a run id
+``runs``                                      a run on disk
+``advantages``                                3. turn rewards into returns, advantages and the learning signal
+``training``                                  4. update the policy in a given order; checkpoints
+``evaluation``                                5. score checkpoints and the base model at every step count
+``running``                                   stages 1 to 5 for one run
+``estimates``                                 predict time and memory before a run starts
+``statistics``                                6. estimates with intervals, tests, tables as data
+``results``                                   read a results folder; decide which runs may be compared
+``sweep``                                     many runs: suites, plans, executors
+``studies``                                   experiments on the methods' assumptions
+``report``                                    7. figures, tables and pages
+``doctor``                                    checks of this machine and of plugins
+``cli``                                       the command line
+============================================  ========================================================================
+
+Methods and rewards are plugins in folders of their own, ``methods/`` and ``rewards/``. The core imports none of them.
+``methods/sdpo.py`` says where each equation of the SDPO paper lives.
+
+Importing this package is cheap: modules that need torch import it themselves.
 """
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ A suite is a preset (``presets.py``: sections of settings, ``[for.METHOD.section
     images = 2560
     [variants.per-prompt.advantage]          # named alternatives, one cell each
     normalisation = "per-prompt"
-    [search]                                 # the same small search for every method (see ``search.py``)
+    [search]                                 # the same small search for every method (see ``tuning.py``)
     seed = 1000
     steps = [1, 4]
     [search.budget]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sdpo_bench
 from factories import GRADIENT_METHODS, METHODS
 from sdpo_bench.config.presets import shipped_presets
 from sdpo_bench.config.resolve import Request, resolve
@@ -39,6 +41,16 @@ def test_every_folder_of_code_is_a_listed_package():
         relative = path.relative_to(ROOT / "sdpo_bench")
         below = any(p.endswith("**/*") and str(relative).startswith(p.removesuffix("**/*")) for p in patterns)
         assert below or any(relative.match(pattern) for pattern in patterns), relative
+
+
+def test_the_map_lists_the_packages_in_the_order_of_the_layers_contract():
+    """The docstring of the package is the reader's map; import-linter enforces the contract."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    enforced = [set(layer.split(" | ")) for layer in reversed(layers) if layer != "__main__"]
+    table = sdpo_bench.__doc__.split("\n=====")[2]
+    shown = [set(re.findall(r"``([a-z_]+)``", line[:44])) for line in table.splitlines()[1:]]
+    assert shown == enforced
 
 
 def test_plugin_folders_are_not_importable_by_themselves():
