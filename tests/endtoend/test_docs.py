@@ -46,6 +46,8 @@ RECORDED = (
     "pytest",
     "ruff",
     "mypy",
+    "lint-imports",
+    "pre-commit",
     "mkdir",
     "accelerate",
     "torchrun",
@@ -318,7 +320,7 @@ def check_pip(argv: list[str], block: Block, *_) -> None:
         asked = re.fullmatch(r"(?:\.|sdpo-bench)\[([\w,]+)\]", word)
         if asked:
             assert set(asked[1].split(",")) <= set(extras), f"{name_of(block)}: {word}"
-        elif not word.startswith("-") and word != ".":
+        elif not word.startswith("-") and word not in (".", "pre-commit"):
             assert (ROOT / word).exists(), f"{name_of(block)}: {word}"
 
 
@@ -336,7 +338,11 @@ def check_python(argv: list[str], block: Block, *_) -> None:
 
 def check_pytest(argv: list[str], block: Block, *_) -> None:
     for word in argv:
-        known = word.startswith("-") or word in ("2", "not slow") or (block.page.parent / word).exists()
+        known = (
+            word.startswith("-")
+            or word in ("2", "not slow", "not slow and not robustness")
+            or (block.page.parent / word).exists()
+        )
         assert known, f"{name_of(block)}: {word}"
 
 
@@ -350,4 +356,4 @@ def check_launcher(argv: list[str], block: Block, world, monkeypatch) -> None:
 
 CHECKS = {"sdpo-bench": check_own, "pip": check_pip, "python": check_python, "python3": check_python,
           "pytest": check_pytest, "accelerate": check_launcher, "torchrun": check_launcher,
-          **dict.fromkeys(("ruff", "mypy", "mkdir", "ssh"), lambda *_: None)}  # fmt: skip
+          **dict.fromkeys(("ruff", "mypy", "lint-imports", "pre-commit", "mkdir", "ssh"), lambda *_: None)}  # fmt: skip
