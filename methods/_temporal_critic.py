@@ -10,9 +10,13 @@ class TemporalCritic(nn.Module):
     def __init__(self, channels: int, num_steps: int, width: int = 64):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(channels, width // 2, 3, stride=2, padding=1), nn.SiLU(),
-            nn.Conv2d(width // 2, width, 3, stride=2, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-        )  # fmt: skip
+            nn.Conv2d(channels, width // 2, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width // 2, width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
         self.step = nn.Embedding(num_steps, width)
         last = nn.Linear(width, 1)
         # Before it has learnt anything it says 0, the mean of normalised rewards: temporal rewards begin as DDPO's.

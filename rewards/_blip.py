@@ -15,13 +15,28 @@ VISION = "blip.visual_encoder."
 TEXT = "blip.text_encoder."
 PUBLISHED_HEADS = {1024: 16, 768: 12}
 TEXT_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "pad_token_id",
+)
 UNUSED = (
-    "blip.vision_proj", "blip.text_proj", "blip.itm_head", "blip.text_decoder", "blip.visual_encoder_m",
-    "blip.text_encoder_m", "blip.image_queue", "blip.text_queue", "blip.queue_ptr", "blip.temp",
-)  # fmt: skip
+    "blip.vision_proj",
+    "blip.text_proj",
+    "blip.itm_head",
+    "blip.text_decoder",
+    "blip.visual_encoder_m",
+    "blip.text_encoder_m",
+    "blip.image_queue",
+    "blip.text_queue",
+    "blip.queue_ptr",
+    "blip.temp",
+)
 """Parts of BLIP's pretraining that a checkpoint may carry and the reward never reads."""
 
 

@@ -64,8 +64,12 @@ def said(error: BaseException) -> str:
 
 
 _NO_MEMORY = (
-    "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "failed to map segment",
-)  # fmt: skip
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+)
 """What devices, systems and libraries say when there is no memory left."""
 
 

@@ -84,13 +84,15 @@ class Ledger:
         Images, optimiser steps and seconds are those of the whole run already.
         """
         for name in ("forward", "rewards", "cached"):
-            known: dict[str, int] = getattr(before, name)
-            keys = {key for part in parts for key in getattr(part, name)}
-            total = lambda k: known.get(k, 0) + sum(getattr(p, name).get(k, 0) - known.get(k, 0) for p in parts)  # noqa: E731, B023
-            setattr(self, name, {key: total(key) for key in keys})
+            start: dict[str, int] = getattr(before, name)
+            total: dict[str, int] = {}
+            for part in parts:
+                for key, count in getattr(part, name).items():
+                    total[key] = total.get(key, start.get(key, 0)) + count - start.get(key, 0)
+            setattr(self, name, total)
         for name in ("backward", "reward_backward"):
-            start: int = getattr(before, name)
-            setattr(self, name, start + sum(getattr(part, name) - start for part in parts))
+            common: int = getattr(before, name)
+            setattr(self, name, common + sum(getattr(part, name) - common for part in parts))
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -141,7 +141,11 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     _refuse_empty_names(request, overrides)
     preset = find_preset(request.preset) if request.preset is not None else None
     base = preset.common if preset else {}
-    pick = lambda key, given, default: str(overrides.pop(key, None) or given or base.get(key) or default)  # noqa: E731
+
+    def pick(key: str, given: str | None, default: str) -> str:
+        """The name under ``key``: from ``--set``, else from an option, else from the preset."""
+        return str(overrides.pop(key, None) or given or base.get(key) or default)
+
     method = find("methods", pick("method.name", request.method, DEFAULT_METHOD))
     wanted_reward = overrides.get("reward.name") or request.reward or base.get("reward.name")
     fallback_model = choose(str(wanted_reward)).native_model if wanted_reward else DEFAULT_MODEL

@@ -18,9 +18,14 @@ def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Meth
     """
     s = config.schedule
     schedule = make_schedule(
-        scheduler, s.steps, sampler=s.sampler, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep,
+        scheduler,
+        s.steps,
+        sampler=s.sampler,
+        eta=s.eta,
+        spacing=s.spacing,
+        prev_timestep=s.prev_timestep,
         std_floor=s.std_floor,
-    )  # fmt: skip
+    )
     lint(schedule, needs_log_prob=needs_log_prob(method))
     return schedule
 

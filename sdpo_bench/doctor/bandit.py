@@ -69,21 +69,24 @@ class Bandit:
         now, old, reference = (self.log_prob(actions, m) for m in (self.mean, old_mean, self.start))
         flat = self.mean.expand(actions.shape[:3].numel(), -1)
         kl = gaussian_kl(flat, self.start.expand_as(flat), torch.ones(len(flat), 1)).view(rewards.shape)
-        chosen = (
-            [torch.arange(STEPS)] if self.method.granularity == "trajectory" else list(torch.arange(STEPS)[:, None])
-        )
-        return [
-            Minibatch(
-                log_probs=now[..., k], old_log_probs=old[..., k].detach(),
+        all_steps = torch.arange(STEPS)
+        batches = []
+        for k in [all_steps] if self.method.granularity == "trajectory" else all_steps[:, None]:
+            batch = Minibatch(
+                log_probs=now[..., k],
+                old_log_probs=old[..., k].detach(),
                 ref_log_probs=reference[..., k].detach() if self.method.needs_reference else None,
                 advantages=advantages[..., k] if self.method.signal == "advantage" else None,
-                rewards=rewards[..., k], final_rewards=final, steps=k.expand(GROUPS, -1), num_steps=STEPS,
+                rewards=rewards[..., k],
+                final_rewards=final,
+                steps=k.expand(GROUPS, -1),
+                num_steps=STEPS,
                 kl=kl[..., k] if self.method.needs_kl else None,
                 values=torch.zeros_like(rewards[..., k]) if self.has_critic else None,
                 old_values=torch.zeros_like(rewards[..., k]) if self.has_critic else None,
             )
-            for k in chosen
-        ]  # fmt: skip
+            batches.append(batch)
+        return batches
 
     def _differentiable(self, actions: Tensor) -> Minibatch:
         none = torch.zeros(*actions.shape[:2], 0)
@@ -173,8 +176,8 @@ def check_bandit_optimum(plugin: Plugin, loaded: Any, folder: Path) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    away = lambda mean: float((mean.detach() - bandit.target).norm())  # noqa: E731
-    progress = 1 - away(bandit.mean) / away(bandit.start)
+    remaining = (bandit.mean.detach() - bandit.target).norm()
+    progress = 1 - float(remaining) / float((bandit.start - bandit.target).norm())
     require(progress > DUE, f"the policy came {progress:.0%} of the way to the best action, {DUE:.0%} is due.")
 
 

@@ -47,9 +47,11 @@ def untouched_randomness() -> Iterator[None]:
     import numpy as np
     import torch
 
-    before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
+    torch_state, numpy_state, python_state = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
     yield
-    same = torch.equal(before[0], torch.get_rng_state()) and before[1:] == (
-        repr(np.random.get_state()), random.getstate(),
-    )  # fmt: skip
+    same = (
+        torch.equal(torch_state, torch.get_rng_state())
+        and numpy_state == repr(np.random.get_state())
+        and python_state == random.getstate()
+    )
     require(same, "it draws random numbers from a global generator.")

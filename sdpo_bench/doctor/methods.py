@@ -50,9 +50,13 @@ def small_run(plugin: Plugin, loaded: Any, epochs: int = 2) -> Resolved:
     """Epochs of :data:`RUN_GROUPS` groups and three steps on the embedded model."""
     images = RUN_GROUPS * make(loaded).members
     settings = {
-        "schedule.steps": 3, "sample.images_per_epoch": images, "update.minibatch": 1, "update.accumulation": 1,
-        "budget.images": epochs * images, "update.lr": 1e-3,
-    }  # fmt: skip
+        "schedule.steps": 3,
+        "sample.images_per_epoch": images,
+        "update.minibatch": 1,
+        "update.accumulation": 1,
+        "budget.images": epochs * images,
+        "update.lr": 1e-3,
+    }
     return resolve(Request(method=plugin.name, overrides=settings))
 
 

@@ -49,8 +49,11 @@ _PUBLISHED_SCHEDULE = {"schedule.spacing": "trailing", "eval.spacing": "trailing
 
 # A consistency model is sampled by its own multistep sampler in few steps; 8 are what RLCM (arXiv 2404.03673) trains.
 _CONSISTENCY = {
-    "schedule.sampler": "lcm", "eval.sampler": "lcm", "schedule.steps": 8, "eval.steps": (1, 2, 4, 8),
-}  # fmt: skip
+    "schedule.sampler": "lcm",
+    "eval.sampler": "lcm",
+    "schedule.steps": 8,
+    "eval.steps": (1, 2, 4, 8),
+}
 
 # Guidance 8 is what the authors of LCM sample with; told to the UNet as an embedding, it costs no second evaluation.
 _TOLD_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}

@@ -22,9 +22,11 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CONFIGS = (*NETWORKS, "scheduler")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 SIZES = (
-    ("unet", "sample_size", None), ("unet", "in_channels", 4), ("vae", "latent_channels", 4),
+    ("unet", "sample_size", None),
+    ("unet", "in_channels", 4),
+    ("vae", "latent_channels", 4),
     ("vae", "scaling_factor", 0.18215),
-)  # fmt: skip
+)
 """Numbers of a configuration and the defaults of the library that reads it."""
 TEXTS = (".json", ".txt", ".model")
 

@@ -8,18 +8,19 @@ stays cheap.
 import re
 from functools import lru_cache
 
-ANIMALS: tuple[str, ...] = (
-    "cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep", "deer", "cow",
-    "goat", "lion", "tiger", "bear", "raccoon", "fox", "wolf", "lizard", "beetle", "ant", "butterfly", "fish",
-    "shark", "whale", "dolphin", "squirrel", "mouse", "rat", "snake", "turtle", "frog", "chicken", "duck",
-    "goose", "bee", "pig", "turkey", "fly", "llama", "camel", "bat", "gorilla", "hedgehog", "kangaroo",
-)  # fmt: skip
+_ANIMAL_WORDS = """
+cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle ant
+butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly llama
+camel bat gorilla hedgehog kangaroo
+"""
+ANIMALS: tuple[str, ...] = tuple(_ANIMAL_WORDS.split())
 """The 45 simple animals of DDPO and SDPO, in their order."""
 
-EXTRA: tuple[str, ...] = (
-    "panda", "koala", "penguin", "owl", "elephant", "crab", "octopus", "snail", "dragon", "unicorn",
-    "apple", "banana", "strawberry", "car", "bus", "bicycle", "rocket", "tree", "flower", "house",
-)  # fmt: skip
+_EXTRA_WORDS = """
+panda koala penguin owl elephant crab octopus snail dragon unicorn
+apple banana strawberry car bus bicycle rocket tree flower house
+"""
+EXTRA: tuple[str, ...] = tuple(_EXTRA_WORDS.split())
 """Classes the model knows from its own training but that no RL prompt list trains on."""
 
 CLASSES: tuple[str, ...] = ANIMALS + EXTRA
@@ -93,9 +94,10 @@ def parse_prompt(prompt: str) -> tuple[str | None, str | None]:
     """
     text = prompt.lower()
     words = re.findall(r"[a-z]+", text)
-    name = next((found for word in words if (found := _class_of(word))), None)
+    classes = (_class_of(word) for word in words)
+    first = next((name for name in classes if name), None)
     match = _BACKGROUND.search(text)
-    return name, match.group(1) if match else None
+    return first, match.group(1) if match else None
 
 
 def _class_of(word: str) -> str | None:

@@ -42,9 +42,15 @@ class DDIM(Schedule):
         alpha_prev = torch.where(prev >= 0, alphas[prev.clamp(min=0)], torch.ones(()))
         resolved = config | {"sampler": cls.sampler, "steps": steps, "overruled": overruled} | vars(options)
         return cls(
-            timesteps, prev, alphas[timesteps], alpha_prev, options.eta, config["prediction_type"], options.std_floor,
-            resolved,
-        )  # fmt: skip
+            timesteps=timesteps,
+            prev_timesteps=prev,
+            alpha_t=alphas[timesteps],
+            alpha_prev=alpha_prev,
+            eta=options.eta,
+            prediction_type=config["prediction_type"],
+            std_floor=options.std_floor,
+            resolved=resolved,
+        )
 
     def std(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard deviation of each step, ``[T]`` (DDIM eq. 16 times eta)."""

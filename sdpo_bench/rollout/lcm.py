@@ -53,9 +53,17 @@ class LCM(Schedule):
         skip, out = torch.tensor(scalings).unbind(1)
         resolved = config | {"sampler": cls.sampler, "steps": steps, "overruled": overruled}
         return cls(
-            timesteps, prev, alphas[timesteps], alpha_prev, 1.0, config["prediction_type"], options.std_floor,
-            resolved | {"std_floor": options.std_floor}, skip, out,
-        )  # fmt: skip
+            timesteps=timesteps,
+            prev_timesteps=prev,
+            alpha_t=alphas[timesteps],
+            alpha_prev=alpha_prev,
+            eta=1.0,
+            prediction_type=config["prediction_type"],
+            std_floor=options.std_floor,
+            resolved=resolved | {"std_floor": options.std_floor},
+            skip=skip,
+            out=out,
+        )
 
     @classmethod
     def describe(cls, options: StepOptions) -> str:

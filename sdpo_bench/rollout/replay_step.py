@@ -23,9 +23,15 @@ class StepPass:
 
 
 def step_pass(
-    policy: Policy, schedule: Schedule, trajectories: Trajectories, groups: Tensor, steps: Tensor, ledger: Ledger,
-    *, with_kl: bool,
-) -> StepPass:  # fmt: skip
+    policy: Policy,
+    schedule: Schedule,
+    trajectories: Trajectories,
+    groups: Tensor,
+    steps: Tensor,
+    ledger: Ledger,
+    *,
+    with_kl: bool,
+) -> StepPass:
     """One step ``[b]`` of each group. Members that share their first state share its denoiser call here too.
 
     Args:

@@ -96,10 +96,8 @@ def rollout(
     """
     start = noise.initial(policy.latent_shape, groups, members, shared_noise)
     steps = noise.steps(policy.latent_shape, groups, members, schedule.num_steps)
-    return replay(
-        policy, schedule, prompts, start, steps,
-        shared_start=shared_noise and members > 1, micro_batch=micro_batch,
-    )  # fmt: skip
+    shared_start = shared_noise and members > 1
+    return replay(policy, schedule, prompts, start, steps, shared_start=shared_start, micro_batch=micro_batch)
 
 
 @torch.no_grad()
@@ -123,9 +121,13 @@ def replay(
         x0s.append(step.x0.view_as(following).to(policy.storage))
         latents.append(following.to(policy.storage))
     return Trajectories(
-        tuple(prompts), conditioning, torch.stack(latents, 2), torch.stack(x0s, 2),
-        torch.stack(log_probs, 2), shared_start,
-    )  # fmt: skip
+        prompts=tuple(prompts),
+        conditioning=conditioning,
+        latents=torch.stack(latents, 2),
+        x0=torch.stack(x0s, 2),
+        log_probs=torch.stack(log_probs, 2),
+        shared_start=shared_start,
+    )
 
 
 @torch.no_grad()

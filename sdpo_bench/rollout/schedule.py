@@ -23,9 +23,18 @@ from sdpo_bench.rollout.gaussian_step import (
 from sdpo_bench.rollout.lcm import LCM
 
 __all__ = [
-    "SAMPLERS", "Denoised", "Schedule", "StepOptions", "gaussian_kl", "gaussian_log_prob", "lint", "make_schedule",
-    "sampler_family", "spaced_timesteps", "step_weights",
-]  # fmt: skip
+    "SAMPLERS",
+    "Denoised",
+    "Schedule",
+    "StepOptions",
+    "gaussian_kl",
+    "gaussian_log_prob",
+    "lint",
+    "make_schedule",
+    "sampler_family",
+    "spaced_timesteps",
+    "step_weights",
+]
 
 SAMPLERS: dict[str, type[Schedule]] = {family.sampler: family for family in (DDIM, LCM)}
 

@@ -45,21 +45,23 @@ class Sums:
         """Sums over images ``[B, 3, H, W]`` in [0, 1]."""
         numbers = statistics(images)
         return cls(
-            len(images),
-            {name: float(value.double().sum()) for name, value in numbers.items()},
-            int((numbers["contrast"] < FLAT_CONTRAST).sum()),
-            images.sum(0, dtype=torch.float64).cpu(),
-            sum(float(image.double().square().mean()) for image in images),
+            count=len(images),
+            numbers={name: float(value.double().sum()) for name, value in numbers.items()},
+            flat=int((numbers["contrast"] < FLAT_CONTRAST).sum()),
+            pixels=images.sum(0, dtype=torch.float64).cpu(),
+            square=sum(float(image.double().square().mean()) for image in images),
         )
 
     def __add__(self, other: "Sums") -> "Sums":
         if not self.count or not other.count:
             return self if self.count else other
-        numbers = {name: value + other.numbers[name] for name, value in self.numbers.items()}
         return Sums(
-            self.count + other.count, numbers, self.flat + other.flat, self.pixels + other.pixels,
-            self.square + other.square,
-        )  # fmt: skip
+            count=self.count + other.count,
+            numbers={name: value + other.numbers[name] for name, value in self.numbers.items()},
+            flat=self.flat + other.flat,
+            pixels=self.pixels + other.pixels,
+            square=self.square + other.square,
+        )
 
 
 def summary(sums: Sums) -> dict[str, float]:

@@ -27,9 +27,15 @@ def test_the_loss_by_hand():
     ratio = torch.tensor([[[0.1], [0.3]]])
     nothing = torch.zeros_like(ratio)
     batch = Minibatch(
-        log_probs=ratio, old_log_probs=nothing, ref_log_probs=None, advantages=None, rewards=nothing,
-        final_rewards=torch.tensor([[0.0, 0.5 * math.log(3)]]), steps=torch.zeros(1, 1, dtype=torch.int64), num_steps=1,
-    )  # fmt: skip
+        log_probs=ratio,
+        old_log_probs=nothing,
+        ref_log_probs=None,
+        advantages=None,
+        rewards=nothing,
+        final_rewards=torch.tensor([[0.0, 0.5 * math.log(3)]]),
+        steps=torch.zeros(1, 1, dtype=torch.int64),
+        num_steps=1,
+    )
     loss = RewardWeighted(RewardWeightedSettings(group_size=2, temperature=0.5)).loss(batch)
     assert loss.value.item() == pytest.approx(-(0.1 / 4 + 0.9 / 4))
     assert loss.metrics["largest_weight"].item() == pytest.approx(0.75)
@@ -46,9 +52,15 @@ def test_a_short_run(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("cat\ndog\n")
     small = [
-        "schedule.steps=2", "sample.images_per_epoch=8", f"sample.prompts={prompts}", "update.minibatch=2",
-        f"eval.train={prompts}", "eval.steps=1", "eval.images_per_prompt=1", "eval.rewards=",
-    ]  # fmt: skip
+        "schedule.steps=2",
+        "sample.images_per_epoch=8",
+        f"sample.prompts={prompts}",
+        "update.minibatch=2",
+        f"eval.train={prompts}",
+        "eval.steps=1",
+        "eval.images_per_prompt=1",
+        "eval.rewards=",
+    ]
     command = [sys.executable, "-m", "sdpo_bench", "run", "--method", "reward-weighted", "--reward", "warmth"]
     command += ["--budget", "images=16", "--results", str(tmp_path), "--json"]
     command += [word for setting in small for word in ("--set", setting)]
