@@ -147,8 +147,8 @@ _BLOCK_NAMES = (
 
 def from_imagereward(state: State) -> State:
     """The same tensors under :class:`BlipReward`'s names; unknown keys stay and fail the strict check."""
-    kept = (key for key in state if not key.startswith(UNUSED) and not key.endswith(".position_ids"))
-    return {_rename(key): state[key] for key in kept}
+    used_keys = (key for key in state if not key.startswith(UNUSED) and not key.endswith(".position_ids"))
+    return {_rename(key): state[key] for key in used_keys}
 
 
 def _rename(key: str) -> str:

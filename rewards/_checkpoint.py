@@ -100,9 +100,9 @@ def strict_load(model: nn.Module, state: State, path: Path, dtype: torch.dtype =
     unexpected = sorted(state.keys() - expected.keys())
     shapes = [k for k in expected if k in state and expected[k].shape != state[k].shape]
     problems = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": shapes}
-    found = [f"{what} {_some(keys)}" for what, keys in problems.items() if keys]
-    if found:
-        raise damaged(path, "; ".join(found))
+    differences = [f"{what} {_some(keys)}" for what, keys in problems.items() if keys]
+    if differences:
+        raise damaged(path, "; ".join(differences))
     # scalars stay exact: a logit scale in bfloat16 would be 1 % off
     cast = {key: value.to(dtype if value.ndim else torch.float32) for key, value in state.items()}
     model.load_state_dict(cast, assign=True)

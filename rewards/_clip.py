@@ -84,10 +84,10 @@ def weights_in(folder: Path) -> Path:
         MissingError: not such a folder.
     """
     files = (folder / name for name in ("model.safetensors", "pytorch_model.bin"))
-    found = [file for file in files if file.is_file()]
-    if not found or not (folder / "config.json").is_file():
+    candidates = [file for file in files if file.is_file()]
+    if not candidates or not (folder / "config.json").is_file():
         raise MissingError(f"'{folder}' is not a CLIP model folder: it should hold config.json and model.safetensors.")
-    return found[0]
+    return candidates[0]
 
 
 def load_folder(folder: Path, dtype: torch.dtype, *, vision_only: bool = False) -> nn.Module:

@@ -81,14 +81,14 @@ class ModelReward(Reward):
 
     def _variants(self) -> list[str]:
         settings = self.settings
-        found = [] if settings.precision == "fp32" else [settings.precision]
+        parts = [] if settings.precision == "fp32" else [settings.precision]
         if settings.revision:
-            found.append(f"rev-{settings.revision}")
+            parts.append(f"rev-{settings.revision}")
         if settings.path:
-            found.append(f"file-{file_digest(self._weights_file(self._checkpoint()))}")
+            parts.append(f"file-{file_digest(self._weights_file(self._checkpoint()))}")
         if getattr(settings, "tokenizer_path", None):
-            found.append(f"tokenizer-{file_digest(self._tokenizer_folder() / self.tokenizer[0])}")
-        return found
+            parts.append(f"tokenizer-{file_digest(self._tokenizer_folder() / self.tokenizer[0])}")
+        return parts
 
     def load(self) -> Self:
         """Load the model unless it is loaded.

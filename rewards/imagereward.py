@@ -73,10 +73,10 @@ class ImageReward(ModelReward):
     def tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """``input_ids`` and ``attention_mask``, int64 ``[B, 35]``."""
         self.load()
-        found = self._tokenizer(
+        tokens = self._tokenizer(
             prompts, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         )
-        return found["input_ids"], found["attention_mask"]
+        return tokens["input_ids"], tokens["attention_mask"]
 
     def _score(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         if self.settings.backend == "official":

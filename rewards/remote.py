@@ -30,7 +30,7 @@ PROBE_SECONDS = 1.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 BUSY = (408, 429, 502, 503, 504)
 MOST_BYTES = 2**24
-"""Of an answer: a few million scores; whoever sends more is no reward service."""
+"""Of an answer: a few million scores; a sender of more is no reward service."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -96,15 +96,15 @@ class Remote(Reward):
         """
         answer = self._send("GET", "/info")
         try:
-            found = parse_json(answer.content)
-            if int(found["protocol"]) != http_format.PROTOCOL:
+            info = parse_json(answer.content)
+            if int(info["protocol"]) != http_format.PROTOCOL:
                 raise UsageError(
-                    f"the service at {self.url} speaks version {found['protocol']} of the protocol, this sdpo-bench "
+                    f"the service at {self.url} speaks version {info['protocol']} of the protocol, this sdpo-bench "
                     f"version {http_format.PROTOCOL}. Install the same sdpo-bench on both sides."
                 )
             kinds = {"name": str, "version": str, "scale": str, "source": str, "settings": dict, "commits": dict}
-            if all(isinstance(found[key], kind) for key, kind in kinds.items()) and int(found["max_bytes"]) > 0:
-                return dict(found)
+            if all(isinstance(info[key], kind) for key, kind in kinds.items()) and int(info["max_bytes"]) > 0:
+                return dict(info)
         except UsageError:
             raise
         except (ValueError, KeyError, TypeError):
@@ -131,12 +131,12 @@ class Remote(Reward):
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         size = self._batch_size(images)
         chunks = range(0, len(prompts), size)
-        found = []
+        scores = []
         for at in chunks:
             part = prompts[at : at + size]
             where = f"images {at + 1} to {at + len(part)} of {len(prompts)}"
-            found.append(self._score(images[at : at + size], part, where))
-        return torch.cat(found)
+            scores.append(self._score(images[at : at + size], part, where))
+        return torch.cat(scores)
 
     def _batch_size(self, images: Tensor) -> int:
         """Images a request, so that it stays below the service's limit (with room for header and prompts)."""
@@ -153,7 +153,7 @@ class Remote(Reward):
         body = http_format.pack_request(images, prompts)
         answer = self._send("POST", "/score", content=body, headers={"content-type": http_format.MEDIA_TYPE})
         try:
-            scores, said = http_format.unpack_answer(answer.content)
+            scores, reward = http_format.unpack_answer(answer.content)
         except UsageError as error:
             raise RunFailed(f"the reward service at {self.url} sent no scores for {where}: {error}") from error
         if scores.shape != (len(prompts),):
@@ -161,9 +161,9 @@ class Remote(Reward):
                 f"the reward service at {self.url} sent scores of shape {list(scores.shape)} for {where}; one score an "
                 f"image is due, [{len(prompts)}]."
             )
-        if (said.get("name"), said.get("version")) != (self.filed_as, self.full_version):
+        if (reward.get("name"), reward.get("version")) != (self.filed_as, self.full_version):
             raise RunFailed(
-                f"the service at {self.url} now serves {said.get('name')} version {said.get('version')}; this run "
+                f"the service at {self.url} now serves {reward.get('name')} version {reward.get('version')}; this run "
                 f"began with {self.filed_as} version {self.full_version}. Serve that again, and type the same command."
             )
         return scores
@@ -193,10 +193,10 @@ class Remote(Reward):
                 continue
             if answer.status_code == 200:
                 return answer
-            said = _said(answer)
-            problem = said or f"status {answer.status_code}"
+            error_text = _error_text(answer)
+            problem = error_text or f"status {answer.status_code}"
             # a service that is being stopped answers 500 too, but not in our form
-            if answer.status_code not in BUSY and (said or answer.status_code < 500):
+            if answer.status_code not in BUSY and (error_text or answer.status_code < 500):
                 raise RunFailed(f"the reward service at {self.url} answered {answer.status_code}: {problem}")
         raise MissingError(
             f"the reward service at {self.url} cannot be reached ({problem}; {self.settings.retries + 1} attempts). "
@@ -246,11 +246,11 @@ class Remote(Reward):
 
 def _pause(answer: Any) -> float:
     """Seconds after which a busy service wants to be asked again; 0 where it does not say."""
-    said = answer.headers.get("retry-after", "") if answer.status_code in (429, 503) else ""
-    return min(float(said), LONGEST_WAIT) if said.isdecimal() else 0.0
+    seconds = answer.headers.get("retry-after", "") if answer.status_code in (429, 503) else ""
+    return min(float(seconds), LONGEST_WAIT) if seconds.isdecimal() else 0.0
 
 
-def _said(answer: Any) -> str:
+def _error_text(answer: Any) -> str:
     """The error text of a service's answer; empty where something else has answered."""
     try:
         return str(parse_json(answer.content)["error"])[:500]

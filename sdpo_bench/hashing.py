@@ -54,5 +54,5 @@ def run_id(config: Mapping[str, Any], *, versions: Mapping[str, str]) -> str:
 
 def _slug(text: str) -> str:
     """Letters, digits and dots only: a name from outside can never leave the results folder."""
-    kept = "".join(char if char.isascii() and (char.isalnum() or char == ".") else "_" for char in text)
-    return kept.strip("._")[-40:] or "x"
+    safe = "".join(char if char.isascii() and (char.isalnum() or char == ".") else "_" for char in text)
+    return safe.strip("._")[-40:] or "x"

@@ -134,8 +134,8 @@ class Limit:
     def reached(self, ledger: Ledger) -> bool:
         return ledger.used(self.axis) >= self.amount
 
-    def groups_left(self, bill: Spent, group: Cost, wanted: int, overhead: float = 0.0) -> int:
-        """How many of ``wanted`` prompt groups still fit (0: stop now).
+    def groups_left(self, bill: Spent, group: Cost, planned: int, overhead: float = 0.0) -> int:
+        """How many of ``planned`` prompt groups still fit (0: stop now).
 
         Images, reward calls and denoiser calls are known in advance, so the last epoch is cut to whole groups that
         fit; ``overhead`` is what the epoch costs besides its groups. Optimiser steps and seconds stop inside an epoch.
@@ -145,8 +145,8 @@ class Limit:
         if left <= 0:
             return 0
         if each == 0:
-            return wanted
-        return max(0, min(wanted, int((left - overhead) // each)))
+            return planned
+        return max(0, min(planned, int((left - overhead) // each)))
 
 
 def limit_text(amount: float, axis: str) -> str:

@@ -24,15 +24,15 @@ def parse_sum(text: str) -> list[tuple[str, float]]:
     Raises:
         UsageError: not ``NAME*WEIGHT+NAME*WEIGHT+...``.
     """
-    found, at = [], 0
+    terms, at = [], 0
     while True:
         match = _PART.match(text, at)
         if not match or (match["before"] and match["after"]):
             raise _bad_syntax(text, at)
-        found.append((match["name"], float(match["before"] or match["after"] or 1)))
+        terms.append((match["name"], float(match["before"] or match["after"] or 1)))
         at = match.end()
         if at == len(text):
-            return found
+            return terms
         if text[at] != "+":
             raise _bad_syntax(text, at)
         at += 1

@@ -71,10 +71,10 @@ def refuse_reported(name: str, settings: EvaluationSettings, key: str) -> None:
     Raises:
         UsageError: prompt set ``name`` shares a prompt with a split that is evaluated.
     """
-    mine = set(load_prompts(name))
+    choosing_prompts = set(load_prompts(name))
     for split in ("train", "validation", "unseen"):
         reported = getattr(settings, split)
-        shared = sorted(mine & set(load_prompts(reported))) if reported else []
+        shared = sorted(choosing_prompts & set(load_prompts(reported))) if reported else []
         if shared:
             raise UsageError(
                 f"{key} = '{name}' shares {len(shared)} prompts with eval.{split} = '{reported}', e.g. '{shared[0]}': "
@@ -124,9 +124,9 @@ def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
 
 def _differentiable() -> list[str]:
     """Names of all rewards that can be imported here and declare a gradient."""
-    found = []
+    names = []
     for plugin in plugins("rewards").values():
         with suppress(SdpoBenchError):  # what cannot be loaded is no advice
             if plugin.load().differentiable is True:
-                found.append(plugin.name)
-    return found
+                names.append(plugin.name)
+    return names

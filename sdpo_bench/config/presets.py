@@ -89,12 +89,12 @@ def read_preset(path: Path) -> Preset:
     if not isinstance(by_method, Mapping) or not all(isinstance(v, Mapping) for v in by_method.values()):
         raise UsageError(f"preset file '{path}': [for] holds one table a method, e.g. [for.ddpo.update].")
     methods = {plugin_tag(name): flatten(table) for name, table in by_method.items()}
-    known = [plugin_tag(plugin) for plugin in plugins("methods")]
+    installed = [plugin_tag(plugin) for plugin in plugins("methods")]
     for name in by_method:
-        if plugin_tag(name) not in known:
+        if plugin_tag(name) not in installed:
             # Left out in silence, a misspelt section would make another run under the name of the intended one.
             raise UsageError(
-                f"preset file '{path}': [for.{name}] is for a method that is not installed.{nearest(name, known)} "
+                f"preset file '{path}': [for.{name}] is for a method that is not installed.{nearest(name, installed)} "
                 "Correct the name, install the plugin that brings the method, or remove the section."
             )
     return Preset(path.stem, description, match, flatten(data), methods)

@@ -236,10 +236,10 @@ def _check_key(key: str, owners: Mapping[str, Sequence[str]], source: str) -> No
 
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:
     """The configured method, ready to be asked what it needs."""
-    made = make_method(config.method.name, method_class, config.method.settings)
-    if made.signal == "gradient":
-        check_backprop(f"method '{config.method.name}'", made, config.schedule.steps)
-    return made
+    method = make_method(config.method.name, method_class, config.method.settings)
+    if method.signal == "gradient":
+        check_backprop(f"method '{config.method.name}'", method, config.schedule.steps)
+    return method
 
 
 def make_method(name: str, method_class: type[Method], values: Mapping[str, Any]) -> Method:
@@ -250,6 +250,6 @@ def make_method(name: str, method_class: type[Method], values: Mapping[str, Any]
     """
     settings = validate(method_class.Settings, values, "method")
     with plugin_code(f"method '{name}': __init__()"):
-        made = method_class(settings)
-    check_made(f"method '{name}'", made)
-    return made
+        method = method_class(settings)
+    check_made(f"method '{name}'", method)
+    return method

@@ -37,13 +37,15 @@ def problem(record: Mapping[str, Any]) -> str:
         return f"kind is {record.get('kind')!r}, not 'run' or 'base'"
     if record["kind"] == "base":
         return ""
-    if lacking := [key.removeprefix("config.") for key in NEEDED if at(record, key) in (None, "")]:
-        return f"it lacks {', '.join(lacking)}"
+    if missing_keys := [key.removeprefix("config.") for key in NEEDED if at(record, key) in (None, "")]:
+        return f"it lacks {', '.join(missing_keys)}"
     try:
-        found = training_id(record["config"], versions_of(record))
+        computed_id = training_id(record["config"], versions_of(record))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         return f"its settings are not those of a run ({type(error).__name__}: {error})"
-    return "" if found == record["run"] else f"its settings are not those of run '{record['run']}': one was changed"
+    if computed_id != record["run"]:
+        return f"its settings are not those of run '{record['run']}': one was changed"
+    return ""
 
 
 def versions_of(record: Mapping[str, Any]) -> dict[str, str]:

@@ -118,12 +118,12 @@ def check_loss(plugin: Plugin, loaded: Any, folder: Path) -> None:
     bandit = Bandit(method)
     _, batches = _moved(bandit)
     for batch in batches:
-        kept = {k: v.detach().clone() for k, v in vars(batch).items() if isinstance(v, Tensor)}
+        originals = {k: v.detach().clone() for k, v in vars(batch).items() if isinstance(v, Tensor)}
         with untouched_process(), untouched_randomness():
             first = method.loss(batch)
         _check_shape(first)
         require(torch.equal(first.value, method.loss(batch).value), "the same minibatch has two losses.")
-        changed = [k for k, v in kept.items() if not torch.equal(v, getattr(batch, k))]
+        changed = [k for k, v in originals.items() if not torch.equal(v, getattr(batch, k))]
         require(not changed, f"it changes the minibatch: {', '.join(changed)}.")
 
 

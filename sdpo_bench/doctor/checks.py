@@ -40,10 +40,10 @@ def find_everywhere(name: str) -> list[Plugin]:
         UsageError: there are none; the message has the nearest name.
     """
     available = [plugin for kind in ("methods", "rewards") for plugin in plugins(kind).values()]
-    found = [plugin for plugin in available if plugin.tag == plugin_tag(name)]
-    if not found:
+    selected = [plugin for plugin in available if plugin.tag == plugin_tag(name)]
+    if not selected:
         raise UsageError(f"no method or reward '{name}'.{nearest(name, [p.name for p in available])}")
-    return found
+    return selected
 
 
 def check_plugin(plugin: Plugin) -> Iterator[Check]:

@@ -61,26 +61,26 @@ def _packages() -> Iterator[Finding]:
         yield _package(needed.name, needed.specifier)
 
 
-def _package(name: str, wanted: Any) -> Finding:
-    mend = f'pip install "{name}{wanted}"'
+def _package(name: str, requirement: Any) -> Finding:
+    mend = f'pip install "{name}{requirement}"'
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Finding("package", name, "problem", "not installed", mend)
-    if not wanted.contains(version, prereleases=True):
-        return Finding("package", name, "problem", f"{version}, {wanted} is needed", mend)
+    if not requirement.contains(version, prereleases=True):
+        return Finding("package", name, "problem", f"{version}, {requirement} is needed", mend)
     return Finding("package", name, "ok", version)
 
 
-def _device(wanted: str) -> Iterator[Finding]:
+def _device(name: str) -> Iterator[Finding]:
     import torch
 
     from sdpo_bench.estimates.memory_estimate import available_bytes, gigabytes
 
     try:
-        device = pick_device(wanted)
+        device = pick_device(name)
     except SdpoBenchError as error:
-        yield Finding("device", wanted, "problem", str(error))
+        yield Finding("device", name, "problem", str(error))
         return
     free = gigabytes(available_bytes(device))
     if device.startswith("cuda"):
@@ -126,11 +126,11 @@ def _hub() -> Finding:
 
 def _plugins(kind: str) -> Iterator[Finding]:
     try:
-        found = plugins(kind)
+        available = plugins(kind)
     except SdpoBenchError as error:
         yield Finding(kind[:-1], "all", "problem", str(error))
         return
-    for plugin in found.values():
+    for plugin in available.values():
         yield _plugin(kind[:-1], plugin)
 
 

@@ -64,13 +64,13 @@ def check_scores(plugin: Plugin, loaded: Any, folder: Path) -> None:
     require(isinstance(reward.full_version, str) and reward.full_version, "full_version is not a text.")
     for size in SIZES:
         given = images(size)
-        kept = given.clone()
+        original = given.clone()
         scores = reward(given, list(PROMPTS))
         require(isinstance(scores, Tensor), f"it returned {type(scores).__name__}, a tensor is due.")
         require(scores.shape == (len(PROMPTS),), f"shape {tuple(scores.shape)} for {len(PROMPTS)} images.")
         require(scores.dtype == torch.float32, f"dtype {scores.dtype}, float32 is due.")
         require(bool(torch.isfinite(scores).all()), f"scores {scores.tolist()} are not all finite.")
-        require(torch.equal(given, kept), "it changes the images it is given.")
+        require(torch.equal(given, original), "it changes the images it is given.")
 
 
 def check_process(plugin: Plugin, loaded: Any, folder: Path) -> None:

@@ -39,14 +39,14 @@ def check_proposals(plugin: Plugin, loaded: Any, folder: Path) -> None:
     method = searching(loaded)
     require(method.candidates >= 1, f"candidates is {method.candidates}, 1 or more is due.")
     best, fresh = torch.randn(2, *NOISE, generator=torch.Generator().manual_seed(0))
-    kept = best.clone(), fresh.clone()
+    originals = best.clone(), fresh.clone()
     with untouched_randomness():
         proposed = method.propose(best, fresh)
     require(isinstance(proposed, Tensor), f"propose() returned {type(proposed).__name__}, a tensor is due.")
     require(proposed.shape == NOISE, f"the proposal has shape {tuple(proposed.shape)}, {NOISE} is due.")
     require(bool(torch.isfinite(proposed).all()), "the proposal is not finite.")
     require(torch.equal(proposed, method.propose(best, fresh)), "the same noise has two proposals.")
-    require(torch.equal(best, kept[0]) and torch.equal(fresh, kept[1]), "it changes the noise it is given.")
+    require(torch.equal(best, originals[0]) and torch.equal(fresh, originals[1]), "it changes the noise it is given.")
 
 
 def check_noise_scale(plugin: Plugin, loaded: Any, folder: Path) -> None:
@@ -62,8 +62,8 @@ def check_search(plugin: Plugin, loaded: Any, folder: Path) -> None:
     policy, settings = fresh_policy(ModelSettings(name="emoji-turbo"), 0), EvaluationSettings(steps=(STEPS,))
     images, search, calls = _search(loaded, policy, settings, len(PAIRS))
     first = sample_images(policy, evaluation_schedule(policy, settings, STEPS), settings, PAIRS)
-    lost = (images.mean((1, 2, 3)) < first.mean((1, 2, 3)) - 1e-4).any()
-    require(not bool(lost), "an image scores below the first candidate.")
+    worse = (images.mean((1, 2, 3)) < first.mean((1, 2, 3)) - 1e-4).any()
+    require(not bool(worse), "an image scores below the first candidate.")
     bill, drawn = search.ledger.bill(), len(PAIRS) * search.method.candidates
     require(bill["images"] == calls == drawn, f"{bill['images']} images charged, {calls} scored, {drawn} are due.")
     require(bill["denoiser_calls"] == drawn * STEPS, f"{bill['denoiser_calls']} denoiser calls, {drawn * STEPS} due.")

@@ -56,7 +56,7 @@ _CONSISTENCY = {
 }
 
 # Guidance 8 is what the authors of LCM sample with; told to the UNet as an embedding, it costs no second evaluation.
-_TOLD_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
+_EMBEDDED_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
 
 KNOWN: dict[str, BaseModel] = {
     model.name: model
@@ -81,7 +81,7 @@ KNOWN: dict[str, BaseModel] = {
             "SimianLuo/LCM_Dreamshaper_v7",
             "Latent consistency model of 860 M parameters, 768x768 pixels, sampled by LCM's own stochastic step",
             "hpsv2",
-            _CONSISTENCY | _TOLD_GUIDANCE | {"eval.unseen": "complex-animals"},
+            _CONSISTENCY | _EMBEDDED_GUIDANCE | {"eval.unseen": "complex-animals"},
         ),
         BaseModel(
             "sdxl-turbo",
@@ -117,7 +117,7 @@ def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
     if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
         return _PUBLISHED_SCHEDULE, ""
     if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
-        return _CONSISTENCY | _TOLD_GUIDANCE, "latent consistency model"
+        return _CONSISTENCY | _EMBEDDED_GUIDANCE, "latent consistency model"
     # Such as a model with a consistency LoRA merged into it: guidance would be classifier-free and cost an evaluation.
     return _CONSISTENCY, "latent consistency model without guidance embedding"
 
@@ -288,7 +288,7 @@ def check_devices(text: str) -> list[str]:
     return names
 
 
-def pick_device(wanted: str) -> str:
+def pick_device(name: str) -> str:
     """Resolve ``auto`` and refuse a device that is not here; each of several processes gets a GPU of its own.
 
     Raises:
@@ -297,17 +297,15 @@ def pick_device(wanted: str) -> str:
     import torch
 
     has_mps = torch.backends.mps.is_available()
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    wanted = local_device(wanted)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    name = local_device(name)
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"unknown device '{wanted}'. Valid: auto, cpu, cuda, cuda:N, mps.") from error
+        raise UsageError(f"unknown device '{name}'. Valid: auto, cpu, cuda, cuda:N, mps.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MissingError(
-            f"device '{wanted}' is not here ({torch.cuda.device_count()} CUDA devices). Use --device cpu."
-        )
+        raise MissingError(f"device '{name}' is not here ({torch.cuda.device_count()} CUDA devices). Use --device cpu.")
     if device.type == "mps" and not has_mps:
         raise MissingError("device 'mps' is not here. Use --device cpu.")
-    return wanted
+    return name

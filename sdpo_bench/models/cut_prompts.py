@@ -41,9 +41,9 @@ class Reading:
     @property
     def warning(self) -> str:
         """What to warn of, in one line; empty if there is nothing."""
-        said = []
+        sentences = []
         if self.cut:
-            said.append(f"{self.summary}, the first: {_quoted(self.cut[0])}")
+            sentences.append(f"{self.summary}, the first: {_quoted(self.cut[0])}")
         if self.same:
             groups = "; ".join(" and ".join(map(_quoted, group)) for group in self.same[:SHOWN])
             more = len(self.same) - SHOWN
@@ -52,8 +52,8 @@ class Reading:
                 if more > 0
                 else ""
             )
-            said.append(f"prompts that are the same to the model: {groups}{rest}")
-        return "; ".join(said)
+            sentences.append(f"prompts that are the same to the model: {groups}{rest}")
+        return "; ".join(sentences)
 
     def as_data(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -100,8 +100,8 @@ def read_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> Reading:
 
 def read_by(pipeline: Any, prompts: Iterable[str]) -> Reading:
     """How a loaded pipeline reads prompts."""
-    found = [getattr(pipeline, part, None) for part in TOKENIZERS]
-    return read_prompts([tokenizer for tokenizer in found if tokenizer is not None], prompts)
+    tokenizers = [getattr(pipeline, part, None) for part in TOKENIZERS]
+    return read_prompts([tokenizer for tokenizer in tokenizers if tokenizer is not None], prompts)
 
 
 def read_from_files(model: ModelSettings, prompts: Iterable[str]) -> Reading | None:

@@ -136,16 +136,16 @@ def _get_pipeline(repo: str, revision: str | None, *, local_files_only: bool) ->
 
 def resolved_commit(path: str | Path) -> str | None:
     """The commit that a path inside the hub cache belongs to; ``None`` for any other path."""
-    found = re.search(r"/snapshots/([0-9a-f]{40})(?:/|$)", Path(path).as_posix())
-    return found.group(1) if found else None
+    match = re.search(r"/snapshots/([0-9a-f]{40})(?:/|$)", Path(path).as_posix())
+    return match.group(1) if match else None
 
 
 def _get(hubfile: HubFile, revision: str | None, *, local_files_only: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
     if hubfile.filename:
-        found = hf_hub_download(hubfile.repo, hubfile.filename, revision=revision, local_files_only=local_files_only)
-        return Path(found)
+        file = hf_hub_download(hubfile.repo, hubfile.filename, revision=revision, local_files_only=local_files_only)
+        return Path(file)
     patterns = list(hubfile.allow_patterns) or None
     folder = Path(
         snapshot_download(hubfile.repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)

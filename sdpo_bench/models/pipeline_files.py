@@ -191,9 +191,9 @@ def _weight_files(folder: Path) -> list[Path]:
     """The default variant's weights (``model.fp16.safetensors`` is another variant), safetensors before .bin."""
     for ending in (".safetensors", ".bin"):
         default = [f for f in sorted(folder.glob(f"*{ending}")) if "." not in f.name.removesuffix(ending)]
-        found = [f for f in default if f.is_file()]
-        if found:
-            return found
+        weight_files = [f for f in default if f.is_file()]
+        if weight_files:
+            return weight_files
     return []
 
 
@@ -205,15 +205,15 @@ def content_digest(folder: Path) -> str:
     Raises:
         MissingError: a file that cannot be read.
     """
-    found = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(digest_size=8)
     for path in _loaded_files(folder):
         try:
             status = path.stat()
             content = _file_digest(str(path), status.st_size, status.st_mtime_ns)
         except OSError as error:
             raise MissingError(f"'{path}' cannot be read: {error.strerror}.") from error
-        found.update(f"{path.relative_to(folder).as_posix()} {status.st_size} {content}\n".encode())
-    return found.hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {status.st_size} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def _loaded_files(folder: Path) -> list[Path]:

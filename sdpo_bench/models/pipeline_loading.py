@@ -70,8 +70,8 @@ def _check_family(files: PipelineFiles, location: str) -> None:
     unet, vae = files.configs.get("unet", {}), files.configs.get("vae", {})
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     added = unet.get("addition_embed_type")
-    known = (None, "text_time")
-    if channels != latent or added not in known or unet.get("class_embed_type"):
+    supported = (None, "text_time")
+    if channels != latent or added not in supported or unet.get("class_embed_type"):
         raise UsageError(
             f"'{location}' is not a plain text-to-image pipeline: its UNet takes {channels} channels for latents of "
             f"{latent}, added conditioning '{added}', class conditioning '{unet.get('class_embed_type')}'. Inpainting "
@@ -101,7 +101,7 @@ def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
     """
     import transformers
 
-    found = {}
+    encoders = {}
     for part in TEXT_ENCODERS:
         library, name = (index_of(folder).get(part) or ("", ""))[:2]
         if library == "transformers":
@@ -109,8 +109,8 @@ def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
                 str(folder / part), dtype=dtype, local_files_only=True, output_loading_info=True
             )
             _refuse_lacking(folder, part, [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
-            found[part] = network
-    return found
+            encoders[part] = network
+    return encoders
 
 
 def load_tokenizers(folder: Path) -> list[Any]:
@@ -122,7 +122,7 @@ def load_tokenizers(folder: Path) -> list[Any]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for those who load networks
     import transformers
 
-    files, found = read_folder(folder), []
+    files, tokenizers = read_folder(folder), []
     for suffix in ("", "_2"):
         library, name = (index_of(folder).get(f"tokenizer{suffix}") or ("", ""))[:2]
         if library != "transformers":
@@ -131,8 +131,8 @@ def load_tokenizers(folder: Path) -> list[Any]:
         with _pipeline_at_fault(folder):
             tokenizer = getattr(transformers, name).from_pretrained(str(place), local_files_only=True)
             _check_tokenizer(place, tokenizer, files.configs.get(f"text_encoder{suffix}", {}))
-        found.append(tokenizer)
-    return found
+        tokenizers.append(tokenizer)
+    return tokenizers
 
 
 def _check_whole(pipeline: Any, folder: Path) -> None:
@@ -178,9 +178,9 @@ def _check_tokenizer(folder: Path, tokenizer: Any, encoder: Mapping[str, Any]) -
             f"the tokenizer in '{folder}' cuts prompts at {longest} tokens, and its text encoder takes {positions}. "
             "Its tokenizer_config.json is missing or damaged (model_max_length)."
         )
-    words, known = len(tokenizer), encoder.get("vocab_size")
-    if known and words > known:
+    tokens, vocabulary = len(tokenizer), encoder.get("vocab_size")
+    if vocabulary and tokens > vocabulary:
         raise MissingError(
-            f"the tokenizer in '{folder}' has {words} tokens and its text encoder knows {known}: they do not belong "
-            "together. Copy or fetch the pipeline again."
+            f"the tokenizer in '{folder}' has {tokens} tokens and its text encoder knows {vocabulary}: they do not "
+            "belong together. Copy or fetch the pipeline again."
         )

@@ -100,9 +100,9 @@ class Policy:
         """
         from torch._dynamo import list_backends
 
-        known = list_backends(exclude_tags=())
-        if backend not in known:
-            raise UsageError(f"unknown torch.compile backend '{backend}' in model.compile.{nearest(backend, known)}")
+        backends = list_backends(exclude_tags=())
+        if backend not in backends:
+            raise UsageError(f"unknown torch.compile backend '{backend}' in model.compile.{nearest(backend, backends)}")
         self.unet.compile(backend=backend)
 
     # -- adapter ---------------------------------------------------------------------------------------------
@@ -226,14 +226,14 @@ class Policy:
     def _call(self, latents: Tensor, timesteps: Tensor, arguments: dict[str, Tensor]) -> Tensor:
         if self.on_call is not None:
             self.on_call(len(latents))
-        told = self._text.arguments(arguments)
+        inputs = self._text.arguments(arguments)
         if self._distilled_width:
             weight = torch.tensor([self.guidance_scale - 1.0])  # as stock diffusers tells it
             embedding = self.pipeline.get_guidance_scale_embedding(weight, embedding_dim=self._distilled_width)
-            told["timestep_cond"] = embedding.to(self.device, self.dtype).expand(len(latents), -1)
+            inputs["timestep_cond"] = embedding.to(self.device, self.dtype).expand(len(latents), -1)
         with self._autocast():
             output = self.unet(
-                latents.to(self.device, self.dtype), timesteps.to(self.device), return_dict=False, **told
+                latents.to(self.device, self.dtype), timesteps.to(self.device), return_dict=False, **inputs
             )[0]
         return output.float()
 

@@ -28,13 +28,13 @@ class _Held:
     """Prompt sets that are read once: those read so far, and what files must hold."""
 
     read: dict[str, list[str]]
-    known: Mapping[str, str]
+    digests: Mapping[str, str]
     run: str
 
     def get(self, name: str) -> list[str]:
         if name not in self.read:
             self.read[name] = _read(name)
-        texts, before = self.read[name], self.known.get(os.path.normpath(name))
+        texts, before = self.read[name], self.digests.get(os.path.normpath(name))
         if before and name not in shipped_sets() and digest(texts) != before:
             raise UsageError(
                 f"the prompts in '{name}' are not those that run '{self.run}' used before: the file was changed. Put "
@@ -48,14 +48,14 @@ _held: list[_Held] = []
 
 
 @contextmanager
-def held_prompts(known: Mapping[str, str] | None = None, run: str = "") -> Iterator[None]:
+def held_prompts(digests: Mapping[str, str] | None = None, run: str = "") -> Iterator[None]:
     """In here every prompt file is read once, so that one that is edited meanwhile is not half old and half new.
 
     Args:
-        known: digests (:func:`file_digest`) that files must have, by normalised path: what ``run`` was made with. The
+        digests: what :func:`file_digest` must give for a file, by normalised path: what ``run`` was made with. The
             first use of a file that has another content raises UsageError.
     """
-    _held.append(_Held(_held[-1].read if _held else {}, known or {}, run))
+    _held.append(_Held(_held[-1].read if _held else {}, digests or {}, run))
     try:
         yield
     finally:

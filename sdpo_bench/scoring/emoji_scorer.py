@@ -162,10 +162,10 @@ def alignment(scorer: AlignScorer, images: Tensor, prompts: Sequence[str]) -> Te
 
 
 def _class_log_prob(log_probs: Tensor, names: Sequence[str | None]) -> Tensor:
-    wanted = torch.tensor([CLASSES.index(name) if name else -1 for name in names], device=log_probs.device)
-    named = log_probs.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
+    target = torch.tensor([CLASSES.index(name) if name else -1 for name in names], device=log_probs.device)
+    named = log_probs.gather(1, target.clamp(min=0)[:, None])[:, 0]
     anything = log_probs[:, : len(CLASSES)].logsumexp(1).clamp(max=0)
-    return torch.where(wanted >= 0, named, anything)
+    return torch.where(target >= 0, named, anything)
 
 
 def style_score(scorer: AlignScorer, images: Tensor, style: str) -> Tensor:
@@ -179,5 +179,5 @@ def correctness(scorer: AccuracyScorer, images: Tensor, prompts: Sequence[str]) 
     """``[B]`` 1 where the most probable class is the prompt's, else 0 (also without a known class)."""
     best = scorer(images).argmax(1)
     names = [parse_prompt(prompt)[0] for prompt in prompts]
-    wanted = torch.tensor([CLASSES.index(name) if name else -1 for name in names], device=best.device)
-    return (best == wanted).float()
+    target = torch.tensor([CLASSES.index(name) if name else -1 for name in names], device=best.device)
+    return (best == target).float()

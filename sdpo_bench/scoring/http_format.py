@@ -81,10 +81,10 @@ def _unpack(body: bytes, name: str) -> tuple[Tensor, dict[str, str]]:
         header = parse_json(body[8 : 8 + size]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError) as error:
         raise UsageError(f"not a safetensors body: {error}") from error
-    found = tensors.get(name)
-    if found is None or found.dtype != torch.float32:
+    tensor = tensors.get(name)
+    if tensor is None or tensor.dtype != torch.float32:
         raise UsageError(f"a float32 tensor '{name}' is due.")
-    return found, header
+    return tensor, header
 
 
 def _json(text: str) -> Any:

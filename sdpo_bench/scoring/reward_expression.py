@@ -58,11 +58,11 @@ class Choice:
         if not self.weighted:
             return asdict(validate(self.parts[0][0].load().Settings, values, "reward"))
         own = {key: value for key, value in values.items() if "." not in key}
-        found = asdict(validate(_composite().Settings, own, "reward"))
+        values_by_key = asdict(validate(_composite().Settings, own, "reward"))
         for plugin, _ in self.parts:
-            mine = validate(plugin.load().Settings, _of_part(values, plugin.name), f"reward.{plugin.name}")
-            found |= {f"{plugin.name}.{key}": value for key, value in asdict(mine).items()}
-        return found
+            part_settings = validate(plugin.load().Settings, _of_part(values, plugin.name), f"reward.{plugin.name}")
+            values_by_key |= {f"{plugin.name}.{key}": value for key, value in asdict(part_settings).items()}
+        return values_by_key
 
     def singles(self, settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """Name of each part with its own settings, defaults filled in; a single reward is its only part.
@@ -81,20 +81,20 @@ class Choice:
         Args:
             basis: what a sum is standardised over (``weighted_sum.Basis``); single rewards need none.
         """
-        made: list[Reward] = []
+        rewards: list[Reward] = []
         for (_, own), (plugin, _) in zip(self.singles(settings), self.parts):
             reward_class = plugin.load()
             values = validate(reward_class.Settings, own, "reward")
             who = f"reward '{plugin.name}'"
             with plugin_code(f"{who}: __init__()"):
-                made.append(reward_class(values, device))
+                rewards.append(reward_class(values, device))
             if plugin.owner != BUILT_IN:  # those are checked by the tests; and 'remote' would have to ask its service
-                check_made(who, made[-1])
+                check_made(who, rewards[-1])
         if not self.weighted:
-            return made[0]
+            return rewards[0]
         full = self.validate(settings)
         own = {key: value for key, value in full.items() if "." not in key}
-        parts = [(part.filed_as or plugin.name, weight, part) for part, (plugin, weight) in zip(made, self.parts)]
+        parts = [(part.filed_as or plugin.name, weight, part) for part, (plugin, weight) in zip(rewards, self.parts)]
         composite = _composite()
         combined: Reward = composite(validate(composite.Settings, own, "reward"), device, parts, basis)
         return combined

@@ -88,23 +88,23 @@ class Scorer:
         """Scores of images whose digests are known, remembered ones from the cache."""
         version = self.reward.full_version
         keys = [score_key(self.name, version, digest, prompt) for digest, prompt in zip(digests, prompts, strict=True)]
-        known = {key: score for key in keys if (score := self.cache.get(key)) is not None}
-        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
+        scores = {key: score for key in keys if (score := self.cache.get(key)) is not None}
+        first = {key: row for row, key in reversed(list(enumerate(keys))) if key not in scores}
         rows = sorted(first.values())
         if rows:
             asked = images if len(rows) == len(keys) else images[torch.tensor(rows, device=images.device)]
             fresh = self._ask(asked, [prompts[row] for row in rows], self._call).detach().float().cpu().tolist()
-            known |= dict(zip((keys[row] for row in rows), fresh))
+            scores |= dict(zip((keys[row] for row in rows), fresh))
             self.cache.put([keys[row] for row in rows], fresh)
         if self.ledger is not None:
             self.ledger.charge_reward(self.name, len(rows), cached=len(keys) - len(rows))
-        return torch.tensor([known[key] for key in keys], dtype=torch.float32)
+        return torch.tensor([scores[key] for key in keys], dtype=torch.float32)
 
     def _ask(self, images: Tensor, prompts: list[str], call: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
-        mine = images.clone()  # what a reward does to its pictures must not reach the next one's
+        copies = images.clone()  # what a reward does to its pictures must not reach the next one's
         try:
             with plugin_code(f"reward '{self.name}'"):
-                scores = self.deadline(lambda: call(mine, list(prompts)))
+                scores = self.deadline(lambda: call(copies, list(prompts)))
         except DeadlinePassed as error:
             raise RunFailed(
                 f"reward '{self.name}' has not scored {len(prompts)} images: {error}. Allow more with "
@@ -281,8 +281,8 @@ def _score_rows(
             prompts = [trajectories.prompts[row] for row in (rows[part] // members).tolist()]
             answers.append(ask(partial(scorer.score, decoded, prompts)))
             images.append(decoded.cpu())
-    found = [answer() for answer in answers]
-    scores, parts = [values for values, _ in found], [by_part for _, by_part in found]
+    results = [answer() for answer in answers]
+    scores, parts = [values for values, _ in results], [by_part for _, by_part in results]
     return torch.cat(scores), torch.cat(images), {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -311,5 +311,5 @@ def _queue(overlap: bool) -> Iterator[Callable[[Callable[[], Scores]], Callable[
 
 
 def _at_once(work: Callable[[], Scores]) -> Callable[[], Scores]:
-    found = work()
-    return lambda: found
+    result = work()
+    return lambda: result

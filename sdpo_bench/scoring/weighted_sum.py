@@ -105,12 +105,12 @@ class Composite(Reward):
 
     @property
     def identity_settings(self) -> dict[str, Any]:
-        found = dict(super().identity_settings)
+        settings = dict(super().identity_settings)
         if not self.standardised:
-            found.pop("reference_images")
+            settings.pop("reference_images")
         for name, part in self.parts.items():
-            found |= {f"{name}.{key}": value for key, value in part.identity_settings.items()}
-        return found
+            settings |= {f"{name}.{key}": value for key, value in part.identity_settings.items()}
+        return settings
 
     @property
     def reference_id(self) -> str:
