@@ -158,8 +158,8 @@ class Remote(Reward):
             raise RunFailed(f"the reward service at {self.url} sent no scores for {where}: {error}") from error
         if scores.shape != (len(prompts),):
             raise RunFailed(
-                f"the reward service at {self.url} sent scores of shape {list(scores.shape)} for {where}; one score an "
-                f"image is due, [{len(prompts)}]."
+                f"the reward service at {self.url} sent scores of shape {list(scores.shape)} for {where}; expected "
+                f"one score for each image, [{len(prompts)}]."
             )
         if (reward.get("name"), reward.get("version")) != (self.filed_as, self.full_version):
             raise RunFailed(

@@ -51,10 +51,10 @@ class ModelSettings:
     products an NVIDIA GPU rounds to 10 bits; ``fp32`` rounds nowhere, convolutions included. ``fp16`` trains with a
     dynamic loss scale, as the official code does."""
     guidance_scale: Guidance = 1.0
-    """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or told to a guidance-distilled
+    """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or an input of a guidance-distilled
     UNet as an embedding."""
     resolution: Annotated[int, Ge(8), Le(8192)] | None = None
-    """Side of the pictures in pixels; unset: the model's own. Also what an SDXL model is told."""
+    """Side of the pictures in pixels; unset: the model's own. SDXL models also take it as an input."""
     gradient_checkpointing: Execution[bool] = False
     """Recompute the UNet's activations in the backward pass: less memory, a third more time, the same numbers."""
     channels_last: Execution[bool] = False

@@ -18,7 +18,7 @@ from sdpo_bench.plugins.registry import Plugin
 from sdpo_bench.rollout.schedule import gaussian_kl, gaussian_log_prob
 
 GROUPS, STEPS, WIDTH = 64, 2, 16
-DUE = 0.05
+LEAST_PROGRESS = 0.05
 
 
 def make(loaded: Any) -> Method:
@@ -128,8 +128,8 @@ def check_loss(plugin: Plugin, loaded: Any, folder: Path) -> None:
 
 
 def _check_shape(loss: Loss) -> None:
-    require(isinstance(loss, Loss), f"loss() returned {type(loss).__name__}, sdpo_bench.api.Loss is due.")
-    require(loss.value.shape == (), f"the loss has shape {tuple(loss.value.shape)}, a scalar is due.")
+    require(isinstance(loss, Loss), f"loss() returned {type(loss).__name__}; expected sdpo_bench.api.Loss.")
+    require(loss.value.shape == (), f"the loss has shape {tuple(loss.value.shape)}; expected a scalar.")
     require(bool(torch.isfinite(loss.value)), f"the loss is {loss.value.item()}.")
     require(loss.value.requires_grad, "the loss carries no gradient to what the policy did.")
     for name, value in loss.metrics.items():
@@ -167,7 +167,7 @@ def check_bandit_loss(plugin: Plugin, loaded: Any, folder: Path) -> None:
 def check_bandit_optimum(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """With fresh actions after every step, the policy moves towards the best action.
 
-    Methods with a trust region stop well before it, so the part of the way that is due is small.
+    Methods with a trust region stop well before it, so a small part of the way is enough.
     """
     bandit = Bandit(make(loaded))
     optimiser = torch.optim.Adam([bandit.mean], lr=0.02)
@@ -178,7 +178,10 @@ def check_bandit_optimum(plugin: Plugin, loaded: Any, folder: Path) -> None:
         optimiser.step()
     remaining = (bandit.mean.detach() - bandit.target).norm()
     progress = 1 - float(remaining) / float((bandit.start - bandit.target).norm())
-    require(progress > DUE, f"the policy came {progress:.0%} of the way to the best action, {DUE:.0%} is due.")
+    require(
+        progress > LEAST_PROGRESS,
+        f"the policy came {progress:.0%} of the way to the best action; expected at least {LEAST_PROGRESS:.0%}.",
+    )
 
 
 CHECKS = {

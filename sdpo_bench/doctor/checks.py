@@ -87,13 +87,13 @@ def _checks(kind: str, loaded: Any) -> dict[str, Callable[[Plugin, Any, Path], N
 
 
 def check_declarations(plugin: Plugin, loaded: Any, folder: Path) -> None:
-    """A first docstring line, a frozen settings dataclass whose fields are documented, valid defaults, and an instance
-    that says what is due of itself."""
+    """A first docstring line, a frozen settings dataclass with documented fields and valid defaults, and an instance
+    that declares what the contract requires."""
     from sdpo_bench.plugins.parse_settings import validate
 
     require(plugin.summary, "the class has no docstring; its first line is what 'sdpo-bench list' prints.")
     settings = loaded.Settings
-    require(is_dataclass(settings), f"Settings is {settings!r}, a frozen dataclass is due.")
+    require(is_dataclass(settings), f"Settings is {settings!r}; expected a frozen dataclass.")
     require(settings.__dataclass_params__.frozen, f"{settings.__name__} is not frozen (@dataclass(frozen=True)).")
     undocumented = [name for name in settings.__dataclass_fields__ if not field_docs(settings).get(name)]
     require(not undocumented, f"settings without a docstring below them: {', '.join(undocumented)}.")

@@ -145,7 +145,9 @@ def _plugin(area: str, plugin: Plugin) -> Finding:
     if reason is None:
         return Finding(area, plugin.name, "ok", f"usable ({where})")
     if not isinstance(reason, str):
-        return Finding(area, plugin.name, "problem", f"unavailable() gave {type(reason).__name__}; a text is due")
+        return Finding(
+            area, plugin.name, "problem", f"unavailable() returned {type(reason).__name__}; expected a text or None"
+        )
     text, _, mend = reason.partition("; type: ")
     return Finding(area, plugin.name, "note", f"{text} ({where})", mend)
 

@@ -138,7 +138,7 @@ def check_resume(plugin: Plugin, loaded: Any, folder: Path) -> None:
         make_trainer(resolved, folder / "b", stop).train()
     resumed = make_trainer(resolved, folder / "b")
     resumed.train()
-    require(len(whole.run.log()) == 2, f"{len(whole.run.log())} epochs were run, 2 are due.")
+    require(len(whole.run.log()) == 2, f"{len(whole.run.log())} epochs were run; expected 2.")
     require(whole.run.log() == resumed.run.log(), "a resumed run logs other numbers than one never stopped.")
     require(same(adapter(whole), adapter(resumed)), "a resumed run ends with other weights than one never stopped.")
     save_adapter(whole.policy, whole.run.lora)

@@ -53,7 +53,7 @@ def check_fields(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """Name, version, scale, source and native model are declared; the native model is one that can be asked for."""
     for name in ("version", "scale", "source", "native_model"):
         value = getattr(loaded, name, None)
-        require(isinstance(value, str) and value.strip(), f"'{name}' is {value!r}, a text is due.")
+        require(isinstance(value, str) and value.strip(), f"'{name}' is {value!r}; expected a text.")
     require(isinstance(loaded.differentiable, bool), f"'differentiable' is {loaded.differentiable!r}.")
     known_model(loaded.native_model)
 
@@ -66,9 +66,9 @@ def check_scores(plugin: Plugin, loaded: Any, folder: Path) -> None:
         given = images(size)
         original = given.clone()
         scores = reward(given, list(PROMPTS))
-        require(isinstance(scores, Tensor), f"it returned {type(scores).__name__}, a tensor is due.")
+        require(isinstance(scores, Tensor), f"it returned {type(scores).__name__}; expected a tensor.")
         require(scores.shape == (len(PROMPTS),), f"shape {tuple(scores.shape)} for {len(PROMPTS)} images.")
-        require(scores.dtype == torch.float32, f"dtype {scores.dtype}, float32 is due.")
+        require(scores.dtype == torch.float32, f"dtype {scores.dtype}; expected float32.")
         require(bool(torch.isfinite(scores).all()), f"scores {scores.tolist()} are not all finite.")
         require(torch.equal(given, original), "it changes the images it is given.")
 

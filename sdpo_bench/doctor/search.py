@@ -37,13 +37,13 @@ def searching(loaded: Any) -> Search:
 def check_proposals(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """Noise of the shape it was given, finite, the same when asked again, leaving its input and randomness alone."""
     method = searching(loaded)
-    require(method.candidates >= 1, f"candidates is {method.candidates}, 1 or more is due.")
+    require(method.candidates >= 1, f"candidates is {method.candidates}; expected 1 or more.")
     best, fresh = torch.randn(2, *NOISE, generator=torch.Generator().manual_seed(0))
     originals = best.clone(), fresh.clone()
     with untouched_randomness():
         proposed = method.propose(best, fresh)
-    require(isinstance(proposed, Tensor), f"propose() returned {type(proposed).__name__}, a tensor is due.")
-    require(proposed.shape == NOISE, f"the proposal has shape {tuple(proposed.shape)}, {NOISE} is due.")
+    require(isinstance(proposed, Tensor), f"propose() returned {type(proposed).__name__}; expected a tensor.")
+    require(proposed.shape == NOISE, f"the proposal has shape {tuple(proposed.shape)}; expected {NOISE}.")
     require(bool(torch.isfinite(proposed).all()), "the proposal is not finite.")
     require(torch.equal(proposed, method.propose(best, fresh)), "the same noise has two proposals.")
     require(torch.equal(best, originals[0]) and torch.equal(fresh, originals[1]), "it changes the noise it is given.")
@@ -65,8 +65,10 @@ def check_search(plugin: Plugin, loaded: Any, folder: Path) -> None:
     worse = (images.mean((1, 2, 3)) < first.mean((1, 2, 3)) - 1e-4).any()
     require(not bool(worse), "an image scores below the first candidate.")
     bill, drawn = search.ledger.bill(), len(PAIRS) * search.method.candidates
-    require(bill["images"] == calls == drawn, f"{bill['images']} images charged, {calls} scored, {drawn} are due.")
-    require(bill["denoiser_calls"] == drawn * STEPS, f"{bill['denoiser_calls']} denoiser calls, {drawn * STEPS} due.")
+    require(bill["images"] == calls == drawn, f"{bill['images']} images charged, {calls} scored; expected {drawn}.")
+    require(
+        bill["denoiser_calls"] == drawn * STEPS, f"{bill['denoiser_calls']} denoiser calls; expected {drawn * STEPS}."
+    )
     again, _, _ = _search(loaded, policy, settings, 1)
     require(torch.allclose(images, again, atol=1e-4), "images depend on the size of the batch.")
 

@@ -55,7 +55,7 @@ _CONSISTENCY = {
     "eval.steps": (1, 2, 4, 8),
 }
 
-# Guidance 8 is what the authors of LCM sample with; told to the UNet as an embedding, it costs no second evaluation.
+# Guidance 8 is what the authors of LCM sample with; as an embedding of the UNet it costs no second evaluation.
 _EMBEDDED_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
 
 KNOWN: dict[str, BaseModel] = {
@@ -199,7 +199,7 @@ def refuse_changed(settings: "ModelSettings", record: Mapping[str, Any]) -> None
     if before and before != model_digest(settings.name):
         raise UsageError(
             f"the pipeline '{settings.name}' has changed since run '{record.get('run')}' was trained on it. Put its "
-            "files back, or train anew: with the changed files the same run command makes another run."
+            "files back, or give the run command again: with the changed files it starts a new run."
         )
 
 

@@ -1,4 +1,4 @@
-"""What a denoiser is told besides latents and timestep: text, and what some architectures add to it.
+"""Inputs of a denoiser besides latents and timestep: text, and what some architectures add to it.
 
 Two shapes of Stable Diffusion are told apart by the parts they have, never by name: one text encoder, or two with
 pooled embeddings and size conditioning (SDXL). Each knows how to encode one prompt and how to hand the tensors to the

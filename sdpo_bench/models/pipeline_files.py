@@ -121,7 +121,7 @@ def _check_numbers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
             or not 0 < value < inf
         ):
             raise MissingError(
-                f"'{folder / part / 'config.json'}' has {key} = {value!r}, where a number above 0 is due (of a square "
+                f"'{folder / part / 'config.json'}' has {key} = {value!r}; expected a number above 0 (of a square "
                 "picture). Save the pipeline again with save_pretrained, or fetch it again."
             )
 
@@ -143,8 +143,8 @@ def _check_statistics(folder: Path, vae: Mapping[str, Any]) -> None:
         right = isinstance(values, list) and len(values) == channels
         if not right or not all(isinstance(v, int | float) and isfinite(v) for v in values or ()):
             raise MissingError(
-                f"'{folder / 'vae' / 'config.json'}' has {key} = {values!r}, where a number for each of {channels} "
-                "channels is due. Save the pipeline again with save_pretrained, or fetch it again."
+                f"'{folder / 'vae' / 'config.json'}' has {key} = {values!r}; expected one number for each of "
+                f"{channels} channels. Save the pipeline again with save_pretrained, or fetch it again."
             )
 
 

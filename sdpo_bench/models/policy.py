@@ -30,7 +30,7 @@ class Policy:
     Args:
         pipeline: a loaded ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline`` or relative.
         guidance_scale: 1.0 means no classifier-free guidance (one denoiser evaluation a latent), more means two.
-            A guidance-distilled UNet (``time_cond_proj_dim``) is told the scale instead and is always evaluated once.
+            A guidance-distilled UNet (``time_cond_proj_dim``) takes the scale as an input and is evaluated once.
         precision: compute dtype of the frozen weights; LoRA weights and log-probabilities stay float32.
         resolution: side of the pictures in pixels; ``None`` is the model's own.
         gradient_checkpointing: recompute the UNet's activations in the backward pass instead of keeping them.
@@ -177,7 +177,7 @@ class Policy:
             parameter.requires_grad_(True)
 
     def set_guidance(self, scale: float) -> None:
-        """Change the guidance scale; conditioning is encoded anew where the unconditional branch comes or goes."""
+        """Change the guidance scale; encode the conditioning again if the unconditional branch comes or goes."""
         before = self.branches
         self.guidance_scale = scale
         if self.branches != before:

@@ -67,7 +67,7 @@ def load_prompts(name: str) -> list[str]:
 
     Raises:
         UsageError: neither a set nor a file, no prompts in it, a prompt twice, or other prompts than
-            :func:`held_prompts` was told. MissingError: unreadable.
+            :func:`held_prompts` requires. MissingError: unreadable.
     """
     return _held[-1].get(name) if _held else _read(name)
 

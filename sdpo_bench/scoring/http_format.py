@@ -37,7 +37,9 @@ def unpack_request(body: bytes) -> tuple[Tensor, list[str]]:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape or images[0, 0].numel() > MOST_PIXELS:
         raise UsageError(f"images must be [B, 3, H, W], got {list(images.shape)}.")
     if not isinstance(prompts, list) or not all(isinstance(p, str) for p in prompts) or len(prompts) != len(images):
-        raise UsageError(f"one prompt an image is due, as a JSON list of {len(images)} strings.")
+        raise UsageError(
+            f"the prompts do not fit the images. Expected a JSON list of {len(images)} strings, one for each image."
+        )
     _refuse_no_pictures(images)
     return images, prompts
 
@@ -83,7 +85,7 @@ def _unpack(body: bytes, name: str) -> tuple[Tensor, dict[str, str]]:
         raise UsageError(f"not a safetensors body: {error}") from error
     tensor = tensors.get(name)
     if tensor is None or tensor.dtype != torch.float32:
-        raise UsageError(f"a float32 tensor '{name}' is due.")
+        raise UsageError(f"the body has no float32 tensor '{name}'.")
     return tensor, header
 
 

@@ -137,13 +137,13 @@ class Scorer:
         if not isinstance(scores, Tensor) or scores.shape != (count,):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise RunFailed(
-                f"reward '{self.name}' returned {got} for {count} images; a tensor of shape ({count},) is due."
+                f"reward '{self.name}' returned {got} for {count} images; expected a tensor of shape ({count},)."
             )
         if scores.is_complex():
             raise RunFailed(f"reward '{self.name}' returned complex numbers; higher is better, so they must be real.")
         if scores.layout != torch.strided or scores.is_meta or scores.is_quantized:
             kind = "meta" if scores.is_meta else "quantized" if scores.is_quantized else "sparse"
-            raise RunFailed(f"reward '{self.name}' returned a {kind} tensor; one that holds plain numbers is due.")
+            raise RunFailed(f"reward '{self.name}' returned a {kind} tensor; expected a dense one of plain numbers.")
         numbers = scores.detach().cpu().double()
         bad = (~torch.isfinite(numbers)).sum().item()
         if bad:

@@ -85,7 +85,7 @@ def method(loss):
 
 METHODS = [
     (lambda self, batch: -gain(batch).mean(), "returned Tensor"),
-    (lambda self, batch: Loss(-gain(batch)), "a scalar is due"),
+    (lambda self, batch: Loss(-gain(batch)), "expected a scalar"),
     (lambda self, batch: Loss(gain(batch).mean() / 0), "the loss is -?(inf|nan)"),
     (lambda self, batch: Loss(-gain(batch).mean().detach()), "no gradient"),
     (lambda self, batch: Loss(-gain(batch).mean(), {"gain": gain(batch).detach()}), "no scalar tensor"),

@@ -61,7 +61,7 @@ def test_each_request_gets_its_own_number_of_scores(counts):
     """Also where the numbers of all requests together are right."""
     made = client(served([torch.zeros(count) for count in counts]), batch_size=2)
     where = "images 1 to 2 of 4" if counts[0] != 2 else "images 3 to 4 of 4"
-    with pytest.raises(RunFailed, match=rf"{where}; one score an image is due, \[2\]"):
+    with pytest.raises(RunFailed, match=rf"{where}; expected one score for each image, \[2\]"):
         made(torch.rand(4, 3, 8, 8), ["a"] * 4)
 
 
