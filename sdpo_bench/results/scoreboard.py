@@ -125,10 +125,12 @@ def _line(panel: Panel, label: str, cells: Cells, endpoint: Endpoint, level: flo
     scores = {key: crossed_interval(found, level) for key, found in matrices.items() if found is not None}
     gain = difference_to_base(panel, cells, endpoint)
     return Line(
-        label, cells.seeds, scores,
+        label,
+        cells.seeds,
+        scores,
         gain=crossed_interval(gain, level) if gain else None,
         win_rate=win_rate(panel, cells, endpoint, level),
-    )  # fmt: skip
+    )
 
 
 def difference_to_base(panel: Panel, cells: Cells, endpoint: Endpoint) -> Matrix | None:

@@ -77,7 +77,12 @@ def _record(data: dict[str, Any]) -> SuiteRecord:
     texts = {key: str(data["texts"].get(key, "")) for key in ("description", "reproduces", "departs")}
     choices: Sequence[dict[str, Any]] = data["choices"]
     return SuiteRecord(
-        str(data["name"]), texts, tuple(map(str, data["variant_keys"])),
+        str(data["name"]),
+        texts,
+        tuple(map(str, data["variant_keys"])),
         {str(run): str(variant) for run, variant in data["reported"].items()},
-        tuple(map(str, data["tuning"])), int(data["waiting"]), data["search"], tuple(dict(c) for c in choices),
-    )  # fmt: skip
+        tuple(map(str, data["tuning"])),
+        int(data["waiting"]),
+        data["search"],
+        tuple(dict(c) for c in choices),
+    )
