@@ -272,9 +272,14 @@ def _families(boards: Sequence[Board], request: Request) -> list[ablation.Family
 
 
 def _section(
-    one: Judged, settings: Sequence[Setting], scores: Mapping[str, Scores],
-    families: Sequence[ablation.Family], *, illustrated: bool, number: int,
-) -> Section:  # fmt: skip
+    one: Judged,
+    settings: Sequence[Setting],
+    scores: Mapping[str, Scores],
+    families: Sequence[ablation.Family],
+    *,
+    illustrated: bool,
+    number: int,
+) -> Section:
     setting, name = one.setting, f"setting-{number + 1}"
     mine = [f for f in families if f.variants[0].board.panel.setting is setting]
     tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(mine)]

@@ -85,8 +85,11 @@ def primary_lines(comparison: Comparison, duel: Duel) -> list[str]:
 
 
 def _bare(found: Estimate) -> str:
-    return Estimate(**{**found.__dict__, "note": ""}).words() if found.low is not None else (
-        f"{found.value:.3g} ({ONE_SEED}, {found.n_prompts} prompts)")  # fmt: skip
+    return (
+        Estimate(**{**found.__dict__, "note": ""}).words()
+        if found.low is not None
+        else (f"{found.value:.3g} ({ONE_SEED}, {found.n_prompts} prompts)")
+    )
 
 
 def differing_lines(comparison: Comparison) -> list[str]:

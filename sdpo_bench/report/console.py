@@ -24,9 +24,15 @@ def make_console(stream: Any = None, *, width: int | None = None, colour: bool =
     from rich.console import Console
 
     return Console(
-        file=stream, width=width or PLAIN_WIDTH, force_terminal=colour, highlight=False, markup=False, emoji=False,
-        color_system="standard" if colour else None, legacy_windows=False,
-    )  # fmt: skip
+        file=stream,
+        width=width or PLAIN_WIDTH,
+        force_terminal=colour,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        color_system="standard" if colour else None,
+        legacy_windows=False,
+    )
 
 
 def terminal(report: Report, *, width: int | None = None, colour: bool = False) -> str:

@@ -19,11 +19,16 @@ from sdpo_bench.statistics.intervals import crossed_interval, seed_interval
 
 BUDGETS = (("images", "images sampled"), ("reward_calls", "reward calls"), ("denoiser_calls", "denoiser calls"))
 DIAGNOSTICS = (
-    ("kl_to_base", "KL to the base model"), ("clip_fraction", "clip fraction"), ("gradient_share_by_step", ""),
-    ("pictures.contrast", "contrast"), ("pictures.saturation", "saturation"), ("pictures.sharpness", "sharpness"),
-    ("pictures.brightness", "brightness"), ("pictures.diversity", "diversity"),
+    ("kl_to_base", "KL to the base model"),
+    ("clip_fraction", "clip fraction"),
+    ("gradient_share_by_step", ""),
+    ("pictures.contrast", "contrast"),
+    ("pictures.saturation", "saturation"),
+    ("pictures.sharpness", "sharpness"),
+    ("pictures.brightness", "brightness"),
+    ("pictures.diversity", "diversity"),
     ("pictures.flat_fraction", "share of flat pictures"),
-)  # fmt: skip
+)
 
 Logs = dict[str, list[list[dict[str, Any]]]]
 """By label: the training log of each seed."""
@@ -45,8 +50,11 @@ def board_figures(board: Board, name: str) -> list[Figure]:
     styles = plots.style_of(sorted(shown), BASE)
     more = _left_out(len(board.lines) - len(shown))
     seeds = any(len(line.seeds) > 1 for line in board.lines)
-    bands = "Bands: 95 % intervals over seeds, left on this prompt set, right for new prompts too." if seeds else (
-        "1 seed, no bands.")  # fmt: skip
+    bands = (
+        "Bands: 95 % intervals over seeds, left on this prompt set, right for new prompts too."
+        if seeds
+        else ("1 seed, no bands.")
+    )
     found = [
         Figure(
             f"{name}-steps",

@@ -18,12 +18,39 @@ from sdpo_bench.system.json_toml import json_text
 
 LATEX_NEEDS = r"\usepackage[T1]{fontenc}, \usepackage{booktabs}, \usepackage{graphicx}"
 LATEX_CHARS = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"{'}", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}",
-    "*": "{*}", "-": "{-}", "±": r"$\pm$", "\u2212": "$-$", "λ": r"$\lambda$", "γ": r"$\gamma$", "η": r"$\eta$",
-    "×": r"$\times$", "≥": r"$\geq$", "≤": r"$\leq$", "…": r"\ldots{}", "–": "--", "—": "---", "·": r"$\cdot$",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"{'}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "-": "{-}",
+    "±": r"$\pm$",
+    "\u2212": "$-$",
+    "λ": r"$\lambda$",
+    "γ": r"$\gamma$",
+    "η": r"$\eta$",
+    "×": r"$\times$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "…": r"\ldots{}",
+    "–": "--",
+    "—": "---",
+    "·": r"$\cdot$",
+}
 
 
 # -- Markdown ------------------------------------------------------------------------------------------------
@@ -118,13 +145,22 @@ def _latex_table(table: Table, section: str) -> list[str]:
         body += [_latex_row(row) for row in group.rows]
     notes = r" \\ ".join(tex(note) for note in table.all_notes)
     return [
-        rf"\begin{{table}}[p] % {clean(table.name)}", r"\centering", rf"\caption{{{tex(caption)}}}",
+        rf"\begin{{table}}[p] % {clean(table.name)}",
+        r"\centering",
+        rf"\caption{{{tex(caption)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{spec}}}", r"\toprule",
-        " & ".join(tex(column.title) for column in table.columns) + r" \\", r"\midrule", *body, r"\bottomrule",
-        r"\end{tabular}}", *([rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}"] if notes else []),
-        r"\end{table}", r"\clearpage", "",
-    ]  # fmt: skip
+        rf"\begin{{tabular}}{{{spec}}}",
+        r"\toprule",
+        " & ".join(tex(column.title) for column in table.columns) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        *([rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}"] if notes else []),
+        r"\end{table}",
+        r"\clearpage",
+        "",
+    ]
 
 
 def _latex_row(row: Row) -> str:

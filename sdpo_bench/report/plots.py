@@ -22,15 +22,37 @@ BASE_COLOUR = "#8a95a1"
 MOST_SERIES = 12
 MOST_LABEL = 40  # characters
 SETTINGS = {
-    "svg.hashsalt": "sdpo-bench", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9,
-    "text.color": INK, "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "axes.titlecolor": INK,
-    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9,
-    "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
-    "grid.color": RULE, "grid.linewidth": 0.6, "lines.linewidth": 1.8, "legend.frameon": False,
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
-    "axes.unicode_minus": True, "path.simplify": True, "axes.formatter.useoffset": False,
-}  # fmt: skip
+    "svg.hashsalt": "sdpo-bench",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.unicode_minus": True,
+    "path.simplify": True,
+    "axes.formatter.useoffset": False,
+}
 
 
 def style_of(labels: Sequence[str], base: str) -> dict[str, dict[str, Any]]:

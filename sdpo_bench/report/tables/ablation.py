@@ -208,7 +208,7 @@ def across_rewards(boards: Sequence[Board], name: str) -> t.Table | None:
         f"Rewards: {', '.join(sorted(gains))}. Gains over the base model in its own standard deviations over images.",
         "IQM: interquartile mean over runs with its percentile bootstrap interval, seeds drawn within each reward "
         f"({MIN_RESAMPLES:,} resamples), a description rather than a test below 10 seeds.",
-    )  # fmt: skip
+    )
     return t.Table(name, "Across rewards", columns, (t.Group("", tuple(rows)),), notes)
 
 
@@ -240,8 +240,10 @@ def _across_row(method: str, gains: Mapping[str, Mapping[str, np.ndarray]], meth
     found = stratified_bootstrap(np.stack(mine), fast_iqm, seed=BOOTSTRAP_SEED)
     others = [
         probability_of_improvement(by_method[method], by_method[other])
-        for other in methods if other != method for by_method in gains.values()
-    ]  # fmt: skip
+        for other in methods
+        if other != method
+        for by_method in gains.values()
+    ]
     chance = t.Cell(f"{100 * np.mean(others):.0f} %", float(np.mean(others))) if others else t.Cell(t.DASH)
     seeds = len(mine[0])
     return t.Row((t.word(method), t.seeds(seeds, seeds), t.interval(found, 2), chance))

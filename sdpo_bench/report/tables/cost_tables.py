@@ -35,8 +35,11 @@ def bill_table(setting: Setting, name: str) -> t.Table:
     )
     rows = tuple(_bill_row(arm, rewards, [entry[0] for entry in occasional]) for arm in setting.arms if arm.done)
     hardware = sorted({hardware_words(run) for arm in setting.arms for run in arm.done} - {""})
-    notes = ["Mean over the finished runs of each method; evaluation is not part of the bill.", *_search_notes(setting),
-             *(f"Hardware: {text}." for text in hardware)]  # fmt: skip
+    notes = [
+        "Mean over the finished runs of each method; evaluation is not part of the bill.",
+        *_search_notes(setting),
+        *(f"Hardware: {text}." for text in hardware),
+    ]
     if len(hardware) > 1:
         notes.append("Minutes on different hardware cannot be compared.")
     return t.Table(name, "Bill of one run", columns, (t.Group("", rows),), tuple(notes))
@@ -108,8 +111,10 @@ def picture_table(
     columns = (
         t.Column("method", "method", numeric=False),
         *(t.Column(statistic, statistic) for statistic in PICTURES),
-        t.Column("diversity", "diversity*"), t.Column("flat", "flat pictures*"), t.Column("kl", "KL to base*"),
-    )  # fmt: skip
+        t.Column("diversity", "diversity*"),
+        t.Column("flat", "flat pictures*"),
+        t.Column("kl", "KL to base*"),
+    )
     rows = [t.Row((t.word(BASE), *_picture_cells([base], panel), *[t.Cell(t.DASH)] * 3), base=True)] if base else []
     for arm in setting.arms:
         place = (panel.key.sampler, panel.key.split)

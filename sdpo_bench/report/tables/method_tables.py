@@ -15,9 +15,18 @@ from sdpo_bench.statistics.eval_table import BASE
 from sdpo_bench.statistics.matrices import Endpoint
 
 SCHEDULER_KEYS = (
-    "prediction_type", "beta_schedule", "rescale_betas_zero_snr", "steps_offset", "set_alpha_to_one", "clip_sample",
-    "spacing", "eta", "prev_timestep", "std_floor", "steps",
-)  # fmt: skip
+    "prediction_type",
+    "beta_schedule",
+    "rescale_betas_zero_snr",
+    "steps_offset",
+    "set_alpha_to_one",
+    "clip_sample",
+    "spacing",
+    "eta",
+    "prev_timestep",
+    "std_floor",
+    "steps",
+)
 SUMMARIES: tuple[tuple[Endpoint, str, str], ...] = (
     ("mean", "mean", "Mean over step counts"),
     ("area", "area", "Mean height of the score curve over log2(steps)"),

@@ -99,9 +99,19 @@ def board_side(board: Board, name: str = HERE) -> Side | None:
     cautions = [f"{name}: {ONE_SEED} of {line.label}." for line in board.lines if len(line.seeds) < 2]
     notes = tuple(note if name == HERE else f"{name}: {note}" for note in panel_notes(panel))
     return Side(
-        name, panel.setting.model, panel.key.reward, panel.key.version, panel.key.split, methods, scores, gains,
-        _order(ranks), notes, tuple(cautions), panel.prompts,
-    )  # fmt: skip
+        name,
+        panel.setting.model,
+        panel.key.reward,
+        panel.key.version,
+        panel.key.split,
+        methods,
+        scores,
+        gains,
+        _order(ranks),
+        notes,
+        tuple(cautions),
+        panel.prompts,
+    )
 
 
 def _reading(found: Estimate) -> Reading:
@@ -200,11 +210,14 @@ def _shape_table(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps
         here = _shape_row(mine, a, steps, tops[0], _directions(mine.gains[a], other.gains[b], steps))
         groups.append(t.Group(a, (here, _shape_row(other, b, steps, tops[1], ""))))
     return t.Table(
-        name, f"Against {other.name}: shape of the gains, {mine.reward} on {mine.model}", columns, tuple(groups),
+        name,
+        f"Against {other.name}: shape of the gains, {mine.reward} on {mine.model}",
+        columns,
+        tuple(groups),
         (*_shape_notes(mine, other, rows, steps), *other.notes, *mine.notes),
         (*_scale_cautions(mine, other, tops), *mine.cautions, *other.cautions),
         mine.prompts,
-    )  # fmt: skip
+    )
 
 
 def _mean(row: Mapping[int, Reading], steps: Sequence[int]) -> float:
@@ -252,7 +265,7 @@ def _shape_notes(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps
         "an interval or an error of reading includes no change.",
         *_order_notes(mine, other, rows),
         *([f"Not compared: {one_sided}."] if one_sided else []),
-    ]  # fmt: skip
+    ]
 
 
 def _order_notes(mine: Side, other: Side, rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -301,9 +314,14 @@ def _score_table(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps
         "base model's rows say how far the two evaluations are apart before any training."
     )
     return t.Table(
-        name, f"Against {other.name}: scores, {mine.reward} on {mine.model}", columns, tuple(groups),
-        (*other.notes, *mine.notes), (caution, *mine.cautions, *other.cautions), mine.prompts,
-    )  # fmt: skip
+        name,
+        f"Against {other.name}: scores, {mine.reward} on {mine.model}",
+        columns,
+        tuple(groups),
+        (*other.notes, *mine.notes),
+        (caution, *mine.cautions, *other.cautions),
+        mine.prompts,
+    )
 
 
 def _score_row(side: Side, label: str, steps: Sequence[int], digits: int) -> t.Row:

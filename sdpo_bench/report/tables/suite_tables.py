@@ -101,9 +101,13 @@ def _search_row(choice: Mapping[str, Any], variants: bool) -> t.Row:
     cost = choice["cost"]
     return t.Row(
         (
-            t.word(choice["method"]), t.word(choice["reward"]),
+            t.word(choice["method"]),
+            t.word(choice["reward"]),
             *([t.word(choice["variant"])] if variants else []),
-            t.word(words), t.count(len(choice["candidates"])), t.count(failed), t.number(choice["score"], 4),
+            t.word(words),
+            t.count(len(choice["candidates"])),
+            t.count(failed),
+            t.number(choice["score"], 4),
             *(t.count(cost.get(key)) for key in BILL),
         )
-    )  # fmt: skip
+    )
