@@ -41,8 +41,11 @@ class Budget(Study):
             (
                 *tr.suite_facts(request, suites),
                 ("budget", f"what {REFERENCE} uses for {amounts['images']:,} images, one axis at a time: {axes}"),
-                ("seconds", f"as many as {REFERENCE} has trained at equal images here (mean over seeds); "
-                            f"{len(METHODS) * len(request.chosen_seeds)} more trainings, planned when that is known"),
+                (
+                    "seconds",
+                    f"as many as {REFERENCE} has trained at equal images here (mean over seeds); "
+                    f"{len(METHODS) * len(request.chosen_seeds)} more trainings, planned when that is known",
+                ),
             ),
             (
                 "Endpoint: mean over step counts of the gain over the base model.",
@@ -51,7 +54,7 @@ class Budget(Study):
                 "Ranks on one axis show ties (Holm-adjusted intervals against the best).",
             ),
             tuple(suites),
-        )  # fmt: skip
+        )
 
     def follow_up(self, request: StudyRequest, trainings: Trainings) -> list[Suite]:
         reference = trainings.arms[Arm(REFERENCE, tr.one_reward(request), "images")]
@@ -63,11 +66,14 @@ class Budget(Study):
         axes = list(dict.fromkeys(arm.variant for arm in trainings.arms))
         gains = {axis: _gains(trainings, axis, tr.one_reward(bench.request)) for axis in axes}
         pairs = family(
-            known({
-                f"{axis}: {a} - {b}": difference(found[a], found[b])
-                for axis, found in gains.items() for a, b in combinations(found, 2)
-            })
-        )  # fmt: skip
+            known(
+                {
+                    f"{axis}: {a} - {b}": difference(found[a], found[b])
+                    for axis, found in gains.items()
+                    for a, b in combinations(found, 2)
+                }
+            )
+        )
         ranks = {axis: rank_with_ties(_common(found)) for axis, found in gains.items() if found}
         arms = {m: Arm(m, tr.one_reward(bench.request), "images") for m in METHODS}
         return Findings(
@@ -81,9 +87,15 @@ def _amounts(request: StudyRequest) -> dict[str, int]:
     """What the reference uses on each counted axis."""
     images = request.amount(640, least=tr.EPOCH, multiple=tr.EPOCH)
     resolved = resolve(
-        Request(REFERENCE, tr.one_reward(request), request.model or DEFAULT_MODEL, request.preset, 0,
-                {**request.overrides, "budget.images": images})
-    )  # fmt: skip
+        Request(
+            REFERENCE,
+            tr.one_reward(request),
+            request.model or DEFAULT_MODEL,
+            request.preset,
+            0,
+            {**request.overrides, "budget.images": images},
+        )
+    )
     work = training_work(resolved)
     assert work is not None
     return {axis: int(getattr(work, axis)) for axis in COUNTED}
@@ -149,10 +161,13 @@ def conclusion(ranks: Mapping[str, tuple[Standing, ...]], pairs: Mapping[str, Co
 def _rank_table(trainings: Trainings, ranks: Mapping[str, tuple[Standing, ...]], reward: str) -> t.Table:
     bill = ("images", "reward_calls", "denoiser_calls", "optimiser_steps")
     columns = (
-        t.Column("method", "method", numeric=False), t.Column("rank", "rank"), t.Column("gain", "mean gain"),
-        *(t.Column(axis, axis.replace("_", " ")) for axis in bill), t.Column("seconds", "seconds"),
+        t.Column("method", "method", numeric=False),
+        t.Column("rank", "rank"),
+        t.Column("gain", "mean gain"),
+        *(t.Column(axis, axis.replace("_", " ")) for axis in bill),
+        t.Column("seconds", "seconds"),
         t.Column("seeds", "seeds"),
-    )  # fmt: skip
+    )
     groups = []
     for axis in dict.fromkeys(arm.variant for arm in trainings.arms):
         rows = [
@@ -164,8 +179,14 @@ def _rank_table(trainings: Trainings, ranks: Mapping[str, tuple[Standing, ...]],
         "Gain over the base model, mean over step counts, ± half its 95 % crossed interval; bill: mean over runs. "
         "Seconds are those of this machine, shared with whatever else ran on it.",
     )
-    return t.Table("axes", "The same comparison at each equal cost", columns, tuple(groups), notes,
-                   tuple(tr.failure_notes(trainings)))  # fmt: skip
+    return t.Table(
+        "axes",
+        "The same comparison at each equal cost",
+        columns,
+        tuple(groups),
+        notes,
+        tuple(tr.failure_notes(trainings)),
+    )
 
 
 def _rank_row(trainings: Trainings, arm: Arm, ranks: Mapping[str, int], bill: tuple[str, ...]) -> t.Row:
@@ -174,9 +195,15 @@ def _rank_row(trainings: Trainings, arm: Arm, ranks: Mapping[str, int], bill: tu
     gain = t.estimate(tr.crossed(trainings.gain(arm)), 3, signed=True, strong=ranks.get(arm.method) == 1)
     seconds = t.number(tr.mean_of(run.seconds for run in runs if run.bill), 1)
     return t.Row(
-        (t.word(arm.method), t.count(ranks.get(arm.method)), gain, *(t.count(x) for x in used), seconds,
-         tr.seeds_cell(runs))
-    )  # fmt: skip
+        (
+            t.word(arm.method),
+            t.count(ranks.get(arm.method)),
+            gain,
+            *(t.count(x) for x in used),
+            seconds,
+            tr.seeds_cell(runs),
+        )
+    )
 
 
 def _pair_table(axes: list[str], pairs: Mapping[str, Contrast]) -> t.Table:

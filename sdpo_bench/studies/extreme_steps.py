@@ -45,8 +45,11 @@ class ExtremeSteps(Study):
             (
                 *tr.suite_facts(request, [suite]),
                 ("trained at T", ", ".join(map(str, _steps(request)))),
-                ("budget", f"{suite.common['budget.denoiser_calls']:,} denoiser calls for every training, so that long "
-                           "trajectories are few (the table has the number of images)"),
+                (
+                    "budget",
+                    f"{suite.common['budget.denoiser_calls']:,} denoiser calls for every training, so that long "
+                    "trajectories are few (the table has the number of images)",
+                ),
             ),
             (
                 "Endpoint: gain over the base model at the trained T. Family: every method and T against no gain; "
@@ -57,15 +60,16 @@ class ExtremeSteps(Study):
                 f"step with more than {DOMINANT:g} of the squared gradient, of three or more steps (a warning).",
             ),
             (suite,),
-        )  # fmt: skip
+        )
 
     def findings(self, bench: Bench) -> Findings:
         trainings, reward = bench.trainings, tr.one_reward(bench.request)
         arms = {(m, k): Arm(m, reward, f"T{k}") for m in METHODS for k in _steps(bench.request)}
         own = family(known({_name(m, k): trainings.gain(arm, k) for (m, k), arm in arms.items()}))
         grid = {m: exploratory(known(_grid(trainings, arms, m))) for m in METHODS}
-        failed = {key: failures(trainings, arm, key[1], own.get(_name(*key)), grid[key[0]])
-                  for key, arm in arms.items()}  # fmt: skip
+        failed = {
+            key: failures(trainings, arm, key[1], own.get(_name(*key)), grid[key[0]]) for key, arm in arms.items()
+        }
         return Findings(
             (*conclusion(failed, own), *seed_caution(own.values())),
             (_own_table(trainings, arms, own, failed), *(_grid_table(arms, m, grid[m]) for m in METHODS)),
@@ -178,15 +182,22 @@ def conclusion(failed: Mapping[tuple[str, int], list[Failure]], own: Mapping[str
 
 
 def _own_table(
-    trainings: Trainings, arms: Mapping[tuple[str, int], Arm], own: Mapping[str, Contrast],
+    trainings: Trainings,
+    arms: Mapping[tuple[str, int], Arm],
+    own: Mapping[str, Contrast],
     failed: Mapping[tuple[str, int], list[Failure]],
-) -> t.Table:  # fmt: skip
+) -> t.Table:
     columns = (
-        t.Column("steps", "T"), t.Column("gain", "gain at T"), t.Column("p", "Holm p"),
-        t.Column("images", "images"), t.Column("updates", "optimiser steps"),
-        t.Column("contrast", "contrast / base"), t.Column("share", "largest gradient share"),
-        t.Column("seeds", "seeds"), t.Column("failures", "failures", numeric=False),
-    )  # fmt: skip
+        t.Column("steps", "T"),
+        t.Column("gain", "gain at T"),
+        t.Column("p", "Holm p"),
+        t.Column("images", "images"),
+        t.Column("updates", "optimiser steps"),
+        t.Column("contrast", "contrast / base"),
+        t.Column("share", "largest gradient share"),
+        t.Column("seeds", "seeds"),
+        t.Column("failures", "failures", numeric=False),
+    )
     groups = []
     for method in METHODS:
         rows = []
@@ -195,8 +206,7 @@ def _own_table(
                 rows.append(_own_row(trainings, arm, k, own.get(_name(m, k)), failed[m, k]))
         groups.append(t.Group(method, tuple(rows)))
     notes = ("Gain over the base model when judged at the trained T; bold: shown to differ from 0.",)
-    return t.Table("own", "Trained and judged at T", columns, tuple(groups), notes,
-                   tuple(tr.failure_notes(trainings)))  # fmt: skip
+    return t.Table("own", "Trained and judged at T", columns, tuple(groups), notes, tuple(tr.failure_notes(trainings)))
 
 
 def _own_row(trainings: Trainings, arm: Arm, steps: int, own: Contrast | None, failed: list[Failure]) -> t.Row:
@@ -206,10 +216,15 @@ def _own_row(trainings: Trainings, arm: Arm, steps: int, own: Contrast | None, f
     words = "; ".join(f.words for f in failed if not f.warning)
     return t.Row(
         (
-            t.count(steps), *contrast_cells(own), *(t.count(x) for x in used), t.number(mine / base, 2),
-            t.number(_largest_share(runs)[0] or math.nan, 2), tr.seeds_cell(runs), t.word(words),
+            t.count(steps),
+            *contrast_cells(own),
+            *(t.count(x) for x in used),
+            t.number(mine / base, 2),
+            t.number(_largest_share(runs)[0] or math.nan, 2),
+            tr.seeds_cell(runs),
+            t.word(words),
         )
-    )  # fmt: skip
+    )
 
 
 def _grid_table(arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[str, Contrast]) -> t.Table:
@@ -220,14 +235,17 @@ def _grid_table(arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[
         cells: list[Any] = [contrast_cells(grid.get(f"{k} > {judged}"))[0] for judged in counts]
         rows.append(t.Row((t.count(k), *cells)))
     notes = ("Gain over the base model; bold: shown to differ from 0 after Benjamini-Hochberg over the grid.",)
-    return t.Table(f"grid-{method}", f"{method}: trained at T, judged at every step count", columns,
-                   (t.Group("", tuple(rows)),), notes)  # fmt: skip
+    return t.Table(
+        f"grid-{method}",
+        f"{method}: trained at T, judged at every step count",
+        columns,
+        (t.Group("", tuple(rows)),),
+        notes,
+    )
 
 
 def _plot(trainings: Trainings, arms: Mapping[tuple[str, int], Arm], steps: tuple[int, ...]) -> Plot:
-    own = [
-        banded(m, steps, [tr.crossed(trainings.gain(arms[m, k], k)) for k in steps]) for m in METHODS
-    ]  # fmt: skip
+    own = [banded(m, steps, [tr.crossed(trainings.gain(arms[m, k], k)) for k in steps]) for m in METHODS]
     charts = [Chart("Trained and judged at T", "denoising steps T", "gain", own, steps=True, zero=True)]
     for method in METHODS:
         mine = {f"trained at T = {k}": arms[method, k] for k in steps}

@@ -114,10 +114,15 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
     for seed in bench.request.chosen_seeds:
         names = [f"{text}\n{pair}" for text in texts for pair in range(PAIRS)]
         trajectories = rollout(
-            policy, schedule, [text for text in texts for _ in range(PAIRS)],
-            Noise((seed, "study", "normalisation")), groups=names, members=2, shared_noise=True,
+            policy,
+            schedule,
+            [text for text in texts for _ in range(PAIRS)],
+            Noise((seed, "study", "normalisation")),
+            groups=names,
+            members=2,
+            shared_noise=True,
             micro_batch=runtime.micro_batch,
-        )  # fmt: skip
+        )
         queries = choose_queries(trajectories.x0, "predicted")
         answers = ask_rewards(
             policy, trajectories, queries, scorer, decode_sample=False, micro_batch=runtime.micro_batch
@@ -200,9 +205,11 @@ def _variance_table(left: Mapping[str, Sequence[np.ndarray]]) -> t.Table:
 def _step_table(returns: Sequence[np.ndarray]) -> t.Table:
     """Mean and spread of the raw returns by step."""
     columns = (
-        t.Column("step", "step"), t.Column("mean", "mean return"), t.Column("prompts", "sd over prompts"),
+        t.Column("step", "step"),
+        t.Column("mean", "mean return"),
+        t.Column("prompts", "sd over prompts"),
         t.Column("within", "sd among trajectories"),
-    )  # fmt: skip
+    )
     every = np.stack(returns)  # [S, P, M, T]
     rows = []
     for i in range(every.shape[-1]):

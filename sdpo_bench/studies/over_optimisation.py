@@ -50,11 +50,17 @@ class OverOptimisation(Study):
         return Design(
             (
                 *facts,
-                ("budget", f"{listed(f'{images:,}' for images in budgets(request))} images, each a training of its own "
-                           "that begins like the others"),
+                (
+                    "budget",
+                    f"{listed(f'{images:,}' for images in budgets(request))} images, each a training of its own "
+                    "that begins like the others",
+                ),
                 ("scored with", ", ".join(_judges(request))),
-                ("diversity", f"{IMAGES} pictures of each prompt at {steps} steps: mean pairwise distance of latents "
-                              "(root mean square) and of features (1 - cosine) of the embedded accuracy network"),
+                (
+                    "diversity",
+                    f"{IMAGES} pictures of each prompt at {steps} steps: mean pairwise distance of latents "
+                    "(root mean square) and of features (1 - cosine) of the embedded accuracy network",
+                ),
             ),
             (
                 "Gains over the base model, mean over step counts, in standard deviations of the base model's images; "
@@ -67,7 +73,7 @@ class OverOptimisation(Study):
             ),
             tuple(suites),
             denoiser_calls=runs * prompts * IMAGES * steps,
-        )  # fmt: skip
+        )
 
     def findings(self, bench: Bench) -> Findings:
         views = [_View(bench, reward) for reward in _rewards(bench.request)]
@@ -117,9 +123,14 @@ def _held_out(reward: str, judges: list[str]) -> list[str]:
 def _suite(request: StudyRequest, images: int) -> Suite:
     judged = {**tr.JUDGED, "rewards": _judges(request)}
     return tr.training_suite(
-        f"over-optimisation.{images}", request, ["sdpo"], _rewards(request), {"images": images}, judged,
+        f"over-optimisation.{images}",
+        request,
+        ["sdpo"],
+        _rewards(request),
+        {"images": images},
+        judged,
         variants={str(images): {}},
-    )  # fmt: skip
+    )
 
 
 def _diversity_steps(suite: Suite) -> int:
@@ -166,17 +177,23 @@ class _View:
         first = f"is shown to rise from {up[0]:,} images on" if up else "is not shown to rise at any budget"
         found = [f"{self.reward}: trained on, it {first}."]
         if self.onset is not None:
-            found.append(f"{self.reward}: HACKED from {self.onset:,} images on: the held-out rewards are shown below "
-                         "the base model's.")  # fmt: skip
+            found.append(
+                f"{self.reward}: HACKED from {self.onset:,} images on: the held-out rewards are shown below "
+                "the base model's."
+            )
         else:
             found.append(f"{self.reward}: no onset of hacking is shown: {self._held_out_words()}")
-        lost = {w: [i for i in self.arms if (c := self.diversity.get(f"{s} {i}")) and c.down]
-                for s, w in SPACES.items()}  # fmt: skip
+        lost = {
+            w: [i for i in self.arms if (c := self.diversity.get(f"{s} {i}")) and c.down] for s, w in SPACES.items()
+        }
         words = [f"{word} from {places[0]:,} images on" for word, places in lost.items() if places]
         kept = [word for word, places in lost.items() if not places]
         if self.diversity:
-            found.append(f"{self.reward}: diversity is shown to be lost in {listed(words)}." if words else
-                         f"{self.reward}: no loss of diversity is shown ({listed(kept)}).")  # fmt: skip
+            found.append(
+                f"{self.reward}: diversity is shown to be lost in {listed(words)}."
+                if words
+                else f"{self.reward}: no loss of diversity is shown ({listed(kept)})."
+            )
         return found
 
     def _held_out_words(self) -> str:
@@ -190,40 +207,62 @@ class _View:
     def table(self) -> t.Table:
         """One row a budget."""
         columns = (
-            t.Column("images", "images"), t.Column("trained", "trained reward"), t.Column("p", "Holm p"),
-            t.Column("held_out", "held-out rewards"), t.Column("p2", "Holm p"),
+            t.Column("images", "images"),
+            t.Column("trained", "trained reward"),
+            t.Column("p", "Holm p"),
+            t.Column("held_out", "held-out rewards"),
+            t.Column("p2", "Holm p"),
             *(t.Column(space, f"{words}, % of base") for space, words in SPACES.items()),
             *(t.Column(name, f"{name} / base") for name in PICTURES),
             t.Column("kl", "KL to base", help="last epoch: sum over steps of the mean over latent elements, nats"),
-            t.Column("onset", "", numeric=False), t.Column("seeds", "seeds"),
-        )  # fmt: skip
+            t.Column("onset", "", numeric=False),
+            t.Column("seeds", "seeds"),
+        )
         rows = [self._row(images, arm) for images, arm in self.arms.items()]
         notes = (
             "Gains in standard deviations of the base model's images, ± half the 95 % crossed interval; diversity as "
             "difference to the base model in percent. Bold: shown to differ from 0.",
         )
-        return t.Table(f"budget-{self.reward}", f"Trained on {self.reward}", columns, (t.Group("", tuple(rows)),),
-                       notes, tuple(tr.failure_notes(self.trainings)))  # fmt: skip
+        return t.Table(
+            f"budget-{self.reward}",
+            f"Trained on {self.reward}",
+            columns,
+            (t.Group("", tuple(rows)),),
+            notes,
+            tuple(tr.failure_notes(self.trainings)),
+        )
 
     def _row(self, images: int, arm: Arm) -> t.Row:
         runs = self.trainings.arms[arm]
-        gains = [cell for kind in ("trained", "held-out") for cell in contrast_cells(
-            self.gains.get(f"{kind} {images}"), 2)]  # fmt: skip
+        gains = [
+            cell for kind in ("trained", "held-out") for cell in contrast_cells(self.gains.get(f"{kind} {images}"), 2)
+        ]
         spread = [contrast_cells(self.diversity.get(f"{space} {images}"), 1)[0] for space in SPACES]
-        ratios = [mine / base if base else math.nan for mine, base in (self.trainings.pictures(arm, name)
-                  for name in PICTURES)]  # fmt: skip
+        ratios = [
+            mine / base if base else math.nan
+            for mine, base in (self.trainings.pictures(arm, name) for name in PICTURES)
+        ]
         kl = tr.mean_of(float(run.log[-1]["kl_to_base"]) for run in runs if run.log)
         mark = "onset of hacking" if images == self.onset else ""
         return t.Row(
-            (t.count(images), *gains, *spread, *(t.number(x, 2) for x in ratios), t.number(kl, 4), t.word(mark),
-             tr.seeds_cell(runs))
-        )  # fmt: skip
+            (
+                t.count(images),
+                *gains,
+                *spread,
+                *(t.number(x, 2) for x in ratios),
+                t.number(kl, 4),
+                t.word(mark),
+                tr.seeds_cell(runs),
+            )
+        )
 
     def plot(self) -> Plot:
         """Gains, diversity and KL over the budget, the onset marked."""
         x = list(self.arms)
-        estimates = {name: [c.estimate if (c := self.gains.get(f"{name} {i}")) else None for i in x]
-                     for name in ("trained", "held-out")}  # fmt: skip
+        estimates = {
+            name: [c.estimate if (c := self.gains.get(f"{name} {i}")) else None for i in x]
+            for name in ("trained", "held-out")
+        }
         series = [banded("trained reward", x, estimates["trained"]), banded("held-out", x, estimates["held-out"])]
         if self.onset is not None:
             at_onset = self.gains[f"held-out {self.onset}"].estimate.value
@@ -293,11 +332,14 @@ def _matrix_table(bench: Bench, views: list[_View]) -> t.Table:
     most = max(budgets(bench.request))
     judges = _judges(bench.request)
     found = family(
-        known({
-            f"{view.reward} > {judge}": standardised(bench.trainings, view.arms[most], judge)
-            for view in views for judge in judges
-        })
-    )  # fmt: skip
+        known(
+            {
+                f"{view.reward} > {judge}": standardised(bench.trainings, view.arms[most], judge)
+                for view in views
+                for judge in judges
+            }
+        )
+    )
     columns = (t.Column("trained", "trained on", numeric=False), *(t.Column(j, f"scored with {j}") for j in judges))
     rows = [
         t.Row((t.word(v.reward), *(contrast_cells(found.get(f"{v.reward} > {j}"), 2)[0] for j in judges)))

@@ -44,8 +44,11 @@ class RewardKinds(Study):
                 ("budget", f"{suites[0].common['budget.images']:,} images for every training"),
                 ("clean reward", f"{clean}; what is learnt is judged by it ({JPEG}: by {JPEG_REWARD})"),
                 *((kind, _words(kinds[kind], clean)) for kind in kinds),
-                (DELAYED, f"nothing but the finished picture is scored: SDPO without dense rewards ({DELAYED_METHOD}); "
-                          f"{listed(m for m in METHODS if m != 'sdpo')} never see more"),
+                (
+                    DELAYED,
+                    f"nothing but the finished picture is scored: SDPO without dense rewards ({DELAYED_METHOD}); "
+                    f"{listed(m for m in METHODS if m != 'sdpo')} never see more",
+                ),
             ),
             (
                 "Endpoint: mean over step counts of the gain over the base model by the clean reward, in standard "
@@ -55,7 +58,7 @@ class RewardKinds(Study):
                 "The share of a method's plain gain that it keeps is descriptive.",
             ),
             tuple(suites),
-        )  # fmt: skip
+        )
 
     def findings(self, bench: Bench) -> Findings:
         clean, trainings = tr.one_reward(bench.request), bench.trainings
@@ -120,9 +123,10 @@ def _suites(request: StudyRequest, clean: str) -> list[Suite]:
     delayed = {DELAYED: {"reward": kinds[PLAIN]}}
     return [
         tr.training_suite("reward-kinds", request, METHODS, ["altered"], budget, judged, variants=variants),
-        tr.training_suite("reward-kinds.delayed", request, [DELAYED_METHOD], ["altered"], budget, judged,
-                          variants=delayed),
-    ]  # fmt: skip
+        tr.training_suite(
+            "reward-kinds.delayed", request, [DELAYED_METHOD], ["altered"], budget, judged, variants=delayed
+        ),
+    ]
 
 
 def arm_of(method: str, kind: str) -> Arm:
@@ -170,10 +174,12 @@ def _table(trainings: Trainings, found: Mapping[str, Contrast]) -> t.Table:
             for m in METHODS
             for column in (
                 t.Column(m, m, help="gain by the clean reward, standard deviations of the base model's images"),
-                t.Column(f"{m}_p", "Holm p"), t.Column(f"{m}_kept", "of plain"), t.Column(f"{m}_seeds", "seeds"),
+                t.Column(f"{m}_p", "Holm p"),
+                t.Column(f"{m}_kept", "of plain"),
+                t.Column(f"{m}_seeds", "seeds"),
             )
         ),
-    )  # fmt: skip
+    )
     rows = []
     for kind in KINDS:
         cells: list[t.Cell] = [t.word(kind)]
@@ -189,8 +195,14 @@ def _table(trainings: Trainings, found: Mapping[str, Contrast]) -> t.Table:
         "± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0 in the family of all "
         f"cells. 'of plain': share of the gain with the plain reward; {JPEG} is another task and judges itself.",
     )
-    return t.Table("kinds", "What is learnt from each kind of reward, by the clean one", columns,
-                   (t.Group("", tuple(rows)),), notes, tuple(tr.failure_notes(trainings)))  # fmt: skip
+    return t.Table(
+        "kinds",
+        "What is learnt from each kind of reward, by the clean one",
+        columns,
+        (t.Group("", tuple(rows)),),
+        notes,
+        tuple(tr.failure_notes(trainings)),
+    )
 
 
 def _kept(contrast: Contrast | None, plain: Contrast | None) -> t.Cell:

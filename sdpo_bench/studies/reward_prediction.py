@@ -131,8 +131,11 @@ class _Reward:
     def sentences(self) -> list[str]:
         errors = ", ".join(f"{self.matrices[n][s.SDPO].values.mean():.2f} at T = {n}" for n in self.sampled)
         found = [f"{self.reward}: SDPO's prediction misses the true reward by {errors} (standard deviations)."]
-        for rival, words in ((s.LAST, "the last reward alone"), (s.SAME_QUERIES, "a straight line through its queries"),
-                             (s.MIDDLE, "the middle step as its anchor")):  # fmt: skip
+        for rival, words in (
+            (s.LAST, "the last reward alone"),
+            (s.SAME_QUERIES, "a straight line through its queries"),
+            (s.MIDDLE, "the middle step as its anchor"),
+        ):
             found.append(f"{self.reward}: {_versus(self.against(rival), words)}.")
         return [*found, *(f"{self.reward}: {text}" for text in (self._failures(), self._cheapest(), self._official()))]
 
@@ -180,18 +183,42 @@ class _Reward:
         ends = [min(x for x, _ in bins), max(x for x, _ in bins)]
         accuracy = self.accuracy[most]
         charts = (
-            Chart(f"Error by step, T = {most}", "denoising step, 0 is the noisiest", "mean absolute error, sd",
-                  [line(name, range(most), accuracy[name].by_step.tolist()) for name in shown]),
-            Chart(f"Correlation by step, T = {most}", "denoising step, 0 is the noisiest", "Spearman within prompt",
-                  [line(name, range(most), accuracy[name].correlation.tolist()) for name in shown], zero=True),
-            Chart(f"Cost and accuracy, T = {most}", "reward queries of a trajectory", "mean absolute error, sd",
-                  _cost_lines({n: (accuracy[n].queries, self._error(most, n)) for n in self.matrices[most]})),
-            Chart("Error by number of steps", "denoising steps T", "mean absolute error, sd",
-                  [banded(name, sorted(self.sampled), [self._error(n, name) for n in sorted(self.sampled)])
-                   for name in shown], steps=True),
-            Chart(f"Calibration, T = {most}", "predicted reward", "true reward",
-                  [line(s.SDPO, [x for x, _ in bins], [y for _, y in bins]), line("equal", ends, list(ends))]),
-        )  # fmt: skip
+            Chart(
+                f"Error by step, T = {most}",
+                "denoising step, 0 is the noisiest",
+                "mean absolute error, sd",
+                [line(name, range(most), accuracy[name].by_step.tolist()) for name in shown],
+            ),
+            Chart(
+                f"Correlation by step, T = {most}",
+                "denoising step, 0 is the noisiest",
+                "Spearman within prompt",
+                [line(name, range(most), accuracy[name].correlation.tolist()) for name in shown],
+                zero=True,
+            ),
+            Chart(
+                f"Cost and accuracy, T = {most}",
+                "reward queries of a trajectory",
+                "mean absolute error, sd",
+                _cost_lines({n: (accuracy[n].queries, self._error(most, n)) for n in self.matrices[most]}),
+            ),
+            Chart(
+                "Error by number of steps",
+                "denoising steps T",
+                "mean absolute error, sd",
+                [
+                    banded(name, sorted(self.sampled), [self._error(n, name) for n in sorted(self.sampled)])
+                    for name in shown
+                ],
+                steps=True,
+            ),
+            Chart(
+                f"Calibration, T = {most}",
+                "predicted reward",
+                "true reward",
+                [line(s.SDPO, [x for x, _ in bins], [y for _, y in bins]), line("equal", ends, list(ends))],
+            ),
+        )
         caption = (
             f"{self.reward} (standard deviation {spread:.3g}): predicted against true rewards of the base model's "
             "trajectories. Bands: 95 % crossed intervals over seeds and prompts."
@@ -211,8 +238,11 @@ def _cost_lines(found: Mapping[str, tuple[float, Estimate | None]]) -> list[Any]
         for name, (queries, error) in found.items():
             if name.startswith(kind) and error and (queries not in best or error.value < best[queries].value):
                 best[queries] = error
-        lines.append(banded({"last": s.LAST}.get(kind, f"{kind}, best of its kind"), sorted(best),
-                            [best[q] for q in sorted(best)]))  # fmt: skip
+        lines.append(
+            banded(
+                {"last": s.LAST}.get(kind, f"{kind}, best of its kind"), sorted(best), [best[q] for q in sorted(best)]
+            )
+        )
     return lines
 
 
@@ -221,8 +251,11 @@ def _minus(a: Matrix, b: Matrix) -> Matrix:
 
 
 def _versus(found: Mapping[int, Contrast], words: str) -> str:
-    groups = [("better than", [n for n, c in found.items() if c.down]), ("worse than", [n for n, c in found.items()
-              if c.up]), ("not shown to differ from", [n for n, c in found.items() if not c.shown])]  # fmt: skip
+    groups = [
+        ("better than", [n for n, c in found.items() if c.down]),
+        ("worse than", [n for n, c in found.items() if c.up]),
+        ("not shown to differ from", [n for n, c in found.items() if not c.shown]),
+    ]
     texts = [f"{verdict} {words} at T = {listed(steps)}" for verdict, steps in groups if steps]
     return "it is " + ", ".join(texts)
 
@@ -290,12 +323,25 @@ def _prediction_table(views: list[_Reward]) -> t.Table:
 def _prediction_row(view: _Reward, steps: int) -> t.Row:
     a, failed = view.accuracy[steps][s.SDPO], view.failed_steps(steps)
     judged = int(np.isfinite(a.correlation).sum())
-    words = "nothing to judge" if not judged else "fails" if len(failed) == judged else "fails in part" if failed else (
-        "holds")  # fmt: skip
+    words = (
+        "nothing to judge"
+        if not judged
+        else "fails"
+        if len(failed) == judged
+        else "fails in part"
+        if failed
+        else ("holds")
+    )
     return t.Row(
         (
-            t.count(steps), t.number(a.queries, 2), t.number(a.bias, 3, signed=True), t.number(a.slope, 2),
-            t.number(a.spearman, 2), t.number(a.within, 2), t.number(view.accuracy[steps][s.LAST].within, 2),
-            t.word(f"{len(failed)} of {judged}" + (f": {_ranges(failed)}" if failed else "")), t.word(words),
+            t.count(steps),
+            t.number(a.queries, 2),
+            t.number(a.bias, 3, signed=True),
+            t.number(a.slope, 2),
+            t.number(a.spearman, 2),
+            t.number(a.within, 2),
+            t.number(view.accuracy[steps][s.LAST].within, 2),
+            t.word(f"{len(failed)} of {judged}" + (f": {_ranges(failed)}" if failed else "")),
+            t.word(words),
         )
-    )  # fmt: skip
+    )

@@ -61,10 +61,15 @@ class UpdateOrder(Study):
                 ("budget", f"{g.images:,} images, or {g.optimiser_steps} optimiser steps ({EARLY})"),
                 (SHUFFLED, f"{g.steps} optimiser steps an epoch, {g.groups} groups at one step each"),
                 (LARGE, f"1 optimiser step an epoch, {g.groups} groups at all {g.steps} steps"),
-                (SMALL, f"{g.steps} optimiser steps an epoch, {g.groups // g.steps} groups at all {g.steps} steps: "
-                        "as many terms in each optimiser step as shuffled"),
-                (EARLY, f"shuffled, ended after {g.optimiser_steps} optimiser steps, so with {g.steps} times fewer "
-                        "images"),
+                (
+                    SMALL,
+                    f"{g.steps} optimiser steps an epoch, {g.groups // g.steps} groups at all {g.steps} steps: "
+                    "as many terms in each optimiser step as shuffled",
+                ),
+                (
+                    EARLY,
+                    f"shuffled, ended after {g.optimiser_steps} optimiser steps, so with {g.steps} times fewer images",
+                ),
             ),
             (
                 "Endpoint: mean over step counts of the gain over the base model; step generalisation: mean gain at "
@@ -73,7 +78,7 @@ class UpdateOrder(Study):
                 "of the paired difference, Holm over the six.",
             ),
             tuple(suites),
-        )  # fmt: skip
+        )
 
     def findings(self, bench: Bench) -> Findings:
         trainings, reward = bench.trainings, tr.one_reward(bench.request)
@@ -128,11 +133,19 @@ def _suites(request: StudyRequest, g: Geometry) -> list[Suite]:
     common: dict[str, Any] = {"schedule": {"steps": STEPS}}
     rewards = [tr.one_reward(request)]
     return [
-        tr.training_suite("update-order", request, ["sdpo"], rewards, {"images": g.images}, variants=variants,
-                          **common),
-        tr.training_suite("update-order.early", request, ["sdpo"], rewards, {"optimiser_steps": g.optimiser_steps},
-                          variants={EARLY: shuffled}, **common),
-    ]  # fmt: skip
+        tr.training_suite(
+            "update-order", request, ["sdpo"], rewards, {"images": g.images}, variants=variants, **common
+        ),
+        tr.training_suite(
+            "update-order.early",
+            request,
+            ["sdpo"],
+            rewards,
+            {"optimiser_steps": g.optimiser_steps},
+            variants={EARLY: shuffled},
+            **common,
+        ),
+    ]
 
 
 def _matrices(trainings: Trainings, arms: tr.Arms, steps: int) -> dict[str, Matrix]:
@@ -160,8 +173,13 @@ def conclusion(found: Mapping[str, Contrast]) -> list[str]:
     texts = []
     for words in COMPARISONS:
         if contrast := found.get(words):
-            verdict = "learns more" if contrast.up else "learns less" if contrast.down else (
-                "is not shown to learn more or less")  # fmt: skip
+            verdict = (
+                "learns more"
+                if contrast.up
+                else "learns less"
+                if contrast.down
+                else ("is not shown to learn more or less")
+            )
             texts.append(f"At {words} the step-shuffled order {verdict}: {contrast.estimate.words()}.")
     images, both = found.get("equal images"), found.get("equal images and optimiser steps")
     if images and both:
@@ -185,21 +203,27 @@ def _together(images: Contrast, both: Contrast) -> str:
         )
     if both.down:
         return "With equal images and optimiser steps the accumulated order is the better one."
-    return "The two orders are not told apart when images are equal." if not images.shown else (
-        "The order matters, but not in one direction.")  # fmt: skip
+    return (
+        "The two orders are not told apart when images are equal."
+        if not images.shown
+        else ("The order matters, but not in one direction.")
+    )
 
 
 def _comparison_table(found: Mapping[str, Contrast]) -> t.Table:
     columns = (
         t.Column("comparison", "shuffled minus accumulated", numeric=False),
-        t.Column("gain", "mean gain"), t.Column("p", "Holm p"),
-        t.Column("generalisation", GENERALISATION), t.Column("p2", "Holm p"),
-    )  # fmt: skip
+        t.Column("gain", "mean gain"),
+        t.Column("p", "Holm p"),
+        t.Column("generalisation", GENERALISATION),
+        t.Column("p2", "Holm p"),
+    )
     rows = [
-        t.Row((t.word(words), *contrast_cells(found.get(words)),
-               *contrast_cells(found.get(f"{words}, {GENERALISATION}"))))
+        t.Row(
+            (t.word(words), *contrast_cells(found.get(words)), *contrast_cells(found.get(f"{words}, {GENERALISATION}")))
+        )
         for words in COMPARISONS
-    ]  # fmt: skip
+    ]
     notes = ("Reward units, ± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0.",)
     return t.Table("comparisons", "Step-shuffled against accumulated", columns, (t.Group("", tuple(rows)),), notes)
 
@@ -210,9 +234,10 @@ BILL = ("images", "optimiser_steps", "denoiser_calls", "reward_calls")
 def bill_table(trainings: Trainings, arms: tr.Arms, axes: Sequence[str] = BILL) -> t.Table:
     """What each arm has used, mean over its runs."""
     columns = (
-        t.Column("arm", "arm", numeric=False), *(t.Column(a, a.replace("_", " ")) for a in axes),
+        t.Column("arm", "arm", numeric=False),
+        *(t.Column(a, a.replace("_", " ")) for a in axes),
         t.Column("seconds", "seconds", help="of training on this machine"),
-    )  # fmt: skip
+    )
     rows = []
     for label, arm in arms.items():
         runs = trainings.arms[arm]

@@ -121,9 +121,12 @@ class Study(ABC):
 def variant_of(request: StudyRequest) -> str:
     """File name of a request's results."""
     asked = {
-        "model": request.model, "rewards": request.rewards, "preset": request.preset, "seeds": request.seeds,
+        "model": request.model,
+        "rewards": request.rewards,
+        "preset": request.preset,
+        "seeds": request.seeds,
         "overrides": dict(request.overrides),
-    }  # fmt: skip
+    }
     given = {key: value for key, value in asked.items() if value}
     return request.size_name + (f"-{digest(given, 6)}" if given else "")
 

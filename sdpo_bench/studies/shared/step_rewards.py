@@ -156,9 +156,15 @@ def accuracy(rule: Rule, truth: np.ndarray, similarity: np.ndarray, prompts: np.
         for i in range(truth.shape[1])
     ]
     return Accuracy(
-        np.nanmean(np.abs(gap), axis=1) / spread, float(queried.sum(1).mean()), bias, slope,
-        np.nanmean(np.abs(gap), axis=0) / spread, np.array(inner), spearman, float(1 - good.mean()),
-    )  # fmt: skip
+        np.nanmean(np.abs(gap), axis=1) / spread,
+        float(queried.sum(1).mean()),
+        bias,
+        slope,
+        np.nanmean(np.abs(gap), axis=0) / spread,
+        np.array(inner),
+        spearman,
+        float(1 - good.mean()),
+    )
 
 
 def _within(a: np.ndarray, b: np.ndarray, prompts: np.ndarray, chosen: np.ndarray) -> float:

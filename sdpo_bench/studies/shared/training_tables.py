@@ -42,18 +42,31 @@ def one_reward(request: StudyRequest, default: str = "emoji-align") -> str:
 
 
 def training_suite(
-    name: str, request: StudyRequest, methods: Sequence[str], rewards: Sequence[str], budget: Mapping[str, Any],
-    judged: Mapping[str, Any] = JUDGED, **tables: Any,
-) -> Suite:  # fmt: skip
+    name: str,
+    request: StudyRequest,
+    methods: Sequence[str],
+    rewards: Sequence[str],
+    budget: Mapping[str, Any],
+    judged: Mapping[str, Any] = JUDGED,
+    **tables: Any,
+) -> Suite:
     """A suite of this request's model and seeds; tables as in a suite file."""
     cells = {
-        "method": list(methods), "reward": list(rewards), "model": request.model or DEFAULT_MODEL,
+        "method": list(methods),
+        "reward": list(rewards),
+        "model": request.model or DEFAULT_MODEL,
         "seed": list(request.chosen_seeds),
-    }  # fmt: skip
+    }
     return study_suite(
-        name, request.overrides, request.preset, cells, budget=dict(budget), eval=dict(judged),
-        description=f"trainings of the study {name.partition('.')[0]}", **tables,
-    )  # fmt: skip
+        name,
+        request.overrides,
+        request.preset,
+        cells,
+        budget=dict(budget),
+        eval=dict(judged),
+        description=f"trainings of the study {name.partition('.')[0]}",
+        **tables,
+    )
 
 
 def suite_facts(request: StudyRequest, suites: Sequence[Suite]) -> tuple[tuple[str, str], ...]:
@@ -91,9 +104,15 @@ def seeds_cell(runs: Sequence[Trained]) -> t.Cell:
 
 
 def gain_table(
-    trainings: Trainings, arms: Arms, against: Mapping[str, Contrast], reference: str, *, name: str, title: str,
+    trainings: Trainings,
+    arms: Arms,
+    against: Mapping[str, Contrast],
+    reference: str,
+    *,
+    name: str,
+    title: str,
     digits: int = 3,
-) -> t.Table:  # fmt: skip
+) -> t.Table:
     """One row an arm: gain over the base model at each step count and on the mean, and its contrast with the
     reference arm."""
     steps = sorted({k for arm in arms.values() if (found := trainings.cells(arm)) for k in found[0].steps})
@@ -110,8 +129,9 @@ def gain_table(
         gains = [*(crossed(trainings.gain(arm, k)) for k in steps), crossed(trainings.gain(arm))]
         cells = [t.estimate(gain, digits, signed=True) for gain in gains]
         runs = seeds_cell(trainings.arms[arm])
-        rows.append(t.Row((t.word(label), *cells, *contrast_cells(against.get(label), digits), runs),
-                          label == reference))  # fmt: skip
+        rows.append(
+            t.Row((t.word(label), *cells, *contrast_cells(against.get(label), digits), runs), label == reference)
+        )
     notes = (
         "Gain over the base model in reward units on the same prompts and noise, ± half its 95 % crossed interval "
         "over seeds and prompts. Bold: shown to differ from the reference (grey row) after Holm's adjustment.",

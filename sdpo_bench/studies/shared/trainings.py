@@ -190,8 +190,11 @@ class Trainings:
         if key is None:
             return None
         for scores in self.bases:
-            base = _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, split) if (
-                key in scores.blocks) else None  # fmt: skip
+            base = (
+                _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, split)
+                if (key in scores.blocks)
+                else None
+            )
             if base is not None:
                 return stack(blocks, key, arm.method), stack({0: base[1]}, key, BASE)
         raise UsageError(f"the base model has no scores by {key.reward} on {split} prompts. Run the study again.")
@@ -241,8 +244,9 @@ def difference(a: Matrix | None, b: Matrix | None, name: str = "") -> Matrix | N
     rows = [[m.seeds.index(seed) for seed in seeds] for m in (a, b)]
     gone = len({*a.seeds, *b.seeds}) - len(seeds)
     note = f"{gone} seeds left out for want of a partner" if gone else ""
-    return Matrix(a.values[rows[0]] - b.values[rows[1]], seeds, a.prompts, a.measure, name or f"{a.name} - {b.name}",
-                  note)  # fmt: skip
+    return Matrix(
+        a.values[rows[0]] - b.values[rows[1]], seeds, a.prompts, a.measure, name or f"{a.name} - {b.name}", note
+    )
 
 
 def known(found: Mapping[str, Matrix | None]) -> dict[str, Matrix]:

@@ -78,9 +78,14 @@ def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
     latents, truth = [], {scorer.name: list[Any]() for scorer in scorers}
     for seed in request.chosen_seeds:
         found = rollout(
-            policy, schedule, prompts, Noise((seed, "study", "reward-prediction")),
-            groups=prompts, members=members, micro_batch=runtime.micro_batch,
-        )  # fmt: skip
+            policy,
+            schedule,
+            prompts,
+            Noise((seed, "study", "reward-prediction")),
+            groups=prompts,
+            members=members,
+            micro_batch=runtime.micro_batch,
+        )
         latents.append(found.x0.flatten(3).flatten(0, 1).cpu())
         names = [prompt for prompt in prompts for _ in range(members * steps)]
         for part in torch.arange(len(names)).split(runtime.micro_batch):
