@@ -18,10 +18,14 @@ WIDTH = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
 def make_task(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str, Any]:
     return {
-        "unet": files.configs["unet"], "vae": files.configs["vae"], "side": side, "rank": model.lora_rank,
-        "targets": list(model.lora_targets), "precision": model.precision,
+        "unet": files.configs["unet"],
+        "vae": files.configs["vae"],
+        "side": side,
+        "rank": model.lora_rank,
+        "targets": list(model.lora_targets),
+        "precision": model.precision,
         "checkpointing": model.gradient_checkpointing,
-    }  # fmt: skip
+    }
 
 
 @lru_cache(maxsize=16)
@@ -88,8 +92,9 @@ def make_arguments(config: Any, side: int, dtype: Any) -> dict[str, Any]:
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         arguments["added_cond_kwargs"] = {
-            "text_embeds": torch.empty(1, pooled, dtype=dtype), "time_ids": torch.empty(1, 6, dtype=dtype)
-        }  # fmt: skip
+            "text_embeds": torch.empty(1, pooled, dtype=dtype),
+            "time_ids": torch.empty(1, 6, dtype=dtype),
+        }
     if config.time_cond_proj_dim:
         arguments["timestep_cond"] = torch.empty(1, config.time_cond_proj_dim, dtype=dtype)
     return arguments

@@ -86,10 +86,14 @@ class Estimate:
     def as_data(self) -> dict[str, Any]:
         in_calls = {name: self.in_a_call(name) for name in self.per_latent}
         return {
-            "parameters": dict(self.parameters), "fixed_bytes": dict(self.fixed), "micro_batch": self.micro_batch,
-            "bytes_per_latent": dict(self.per_latent), "latents_in_a_call": in_calls,
-            "peak_bytes": self.total, "host_bytes": dict(self.host),
-        }  # fmt: skip
+            "parameters": dict(self.parameters),
+            "fixed_bytes": dict(self.fixed),
+            "micro_batch": self.micro_batch,
+            "bytes_per_latent": dict(self.per_latent),
+            "latents_in_a_call": in_calls,
+            "peak_bytes": self.total,
+            "host_bytes": dict(self.host),
+        }
 
 
 def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 1) -> Estimate | None:

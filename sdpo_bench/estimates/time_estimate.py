@@ -95,9 +95,12 @@ def cost_of_group(resolved: Resolved) -> Cost:
     config = resolved.config
     weights = trained_steps(config.schedule, config.update.step_weight)
     return group_cost(
-        make_method(resolved), weights, inner_epochs=config.update.inner_epochs, guided=is_guided(config.model),
+        make_method(resolved),
+        weights,
+        inner_epochs=config.update.inner_epochs,
+        guided=is_guided(config.model),
         calls_per_image=len(resolved.reward.parts),
-    )  # fmt: skip
+    )
 
 
 def cost_of_probe(resolved: Resolved, groups: int) -> int:
@@ -152,9 +155,13 @@ def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0) -> W
     steps = optimiser_steps(resolved.config, make_method(resolved), groups) * share
     calls = groups * cost.rewards
     return Work(
-        groups * cost.images, round(forward), round(trained), calls, math.ceil(steps),
+        groups * cost.images,
+        round(forward),
+        round(trained),
+        calls,
+        math.ceil(steps),
         calls // len(resolved.reward.parts),
-    )  # fmt: skip
+    )
 
 
 def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
