@@ -25,8 +25,12 @@ from sdpo_bench.sweep.tuning import Choice, choice_data, make_choice, tuning_ove
 CellState = Literal["new", "done", "unfinished", "failed", "waiting"]
 """``waiting``: its settings are known once its tuning runs have ended."""
 STATES: dict[str, CellState] = {
-    "new": "new", "done": "done", "failed": "failed", "running": "unfinished", "interrupted": "unfinished",
-}  # fmt: skip
+    "new": "new",
+    "done": "done",
+    "failed": "failed",
+    "running": "unfinished",
+    "interrupted": "unfinished",
+}
 Role = Literal["reported", "tuning"]
 Group = tuple[str, str, str, str]
 RatesOf = Callable[[Resolved], Rates | None]
@@ -171,10 +175,18 @@ class _Planner:
         state, message = cell_state(RunFolder(self.out / "runs" / resolved.run_id))
         measured = self.rates(resolved)
         return Cell(
-            *group, seed, role, overrides, self.suite.preset, resolved.run_id, state, message, work,
+            *group,
+            seed,
+            role,
+            overrides,
+            self.suite.preset,
+            resolved.run_id,
+            state,
+            message,
+            work,
             seconds(resolved, work, measured) if measured else None,
             flat_settings(resolved.record),
-        )  # fmt: skip
+        )
 
     def _resolve(self, group: Group, role: Role, overrides: dict[str, Any]) -> tuple[Resolved, Work | None]:
         place = canonical_json([group, role, overrides])
