@@ -27,21 +27,34 @@ class Amount(click.FloatRange):
 
 
 OUT = click.option(
-    "--results", "--out", "out", type=click.Path(path_type=Path, file_okay=False), default=Path("results"),
-    show_default=True, envvar="SDPO_BENCH_OUT", help="Results folder.",
-)  # fmt: skip
+    "--results",
+    "--out",
+    "out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    envvar="SDPO_BENCH_OUT",
+    help="Results folder.",
+)
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 THREADS = click.option(
     "--threads", type=click.IntRange(0, MOST_AT_ONCE), default=0, help="CPU threads of torch (0: its default)."
 )
 MICRO_BATCH = click.option(
-    "--micro-batch", type=click.IntRange(1, MOST), default=64, show_default=True,
+    "--micro-batch",
+    type=click.IntRange(1, MOST),
+    default=64,
+    show_default=True,
     help="Most latents in one denoiser call; changes memory and speed, no result.",
-)  # fmt: skip
+)
 REWARD_TIMEOUT = click.option(
-    "--reward-timeout", type=Amount(0, MOST), default=1800, show_default=True, metavar="SECONDS",
+    "--reward-timeout",
+    type=Amount(0, MOST),
+    default=1800,
+    show_default=True,
+    metavar="SECONDS",
     help="Longest that one reward call may take (0: no limit).",
-)  # fmt: skip
+)
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="JSON on standard output, everything else on standard error."
 )

@@ -13,17 +13,25 @@ from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, THREADS, Command, 
 from sdpo_bench.settings import MOST_IMAGES
 
 RESULTS = click.option(
-    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
-    envvar="SDPO_BENCH_OUT", help="Results folder.",
-)  # fmt: skip
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    envvar="SDPO_BENCH_OUT",
+    help="Results folder.",
+)
 SELECT = click.option(
-    "--select", multiple=True, metavar="KEY=VALUE[,VALUE]",
+    "--select",
+    multiple=True,
+    metavar="KEY=VALUE[,VALUE]",
     help="Only runs with this method, reward, model, seed, state, split or setting; repeatable.",
-)  # fmt: skip
+)
 METRIC = click.option(
-    "--metric", default="mean", show_default=True,
+    "--metric",
+    default="mean",
+    show_default=True,
     help="Primary endpoint: mean over step counts, area under the step curve, or a number of steps.",
-)  # fmt: skip
+)
 ONLY = ("main", "against", "leaderboard", "held-out", "pictures", "bill", "ablation", "studies")
 FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 
@@ -32,29 +40,37 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 @RESULTS
 @SELECT
 @click.option(
-    "--group-by", multiple=True, metavar="SETTING",
+    "--group-by",
+    multiple=True,
+    metavar="SETTING",
     help="One more ablation table: runs that differ in this setting alone, one row a value; repeatable.",
-)  # fmt: skip
+)
 @METRIC
 @click.option(
-    "--against", multiple=True, metavar="paper|PATH",
+    "--against",
+    multiple=True,
+    metavar="paper|PATH",
     help="Show your gains beside others': published numbers, a .toml file of such, or a results folder; repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--only", multiple=True, type=click.Choice(ONLY),
+    "--only",
+    multiple=True,
+    type=click.Choice(ONLY),
     help="Only tables of this kind, without figures and the list of runs; repeatable.",
-)  # fmt: skip
+)
 @click.option(
-    "--columns", metavar="KEY[,KEY]",
+    "--columns",
+    metavar="KEY[,KEY]",
     help="Only these columns, by their names in CSV, e.g. rank,method,mean,gain; tables without any are left out.",
-)  # fmt: skip
+)
 @click.option(
     "--format", "style", type=click.Choice(FORMATS), help="[default: from the name given to --out, else terminal]"
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path),
+    "--out",
+    type=click.Path(path_type=Path),
     help="File to write (all: a folder, with figures) [default: standard output; html, all: in the results folder].",
-)  # fmt: skip
+)
 def report(**options: Any) -> None:
     """Tables, plots and picture grids of all runs, from the results folder alone.
 
@@ -109,9 +125,12 @@ def compare(**options: Any) -> None:
     "--images", type=click.IntRange(1, MOST_IMAGES), default=1, show_default=True, help="Images of each prompt."
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("sample.png"), show_default=True,
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("sample.png"),
+    show_default=True,
     help="PNG file to write.",
-)  # fmt: skip
+)
 @RESULTS
 @DEVICE
 @THREADS

@@ -10,17 +10,23 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST_AT_ONCE, OUT, THREADS
 @click.command(cls=Command)
 @click.argument("name", metavar="NAME", shell_complete=complete("studies"))
 @click.option(
-    "--size", default="default", show_default=True, metavar="SIZE",
+    "--size",
+    default="default",
+    show_default=True,
+    metavar="SIZE",
     help="tiny, small, default, large, or a factor of the default budget.",
-)  # fmt: skip
+)
 @OUT
 @click.option("--dry-run", is_flag=True, help="Print question, design and cost, do nothing.")
 @click.option("--jobs", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True, help="Trainings at a time.")
 @click.option("--model", default="", shell_complete=complete("models"), help="Base model [default: the embedded one].")
 @click.option(
-    "--reward", "rewards", multiple=True, shell_complete=complete("rewards"),
+    "--reward",
+    "rewards",
+    multiple=True,
+    shell_complete=complete("rewards"),
     help="Reward; repeatable where the study compares several [default: the study's own].",
-)  # fmt: skip
+)
 @click.option(
     "--preset", shell_complete=complete("presets"), help="Preset of the trainings [default: the one that fits]."
 )

@@ -14,38 +14,56 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, T
     "--dry-run", is_flag=True, help="Print the plan with its cost, do nothing; with --force, as if that had been done."
 )
 @click.option(
-    "--filter", "filters", multiple=True, metavar="KEY=VALUE[,VALUE]",
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE[,VALUE]",
     help="Only cells with this method, reward, model, variant, seed, state or setting; repeatable.",
-)  # fmt: skip
+)
 @click.option("--only-failed", is_flag=True, help="Only cells that have failed.")
 @click.option(
-    "--force", is_flag=True,
+    "--force",
+    is_flag=True,
     help="Start cells anew (with --only-failed, those that have failed); their old folders go to OUT/replaced.",
-)  # fmt: skip
+)
 @click.option(
-    "--jobs", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True,
+    "--jobs",
+    type=click.IntRange(1, MOST_AT_ONCE),
+    default=1,
+    show_default=True,
     help="Cells at a time on this machine.",
-)  # fmt: skip
+)
 @click.option("--max-hours", type=Amount(0, MOST, min_open=True), help="Save and stop after this time.")
 @click.option(
-    "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
     help="Processes on this machine, or a Ray cluster.",
-)  # fmt: skip
+)
 @click.option(
-    "--address", default="auto", show_default=True,
+    "--address",
+    default="auto",
+    show_default=True,
     help="Ray: HOST:PORT, ray://HOST:PORT, auto (the cluster of this machine) or local (start one here).",
-)  # fmt: skip
+)
 @click.option(
-    "--cpus-per-cell", "cpus", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True,
+    "--cpus-per-cell",
+    "cpus",
+    type=click.IntRange(1, MOST_AT_ONCE),
+    default=1,
+    show_default=True,
     help="Ray: CPUs of a cell.",
-)  # fmt: skip
+)
 @click.option(
     "--gpus-per-cell", "gpus", type=Amount(0, MOST_AT_ONCE), default=0.0, show_default=True, help="Ray: GPUs of a cell."
 )
 @click.option(
-    "--device", default="auto", show_default=True,
+    "--device",
+    default="auto",
+    show_default=True,
     help="auto, cpu, cuda, cuda:N or mps; several by comma are given to the jobs in turn.",
-)  # fmt: skip
+)
 @THREADS
 @MICRO_BATCH
 @click.option(

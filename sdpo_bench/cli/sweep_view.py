@@ -111,13 +111,22 @@ def cell_data(cell: Cell) -> dict[str, Any]:
     """One cell for ``--json``."""
     work = cell.work
     return {
-        "run": cell.run_id, "method": cell.method, "reward": cell.reward, "model": cell.model,
-        "variant": cell.variant, "seed": cell.seed, "role": cell.role, "state": cell.state, "message": cell.message,
-        "images": work.images if work else None, "denoiser_calls": work.denoiser_calls if work else None,
+        "run": cell.run_id,
+        "method": cell.method,
+        "reward": cell.reward,
+        "model": cell.model,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "role": cell.role,
+        "state": cell.state,
+        "message": cell.message,
+        "images": work.images if work else None,
+        "denoiser_calls": work.denoiser_calls if work else None,
         "reward_calls": work.reward_calls if work else None,
         "optimiser_steps": work.optimiser_steps if work else None,
-        "evaluation_denoiser_calls": work.outside_forward if work else None, "seconds": cell.seconds,
-    }  # fmt: skip
+        "evaluation_denoiser_calls": work.outside_forward if work else None,
+        "seconds": cell.seconds,
+    }
 
 
 class Tally(NamedTuple):

@@ -37,9 +37,13 @@ class Live:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self._progress.start()
             self._task = self._progress.add_task(self.label, total=1.0)
@@ -100,11 +104,15 @@ def print_step_table(table: Sequence[Mapping[str, Any]], trained_reward: str) ->
         role = "trained on" if reward == trained_reward else "part" if reward in parts else "held out"
         lines = [
             [
-                str(r["steps"]), number(r["base"]), number(r["tuned"]), f"{r['difference']:+.3f}",
-                number(r["standard_error"], 4), str(r["images"]),
+                str(r["steps"]),
+                number(r["base"]),
+                number(r["tuned"]),
+                f"{r['difference']:+.3f}",
+                number(r["standard_error"], 4),
+                str(r["images"]),
             ]
             for r in rows
-        ]  # fmt: skip
+        ]
         columns = ["steps", "base", "tuned", "difference", "SE over images", "images"]
         print_table(columns, lines, title=f"{shown} ({role}), {split} prompts")
     print(
