@@ -1,8 +1,8 @@
-"""Which runs may share a table, and in which words the others are kept apart.
+"""Which runs may share a table, and how a report names what separates the others.
 
 A *setting* is what has to be equal before two runs compete at all: base model, trained reward and its version,
 training prompts and schedule, budget. An *arm* is one method with one choice of everything else; its runs differ in
-the training seed alone. How finished arms are judged is the matter of ``panels``.
+the training seed alone. ``panels`` judges finished arms.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,13 +23,18 @@ MOST_LABEL_KEYS = 3
 
 
 def is_setting_key(key: str) -> bool:
-    """Whether runs with different values of ``key`` are kept apart."""
-    return any(key == known or (known.endswith(".") and key.startswith(known)) for known in SETTING_KEYS)
+    """Whether runs with different values of ``key`` have separate tables."""
+    return _matches_any(key, SETTING_KEYS)
 
 
 def is_free_key(key: str) -> bool:
     """Whether runs of one arm may differ in ``key``."""
-    return any(key == known or (known.endswith(".") and key.startswith(known)) for known in FREE_KEYS)
+    return _matches_any(key, FREE_KEYS)
+
+
+def _matches_any(key: str, patterns: Iterable[str]) -> bool:
+    """Whether ``key`` is one of ``patterns``, or starts with one that ends in a dot."""
+    return any(key == pattern or (pattern.endswith(".") and key.startswith(pattern)) for pattern in patterns)
 
 
 def shown(value: Any) -> str:
@@ -83,38 +88,42 @@ class Setting:
 
 
 def group_settings(runs: Iterable[Run]) -> tuple[list[Setting], list[Notice]]:
-    """Runs by setting and arm, sorted by title; runs that repeat a seed of their arm are set aside with a notice."""
+    """Runs by setting and arm, sorted by title; runs that repeat a seed of their arm get a notice instead."""
     by_setting: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        arm_settings, common_settings = {}, {}
         for key, value in run.settings.items():
-            if not is_free_key(key):
-                parts[is_setting_key(key)][key] = value
-        arm, setting = (canonical_json(part) for part in parts)
-        by_setting.setdefault(setting, {}).setdefault(arm, []).append(run)
-    found, notices = [], []
+            if is_free_key(key):
+                continue
+            if is_setting_key(key):
+                common_settings[key] = value
+            else:
+                arm_settings[key] = value
+        arms_of_setting = by_setting.setdefault(canonical_json(common_settings), {})
+        arms_of_setting.setdefault(canonical_json(arm_settings), []).append(run)
+    settings, notices = [], []
     for key, groups in by_setting.items():
         arms = []
         for members in groups.values():
-            kept, repeated = _one_per_seed(members)
-            arms.append(_arm(kept))
-            notices += repeated
+            unique, repeats = _one_per_seed(members)
+            arms.append(_arm(unique))
+            notices += repeats
         first = next(iter(groups.values()))[0]
         common = {k: v for k, v in first.settings.items() if is_setting_key(k)}
-        found.append(Setting(digest(key), common, _title(common), _labelled(arms)))
-    return _distinct_titles(found), notices
+        settings.append(Setting(digest(key), common, _title(common), _labelled(arms)))
+    return _distinct_titles(settings), notices
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Notice]]:
-    """A finished run goes before an unfinished one, then the first by name."""
-    kept: dict[int, Run] = {}
+    """One run a seed: a finished run before an unfinished one, then the first by name. Others get a notice."""
+    by_seed: dict[int, Run] = {}
     notices = []
     for run in sorted(runs, key=lambda run: (run.state != "done", run.id)):
-        first = kept.setdefault(run.seed, run)
+        first = by_seed.setdefault(run.seed, run)
         if first is not run:
             text = f"same settings and seed as run {first.id}, so it is left out: a seed counts once"
             notices.append(Notice(run.id, text))
-    return [kept[seed] for seed in sorted(kept)], notices
+    return [by_seed[seed] for seed in sorted(by_seed)], notices
 
 
 def _arm(runs: list[Run]) -> Arm:
@@ -123,13 +132,13 @@ def _arm(runs: list[Run]) -> Arm:
 
 
 def _labelled(arms: list[Arm]) -> tuple[Arm, ...]:
-    """The method's name, and where a method has several arms, the settings in which they differ."""
-    named = []
+    """Arms sorted by label: the method's name, plus the settings in which the arms of one method differ."""
+    labelled = []
     for arm in arms:
         family = [other for other in arms if other.method == arm.method]
         keys = sorted({key for other in family for key, _, _ in differences(arm.settings, other.settings)})
-        named.append(replace(arm, label=_label(arm, keys)))
-    return tuple(sorted(named, key=lambda arm: arm.label))
+        labelled.append(replace(arm, label=_label(arm, keys)))
+    return tuple(sorted(labelled, key=lambda arm: arm.label))
 
 
 def _label(arm: Arm, keys: Sequence[str]) -> str:
@@ -156,13 +165,13 @@ def _title(settings: Mapping[str, Any]) -> str:
 
 def _distinct_titles(settings: list[Setting]) -> list[Setting]:
     """Settings with the same title get the keys in which they differ added to it."""
-    found = []
+    retitled = []
     for setting in settings:
         twins = [other for other in settings if other.title == setting.title]
         keys = sorted({key for other in twins for key, _, _ in differences(setting.settings, other.settings)})
         extra = ", ".join(f"{key} = {shown(setting.settings.get(key))}" for key in keys)
-        found.append(replace(setting, title=f"{setting.title} ({extra})" if extra else setting.title))
-    return sorted(found, key=lambda setting: (setting.title, setting.id))
+        retitled.append(replace(setting, title=f"{setting.title} ({extra})" if extra else setting.title))
+    return sorted(retitled, key=lambda setting: (setting.title, setting.id))
 
 
 def apart(setting: Setting, others: Iterable[Setting]) -> str:
@@ -172,5 +181,5 @@ def apart(setting: Setting, others: Iterable[Setting]) -> str:
         return ""
     candidates = [(differences(setting.settings, other.settings), other.title) for other in rivals]
     nearest, title = min(candidates, key=lambda pair: (len(pair[0]), pair[1]))
-    texts = [f"{key} is {mine} here and {theirs} there" for key, mine, theirs in nearest]
+    texts = [f"{key} is {here} here and {there} there" for key, here, there in nearest]
     return f"Not comparable with '{title}': {'; '.join(texts)}."

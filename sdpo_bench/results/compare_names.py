@@ -1,12 +1,13 @@
-"""What the two names of ``compare A B`` stand for, and whether they may be compared at all.
+"""The two sides of ``compare A B``, and whether they may be compared.
 
 A name is a run, a method (all of its seeds), a method narrowed to one choice of settings, or the base model. Two
-sides must share a setting; a refusal names the key that keeps them apart and what to type instead.
+sides must share a setting; a refusal names the key that differs and what to type instead.
 """
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.results.comparability import Arm, Setting, differences, group_settings
@@ -52,23 +53,40 @@ def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
     if name in BASE_NAMES:
         return []
     method, *conditions = name.split(",")
-    wanted = parse_select(conditions)
-    arms = [(s, arm) for s in settings for arm in s.arms if arm.method == method and _fits(arm, wanted)]
-    if arms:
-        return [Side(arm.label, setting, arm) for setting, arm in arms]
-    runs = [(s, arm, run) for s in settings for arm in s.arms for run in arm.runs]
-    exact = [found for found in runs if found[2].id == name] or [f for f in runs if f[2].id.startswith(name)]
-    if len(exact) > 1:
-        raise UsageError(f"'{name}' fits {len(exact)} runs: {', '.join(run.id for _, _, run in exact[:5])}.")
-    if exact:
-        setting, arm, run = exact[0]
-        return [Side(run.id, setting, replace(arm, label=run.id, runs=(run,)))]
-    valid = {arm.method for s in settings for arm in s.arms}
-    raise UsageError(f"'{name}' is neither a method nor a run here.{nearest(method, valid)} See: sdpo-bench list runs")
+    sides = _method_sides(settings, method, parse_select(conditions))
+    if sides:
+        return sides
+    run_sides = _run_sides(settings)
+    sides = [side for side in run_sides if side.name == name]
+    if not sides:
+        sides = [side for side in run_sides if side.name.startswith(name)]
+    if len(sides) > 1:
+        raise UsageError(f"'{name}' fits {len(sides)} runs: {', '.join(side.name for side in sides[:5])}.")
+    if sides:
+        return sides
+    methods = {arm.method for setting in settings for arm in setting.arms}
+    hint = nearest(method, methods)
+    raise UsageError(f"'{name}' is neither a method nor a run here.{hint} See: sdpo-bench list runs")
 
 
-def _fits(arm: Arm, wanted: Selection) -> bool:
-    return all(matches(run, wanted) for run in arm.runs)
+def _method_sides(settings: Sequence[Setting], method: str, conditions: Selection) -> list[Side]:
+    """The arms of a method whose runs all meet the conditions."""
+    sides = []
+    for setting in settings:
+        for arm in setting.arms:
+            if arm.method == method and all(matches(run, conditions) for run in arm.runs):
+                sides.append(Side(arm.label, setting, arm))
+    return sides
+
+
+def _run_sides(settings: Sequence[Setting]) -> list[Side]:
+    """Every run as an arm of its own, by run id."""
+    sides = []
+    for setting in settings:
+        for arm in setting.arms:
+            for run in arm.runs:
+                sides.append(Side(run.id, setting, replace(arm, label=run.id, runs=(run,))))
+    return sides
 
 
 def _only(candidates: Sequence[Side], name: str) -> Side:
@@ -97,10 +115,11 @@ def _how_to_choose(candidates: Sequence[Side]) -> str:
 
 def _matched(a: Sequence[Side], b: Sequence[Side], name_a: str, name_b: str) -> tuple[Side, Side]:
     """The one pair of candidates in the same setting."""
-    pairs = [(x, y) for x in a for y in b if x.setting is y.setting and x.name != y.name]
+    comparable = [(x, y) for x, y in product(a, b) if x.setting is y.setting]
+    pairs = [(x, y) for x, y in comparable if x.name != y.name]
     if len(pairs) == 1:
         return pairs[0]
-    if not pairs and any(x.setting is y.setting for x in a for y in b):
+    if comparable and not pairs:
         raise UsageError(f"'{name_a}' and '{name_b}' are the same runs.")
     if not pairs:
         raise UsageError(f"{name_a} and {name_b} cannot be compared: {_what_differs(a, b)}.")
@@ -110,7 +129,10 @@ def _matched(a: Sequence[Side], b: Sequence[Side], name_a: str, name_b: str) -> 
 
 
 def _what_differs(a: Sequence[Side], b: Sequence[Side]) -> str:
-    """The keys that keep the most similar candidates apart."""
-    found = [differences(x.setting.settings, y.setting.settings) for x in a for y in b if x.setting and y.setting]
-    nearest_pair = min(found, key=len)
-    return "; ".join(f"{key} is {mine} for the first and {theirs} for the second" for key, mine, theirs in nearest_pair)
+    """The keys in which the most similar candidates differ."""
+    by_pair = []
+    for x, y in product(a, b):
+        if x.setting and y.setting:
+            by_pair.append(differences(x.setting.settings, y.setting.settings))
+    fewest = min(by_pair, key=len)
+    return "; ".join(f"{key} is {first} for the first and {second} for the second" for key, first, second in fewest)

@@ -1,4 +1,4 @@
-"""What a run that calls itself done has lost since: its status is one file, and its results are others.
+"""Missing or damaged results of a run whose status says done: status and results are separate files.
 
 Nothing here imports torch.
 """
@@ -9,9 +9,9 @@ from sdpo_bench.statistics.eval_table import read_scores
 
 
 def what_is_lost(run: RunFolder) -> str:
-    """What a finished run lacks of its record and its scores; empty where all is there.
+    """The first problem of a finished run's record or scores; empty if there is none.
 
-    Its adapter may be gone: scores are kept and shared without weights.
+    A missing adapter is no problem: people share scores without weights.
     """
     try:
         run.record()

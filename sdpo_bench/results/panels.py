@@ -1,8 +1,8 @@
-"""Panels: one way of judging the arms of a setting, and who takes part in it.
+"""Panels: one way of judging the arms of a setting, and the runs that take part in it.
 
 A panel has one evaluation sampler, split, set of prompts, reward and version; scores of different panels never share
-a table. Here the runs whose numbers can be used meet the base model's scores of the same prompts and the same noise;
-the others are counted.
+a table. A panel pairs usable runs with the base model's scores of the same prompts and the same noise; it counts the
+other runs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,16 +60,16 @@ def panels_of(setting: Setting, scores: Mapping[str, Scores], bases: Mapping[Pan
         scores: by run id.
         bases: the base model's scores (:func:`base_blocks`).
     """
-    found: dict[tuple[PanelKey, tuple[str, ...]], dict[str, dict[int, Block]]] = {}
+    by_panel: dict[tuple[PanelKey, tuple[str, ...]], dict[str, dict[int, Block]]] = {}
     for arm in setting.arms:
         for run in arm.done:
-            mine = scores.get(run.id)
-            if mine is None or mine.bad:
+            run_scores = scores.get(run.id)
+            if run_scores is None or run_scores.bad:
                 continue
-            for key, block in mine.blocks.items():
-                found.setdefault((key, block.prompts), {}).setdefault(arm.label, {})[run.seed] = block
+            for key, block in run_scores.blocks.items():
+                by_panel.setdefault((key, block.prompts), {}).setdefault(arm.label, {})[run.seed] = block
     counts = {arm.label: run_counts(arm, scores) for arm in setting.arms}
-    panels = [_panel(setting, key, prompts, rows, bases.get(key), counts) for (key, prompts), rows in found.items()]
+    panels = [_panel(setting, key, prompts, rows, bases.get(key), counts) for (key, prompts), rows in by_panel.items()]
     return sorted((panel for panel in panels if panel), key=panel_order)
 
 
@@ -83,7 +83,7 @@ def _panel(
 ) -> Panel | None:
     notes = []
     blocks = [block for runs in rows.values() for block in runs.values()]
-    images = sorted(set.intersection(*(set(block.images) for block in blocks)))
+    images = _common_to_all(block.images for block in blocks)
     if base is not None:
         base, problem = _matching_base(base, prompts, images)
         notes.append(problem)
@@ -96,15 +96,21 @@ def _panel(
         notes.append(f"{len(images)} of up to {most} images a prompt are used: those that every run has")
     arms = {label: _arm_cells(runs, key, label, images) for label, runs in sorted(rows.items())}
     base_cells = stack({0: base}, key, BASE) if base is not None else None
-    everyone = [cells.steps for cells in arms.values() if cells] + ([base_cells.steps] if base_cells else [])
-    common = sorted(set.intersection(*(set(steps) for steps in everyone))) if everyone else []
     present = {label: cells for label, cells in arms.items() if cells}
-    kept = tuple(note for note in notes if note)
-    return Panel(setting, key, prompts, tuple(images), tuple(common), present, base_cells, counts, kept)
+    rows_of_table = [*present.values(), *([base_cells] if base_cells else [])]
+    common = _common_to_all(cells.steps for cells in rows_of_table)
+    texts = tuple(note for note in notes if note)
+    return Panel(setting, key, prompts, tuple(images), tuple(common), present, base_cells, counts, texts)
+
+
+def _common_to_all(groups: Iterable[Iterable[int]]) -> list[int]:
+    """Numbers that every group has, ascending; none without groups."""
+    sets = [set(group) for group in groups]
+    return sorted(set.intersection(*sets)) if sets else []
 
 
 def _arm_cells(runs: Mapping[int, Block], key: PanelKey, label: str, images: Sequence[int]) -> Cells | None:
-    steps = sorted(set.intersection(*(set(block.steps) for block in runs.values())))
+    steps = _common_to_all(block.steps for block in runs.values())
     if not steps:
         return None
     return stack({seed: block.restrict(steps, images) for seed, block in runs.items()}, key, label)
@@ -124,7 +130,7 @@ def _matching_base(base: Block, prompts: tuple[str, ...], images: Sequence[int])
 
 
 def run_counts(arm: Arm, scores: Mapping[str, Scores]) -> RunCounts:
-    """What became of an arm's runs; unfinished ones and those without evaluation count as not usable."""
+    """An arm's runs by outcome; unfinished runs and runs without evaluation count as failed."""
     usable = [run for run in arm.done if run.id in scores]
     bad = {run.id: scores[run.id].bad for run in usable}
     return RunCounts(
@@ -138,10 +144,10 @@ def run_counts(arm: Arm, scores: Mapping[str, Scores]) -> RunCounts:
 
 def base_scores(setting: Setting, bases: Iterable[Run], scores: Mapping[str, Scores]) -> Scores:
     """The scores of a setting's base model; of several folders the first by name that has a panel."""
-    wanted = [setting.settings.get(key) for key in MODEL_KEYS]
-    found = Scores()
+    model = [setting.settings.get(key) for key in MODEL_KEYS]
+    merged = Scores()
     for base in bases:
-        if base.id in scores and [base.settings.get(key) for key in MODEL_KEYS] == wanted:
+        if base.id in scores and [base.settings.get(key) for key in MODEL_KEYS] == model:
             more = scores[base.id]
-            found = Scores(more.blocks | found.blocks, more.pictures | found.pictures)
-    return found
+            merged = Scores(more.blocks | merged.blocks, more.pictures | merged.pictures)
+    return merged

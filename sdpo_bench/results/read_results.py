@@ -1,7 +1,7 @@
-"""What is in a results folder, as plain data: the only place where reports read run folders.
+"""A results folder as plain data: the only module through which reports read run folders.
 
-A results folder is the work of days and of many processes, so any file in it can be missing, cut short or damaged.
-Each such problem becomes a :class:`Notice` that every report prints; the other runs are reported all the same.
+Many processes write a results folder over days, so any file in it can be missing, truncated or damaged. Each such
+problem becomes a :class:`Notice` that every report prints; the other runs are still reported.
 Nothing here imports torch.
 """
 
@@ -39,7 +39,7 @@ MODEL_KEYS = ("model.name", "model.digest", "model.revision", "model.precision",
 
 @dataclass(frozen=True, order=True)
 class Notice:
-    """Something a reader of the numbers must know: where it was seen, and what it is."""
+    """A problem that a reader of the numbers must know: its place and its text."""
 
     where: str
     text: str
@@ -85,20 +85,20 @@ class Run:
 
     @cached_property
     def bill(self) -> dict[str, Any]:
-        """What training has cost so far, or what a search has in evaluation; empty before the first epoch."""
+        """Cost of training so far, or a search's cost of evaluation; empty before the first epoch."""
         return self.search_bill or clean_bill(self.last_epoch.get("bill"))
 
     @cached_property
     def search_bill(self) -> dict[str, Any]:
-        """What a method that trains nothing has cost in evaluation; empty for the others."""
+        """Cost of evaluation of a method that trains nothing; empty for other methods."""
         return clean_bill(search_bill(self.folder.path))
 
     @cached_property
     def seconds(self) -> float:
-        """Seconds of training on whatever machine it was; whole lines of the log count."""
+        """Seconds of training, summed over the complete lines of the log, whatever the machine."""
         with suppress(OSError, ValueError, OverflowError):
             text = read_text(self.folder.path / "timing.jsonl")
-            total = math.fsum(float(found[1]) for line in text.splitlines() if (found := SECONDS.search(line)))
+            total = math.fsum(float(match[1]) for line in text.splitlines() if (match := SECONDS.search(line)))
             return total if math.isfinite(total) else 0.0
         return 0.0
 
@@ -111,7 +111,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """All runs of a results folder, sorted by id, and what was wrong with the rest."""
+    """All runs of a results folder, sorted by id, and a notice for each file that cannot be used."""
 
     out: Path
     runs: tuple[Run, ...]
@@ -158,7 +158,7 @@ def load_results(out: Path) -> Results:
 
 
 def _without_copies(bases: Iterable[Run]) -> tuple[tuple[Run, ...], list[Notice]]:
-    """A base model's scores count once: those in the folder of their own name, not in a copy of it beside."""
+    """Base folders without copies: a base model's scores count once, from the folder that has its own name."""
     chosen: dict[str, Run] = {}
     notices = []
     for base in sorted(bases, key=lambda run: (run.id != run.record.get("run", run.id), run.id)):
@@ -178,14 +178,14 @@ def _folders(root: Path) -> list[str]:
 
 
 def _why_unread(folder: RunFolder, error: Exception) -> str:
-    """A cell that failed before it could leave a record says why in its status."""
+    """The reason from the status of a run that failed before it wrote a record, else the error."""
     state, message = _status(folder)
     return f"failed before training began: {message}" if state == "failed" and message else str(error)
 
 
 def _read_run(path: Path) -> tuple[Run, str]:
     if not is_text(path.name):
-        raise UsageError("the name of this folder is no UTF-8 text, and nobody could type it: rename the folder")
+        raise UsageError("the name of this folder is not UTF-8, so no command can name it: rename the folder")
     folder = RunFolder(path)
     record = folder.record()
     kind = str(record["kind"])
@@ -201,20 +201,20 @@ def _read_run(path: Path) -> tuple[Run, str]:
 
 
 def _status(folder: RunFolder) -> tuple[str, str]:
-    """State and message; a status file that cannot be read is a state of its own."""
+    """State and message; ``unknown`` if the status file cannot be read."""
     try:
         status = folder.status
         return str(status["state"]), str(status.get("message", ""))
     except (UsageError, OSError, KeyError) as error:
         if isinstance(error.__cause__, PermissionError):
             return "unknown", "its status file cannot be read: Permission denied. Ask whose it is"
-        return "unknown", "its status file is damaged; the command that made the run mends it"
+        return "unknown", "its status file is damaged; repeat the command of the run to repair it"
 
 
 def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Content of ``run.json``'s configuration by ``section.key``, with the reward version beside it.
+    """Configuration in ``run.json`` by ``section.key``, plus ``reward.version``.
 
-    So are the digests of the user's own prompt files and pipeline, as ``sample.prompts.digest`` and ``model.digest``;
+    The user's own prompt files and pipeline add their digests as ``sample.prompts.digest`` and ``model.digest``;
     shipped sets and models have none.
     """
     config = record.get("config")
@@ -246,7 +246,7 @@ def last_line(path: Path) -> dict[str, Any] | None:
 
 
 def clean_bill(bill: Any) -> dict[str, Any]:
-    """A bill whose counts are all numbers, as the tables expect it; empty where it is something else."""
+    """A bill whose counts are all numbers, as the tables expect; empty if ``bill`` is not a table of counts."""
     if not isinstance(bill, dict):
         return {}
     flat = {key: _number(value) for key, value in bill.items() if not isinstance(value, dict)}
@@ -259,14 +259,14 @@ def _number(value: Any) -> float:
 
 
 def read_many(paths: Sequence[Path], *, pictures: bool = True) -> list[Scores]:
-    """Scores of many files in the order given; thousands of them are shared among processes (threads gain nothing)."""
+    """Scores of many files in the order given; several processes read thousands of files (threads gain nothing)."""
     return shared_map(partial(read_scores, pictures=pictures), paths, many=len(paths) >= MANY, chunk=64)
 
 
 def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, chunk: int = 1) -> list[Any]:
-    """``[work(item) for item in items]``, by several processes if there is much to do."""
+    """``[work(item) for item in items]``, by several processes if ``many``."""
     if many:
-        with suppress(OSError, BrokenProcessPool):  # a machine that allows no processes does it alone
+        with suppress(OSError, BrokenProcessPool):  # a machine that allows no more processes uses this one
             workers = min(8, os.cpu_count() or 1)
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 with unheard():  # they start here
@@ -275,23 +275,26 @@ def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, 
     return [work(item) for item in items]
 
 
-def strangers(run: Run, scores: Scores) -> list[str]:
-    """Ids of other runs whose scores lie in a run's folder, by a copy gone wrong; a renamed folder keeps its own."""
+def foreign_run_ids(run: Run, scores: Scores) -> list[str]:
+    """Ids of other runs whose scores are in this run's eval.parquet, e.g. after a wrong copy.
+
+    The run id in the record counts as the run's own, so a renamed folder has no foreign scores.
+    """
     return sorted(set(scores.runs) - {run.id, str(run.record.get("run"))})
 
 
 def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:
-    """Scores of each run that has any, by run id, and what was wrong with the evaluation files."""
-    listed = [run for run in runs if run.folder.evaluation.exists()]
-    found = read_many([run.folder.evaluation for run in listed])
-    known: dict[str, Scores] = {}
+    """Scores by run id, and a notice for each problem of an evaluation file."""
+    evaluated = [run for run in runs if run.folder.evaluation.exists()]
+    evaluations = read_many([run.folder.evaluation for run in evaluated])
+    by_run: dict[str, Scores] = {}
     notices = []
-    for run, scores in zip(listed, found):
+    for run, scores in zip(evaluated, evaluations):
         notices += [Notice(run.id, problem) for problem in scores.problems]
-        if others := strangers(run, scores):
+        if others := foreign_run_ids(run, scores):
             notices.append(Notice(run.id, f"eval.parquet holds scores of {', '.join(others)}: not used"))
         elif scores.blocks:
-            known[run.id] = scores
+            by_run[run.id] = scores
         if scores.damaged or others:
             notices.append(Notice(run.id, f"score it again: delete its eval.parquet, then {run.folder.rescoring}"))
-    return known, notices
+    return by_run, notices

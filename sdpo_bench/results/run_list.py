@@ -1,8 +1,8 @@
 """``list runs``: state, budget used and one number for each run, cheap enough for ten thousand of them.
 
 The headline of a run is its score minus the base model's under the trained reward, at the primary endpoint (mean over
-step counts), on the first split it was judged on. It is one seed's number: what it says about a method is the
-business of ``compare`` and ``report``.
+step counts), on the first split it was judged on. It is one seed's number; for statements about a method
+see ``compare`` and ``report``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import limit_text, used_text
 from sdpo_bench.results.comparability import MODEL_KEYS
 from sdpo_bench.results.panels import SPLITS
-from sdpo_bench.results.read_results import Run, load_results, read_many, strangers
+from sdpo_bench.results.read_results import Run, foreign_run_ids, load_results, read_many
 from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores, read_scores
 
 COLUMNS = ["run", "state", "budget used", "score - base", "judged by", "message"]
@@ -29,15 +29,15 @@ class Headline:
 
 
 def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
-    """Column names and one row a run; damaged runs are listed with what is wrong with them. No run gives no rows."""
+    """Column names and one row a run; damaged runs are listed with their problem. No rows without runs."""
     try:
         results = load_results(out)
     except UsageError:
         return COLUMNS, []
     bases = _base_panels(results.bases)
     evaluated = [run for run in results.runs if run.folder.evaluation.exists()]
-    found = read_many([run.folder.evaluation for run in evaluated], pictures=False)
-    scores = {run.id: one for run, one in zip(evaluated, found) if not strangers(run, one)}
+    evaluations = read_many([run.folder.evaluation for run in evaluated], pictures=False)
+    scores = {run.id: one for run, one in zip(evaluated, evaluations) if not foreign_run_ids(run, one)}
     rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
     rows += [
         [n.where, "damaged" if "damaged" in n.text else "not used", None, None, None, n.text] for n in results.notices
@@ -49,25 +49,25 @@ Bases = Mapping[tuple[Any, ...], Mapping[PanelKey, Block]]
 
 
 def _base_panels(bases: Sequence[Run]) -> Bases:
-    found: dict[tuple[Any, ...], dict[PanelKey, Block]] = {}
+    by_model: dict[tuple[Any, ...], dict[PanelKey, Block]] = {}
     for base in bases:
         model = tuple(base.settings.get(key) for key in MODEL_KEYS)
-        mine = found.setdefault(model, {})
-        found[model] = read_scores(base.folder.evaluation, pictures=False).blocks | mine
-    return found
+        earlier = by_model.setdefault(model, {})
+        by_model[model] = read_scores(base.folder.evaluation, pictures=False).blocks | earlier
+    return by_model
 
 
 def _row(run: Run, evaluated: Scores | None, bases: Bases) -> list[Any]:
     scores = evaluated or Scores()
-    found = headline(run, scores, bases.get(tuple(run.settings.get(key) for key in MODEL_KEYS), {}))
+    number = headline(run, scores, bases.get(tuple(run.settings.get(key) for key in MODEL_KEYS), {}))
     problems = [] if not scores.problems else [scores.problems[0]]
     if scores.bad:
         problems.append(f"diverged: {scores.bad} scores are NaN or infinite")
     if run.state == "done" and evaluated is None:
         problems.append("not evaluated")
     message = "; ".join(text for text in (run.message, *problems) if text)
-    value = round(found.value, 4) if found else None
-    judged = f"{found.key.reward}, {found.key.split}" if found else None
+    value = round(number.value, 4) if number else None
+    judged = f"{number.key.reward}, {number.key.split}" if number else None
     return [run.id, run.state, budget_used(run), value, judged, message]
 
 
@@ -88,8 +88,8 @@ def headline(run: Run, scores: Scores, base: Mapping[PanelKey, Block]) -> Headli
     for key in sorted(keys, key=_split_first):
         pair = shared_part(scores.blocks[key], base[key])
         if pair is not None:
-            mine, theirs = pair
-            return Headline(float(mine.scores.mean() - theirs.scores.mean()), key)
+            tuned, untuned = pair
+            return Headline(float(tuned.scores.mean() - untuned.scores.mean()), key)
     return None
 
 

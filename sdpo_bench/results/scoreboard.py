@@ -1,6 +1,6 @@
 """The numbers of a table of methods: scores, gains over the base model, win rates, ranks. No formatting.
 
-All statistics come from ``stats`` and ``ranking``; this module decides what is compared with what: the same seeds,
+All statistics come from ``intervals`` and ``ranking``; this module chooses what is compared: the same seeds,
 the step counts that everyone has, and one family of tests declared beforehand (each method against the base model at
 the primary endpoint).
 """
@@ -112,8 +112,8 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
 
 
 def _height(line: Line, endpoint: Endpoint) -> float:
-    found = line.scores.get(endpoint)
-    return found.value if found else float("-inf")
+    score = line.scores.get(endpoint)
+    return score.value if score else float("-inf")
 
 
 def _endpoints(cells: Cells, panel: Panel) -> list[Endpoint]:
@@ -122,7 +122,7 @@ def _endpoints(cells: Cells, panel: Panel) -> list[Endpoint]:
 
 def _line(panel: Panel, label: str, cells: Cells, endpoint: Endpoint, level: float) -> Line:
     matrices = {key: matrix_at(cells, panel, key) for key in _endpoints(cells, panel)}
-    scores = {key: crossed_interval(found, level) for key, found in matrices.items() if found is not None}
+    scores = {key: crossed_interval(matrix, level) for key, matrix in matrices.items() if matrix is not None}
     gain = difference_to_base(panel, cells, endpoint)
     return Line(
         label,
@@ -137,10 +137,10 @@ def difference_to_base(panel: Panel, cells: Cells, endpoint: Endpoint) -> Matrix
     """Method minus base model, seed by seed and prompt by prompt; None without a base model or the step count."""
     if panel.base is None:
         return None
-    mine, theirs = metric_cells(cells, panel, endpoint), metric_cells(panel.base, panel, endpoint)
-    if mine is None or theirs is None:
+    tuned, untuned = metric_cells(cells, panel, endpoint), metric_cells(panel.base, panel, endpoint)
+    if tuned is None or untuned is None:
         return None
-    return paired(reduced(mine, endpoint), reduced(only_seeds(theirs, mine.seeds), endpoint))
+    return paired(reduced(tuned, endpoint), reduced(only_seeds(untuned, tuned.seeds), endpoint))
 
 
 def base_spread(panel: Panel, endpoint: Endpoint) -> float | None:
@@ -157,19 +157,19 @@ def win_rate(panel: Panel, cells: Cells, endpoint: Endpoint, level: float) -> Es
     """Share of images that beat the base model's image of the same prompt, noise and step count (ties one half)."""
     if panel.base is None:
         return None
-    mine, theirs = metric_cells(cells, panel, endpoint), metric_cells(panel.base, panel, endpoint)
-    return None if mine is None or theirs is None else cell_win_rate(mine, theirs, level)
+    tuned, untuned = metric_cells(cells, panel, endpoint), metric_cells(panel.base, panel, endpoint)
+    return None if tuned is None or untuned is None else cell_win_rate(tuned, untuned, level)
 
 
 def cell_win_rate(a: Cells, b: Cells, level: float) -> Estimate:
     """As ``stats.win_rate``, from arrays: A against B, both with the same prompts, step counts and images."""
     wins = a.reduce(compare(a.scores, only_seeds(b, a.seeds).scores))
-    found = Matrix(wins, a.seeds, a.prompts, a.measure, f"{a.method} wins against {b.method}")
-    return crossed_interval(found, level).clipped(0.0, 1.0)
+    matrix = Matrix(wins, a.seeds, a.prompts, a.measure, f"{a.method} wins against {b.method}")
+    return crossed_interval(matrix, level).clipped(0.0, 1.0)
 
 
 def _adjust(lines: Sequence[Line], panel: Panel, endpoint: Endpoint) -> list[Line]:
-    """Holm over the declared family; a method without a test stays in it as one that shows nothing."""
+    """Lines with Holm-adjusted p over the declared family; a method without a test counts with p = 1."""
     gains = {line.label: difference_to_base(panel, panel.arms[line.label], endpoint) for line in lines}
     tests = {label: paired_test(gain).p for label, gain in gains.items() if gain is not None}
     adjusted = dict(zip(tests, holm([1.0 if p is None else p for p in tests.values()]).tolist()))
@@ -189,7 +189,7 @@ def _ranks(panel: Panel, endpoint: Endpoint, level: float) -> tuple[dict[str, in
     if any(set(part.seeds) != set(shared) for part in several.values()):
         notes.append(f"Ranks use the training seeds that all ranked methods have: {', '.join(map(str, shared))}.")
     if unranked := sorted(set(panel.arms) - set(several)):
-        notes.append(f"Not ranked for want of two seeds at this endpoint: {', '.join(unranked)}.")
+        notes.append(f"Not ranked, because they have fewer than two seeds at this endpoint: {', '.join(unranked)}.")
     if panel.base is not None and (base := metric_cells(panel.base, panel, endpoint)) is not None:
         several[BASE] = base
     matrices = {label: reduced(only_seeds(part, shared), endpoint) for label, part in several.items()}
@@ -203,10 +203,10 @@ def _base_line(panel: Panel, ranks: Mapping[str, int], endpoint: Endpoint, level
         return None
     scores: dict[Endpoint, Estimate] = {}
     for key in _endpoints(panel.base, panel):
-        found = matrix_at(panel.base, panel, key)
-        if found is not None:
-            value = float(found.values.mean())
-            scores[key] = Estimate(value, None, None, level, 0, len(found.prompts), None, None, "", "")
+        matrix = matrix_at(panel.base, panel, key)
+        if matrix is not None:
+            value = float(matrix.values.mean())
+            scores[key] = Estimate(value, None, None, level, 0, len(matrix.prompts), None, None, "", "")
     rank = ranks.get(BASE)
     return Line(BASE, (), scores, rank=rank, tied=rank is not None and list(ranks.values()).count(rank) > 1)
 

@@ -21,15 +21,15 @@ def parse_select(texts: Iterable[str], option: str = "--select") -> dict[str, li
     Raises:
         UsageError: an entry without ``=``, key or value.
     """
-    found: dict[str, list[str]] = {}
+    selection: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
-        wanted = [value.strip() for value in values.split(",") if value.strip()]
-        if not equals or not key.strip() or not wanted:
+        options = [value.strip() for value in values.split(",") if value.strip()]
+        if not equals or not key.strip() or not options:
             raise UsageError(f"{option} takes key=value[,value], got '{text}'. Example: {option} method=sdpo,ddpo")
         key = key.strip()
-        found.setdefault(ALIASES.get(key, key), []).extend(wanted)
-    return found
+        selection.setdefault(ALIASES.get(key, key), []).extend(options)
+    return selection
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def facts(run: Run) -> dict[str, Any]:
 
 def matches(run: Run, selection: Selection) -> bool:
     """Whether every selected key has one of its values."""
-    mine = facts(run)
+    values_by_key = facts(run)
     return all(
-        key == SPLIT or (key in mine and any(same(mine[key], value) for value in values))
+        key == SPLIT or (key in values_by_key and any(same(values_by_key[key], value) for value in values))
         for key, values in selection.items()
     )
 
@@ -59,7 +59,7 @@ def same(value: Any, text: str) -> bool:
 def select(results: Results, selection: Selection) -> Results:
     """The runs that match.
 
-    Tuning runs are left out unless runs are asked for by name.
+    The selection omits tuning runs unless it names runs.
 
     Raises:
         UsageError: an unknown key, or no run left, saying which key left none and what it could be.
@@ -70,18 +70,18 @@ def select(results: Results, selection: Selection) -> Results:
     runs = [run for run in results.runs if run.id not in tuning]
     for key, values in selection.items():
         if key == SUITE:
-            kept = [run for run in runs if any(run.id in members.get(value, ()) for value in values)]
+            matching = [run for run in runs if any(run.id in members.get(value, ()) for value in values)]
         else:
-            kept = [run for run in runs if matches(run, {key: values})]
-        if not kept:
+            matching = [run for run in runs if matches(run, {key: values})]
+        if not matching:
             valid = set(members) if key == SUITE else {shown(facts(run)[key]) for run in runs if key in facts(run)}
             raise UsageError(f"no run has {key} = {', '.join(values)}.{nearest(values[0], valid)}")
-        runs = kept
+        runs = matching
     return results.keep(runs)
 
 
 def tuning_only(results: Results) -> set[str]:
-    """Runs that only served a suite's search: they have tables of their own and compete with nobody."""
+    """Runs that served only a suite's search: they have tables of their own and no rank."""
     reported = {run for suite in results.suites for run in suite.reported}
     return {run for suite in results.suites for run in suite.tuning} - reported
 

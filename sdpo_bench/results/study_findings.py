@@ -1,4 +1,4 @@
-"""What a study hands over: tables, plots as data, and the sentences that its tests allow."""
+"""Results of a study: tables, plots as data, and the sentences that its tests allow."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found; everything in it is computed."""
+    """Results of a study, all computed from its runs."""
 
     conclusion: tuple[str, ...]
     tables: tuple[Table, ...]
@@ -31,15 +31,16 @@ class Findings:
 
 
 def line(label: str, x: Sequence[float], y: Sequence[float | None]) -> Series:
-    """A line without a band through the points that are known."""
+    """A line without a band through the finite points."""
     points = [(at, value) for at, value in zip(x, y, strict=True) if value is not None and math.isfinite(value)]
     return Series(label, [at for at, _ in points], [value for _, value in points])
 
 
-def banded(label: str, x: Sequence[float], found: Sequence[Estimate | None]) -> Series:
-    """A line with intervals as its band, which is left out where one of the points has none."""
-    points = [(at, estimate) for at, estimate in zip(x, found, strict=True) if estimate is not None]
-    lows, highs = [e.low for _, e in points], [e.high for _, e in points]
-    whole = [v for v in lows if v is not None], [v for v in highs if v is not None]
-    low, high = whole if len(whole[0]) == len(points) == len(whole[1]) else ([], [])
-    return Series(label, [at for at, _ in points], [e.value for _, e in points], low, high)
+def banded(label: str, x: Sequence[float], estimates: Sequence[Estimate | None]) -> Series:
+    """A line with its intervals as a band; no band if one of the points has no interval."""
+    points = [(at, estimate) for at, estimate in zip(x, estimates, strict=True) if estimate is not None]
+    lows = [estimate.low for _, estimate in points if estimate.low is not None]
+    highs = [estimate.high for _, estimate in points if estimate.high is not None]
+    if len(lows) < len(points) or len(highs) < len(points):
+        lows, highs = [], []
+    return Series(label, [at for at, _ in points], [estimate.value for _, estimate in points], lows, highs)

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from sdpo_bench.errors import MissingError, RunFailed
 from sdpo_bench.results.study_findings import Findings
 from sdpo_bench.statistics.chart import Chart
+from sdpo_bench.statistics.table import Table
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.regular import read_text
@@ -77,11 +78,11 @@ def write_study(out: Path, record: StudyRecord, tables: str) -> Path:
         MissingError: the folder cannot be written.
     """
     path = study_file(out, record.study, record.variant)
-    kept = kept_study(out, record.study, record.variant)
-    if kept and record.unfinished > kept.unfinished:
+    earlier = kept_study(out, record.study, record.variant)
+    if earlier and record.unfinished > earlier.unfinished:
         raise RunFailed(
-            f"{record.unfinished} of {sum(record.runs.values())} trainings failed, so '{path}' stays as it was, when "
-            f"{kept.unfinished} of {sum(kept.runs.values())} had. The same command does them again; why they failed: "
+            f"{record.unfinished} of {sum(record.runs.values())} trainings failed, so '{path}' is unchanged; there "
+            f"{earlier.unfinished} of {sum(earlier.runs.values())} had failed. Repeat the command to retry; reasons: "
             f"sdpo-bench list runs --results {shlex.quote(str(path.parent))}"
         )
     try:
@@ -108,25 +109,24 @@ def _plain(data: Any) -> Any:
 
 
 def read_studies(out: Path) -> tuple[list[StudyRecord], list[tuple[str, str]]]:
-    """Records of a results folder by study and size, and (file, problem) for each that cannot be read; also (folder,
-    problem) for each study that was only begun."""
-    found, problems = [], []
+    """Records of a results folder by study and size, and (place, problem) for each unreadable or missing record."""
+    records, problems = [], []
     root = out / "studies"
     for folder in sorted(runs.parent for runs in root.glob("*/runs")):
         if not list(folder.glob("*.json")):
             again = f"sdpo-bench study {folder.name} --results {shlex.quote(str(out))}"
-            problems.append((f"studies/{folder.name}", f"begun, and not finished in any size yet. Go on with: {again}"))
+            problems.append((f"studies/{folder.name}", f"unfinished in every size. Resume it with: {again}"))
     for path in sorted(root.glob("*/*.json")):
         try:
-            found.append(_read(path))
+            records.append(_read(path))
         except (OSError, ValueError) as error:  # pydantic's is a ValueError
             reason = str(error).splitlines()[0]
             problems.append((f"studies/{path.parent.name}/{path.name}", f"damaged ({reason}); run the study again"))
-    return found, problems
+    return records, problems
 
 
 def kept_study(out: Path, name: str, variant: str) -> StudyRecord | None:
-    """A record that is there and can be read."""
+    """The record on disk; None if it is missing or cannot be read."""
     with suppress(OSError, ValueError):
         return _read(study_file(out, name, variant))
     return None
@@ -139,9 +139,14 @@ def _read(path: Path) -> StudyRecord:
     record = _ADAPTER.validate_python(data)
     if not all(plot.charts and all(map(_drawable, plot.charts)) for plot in record.findings.plots):
         raise ValueError("a plot whose lines lack points")
-    if not all(len(row.cells) == len(t.columns) for t in record.findings.tables for g in t.groups for row in g.rows):
+    if not all(map(_complete, record.findings.tables)):
         raise ValueError("a table whose rows lack cells")
     return record
+
+
+def _complete(table: Table) -> bool:
+    """Whether every row has a cell for every column."""
+    return all(len(row.cells) == len(table.columns) for group in table.groups for row in group.rows)
 
 
 def _drawable(chart: Chart) -> bool:

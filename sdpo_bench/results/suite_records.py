@@ -1,7 +1,7 @@
-"""What a results folder knows about suites: which runs belong to which, and how their settings were chosen.
+"""Suites of a results folder: the runs of each suite, and how their settings were chosen.
 
-One file a suite, ``<out>/suites/NAME.json``, written by ``sweep`` whenever its plan becomes clearer, so that a report
-can show the suite's table without being told anything. A run may belong to several suites, or to none.
+One file a suite, ``<out>/suites/NAME.json``, written by ``sweep`` whenever its plan changes, so that a report
+shows the suite's table without an option. A run may belong to several suites, or to none.
 """
 
 import json
@@ -39,21 +39,21 @@ class SuiteRecord:
 
 
 def write_record(out: Path, name: str, data: Mapping[str, Any]) -> bool:
-    """Record a suite; ``data`` as :func:`_record` reads it. True where what is replaced had other runs only.
+    """Record a suite; ``data`` as :func:`_record` reads it. True if the replaced record had none of these runs.
 
     Raises:
         MissingError: the folder cannot be written.
     """
     path = out / "suites" / f"{name}.json"
-    before: set[str] = set()
+    earlier_runs: set[str] = set()
     with suppress(OSError, *DAMAGE):
-        before = _runs(parse_json(read_text(path)))
+        earlier_runs = _runs(parse_json(read_text(path)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
     except (OSError, Unwritable) as error:
         raise MissingError(f"'{path}' cannot be written: {error.strerror}. Choose another --out FOLDER.") from error
-    return bool(before) and before.isdisjoint(_runs(data))
+    return bool(earlier_runs) and earlier_runs.isdisjoint(_runs(data))
 
 
 def _runs(data: Mapping[str, Any]) -> set[str]:
@@ -62,15 +62,15 @@ def _runs(data: Mapping[str, Any]) -> set[str]:
 
 def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
     """Suites of a results folder by name, and (file, problem) for each record that cannot be read."""
-    found, problems = [], []
+    records, problems = [], []
     for path in sorted((out / "suites").glob("*.json")) if (out / "suites").is_dir() else []:
         try:
-            found.append(_record(parse_json(read_text(path))))
-        except PermissionError as error:  # sound, for all that is known
+            records.append(_record(parse_json(read_text(path))))
+        except PermissionError as error:  # not readable is not damaged
             problems.append((path.name, f"this suite's record cannot be read: {error.strerror}. Ask whose it is"))
         except (OSError, *DAMAGE) as error:
-            problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to mend it"))
-    return found, problems
+            problems.append((path.name, f"this suite's record is damaged ({error}); sweep it again to repair it"))
+    return records, problems
 
 
 def _record(data: dict[str, Any]) -> SuiteRecord:

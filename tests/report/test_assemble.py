@@ -502,7 +502,7 @@ def test_one_seed_beside_several_is_not_ranked(out):
     table = table_of(report_of(out), "leaderboard-1")
     assert cell(table, "d3po", "rank").value is None
     assert cell(table, "sdpo", "rank").value == 1
-    assert "Not ranked for want of two seeds at this endpoint: d3po." in table.cautions
+    assert "Not ranked, because they have fewer than two seeds at this endpoint: d3po." in table.cautions
 
 
 def test_missing_base_model_leaves_gains_out(tmp_path):

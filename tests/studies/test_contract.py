@@ -234,7 +234,9 @@ def test_a_record_is_not_replaced_by_one_in_which_more_trainings_failed(predicte
     whole = replace(record, runs={"done": 3, "diverged": 1})
     path = write_study(tmp_path, whole, "whole")
     before = path.read_bytes(), path.with_suffix(".csv").read_bytes()
-    with pytest.raises(RunFailed, match=r"1 of 4 trainings failed, so '.*\.json' stays as it was, when 0 of 4 had"):
+    with pytest.raises(
+        RunFailed, match=r"1 of 4 trainings failed, so '.*\.json' is unchanged; there 0 of 4 had failed"
+    ):
         write_study(tmp_path, replace(whole, runs={"done": 3, "failed": 1}), "torn")
     assert (path.read_bytes(), path.with_suffix(".csv").read_bytes()) == before
     write_study(tmp_path, replace(whole, runs={"done": 2, "diverged": 2}, seconds=1.0), "other numbers")
@@ -249,11 +251,11 @@ def test_a_record_with_failed_trainings_says_so_first(predicted, tmp_path, capsy
     assert shown.index("1 of 4 trainings failed") < shown.index(record.findings.conclusion[0][:30])
 
 
-def test_a_study_that_was_only_begun_is_a_notice_with_the_way_on(tmp_path, capsys):
+def test_a_study_without_a_record_is_a_notice_with_the_resume_command(tmp_path, capsys):
     (tmp_path / "studies" / "update-order" / "runs").mkdir(parents=True)
     assert call("report", "--results", tmp_path) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "studies/update-order: begun" in shown and "sdpo-bench study update-order --results" in shown
+    assert "studies/update-order: unfinished" in shown and "sdpo-bench study update-order --results" in shown
 
 
 def test_a_dry_run_says_what_it_would_cost(capsys, tmp_path):
