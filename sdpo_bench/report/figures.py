@@ -77,18 +77,18 @@ def _left_out(number: int) -> str:
 def _score_chart(board: Board, shown: Sequence[str]) -> Chart:
     series = []
     rows = [(label, board.panel.arms[label]) for label in shown]
-    for label, cells in [*rows, *([(BASE, board.panel.base)] if board.panel.base else [])]:
-        found = [m for k in cells.steps if (m := matrix_at(cells, board.panel, k)) is not None]
+    for label, grid in [*rows, *([(BASE, board.panel.base)] if board.panel.base else [])]:
+        found = [m for k in grid.steps if (m := matrix_at(grid, board.panel, k)) is not None]
         intervals = [seed_interval(matrix, board.level) for matrix in found]
-        series.append(_interval_series(label, cells.steps, intervals))
+        series.append(_interval_series(label, grid.steps, intervals))
     return Chart("Score", "denoising steps", board.panel.key.reward, series, steps=True)
 
 
 def _gain_chart(board: Board, shown: Sequence[str]) -> Chart:
     series = []
     for label in shown if board.panel.base is not None else ():
-        cells = board.panel.arms[label]
-        gains = {k: difference_to_base(board.panel, cells, k) for k in cells.steps}
+        grid = board.panel.arms[label]
+        gains = {k: difference_to_base(board.panel, grid, k) for k in grid.steps}
         known = {k: crossed_interval(gain, board.level) for k, gain in gains.items() if gain is not None}
         series.append(_interval_series(label, list(known), list(known.values())))
     return Chart("Gain over the base model", "denoising steps", "paired difference", series, steps=True, zero=True)

@@ -13,7 +13,7 @@ from sdpo_bench.results.comparability import MODEL_KEYS, Arm, Setting
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.statistics.attrition import RunCounts
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, stack
-from sdpo_bench.statistics.matrices import Cells
+from sdpo_bench.statistics.matrices import ScoreGrid
 
 SPLITS = ("train", "validation", "unseen")
 
@@ -29,9 +29,9 @@ class Panel:
     """Image numbers that all of its runs have."""
     common: tuple[int, ...]
     """Step counts that all arms (and the base model) have: what summaries over step counts are made of."""
-    arms: Mapping[str, Cells]
+    arms: Mapping[str, ScoreGrid]
     """By label; seeds whose runs are finished, complete and finite."""
-    base: Cells | None
+    base: ScoreGrid | None
     counts: Mapping[str, RunCounts]
     notes: tuple[str, ...] = ()
 
@@ -44,7 +44,7 @@ class Panel:
     def steps(self) -> tuple[int, ...]:
         """All step counts of any row."""
         rows = [*self.arms.values(), *([self.base] if self.base else [])]
-        return tuple(sorted({step for cells in rows for step in cells.steps}))
+        return tuple(sorted({step for grid in rows for step in grid.steps}))
 
 
 def panel_order(panel: Panel) -> tuple[Any, ...]:
@@ -94,13 +94,13 @@ def _panel(
     most = max(len(block.images) for block in blocks)
     if len(images) < most:
         notes.append(f"{len(images)} of up to {most} images a prompt are used: those that every run has")
-    arms = {label: _arm_cells(runs, key, label, images) for label, runs in sorted(rows.items())}
-    base_cells = stack({0: base}, key, BASE) if base is not None else None
-    present = {label: cells for label, cells in arms.items() if cells}
-    rows_of_table = [*present.values(), *([base_cells] if base_cells else [])]
-    common = _common_to_all(cells.steps for cells in rows_of_table)
+    arms = {label: _arm_grid(runs, key, label, images) for label, runs in sorted(rows.items())}
+    base_grid = stack({0: base}, key, BASE) if base is not None else None
+    present = {label: grid for label, grid in arms.items() if grid}
+    rows_of_table = [*present.values(), *([base_grid] if base_grid else [])]
+    common = _common_to_all(grid.steps for grid in rows_of_table)
     texts = tuple(note for note in notes if note)
-    return Panel(setting, key, prompts, tuple(images), tuple(common), present, base_cells, counts, texts)
+    return Panel(setting, key, prompts, tuple(images), tuple(common), present, base_grid, counts, texts)
 
 
 def _common_to_all(groups: Iterable[Iterable[int]]) -> list[int]:
@@ -109,7 +109,7 @@ def _common_to_all(groups: Iterable[Iterable[int]]) -> list[int]:
     return sorted(set.intersection(*sets)) if sets else []
 
 
-def _arm_cells(runs: Mapping[int, Block], key: PanelKey, label: str, images: Sequence[int]) -> Cells | None:
+def _arm_grid(runs: Mapping[int, Block], key: PanelKey, label: str, images: Sequence[int]) -> ScoreGrid | None:
     steps = _common_to_all(block.steps for block in runs.values())
     if not steps:
         return None

@@ -13,7 +13,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.statistics.eval_table import BASE, at, only_seeds, only_steps, reduced, rows_of
 from sdpo_bench.statistics.intervals import ONE_SEED, Estimate, crossed_interval, image_spread
-from sdpo_bench.statistics.matrices import Cells, Endpoint, Matrix, compare, paired
+from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid, compare, paired
 from sdpo_bench.statistics.ranking import ENDPOINT_WORDS, holm, paired_test, rank_with_ties
 from sdpo_bench.system.json_toml import whole_number
 
@@ -80,22 +80,22 @@ def parse_metric(text: str) -> Endpoint:
     )
 
 
-def metric_cells(cells: Cells, panel: Panel, endpoint: Endpoint) -> Cells | None:
-    """The part of a method's scores that the endpoint is made of; None where it lacks the step count."""
+def metric_grid(grid: ScoreGrid, panel: Panel, endpoint: Endpoint) -> ScoreGrid | None:
+    """The scores that the endpoint uses; None if the method has none at that step count."""
     if isinstance(endpoint, str):
-        return at(only_steps(cells, panel.common), endpoint) if panel.common else None
-    return at(cells, endpoint) if endpoint in cells.steps else None
+        return at(only_steps(grid, panel.common), endpoint) if panel.common else None
+    return at(grid, endpoint) if endpoint in grid.steps else None
 
 
-def matrix_at(cells: Cells, panel: Panel, endpoint: Endpoint) -> Matrix | None:
-    """The S x P matrix of a method at an endpoint; None where it lacks the step count."""
-    part = metric_cells(cells, panel, endpoint)
+def matrix_at(grid: ScoreGrid, panel: Panel, endpoint: Endpoint) -> Matrix | None:
+    """The S x P matrix of a method at an endpoint; None if it has no scores at that step count."""
+    part = metric_grid(grid, panel, endpoint)
     return None if part is None else reduced(part, endpoint)
 
 
 def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.95) -> Board:
     """All numbers of a panel at a primary endpoint."""
-    lines = [_line(panel, label, cells, endpoint, level) for label, cells in panel.arms.items()]
+    lines = [_line(panel, label, grid, endpoint, level) for label, grid in panel.arms.items()]
     adjusted = []
     ranks: dict[str, int] = {}
     notes: list[str] = []
@@ -116,28 +116,28 @@ def _height(line: Line, endpoint: Endpoint) -> float:
     return score.value if score else float("-inf")
 
 
-def _endpoints(cells: Cells, panel: Panel) -> list[Endpoint]:
-    return [*cells.steps, *(ENDPOINT_WORDS if panel.common else ())]
+def _endpoints(grid: ScoreGrid, panel: Panel) -> list[Endpoint]:
+    return [*grid.steps, *(ENDPOINT_WORDS if panel.common else ())]
 
 
-def _line(panel: Panel, label: str, cells: Cells, endpoint: Endpoint, level: float) -> Line:
-    matrices = {key: matrix_at(cells, panel, key) for key in _endpoints(cells, panel)}
+def _line(panel: Panel, label: str, grid: ScoreGrid, endpoint: Endpoint, level: float) -> Line:
+    matrices = {key: matrix_at(grid, panel, key) for key in _endpoints(grid, panel)}
     scores = {key: crossed_interval(matrix, level) for key, matrix in matrices.items() if matrix is not None}
-    gain = difference_to_base(panel, cells, endpoint)
+    gain = difference_to_base(panel, grid, endpoint)
     return Line(
         label,
-        cells.seeds,
+        grid.seeds,
         scores,
         gain=crossed_interval(gain, level) if gain else None,
-        win_rate=win_rate(panel, cells, endpoint, level),
+        win_rate=win_rate(panel, grid, endpoint, level),
     )
 
 
-def difference_to_base(panel: Panel, cells: Cells, endpoint: Endpoint) -> Matrix | None:
+def difference_to_base(panel: Panel, grid: ScoreGrid, endpoint: Endpoint) -> Matrix | None:
     """Method minus base model, seed by seed and prompt by prompt; None without a base model or the step count."""
     if panel.base is None:
         return None
-    tuned, untuned = metric_cells(cells, panel, endpoint), metric_cells(panel.base, panel, endpoint)
+    tuned, untuned = metric_grid(grid, panel, endpoint), metric_grid(panel.base, panel, endpoint)
     if tuned is None or untuned is None:
         return None
     return paired(reduced(tuned, endpoint), reduced(only_seeds(untuned, tuned.seeds), endpoint))
@@ -145,7 +145,7 @@ def difference_to_base(panel: Panel, cells: Cells, endpoint: Endpoint) -> Matrix
 
 def base_spread(panel: Panel, endpoint: Endpoint) -> float | None:
     """Standard deviation of the base model's images at an endpoint; None where there is none."""
-    part = metric_cells(panel.base, panel, endpoint) if panel.base is not None else None
+    part = metric_grid(panel.base, panel, endpoint) if panel.base is not None else None
     if part is None:
         return None
     with suppress(UsageError):  # a base model whose images all score alike
@@ -153,15 +153,15 @@ def base_spread(panel: Panel, endpoint: Endpoint) -> float | None:
     return None
 
 
-def win_rate(panel: Panel, cells: Cells, endpoint: Endpoint, level: float) -> Estimate | None:
+def win_rate(panel: Panel, grid: ScoreGrid, endpoint: Endpoint, level: float) -> Estimate | None:
     """Share of images that beat the base model's image of the same prompt, noise and step count (ties one half)."""
     if panel.base is None:
         return None
-    tuned, untuned = metric_cells(cells, panel, endpoint), metric_cells(panel.base, panel, endpoint)
-    return None if tuned is None or untuned is None else cell_win_rate(tuned, untuned, level)
+    tuned, untuned = metric_grid(grid, panel, endpoint), metric_grid(panel.base, panel, endpoint)
+    return None if tuned is None or untuned is None else grid_win_rate(tuned, untuned, level)
 
 
-def cell_win_rate(a: Cells, b: Cells, level: float) -> Estimate:
+def grid_win_rate(a: ScoreGrid, b: ScoreGrid, level: float) -> Estimate:
     """As ``stats.win_rate``, from arrays: A against B, both with the same prompts, step counts and images."""
     wins = a.reduce(compare(a.scores, only_seeds(b, a.seeds).scores))
     matrix = Matrix(wins, a.seeds, a.prompts, a.measure, f"{a.method} wins against {b.method}")
@@ -178,7 +178,7 @@ def _adjust(lines: Sequence[Line], panel: Panel, endpoint: Endpoint) -> list[Lin
 
 def _ranks(panel: Panel, endpoint: Endpoint, level: float) -> tuple[dict[str, int], list[str]]:
     """Tie-aware ranks of the methods and the base model over the seeds that all ranked methods have."""
-    parts = {label: metric_cells(cells, panel, endpoint) for label, cells in panel.arms.items()}
+    parts = {label: metric_grid(grid, panel, endpoint) for label, grid in panel.arms.items()}
     several = {label: part for label, part in parts.items() if part is not None and len(part.seeds) > 1}
     if not several:
         return {}, [f"No ranks: {ONE_SEED}, so no difference between methods can be shown."]
@@ -190,7 +190,7 @@ def _ranks(panel: Panel, endpoint: Endpoint, level: float) -> tuple[dict[str, in
         notes.append(f"Ranks use the training seeds that all ranked methods have: {', '.join(map(str, shared))}.")
     if unranked := sorted(set(panel.arms) - set(several)):
         notes.append(f"Not ranked, because they have fewer than two seeds at this endpoint: {', '.join(unranked)}.")
-    if panel.base is not None and (base := metric_cells(panel.base, panel, endpoint)) is not None:
+    if panel.base is not None and (base := metric_grid(panel.base, panel, endpoint)) is not None:
         several[BASE] = base
     matrices = {label: reduced(only_seeds(part, shared), endpoint) for label, part in several.items()}
     standings = rank_with_ties(matrices, level=level)

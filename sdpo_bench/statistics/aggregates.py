@@ -1,4 +1,4 @@
-"""Across rewards: what may be said about a method that was trained for, or scored by, several rewards.
+"""Across rewards: statistics of a method that was trained for, or scored by, several rewards.
 
 Raw rewards have unlike units, so they are never averaged. Gains over the base model, in the base model's own
 standard deviations, can be. Most comparisons rest on few seeds; what is then only a description says so.
@@ -29,17 +29,17 @@ def standardised_gains(rows: pd.DataFrame, base: pd.DataFrame, *, endpoint: Endp
         base: the base model under the same rewards; one seed label stands for a fixed model.
 
     Raises:
-        UsageError: as ``cells`` and ``paired``; a reward without base rows; rewards with different seeds.
+        UsageError: as ``score_grid`` and ``paired``; a reward without base rows; rewards with different seeds.
     """
     columns: dict[str, pd.Series] = {}
     for reward in sorted(rows["reward"].unique()):
-        mine, theirs = rows[rows["reward"] == reward], base[base["reward"] == reward]
-        if theirs.empty:
+        tuned, untuned = rows[rows["reward"] == reward], base[base["reward"] == reward]
+        if untuned.empty:
             raise UsageError(f"the base model has no scores under reward '{reward}'; evaluate it first")
-        spread = image_spread(theirs.fillna({"seed": 0}), endpoint=endpoint)
-        if theirs["seed"].nunique(dropna=False) == 1:
-            theirs = as_fixed_model(theirs, sorted(set(mine["seed"])))
-        gain = paired(matrix(mine, endpoint=endpoint), matrix(theirs, endpoint=endpoint))
+        spread = image_spread(untuned.fillna({"seed": 0}), endpoint=endpoint)
+        if untuned["seed"].nunique(dropna=False) == 1:
+            untuned = as_fixed_model(untuned, sorted(set(tuned["seed"])))
+        gain = paired(matrix(tuned, endpoint=endpoint), matrix(untuned, endpoint=endpoint))
         columns[reward] = pd.Series(gain.seed_means / spread, index=pd.Index(gain.seeds, name="seed"))
     table = pd.DataFrame(columns)
     if table.isna().to_numpy().any():
@@ -108,10 +108,10 @@ def stratified_bootstrap(
     if n_seeds == 1:
         return Estimate(value, None, None, level, 1, None, None, None, "bootstrap", ONE_SEED)
     draws = np.random.default_rng(seed).integers(n_seeds, size=(resamples, strata, n_seeds))
-    found = np.array([statistic(values[np.arange(strata)[:, None], draw]) for draw in draws])
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    statistics = np.array([statistic(values[np.arange(strata)[:, None], draw]) for draw in draws])
+    low, high = np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
     few = n_seeds < DESCRIPTIVE_BELOW
     note = f"descriptive: {n_seeds} seeds, fewer than {DESCRIPTIVE_BELOW}" if few else ""
     return Estimate(
-        value, float(low), float(high), level, n_seeds, None, float(found.std(ddof=1)), None, "bootstrap", note
+        value, float(low), float(high), level, n_seeds, None, float(statistics.std(ddof=1)), None, "bootstrap", note
     )

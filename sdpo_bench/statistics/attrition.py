@@ -1,4 +1,4 @@
-"""Which runs a number rests on: diverged and failed runs are counted and shown, never dropped in silence.
+"""Runs behind a number: diverged and failed runs are counted and shown, never dropped silently.
 
 A method that diverges on two seeds of five and shines on the other three is not a method that shines. The
 matrices refuse scores that are not finite; this module says whose they were.
@@ -14,7 +14,7 @@ from sdpo_bench.statistics.matrices import check_columns, not_finite
 
 @dataclass(frozen=True)
 class RunCounts:
-    """What became of a method's runs; belongs beside every number that rests on fewer than all of them."""
+    """A method's runs by outcome; printed beside every number that rests on fewer than all of them."""
 
     method: str
     scored: tuple[str, ...]
@@ -44,8 +44,8 @@ def run_counts(rows: pd.DataFrame, failed: Mapping[str, str] | None = None) -> t
 
     Args:
         rows: evaluation rows of any number of methods, rewards and splits; scores may be NaN or infinite.
-        failed: ``{run: method}`` of runs known to have failed; they usually have no rows. A failed run that
-            left rows behind counts as failed, once.
+        failed: ``{run: method}`` of failed runs; they usually have no rows. A failed run with rows counts as failed,
+            once.
     """
     check_columns(rows)
     failed = dict(failed or {})
@@ -53,19 +53,19 @@ def run_counts(rows: pd.DataFrame, failed: Mapping[str, str] | None = None) -> t
         {"run": rows["run"].astype(str), "method": rows["method"].astype(str), "bad": not_finite(rows)}
     )
     bad = table.groupby(["method", "run"], sort=True)["bad"].sum()
-    found = []
+    counts = []
     for method in sorted({*table["method"], *failed.values()}):
-        mine = {run: int(n) for (owner, run), n in bad.items() if owner == method}
-        found.append(
+        bad_by_run = {run: int(n) for (owner, run), n in bad.items() if owner == method}
+        counts.append(
             RunCounts(
                 method,
-                scored=tuple(run for run, n in mine.items() if n == 0 and run not in failed),
-                diverged=tuple(run for run, n in mine.items() if n > 0 and run not in failed),
+                scored=tuple(run for run, n in bad_by_run.items() if n == 0 and run not in failed),
+                diverged=tuple(run for run, n in bad_by_run.items() if n > 0 and run not in failed),
                 failed=tuple(sorted(run for run, owner in failed.items() if owner == method)),
-                bad_scores=sum(mine.values()),
+                bad_scores=sum(bad_by_run.values()),
             )
         )
-    return tuple(found)
+    return tuple(counts)
 
 
 def scored_runs(
@@ -73,9 +73,9 @@ def scored_runs(
 ) -> tuple[pd.DataFrame, tuple[RunCounts, ...]]:
     """The rows of runs whose scores are all finite, together with the count of the others.
 
-    Diverged runs are set apart whole, never image by image. What is computed from the remaining rows holds
-    "given that the run did not diverge", and the counts must be printed beside it.
+    A diverged run is excluded whole, never image by image. Numbers from the remaining rows hold "given that the
+    run did not diverge", so print the counts beside them.
     """
     counts = run_counts(rows, failed)
-    kept = {run for count in counts for run in count.scored}
-    return rows[rows["run"].astype(str).isin(kept)], counts
+    scored_ids = {run for count in counts for run in count.scored}
+    return rows[rows["run"].astype(str).isin(scored_ids)], counts

@@ -23,7 +23,7 @@ class Contrast:
     label: str
     estimate: Estimate
     adjusted_p: float | None
-    """Holm's, or Benjamini and Hochberg's where exploratory; None with one seed, which shows nothing."""
+    """Holm's, or Benjamini and Hochberg's where exploratory; None with one seed."""
 
     @property
     def shown(self) -> bool:
@@ -40,13 +40,13 @@ class Contrast:
 
 
 def family(matrices: Mapping[str, Matrix]) -> dict[str, Contrast]:
-    """Contrasts of a declared family by label, in the order given. One without an interval stays in the family as one
-    that shows nothing."""
+    """Contrasts of a declared family by label, in the order given. One without an interval counts
+    with p = 1."""
     return _adjusted(matrices, holm)
 
 
 def exploratory(matrices: Mapping[str, Matrix]) -> dict[str, Contrast]:
-    """The same for a grid that nobody declared: Benjamini-Hochberg instead of Holm."""
+    """Contrasts of an undeclared grid: Benjamini-Hochberg instead of Holm."""
     return _adjusted(matrices, benjamini_hochberg)
 
 
@@ -66,20 +66,20 @@ def listed(names: Iterable[object]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def sorted_out(found: Iterable[Contrast], up: str, down: str, open_: str) -> list[str]:
+def sorted_out(contrasts: Iterable[Contrast], up: str, down: str, open_: str) -> list[str]:
     """One sentence for each outcome that occurs: ``{names}`` in the templates are the labels that have it."""
-    found = list(found)
+    contrasts = list(contrasts)
     groups = [
-        (up, [c for c in found if c.up]),
-        (down, [c for c in found if c.down]),
-        (open_, [c for c in found if not c.shown]),
+        (up, [c for c in contrasts if c.up]),
+        (down, [c for c in contrasts if c.down]),
+        (open_, [c for c in contrasts if not c.shown]),
     ]
     return [template.format(names=listed(c.label for c in members)) for template, members in groups if members]
 
 
-def seed_caution(found: Iterable[Contrast]) -> list[str]:
-    """What few seeds mean for the conclusion, in one sentence."""
-    seeds = min((contrast.estimate.n_seeds for contrast in found), default=0)
+def seed_caution(contrasts: Iterable[Contrast]) -> list[str]:
+    """One sentence on the limits of few seeds; none from 5 seeds on."""
+    seeds = min((contrast.estimate.n_seeds for contrast in contrasts), default=0)
     if seeds == 1:
         return ["One seed: values without intervals, so nothing can be shown."]
     return [f"{seeds} seeds: what is not shown may still be there; 5 or more are advised."] if 1 < seeds < 5 else []

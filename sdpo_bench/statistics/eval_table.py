@@ -1,8 +1,8 @@
-"""One evaluation file as dense arrays: prompts x step counts x images, complete or not there.
+"""One evaluation file as dense arrays: prompts x step counts x images, without gaps.
 
 Reports ask many questions of the same scores, and results folders hold thousands of files. Each file is read once,
-without pandas, into one small array per panel; what is incomplete is left out here, by whole step counts or whole
-image numbers, and said so. The rules are those of ``matrices.cells``, which a test compares with.
+without pandas, into one small array per panel. Incomplete step counts or image numbers are left out whole and reported
+as problems. The rules are those of ``matrices.score_grid``, which a test compares with.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sdpo_bench.evaluation.parquet_seal import check_seal
-from sdpo_bench.statistics.matrices import Cells, Endpoint, Matrix, Measure
+from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
 from sdpo_bench.system.regular import require_regular
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
@@ -22,7 +22,7 @@ AXIS_COLUMNS = ("prompt", "steps", "image")
 WIDEST = 1 << 12  # range of whole numbers up to which counting beats sorting
 PICTURES = ("brightness", "contrast", "saturation", "sharpness")
 BASE = "base model"
-"""How the base model is called in every table; no plugin's name has a space."""
+"""Name of the base model in every table; no plugin's name has a space."""
 
 
 class PanelKey(NamedTuple):
@@ -68,7 +68,7 @@ class Scores:
     problems: tuple[str, ...] = ()
     damaged: bool = False
     runs: tuple[str, ...] = ()
-    """Ids of the runs that the rows say they are of; one, unless files were mixed up."""
+    """Run ids in the rows; more than one means that files were mixed up."""
 
     @property
     def bad(self) -> int:
@@ -76,7 +76,7 @@ class Scores:
         return sum(block.bad for block in self.blocks.values())
 
 
-def stack(blocks: dict[int, Block], key: PanelKey, method: str) -> Cells:
+def stack(blocks: dict[int, Block], key: PanelKey, method: str) -> ScoreGrid:
     """Runs of one method as one array ``[S, P, K, I]``.
 
     Args:
@@ -85,52 +85,52 @@ def stack(blocks: dict[int, Block], key: PanelKey, method: str) -> Cells:
     seeds, first = tuple(sorted(blocks)), next(iter(blocks.values()))
     scores = np.stack([blocks[seed].scores for seed in seeds])
     measure = Measure(key.reward, key.version, key.split)
-    return Cells(scores, seeds, first.prompts, first.steps, first.images, method, measure)
+    return ScoreGrid(scores, seeds, first.prompts, first.steps, first.images, method, measure)
 
 
-def at(cells: Cells, endpoint: Endpoint) -> Cells:
-    """The part of a method's scores that an endpoint is made of: one step count, or all for a summary."""
-    measure = Measure(cells.measure.reward, cells.measure.version, cells.measure.split, endpoint)
-    scores, steps = cells.scores, cells.steps
+def at(grid: ScoreGrid, endpoint: Endpoint) -> ScoreGrid:
+    """The scores that an endpoint uses: one step count, or all of them for a summary."""
+    measure = Measure(grid.measure.reward, grid.measure.version, grid.measure.split, endpoint)
+    scores, steps = grid.scores, grid.steps
     if not isinstance(endpoint, str):
         position = steps.index(endpoint)
         scores, steps = scores[:, :, position : position + 1], (endpoint,)
-    return Cells(scores, cells.seeds, cells.prompts, steps, cells.images, cells.method, measure)
+    return ScoreGrid(scores, grid.seeds, grid.prompts, steps, grid.images, grid.method, measure)
 
 
-def only_seeds(cells: Cells, seeds: Iterable[int]) -> Cells:
+def only_seeds(grid: ScoreGrid, seeds: Iterable[int]) -> ScoreGrid:
     """The part of some training seeds; a fixed model (one seed label) is repeated under each of them."""
     seeds = tuple(seeds)
-    index = [0] * len(seeds) if cells.method == BASE else [cells.seeds.index(seed) for seed in seeds]
-    return Cells(cells.scores[index], seeds, cells.prompts, cells.steps, cells.images, cells.method, cells.measure)
+    index = [0] * len(seeds) if grid.method == BASE else [grid.seeds.index(seed) for seed in seeds]
+    return ScoreGrid(grid.scores[index], seeds, grid.prompts, grid.steps, grid.images, grid.method, grid.measure)
 
 
-def only_steps(cells: Cells, steps: Sequence[int]) -> Cells:
+def only_steps(grid: ScoreGrid, steps: Sequence[int]) -> ScoreGrid:
     """The part at some step counts, which must be there."""
-    index = [cells.steps.index(step) for step in steps]
-    scores = cells.scores[:, :, index]
-    return Cells(scores, cells.seeds, cells.prompts, tuple(steps), cells.images, cells.method, cells.measure)
+    index = [grid.steps.index(step) for step in steps]
+    scores = grid.scores[:, :, index]
+    return ScoreGrid(scores, grid.seeds, grid.prompts, tuple(steps), grid.images, grid.method, grid.measure)
 
 
-def reduced(cells: Cells, endpoint: Endpoint) -> Matrix:
+def reduced(grid: ScoreGrid, endpoint: Endpoint) -> Matrix:
     """The S x P matrix of an endpoint, as ``matrices.matrix`` makes it from rows."""
-    part = at(cells, endpoint)
+    part = at(grid, endpoint)
     return Matrix(part.reduce(part.scores), part.seeds, part.prompts, part.measure, part.method)
 
 
-def rows_of(cells: Cells, seed: int = 0) -> pd.DataFrame:
+def rows_of(grid: ScoreGrid, seed: int = 0) -> pd.DataFrame:
     """One seed's scores as evaluation rows again, for routines that take tables."""
-    index = pd.MultiIndex.from_product([cells.prompts, cells.steps, cells.images], names=AXIS_COLUMNS)
-    named = {"run": f"{cells.method}-{cells.seeds[seed]}", "method": cells.method, "seed": cells.seeds[seed]}
-    measure = {"reward": cells.measure.reward, "version": cells.measure.version, "split": cells.measure.split}
-    return index.to_frame(index=False).assign(**named, **measure, score=cells.scores[seed].ravel())
+    index = pd.MultiIndex.from_product([grid.prompts, grid.steps, grid.images], names=AXIS_COLUMNS)
+    named = {"run": f"{grid.method}-{grid.seeds[seed]}", "method": grid.method, "seed": grid.seeds[seed]}
+    measure = {"reward": grid.measure.reward, "version": grid.measure.version, "split": grid.measure.split}
+    return index.to_frame(index=False).assign(**named, **measure, score=grid.scores[seed].ravel())
 
 
 # -- reading -------------------------------------------------------------------------------------------------
 
 
 def read_scores(path: Path, *, pictures: bool = True) -> Scores:
-    """Scores of one file; whatever is wrong with it stands in ``problems``, never in an exception.
+    """Scores of one file; ``problems`` names every fault of the file, no exception is raised.
 
     Args:
         pictures: read the picture statistics too.
@@ -139,7 +139,7 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
         require_regular(path)
         check_seal(path)
         columns = _columns(path, PICTURES if pictures else ())
-    except PermissionError as error:  # sound, for all that is known
+    except PermissionError as error:  # not readable is not damaged
         return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -154,24 +154,24 @@ class Coded(NamedTuple):
     codes: np.ndarray
 
 
-def _columns(path: Path, wanted: Sequence[str]) -> dict[str, Any]:
+def _columns(path: Path, optional: Sequence[str]) -> dict[str, Any]:
     """Label columns as :class:`Coded`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
     import pyarrow.parquet as parquet
 
     text, needed = ["run", *PANEL_COLUMNS, "prompt"], ["run", *PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
     with parquet.ParquetFile(path, read_dictionary=text, pre_buffer=False, page_checksum_verification=True) as stored:
-        table = stored.read([*needed, *wanted], use_threads=False)
-    found = dict(zip(table.column_names, table.columns))
-    if lacking := [name for name in needed if name not in found]:
-        raise ValueError(f"it lacks the columns {', '.join(lacking)}")
+        table = stored.read([*needed, *optional], use_threads=False)
+    by_name = dict(zip(table.column_names, table.columns))
+    if missing := [name for name in needed if name not in by_name]:
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
     for name in needed[:-1]:
-        if found[name].null_count:
-            raise ValueError(f"the column {name} has {found[name].null_count} empty fields")
-    columns: dict[str, Any] = {name: _text(found[name]) for name in text}
-    columns |= {name: _whole(found[name].to_numpy(), name) for name in ("steps", "image")}
-    for name in ("score", *wanted):
-        if name in found:
-            columns[name] = np.asarray(found[name].to_numpy(), dtype=np.float64)
+        if by_name[name].null_count:
+            raise ValueError(f"the column {name} has {by_name[name].null_count} empty fields")
+    columns: dict[str, Any] = {name: _text(by_name[name]) for name in text}
+    columns |= {name: _whole(by_name[name].to_numpy(), name) for name in ("steps", "image")}
+    for name in ("score", *optional):
+        if name in by_name:
+            columns[name] = np.asarray(by_name[name].to_numpy(), dtype=np.float64)
     return columns
 
 
@@ -200,7 +200,7 @@ def _whole(values: np.ndarray, name: str) -> Coded:
 
 
 def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the codes ``0..size-1`` that occur, ascending, and the position of each given code among them."""
+    """Codes of ``0..size-1`` that occur, ascending, and the position of each given code in that list."""
     present = np.bincount(codes, minlength=size) > 0
     return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
 
@@ -211,42 +211,44 @@ def _panels(columns: dict[str, Any]) -> Scores:
         return Scores(problems=("eval.parquet has no rows",))
     shape = [len(column.labels) for column in coded]
     flat, inverse = _used(np.ravel_multi_index([c.codes for c in coded], shape), int(np.prod(shape)))
-    found, problems = Scores(), []
+    scores, problems = Scores(), []
     for number, code in enumerate(flat):
         places = np.unravel_index(code, shape)
         key = PanelKey(*(column.labels[place] for column, place in zip(coded, places)))
-        mine = inverse == number
-        block, problem = _block({name: columns[name] for name in AXIS_COLUMNS}, columns["score"], mine)
+        in_panel = inverse == number
+        block, problem = _block({name: columns[name] for name in AXIS_COLUMNS}, columns["score"], in_panel)
         if problem:
             problems.append(f"{key.reward}, {key.split} prompts: {problem}")
         if block is not None:
-            found.blocks[key] = block
-            if (key.sampler, key.split) not in found.pictures:
-                found.pictures[key.sampler, key.split] = _pictures(columns, mine)
-    return Scores(found.blocks, found.pictures, tuple(problems), runs=tuple(columns["run"].labels))
+            scores.blocks[key] = block
+            if (key.sampler, key.split) not in scores.pictures:
+                scores.pictures[key.sampler, key.split] = _pictures(columns, in_panel)
+    return Scores(scores.blocks, scores.pictures, tuple(problems), runs=tuple(columns["run"].labels))
 
 
-def _block(axes: dict[str, Coded], score: np.ndarray, mine: np.ndarray) -> tuple[Block | None, str]:
-    parts = [_used(axes[name].codes[mine], len(axes[name].labels)) for name in AXIS_COLUMNS]
+def _block(axes: dict[str, Coded], score: np.ndarray, in_panel: np.ndarray) -> tuple[Block | None, str]:
+    parts = [_used(axes[name].codes[in_panel], len(axes[name].labels)) for name in AXIS_COLUMNS]
     labels = [tuple(axes[name].labels[i] for i in part[0]) for name, part in zip(AXIS_COLUMNS, parts)]
-    shape = tuple(len(found) for found in labels)
+    shape = tuple(len(axis_labels) for axis_labels in labels)
     flat = np.ravel_multi_index([part[1] for part in parts], shape)
     counts = np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
     if (counts > 1).any():
         return None, f"{int((counts > 1).sum())} images are scored more than once, so none of them counts"
     grid = np.full(shape, np.nan).ravel()
-    grid[flat] = score[mine]
+    grid[flat] = score[in_panel]
     block = Block(grid.reshape(shape), *labels)
     return (block, "") if (counts == 1).all() else _complete_part(block, counts == 1)
 
 
 def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str]:
-    """What is complete at every prompt: the images that all step counts have, else the step counts that have all."""
+    """The part without gaps: images that all step counts have, else step counts that have all images."""
     missing = f"{int((~present).sum())} of {present.size} images have no score"
     images = [image for i, image in enumerate(block.images) if present[:, :, i].all()]
     if images:
-        gone = len(block.images) - len(images)
-        return block.restrict(block.steps, images), f"{missing}; {gone} of {len(block.images)} images a prompt left out"
+        fewer = len(block.images) - len(images)
+        return block.restrict(
+            block.steps, images
+        ), f"{missing}; {fewer} of {len(block.images)} images a prompt left out"
     steps = [step for k, step in enumerate(block.steps) if present[:, k].all()]
     if not steps:
         return None, f"{missing}, at every step count, so none of them counts"
@@ -254,13 +256,13 @@ def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str
     return block.restrict(steps, block.images), f"{missing}; left out: {left_out} steps"
 
 
-def _pictures(columns: dict[str, Any], mine: np.ndarray) -> dict[str, dict[int, float]]:
-    steps = columns["steps"].codes[mine]
+def _pictures(columns: dict[str, Any], in_panel: np.ndarray) -> dict[str, dict[int, float]]:
+    steps = columns["steps"].codes[in_panel]
     counts = np.bincount(steps, minlength=len(columns["steps"].labels))
     present = [(step, i) for i, step in enumerate(columns["steps"].labels) if counts[i]]
-    found = {}
+    by_statistic = {}
     for name in PICTURES:
         if name in columns:
-            means = np.bincount(steps, columns[name][mine], len(counts)) / np.maximum(counts, 1)
-            found[name] = {int(step): float(means[i]) for step, i in present}
-    return found
+            means = np.bincount(steps, columns[name][in_panel], len(counts)) / np.maximum(counts, 1)
+            by_statistic[name] = {int(step): float(means[i]) for step, i in present}
+    return by_statistic

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats as distributions
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.statistics.matrices import Endpoint, Matrix, cells, win_matrix
+from sdpo_bench.statistics.matrices import Endpoint, Matrix, score_grid, win_matrix
 
 ADVISED_SEEDS = 5
 ONE_SEED = "1 seed, no interval"
@@ -56,13 +56,13 @@ class Estimate:
         return replace(self, note="; ".join(part for part in (self.note, text) if part))
 
     def clipped(self, low: float, high: float) -> "Estimate":
-        """The interval cut to the values that are possible (a win rate lies in [0, 1])."""
+        """The interval clipped to the possible values (a win rate lies in [0, 1])."""
         if self.low is None or self.high is None:
             return self
         return replace(self, low=max(self.low, low), high=min(self.high, high))
 
     def scaled(self, factor: float) -> "Estimate":
-        """The estimate in other units (``factor > 0``); the factor counts as known."""
+        """The estimate in other units (``factor > 0``); the factor has no error of its own."""
         low, high, error = (None if x is None else x * factor for x in (self.low, self.high, self.standard_error))
         return replace(self, value=self.value * factor, low=low, high=high, standard_error=error)
 
@@ -141,8 +141,8 @@ def crossed_interval(m: Matrix, level: float = 0.95) -> Estimate:
     """
     n_seeds, n_prompts = m.values.shape
     if n_seeds == 1 or n_prompts == 1:
-        found = seed_interval(m, level)
-        return found.with_note("1 prompt: nothing is said about other prompts") if n_prompts == 1 else found
+        interval = seed_interval(m, level)
+        return interval.with_note("1 prompt: nothing is said about other prompts") if n_prompts == 1 else interval
     mean, variance, df = (float(x) for x in crossed_moments(m.values))
     return _t_interval(m, mean, float(np.sqrt(variance)), df, level, "seeds and prompts")
 
@@ -173,18 +173,18 @@ def _t_interval(m: Matrix, value: float, error: float, df: float, level: float, 
 
 
 def _cautions(m: Matrix, value: float, error: float) -> list[str]:
-    """What the reader of an interval with these data must know."""
-    n_seeds, found = len(m.seeds), []
+    """Remarks for the reader of an interval with these data."""
+    n_seeds, cautions = len(m.seeds), []
     if n_seeds == 2:
-        found.append(f"warning: 2 seeds leave one degree of freedom; {ADVISED_SEEDS} or more are advised")
+        cautions.append(f"warning: 2 seeds leave one degree of freedom; {ADVISED_SEEDS} or more are advised")
     elif n_seeds < ADVISED_SEEDS:
-        found.append(f"{n_seeds} seeds; {ADVISED_SEEDS} or more are advised")
+        cautions.append(f"{n_seeds} seeds; {ADVISED_SEEDS} or more are advised")
     tiny = 1e-12 * max(abs(value), float(np.abs(m.values).max()))  # the size of rounding
     if error <= tiny:
-        found.append("no variation: the zero-width interval reflects identical values, not certainty")
+        cautions.append("no variation: the zero-width interval reflects identical values, not certainty")
     elif np.ptp(m.seed_means) <= tiny:
-        found.append("all seeds have the same mean: check that they are different runs")
-    return found
+        cautions.append("all seeds have the same mean: check that they are different runs")
+    return cautions
 
 
 def check_level(level: float) -> None:
@@ -205,7 +205,7 @@ def finite(scores: object, what: str) -> np.ndarray:
 
 
 def image_standard_error(scores: object) -> Estimate:
-    """Standard error of the mean over the images of one run, labelled as what it is: not about the method.
+    """Standard error of the mean over the images of one run; it says nothing about the method.
 
     Raises:
         UsageError: no scores, or scores that are not finite.
@@ -244,9 +244,9 @@ def image_spread(rows: pd.DataFrame, *, endpoint: Endpoint) -> float:
     """Standard deviation (ddof=1) of a model's endpoint over all its images and prompts, in reward units.
 
     Raises:
-        UsageError: as :func:`sdpo_bench.statistics.matrices.cells`; fewer than two images; all images score alike.
+        UsageError: as :func:`sdpo_bench.statistics.matrices.score_grid`; fewer than two images; all images score alike.
     """
-    images = cells(rows, endpoint=endpoint).per_image()
+    images = score_grid(rows, endpoint=endpoint).per_image()
     if images.size < 2 or np.ptp(images) == 0:
         raise UsageError("the base model's scores do not vary, so a difference has no size relative to them")
     return float(images.std(ddof=1))
@@ -255,7 +255,7 @@ def image_spread(rows: pd.DataFrame, *, endpoint: Endpoint) -> float:
 def effect_size(difference: Estimate, base_spread: float) -> Estimate:
     """The difference in standard deviations of the base model's images (:func:`image_spread`).
 
-    The spread counts as known: its own sampling error (many images) is small beside the seeds'.
+    The spread has no error here: its own sampling error (many images) is small beside the seeds'.
 
     Raises:
         UsageError: a spread that is not positive and finite.

@@ -26,7 +26,7 @@ Endpoint = int | Literal["mean", "area"]
 
 @dataclass(frozen=True)
 class Measure:
-    """What a matrix holds. Matrices of different measures are never compared."""
+    """Quantity in a matrix. Matrices of different measures are never compared."""
 
     reward: str = ""
     version: str = ""
@@ -50,7 +50,7 @@ class Matrix:
     name: str = ""
     """The method, or "a - b" for a paired difference."""
     note: str = ""
-    """What a reader of any number made from this matrix must be told."""
+    """Remark for the reader of any number computed from this matrix."""
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float64)
@@ -77,7 +77,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class ScoreGrid:
     """The complete evaluation of one method by one reward."""
 
     scores: np.ndarray
@@ -124,7 +124,7 @@ def area_under_step_curve(scores: Mapping[int, float]) -> float:
     return float(np.array([scores[k] for k in steps]) @ step_weights(steps, "area"))
 
 
-def cells(rows: pd.DataFrame, *, endpoint: Endpoint) -> Cells:
+def score_grid(rows: pd.DataFrame, *, endpoint: Endpoint) -> ScoreGrid:
     """Evaluation rows of ONE method, reward, version and split as a complete array.
 
     The result does not depend on the order of the rows, to the last bit.
@@ -139,15 +139,16 @@ def cells(rows: pd.DataFrame, *, endpoint: Endpoint) -> Cells:
     only = {key: _only(rows, key) for key in ("method", "reward", "version", "split")}
     _one_run_per_seed(rows)
     factors = [pd.factorize(rows[axis], sort=True) for axis in AXES]
-    codes, labels = tuple(found[0] for found in factors), tuple(tuple(found[1].tolist()) for found in factors)
-    counts = np.zeros([len(found) for found in labels], dtype=int)
+    codes = tuple(codes_of_axis for codes_of_axis, _ in factors)
+    labels = tuple(tuple(labels_of_axis.tolist()) for _, labels_of_axis in factors)
+    counts = np.zeros([len(axis_labels) for axis_labels in labels], dtype=int)
     np.add.at(counts, codes, 1)
     _complete(counts, labels)
     scores = np.empty(counts.shape)
     scores[codes] = rows["score"].to_numpy(dtype=np.float64)
     measure = Measure(str(only["reward"]), str(only["version"]), str(only["split"]), endpoint)
     seeds, prompts, steps, images = labels
-    return Cells(scores, seeds, prompts, steps, images, str(only["method"]), measure)
+    return ScoreGrid(scores, seeds, prompts, steps, images, str(only["method"]), measure)
 
 
 def matrix(rows: pd.DataFrame, *, endpoint: Endpoint) -> Matrix:
@@ -156,10 +157,10 @@ def matrix(rows: pd.DataFrame, *, endpoint: Endpoint) -> Matrix:
     The step counts share one checkpoint: they are averaged or picked, never counted as further observations.
 
     Raises:
-        UsageError: as :func:`cells`.
+        UsageError: as :func:`score_grid`.
     """
-    found = cells(rows, endpoint=endpoint)
-    return Matrix(found.reduce(found.scores), found.seeds, found.prompts, found.measure, found.method)
+    grid = score_grid(rows, endpoint=endpoint)
+    return Matrix(grid.reduce(grid.scores), grid.seeds, grid.prompts, grid.measure, grid.method)
 
 
 def as_fixed_model(rows: pd.DataFrame, seeds: Iterable[int]) -> pd.DataFrame:
@@ -203,15 +204,15 @@ def win_matrix(rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, endpoint: Endpoint
     Each pair gives 1 (A higher), 0 (B higher) or one half (tie); pairs are averaged like scores.
 
     Raises:
-        UsageError: as :func:`cells` and :func:`paired`, and when step counts or image indices differ.
+        UsageError: as :func:`score_grid` and :func:`paired`, and when step counts or image indices differ.
     """
-    a, b = cells(rows_a, endpoint=endpoint), cells(rows_b, endpoint=endpoint)
+    a, b = score_grid(rows_a, endpoint=endpoint), score_grid(rows_b, endpoint=endpoint)
     _same_measure(a.method, a.measure, b.method, b.measure)
     for what in ("prompts", "steps", "images"):
         _same_labels(what, a.method, getattr(a, what), b.method, getattr(b, what))
     seeds, note = _shared_seeds(a.method, a.seeds, b.method, b.seeds, common_seeds)
-    rows_of = ([found.seeds.index(seed) for seed in seeds] for found in (a, b))
-    wins = compare(*(found.scores[index] for found, index in zip((a, b), rows_of)))
+    rows_of_a, rows_of_b = ([side.seeds.index(seed) for seed in seeds] for side in (a, b))
+    wins = compare(a.scores[rows_of_a], b.scores[rows_of_b])
     return Matrix(a.reduce(wins), seeds, a.prompts, a.measure, f"{a.method} wins against {b.method}", note)
 
 
@@ -255,10 +256,10 @@ def _not_empty(rows: pd.DataFrame, endpoint: Endpoint, steps: Sequence[Any]) -> 
 
 
 def _only(rows: pd.DataFrame, key: str) -> Any:
-    found = rows[key].unique()
-    if len(found) > 1:
-        raise UsageError(f"the rows mix {len(found)} values of '{key}' ({_listed(found)}); select one first")
-    return found[0]
+    values = rows[key].unique()
+    if len(values) > 1:
+        raise UsageError(f"the rows mix {len(values)} values of '{key}' ({_listed(values)}); select one first")
+    return values[0]
 
 
 def _one_run_per_seed(rows: pd.DataFrame) -> None:
@@ -274,7 +275,7 @@ def _complete(counts: np.ndarray, labels: tuple[tuple[Any, ...], ...]) -> None:
     for wrong, words in ((counts == 0, "have no score"), (counts > 1, "are scored more than once")):
         if wrong.any():
             index = np.argwhere(wrong)[0]
-            first = ", ".join(f"{axis} {found[i]!r}" for axis, found, i in zip(AXES, labels, index))
+            first = ", ".join(f"{axis} {values[i]!r}" for axis, values, i in zip(AXES, labels, index))
             raise UsageError(f"{wrong.sum()} of {counts.size} cells {words}; the first is {first}")
 
 
@@ -312,7 +313,7 @@ def _shared_seeds(
             f"cannot pair {name_a or 'a'} with {name_b or 'b'}: their seeds differ ({extra}); "
             f"run the missing seeds{', or ask for the common seeds only' if shared else ''}"
         )
-    return shared, f"seeds left out for want of a partner ({extra})"
+    return shared, f"seeds without a partner left out ({extra})"
 
 
 def _listed(labels: Iterable[Any], most: int = 5) -> str:

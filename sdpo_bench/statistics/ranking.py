@@ -52,7 +52,7 @@ def paired_test(difference: Matrix, *, seed: int = 0) -> PairedTest:
         return PairedTest(None, f"no test ({ONE_SEED})", None, 1)
     if n_seeds < SIGN_FLIP_FROM:
         return PairedTest(seed_interval(difference).p_value(), "paired t test", 0.0, n_seeds)
-    found = scipy_stats.permutation_test(
+    result = scipy_stats.permutation_test(
         (means,),
         np.mean,
         permutation_type="samples",
@@ -63,7 +63,7 @@ def paired_test(difference: Matrix, *, seed: int = 0) -> PairedTest:
     exact = 2**n_seeds <= RESAMPLES
     smallest = 2 / 2**n_seeds if exact else 2 / (RESAMPLES + 1)
     name = f"{'exact' if exact else 'random'} sign-flip test"
-    return PairedTest(float(found.pvalue), name, smallest, n_seeds)
+    return PairedTest(float(result.pvalue), name, smallest, n_seeds)
 
 
 def _p_values(p: object) -> np.ndarray:
@@ -125,15 +125,15 @@ def against_reference(
         raise UsageError(f"reference '{reference}' is not there or alone; given: {', '.join(matrices)}")
     differences = [paired(matrices[name], matrices[reference]) for name in others]
     tests = [paired_test(difference, seed=seed) for difference in differences]
-    adjusted = _holm_where_known([test.p for test in tests])
+    adjusted = _holm_where_tested([test.p for test in tests])
     return tuple(
         Comparison(name, crossed_interval(difference, level), test, p, _reach(test, len(others), 1 - level))
         for name, difference, test, p in zip(others, differences, tests, adjusted)
     )
 
 
-def _holm_where_known(p: list[float | None]) -> list[float | None]:
-    """Holm over the whole family; a comparison without a test stays in it as one that shows nothing."""
+def _holm_where_tested(p: list[float | None]) -> list[float | None]:
+    """Holm over the whole family; a comparison without a test counts with p = 1."""
     adjusted = holm([1.0 if value is None else value for value in p])
     return [None if value is None else float(new) for value, new in zip(p, adjusted)]
 
@@ -166,7 +166,7 @@ class Standing:
 
     @property
     def top(self) -> bool:
-        """Whether the data cannot tell the method from the best one."""
+        """Whether no difference to the best method is shown."""
         return self.rank == 1
 
 
@@ -209,7 +209,7 @@ def _against_leader(
     """
     leader, *others = names
     differences = [paired(matrices[name], matrices[leader]) for name in others]
-    adjusted = _holm_where_known([crossed_interval(difference).p_value() for difference in differences])
+    adjusted = _holm_where_tested([crossed_interval(difference).p_value() for difference in differences])
     rejected = sum(p is not None and p < 1 - level for p in adjusted)
     family = max(1, len(others) - rejected)
     return {
@@ -219,7 +219,7 @@ def _against_leader(
 
 
 def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
-    """What the paired differences A - B show, in words.
+    """Verdict in words on the paired differences A - B.
 
     For example ``sdpo is better at 1, 2, 4 steps; no difference shown at 50 steps``. Several endpoints are an
     exploratory grid: "better" needs an interval that excludes 0 and a p value that stays below ``1 - level``
@@ -233,8 +233,8 @@ def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
     """
     if len({estimate.level for estimate in estimates.values()}) != 1:
         raise UsageError("a verdict needs at least one estimate, all at the same level")
-    known = {key: p for key, estimate in estimates.items() if (p := estimate.p_value()) is not None}
-    adjusted = dict(zip(known, benjamini_hochberg(list(known.values()))))
+    p_values = {key: p for key, estimate in estimates.items() if (p := estimate.p_value()) is not None}
+    adjusted = dict(zip(p_values, benjamini_hochberg(list(p_values.values()))))
     groups: dict[str, list[Endpoint]] = {
         f"{a} is better": [],
         f"{b} is better": [],
@@ -245,7 +245,7 @@ def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
     for key in _in_order(estimates):
         groups[_finding(estimates[key], adjusted.get(key), a, b)].append(key)
     texts = [f"{finding} {_where(keys)}" for finding, keys in groups.items() if keys]
-    after = f" (the interval excludes 0, but not after correction for {len(known)} endpoints)"
+    after = f" (the interval excludes 0, but not after correction for {len(p_values)} endpoints)"
     return "; ".join(text + after if text.startswith("unclear") else text for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""A table as data, before anyone decides what it looks like: every renderer shows the same cells and the same notes.
+"""A table as data, independent of its look: every renderer shows the same cells and the same notes.
 
 A cell keeps the number beside its text, so that CSV and JSON carry full precision, HTML can sort, and nothing has to
 be parsed back from print.
@@ -21,16 +21,16 @@ class Column:
     title: str
     numeric: bool = True
     help: str = ""
-    """What the number means, in a sentence (a tooltip in HTML)."""
+    """Meaning of the number, in a sentence (a tooltip in HTML)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of a table."""
+    """One entry of a table."""
 
     text: str
     value: float | int | str | None = None
-    """The number behind the text; the text itself for words; None where there is nothing."""
+    """The number behind the text; the text itself for words; None for a dash."""
     low: float | None = None
     high: float | None = None
     seeds: int | None = None
@@ -57,7 +57,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that may be compared with each other, and what a reader must know about them."""
+    """Rows that may be compared with each other, and the notes that belong to them."""
 
     name: str
     """A slug, unique in a report."""
@@ -66,7 +66,7 @@ class Table:
     groups: tuple[Group, ...]
     notes: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
-    """Notes that must be seen even where the others are folded away: missing runs, too few seeds."""
+    """Notes that stay visible where the others are folded: missing runs, too few seeds."""
     prompts: tuple[str, ...] = field(default=(), repr=False)
     """Prompts behind the scores."""
 
@@ -106,32 +106,32 @@ def fixed(value: float, digits: int, *, signed: bool = False) -> str:
     return text.replace("-", "+" if signed else "") if zero else text
 
 
-def estimate(found: Estimate | None, digits: int, *, signed: bool = False, strong: bool = False) -> Cell:
+def estimate(result: Estimate | None, digits: int, *, signed: bool = False, strong: bool = False) -> Cell:
     """``value ±half`` of a t interval; the value alone where there is none."""
-    if found is None:
+    if result is None:
         return Cell(DASH)
-    text = fixed(found.value, digits, signed=signed)
-    if found.low is not None and found.high is not None:
-        text += f" ±{fixed((found.high - found.low) / 2, digits)}"
-    return Cell(text, found.value, found.low, found.high, found.n_seeds, strong)
+    text = fixed(result.value, digits, signed=signed)
+    if result.low is not None and result.high is not None:
+        text += f" ±{fixed((result.high - result.low) / 2, digits)}"
+    return Cell(text, result.value, result.low, result.high, result.n_seeds, strong)
 
 
-def interval(found: Estimate, digits: int) -> Cell:
+def interval(result: Estimate, digits: int) -> Cell:
     """``value [low, high]``, for intervals that are not symmetric."""
-    text = fixed(found.value, digits, signed=True)
-    if found.low is not None and found.high is not None:
-        text += f" [{fixed(found.low, digits, signed=True)}, {fixed(found.high, digits, signed=True)}]"
-    return Cell(text, found.value, found.low, found.high, found.n_seeds)
+    text = fixed(result.value, digits, signed=True)
+    if result.low is not None and result.high is not None:
+        text += f" [{fixed(result.low, digits, signed=True)}, {fixed(result.high, digits, signed=True)}]"
+    return Cell(text, result.value, result.low, result.high, result.n_seeds)
 
 
-def share(found: Estimate | None) -> Cell:
+def share(result: Estimate | None) -> Cell:
     """A rate in [0, 1] as percent with its interval, which need not be symmetric."""
-    if found is None:
+    if result is None:
         return Cell(DASH)
-    text = f"{100 * found.value:.0f} %"
-    if found.low is not None and found.high is not None:
-        text += f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
-    return Cell(text, found.value, found.low, found.high, found.n_seeds)
+    text = f"{100 * result.value:.0f} %"
+    if result.low is not None and result.high is not None:
+        text += f" [{100 * result.low:.0f}, {100 * result.high:.0f}]"
+    return Cell(text, result.value, result.low, result.high, result.n_seeds)
 
 
 def p_value(p: float | None) -> Cell:
@@ -141,13 +141,13 @@ def p_value(p: float | None) -> Cell:
     return Cell("<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}", p)
 
 
-def seeds(found: int, total: int) -> Cell:
-    """How many seeds a row rests on, of how many that were started."""
-    if found == 1 and total == 1:
+def seeds(usable: int, total: int) -> Cell:
+    """Number of usable seeds of a row, of all that were started."""
+    if usable == 1 and total == 1:
         return Cell(ONE_SEED, 1)
-    if found == 1:
+    if usable == 1:
         return Cell(f"1 of {total}, no interval", 1)
-    return Cell(str(found) if found == total else f"{found} of {total}", found)
+    return Cell(str(usable) if usable == total else f"{usable} of {total}", usable)
 
 
 def digits_for(values: Iterable[float]) -> int:
@@ -166,7 +166,7 @@ def gathered(remarks: Mapping[str, str]) -> list[str]:
 
 
 def text_column(table: Table) -> int:
-    """Where a row's name stands: the first column of words."""
+    """Index of the column with a row's name: the first column of words."""
     return next((i for i, column in enumerate(table.columns) if not column.numeric), 0)
 
 
@@ -188,7 +188,7 @@ def table_data(table: Table) -> dict[str, object]:
 def _row_data(columns: Sequence[Column], row: Row) -> dict[str, object]:
     data: dict[str, object] = {}
     for column, cell in zip(columns, row.cells):
-        known = {"low": cell.low, "high": cell.high, "seeds": cell.seeds}
-        extra = {key: value for key, value in known.items() if value is not None}
+        numbers = {"low": cell.low, "high": cell.high, "seeds": cell.seeds}
+        extra = {key: value for key, value in numbers.items() if value is not None}
         data[column.key] = {"text": cell.text, "value": cell.value, **extra}
     return data

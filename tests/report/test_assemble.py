@@ -33,7 +33,7 @@ from sdpo_bench.results.scoreboard import parse_metric
 from sdpo_bench.results.select_runs import parse_select
 from sdpo_bench.statistics.aggregates import iqm
 from sdpo_bench.statistics.eval_table import PanelKey, read_scores, reduced, stack
-from sdpo_bench.statistics.matrices import cells, matrix
+from sdpo_bench.statistics.matrices import matrix, score_grid
 
 
 def report_of(out: Path, *select: str, **options) -> Report:
@@ -218,7 +218,7 @@ def test_arrays_agree_with_the_statistics_module(tmp_path):
 
     together = pd.concat(frames)
     mine = stack(blocks, key, "sdpo")
-    assert np.array_equal(mine.scores, cells(together, endpoint="mean").scores)
+    assert np.array_equal(mine.scores, score_grid(together, endpoint="mean").scores)
     for endpoint in (1, 4, "mean", "area"):
         theirs = matrix(together, endpoint=endpoint)
         found = reduced(mine, endpoint)

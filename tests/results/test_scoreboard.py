@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import scoreboard, step_leaders
 from sdpo_bench.statistics.eval_table import BASE, PanelKey
-from sdpo_bench.statistics.matrices import Cells, Measure
+from sdpo_bench.statistics.matrices import Measure, ScoreGrid
 
 PROMPTS, STEPS = ("bee", "cat"), (1, 4)
 
@@ -18,7 +18,7 @@ def cells_of(label, by_seed, prompts=(0.0, 0.0), steps=(0.0, 0.0)):
     """One image a cell, scored with the sum of its seed's, its prompt's and its step count's number."""
     seeds, values = tuple(by_seed), np.array(list(by_seed.values()), dtype=float)
     scores = values[:, None, None, None] + np.array(prompts)[None, :, None, None] + np.array(steps)[None, None, :, None]
-    return Cells(scores, seeds, PROMPTS, STEPS, (0,), label, Measure("good", "1", "train"))
+    return ScoreGrid(scores, seeds, PROMPTS, STEPS, (0,), label, Measure("good", "1", "train"))
 
 
 def panel_of(*arms, base=0.0, reward="good"):

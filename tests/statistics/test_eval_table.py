@@ -7,8 +7,8 @@ from report_factory import frame
 from sdpo_bench.statistics.eval_table import (
     BASE,
     Block,
-    Cells,
     PanelKey,
+    ScoreGrid,
     at,
     only_seeds,
     only_steps,
@@ -29,15 +29,15 @@ def test_parts_are_picked_by_their_labels_and_not_by_their_places():
     part = block.restrict((2, 4), (1, 3))
     assert (part.steps, part.images) == ((2, 4), (1, 3))
     assert part.scores.tolist() == [[[5, 7], [9, 11]], [[17, 19], [21, 23]]]
-    cells = Cells(numbered(3, 1, 3, 1), (3, 5, 7), ("bee",), (1, 2, 4), (0,), "sdpo", Measure())
-    assert only_steps(cells, (2, 4)).scores[..., 0].tolist() == [[[1, 2]], [[4, 5]], [[7, 8]]]
-    assert at(cells, 4).scores.ravel().tolist() == [2, 5, 8]
-    picked = only_seeds(cells, (7, 5))
+    grid = ScoreGrid(numbered(3, 1, 3, 1), (3, 5, 7), ("bee",), (1, 2, 4), (0,), "sdpo", Measure())
+    assert only_steps(grid, (2, 4)).scores[..., 0].tolist() == [[[1, 2]], [[4, 5]], [[7, 8]]]
+    assert at(grid, 4).scores.ravel().tolist() == [2, 5, 8]
+    picked = only_seeds(grid, (7, 5))
     assert picked.seeds == (7, 5) and picked.scores[:, 0, 0, 0].tolist() == [6, 3]
 
 
 def test_a_fixed_model_is_repeated_under_each_seed():
-    base = Cells(numbered(1, 1, 3, 1), (0,), ("bee",), (1, 2, 4), (0,), BASE, Measure())
+    base = ScoreGrid(numbered(1, 1, 3, 1), (0,), ("bee",), (1, 2, 4), (0,), BASE, Measure())
     assert only_seeds(base, (5, 9)).scores[..., 0].tolist() == [[[0, 1, 2]]] * 2
 
 

@@ -14,12 +14,12 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.report.tables.method_tables import board_cautions, interval_notes, panel_notes, score_digits
 from sdpo_bench.results.comparability import Arm, Setting, is_setting_key, shown
-from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base, metric_cells
+from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base, metric_grid
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.aggregates import MIN_RESAMPLES, probability_of_improvement, stratified_bootstrap
 from sdpo_bench.statistics.eval_table import only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
-from sdpo_bench.statistics.matrices import Cells, Endpoint, paired
+from sdpo_bench.statistics.matrices import Endpoint, ScoreGrid, paired
 from sdpo_bench.statistics.ranking import holm, paired_test
 
 ABLATIONS = {
@@ -43,7 +43,7 @@ class Variant:
     line: Line
 
     @property
-    def cells(self) -> Cells:
+    def cells(self) -> ScoreGrid:
         return self.board.panel.arms[self.arm.label]
 
 
@@ -166,7 +166,7 @@ def _notes(family: Family) -> list[str]:
 
 def _difference(v: Variant, reference: Variant, endpoint: Endpoint) -> tuple[Estimate, float | None] | None:
     """Variant minus reference over the seeds, step counts and images that both have, with its unadjusted p."""
-    a, b = (metric_cells(x.cells, x.board.panel, endpoint) for x in (v, reference))
+    a, b = (metric_grid(x.cells, x.board.panel, endpoint) for x in (v, reference))
     if a is None or b is None or a.steps != b.steps or a.images != b.images:
         return None
     shared = sorted(set(a.seeds) & set(b.seeds))
@@ -219,8 +219,8 @@ def _standardised(board: Board) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     if spread is None:
         return found
-    for label, cells in panel.arms.items():
-        gain = difference_to_base(panel, cells, board.endpoint)
+    for label, grid in panel.arms.items():
+        gain = difference_to_base(panel, grid, board.endpoint)
         if gain is not None:
             found[label] = gain.seed_means / spread
     return found

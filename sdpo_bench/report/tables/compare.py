@@ -15,11 +15,11 @@ from sdpo_bench.results.comparability import Arm, differences
 from sdpo_bench.results.compare_names import Side
 from sdpo_bench.results.panels import Panel, base_scores, panels_of
 from sdpo_bench.results.read_results import Results, read_all_scores
-from sdpo_bench.results.scoreboard import base_spread, cell_win_rate, endpoint_words, metric_cells
+from sdpo_bench.results.scoreboard import base_spread, endpoint_words, grid_win_rate, metric_grid
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE, Scores, only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval, effect_size, image_standard_error, seed_interval
-from sdpo_bench.statistics.matrices import Cells, Endpoint, paired
+from sdpo_bench.statistics.matrices import Endpoint, ScoreGrid, paired
 from sdpo_bench.statistics.ranking import PairedTest, benjamini_hochberg, holm, paired_test, verdict
 
 
@@ -89,7 +89,7 @@ def compare_sides(
     scores, problems = read_all_scores((*runs, *results.bases))
     both = replace(setting, arms=arms)
     panels = panels_of(both, scores, base_scores(both, results.bases, scores).blocks)
-    shared = [p for p in panels if all(_cells(p, side) is not None for side in (a, b))]
+    shared = [p for p in panels if all(_grid_of(p, side) is not None for side in (a, b))]
     if splits:
         shared = [panel for panel in shared if panel.key.split in splits]
     if not shared:
@@ -107,7 +107,7 @@ def _check_done(arms: Iterable[Arm]) -> None:
             raise UsageError(f"{arm.label} has no finished run ({states}). Finish one first: sdpo-bench list runs")
 
 
-def _cells(panel: Panel, side: Side) -> Cells | None:
+def _grid_of(panel: Panel, side: Side) -> ScoreGrid | None:
     return panel.base if side.arm is None else panel.arms.get(side.arm.label)
 
 
@@ -120,7 +120,7 @@ def _no_panel(a: Side, b: Side, arms: Sequence[Arm], panels: Sequence[Panel], sc
         if all(scores[run].bad for run in usable):
             return f"{arm.label} has no finite scores: all of its runs diverged."
     both = f"{a.name} and {b.name} cannot be compared"
-    mine, theirs = ([p for p in panels if _cells(p, side) is not None] for side in (a, b))
+    mine, theirs = ([p for p in panels if _grid_of(p, side) is not None] for side in (a, b))
     for x, y in product(mine, theirs):
         for key, one, other in zip(x.key._fields, x.key, y.key):
             if one != other:
@@ -132,7 +132,7 @@ def _no_panel(a: Side, b: Side, arms: Sequence[Arm], panels: Sequence[Panel], sc
 
 
 def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> Duel:
-    cells_a, cells_b = _cells(panel, a), _cells(panel, b)
+    cells_a, cells_b = _grid_of(panel, a), _grid_of(panel, b)
     assert cells_a is not None and cells_b is not None
     cells_a, cells_b, left_out = _common_seeds(cells_a, cells_b)
     steps = [k for k in cells_a.steps if k in cells_b.steps]
@@ -146,7 +146,7 @@ def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> D
     primary = next((o for o in outcomes if o.endpoint == endpoint), outcomes[0])
     difference = _difference(panel, cells_a, cells_b, endpoint)
     spread = base_spread(panel, endpoint)
-    images = metric_cells(cells_a, panel, endpoint), metric_cells(cells_b, panel, endpoint)
+    images = metric_grid(cells_a, panel, endpoint), metric_grid(cells_b, panel, endpoint)
     error = None
     if len(difference.seeds) == 1 and images[0] is not None and images[1] is not None:
         error = image_standard_error(images[0].per_image() - images[1].per_image()).standard_error
@@ -163,7 +163,7 @@ def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> D
     )
 
 
-def _common_seeds(a: Cells, b: Cells) -> tuple[Cells, Cells, str]:
+def _common_seeds(a: ScoreGrid, b: ScoreGrid) -> tuple[ScoreGrid, ScoreGrid, str]:
     """Both sides under the same seeds; the base model takes those of the other."""
     if BASE in (a.method, b.method):
         seeds = b.seeds if a.method == BASE else a.seeds
@@ -179,18 +179,18 @@ def _common_seeds(a: Cells, b: Cells) -> tuple[Cells, Cells, str]:
     return only_seeds(a, shared), only_seeds(b, shared), text
 
 
-def _difference(panel: Panel, a: Cells, b: Cells, endpoint: Endpoint) -> Any:
-    mine, theirs = metric_cells(a, panel, endpoint), metric_cells(b, panel, endpoint)
+def _difference(panel: Panel, a: ScoreGrid, b: ScoreGrid, endpoint: Endpoint) -> Any:
+    mine, theirs = metric_grid(a, panel, endpoint), metric_grid(b, panel, endpoint)
     assert mine is not None and theirs is not None
     return paired(reduced(mine, endpoint), reduced(theirs, endpoint))
 
 
-def _outcome(panel: Panel, a: Cells, b: Cells, endpoint: Endpoint, level: float) -> Outcome:
-    mine, theirs = metric_cells(a, panel, endpoint), metric_cells(b, panel, endpoint)
+def _outcome(panel: Panel, a: ScoreGrid, b: ScoreGrid, endpoint: Endpoint, level: float) -> Outcome:
+    mine, theirs = metric_grid(a, panel, endpoint), metric_grid(b, panel, endpoint)
     assert mine is not None and theirs is not None
     found = crossed_interval(_difference(panel, a, b, endpoint), level)
-    means = [float(reduced(cells, endpoint).values.mean()) for cells in (mine, theirs)]
-    return Outcome(endpoint, means[0], means[1], found, cell_win_rate(mine, theirs, level), found.p_value())
+    means = [float(reduced(grid, endpoint).values.mean()) for grid in (mine, theirs)]
+    return Outcome(endpoint, means[0], means[1], found, grid_win_rate(mine, theirs, level), found.p_value())
 
 
 def _adjusted(by_step: Sequence[Outcome], summaries: Sequence[Outcome]) -> list[Outcome]:

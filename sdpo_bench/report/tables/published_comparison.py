@@ -123,8 +123,8 @@ def _scores(line: Line) -> dict[int, Reading]:
 
 
 def _gains(board: Board, line: Line) -> dict[int, Reading]:
-    cells = board.panel.arms[line.label]
-    found = {k: difference_to_base(board.panel, cells, k) for k in cells.steps}
+    grid = board.panel.arms[line.label]
+    found = {k: difference_to_base(board.panel, grid, k) for k in grid.steps}
     return {k: _reading(crossed_interval(gain, board.level)) for k, gain in found.items() if gain is not None}
 
 

@@ -17,7 +17,7 @@ from sdpo_bench.plugins.conflicts import refuse_what_a_study_owns
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, at, read_scores, stack
-from sdpo_bench.statistics.matrices import Cells, Endpoint, Matrix
+from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid
 from sdpo_bench.sweep.plan import Cell, Plan, RatesOf, make_plan
 from sdpo_bench.sweep.suite import Suite, make_suite
 
@@ -174,7 +174,7 @@ class Trainings:
         """Scores of the base models that are here."""
         return [read_scores(f.evaluation) for f in run_folders(self.out) if f.run_id.startswith("base-")]
 
-    def cells(self, arm: Arm, reward: str = "", split: str = "train") -> tuple[Cells, Cells] | None:
+    def cells(self, arm: Arm, reward: str = "", split: str = "train") -> tuple[ScoreGrid, ScoreGrid] | None:
         """Scores of an arm's usable runs and of the base model, same prompts, step counts and images; None if no run
         is usable.
 
