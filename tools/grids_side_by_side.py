@@ -19,7 +19,7 @@ from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.running.run_one import grid_prompts
 from sdpo_bench.scoring.image_statistics import CELL, GAP, HEAD, LABEL_WIDTH, grid
 from sdpo_bench.settings import EvaluationSettings
-from sdpo_bench.system.regular import read_text
+from sdpo_bench.system.files import read_text
 
 
 def cells(path: Path, steps: int) -> Tensor:

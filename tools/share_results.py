@@ -16,8 +16,7 @@ from sdpo_bench.report.assemble import Request, build_report
 from sdpo_bench.report.markdown import as_json
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
-from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.regular import read_bytes
+from sdpo_bench.system.files import atomic_write, read_bytes
 
 GRID = "grid.png"
 LEFT = ("lock", GRID)

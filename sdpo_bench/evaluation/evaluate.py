@@ -30,8 +30,7 @@ from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.regular import require_regular
+from sdpo_bench.system.files import atomic_write, require_file
 from sdpo_bench.system.signals import no_stop_lost, raise_what_was_lost
 
 KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
@@ -278,7 +277,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     if not run.evaluation.exists():
         return empty_rows()
     try:
-        require_regular(run.evaluation)
+        require_file(run.evaluation)
         check_seal(run.evaluation)
         rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
     except PermissionError as error:  # sound, for all that is known

@@ -26,9 +26,8 @@ from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.scoring.scorer import CompositeScorer, Parts, Scorer
 from sdpo_bench.scoring.weighted_sum import Basis, Composite
-from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.files import atomic_write, read_text
 from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.regular import read_text
 
 AXIS = "reward-reference"
 

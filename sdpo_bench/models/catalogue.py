@@ -15,8 +15,8 @@ from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.models.hub import cached_pipeline, find_pipeline
 from sdpo_bench.models.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.system.distributed import local_device
+from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.regular import read_text
 
 if TYPE_CHECKING:
     from sdpo_bench.models.policy import Policy

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.regular import read_text, regular
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CONFIGS = (*NETWORKS, "scheduler")
@@ -227,7 +227,7 @@ def _loaded_files(folder: Path) -> list[Path]:
 @cache
 def _file_digest(path: str, size: int, changed: int) -> str:
     """Hash of a file; gigabytes take seconds, and a process asks often."""
-    with open(path, "rb", opener=regular) as stream:
+    with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "blake2b").hexdigest()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sdpo_bench.report.assemble import Grid, Report
 from sdpo_bench.report.plots import THEME
 from sdpo_bench.system.console_text import clean
-from sdpo_bench.system.regular import read_bytes
+from sdpo_bench.system.files import read_bytes
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
 PAPER = {THEME["ink"]: "#ffffff", DARK["ink"]: "#14191e"}

@@ -24,8 +24,8 @@ from sdpo_bench.results.study_record import StudyRecord, read_studies
 from sdpo_bench.results.suite_records import SuiteRecord, read_records
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import Scores, read_scores
+from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import is_text, parse_json
-from sdpo_bench.system.regular import read_text, regular
 from sdpo_bench.system.signals import unheard
 from sdpo_bench.training.bill_text import search_bill
 
@@ -235,7 +235,7 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def last_line(path: Path) -> dict[str, Any] | None:
     """The last whole JSON line of a log, read from its end; ``None`` where there is none."""
-    with suppress(OSError), open(path, "rb", opener=regular) as stream:
+    with suppress(OSError), open(path, "rb") as stream:
         stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
         for line in reversed(stream.read().splitlines()):
             with suppress(ValueError):

@@ -19,9 +19,8 @@ from sdpo_bench.errors import MissingError, RunFailed
 from sdpo_bench.results.study_findings import Findings
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.table import Table
-from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.files import atomic_write, read_text
 from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.regular import read_text
 
 FORMAT = 1
 """Raised when the form of the file changes."""

@@ -13,9 +13,8 @@ from typing import Any
 
 from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.hashing import canonical
-from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.files import atomic_write, read_text
 from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.regular import read_text
 
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 """What reading a damaged record raises."""

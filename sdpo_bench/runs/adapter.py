@@ -10,8 +10,7 @@ from pathlib import Path
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models.adapter_file import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.regular import Irregular, read_bytes, read_text, require_regular
+from sdpo_bench.system.files import atomic_write, read_bytes, read_text, require_file
 
 LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
@@ -53,14 +52,14 @@ def check_seal(folder: Path) -> None:
     """
     path, seal = folder / LORA_FILE, folder / LORA_SEAL
     try:
-        require_regular(path)
+        require_file(path)
         if not seal.exists():
             return
         digest = hashlib.sha256(read_bytes(path)).hexdigest()
         if read_bytes(seal).split()[:1] == [digest.encode()]:
             return
         reason = f"it does not have the digest in {LORA_SEAL}"
-    except (FileNotFoundError, Irregular) as error:
+    except FileNotFoundError as error:
         reason = f"'{error.filename}': {error.strerror}"
     except OSError as error:  # sound, for all that is known
         raise MissingError(

@@ -30,10 +30,9 @@ from typing import Any, Literal
 
 from sdpo_bench.config.run_id import problem
 from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
-from sdpo_bench.system.files import atomic_write, disk_space
+from sdpo_bench.system.files import atomic_write, disk_space, read_text
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.lock import lock
-from sdpo_bench.system.regular import Irregular, read_text, regular
 from sdpo_bench.system.same_folder import same_folder
 
 VALIDATION = "validation.jsonl"
@@ -139,7 +138,7 @@ class RunFolder:
         """Add one line to ``train.jsonl`` or ``timing.jsonl``."""
         path = self.path / name
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
-        with disk_space(path), open(path, "ab", opener=regular) as stream:
+        with disk_space(path), open(path, "ab") as stream:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
@@ -153,7 +152,7 @@ class RunFolder:
     def digest(self, name: str, size: int) -> str:
         """SHA-256 of the first ``size`` bytes of a file; of nothing where there is none."""
         content = b""
-        with suppress(FileNotFoundError, Irregular), open(self.path / name, "rb", opener=regular) as stream:
+        with suppress(FileNotFoundError), open(self.path / name, "rb") as stream:
             content = stream.read(size)
         return hashlib.sha256(content).hexdigest()
 
@@ -161,14 +160,14 @@ class RunFolder:
         """Forget what was logged after a checkpoint, so that resuming repeats no line."""
         path = self.path / name
         if path.exists() and path.stat().st_size > size:
-            with disk_space(path), open(path, "rb+", opener=regular) as stream:
+            with disk_space(path), open(path, "rb+") as stream:
                 stream.truncate(size)
                 os.fsync(stream.fileno())
 
     def log(self, name: str = "train.jsonl") -> list[dict[str, Any]]:
         """Lines of a log, oldest first; a last line that a killed process left unfinished is skipped."""
         rows: list[dict[str, Any]] = []
-        with suppress(FileNotFoundError, Irregular):
+        with suppress(FileNotFoundError):
             for line in read_text(self.path / name, errors="replace").splitlines():
                 with suppress(ValueError):
                     row = parse_json(line)
@@ -241,8 +240,6 @@ def read_object(path: Path, mend: str = "") -> dict[str, Any]:
         data = parse_json(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"'{path.parent}' is not a run folder: it has no {path.name}.") from None
-    except Irregular as error:
-        raise UsageError(f"'{path}' is damaged: {error.strerror}.{mend}") from error
     except OSError as error:
         raise UsageError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValueError as error:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sdpo_bench.evaluation.parquet_seal import check_seal
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
-from sdpo_bench.system.regular import require_regular
+from sdpo_bench.system.files import require_file
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
@@ -136,7 +136,7 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
         pictures: read the picture statistics too.
     """
     try:
-        require_regular(path)
+        require_file(path)
         check_seal(path)
         columns = _columns(path, PICTURES if pictures else ())
     except PermissionError as error:  # not readable is not damaged

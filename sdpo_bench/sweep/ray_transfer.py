@@ -12,8 +12,7 @@ from pathlib import Path
 
 from sdpo_bench.errors import Unwritable
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.regular import read_text
+from sdpo_bench.system.files import atomic_write, read_text
 from sdpo_bench.system.streams import open_log
 
 
@@ -41,7 +40,7 @@ def unpack(files: bytes, out: Path) -> str:
         Why a log could not be written; empty where none was lost.
 
     Raises:
-        UsageError, Irregular: what is there is no file that could be joined; everything before it has arrived.
+        UsageError, OSError: what is there is no file that could be joined; everything before it has arrived.
     """
     lost = ""
     with tempfile.TemporaryDirectory(dir=out, prefix=".arriving-") as folder:

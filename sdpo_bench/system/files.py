@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what to say where the disk refuses them."""
+"""Read regular files, write files whole or not at all, and say what is wrong where the disk refuses them."""
 
 import errno
 import os
@@ -22,6 +22,28 @@ _IN_THE_WAY = {
     errno.EACCES: "Ask whose it is, or for write access,",
     errno.EPERM: "Ask whose it is, or for write access,",
 }
+
+
+def require_file(path: Path) -> None:
+    """Refuse a pipe, a device or a folder where a file should be: a reader of a pipe would wait for ever.
+
+    Raises:
+        OSError: it is one, or there is nothing.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file. Raises OSError."""
+    require_file(path)
+    return path.read_bytes()
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Content of a UTF-8 file. Raises OSError, UnicodeDecodeError."""
+    require_file(path)
+    return path.read_text(encoding="utf-8", errors=errors)
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO
 
 from sdpo_bench.errors import Unwritable
-from sdpo_bench.system.regular import Irregular, regular
 
 _OPEN: list[IO[str]] = []
 """Lock files that are open in this process."""
@@ -38,10 +37,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 def _open(path: Path) -> IO[str]:
     try:
-        return open(path, "a+", opener=regular)
-    except Irregular as error:
-        text = f"'{path}' cannot be locked: {error.strerror}. Delete it and give the same command again."
-        raise Unwritable(text, error.strerror) from error
+        return open(path, "a+")
     except OSError as error:
         text = f"'{path}' cannot be locked: {error.strerror}. Give its folder free space and write access first."
         raise Unwritable(text, error.strerror) from error

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.system.regular import regular
 from sdpo_bench.system.standard_output import rewrapped
 
 
@@ -48,7 +47,7 @@ def open_log(path: Path) -> Iterator[Log]:
     """A log to be continued, in a folder that is made; where it cannot be opened, one that leads nowhere."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = Log(Lossy(path, "a", opener=regular))
+        log = Log(Lossy(path, "a"))
     except OSError as error:
         log = Log(Lossy(os.devnull, "w"), error.strerror or str(error))
     with log:

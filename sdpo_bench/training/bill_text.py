@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.reward_formula import part_weights
+from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.regular import read_text
 
 SEARCH_FILE = "search.json"
 """What inference-time search has cost, by block of the evaluation."""

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from sdpo_bench.runs.run_folder import VALIDATION, RunFolder
-from sdpo_bench.system.files import atomic_write, disk_space
-from sdpo_bench.system.regular import Irregular, read_bytes
+from sdpo_bench.system.files import atomic_write, disk_space, read_bytes
 
 LOGS = ("train.jsonl", "timing.jsonl", VALIDATION, "warnings.jsonl")
 
@@ -20,7 +19,7 @@ def read(run: RunFolder, name: str) -> bytes:
     Raises:
         Unwritable: the disk refuses.
     """
-    with disk_space(run.path / name), suppress(FileNotFoundError, Irregular):
+    with disk_space(run.path / name), suppress(FileNotFoundError):
         return read_bytes(run.path / name)
     return b""
 

@@ -205,7 +205,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_trained_over(copy, monkeypatch)
         def refuse(path, error=error):
             raise error
 
-        monkeypatch.setattr(checkpoint, "require_regular", refuse)
+        monkeypatch.setattr(checkpoint, "require_file", refuse)
         with pytest.raises(MissingError, match=f"cannot be read: {error.strerror}.*does not begin anew"):
             checkpoint.latest(run)
 

@@ -1,9 +1,7 @@
-"""Pipes and devices in the place of a results folder's files are refused as damaged, and nobody waits for them."""
+"""A pipe, a device or a folder in the place of a file is refused with its name, and nobody waits for it."""
 
-import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 from contextlib import ExitStack
@@ -13,25 +11,17 @@ from types import SimpleNamespace
 import pytest
 from report_factory import base_frame, make_base, make_run, spread
 
-from factories import make_resolved
-from forked import command, exit_code
+from forked import exit_code
 from sdpo_bench.config.resolve import Request
-from sdpo_bench.errors import MissingError, Unwritable, UsageError
+from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation.evaluate import read_rows
-from sdpo_bench.models.pipeline_files import read_folder
-from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL, check_seal, exported, log_changed
 from sdpo_bench.runs.run_folder import RunFolder, check_writable
 from sdpo_bench.settings import Runtime
+from sdpo_bench.statistics.eval_table import read_scores
 from sdpo_bench.sweep.ray_executor import RayExecutor
 from sdpo_bench.sweep.ray_transfer import keep_aside, pack, unpack
 from sdpo_bench.sweep.worker import DONE, FAILED, Job, Said
 from sdpo_bench.training import checkpoint
-from sdpo_bench.training.bill_text import read_search
-
-FILES = (
-    "run.json", "status", "train.jsonl", "timing.jsonl", "search.json", "warnings.jsonl", "validation.jsonl",
-    "grid.png", f"lora/{LORA_SEAL}", "lock", "eval.parquet",
-)  # fmt: skip
 
 
 def pipe(path: Path) -> Path:
@@ -63,43 +53,12 @@ def run(tmp_path) -> RunFolder:
     return folder
 
 
-def test_lists_and_reports_go_on_beside_pipes(tmp_path):
-    out = tmp_path / "results"
-    make_base(out, base_frame(spread([0, 0, 0])))
-    whole = make_run(out, "ddpo", 0, spread([1, 1, 1]))
-    harmed = {name: make_run(out, "sdpo", seed, spread([1, 1, 1])) for seed, name in enumerate(FILES)}
-    for name, folder in harmed.items():
-        pipe(folder / name)
-    pipe(out / "suites" / "paper.json")
-    (out / "studies").mkdir()
-    pipe(out / "studies" / "budget" / "small.json")
-    said = {}
-    for words in (["list", "runs"], ["report", "--out", str(tmp_path / "page.html")]):
-        said[words[0]] = tmp_path / words[0]
-        arguments = [*words, "--results", str(out), *(["--json"] if words[0] == "list" else [])]
-        # The child dies by its alarm where it waits: a library that waits in C never comes back to Python.
-        code = exit_code(lambda: (signal.alarm(200), command(arguments)), said[words[0]], tmp_path / "err")  # noqa: B023
-        assert code == 0, (words, code, (tmp_path / "err").read_text()[-2000:])
-    rows = {row["run"]: row for row in json.loads(said["list"].read_text())}
-    assert rows[whole.name]["state"] == "done" and "damaged" not in str(rows[whole.name])
-    assert rows[harmed["run.json"].name]["state"] == "damaged"
-    assert rows[harmed["status"].name]["state"] == "unknown"
-    assert "eval.parquet is damaged: not a regular file" in rows[harmed["eval.parquet"].name]["message"]
-
-
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("target", ["pipe", "/dev/zero"])
 def test_a_run_folder_refuses_what_is_no_file(run, target):
-    for name in ("status", "train.jsonl", "lock", "search.json"):
-        pipe(run.path / name) if target == "pipe" else (run.path / name).symlink_to(target)
-    assert run.known_state == "unknown"
-    assert run.log() == [] and read_search(run.path) == {}
-    assert run.digest("train.jsonl", 10) == run.digest("nothing", 10)
-    with pytest.raises(Unwritable, match=r"train.jsonl.*not a regular file"):
-        run.append("train.jsonl", {"epoch": 1})
-    assert not run.is_locked
-    with pytest.raises(Unwritable, match=r"lock.*not a regular file.*Delete it"), run.locked():
-        pass
+    pipe(run.path / "status") if target == "pipe" else (run.path / "status").symlink_to(target)
+    with pytest.raises(UsageError, match=r"status' cannot be read: not a regular file"):
+        _ = run.status
     run.set_status("new")
     assert run.state == "new"
 
@@ -109,18 +68,6 @@ def test_a_folder_in_the_place_of_a_file_is_named(run):
     with pytest.raises(Unwritable, match=r"status' cannot be written: Is a directory.*Delete the folder in its place"):
         run.set_status("new")
     assert not list(run.path.glob(".*"))
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("name", [LORA_SEAL, LORA_FILE])
-def test_an_adapter_of_pipes_is_damaged(run, name):
-    for file in (LORA_SEAL, LORA_FILE):
-        run.lora.mkdir(exist_ok=True)
-        (run.lora / file).write_text("0")
-    pipe(run.lora / name)
-    assert log_changed(run) == "" and not exported(run)
-    with pytest.raises(UsageError, match="is damaged"):
-        check_seal(run.lora)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -152,21 +99,9 @@ def test_what_somebody_has_put_beside_checkpoints_is_none(run):
 @pytest.mark.usefixtures("impatient")
 def test_evaluation_rows_are_not_read_from_a_pipe(run):
     pipe(run.evaluation)
-    with pytest.raises(UsageError, match=r"is damaged \(not a regular file"):
+    with pytest.raises(UsageError, match=r"is damaged .*not a regular file"):
         read_rows(run)
-
-
-@pytest.mark.usefixtures("impatient")
-def test_weights_of_a_pipeline_are_files(tiny_pipe, tmp_path):
-    folder = Path(shutil.copytree(tiny_pipe, tmp_path / "pipe"))
-    for path in (folder / "unet").glob("*.safetensors"):
-        pipe(path)
-    with pytest.raises(MissingError, match="unet has no weights"):
-        read_folder(folder)
-    pipe(folder / "scheduler" / "scheduler_config.json")
-    make_resolved(folder)
-    with pytest.raises(MissingError, match="scheduler has no configuration file"):
-        read_folder(folder)
+    assert "not a regular file" in read_scores(run.evaluation).problems[0]
 
 
 @pytest.fixture
@@ -230,19 +165,9 @@ def test_files_that_cannot_even_be_kept_are_said_to_be_lost(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir()), "nor takes half of them room"
 
 
-@pytest.mark.parametrize("obstacle", ["a pipe in its place", "a file for its folder"])
-def test_a_cell_whose_log_cannot_be_brought_back_does_without(tmp_path, arriving, obstacle):
+def test_a_cell_whose_log_cannot_be_brought_back_does_without(tmp_path, arriving):
     name, _, files = arriving
-    if obstacle == "a pipe in its place":
-        pipe(tmp_path / "logs" / f"{name}.log")
-    else:
-        (tmp_path / "logs").write_text("")
+    (tmp_path / "logs").write_text("")
     ended = brought_back(tmp_path, name, files)
     assert (ended.code, ended.message) == (DONE, "") and f"{name}.log' cannot be written: " in ended.note
     assert RunFolder(tmp_path / "runs" / name).state == "done"
-
-
-def test_a_log_that_is_a_pipe_is_not_packed(tmp_path):
-    run = make_run(tmp_path, "ddpo", 0, spread([1, 1, 1]))
-    pipe(tmp_path / "logs" / f"{run.name}.log")
-    unpack(pack(tmp_path, [run.name], run.name), Path(shutil.copytree(tmp_path / "runs", tmp_path / "new")))

@@ -1,6 +1,7 @@
 """Folders and files that may not be looked into: whoever asks for one is told why, nobody else is bothered."""
 
 import builtins
+import io
 import os
 
 import pytest
@@ -31,20 +32,21 @@ def close(folder, patch):
 
         return called
 
-    for owner, name in ((os, "stat"), (os, "open"), (os, "scandir"), (builtins, "open")):
+    for owner, name in ((os, "stat"), (os, "open"), (os, "scandir"), (builtins, "open"), (io, "open")):
         patch.setattr(owner, name, refusing(getattr(owner, name)))
 
 
 def close_file(file, patch):
     """A file of another user's with mode 0600."""
-    opened = os.open
+    opened = io.open
 
     def refusing(path, *args, **kwargs):
         if str(path) == str(file):
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, *args, **kwargs)
 
-    patch.setattr(os, "open", refusing)
+    for owner in (io, builtins):
+        patch.setattr(owner, "open", refusing)
 
 
 def test_a_closed_run_does_not_keep_others_from_being_found(tmp_path, monkeypatch):
