@@ -145,8 +145,7 @@ def _do_cell(
     record = _record(resolved, trainer, scorers, device) | {"reward_reference": references}
     record |= {"processes": processes.count} if processes.count > 1 else {}
     run.create(record)
-    with run.locked() as require_folder:
-        trainer.state.require_folder = require_folder
+    with run.locked():
         if not made(run):  # a plugin may have been mended since an earlier start failed
             run.create(record, anew=True)
         remember_prompts(run, config.eval)
@@ -156,7 +155,6 @@ def _do_cell(
             outcome = _work(trainer, scorers, watcher, device, trained_now)
             trainer.state.mend_logs()
         except BaseException as error:
-            require_folder()  # or another process, which has begun anew, would read as ended
             _record_end(run, error, finished)
             if isinstance(error, SystemExit):
                 raise RunFailed(f"{_why(error)}. Plugins raise errors; the last good checkpoint stays") from error

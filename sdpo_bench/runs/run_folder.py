@@ -22,7 +22,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,6 @@ from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, neares
 from sdpo_bench.system.files import atomic_write, disk_space, read_text
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.lock import lock
-from sdpo_bench.system.same_folder import same_folder
 
 VALIDATION = "validation.jsonl"
 State = Literal["new", "running", "interrupted", "failed", "done"]
@@ -188,20 +187,18 @@ class RunFolder:
         return f"sdpo-bench eval {'RUN, for a run beside it' if self.run_id.startswith('base-') else self.run_id}"
 
     @contextmanager
-    def locked(self, *, wait: bool = False) -> Iterator[Callable[[], None]]:
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
         """Hold the run for this process; the kernel frees the lock when a process dies, however it dies.
-
-        Gives a function that raises Unwritable once the folder, and the lock with it, was removed or moved.
 
         Raises:
             Busy: another living process holds it (and ``wait`` is off).
             Unwritable: the lock cannot be opened.
         """
-        with lock(self.path / "lock", wait=wait) as held, same_folder(self.path) as require_same:
+        with lock(self.path / "lock", wait=wait) as held:
             if not held:
                 raise Busy(f"another process is working on run '{self.run_id}'. Wait for it, or stop it first.")
             self._clear_unfinished()
-            yield require_same
+            yield
 
     def _clear_unfinished(self) -> None:
         """Remove what processes that were killed in mid-write have left; whoever holds the lock is the only writer.

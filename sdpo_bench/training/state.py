@@ -55,8 +55,6 @@ class TrainingState:
     ):
         self.run, self.updater, self.normaliser, self.scorer = run, updater, normaliser, scorer
         self.validator, self.processes, self.warn = validator, processes, warn
-        self.require_folder: Callable[[], None] = lambda: None
-        """Raises Unwritable where the run's folder was removed meanwhile."""
         self.epoch = 0
         """Whole epochs so far."""
         self.first: dict[str, Any] = {}
@@ -80,7 +78,6 @@ class TrainingState:
         """Write the checkpoint of the last whole epoch, unless it is there already."""
         epoch, state = self._kept
         if epoch != self._saved_epoch and self.processes.is_main:
-            self.require_folder()
             checkpoint.write(self.run, epoch, state)
             self._saved_epoch = epoch
 
@@ -127,12 +124,7 @@ class TrainingState:
     # -- logs ------------------------------------------------------------------------------------------------
 
     def mend_logs(self) -> None:
-        """Undo what others have done to the logs since training began, so that no line of the bill is lost unseen.
-
-        Raises:
-            Unwritable: somebody has removed the folder; what is made anew would be half a run.
-        """
-        self.require_folder()
+        """Undo what others have done to the logs since training began, so that no line of the bill is lost unseen."""
         self._say_mended(training_logs.mend(self.run))
 
     def mend_finished_logs(self) -> None:
