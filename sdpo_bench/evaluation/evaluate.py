@@ -18,19 +18,19 @@ from torch import Tensor
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation.inference_search import Candidates
-from sdpo_bench.evaluation.parquet_seal import check_seal, sealed
 from sdpo_bench.models.catalogue import scheduler_config
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
+from sdpo_bench.runs.eval_file import read_sealed, sealed
 from sdpo_bench.runs.input_digests import remember_rewards
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.files import atomic_write, require_file
+from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.signals import no_stop_lost, raise_what_was_lost
 
 KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
@@ -277,9 +277,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     if not run.evaluation.exists():
         return empty_rows()
     try:
-        require_file(run.evaluation)
-        check_seal(run.evaluation)
-        rows = pd.read_parquet(run.evaluation, page_checksum_verification=True)
+        rows = pd.read_parquet(BytesIO(read_sealed(run.evaluation)), page_checksum_verification=True)
     except PermissionError as error:  # sound, for all that is known
         raise UsageError(f"'{run.evaluation}' cannot be read: {error.strerror}. Ask whose it is.") from error
     except Exception as error:  # pyarrow raises many kinds for a damaged file

@@ -7,15 +7,16 @@ as problems. The rules are those of ``matrices.score_grid``, which a test compar
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.evaluation.parquet_seal import check_seal
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
 from sdpo_bench.system.files import require_file
+from sdpo_bench.runs.eval_file import read_sealed
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
@@ -136,9 +137,7 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
         pictures: read the picture statistics too.
     """
     try:
-        require_file(path)
-        check_seal(path)
-        columns = _columns(path, PICTURES if pictures else ())
+        columns = _columns(read_sealed(path), PICTURES if pictures else ())
     except PermissionError as error:  # not readable is not damaged
         return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
     except Exception as error:  # pyarrow raises many kinds for a damaged file
@@ -154,12 +153,14 @@ class Coded(NamedTuple):
     codes: np.ndarray
 
 
-def _columns(path: Path, optional: Sequence[str]) -> dict[str, Any]:
+def _columns(content: bytes, optional: Sequence[str]) -> dict[str, Any]:
     """Label columns as :class:`Coded`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
     import pyarrow.parquet as parquet
 
     text, needed = ["run", *PANEL_COLUMNS, "prompt"], ["run", *PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
-    with parquet.ParquetFile(path, read_dictionary=text, pre_buffer=False, page_checksum_verification=True) as stored:
+    with parquet.ParquetFile(
+        BytesIO(content), read_dictionary=text, pre_buffer=False, page_checksum_verification=True
+    ) as stored:
         table = stored.read([*needed, *optional], use_threads=False)
     by_name = dict(zip(table.column_names, table.columns))
     if missing := [name for name in needed if name not in by_name]:

@@ -107,8 +107,8 @@ def test_a_file_of_somebody_else_is_not_called_damaged(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("sdpo_bench.statistics.eval_table.require_file", refuse)
-    monkeypatch.setattr("sdpo_bench.evaluation.evaluate.require_file", refuse)
+    monkeypatch.setattr("sdpo_bench.statistics.eval_table.read_sealed", refuse)
+    monkeypatch.setattr("sdpo_bench.evaluation.evaluate.read_sealed", refuse)
     _, notices = read_all_scores(load_results(tmp_path).runs)
     assert [notice.text for notice in notices] == ["eval.parquet cannot be read: Permission denied"]
     with pytest.raises(UsageError, match=r"cannot be read: Permission denied. Ask whose it is"):
