@@ -5,6 +5,7 @@ model meet the same prompts and the same noise bank, so that differences are pai
 a second call adds rewards, splits or step counts, and an interrupted one goes on.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.models.catalogue import scheduler_config
 from sdpo_bench.models.policy import Policy
@@ -146,7 +147,36 @@ def _blocks(settings: EvaluationSettings) -> list[tuple[str, list[str], int]]:
     return [(split, texts, k) for split, texts in splits(settings).items() for k in settings.steps]
 
 
-def kept_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> pd.DataFrame | None:
+def recorded_table(
+    run: RunFolder, base: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer], refused: Unwritable
+) -> list[dict[str, Any]]:
+    """:func:`step_table` of a finished run from its files alone, for a results folder that cannot be written.
+
+    Args:
+        base: folder of the base model's scores.
+        refused: why nothing can be written.
+
+    Raises:
+        Unwritable: the run is not done, or scores are missing; says how to go on in a copy of the folder.
+        UsageError: a file of the run is damaged.
+    """
+    if not run.path.exists():
+        raise refused
+    out = run.path.parent.parent
+    way_on = (
+        f"and the results folder '{out}' cannot be written: {refused.strerror}. Go on in a copy of it: "
+        f"cp -r {shlex.quote(str(out))} COPY, then the same command for {run.run_id} with --out COPY."
+    )
+    if run.known_state != "done":
+        raise Unwritable(f"'{run.run_id}' is not done (state: {run.known_state}), {way_on}", refused.strerror)
+    tuned, before = (_recorded_rows(folder, settings, scorers) for folder in (run, base))
+    if tuned is None or before is None:
+        name = (run if tuned is None else base).run_id
+        raise Unwritable(f"'{name}' lacks scores that are asked for, {way_on}", refused.strerror)
+    return step_table(before, tuned)
+
+
+def _recorded_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> pd.DataFrame | None:
     """What :func:`evaluate` would return, where nothing is left for it to do; else ``None``.
 
     Raises:

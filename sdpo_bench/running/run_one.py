@@ -24,7 +24,6 @@ from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import held_prompts
-from sdpo_bench.running.kept import kept_table
 from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
@@ -126,7 +125,7 @@ def _do_cell(
         check_writable(runtime.out, run, base)
     except Unwritable as refused:
         scorers = evaluation_scorers(config, device, runtime.reward_timeout)
-        return Outcome(run, kept_table(run, base, config.eval, scorers, refused), trained_now=False)
+        return Outcome(run, ev.recorded_table(run, base, config.eval, scorers, refused), trained_now=False)
     # Whatever can be refused is refused before anything is written.
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))

@@ -15,10 +15,10 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimates.time_estimate import Rates, Work, run_work, seconds
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.ledger import limit_text
-from sdpo_bench.results.lost_results import what_is_lost
 from sdpo_bench.results.read_results import flat_settings
 from sdpo_bench.results.select_runs import ALIASES, same
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.statistics.eval_table import read_scores
 from sdpo_bench.sweep.suite import Suite
 from sdpo_bench.sweep.tuning import Choice, choice_data, make_choice, tuning_overrides
 
@@ -216,9 +216,24 @@ def cell_state(folder: RunFolder) -> tuple[CellState, str]:
     except UsageError as error:  # damaged: doing the cell mends it; one that cannot be read is said to be so then
         return "unfinished", "its status file is damaged" if "is damaged" in str(error) else str(error)
     state = STATES.get(str(status.get("state")), "unfinished")
-    if state == "done" and (lost := what_is_lost(folder)):
+    if state == "done" and (lost := _lost_results(folder)):
         return "unfinished", lost
     return state, str(status.get("message", ""))
+
+
+def _lost_results(folder: RunFolder) -> str:
+    """Why a finished run has to be judged again; empty where its record and scores are sound.
+
+    Its adapter may be gone: scores are shared without weights.
+    """
+    try:
+        folder.record()
+    except UsageError as error:
+        return str(error)
+    if not folder.evaluation.exists():
+        return "its eval.parquet is gone"
+    problems = read_scores(folder.evaluation, pictures=False).problems
+    return problems[0] if problems else ""
 
 
 def _refuse_twins(suite: Suite, cells: Sequence[Cell]) -> None:

@@ -21,15 +21,15 @@ from sdpo_bench.cli.commands.eval import loading_code
 from sdpo_bench.cli.entry import main
 from sdpo_bench.cli.main import cli
 from sdpo_bench.errors import Unwritable, UsageError
+from sdpo_bench.evaluation.evaluate import recorded_table
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.results.compare_names import find_sides
 from sdpo_bench.results.study_record import read_studies
-from sdpo_bench.running import kept
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
-from sdpo_bench.settings import ModelSettings
+from sdpo_bench.settings import EvaluationSettings, ModelSettings
 from sdpo_bench.sweep import local_executor
 from sdpo_bench.sweep.ray_transfer import keep_aside, pack
 
@@ -231,7 +231,10 @@ def test_files_kept_aside_are_unpacked_by_the_printed_command(made, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_copied_by_the_printed_command(made, tmp_path):
     run = copy_of(made, tmp_path / AWKWARD)[1]
-    said = str(kept._elsewhere(run, "why", Unwritable("text", "Read-only file system")))
+    run.set_status("interrupted")
+    with pytest.raises(Unwritable) as refused:
+        recorded_table(run, run, EvaluationSettings(), [], Unwritable("text", "Read-only file system"))
+    said = str(refused.value)
     command = re.findall(r"in a copy of it: (cp -r .*), then the same command", said)[0]
     words = [str(tmp_path / "copy") if word == "COPY" else word for word in shlex.split(command)]
     subprocess.run(words, check=True, timeout=60)

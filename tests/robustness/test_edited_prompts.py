@@ -184,18 +184,6 @@ def test_the_edited_file_begins_another_run(results, files, unseen, tiny_pipe, c
     assert judged(run.path) == {"cat", "dog"}
 
 
-def test_an_unfinished_run_that_the_edited_file_leaves_behind_is_named(results, files, unseen, tiny_pipe, capsys):
-    out, run = results
-    run.set_status("interrupted")
-    (files / "train.txt").write_text("cat\nhorse\n")
-    asked = words(tiny_pipe, out, files / "train.txt", unseen)
-    code, _, said = call(capsys, *asked)
-    assert code == 0 and f"'{run.run_id}' has the same settings and is not finished" in said
-    assert f"another content of the prompt file '{files / 'train.txt'}'" in said
-    assert "has the same settings" not in call(capsys, *asked)[2], "once"
-    assert "has the same settings" not in call(capsys, *asked, "--seed", 1)[2], "another run"
-
-
 def test_a_damaged_record_of_inputs_is_said(results, files, unseen, tiny_pipe, capsys):
     out, run = results
     for content in ("{", "[]", "[" * 100_000):

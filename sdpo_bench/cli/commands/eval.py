@@ -20,7 +20,6 @@ from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set, validate
 from sdpo_bench.plugins.setting_names import unknown_setting
 from sdpo_bench.prompts.prompt_sets import held_prompts
-from sdpo_bench.running.kept import kept_table
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.run_one import make_scorers
 from sdpo_bench.running.source_check import refuse_changed_plugins
@@ -102,7 +101,7 @@ def _eval_one(
     try:
         check_writable(runtime.out, folder, base)
     except Unwritable as refused:
-        return kept_table(folder, base, settings, scorers, refused), trained
+        return ev.recorded_table(folder, base, settings, scorers, refused), trained
     say = lambda text: click.echo(f"warning: {text}", err=True)  # noqa: E731
     refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=say)
     policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))

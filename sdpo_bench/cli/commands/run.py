@@ -26,7 +26,6 @@ from sdpo_bench.running.run_one import Outcome, run_cell
 from sdpo_bench.runs.adapter import log_changed, timing_changed
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.sweep.begun_anew import left_behind
 from sdpo_bench.system.console_text import print_table
 from sdpo_bench.system.distributed import launched
 from sdpo_bench.system.progress import Watcher
@@ -63,8 +62,6 @@ def run_command(
     label = f"{resolved.config.method.name} on {resolved.reward_name}"
     with launched(pick_device(device)) as processes:
         if processes.is_main:
-            for notice in left_behind(out / "runs", resolved):
-                _say(notice)
             _say_memory(resolved, runtime, processes.count)
         with Live(label, quiet=not processes.is_main) as live:
             outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
