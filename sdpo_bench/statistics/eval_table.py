@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
-from sdpo_bench.system.files import require_file
 from sdpo_bench.runs.eval_file import read_sealed
+from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
