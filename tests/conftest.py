@@ -1,9 +1,6 @@
 """Shared test machinery: one CPU thread, a tiny pipeline, and rewards and policies that are quick to build."""
 
-import logging
 import signal
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,11 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """The command line sets handlers and hooks for good, as a process of its own may; here they go back."""
+    """The command line sets handlers for good, as a process of its own may; here they go back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPS)}
-    hooks = threading.excepthook, sys.unraisablehook, logging.Handler.handleError
     yield
-    threading.excepthook, sys.unraisablehook, logging.Handler.handleError = hooks
     for number, handler in before.items():
         signal.signal(number, handler)
 

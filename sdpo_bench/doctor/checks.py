@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from sdpo_bench.doctor.contract import Nonconforming, NotHere, require
 from sdpo_bench.errors import SdpoBenchError, UsageError, nearest, said
-from sdpo_bench.plugins.call import is_interrupt
 from sdpo_bench.plugins.contract_check import check_made
 from sdpo_bench.plugins.registry import Plugin, field_docs, plugin_tag, plugins
 from sdpo_bench.system.plugin_guard import kept_process_state
@@ -69,9 +68,9 @@ def _run(plugin: Plugin, name: str, work: Callable[[], None]) -> Check:
         return Check(plugin.name, plugin.kind, name, "skipped", str(reason))
     except SdpoBenchError as error:
         return Check(plugin.name, plugin.kind, name, "failed", said(error))
-    except BaseException as error:  # somebody else's code may raise anything, and that is a finding
-        if is_interrupt(error):
-            raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, and that is a finding
         return Check(plugin.name, plugin.kind, name, "failed", f"{type(error).__name__}: {said(error)}")
     return Check(plugin.name, plugin.kind, name, "ok")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest, said
-from sdpo_bench.plugins.call import is_interrupt, plugin_code
+from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import base_class, check_class
 from sdpo_bench.plugins.entry_points import SINGULAR, entry_points
 from sdpo_bench.system.plugin_guard import kept_process_state
@@ -53,9 +53,9 @@ class Plugin:
             raise MissingError(
                 f"{who} needs the package '{error.name}'. Install it with: pip install {error.name}"
             ) from error
-        except BaseException as error:  # somebody else's module may fail in any way
-            if is_interrupt(error):
-                raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin's module may fail in any way
             reason = f"{type(error).__name__}: {said(error)}".removesuffix(": ")
             raise MissingError(f"{who} cannot be imported: {reason}") from error
         base = base_class(self.kind)
@@ -144,9 +144,9 @@ def _source_path(module: str) -> Path | None:
     try:
         with kept_process_state():
             spec = find_spec(module)  # imports the package around it
-    except BaseException as error:  # loading it says why; a list of the others must not depend on it
-        if is_interrupt(error):
-            raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # loading it says why; a list of the others must not depend on it
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 

@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from multiprocessing import active_children, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, said
-from sdpo_bench.plugins.call import blamed
 from sdpo_bench.prompts.prompt_sets import held_prompts
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.system.signals import STOPS, handle, ignore
+from sdpo_bench.system.signals import STOPS, handle_stops
 from sdpo_bench.system.streams import open_log
 
 DONE, FAILED, BUSY, STOPPED = 0, 1, 75, 130
@@ -65,8 +64,7 @@ def child(job: Job, words: Connection) -> NoReturn:
     # means and says so by SIGTERM. A limit on CPU time is this process's own.
     for number in (signal.SIGINT, *STOPS):
         signal.signal(number, signal.SIG_IGN)
-    for number in {signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM)}:
-        handle(number, _stop)
+    handle_stops(signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM))
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         last = logged_work(job, descriptors=(1, 2))
@@ -74,7 +72,6 @@ def child(job: Job, words: Connection) -> NoReturn:
         last = Said(STOPPED)
     except BaseException as error:  # a machine without room for a thread, a file or a module
         last = Said(FAILED, in_words(error))
-    ignore(signal.SIGTERM)
     for left in active_children():  # of a plugin, whose pool would wait for more work for ever
         left.terminate()
     with suppress(OSError):  # nobody listens any more
@@ -86,12 +83,6 @@ def in_words(error: BaseException) -> str:
     """What to say of an error that may be a defect, often of a plugin."""
     text = said(error)
     return text if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {text}".removesuffix(": ")
-
-
-def _stop(number: int, frame: Any) -> NoReturn:
-    # Once: schedulers tell the whole process group, and so does the sweep; a second signal must not tear saving apart.
-    ignore(signal.SIGTERM, number)  # a limit on CPU time is told every second
-    raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:
@@ -124,7 +115,7 @@ def no_log(job: Job, why: str) -> str:
 def work(job: Job) -> tuple[int, str]:
     """Do the cell; how it ended, and why it failed, which its status says too where that can be written."""
     try:
-        with held_prompts(), blamed():
+        with held_prompts():
             _run(job)
     except KeyboardInterrupt:
         print("stopped; the next sweep goes on from the last whole epoch", file=sys.stderr)

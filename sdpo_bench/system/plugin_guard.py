@@ -1,44 +1,28 @@
-"""What a process has only one of, put back after somebody else's code has run.
+"""Process-wide state that changes numbers or paths, restored after plugin code has run.
 
 A plugin that changes the working folder, torch's default dtype or its number of threads would change where results go
 or what the rest of the run computes. Many packages do so on import; their users should not have to know.
 """
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sdpo_bench.system.signals import STOPS, answered
-from sdpo_bench.system.standard_output import reopened
-
 _DEVICES = ("cpu", "cuda")
 """Where autocast can be on."""
 _SMALLEST = 5e-324
-_SIGNALS = (signal.SIGINT, *STOPS)
-_ENTERED: list[Any] = []
 
 
 @dataclass(frozen=True)
 class ProcessState:
-    """Working folder, outputs and torch's global settings; those of torch are ``None`` while nobody has imported it."""
+    """Working folder and torch's global settings; those of torch are ``None`` while nobody has imported it."""
 
     working_folder: str | None
-    file_mode: int | None = None
-    """The umask."""
-    recursion_limit: int | None = None
-    outputs: tuple[Any, ...] | None = None
-    """``sys.stdout`` and ``sys.stderr``, each with whether it is closed."""
-    signal_handlers: tuple[Any, ...] | None = None
-    """Of Ctrl-C and of the signals that mean "save and end"."""
     default_dtype: Any = None
     default_device: Any = None
-    inference_mode: bool | None = None
-    """Before the gradients, which it turns off."""
     gradients: bool | None = None
     threads: int | None = None
     deterministic: bool | None = None
@@ -53,13 +37,12 @@ class ProcessState:
         folder = None
         with suppress(OSError):  # it has been deleted; there is nothing to come back to
             folder = os.getcwd()
-        plain = (folder, _file_mode(), sys.getrecursionlimit(), _outputs(), _signal_handlers())
         torch = sys.modules.get("torch")
         if torch is None:
-            return cls(*plain)
+            return cls(folder)
         return cls(
-            *plain, torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled(),
-            torch.is_grad_enabled(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+            folder, torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+            torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
             torch.get_float32_matmul_precision(), _autocast(torch), _SMALLEST * 1.0 == 0.0,
         )  # fmt: skip
 
@@ -81,32 +64,6 @@ class ProcessState:
             _UNDO[name](getattr(before, name))
 
 
-def _file_mode() -> int | None:
-    """It can only be read by setting it; nobody else's file becomes more open by that."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    os.umask(mode := os.umask(0o077))
-    return mode
-
-
-def _outputs() -> tuple[Any, ...]:
-    return tuple((stream, getattr(stream, "closed", False)) for stream in (sys.stdout, sys.stderr))
-
-
-def _signal_handlers() -> tuple[Any, ...] | None:
-    """Only the main thread can change them."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return tuple(signal.getsignal(number) for number in _SIGNALS)
-
-
-def _undo_signal_handlers(before: tuple[Any, ...]) -> None:
-    """But for those that have come already, and are ignored while what they ended is being saved."""
-    for number, handler in zip(_SIGNALS, before):
-        if handler is not None and not answered(number):  # None: it was not set from Python
-            signal.signal(number, handler)
-
-
 def _autocast(torch: Any) -> tuple[Any, ...]:
     by_device = tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _DEVICES)
     torch.autocast_increment_nesting()
@@ -124,22 +81,6 @@ def _undo_autocast(before: tuple[Any, ...]) -> None:
     torch.clear_autocast_cache()
 
 
-def _undo_inference_mode(before: bool) -> None:
-    """By one more context, which stays: leaving somebody else's is up to whoever has entered it."""
-    context = sys.modules["torch"].inference_mode(before)
-    context.__enter__()
-    _ENTERED.append(context)
-
-
-def _undo_outputs(before: tuple[Any, ...]) -> None:
-    """The same streams; those that were closed meanwhile are opened again where the process still has them."""
-    for (stream, was_closed), name, descriptor in zip(before, ("stdout", "stderr"), (1, 2)):
-        if getattr(stream, "closed", False) and not was_closed:
-            with suppress(OSError):  # closed for the system too
-                stream = reopened(descriptor)
-        setattr(sys, name, stream)
-
-
 def _back_to(folder: str) -> None:
     with suppress(OSError):  # deleted: whatever needs it says so
         os.chdir(folder)
@@ -147,10 +88,6 @@ def _back_to(folder: str) -> None:
 
 _UNDO: dict[str, Callable[[Any], Any]] = {
     "working_folder": _back_to,
-    "file_mode": os.umask,
-    "recursion_limit": sys.setrecursionlimit,
-    "outputs": _undo_outputs,
-    "signal_handlers": _undo_signal_handlers,
     "default_dtype": lambda value: sys.modules["torch"].set_default_dtype(value),
     "default_device": lambda value: sys.modules["torch"].set_default_device(None if value.type == "cpu" else value),
     "gradients": lambda value: sys.modules["torch"].set_grad_enabled(value),
@@ -158,7 +95,6 @@ _UNDO: dict[str, Callable[[Any], Any]] = {
     "deterministic": lambda value: sys.modules["torch"].use_deterministic_algorithms(value),
     "matmul_precision": lambda value: sys.modules["torch"].set_float32_matmul_precision(value),
     "autocast": _undo_autocast,
-    "inference_mode": _undo_inference_mode,
     "flush_denormal": lambda value: sys.modules["torch"].set_flush_denormal(value),
 }
 
@@ -168,7 +104,7 @@ def _fresh(before: ProcessState) -> ProcessState:
     import torch
 
     return replace(
-        before, default_dtype=torch.float32, default_device=torch.device("cpu"), inference_mode=False, gradients=True,
+        before, default_dtype=torch.float32, default_device=torch.device("cpu"), gradients=True,
         deterministic=False, matmul_precision="highest", flush_denormal=False,
         autocast=((False, torch.bfloat16), (False, torch.float16), 0),
     )  # fmt: skip

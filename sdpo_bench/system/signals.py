@@ -1,134 +1,95 @@
-"""Signals that mean "save and end": handlers that are this process's alone, and whose errors no library can lose.
-
-A process that a plugin forks (a pool of workers) would inherit them, and say that it was interrupted when its pool ends
-it by SIGTERM. In such a child the signals do what they do to any process, but that Ctrl-C is its parent's business: a
-worker that it killed while it held the lock of its pool would keep the parent waiting for ever.
-"""
+"""Stop signals: the first one raises once, so that the run saves and ends; a second Ctrl-C ends the process at once."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
 )
-"""Of schedulers before they kill, of a terminal that is closed, of a limit on CPU time."""
-_OF_A_JOB = {signal.SIGINT, *STOPS} - {signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM)}
-"""The others mean the single process that gets them."""
-_OURS: dict[int, Callable[[int, Any], Any]] = {}
-_raised: BaseException | None = None
-"""By the last signal that a handler of ours has answered with an error."""
-_ANSWERED: set[int] = set()
-"""Signals that are ignored since what they ask for is being done."""
+"""Sent by schedulers before they kill, by a terminal that closes, at a limit on CPU time."""
+_TO_A_GROUP = {signal.SIGINT, *STOPS} - {signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM)}
+"""Signals that a terminal or a scheduler sends to every process of a job."""
 
 
-def handle(number: int, handler: Callable[[int, Any], Any]) -> None:
-    """``signal.signal``, for this process and none that is forked from it; what ``handler`` raises cannot be lost."""
-    global _raised
+class Stopped(KeyboardInterrupt):
+    """A stop signal; ``exit_code`` is 128 and its number: 130 for Ctrl-C, 143 for SIGTERM."""
 
-    def remembered(number: int, frame: Any) -> None:
-        global _raised
-        try:
-            handler(number, frame)
-        except BaseException as error:
-            _raised = error
-            raise
-
-    _OURS[number], _raised = remembered, None
-    _ANSWERED.discard(number)
-    signal.signal(number, remembered)
+    def __init__(self, number: int):
+        super().__init__()
+        self.exit_code = 128 + number
 
 
-def ignore(*numbers: int) -> None:
-    """From now on: one that has come, and its like, must not disturb what it has led to."""
-    for number in numbers:
-        _ANSWERED.add(number)
-        signal.signal(number, signal.SIG_IGN)
+_stop: Stopped | None = None
+_process = 0
+"""The process that the handlers belong to; one that a plugin forks inherits them."""
 
 
-def answered(number: int) -> bool:
-    """Whether :func:`ignore` was told so; a plugin that ignores a signal has no say in it."""
-    return number in _ANSWERED
+def handle_stops(*numbers: int) -> None:
+    """Raise :class:`Stopped` at the first of these signals (default: Ctrl-C and all :data:`STOPS`).
+
+    Signals that the parent process ignores stay ignored (``nohup``, background jobs of a shell).
+    """
+    global _stop, _process
+    _stop, _process = None, os.getpid()
+    for number in numbers or (signal.SIGINT, *STOPS):
+        if numbers or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _on_stop)
 
 
-def handle_stops(handler: Callable[[int, Any], Any]) -> None:
-    """:func:`handle` for all of :data:`STOPS` but those that whoever started us has had ignored (``nohup``)."""
-    for number in STOPS:
-        if number == signal.SIGTERM or signal.getsignal(number) == signal.SIG_DFL:
-            handle(number, handler)
+def _on_stop(number: int, frame: Any) -> None:
+    global _stop
+    if os.getpid() != _process:
+        if number != signal.SIGINT:  # Ctrl-C is the parent's business
+            os._exit(128 + number)
+    elif _stop is None:
+        _stop = Stopped(number)
+        raise _stop
+    elif number == signal.SIGINT:  # schedulers repeat the others while the run saves
+        os.write(2, b"\nEnded at once; the last saved epoch is kept.\n")
+        os._exit(128 + number)
 
 
 def raise_what_was_lost() -> None:
-    """For the head of a loop, which none is to reach once a signal has come: somebody else's code has swallowed it."""
-    if _raised is not None and _is_main():
-        raise _raised
+    """Raise the stop that a library or a plugin has swallowed; for the head of a loop."""
+    if _stop is not None and threading.current_thread() is threading.main_thread():
+        raise _stop
 
 
 @contextmanager
 def no_stop_lost() -> Iterator[None]:
-    """A block of library code, which ends by a signal's error if one comes, whatever the library has made of it.
+    """Raise :class:`Stopped` from a block of library code if a signal came, whatever the library made of the error.
 
-    Libraries in C and Rust that call Python put any error into their own words: an interrupted read would be a damaged
-    file. Others drop it.
+    Libraries in C and Rust that call Python report it as an error of their own: a damaged file, say.
     """
-    before = _raised
+    before = _stop
     try:
         yield
     except BaseException as error:
-        stop = _raised
-        if stop is None or stop is before or stop is error or not _is_main():
-            raise
-        raise stop from None
-    if _raised is not before:
+        if _stop is not before and error is not _stop:
+            raise_what_was_lost()
+        raise
+    if _stop is not before:
         raise_what_was_lost()
-
-
-def _is_main() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """A block that starts processes of ours, to which Ctrl-C and its like, told to a whole job, mean nothing.
+    """Start processes in this block that ignore Ctrl-C and other signals to the whole group; this process handles them.
 
-    They inherit that these are blocked; while they import what they need, they could not ignore them yet. Here they are
-    heard when the block is over.
+    The processes inherit the blocked signals; a signal that comes meanwhile is handled at the end of the block.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     from multiprocessing import resource_tracker
 
-    resource_tracker.ensure_running()  # every process needs it, and its start unblocks Ctrl-C
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_A_JOB)
+    resource_tracker.ensure_running()  # its start unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_A_GROUP)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def deliver_again(number: int) -> None:
-    """Send a signal once more whose handler has raised in a finaliser, where errors are dropped: it would be lost."""
-    global _raised
-    if number in _OURS and _is_main():
-        _raised = None
-        _ANSWERED.discard(number)
-        signal.signal(number, _OURS[number])
-        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
-
-
-def _as_any_process() -> None:
-    """Also in a worker that a pool forks anew while its parent ends: it would ignore the pool's own SIGTERM."""
-    for number in (*STOPS, signal.SIGINT):
-        if number in _OURS and (number in _ANSWERED or signal.getsignal(number) == _OURS[number]):
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-    _ANSWERED.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_as_any_process)

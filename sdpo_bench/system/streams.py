@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.system.standard_output import rewrapped
 
 
 class Lossy(io.FileIO):
@@ -55,6 +54,8 @@ def open_log(path: Path) -> Iterator[Log]:
 
 
 def let_progress_fail() -> None:
-    """From now on what standard error refuses is dropped; a stream that a program has put in its place stays."""
-    if sys.stderr is sys.__stderr__:
-        sys.stderr = rewrapped(sys.stderr, Lossy)
+    """Drop what standard error refuses from now on; a stream that a program has put in its place stays."""
+    old = sys.stderr
+    if old is sys.__stderr__ and isinstance(old, io.TextIOWrapper):
+        raw = io.BufferedWriter(Lossy(old.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, encoding=old.encoding, errors="backslashreplace", line_buffering=True)

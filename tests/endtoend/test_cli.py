@@ -314,28 +314,6 @@ def test_the_same_value_twice_is_no_contradiction(tmp_path, monkeypatch, capsys)
         assert "no run 'x'" in capsys.readouterr().err
 
 
-def test_python_without_docstrings_is_refused_in_words(tmp_path):
-    command = [sys.executable, "-m", "sdpo_bench", "list", "rewards"]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONOPTIMIZE": "2", "PYTHONPYCACHEPREFIX": str(tmp_path)},
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 3 and done.stderr.endswith("Type: unset PYTHONOPTIMIZE\n"), done
-
-
-def test_a_current_folder_that_was_deleted_is_named(tmp_path, monkeypatch, capsys):
-    from sdpo_bench.cli.entry import main
-
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    with pytest.raises(SystemExit) as stop:
-        main(["list", "methods"])
-    assert stop.value.code == 3
-    assert "the current folder cannot be used" in capsys.readouterr().err
-
-
 def test_a_folder_that_is_no_pipeline(tmp_path):
     done = call("run", "--model", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 2
@@ -574,18 +552,30 @@ def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pip
         )
 
 
+def heed_signals():
+    """A background shell or ``nohup`` leaves SIGINT or SIGHUP ignored for the tests and their children."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.timeout(2700)
-@pytest.mark.parametrize("again", [False, True], ids=["once", "again-and-again"])
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("sent", "code", "again"),
+    [
+        (signal.SIGINT, 130, False),
+        (signal.SIGTERM, 143, False),
+        (signal.SIGTERM, 143, True),
+        (signal.SIGHUP, 129, True),
+    ],
+)
 def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe, few_prompts, sent, code, again):
-    """However often it is told to stop: schedulers repeat SIGTERM, and people Ctrl-C."""
+    """Also where a scheduler repeats its signal."""
     arguments = quick_run(tiny_pipe, tmp_path, few_prompts, "--checkpoint-every", "1")
     arguments[arguments.index("images=8")] = "images=400"
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # A shell that starts the tests in the background leaves SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
     )  # fmt: skip
     deadline = time.monotonic() + 900  # of a busy machine
     try:
@@ -747,16 +737,6 @@ def test_a_full_memory_is_no_defect(tmp_path, monkeypatch, capsys, error):
     assert "defect" not in said and "traceback" not in said
 
 
-@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2)])
-def test_a_closed_output_is_no_defect(closed, tmp_path):
-    def close():
-        for number in closed:
-            os.close(number)
-
-    done = subprocess.run([*COMMAND, "list", "methods"], capture_output=True, text=True, preexec_fn=close, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 def test_a_broken_place_for_progress_does_not_end_a_run(tmp_path, tiny_pipe, few_prompts):
     with open("/dev/full", "w") as full:
         words = quick_run(tiny_pipe, tmp_path, few_prompts, "--json")
@@ -789,8 +769,7 @@ def test_a_full_standard_output_is_named(two_methods, words):
         )  # fmt: skip
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("Error: standard output cannot be written: No space left on device.")
-    assert "(> FILE)" in line
+    assert line.startswith("Error: standard output: No space left on device.")
 
 
 def test_another_full_disk_is_not_taken_for_standard_output(tmp_path, monkeypatch, capsys):

@@ -15,26 +15,18 @@ from safetensors.torch import save_file
 from factories import make_resolved, make_trainer
 from sdpo_bench.cli import entry
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.plugins.call import blamed, plugin_code
+from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.system import distributed
 from sdpo_bench.system import signals as handlers
+from sdpo_bench.system.signals import Stopped
 from sdpo_bench.training import checkpoint
-
-
-class Stop(KeyboardInterrupt):
-    """Of a scheduler."""
 
 
 @pytest.fixture(autouse=True)
 def stops():
-    def stop(number, frame):
-        handlers.ignore(number)
-        raise Stop
-
-    handlers.handle(signal.SIGTERM, stop)
+    handlers.handle_stops(signal.SIGTERM)
     yield
-    handlers._raised = None
-    handlers._ANSWERED.clear()
+    handlers._stop = None
 
 
 def signalled():
@@ -44,35 +36,27 @@ def signalled():
 
 def swallowed():
     """As C code does that looks whether an object has an attribute."""
-    with suppress(Stop):
+    with suppress(Stopped):
         signalled()
 
 
 def put_otherwise():
     try:
         signalled()
-    except Stop:
+    except Stopped:
         raise OSError("Unable to load weights") from None
 
 
 @pytest.mark.parametrize("library", [signalled, swallowed, put_otherwise])
 def test_a_block_ends_by_the_signal(library):
-    with pytest.raises(Stop), handlers.no_stop_lost():
+    with pytest.raises(Stopped), handlers.no_stop_lost():
         library()
 
 
 @pytest.mark.parametrize("plugin", [signalled, swallowed, put_otherwise])
 def test_so_does_a_plugins_answer(plugin):
-    with pytest.raises(Stop), plugin_code("reward 'x'"):
+    with pytest.raises(Stopped), plugin_code("reward 'x'"):
         plugin()
-
-
-def test_what_a_command_fails_by_unexpectedly_after_a_signal_is_the_signals_doing():
-    with pytest.raises(Stop), blamed():
-        try:
-            signalled()
-        except Stop:
-            raise RuntimeError("internal assertion") from None
 
 
 def test_without_a_signal_a_block_ends_as_it_does():
@@ -83,7 +67,7 @@ def test_without_a_signal_a_block_ends_as_it_does():
 
 
 def test_what_is_saved_after_a_signal_is_not_disturbed_by_it():
-    with pytest.raises(Stop):
+    with pytest.raises(Stopped):
         try:
             signalled()
         finally:
@@ -98,38 +82,19 @@ def test_a_training_whose_signal_was_swallowed_ends_with_its_epoch(tiny_pipe, tm
     trainer = make_trainer(make_resolved(tiny_pipe), tmp_path)
     whole = type(trainer)._run_epoch
     monkeypatch.setattr(type(trainer), "_run_epoch", lambda *args: (whole(*args), swallowed()))
-    with pytest.raises(Stop):
+    with pytest.raises(Stopped):
         trainer.train()
     assert trainer.epoch == 1 and checkpoint.latest(trainer.run)[0] == checkpoint.path_of(trainer.run, 1)
-
-
-LAST = """
-import atexit, os, signal, sys
-from sdpo_bench.cli import entry
-entry._run = lambda arguments: sys.exit(0)
-signal.signal(signal.SIGINT, entry._interrupt)
-atexit.register(os.kill, os.getpid(), signal.SIGINT)
-atexit.register(os.kill, os.getpid(), signal.SIGTERM)
-entry.main()
-"""
-
-
-def test_a_signal_after_all_is_done_changes_no_exit_code():
-    done = subprocess.run([sys.executable, "-c", LAST], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 READ = """
 import signal, sys
 from pathlib import Path
 from sdpo_bench.training import checkpoint
-from sdpo_bench.cli import entry
 from sdpo_bench.system import signals as handlers
-def stop(number, frame):
-    raise KeyboardInterrupt
-handlers.handle(signal.SIGALRM, stop)
 path, seen = Path(sys.argv[1]), set()
 for i in range(200):
+    handlers.handle_stops(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 0.0002 + i % 40 * 1e-4)
     try:
         while True:
@@ -166,30 +131,51 @@ def test_a_signal_never_makes_a_sound_checkpoint_a_damaged_one(tmp_path):
         (2, "torchrun, accelerate launch): ... -m sdpo_bench run --seed 3\n"),
     ],
 )
-def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, capsys, count, shown):
+def test_the_way_on_is_by_the_launcher_that_the_run_had(monkeypatch, count, shown):
     """One process alone would take all groups on itself, on one GPU."""
     for name in distributed.VARIABLES:
         monkeypatch.delenv(name, raising=False)
         if count:
             monkeypatch.setenv(name, str(count))
     monkeypatch.setattr(sys, "argv", ["sdpo-bench", "run", "--seed", "3"])
-    monkeypatch.setattr(entry, "ignore", lambda *signals: None)
-    with pytest.raises(SystemExit) as stop:
-        entry._interrupted(KeyboardInterrupt())
-    assert stop.value.code == 130 and shown in capsys.readouterr().err
+    assert shown in entry._interruption(KeyboardInterrupt()) + "\n"
 
 
-@pytest.mark.parametrize("came", [False, True])
-def test_a_forked_worker_ends_by_sigterm_also_where_its_parent_is_ending(came):
-    """A pool whose workers the group's signal has ended forks others at once, and ends them by SIGTERM itself."""
-    if came:
-        with pytest.raises(Stop):
-            signalled()
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+def test_a_forked_worker_ends_by_sigterm_and_leaves_ctrl_c_to_its_parent():
+    """A plugin's pool forks workers that inherit the handlers, and ends them by SIGTERM."""
+    handlers.handle_stops(signal.SIGINT, signal.SIGTERM)
     worker = os.fork()
     if not worker:
+        time.sleep(0.4)
         time.sleep(60)
         os._exit(0)
     time.sleep(0.2)
+    os.kill(worker, signal.SIGINT)
+    time.sleep(0.2)
+    assert os.waitpid(worker, os.WNOHANG) == (0, 0)
     os.kill(worker, signal.SIGTERM)
-    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGTERM
+    assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 143
+
+
+SAVING = """
+import signal, sys, time
+from sdpo_bench.system.signals import handle_stops
+handle_stops()
+try:
+    signal.raise_signal(getattr(signal, sys.argv[1]))
+except KeyboardInterrupt:
+    signal.raise_signal(getattr(signal, sys.argv[2]))
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code", "said"),
+    [("SIGINT", "SIGINT", 130, ""), ("SIGTERM", "SIGTERM", 0, "saved\n"), ("SIGINT", "SIGTERM", 0, "saved\n")],
+)
+def test_a_second_ctrl_c_ends_at_once_and_a_repeated_sigterm_does_not(first, second, code, said):
+    done = subprocess.run(
+        [sys.executable, "-c", SAVING, first, second], capture_output=True, text=True, check=False, timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, said), done

@@ -1,9 +1,6 @@
 """Whatever a plugin does to the process, the run goes on in the folder and with the numbers it began with."""
 
-import io
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,11 +19,9 @@ from sdpo_bench.running.run_one import make_scorer, run_cell
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings, Runtime
-from sdpo_bench.system import signals
 from sdpo_bench.system.plugin_guard import ProcessState, kept_process_state
 from sdpo_bench.training.critic import seeded_critic
 
-ENTERED = []
 CHANGES = {
     "working_folder": lambda: os.chdir("/"),
     "default_dtype": lambda: torch.set_default_dtype(torch.float64),
@@ -36,12 +31,7 @@ CHANGES = {
     "deterministic": lambda: torch.use_deterministic_algorithms(True),
     "matmul_precision": lambda: torch.set_float32_matmul_precision("medium"),
     "autocast": lambda: torch.autocast("cpu", torch.float16).__enter__(),
-    "inference_mode": lambda: ENTERED.append(torch.inference_mode()) or ENTERED[-1].__enter__(),
     "flush_denormal": lambda: torch.set_flush_denormal(True),
-    "file_mode": lambda: os.umask(0o777),
-    "recursion_limit": lambda: sys.setrecursionlimit(sys.getrecursionlimit() + 100),
-    "outputs": lambda: (setattr(sys, "stdout", io.StringIO()), setattr(sys, "stderr", None)),
-    "signal_handlers": lambda: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)),
 }
 
 
@@ -69,26 +59,6 @@ def test_a_change_is_seen_and_put_back(name):
         CHANGES[name]()
         assert before.changes(ProcessState.now())[:1] == [name]
     assert ProcessState.now() == before
-
-
-def test_a_signal_that_was_ignored_once_it_had_come_stays_ignored():
-    # ... while a run saves what it has: schedulers repeat themselves.
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with kept_process_state():
-            signals.ignore(signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    finally:
-        signals._ANSWERED.clear()
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_a_plugin_that_ignores_a_signal_makes_nobody_deaf():
-    handlers_before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with kept_process_state():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers_before
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -155,16 +125,6 @@ def test_contexts_around_the_block_stay_as_they_are():
             torch.set_autocast_enabled("cpu", False)
         assert torch.is_autocast_enabled("cpu") and torch.autocast_increment_nesting() == 2
         torch.autocast_decrement_nesting()
-
-
-def test_outputs_that_were_closed_are_open_again():
-    code = (
-        "import sys\nfrom sdpo_bench.system.plugin_guard import kept_process_state\nprint('before')\n"
-        "with kept_process_state():\n    sys.stdout.close(), sys.stderr.close()\n"
-        "print('after')\nprint('error', file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "before\nafter\n", "error\n")
 
 
 def test_a_folder_that_was_deleted_meanwhile_is_no_error(tmp_path, monkeypatch):

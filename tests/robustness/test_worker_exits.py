@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -185,17 +184,6 @@ def test_a_process_that_cannot_be_started_is_no_interruption(tmp_path, tiny_pipe
     assert run_of(path, out).state == "new", "no cell is to blame"
 
 
-def test_an_input_that_ends_early_is_no_interruption(tmp_path, sweep, monkeypatch):
-    """Of a plugin, say: click takes every ``EOFError`` for an end that the user has typed."""
-
-    def ended(*arguments, **options):
-        raise EOFError("a file that ends early")
-
-    monkeypatch.setattr(sweep_command, "make_plan", ended)
-    code, _, said = sweep(write_suite(tmp_path), tmp_path / "out")
-    assert code == 1 and "unexpected EOFError: a file that ends early" in said and "Interrupted" not in said
-
-
 def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
     suite, told = read_suite(write_suite(tmp_path)), []
 
@@ -250,18 +238,6 @@ def test_a_cell_that_cannot_begin_fails_alone(tmp_path):
     progress = Sweep(lambda: make_plan(suite, tmp_path), Careful(succeed), Runtime(out=tmp_path)).run("again")
     assert (progress.count("done"), progress.count("failed")) == (len(others), 1)
     assert "a broken disk" in RunFolder(tmp_path / "runs" / first.run_id).status["message"]
-
-
-def test_a_signal_that_is_repeated_does_not_tear_saving_apart():
-    """A limit on CPU time is told every second."""
-    before = signal.getsignal(signal.SIGXCPU), signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            worker._stop(signal.SIGXCPU, None)
-        assert [signal.getsignal(number) for number in (signal.SIGXCPU, signal.SIGTERM)] == [signal.SIG_IGN] * 2
-    finally:
-        for number, handler in zip((signal.SIGXCPU, signal.SIGTERM), before):
-            signal.signal(number, handler)
 
 
 # -- counts -------------------------------------------------------------------------------------

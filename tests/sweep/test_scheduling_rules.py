@@ -176,6 +176,7 @@ def test_a_second_signal_does_not_wait(suite, tmp_path, number):
     def behave(job):
         os.kill(os.getpid(), number)
 
+    signal.signal(number, signal.SIG_DFL)  # nohup leaves SIGHUP ignored
     made, executor = sweep(suite, tmp_path, behave)
     with pytest.raises(Interrupted) as stop:
         made.run("again")
