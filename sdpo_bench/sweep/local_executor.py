@@ -1,26 +1,23 @@
 """Where cells run: an executor starts jobs and says which have ended. This one uses processes on this machine.
 
-Each cell has a process of its own, so that a crash, a leak or a full memory ends one cell and no other. On Linux they
-are forked from a server that has imported the libraries already, which saves several seconds a cell.
+Each job has a spawned process of its own, so that a crash, a leak or a full memory ends one job and no other.
 """
 
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from tempfile import gettempdir
 from typing import Any, Protocol
 
 from sdpo_bench.errors import MissingError
 from sdpo_bench.sweep.worker import FAILED, STOPPED, Job, Said, child
 from sdpo_bench.system.signals import unheard
 
-SERVER_LOST = 255
-"""Exit code that ``multiprocessing`` gives a process whose fork server ended and could not hand on the true one."""
+START_METHOD = "spawn"
+"""Of ``multiprocessing``."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -89,16 +86,13 @@ class LocalExecutor:
         jobs: most processes at a time.
         threads: CPU threads of each; 0: its share of the processors.
         devices: given to the jobs in turn, e.g. ``["cuda:0", "cuda:1"]``.
-        start_method: of ``multiprocessing``; the best one for the platform if empty.
     """
 
-    def __init__(self, jobs: int, *, threads: int = 0, devices: Sequence[str] = ("auto",), start_method: str = ""):
+    def __init__(self, jobs: int, *, threads: int = 0, devices: Sequence[str] = ("auto",)):
         self.jobs = jobs
         self.threads = threads or thread_share(jobs)
         self.devices = tuple(devices)
-        self._context: Any = multiprocessing.get_context(start_method or _start_method())
-        if self._context.get_start_method() == "forkserver":
-            self._context.set_forkserver_preload(["sdpo_bench.sweep.warm"])
+        self._context: Any = multiprocessing.get_context(START_METHOD)
         self._running: list[_Running] = []
         self._stopping = False
 
@@ -122,8 +116,11 @@ class LocalExecutor:
             process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=False)
             with said, _thread_variables(self.threads), unheard():
                 process.start()
-        except (OSError, EOFError) as error:
-            raise NoProcess(_no_process(error)) from error
+        except OSError as error:
+            raise NoProcess(
+                f"no process can be started for a cell: {error.strerror or error}. Allow more open files (ulimit -n) "
+                "and processes (ulimit -u), or free some memory, and give the same command again; finished work stays."
+            ) from error
         self._running.append(_Running(job, process, words, place))
 
     def wait(self, timeout: float) -> list[Ended]:
@@ -132,9 +129,6 @@ class LocalExecutor:
         for cell in [cell for cell in self._running if not ready.isdisjoint(cell.ends)]:
             said = cell.said() if cell.words in ready else None
             cell.process.join()
-            if cell.words not in ready and cell.process.exitcode == SERVER_LOST:
-                cell.ends = (cell.words,)  # it is still at work
-                continue
             self._running.remove(cell)
             cell.words.close()
             ended.append(Ended(cell.job, *said) if said else self._without_words(cell))
@@ -159,7 +153,7 @@ class LocalExecutor:
     def _tell(self, number: int) -> None:
         self._stopping = True
         for cell in self._running:
-            with suppress(ProcessLookupError):  # multiprocessing would tell none whose server is lost
+            with suppress(ProcessLookupError):
                 os.kill(cell.process.pid, number)
 
     def close(self) -> None:
@@ -178,8 +172,8 @@ class _Running:
 
     def __init__(self, job: Job, process: Any, words: Connection, place: int):
         self.job, self.process, self.words, self.place = job, process, words, place
-        self.ends: tuple[Any, ...] = (words, process.sentinel)
-        """What tells that it has ended: its words or the end of them, and its process, as far as one hears of that."""
+        self.ends = (words, process.sentinel)
+        """What tells that it has ended: its exit report, or the end of its process."""
 
     def said(self) -> Said | None:
         """What it has said; None where it ended without a word."""
@@ -199,22 +193,3 @@ def _thread_variables(threads: int) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _no_process(error: OSError | EOFError) -> str:
-    """What to say where a process could not be started."""
-    if "AF_UNIX" in str(error):
-        return (
-            f"no process can be started for a cell: the path of the folder for temporary files, '{gettempdir()}', is "
-            "too long for a socket. Name a shorter one: TMPDIR=/tmp sdpo-bench ..."
-        )
-    why = "the server that starts them ended" if isinstance(error, EOFError) else error.strerror or str(error)
-    return (
-        f"no process can be started for a cell: {why}. Allow more open files (ulimit -n) and processes (ulimit -u), or "
-        "free some memory, and give the same command again; finished work is kept."
-    )
-
-
-def _start_method() -> str:
-    available = multiprocessing.get_all_start_methods()
-    return "forkserver" if sys.platform.startswith("linux") and "forkserver" in available else "spawn"

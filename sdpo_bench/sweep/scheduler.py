@@ -114,9 +114,6 @@ class Sweep:
             with self._catching():
                 while self._step():
                     pass
-        except NoProcess:
-            if not self._signals:  # which a group of processes gets together, with the server that starts them
-                raise
         finally:
             self.executor.close()
         if self._signals:

@@ -143,7 +143,7 @@ def test_an_interrupted_run_is_finished_by_the_printed_command(tiny_pipe, tmp_pa
 def test_a_sweep_says_how_its_tables_are_made_and_failed_cells_are_tried_again(
     tiny_pipe, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
+    monkeypatch.setattr(local_executor, "START_METHOD", "fork")
     out = tmp_path / AWKWARD
     suite = tiny_suite(tmp_path, tiny_pipe, BROKEN, method='["ddpo"]', images="4")
     words = ["sweep", str(suite), "--threads", "1", "--out", str(out)]

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import preload  # noqa: F401  # what the commands need, imported once for all of them
 import pytest
 
 import forked
-import sdpo_bench.sweep.warm  # noqa: F401  # what the commands need, imported once for all of them
 from sdpo_bench.runs.run_folder import RunFolder
 
 SOURCE = Path(__file__).parents[1] / "support" / "plugin_package" / "sdpo_bench_reinforce"

@@ -5,10 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+import preload  # noqa: F401  (forked processes then have it)
 import pytest
 from suite_files import tiny_suite
 
-import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
 from forked import command, exit_code
 from sdpo_bench.sweep import local_executor
 from sdpo_bench.system.streams import Log, Lossy, open_log
@@ -36,7 +36,7 @@ def test_a_log_that_cannot_be_opened_leads_nowhere(tmp_path, obstacle):
 
 
 def test_progress_that_cannot_be_written_ends_no_sweep(tmp_path, tiny_pipe, monkeypatch):
-    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
+    monkeypatch.setattr(local_executor, "START_METHOD", "fork")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out"
 

@@ -8,28 +8,27 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import preload  # noqa: F401  (forked processes then have it)
 import pytest
 from suite_files import FakeExecutor, finish, succeed, tiny_suite, write_suite
 
-import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
 from sdpo_bench.cli.commands import study
 from sdpo_bench.cli.commands import sweep as sweep_command
 from sdpo_bench.cli.entry import main
-from sdpo_bench.config.resolve import Request
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.sweep import local_executor, worker
-from sdpo_bench.sweep.local_executor import Ended, LocalExecutor, NoProcess
+from sdpo_bench.sweep import local_executor
+from sdpo_bench.sweep.local_executor import Ended, NoProcess
 from sdpo_bench.sweep.plan import make_plan
 from sdpo_bench.sweep.scheduler import Sweep
 from sdpo_bench.sweep.suite import read_suite
-from sdpo_bench.sweep.worker import DONE, FAILED, Job, Said
+from sdpo_bench.sweep.worker import DONE, FAILED
 from sdpo_bench.training.loop import Trainer
 
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
-    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
+    monkeypatch.setattr(local_executor, "START_METHOD", "fork")
     monkeypatch.setattr("sdpo_bench.sweep.scheduler.POLL", 0.01)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -140,17 +139,6 @@ def test_what_goes_wrong_after_a_run_is_done_does_not_undo_it(tmp_path, tiny_pip
     assert "the table cannot be printed" in said
 
 
-def test_a_thread_that_cannot_be_started_is_the_reason_of_its_cell(tmp_path, tiny_pipe, sweep, monkeypatch):
-    def refused(self):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(worker.threading.Thread, "start", refused)
-    path = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]')
-    code, cells, _ = sweep(path, tmp_path / "out")
-    assert (code, cells["ddpo"]["state"]) == (1, "failed")
-    assert cells["ddpo"]["message"] == "RuntimeError: can't start new thread"
-
-
 def test_an_end_that_says_done_is_none_where_the_run_is_not(tmp_path):
     suite = read_suite(write_suite(tmp_path, method='["ddpo"]', seed="[0]"))
     (cell,) = make_plan(suite, tmp_path).cells
@@ -162,10 +150,8 @@ def test_an_end_that_says_done_is_none_where_the_run_is_not(tmp_path):
 
 
 REFUSALS = {
-    "the server died": (EOFError("unexpected EOF"), "the server that starts them ended"),
     "too many processes": (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
     "too many files": (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
-    "a long path": (OSError("AF_UNIX path too long"), "TMPDIR=/tmp"),
 }
 
 
@@ -198,31 +184,6 @@ def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
     progress = sweep.run("again")
     assert (progress.count("done"), progress.count("failed")) == (4, 0)
     assert "waiting for a running cell to end: there is no room" in told
-
-
-class Orphan:
-    """A process whose fork server is lost: it seems to have ended, and works on."""
-
-    exitcode, pid = local_executor.SERVER_LOST, 0
-
-    def __init__(self, sentinel):
-        self.sentinel = sentinel
-
-    def join(self):
-        pass
-
-
-def test_a_cell_outlives_the_server_that_started_it(tmp_path):
-    executor = LocalExecutor(1)
-    gone, server = os.pipe()
-    words, said = executor._context.Pipe(duplex=False)
-    job = Job("a cell", "run", Request(), Runtime(out=tmp_path), "")
-    executor._running.append(local_executor._Running(job, Orphan(gone), words, 0))
-    os.close(server)
-    assert executor.wait(1.0) == [] and executor.wait(0.01) == []
-    said.send(Said(FAILED, "why"))
-    assert executor.wait(1.0) == [Ended(job, FAILED, "why")] and not executor._running
-    os.close(gone)
 
 
 def test_a_cell_that_cannot_begin_fails_alone(tmp_path):

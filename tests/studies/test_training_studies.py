@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+import preload  # noqa: F401  (forked processes then have it)
 import pytest
 import torch
 from study_factory import findings, finished, row
 
-import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.registry import find
@@ -309,7 +309,7 @@ def trained(tmp_path_factory, tiny_pipe):
     ):  # fmt: skip
         words += ["--set", setting]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_executor, "_start_method", lambda: "fork")
+        patch.setattr(local_executor, "START_METHOD", "fork")
         patch.setenv("OMP_NUM_THREADS", "1")
         with pytest.raises(SystemExit) as stop:
             main([str(word) for word in words])

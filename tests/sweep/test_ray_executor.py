@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import preload  # noqa: F401
 import psutil
 import pytest
 from suite_files import tiny_suite, write_suite
 
-import sdpo_bench.sweep.warm  # noqa: F401
 from sdpo_bench.cli.entry import main
 from sdpo_bench.config.resolve import resolve
 from sdpo_bench.errors import MissingError

@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import preload  # noqa: F401  (forked processes then have it)
 import pytest
 from suite_files import tiny_suite
 
-import sdpo_bench.sweep.warm  # noqa: F401  (forked processes then have it)
 from sdpo_bench.cli.entry import main
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep import local_executor
@@ -30,7 +30,7 @@ FILES = ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors",
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
     """Processes are forked from this one, which has imported everything already."""
-    monkeypatch.setattr(local_executor, "_start_method", lambda: "fork")
+    monkeypatch.setattr(local_executor, "START_METHOD", "fork")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -57,7 +57,7 @@ def undisturbed(tmp_path_factory, tiny_pipe):
     place = tmp_path_factory.mktemp("undisturbed")
     path = tiny_suite(place, tiny_pipe)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_executor, "_start_method", lambda: "fork")
+        patch.setattr(local_executor, "START_METHOD", "fork")
         assert sweep(path, place / "out") == 0
     return path, place / "out"
 

@@ -1,4 +1,4 @@
-"""Importing this module imports what every cell needs; the server that cells are forked from does so once."""
+"""Importing this module imports what every job of a sweep needs, so that forked processes have it already."""
 
 from importlib import import_module
 
