@@ -1,22 +1,18 @@
 """Cells on a Ray cluster: the scheduler places them, and starts a cell again whose worker or node is lost.
 
-Where every node sees the results folder, cells write into it and a cell that starts again goes on from its last
-checkpoint. Where they do not, a cell works in a folder of its own node and its files are brought back when it ends.
+All nodes share the results folder: cells write into it, and a cell that starts again resumes from its last checkpoint.
 """
 
 import os
 import socket
-import tempfile
 import uuid
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.errors import MissingError, SdpoBenchError
+from sdpo_bench.errors import MissingError
 from sdpo_bench.sweep.local_executor import Ended
-from sdpo_bench.sweep.ray_transfer import bases, keep_aside, pack, unpack
-from sdpo_bench.sweep.worker import FAILED, STOPPED, Job, Said, logged_work, no_log
+from sdpo_bench.sweep.worker import FAILED, STOPPED, Job, Said, logged_work
 
 RETRIES = 3
 """How often a cell starts again after its worker or node was lost."""
@@ -30,24 +26,27 @@ class RayExecutor:
         address: ``auto``, ``local`` (start a cluster on this machine), ``HOST:PORT`` or ``ray://HOST:PORT``.
         out: results folder of this machine, absolute.
         cpus, gpus: what a cell occupies; its threads are ``cpus``.
-        shared: whether all nodes see ``out``; None: find out.
 
     Raises:
-        MissingError: Ray is not installed, nothing answers at the address, or no node has room for a cell.
+        MissingError: Ray is not installed, nothing answers at the address, no node has room for a cell, or
+            a node does not see ``out``.
     """
 
     def __init__(
-        self, address: str, out: Path, *, cpus: int = 1, gpus: float = 0.0, device: str = "auto",
-        shared: bool | None = None, **init: Any,
+        self, address: str, out: Path, *, cpus: int = 1, gpus: float = 0.0, device: str = "auto", **init: Any
     ):  # fmt: skip
         self._ray, self._mine = _connect(address, init)
-        self._running: dict[Any, tuple[Job, ExitStack]] = {}
+        self._running: dict[Any, Job] = {}
         self._probe = out / f".shared-{uuid.uuid4().hex}"
         self.out, self.cpus, self.gpus, self.device = out, cpus, gpus, device
         try:
             self._refuse_large_cells(cpus, gpus)
             self._probe.touch()
-            self.shared = self._all_nodes_see(self._probe) if shared is None else shared
+            if not self._all_nodes_see(self._probe):
+                raise MissingError(
+                    f"not every node of the Ray cluster sees the results folder '{out}'. Put it on storage that all "
+                    "nodes share: --out FOLDER"
+                )
         except self._ray.exceptions.RayError as error:
             self.close()
             raise MissingError(
@@ -81,50 +80,27 @@ class RayExecutor:
 
     @property
     def after_kill(self) -> str:
-        if self.shared:
-            return "what was saved before stays"
-        return "what the running cells had is lost with their nodes' folders; finished cells stay"
+        return "what was saved before stays"
 
     def start(self, job: Job) -> None:
         job = replace(job, runtime=replace(job.runtime, threads=self.cpus, device=self.device))
-        held = ExitStack()
-        bundle = None
-        if not self.shared:
-            job.folder.path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(job.folder.locked())
-            try:
-                bundle = pack(self.out, [job.run_id, *bases(self.out)])
-            except OSError:
-                held.close()
-                raise
-        self._running[self._task.remote(job, str(self._probe), bundle)] = (job, held)
+        self._running[self._task.remote(job, str(self._probe))] = job
 
     def wait(self, timeout: float) -> list[Ended]:
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
         return [self._end(reference) for reference in ready]
 
     def _end(self, reference: Any) -> Ended:
-        job, held = self._running.pop(reference)
+        job = self._running.pop(reference)
         errors = self._ray.exceptions
         try:
-            said, files = self._ray.get(reference)
-            return self._bring_back(job, said, files)
+            return Ended(job, *self._ray.get(reference))
         except errors.TaskCancelledError:
             return Ended(job, STOPPED)
         except errors.WorkerCrashedError:
             return Ended(job, FAILED, f"its worker was lost {RETRIES + 1} times; out of memory? See the Ray logs.")
         except errors.RayError as error:
             return Ended(job, FAILED, f"Ray: {[type(error).__name__, *str(error).strip().splitlines()][-1]}")
-        finally:
-            held.close()
-
-    def _bring_back(self, job: Job, said: Said, files: bytes | None) -> Ended:
-        try:
-            lost = unpack(files, self.out) if files is not None else ""
-        except (SdpoBenchError, OSError) as error:  # no reason to stop other cells
-            kept = keep_aside(files or b"", self.out, job.run_id)
-            return Ended(job, FAILED, f"its files could not be brought back: {str(error).rstrip('.')}. {kept}")
-        return Ended(job, said.code, said.message, said.note or (lost and no_log(job, lost)))
 
     def stop(self) -> None:
         for reference in self._running:
@@ -140,8 +116,6 @@ class RayExecutor:
             self.kill()
             if self._mine:
                 self._ray.shutdown()
-        for _, held in self._running.values():
-            held.close()
         self._running.clear()
         self._probe.unlink(missing_ok=True)
 
@@ -196,15 +170,8 @@ def _refuse_silence(host: str, address: str) -> None:
 # -- on the worker -------------------------------------------------------------------------------------------
 
 
-def remote_cell(job: Job, probe: str, bundle: bytes | None) -> tuple[Said, bytes | None]:
-    """The cell on a worker: its last words, files to bring back if any."""
-    if bundle is None:
-        if not os.path.exists(probe):
-            where = f"this node ({socket.gethostname()})"
-            return Said(FAILED, f"{where} does not see the results folder '{job.runtime.out}'."), None
-        return logged_work(job), None
-    with tempfile.TemporaryDirectory(prefix="sdpo-bench-") as folder:
-        here = replace(job, runtime=replace(job.runtime, out=Path(folder)))
-        unpack(bundle, Path(folder))
-        said = logged_work(here)
-        return said, pack(Path(folder), [job.run_id, *bases(Path(folder))], job.run_id)
+def remote_cell(job: Job, probe: str) -> Said:
+    """The cell on a worker, and how it ended."""
+    if not os.path.exists(probe):
+        return Said(FAILED, f"node {socket.gethostname()} does not see the results folder '{job.runtime.out}'.")
+    return logged_work(job)

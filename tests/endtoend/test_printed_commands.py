@@ -31,7 +31,6 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
 from sdpo_bench.settings import EvaluationSettings, ModelSettings
 from sdpo_bench.sweep import local_executor
-from sdpo_bench.sweep.ray_transfer import keep_aside, pack
 
 ROOT = Path(__file__).parents[2]
 BROKEN = "[variants.good]\n[variants.broken.update]\nlr = 1e30\n"
@@ -218,15 +217,6 @@ def test_a_served_reward_is_used_by_the_printed_command(monkeypatch, capsys, tmp
         main(["serve-reward", "jpeg-compressibility", "--port", "0"])
     assert stop.value.code == 0
     assert "nothing was run" in said[0]
-
-
-def test_files_kept_aside_are_unpacked_by_the_printed_command(made, tmp_path):
-    run = copy_of(made, tmp_path / "results")[1]
-    out = tmp_path / AWKWARD
-    out.mkdir()
-    said = keep_aside(pack(run.path.parents[1], [run.path]), out, run.run_id)
-    subprocess.run(shlex.split(said.partition("type: ")[2]), check=True, timeout=60)
-    assert RunFolder(out / "runs" / run.run_id).record() == run.record()
 
 
 def test_a_folder_that_cannot_be_written_is_copied_by_the_printed_command(made, tmp_path):

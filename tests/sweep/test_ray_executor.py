@@ -1,4 +1,4 @@
-"""The Ray executor on a real cluster of two worker processes: same results, lost workers, files brought back."""
+"""The Ray executor on a real cluster of two worker processes: same results, lost workers."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import preload  # noqa: F401
 import psutil
@@ -96,16 +95,6 @@ def test_a_cell_that_no_node_has_room_for_is_refused(cluster, local, tmp_path, s
     assert cluster.is_initialized() and not list((tmp_path / "out").glob(".shared-*"))
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_cells_that_are_kept_nowhere_until_they_end_are_warned_of(tmp_path, monkeypatch, capsys, shared):
-    from sdpo_bench.cli.commands import sweep as sweep_command
-    from sdpo_bench.sweep import ray_executor
-
-    monkeypatch.setattr(ray_executor, "RayExecutor", lambda *args, **options: SimpleNamespace(shared=shared))
-    sweep_command._executor("ray", Runtime(out=tmp_path), "auto", 1, 0, 1, 0.0, "cpu")
-    assert ("not every node sees" in capsys.readouterr().err) is not shared
-
-
 @pytest.mark.slow
 def test_a_node_that_does_not_answer_is_no_defect_and_leaves_nothing(cluster, tmp_path, monkeypatch):
     from ray.exceptions import TaskUnschedulableError
@@ -117,6 +106,16 @@ def test_a_node_that_does_not_answer_is_no_defect_and_leaves_nothing(cluster, tm
 
     monkeypatch.setattr(RayExecutor, "_all_nodes_see", silent)
     with pytest.raises(MissingError, match=r"does not answer \(TaskUnschedulableError\). See 'ray status'"):
+        RayExecutor("local", tmp_path)
+    assert cluster.is_initialized() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_results_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeypatch):
+    from sdpo_bench.sweep.ray_executor import RayExecutor
+
+    monkeypatch.setattr(RayExecutor, "_all_nodes_see", lambda self, probe: False)
+    with pytest.raises(MissingError, match="not every node .* sees the results folder .* --out FOLDER"):
         RayExecutor("local", tmp_path)
     assert cluster.is_initialized() and not list(tmp_path.iterdir())
 
@@ -136,7 +135,7 @@ def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
                 os.kill(busy[0].pid, signal.SIGKILL)
 
     progress, executor = ray_sweep(path, out, kill_once)
-    assert killed and executor.slots == 2 and executor.shared
+    assert killed and executor.slots == 2
     assert (progress.count("done"), progress.count("failed")) == (2, 0)
     assert content(out) == content(reference)
     logs = [log.read_text().count("\n== sdpo-bench") for log in (out / "logs").iterdir()]
@@ -153,7 +152,7 @@ def test_a_worker_that_a_plugin_ends_well_fails_its_cell(cluster, local, tmp_pat
     out.mkdir()
     executor = RayExecutor("local", out, device="cpu")
 
-    def leave(job, probe, bundle):
+    def leave(job, probe):
         os._exit(0)
 
     executor._task = cluster.remote(max_retries=1)(leave)
@@ -163,36 +162,13 @@ def test_a_worker_that_a_plugin_ends_well_fails_its_cell(cluster, local, tmp_pat
         assert cell.state == "failed" and cell.message.startswith("its worker was lost")
 
 
-@pytest.mark.slow
-def test_results_are_brought_back_from_nodes_that_do_not_see_the_folder(cluster, local, tmp_path):
-    path, reference = local
-    progress, _ = ray_sweep(path, tmp_path / "out", shared=False)
-    assert progress.count("done") == 2
-    assert content(tmp_path / "out") == content(reference)
-    assert len(list((tmp_path / "out" / "logs").iterdir())) == 2
-    assert not list((tmp_path / "out").glob(".arriving-*"))
-
-
-def test_base_scores_from_two_nodes_are_joined(tmp_path):
-    import pandas as pd
-    from report_factory import base_frame, make_base
-
-    from sdpo_bench.sweep.ray_transfer import pack, unpack
-
-    make_base(tmp_path / "here", base_frame([[[1.0]]], prompts=["cat"], steps=[1]))
-    folder = make_base(tmp_path / "there", base_frame([[[1.0]], [[2.0]]], prompts=["cat", "dog"], steps=[1]))
-    unpack(pack(tmp_path / "there", [folder.name]), tmp_path / "here")
-    rows = pd.read_parquet(tmp_path / "here" / "runs" / folder.name / "eval.parquet")
-    assert list(zip(rows.prompt, rows.score)) == [("cat", 1.0), ("dog", 2.0)]
-
-
 def test_a_node_without_the_shared_folder_says_so(tmp_path):
     from sdpo_bench.config.resolve import Request
     from sdpo_bench.sweep.ray_executor import remote_cell
     from sdpo_bench.sweep.worker import FAILED, Job
 
     job = Job("a cell", "run", Request(), Runtime(out=tmp_path / "nowhere"), "")
-    (code, words, _), files = remote_cell(job, str(tmp_path / "no-probe"), None)
-    assert (code, files) == (FAILED, None)
+    code, words, _ = remote_cell(job, str(tmp_path / "no-probe"))
+    assert code == FAILED
     assert "does not see the results folder" in words
     assert not RunFolder(tmp_path / "nowhere" / "runs" / "run").path.exists()

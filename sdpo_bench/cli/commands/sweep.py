@@ -136,14 +136,7 @@ def _executor(
     if name == "ray":
         from sdpo_bench.sweep.ray_executor import RayExecutor
 
-        place = RayExecutor(address, runtime.out, cpus=cpus, gpus=gpus, device=device)
-        if not place.shared:
-            click.echo(
-                f"warning: not every node sees '{runtime.out}', so cells work in folders of their own nodes and come "
-                "back when they end; a node or a sweep that is lost before takes their epochs with it",
-                err=True,
-            )
-        return place
+        return RayExecutor(address, runtime.out, cpus=cpus, gpus=gpus, device=device)
     return LocalExecutor(jobs, threads=threads, devices=check_devices(device))
 
 
