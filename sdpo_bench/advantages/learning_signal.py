@@ -23,8 +23,9 @@ from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
 from sdpo_bench.scoring.scorer import Answers, Parts, Scorer, ask_rewards
-from sdpo_bench.settings import AdvantageSettings, Runtime
+from sdpo_bench.settings import AdvantageSettings
 from sdpo_bench.system.distributed import Processes
+from sdpo_bench.system.memory_retry import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Signals:
     Attributes:
         settings: of the advantages; ``None`` for methods that do without.
         values: the critic's values of all states of trajectories; ``None`` without a critic.
-        runtime: changes when memory runs out.
+        overlap: score one micro-batch while the next one is decoded.
     """
 
     policy: Policy
@@ -57,7 +58,8 @@ class Signals:
     ledger: Ledger
     processes: Processes
     values: Callable[[Trajectories], Tensor | None]
-    runtime: Runtime
+    micro_batch: MicroBatch
+    overlap: bool
 
     def of(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
         """What is learnt from the trajectories of this process's groups, and the epoch's metrics.
@@ -72,7 +74,7 @@ class Signals:
         decode_sample = mode == "sparse" and method.final_image == "sample"
         answers = ask_rewards(
             self.policy, trajectories, queries, self.scorer,
-            decode_sample=decode_sample, micro_batch=self.runtime.micro_batch, overlap=self.runtime.async_rewards,
+            decode_sample=decode_sample, micro_batch=self.micro_batch.size, overlap=self.overlap,
         )  # fmt: skip
         queried = answers.rewards.to(trajectories.x0)
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
@@ -113,7 +115,7 @@ class Signals:
         """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
         samples = trajectories.latents[:, :, -1].flatten(0, 1)
         with torch.no_grad():
-            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.runtime.micro_batch)])
+            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.micro_batch.size)])
         metrics = {
             "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
         }  # fmt: skip
@@ -133,6 +135,6 @@ class Signals:
         chosen = [row for row, g in enumerate(mine.tolist()) if self.method.needs_reference or g < PROBE_GROUPS]
         phase = "reference" if self.method.needs_reference else "diagnostic"
         with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
-            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.runtime.micro_batch)
+            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.micro_batch.size)
         kl = self.processes.rows(kl, mine[chosen])
         return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())

@@ -24,6 +24,7 @@ from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
 
@@ -43,7 +44,7 @@ class Validator:
         sampler: EvaluationSettings,
         scorer: Scorer,
         run: RunFolder,
-        micro_batch: int,
+        micro_batch: MicroBatch,
         watcher: Watcher,
         processes: Processes = ALONE,
     ):
@@ -132,7 +133,8 @@ class Validator:
     def _mean_score(self, steps: int) -> float:
         self.watcher.evaluation(f"checkpoint on {self.settings.prompts}, {steps} steps", 0, 1)
         scores: list[float] = []
-        for part in ev.my_batches(self.pairs, self.micro_batch, self.processes):
-            images = ev.sample_images(self.policy, self.schedules[steps], self.sampler, part, self.micro_batch)
+        size = self.micro_batch.size
+        for part in ev.my_batches(self.pairs, size, self.processes):
+            images = ev.sample_images(self.policy, self.schedules[steps], self.sampler, part, size)
             scores += self.scorer(images, [text for text, _ in part]).tolist()
         return math.fsum(score for part in self.processes.gather(scores) for score in part) / len(self.pairs)

@@ -5,7 +5,7 @@ Every step looks at the run folder first, so calling this again does only what i
 
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.memory_retry import halving
+from sdpo_bench.system.memory_retry import MicroBatch, halving
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
 from sdpo_bench.training.loop import Trainer
@@ -235,7 +235,7 @@ def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> di
     recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
     return halving(
         lambda size: calibrate(scorers, trainer.policy, out, recorded, micro_batch=size, progress=watcher.evaluation),
-        trainer.runtime.micro_batch,
+        trainer.micro_batch.size,
         lambda size, text: trainer.warn(text),
     )
 
@@ -280,17 +280,20 @@ def _trainer(
     config = resolved.config
     method = build_method(config, resolved.method)
     chosen = config.checkpoint
-    validator = None
+    validator, micro_batch = None, MicroBatch(runtime.micro_batch)
     if chosen:
-        validator = Validator(policy, chosen, config.eval, scorer, run, runtime.micro_batch, watcher, processes)
-    return Trainer(config, runtime, run, policy, method, scorer.reward, watcher.train, validator, processes)
+        validator = Validator(policy, chosen, config.eval, scorer, run, micro_batch, watcher, processes)
+    return Trainer(
+        config, runtime, run, policy, method, scorer.reward, watcher.train, validator, processes, micro_batch
+    )
 
 
 def _judge(
     trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, search: Candidates | None
 ) -> list[dict[str, Any]]:
     """Evaluation rows of the run and of its base model, the grid, and the table."""
-    config, runtime, run = trainer.config, trainer.runtime, trainer.run
+    config, run = trainer.config, trainer.run
+    runtime = replace(trainer.runtime, micro_batch=trainer.micro_batch.size)
     policy, processes, settings = trainer.policy, trainer.processes, trainer.config.eval
     folders = run, base_folder(config.model, settings, runtime)
     if processes.is_main and any(ev.lacking(folder, settings, scorers) for folder in folders):

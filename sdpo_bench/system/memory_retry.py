@@ -6,6 +6,7 @@ that kills the process instead of refusing the memory leaves nothing to catch; t
 
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,16 @@ import torch
 from sdpo_bench.errors import RunFailed, said, says_out_of_memory
 
 T = TypeVar("T")
+
+
+@dataclass
+class MicroBatch:
+    """The most latents in one denoiser call, one object for all stages of a run.
+
+    Running out of memory halves ``size`` for all of them at once. It changes no number.
+    """
+
+    size: int
 
 
 def is_out_of_memory(error: BaseException) -> bool:

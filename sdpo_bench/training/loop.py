@@ -6,7 +6,6 @@ of its resolved configuration, wherever and however often it was interrupted.
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +30,7 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.scorer import supervise
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.memory_retry import halving, refusing
+from sdpo_bench.system.memory_retry import MicroBatch, halving, refusing
 from sdpo_bench.system.progress import Tick
 from sdpo_bench.system.signals import raise_what_was_lost
 from sdpo_bench.training import checkpoint, collapse_guards
@@ -54,6 +53,7 @@ class Trainer:
         watch: called with a :class:`Tick` now and then.
         validator: judges candidates for the best checkpoint; None where the last one is taken.
         processes: who else trains this run; each does its own groups, the main one writes.
+        micro_batch: shared with the validator; made from ``runtime`` where there is none.
     """
 
     def __init__(
@@ -67,9 +67,11 @@ class Trainer:
         watch: Callable[[Tick], None] = lambda tick: None,
         validator: Validator | None = None,
         processes: Processes = ALONE,
+        micro_batch: MicroBatch | None = None,
     ):
         self.config, self.runtime, self.run, self.processes = config, runtime, run, processes
         self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
+        self.micro_batch = micro_batch or MicroBatch(runtime.micro_batch)
         self.prompts = load_prompts(config.sample.prompts)
         self.schedule = training_schedule(config, scheduler_config(policy), method)
         self.weights = step_weights(self.schedule, config.update.step_weight)
@@ -87,14 +89,14 @@ class Trainer:
             config.update,
             self.weights,
             self.ledger,
-            runtime.micro_batch,
+            self.micro_batch,
             self.scorer,
             config.seed,
             processes,
         )
         self.signals = Signals(
             policy, self.schedule, method, a, self.scorer, self.normaliser, self.ledger, processes,
-            self.updater.sampled_values, runtime,
+            self.updater.sampled_values, self.micro_batch, runtime.async_rewards,
         )  # fmt: skip
         self.state = TrainingState(run, self.updater, self.normaliser, self.scorer, validator, processes, self.warn)
         self.groups_per_epoch = config.sample.images_per_epoch // method.members
@@ -218,7 +220,7 @@ class Trainer:
         Raises:
             RunFailed: nothing smaller is left to try, or this is one of several processes.
         """
-        size = self.runtime.micro_batch
+        size = self.micro_batch.size
         return halving(work, size, halved) if self.processes.count == 1 else refusing(work, size)
 
     def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
@@ -228,10 +230,7 @@ class Trainer:
 
     def shrink(self, micro_batch: int, text: str) -> None:
         """Smaller micro-batches from now on, recorded with the run."""
-        self.runtime = self.signals.runtime = replace(self.runtime, micro_batch=micro_batch)
-        self.updater.micro_batch = micro_batch
-        if self.validator is not None:
-            self.validator.micro_batch = micro_batch
+        self.micro_batch.size = micro_batch
         collapse_guards.record(self.run, collapse_guards.Warned(self.epoch + 1, "memory", text))
         self.warn(text)
 
@@ -283,7 +282,7 @@ class Trainer:
                 groups=mine.tolist(),
                 members=self.method.members,
                 shared_noise=self.method.shared_noise,
-                micro_batch=self.runtime.micro_batch,
+                micro_batch=self.micro_batch.size,
             )
         self.ledger.images += groups * self.method.members
         return trajectories

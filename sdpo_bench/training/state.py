@@ -21,8 +21,6 @@ from sdpo_bench.training.updater import Updater
 class Validator(Protocol):
     """Scores candidate checkpoints during training (``validation.Validator``)."""
 
-    micro_batch: int
-
     def after_epoch(self, epoch: int, *, last: bool) -> None: ...
 
     def forget_after(self, epoch: int) -> None: ...

@@ -25,6 +25,7 @@ from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import UpdateSettings
 from sdpo_bench.system.distributed import ALONE, Processes
+from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.training import reward_gradient
 from sdpo_bench.training.critic import every_value, seeded_critic, state_values
 from sdpo_bench.training.loss_scale import loss_scale
@@ -45,7 +46,7 @@ class Updater:
         settings: UpdateSettings,
         weights: Tensor,
         ledger: Ledger,
-        micro_batch: int = 64,
+        micro_batch: MicroBatch,
         scorer: Scorer | None = None,
         seed: int = 0,
         processes: Processes = ALONE,
@@ -149,7 +150,7 @@ class Updater:
         if not len(task.groups):
             return
         members = experience.trajectories.latents.shape[1]
-        size = max(1, self.micro_batch // members)
+        size = max(1, self.micro_batch.size // members)
         for part in torch.arange(len(task.groups)).split(size):
             share = task.share * len(part) / len(task.groups)
             piece = Task(task.groups[part], task.steps[part], share)
@@ -272,7 +273,7 @@ class Updater:
 
     def sampled_values(self, trajectories: Trajectories) -> Tensor | None:
         """The critic's value ``[N, G, T]`` of every state; ``None`` without a critic."""
-        return every_value(self.critic, trajectories, self.micro_batch) if self.critic else None
+        return every_value(self.critic, trajectories, self.micro_batch.size) if self.critic else None
 
     def _pass(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> StepPass:
         return step_pass(

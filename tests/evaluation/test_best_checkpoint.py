@@ -16,6 +16,7 @@ from sdpo_bench.runs.run_folder import RunFolder, best_row
 from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings, Runtime
 from sdpo_bench.system.distributed import ALONE
+from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
 
@@ -76,7 +77,9 @@ def test_judging_leaves_the_policy_s_guidance_as_it_was(tiny_policy, prompts, mo
     folder.create({})
     settings = CheckpointSettings("validation", str(prompts / "held.txt"), steps=(1, 3))
     scorer = make_scorer("jpeg-incompressibility", {}, "cpu")
-    judge = Validator(tiny_policy, settings, EvaluationSettings(guidance_scale=2.0), scorer, folder, 64, Watcher())
+    judge = Validator(
+        tiny_policy, settings, EvaluationSettings(guidance_scale=2.0), scorer, folder, MicroBatch(64), Watcher()
+    )
     tiny_policy.set_guidance(3.0)
     seen = []
     predict = type(tiny_policy).predict
@@ -147,7 +150,7 @@ def test_a_score_is_the_mean_over_all_pictures_of_all_processes(tiny_policy, pro
     two = SimpleNamespace(rank=0, count=2, is_main=True, gather=lambda scores: [scores, [1.0, 2.0]])
     scorer = lambda images, texts: images + torch.tensor([float(len(text)) for text in texts])  # noqa: E731
     judge = Validator(
-        tiny_policy, settings, EvaluationSettings(), scorer, RunFolder(prompts / "run"), 64, Watcher(), two
+        tiny_policy, settings, EvaluationSettings(), scorer, RunFolder(prompts / "run"), MicroBatch(64), Watcher(), two
     )
     sampled = lambda policy, schedule, sampler, part, size: torch.tensor(  # noqa: E731
         [10.0 * number + (3 if schedule.num_steps == 3 else 0) for _, number in part]

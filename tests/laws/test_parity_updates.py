@@ -20,6 +20,7 @@ from sdpo_bench.rollout.base_log_probs import base_statistics
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.settings import ModelSettings, UpdateSettings
+from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.training.update_order import Order
 from sdpo_bench.training.updater import Updater
 
@@ -170,7 +171,7 @@ def make_golden(official, tiny_pipe, name):
         accumulation=flag(file, "gradient_accumulation_steps", defaults["gradient_accumulation_steps"]),
         lr=flag(file, "learning_rate", defaults["learning_rate"]),
     )
-    updater = Updater(policy, schedule, method(name), update, torch.ones(4), Ledger())
+    updater = Updater(policy, schedule, method(name), update, torch.ones(4), Ledger(), MicroBatch(64))
     golden = Golden(file, policy, updater)
     for parameter, value in golden.lora("ep0.0/lora_before/"):
         parameter.data = value.clone()

@@ -19,6 +19,7 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import Runtime, UpdateSettings
 from sdpo_bench.system.distributed import ALONE
+from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.training.loop import Trainer
 from sdpo_bench.training.updater import Updater
 
@@ -103,7 +104,7 @@ def make_updater(
     policy: Any, schedule: Any, method: Any, weights: torch.Tensor | None = None, **settings: Any
 ) -> Updater:
     """An updater with its own ledger."""
-    micro_batch = settings.pop("micro_batch", 64)
+    micro_batch = MicroBatch(settings.pop("micro_batch", 64))
     update = UpdateSettings(**{"minibatch": 2, "accumulation": 1, "order": "accumulated", **settings})
     weights = torch.ones(schedule.num_steps) if weights is None else weights
     ledger = Ledger()
