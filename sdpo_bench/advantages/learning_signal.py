@@ -3,7 +3,7 @@
 Statistics are over the groups of all processes of a run, what is handed to the updates over this one's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +13,14 @@ from torch import Tensor
 from sdpo_bench.advantages.epoch_metrics import part_metrics, reward_metrics, spread
 from sdpo_bench.advantages.experience import Experience
 from sdpo_bench.advantages.normalise import Normaliser, advantages
-from sdpo_bench.api import Method
-from sdpo_bench.ledger import Ledger
-from sdpo_bench.models.policy import Policy
+from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.rollout.base_log_probs import base_statistics
 from sdpo_bench.rollout.group_cost import PROBE_GROUPS
 from sdpo_bench.rollout.sampling import Trajectories
-from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
 from sdpo_bench.scoring.scorer import Answers, Parts, Scorer, ask_rewards
 from sdpo_bench.settings import AdvantageSettings
-from sdpo_bench.system.distributed import Processes
-from sdpo_bench.system.memory_retry import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -39,27 +34,18 @@ class Scored:
     parts: Parts
 
 
-@dataclass
+@dataclass(frozen=True)
 class Signals:
     """Asks for rewards and compares them.
 
     Attributes:
         settings: of the advantages; ``None`` for methods that do without.
-        values: the critic's values of all states of trajectories; ``None`` without a critic.
-        overlap: score one micro-batch while the next one is decoded.
     """
 
-    policy: Policy
-    schedule: Schedule
-    method: Method
+    context: RunContext
     settings: AdvantageSettings | None
     scorer: Scorer
     normaliser: Normaliser
-    ledger: Ledger
-    processes: Processes
-    values: Callable[[Trajectories], Tensor | None]
-    micro_batch: MicroBatch
-    overlap: bool
 
     def of(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
         """What is learnt from the trajectories of this process's groups, and the epoch's metrics.
@@ -67,21 +53,21 @@ class Signals:
         Args:
             mine: int64 ``[n]``, which of the epoch's ``groups`` these trajectories are.
         """
-        if self.method.signal == "gradient":
+        if self.context.method.signal == "gradient":
             return self._unscored(trajectories, mine, groups)
-        method, mode = self.method, self.method.reward_mode
+        method, mode = self.context.method, self.context.method.reward_mode
         queries = choose_queries(trajectories.x0, mode)
         decode_sample = mode == "sparse" and method.final_image == "sample"
         answers = ask_rewards(
-            self.policy, trajectories, queries, self.scorer,
-            decode_sample=decode_sample, micro_batch=self.micro_batch.size, overlap=self.overlap,
+            self.context.policy, trajectories, queries, self.scorer,
+            decode_sample=decode_sample, micro_batch=self.context.micro_batch.size,
+            overlap=self.context.runtime.async_rewards,
         )  # fmt: skip
         queried = answers.rewards.to(trajectories.x0)
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
         everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
         normalised = self._advantages(everyone.rewards, everyone.prompts)
         reference, kl = self._reference(trajectories, mine)
-        values = self.values(trajectories)
         metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
         metrics |= part_metrics(everyone.parts)
         if normalised is not None:
@@ -89,25 +75,25 @@ class Signals:
             normalised = normalised[mine.to(normalised.device)]
         metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
         rows = self._rows(mine, groups)
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, values, rows), metrics
+        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, rows=rows), metrics
 
     def _everyone(
         self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor
     ) -> Scored:
-        rows = self.processes.rows
-        if self.processes.count == 1:
+        rows = self.context.processes.rows
+        if self.context.processes.count == 1:
             return Scored(queried, rewards, prompts, answers.parts)
-        texts = [pair for part in self.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
+        texts = [pair for part in self.context.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
         parts = {name: rows(values, mine) for name, values in answers.parts.items()}
         return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts)
 
     def _picture_summary(self, images: Tensor) -> dict[str, float]:
-        first, *others = self.processes.gather(image_statistics.Sums.of(images))
+        first, *others = self.context.processes.gather(image_statistics.Sums.of(images))
         return image_statistics.summary(sum(others, first))
 
     def _rows(self, mine: Tensor, groups: int) -> Tensor | None:
         """Where this process keeps each group; see :class:`Experience`."""
-        if self.processes.count == 1:
+        if self.context.processes.count == 1:
             return None
         return torch.full((groups,), -1).index_copy(0, mine, torch.arange(len(mine)))
 
@@ -115,7 +101,9 @@ class Signals:
         """Trajectories of a method that asks for rewards in its updates: scoring them here would charge them twice."""
         samples = trajectories.latents[:, :, -1].flatten(0, 1)
         with torch.no_grad():
-            images = torch.cat([self.policy.decode(part).cpu() for part in samples.split(self.micro_batch.size)])
+            images = torch.cat(
+                [self.context.policy.decode(part).cpu() for part in samples.split(self.context.micro_batch.size)]
+            )
         metrics = {
             "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
         }  # fmt: skip
@@ -126,15 +114,17 @@ class Signals:
         settings = self.settings
         if settings is None:
             return None
-        sparse = self.method.reward_mode == "sparse"
+        sparse = self.context.method.reward_mode == "sparse"
         return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
 
     def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
         """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
         groups otherwise): sum over steps of the mean over latent elements, nats."""
-        chosen = [row for row, g in enumerate(mine.tolist()) if self.method.needs_reference or g < PROBE_GROUPS]
-        phase = "reference" if self.method.needs_reference else "diagnostic"
-        with self.ledger.during(phase), self.policy.reference():  # type: ignore[arg-type]
-            log_probs, kl = base_statistics(self.policy, self.schedule, trajectories, chosen, self.micro_batch.size)
-        kl = self.processes.rows(kl, mine[chosen])
-        return (log_probs if self.method.needs_reference else None), float(kl.sum(-1).mean())
+        chosen = [row for row, g in enumerate(mine.tolist()) if self.context.method.needs_reference or g < PROBE_GROUPS]
+        phase = "reference" if self.context.method.needs_reference else "diagnostic"
+        context = self.context
+        policy, size = context.policy, context.micro_batch.size
+        with context.ledger.during(phase), policy.reference():  # type: ignore[arg-type]
+            log_probs, kl = base_statistics(policy, context.schedule, trajectories, chosen, size)
+        kl = self.context.processes.rows(kl, mine[chosen])
+        return (log_probs if self.context.method.needs_reference else None), float(kl.sum(-1).mean())

@@ -25,10 +25,11 @@ from sdpo_bench.plugins.registry import Plugin
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
+from sdpo_bench.scoring.scorer import supervise
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.system.progress import Tick
-from sdpo_bench.training.loop import Trainer
+from sdpo_bench.training.loop import Trainer, run_context
 
 RUN_GROUPS = 2
 RATIO_TOLERANCE = 1e-4
@@ -74,7 +75,9 @@ def make_trainer(resolved: Resolved, folder: Path, watch: Any = lambda tick: Non
     policy = deepcopy(fresh_policy(config.model, seed_for(config.seed, "lora")))
     method = build_method(config, resolved.method)
     runtime = replace(Runtime(out=folder, device="cpu"), checkpoint_every=1)
-    return Trainer(config, runtime, run, policy, method, Brightness(None), watch)
+    context = run_context(config, runtime, policy, method)
+    scorer = supervise(config.reward.name, Brightness(None), context.ledger, timeout=runtime.reward_timeout)
+    return Trainer(context, config, run, scorer, watch)
 
 
 def adapter(trainer: Trainer) -> dict[str, Tensor]:

@@ -38,10 +38,10 @@ from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import EvaluationSettings, RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.memory_retry import MicroBatch, halving
+from sdpo_bench.system.memory_retry import halving
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
-from sdpo_bench.training.loop import Trainer
+from sdpo_bench.training.loop import Trainer, run_context
 
 GRID_PROMPTS = 5
 
@@ -235,7 +235,7 @@ def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> di
     recorded = run.record().get("reward_reference", {}) if (run.path / "run.json").exists() else {}
     return halving(
         lambda size: calibrate(scorers, trainer.policy, out, recorded, micro_batch=size, progress=watcher.evaluation),
-        trainer.micro_batch.size,
+        trainer.context.micro_batch.size,
         lambda size, text: trainer.warn(text),
     )
 
@@ -280,12 +280,14 @@ def _trainer(
     config = resolved.config
     method = build_method(config, resolved.method)
     chosen = config.checkpoint
-    validator, micro_batch = None, MicroBatch(runtime.micro_batch)
+    context = run_context(config, runtime, policy, method, processes)
+    # Two scorers of the trained reward: validation and evaluation use one without a bill, training one with its bill.
+    unbilled, reward = scorer, scorer.reward
+    billed = supervise(config.reward.name, reward, context.ledger, timeout=runtime.reward_timeout)
+    validator = None
     if chosen:
-        validator = Validator(policy, chosen, config.eval, scorer, run, micro_batch, watcher, processes)
-    return Trainer(
-        config, runtime, run, policy, method, scorer.reward, watcher.train, validator, processes, micro_batch
-    )
+        validator = Validator(policy, chosen, config.eval, unbilled, run, context.micro_batch, watcher, processes)
+    return Trainer(context, config, run, billed, watcher.train, validator)
 
 
 def _judge(
@@ -293,7 +295,7 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """Evaluation rows of the run and of its base model, the grid, and the table."""
     config, run = trainer.config, trainer.run
-    runtime = replace(trainer.runtime, micro_batch=trainer.micro_batch.size)
+    runtime = replace(trainer.runtime, micro_batch=trainer.context.micro_batch.size)
     policy, processes, settings = trainer.policy, trainer.processes, trainer.config.eval
     folders = run, base_folder(config.model, settings, runtime)
     if processes.is_main and any(ev.lacking(folder, settings, scorers) for folder in folders):

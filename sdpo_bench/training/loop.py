@@ -6,6 +6,7 @@ of its resolved configuration, wherever and however often it was interrupted.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,8 @@ from sdpo_bench.advantages.epoch_metrics import Stopwatch, update_rewards
 from sdpo_bench.advantages.experience import Experience, UpdateLog
 from sdpo_bench.advantages.learning_signal import Signals
 from sdpo_bench.advantages.normalise import Normaliser
-from sdpo_bench.api import Method, Reward
+from sdpo_bench.advantages.run_context import RunContext
+from sdpo_bench.api import Method
 from sdpo_bench.config.training_schedule import needs_log_prob, training_schedule
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.ledger import Cost, Ledger, Limit, limit_text
@@ -27,7 +29,7 @@ from sdpo_bench.rollout.group_cost import group_cost, probe_cost
 from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
 from sdpo_bench.rollout.schedule import step_weights
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.scoring.scorer import supervise
+from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.memory_retry import MicroBatch, halving, refusing
@@ -45,61 +47,52 @@ PREFETCHED = 1024
 device once); an SD-Turbo prompt takes 0.3 MB."""
 
 
+def run_context(
+    config: RunConfig, runtime: Runtime, policy: Policy, method: Method, processes: Processes = ALONE
+) -> RunContext:
+    """The context of a training, with an empty bill.
+
+    Raises:
+        UsageError: a schedule that the method cannot be trained on.
+    """
+    schedule = training_schedule(config, scheduler_config(policy), method)
+    return RunContext(policy, schedule, method, Ledger(), processes, runtime, MicroBatch(runtime.micro_batch))
+
+
 class Trainer:
     """One run's training.
 
     Args:
-        policy: carries a fresh adapter drawn from the run's seed.
+        context: its policy carries a fresh adapter drawn from the run's seed (:func:`run_context`).
+        scorer: the trained reward, charged to the context's ledger.
         watch: called with a :class:`Tick` now and then.
         validator: judges candidates for the best checkpoint; None where the last one is taken.
-        processes: who else trains this run; each does its own groups, the main one writes.
-        micro_batch: shared with the validator; made from ``runtime`` where there is none.
     """
 
     def __init__(
         self,
+        context: RunContext,
         config: RunConfig,
-        runtime: Runtime,
         run: RunFolder,
-        policy: Policy,
-        method: Method,
-        reward: Reward,
+        scorer: Scorer,
         watch: Callable[[Tick], None] = lambda tick: None,
         validator: Validator | None = None,
-        processes: Processes = ALONE,
-        micro_batch: MicroBatch | None = None,
     ):
-        self.config, self.runtime, self.run, self.processes = config, runtime, run, processes
-        self.policy, self.method, self.watch, self.validator = policy, method, watch, validator
-        self.micro_batch = micro_batch or MicroBatch(runtime.micro_batch)
+        self.context, self.config, self.run, self.scorer = context, config, run, scorer
+        self.watch, self.validator = watch, validator
+        self.policy, self.schedule, self.method = context.policy, context.schedule, context.method
+        self.ledger, self.processes, self.runtime = context.ledger, context.processes, context.runtime
         self.prompts = load_prompts(config.sample.prompts)
-        self.schedule = training_schedule(config, scheduler_config(policy), method)
         self.weights = step_weights(self.schedule, config.update.step_weight)
-        if needs_log_prob(method) and not bool((self.weights > 0).any()):
+        if needs_log_prob(self.method) and not bool((self.weights > 0).any()):
             raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
-        self.ledger = Ledger()
-        self.scorer = supervise(config.reward.name, reward, self.ledger, timeout=runtime.reward_timeout)
         self.limit = Limit(config.budget.axis, config.budget.amount)
         a = config.advantage
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
-        self.updater = Updater(
-            policy,
-            self.schedule,
-            method,
-            config.update,
-            self.weights,
-            self.ledger,
-            self.micro_batch,
-            self.scorer,
-            config.seed,
-            processes,
-        )
-        self.signals = Signals(
-            policy, self.schedule, method, a, self.scorer, self.normaliser, self.ledger, processes,
-            self.updater.sampled_values, self.micro_batch, runtime.async_rewards,
-        )  # fmt: skip
-        self.state = TrainingState(run, self.updater, self.normaliser, self.scorer, validator, processes, self.warn)
-        self.groups_per_epoch = config.sample.images_per_epoch // method.members
+        self.signals = Signals(context, a, scorer, self.normaliser)
+        self.updater = Updater(context, config.update, self.weights, scorer, config.seed)
+        self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, self.processes, self.warn)
+        self.groups_per_epoch = config.sample.images_per_epoch // self.method.members
         self._refuse_small_budget()
 
     @property
@@ -220,7 +213,7 @@ class Trainer:
         Raises:
             RunFailed: nothing smaller is left to try, or this is one of several processes.
         """
-        size = self.micro_batch.size
+        size = self.context.micro_batch.size
         return halving(work, size, halved) if self.processes.count == 1 else refusing(work, size)
 
     def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
@@ -230,7 +223,7 @@ class Trainer:
 
     def shrink(self, micro_batch: int, text: str) -> None:
         """Smaller micro-batches from now on, recorded with the run."""
-        self.micro_batch.size = micro_batch
+        self.context.micro_batch.size = micro_batch
         collapse_guards.record(self.run, collapse_guards.Warned(self.epoch + 1, "memory", text))
         self.warn(text)
 
@@ -245,6 +238,8 @@ class Trainer:
         clock.lap("sample_seconds")
         self._tell("scoring")
         experience, metrics = self.signals.of(trajectories, mine, groups)
+        if self.method.signal != "gradient":
+            experience = replace(experience, old_values=self.updater.sampled_values(trajectories))
         clock.lap("reward_seconds")
         metrics |= self._learn(experience, groups, first)
         clock.lap("update_seconds")
@@ -282,7 +277,7 @@ class Trainer:
                 groups=mine.tolist(),
                 members=self.method.members,
                 shared_noise=self.method.shared_noise,
-                micro_batch=self.micro_batch.size,
+                micro_batch=self.context.micro_batch.size,
             )
         self.ledger.images += groups * self.method.members
         return trajectories

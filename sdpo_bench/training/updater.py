@@ -14,18 +14,14 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.advantages.experience import Experience, UpdateLog
-from sdpo_bench.api import Method, Minibatch
+from sdpo_bench.advantages.run_context import RunContext
+from sdpo_bench.api import Minibatch
 from sdpo_bench.errors import RunFailed
-from sdpo_bench.ledger import Ledger
-from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.rollout.replay_step import StepPass, step_pass
 from sdpo_bench.rollout.sampling import Trajectories
-from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import UpdateSettings
-from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.training import reward_gradient
 from sdpo_bench.training.critic import every_value, seeded_critic, state_values
 from sdpo_bench.training.loss_scale import loss_scale
@@ -36,34 +32,30 @@ CRITIC = "critic/"
 
 
 class Updater:
-    """Turns experience into optimiser steps on the LoRA weights."""
+    """Turns experience into optimiser steps on the LoRA weights.
+
+    Args:
+        weights: ``[T]``, weight of each denoising step.
+        scorer: the trained reward, for methods that follow its gradient.
+        seed: the run's seed, for the critic.
+    """
 
     def __init__(
         self,
-        policy: Policy,
-        schedule: Schedule,
-        method: Method,
+        context: RunContext,
         settings: UpdateSettings,
         weights: Tensor,
-        ledger: Ledger,
-        micro_batch: MicroBatch,
         scorer: Scorer | None = None,
         seed: int = 0,
-        processes: Processes = ALONE,
     ):
-        self.scorer = scorer
-        self.processes = processes
-        self.policy = policy
-        self.schedule = schedule
-        self.method = method
-        self.settings = settings
-        self.weights = weights
-        self.ledger = ledger
-        self.micro_batch = micro_batch
+        self.context, self.settings, self.weights, self.scorer = context, settings, weights, scorer
+        self.policy, self.schedule, self.method = context.policy, context.schedule, context.method
+        self.ledger = context.ledger
+        policy, method = context.policy, context.method
         lora = policy.lora_parameters()
         groups: list[dict[str, Any]] = [{"params": list(lora.values())}]
         self.critic, learnt = None, dict[str, torch.nn.Parameter]()
-        if critic := seeded_critic(method, policy, schedule.num_steps, seed):
+        if critic := seeded_critic(method, policy, context.schedule.num_steps, seed):
             self.critic = critic.network
             learnt = {CRITIC + name: p for name, p in critic.network.named_parameters()}
             groups.append({"params": list(learnt.values()), "lr": critic.lr})
@@ -113,7 +105,7 @@ class Updater:
                 self._backward(experience, mine, log, fresh)
                 if progress is not None:
                     progress(len(task.groups))
-            self.processes.sum_gradients(self.parameters.values())
+            self.context.processes.sum_gradients(self.parameters.values())
             if not self._optimiser_step(log):
                 log.grad_square = measured  # its gradients may be infinite
         return False
@@ -150,7 +142,7 @@ class Updater:
         if not len(task.groups):
             return
         members = experience.trajectories.latents.shape[1]
-        size = max(1, self.micro_batch.size // members)
+        size = max(1, self.context.micro_batch.size // members)
         for part in torch.arange(len(task.groups)).split(size):
             share = task.share * len(part) / len(task.groups)
             piece = Task(task.groups[part], task.steps[part], share)
@@ -273,7 +265,7 @@ class Updater:
 
     def sampled_values(self, trajectories: Trajectories) -> Tensor | None:
         """The critic's value ``[N, G, T]`` of every state; ``None`` without a critic."""
-        return every_value(self.critic, trajectories, self.micro_batch.size) if self.critic else None
+        return every_value(self.critic, trajectories, self.context.micro_batch.size) if self.critic else None
 
     def _pass(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> StepPass:
         return step_pass(

@@ -116,7 +116,7 @@ def test_prompts_of_all_processes_are_in_the_order_of_their_groups():
     others = [(3, "dog"), (1, "bee")]
     processes.gather = lambda value: [value, others]
     processes.rows = lambda values, numbers: values
-    signals = SimpleNamespace(processes=processes)
+    signals = SimpleNamespace(context=SimpleNamespace(processes=processes))
     answers = SimpleNamespace(parts={})
     none = torch.zeros(2, 1, 1)
     found = Signals._everyone(signals, answers, none, none, ["cat", "ant"], torch.tensor([2, 0]))

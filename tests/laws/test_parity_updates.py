@@ -5,12 +5,14 @@ Numbers: fixtures d and f, computed by running SDPO fcee34d, DDPO 1958463 and D3
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sdpo_bench.advantages.experience import Experience, UpdateLog
+from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.api import Minibatch
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.models.catalogue import load_policy
@@ -19,7 +21,8 @@ from sdpo_bench.plugins.registry import find
 from sdpo_bench.rollout.base_log_probs import base_statistics
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.rollout.schedule import make_schedule
-from sdpo_bench.settings import ModelSettings, UpdateSettings
+from sdpo_bench.settings import ModelSettings, Runtime, UpdateSettings
+from sdpo_bench.system.distributed import ALONE
 from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.training.update_order import Order
 from sdpo_bench.training.updater import Updater
@@ -171,7 +174,9 @@ def make_golden(official, tiny_pipe, name):
         accumulation=flag(file, "gradient_accumulation_steps", defaults["gradient_accumulation_steps"]),
         lr=flag(file, "learning_rate", defaults["learning_rate"]),
     )
-    updater = Updater(policy, schedule, method(name), update, torch.ones(4), Ledger(), MicroBatch(64))
+    runtime = Runtime(out=Path(), device="cpu")
+    context = RunContext(policy, schedule, method(name), Ledger(), ALONE, runtime, MicroBatch(64))
+    updater = Updater(context, update, torch.ones(4))
     golden = Golden(file, policy, updater)
     for parameter, value in golden.lora("ep0.0/lora_before/"):
         parameter.data = value.clone()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sdpo_bench.advantages.experience import Experience
+from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.models.catalogue import load_policy
@@ -16,11 +17,12 @@ from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.running.run_one import make_scorer
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.scorer import supervise
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import Runtime, UpdateSettings
 from sdpo_bench.system.distributed import ALONE
 from sdpo_bench.system.memory_retry import MicroBatch
-from sdpo_bench.training.loop import Trainer
+from sdpo_bench.training.loop import Trainer, run_context
 from sdpo_bench.training.updater import Updater
 
 METHODS = tuple(plugins("methods"))
@@ -74,7 +76,9 @@ def make_trainer(resolved: Resolved, out: Path, **runtime: Any) -> Trainer:
     reward = make_scorer(config.reward.name, config.reward.settings, "cpu").reward
     processes = runtime.pop("processes", ALONE)
     chosen = replace(Runtime(out=out, device="cpu"), **runtime)
-    return Trainer(config, chosen, run, policy, method, reward, processes=processes)
+    context = run_context(config, chosen, policy, method, processes)
+    scorer = supervise(config.reward.name, reward, context.ledger, timeout=chosen.reward_timeout)
+    return Trainer(context, config, run, scorer)
 
 
 def sample_groups(
@@ -104,9 +108,9 @@ def make_updater(
     policy: Any, schedule: Any, method: Any, weights: torch.Tensor | None = None, **settings: Any
 ) -> Updater:
     """An updater with its own ledger."""
-    micro_batch = MicroBatch(settings.pop("micro_batch", 64))
+    runtime = Runtime(out=Path(), device="cpu", micro_batch=settings.pop("micro_batch", 64))
     update = UpdateSettings(**{"minibatch": 2, "accumulation": 1, "order": "accumulated", **settings})
     weights = torch.ones(schedule.num_steps) if weights is None else weights
-    ledger = Ledger()
-    policy.on_call = ledger.charge_call
-    return Updater(policy, schedule, method, update, weights, ledger, micro_batch)
+    context = RunContext(policy, schedule, method, Ledger(), ALONE, runtime, MicroBatch(runtime.micro_batch))
+    policy.on_call = context.ledger.charge_call
+    return Updater(context, update, weights)
