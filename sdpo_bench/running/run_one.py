@@ -225,7 +225,9 @@ def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str
     elif processes.is_main:
         trainer.state.mend_finished_logs()
     search = candidates_of(trainer.method, scorers[0], config.seed)
-    table = trainer.halving(lambda _: _judge(trainer, scorers, watcher, device, search), trainer.shrink)
+    for attempt in trainer.attempts(trainer.record_out_of_memory):
+        with attempt:
+            table = _judge(trainer, scorers, watcher, device, search)
     return Outcome(run, table, train)
 
 

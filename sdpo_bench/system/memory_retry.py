@@ -5,8 +5,9 @@ that kills the process instead of refusing the memory leaves nothing to catch; t
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,60 @@ class MicroBatch:
     """
 
     size: int
+
+    def attempts(self, halved: Callable[[str], None], *, retry: bool = True) -> Iterator["Attempt"]:
+        """Attempts of a block of work, until one of them does not run out of memory::
+
+            for attempt in micro_batch.attempts(halved):
+                with attempt:
+                    result = work()
+
+        Args:
+            halved: called before each further attempt, with what to tell the user; throws away what the block began.
+            retry: False where running out of memory must end the run.
+
+        Raises:
+            RunFailed: not even one latent at a time fits, or ``retry`` is False.
+        """
+        while True:
+            yield (attempt := Attempt(self.size, retry))
+            if not attempt.failed:
+                return
+            # Here the exception is gone, and with it the frames that held the tensors.
+            if self.size == 1:
+                raise RunFailed(
+                    f"out of memory with one latent at a time ({attempt.failed}). Use a smaller model.resolution, "
+                    "model.precision=bf16, model.gradient_checkpointing=true or model.cpu_offload=true."
+                )
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.size //= 2
+            text = f"out of memory ({attempt.failed}); going on with --micro-batch {self.size}, the same numbers"
+            halved(text)
+
+
+class Attempt:
+    """One attempt of :meth:`MicroBatch.attempts`; ``failed`` says why memory ran out, empty where it did not."""
+
+    def __init__(self, size: int, retry: bool):
+        self.failed, self._size, self._retry = "", size, retry
+
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or not is_out_of_memory(error):
+            return False
+        if not self._retry:
+            raise RunFailed(
+                f"out of memory with --micro-batch {self._size}. The same command with a smaller one goes on from the "
+                "last whole epoch, with the same numbers."
+            ) from error
+        self.failed = said(error).strip().split("\n")[0][:200] or type(error).__name__
+        return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,38 +98,8 @@ def halving(work: Callable[[int], T], micro_batch: int, halved: Callable[[int, s
     Raises:
         RunFailed: not even one latent at a time fits.
     """
-    while True:
-        try:
-            return work(micro_batch)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = said(error).strip().split("\n")[0][:200] or type(error).__name__
-        # Here the exception is gone, and with it the frames that held the tensors.
-        if micro_batch == 1:
-            raise RunFailed(
-                f"out of memory with one latent at a time ({reason}). Use a smaller model.resolution, "
-                "model.precision=bf16, model.gradient_checkpointing=true or model.cpu_offload=true."
-            )
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        micro_batch //= 2
-        halved(micro_batch, f"out of memory ({reason}); going on with --micro-batch {micro_batch}, the same numbers")
-
-
-def refusing(work: Callable[[int], T], micro_batch: int) -> T:
-    """``work(micro_batch)``, once.
-
-    Raises:
-        RunFailed: it runs out of memory; says how the run goes on.
-    """
-    try:
-        return work(micro_batch)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunFailed(
-            f"out of memory with --micro-batch {micro_batch}. The same command with a smaller one goes on from the "
-            "last whole epoch, with the same numbers."
-        ) from error
+    batch = MicroBatch(micro_batch)
+    for attempt in batch.attempts(lambda text: halved(batch.size, text)):
+        with attempt:
+            result = work(batch.size)
+    return result

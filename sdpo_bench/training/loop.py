@@ -5,16 +5,16 @@ of its resolved configuration, wherever and however often it was interrupted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdpo_bench import seeds
 from sdpo_bench.advantages.epoch_metrics import Stopwatch, update_rewards
-from sdpo_bench.advantages.experience import Experience, UpdateLog
+from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.advantages.learning_signal import Signals
 from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.advantages.run_context import RunContext
@@ -32,15 +32,13 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.memory_retry import MicroBatch, halving, refusing
+from sdpo_bench.system.memory_retry import Attempt, MicroBatch
 from sdpo_bench.system.progress import Tick
 from sdpo_bench.system.signals import raise_what_was_lost
 from sdpo_bench.training import checkpoint, collapse_guards
 from sdpo_bench.training.state import TrainingState, Validator
 from sdpo_bench.training.update_order import Order
 from sdpo_bench.training.updater import Updater
-
-T = TypeVar("T")
 
 PREFETCHED = 1024
 """Prompts up to which all are encoded before training, so that the text encoders are done (and, offloaded, visit the
@@ -122,7 +120,11 @@ class Trainer:
                 raise_what_was_lost()
                 before = self.ledger.used(self.limit.axis)
                 self._validate(last=False)
-                self._run_epoch(groups, wanted)
+                started = time.monotonic()
+                for attempt in self.attempts(self._begin_epoch_again):
+                    with attempt:
+                        metrics, timing = self._epoch(groups, wanted)
+                self._finish_epoch(groups, metrics, timing, started)
                 self._refuse_standstill(before)
                 self._refuse_collapse()
                 if self.epoch % self.runtime.checkpoint_every == 0:
@@ -154,8 +156,9 @@ class Trainer:
         if self.validator is None:
             return
         self.policy.on_call = None
-        judge = self.validator.after_epoch
-        self.halving(lambda _: judge(self.epoch, last=last), self.shrink)
+        for attempt in self.attempts(self.record_out_of_memory):
+            with attempt:
+                self.validator.after_epoch(self.epoch, last=last)
         self.policy.on_call = self.ledger.charge_call
 
     def _groups_left(self, wanted: int) -> int:
@@ -180,9 +183,8 @@ class Trainer:
                 f"({cost.of(self.limit.axis) + overhead:g}). Use a larger --budget."
             )
 
-    def _run_epoch(self, groups: int, wanted: int) -> None:
-        started = time.monotonic()
-        metrics, timing = self.halving(lambda _: self._epoch(groups, wanted), self._begin_epoch_again)
+    def _finish_epoch(self, groups: int, metrics: dict[str, Any], timing: dict[str, float], started: float) -> None:
+        """Log a whole epoch and the collapse warnings that it gives reason for."""
         seconds = self.processes.share(lambda: max(time.monotonic() - started, 1e-9))
         self.ledger.seconds += seconds
         timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
@@ -205,25 +207,20 @@ class Trainer:
                 "checkpoint.choose=before-collapse. To go on all the same: --set guard.stop=false"
             )
 
-    def halving(self, work: Callable[[int], T], halved: Callable[[int, str], None]) -> T:
-        """Work that is tried again with smaller micro-batches when memory runs out (``out_of_memory.halving``).
+    def attempts(self, halved: Callable[[str], None]) -> Iterator[Attempt]:
+        """Attempts of a block of work, with smaller micro-batches after each that ran out of memory.
 
-        One of several processes cannot begin again alone, so there it ends the run.
-
-        Raises:
-            RunFailed: nothing smaller is left to try, or this is one of several processes.
+        One of several processes cannot begin again alone, so there it ends the run (:meth:`MicroBatch.attempts`).
         """
-        size = self.context.micro_batch.size
-        return halving(work, size, halved) if self.processes.count == 1 else refusing(work, size)
+        return self.context.micro_batch.attempts(halved, retry=self.processes.count == 1)
 
-    def _begin_epoch_again(self, micro_batch: int, text: str) -> None:
+    def _begin_epoch_again(self, text: str) -> None:
         """Back to the last whole epoch, and on with smaller micro-batches."""
         self.state.go_back()
-        self.shrink(micro_batch, text)
+        self.record_out_of_memory(text)
 
-    def shrink(self, micro_batch: int, text: str) -> None:
-        """Smaller micro-batches from now on, recorded with the run."""
-        self.context.micro_batch.size = micro_batch
+    def record_out_of_memory(self, text: str) -> None:
+        """Record with the run that it goes on with smaller micro-batches."""
         collapse_guards.record(self.run, collapse_guards.Warned(self.epoch + 1, "memory", text))
         self.warn(text)
 
@@ -241,7 +238,12 @@ class Trainer:
         if self.method.signal != "gradient":
             experience = replace(experience, old_values=self.updater.sampled_values(trajectories))
         clock.lap("reward_seconds")
-        metrics |= self._learn(experience, groups, first)
+        log, stop = UpdateLog(self.schedule.num_steps), self._stop()
+        for inner in range(self.config.update.inner_epochs):
+            order = self._order(groups, inner) if inner else first
+            if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
+                break
+        metrics |= self._update_metrics(log)
         clock.lap("update_seconds")
         self._settle(before, remembered)
         bill = self.ledger.bill()
@@ -282,16 +284,14 @@ class Trainer:
         self.ledger.images += groups * self.method.members
         return trajectories
 
-    def _learn(self, experience: Experience, groups: int, first: Order) -> dict[str, Any]:
-        """Gradient updates in the order ``first``, and in fresh orders in further inner epochs."""
-        log = UpdateLog(self.schedule.num_steps)
-        stop = (lambda: self.limit.reached(self.ledger)) if self.limit.axis == "optimiser_steps" else (lambda: False)
-        if self.limit.axis == "seconds":
-            stop = self._seconds_stop()
-        for inner in range(self.config.update.inner_epochs):
-            order = self._order(groups, inner) if inner else first
-            if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
-                break
+    def _stop(self) -> Callable[[], bool]:
+        """Whether the budget ends between two optimiser steps; only these two axes can."""
+        if self.limit.axis == "optimiser_steps":
+            return lambda: self.limit.reached(self.ledger)
+        return self._seconds_stop() if self.limit.axis == "seconds" else lambda: False
+
+    def _update_metrics(self, log: UpdateLog) -> dict[str, Any]:
+        """What all processes' updates of an epoch log."""
         log, *others = self.processes.gather(log)
         for other in others:
             log.absorb(other)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdpo_bench.advantages.experience import Experience, UpdateLog
 from sdpo_bench.advantages.run_context import RunContext
-from sdpo_bench.api import Minibatch
+from sdpo_bench.api import Loss, Minibatch
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.rollout.replay_step import StepPass, step_pass
@@ -164,7 +164,7 @@ class Updater:
         now = self._pass(experience.trajectories, task.groups, task.steps[:, 0])
         kl = None if now.kl is None else now.kl[..., None]
         batch = self._minibatch(experience, task, now.log_probs[..., None], kl)
-        self._differentiate(self._loss(batch, log, fresh) * task.share)
+        self._differentiate(self._checked(ask_loss(self.method, batch), batch, log, fresh) * task.share)
         self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
@@ -182,8 +182,8 @@ class Updater:
         leaf = torch.stack([p.log_probs for p in passes], -1).requires_grad_()
         kls = [p.kl for p in passes if p.kl is not None]
         kl_leaf = torch.stack(kls, -1).requires_grad_() if kls else None
-        loss = self._loss(self._minibatch(experience, task, leaf, kl_leaf), log, fresh) * task.share
-        self._differentiate(loss)
+        batch = self._minibatch(experience, task, leaf, kl_leaf)
+        self._differentiate(self._checked(ask_loss(self.method, batch), batch, log, fresh) * task.share)
         slopes = [leaf.grad] if kl_leaf is None else [leaf.grad, kl_leaf.grad]
         for i, step in enumerate(in_order.T):
             self._backward_slopes(trajectories, groups, step, [s if s is None else s[..., i] for s in slopes], log)
@@ -209,7 +209,8 @@ class Updater:
         prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
         rewards = self.scorer.differentiable(images, prompts).to(images.device).view(len(groups), members)
         log.rewards.append(rewards.detach().cpu())
-        self._differentiate(self._loss(_reward_minibatch(rewards, trajectories.num_steps), log, fresh) * task.share)
+        batch = _reward_minibatch(rewards, trajectories.num_steps)
+        self._differentiate(self._checked(ask_loss(method, batch), batch, log, fresh) * task.share)
         for output, steps in outputs:
             self._record_gradient(output, steps, log)
 
@@ -229,8 +230,8 @@ class Updater:
         with plugin_code(f"method '{type(self.method).__name__}': the gradient of its loss", HINT):
             self.scale.apply(loss).backward()
 
-    def _loss(self, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
-        loss = ask_loss(self.method, batch)
+    def _checked(self, loss: Loss, batch: Minibatch, log: UpdateLog, fresh: bool) -> Tensor:
+        """The value of a finite loss, after logging it with the method's own numbers."""
         if not torch.isfinite(loss.value):
             raise RunFailed(f"the loss is {loss.value.item()} at optimiser step {self.ledger.optimiser_steps}.")
         count = len(batch.final_rewards)

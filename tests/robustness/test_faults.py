@@ -23,7 +23,7 @@ from sdpo_bench.running.run_one import run_cell
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.memory_retry import halving, is_out_of_memory, refusing
+from sdpo_bench.system.memory_retry import MicroBatch, halving, is_out_of_memory
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import checkpoint, collapse_guards
 from sdpo_bench.training.updater import Updater
@@ -70,13 +70,16 @@ def test_what_does_not_fit_at_all_says_what_would_help():
 
 
 def test_one_of_several_processes_ends_the_run_and_says_how_it_goes_on():
-    def work(size):
-        raise NO_MEMORY[0]
-
+    batch = MicroBatch(8)
     with pytest.raises(RunFailed, match=r"--micro-batch 8\. The same command with a smaller one goes on"):
-        refusing(work, 8)
+        for attempt in batch.attempts(pytest.fail, retry=False):
+            with attempt:
+                raise NO_MEMORY[0]
+    assert batch.size == 8
     with pytest.raises(ZeroDivisionError):
-        refusing(lambda size: size / 0, 8)
+        for attempt in batch.attempts(pytest.fail, retry=False):
+            with attempt:
+                raise ZeroDivisionError
 
 
 def test_other_errors_are_not_taken_for_missing_memory():
@@ -226,7 +229,7 @@ def test_an_unexpected_error_is_recorded_and_raised_on(tiny_pipe, tmp_path, monk
     def broken(self, *args):
         raise error
 
-    monkeypatch.setattr(Updater, "_loss", broken)
+    monkeypatch.setattr(Updater, "_checked", broken)
     with pytest.raises(type(error)):
         run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)

@@ -80,8 +80,8 @@ def test_what_is_saved_after_a_signal_is_not_disturbed_by_it():
 
 def test_a_training_whose_signal_was_swallowed_ends_with_its_epoch(tiny_pipe, tmp_path, monkeypatch):
     trainer = make_trainer(make_resolved(tiny_pipe), tmp_path)
-    whole = type(trainer)._run_epoch
-    monkeypatch.setattr(type(trainer), "_run_epoch", lambda *args: (whole(*args), swallowed()))
+    whole = type(trainer)._finish_epoch
+    monkeypatch.setattr(type(trainer), "_finish_epoch", lambda *args: (whole(*args), swallowed()))
     with pytest.raises(Stopped):
         trainer.train()
     assert trainer.epoch == 1 and checkpoint.latest(trainer.run)[0] == checkpoint.path_of(trainer.run, 1)
