@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 
-
 class Lossy(io.FileIO):
     """A file that takes whatever it is given; what cannot be written is dropped."""
 
