@@ -1,4 +1,4 @@
-"""From a results folder to a report: what belongs on it and in which order, before any format is chosen.
+"""From a results folder to a report: its content and order, independent of the format.
 
 A report is a function of the run folders alone: no date, no path of the machine, everything sorted. Two reports of
 the same results are equal, byte for byte.
@@ -40,14 +40,14 @@ MOST_GRIDS = 6
 
 @dataclass(frozen=True)
 class Request:
-    """What a report is asked for."""
+    """Options of a report."""
 
     selection: Selection = field(default_factory=dict)
     group_by: tuple[str, ...] = ()
     endpoint: Endpoint = PRIMARY
     level: float = 0.95
     against: tuple[Side, ...] = ()
-    """Other people's numbers to show beside one's own."""
+    """Sides to compare with: published numbers or other results folders."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Section:
     name: str
     title: str
     reason: str
-    """Why it is kept apart from the others."""
+    """What separates it from the other settings."""
     facts: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
     tables: tuple[t.Table, ...]
@@ -85,7 +85,7 @@ class Section:
     grids: tuple[Grid, ...]
     configuration: t.Table
     omitted: str = ""
-    """What is left out for the size of the report."""
+    """What a large report omits."""
 
 
 @dataclass(frozen=True)
@@ -106,20 +106,20 @@ class Report:
     @property
     def tables(self) -> list[tuple[str, t.Table]]:
         """Every table with the title of its section."""
-        found = [("", table) for table in self.main]
+        titled = [("", table) for table in self.main]
         for section in self.sections:
             within = [table for part in section.parts for table in part.tables]
-            found += [(section.title, table) for table in (*within, *section.tables)]
-        return found + [(study.title, table) for study in self.studies for table in study.tables]
+            titled += [(section.title, table) for table in (*within, *section.tables)]
+        return titled + [(study.title, table) for study in self.studies for table in study.tables]
 
     @property
     def figures(self) -> list[tuple[str, Figure]]:
         """Every figure with the title of its section and part."""
-        found = []
+        titled = []
         for section in self.sections:
-            found += [(f"{section.title}, {part.title}", figure) for part in section.parts for figure in part.figures]
-            found += [(section.title, figure) for figure in section.figures]
-        return found
+            titled += [(f"{section.title}, {part.title}", figure) for part in section.parts for figure in part.figures]
+            titled += [(section.title, figure) for figure in section.figures]
+        return titled
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +131,13 @@ class Judged:
     base_pictures: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]
 
 
-def build_report(found: Results, request: Request) -> Report:
+def build_report(results: Results, request: Request) -> Report:
     """Read the selected runs' scores and make all tables.
 
     Raises:
         UsageError: a selection, group key or metric that fits nothing.
     """
-    chosen = select(found, request.selection)
+    chosen = select(results, request.selection)
     settings, repeated = group_settings(chosen.runs)
     ablation.check_group_keys(request.group_by, settings)
     done = [run for run in chosen.runs if run.state == "done"]
@@ -166,9 +166,9 @@ def build_report(found: Results, request: Request) -> Report:
     )
 
 
-def results_sides(found: Results, name: str) -> list[Side]:
-    """Another results folder as something to show one's own results against, one side a board of a trained reward."""
-    chosen = select(found, {})
+def results_sides(results: Results, name: str) -> list[Side]:
+    """Sides of another results folder, one for each board of a trained reward."""
+    chosen = select(results, {})
     done = [run for run in chosen.runs if run.state == "done"]
     scores, _ = read_all_scores((*done, *chosen.bases))
     judged = _judge_all(group_settings(chosen.runs)[0], scores, chosen.bases, Request())
@@ -179,11 +179,12 @@ def results_sides(found: Results, name: str) -> list[Side]:
 def _judge_all(
     settings: Sequence[Setting], scores: Mapping[str, Scores], bases: Sequence[Run], request: Request
 ) -> list[Judged]:
-    """Each setting on its own; of very many runs several settings at a time."""
+    """Boards of each setting; several processes share the settings of very many runs."""
     parts = []
     for setting in settings:
-        mine = {run.id: scores[run.id] for arm in setting.arms for run in arm.runs if run.id in scores}
-        parts.append((setting, mine, base_scores(setting, bases, scores)))
+        runs = [run for arm in setting.arms for run in arm.runs]
+        own_scores = {run.id: scores[run.id] for run in runs if run.id in scores}
+        parts.append((setting, own_scores, base_scores(setting, bases, scores)))
     many = len(scores) >= read_results.MANY and len(settings) > 1
     return read_results.shared_map(partial(_judge, request=request), parts, many=many)
 
@@ -192,11 +193,11 @@ def _judge(part: tuple[Setting, Mapping[str, Scores], Scores], request: Request)
     setting, scores, base = part
     panels = panels_of(setting, scores, base.blocks)
     splits = request.selection.get(SPLIT)
-    kept = [panel for panel in panels if not splits or panel.key.split in splits]
-    if splits and panels and not kept:
+    chosen = [panel for panel in panels if not splits or panel.key.split in splits]
+    if splits and panels and not chosen:
         valid = sorted({panel.key.split for panel in panels})
         raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
-    boards = tuple(scoreboard(panel, request.endpoint, level=request.level) for panel in kept)
+    boards = tuple(scoreboard(panel, request.endpoint, level=request.level) for panel in chosen)
     return Judged(setting, boards, base.pictures)
 
 
@@ -209,23 +210,23 @@ def _check_metric(judged: Iterable[Judged], request: Request) -> None:
 
 
 def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Notice]:
-    """Runs that are in no table, or not with all they should have."""
-    found = []
+    """Notices about runs that are missing from the tables or incomplete, and their warnings."""
+    notices = []
     for run in runs:
         if run.state != "done":
             message = f" ({run.message})" if run.message else ""
-            found.append(Notice(run.id, f"not in the tables: its state is '{run.state}'{message}"))
+            notices.append(Notice(run.id, f"not in the tables: its state is '{run.state}'{message}"))
         elif run.id not in scores and not run.folder.evaluation.exists():
-            found.append(Notice(run.id, f"not in the tables: it has no evaluation. sdpo-bench eval {run.id}"))
+            notices.append(Notice(run.id, f"not in the tables: it has no evaluation. sdpo-bench eval {run.id}"))
         elif run.id in scores and scores[run.id].bad:
             bad = scores[run.id].bad
-            found.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
-        found += [Notice(run.id, text) for text in (log_changed(run.folder), timing_changed(run.folder)) if text]
-        found += [
+            notices.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
+        notices += [Notice(run.id, text) for text in (log_changed(run.folder), timing_changed(run.folder)) if text]
+        notices += [
             Notice(run.id, f"warned {'in ' * (w.epoch > 0)}{w.when}: {w.text}")
             for w in collapse_guards.warnings(run.folder)
         ]
-    return found
+    return notices
 
 
 def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
@@ -281,8 +282,8 @@ def _section(
     number: int,
 ) -> Section:
     setting, name = one.setting, f"setting-{number + 1}"
-    mine = [f for f in families if f.variants[0].board.panel.setting is setting]
-    tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(mine)]
+    own = [f for f in families if f.variants[0].board.panel.setting is setting]
+    tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(own)]
     if any(arm.done for arm in setting.arms):
         tables.insert(0, bill_table(setting, f"{name}-bill"))
     return Section(
@@ -350,11 +351,11 @@ def _held_out_title(panel: Panel) -> str:
 
 def _grids(setting: Setting) -> list[Grid]:
     """The first finished run of each arm that has a grid."""
-    found = []
+    grids = []
     for arm in setting.arms:
         for run in arm.done:
             path = run.folder.path / "grid.png"
             if path.is_file():
-                found.append(Grid(f"{arm.label}, seed {run.seed}", path))
+                grids.append(Grid(f"{arm.label}, seed {run.seed}", path))
                 break
-    return found[:MOST_GRIDS]
+    return grids[:MOST_GRIDS]

@@ -1,5 +1,6 @@
-"""A comparison in words, tables and JSON. The verdict comes first; what it rests on follows."""
+"""A comparison in words, tables and JSON. The verdict comes first, its evidence follows."""
 
+from dataclasses import replace
 from typing import Any
 
 from sdpo_bench.report.console import print_tables
@@ -70,11 +71,11 @@ def _cautions(duel: Duel) -> list[str]:
 
 def primary_lines(comparison: Comparison, duel: Duel) -> list[str]:
     """The primary endpoint in full sentences: difference, size, win rate, and the test over seeds."""
-    found, where = duel.primary.difference, endpoint_words(duel.primary.endpoint)
-    lines = [f"{comparison.a.name} - {comparison.b.name} {where}: {_bare(found)}"]
+    difference, where = duel.primary.difference, endpoint_words(duel.primary.endpoint)
+    lines = [f"{comparison.a.name} - {comparison.b.name} {where}: {_bare(difference)}"]
     if duel.effect is not None:
         lines[0] += f", or {duel.effect.value:+.2f} of the base model's standard deviations"
-    if found.n_seeds == 1 and duel.image_error is not None:
+    if difference.n_seeds == 1 and duel.image_error is not None:
         text = f"Standard error over the images of these two checkpoints: {duel.image_error:.2g}."
         return [*lines, f"{text} It says nothing about the methods ({ONE_SEED})."]
     if duel.test.p is not None:
@@ -84,19 +85,18 @@ def primary_lines(comparison: Comparison, duel: Duel) -> list[str]:
     return lines
 
 
-def _bare(found: Estimate) -> str:
-    return (
-        Estimate(**{**found.__dict__, "note": ""}).words()
-        if found.low is not None
-        else (f"{found.value:.3g} ({ONE_SEED}, {found.n_prompts} prompts)")
-    )
+def _bare(estimate: Estimate) -> str:
+    """The estimate in words, without its note."""
+    if estimate.low is None:
+        return f"{estimate.value:.3g} ({ONE_SEED}, {estimate.n_prompts} prompts)"
+    return replace(estimate, note="").words()
 
 
 def differing_lines(comparison: Comparison) -> list[str]:
-    """What differs between the sides besides the seed."""
+    """Settings besides the seed in which the sides differ."""
     a, b = comparison.a.arm, comparison.b.arm
     shared = [row for row in comparison.differing if a and b and row[0] in a.settings and row[0] in b.settings]
-    return [f"{key}: {mine} against {theirs}" for key, mine, theirs in shared if key != "method.name"]
+    return [f"{key}: {value_a} against {value_b}" for key, value_a, value_b in shared if key != "method.name"]
 
 
 def print_comparison(console: Any, comparison: Comparison) -> None:

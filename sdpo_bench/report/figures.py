@@ -1,4 +1,4 @@
-"""What the figures of a report show: from scores and training logs to charts. Drawing is in ``plots``.
+"""Figures of a report: from scores and training logs to charts. ``plots`` draws them.
 
 A figure is a promise to draw: only the formats that show pictures pay for them.
 """
@@ -36,7 +36,7 @@ Logs = dict[str, list[list[dict[str, Any]]]]
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A picture to be: its name, what it shows in words, and how to draw it as SVG (empty where there is nothing)."""
+    """A figure: name, caption, and the function that draws it as SVG (empty without data)."""
 
     name: str
     caption: str
@@ -53,9 +53,9 @@ def board_figures(board: Board, name: str) -> list[Figure]:
     bands = (
         "Bands: 95 % intervals over seeds, left on this prompt set, right for new prompts too."
         if seeds
-        else ("1 seed, no bands.")
+        else "1 seed, no bands."
     )
-    found = [
+    figures = [
         Figure(
             f"{name}-steps",
             f"Score and gain over the base model against the number of denoising steps. {bands}{more}",
@@ -66,8 +66,8 @@ def board_figures(board: Board, name: str) -> list[Figure]:
         )
     ]
     if board.panel.base is not None:
-        found += [_dots(board, shown, styles, name, more), _profile(board, shown, styles, name, more)]
-    return found
+        figures += [_dots(board, shown, styles, name, more), _profile(board, shown, styles, name, more)]
+    return figures
 
 
 def _left_out(number: int) -> str:
@@ -78,8 +78,8 @@ def _score_chart(board: Board, shown: Sequence[str]) -> Chart:
     series = []
     rows = [(label, board.panel.arms[label]) for label in shown]
     for label, grid in [*rows, *([(BASE, board.panel.base)] if board.panel.base else [])]:
-        found = [m for k in grid.steps if (m := matrix_at(grid, board.panel, k)) is not None]
-        intervals = [seed_interval(matrix, board.level) for matrix in found]
+        matrices = [m for k in grid.steps if (m := matrix_at(grid, board.panel, k)) is not None]
+        intervals = [seed_interval(matrix, board.level) for matrix in matrices]
         series.append(_interval_series(label, grid.steps, intervals))
     return Chart("Score", "denoising steps", board.panel.key.reward, series, steps=True)
 
@@ -89,15 +89,15 @@ def _gain_chart(board: Board, shown: Sequence[str]) -> Chart:
     for label in shown if board.panel.base is not None else ():
         grid = board.panel.arms[label]
         gains = {k: difference_to_base(board.panel, grid, k) for k in grid.steps}
-        known = {k: crossed_interval(gain, board.level) for k, gain in gains.items() if gain is not None}
-        series.append(_interval_series(label, list(known), list(known.values())))
+        intervals = {k: crossed_interval(gain, board.level) for k, gain in gains.items() if gain is not None}
+        series.append(_interval_series(label, list(intervals), list(intervals.values())))
     return Chart("Gain over the base model", "denoising steps", "paired difference", series, steps=True, zero=True)
 
 
-def _interval_series(label: str, x: Sequence[int], found: Sequence[Any]) -> Series:
-    whole = all(e.low is not None for e in found)
-    low, high = ([e.low for e in found], [e.high for e in found]) if whole else ((), ())
-    return Series(label, list(x), [e.value for e in found], low, high)
+def _interval_series(label: str, x: Sequence[int], estimates: Sequence[Any]) -> Series:
+    whole = all(e.low is not None for e in estimates)
+    low, high = ([e.low for e in estimates], [e.high for e in estimates]) if whole else ((), ())
+    return Series(label, list(x), [e.value for e in estimates], low, high)
 
 
 def _dots(board: Board, shown: Sequence[str], styles: Any, name: str, more: str) -> Figure:
@@ -141,7 +141,7 @@ def _profile_chart(board: Board, shown: Sequence[str]) -> Chart:
 
 
 def training_figures(arms: Sequence[Arm], name: str) -> list[Figure]:
-    """Reward against what it cost, and diagnostics, from the training logs of one setting."""
+    """Reward against cost, and diagnostics, from the training logs of one setting."""
     shown = [arm for arm in arms if arm.done][: plots.MOST_SERIES]
     if not shown:
         return []
@@ -191,10 +191,10 @@ def _distance_chart(logs: Logs) -> Chart:
     series = []
     for label, runs in logs.items():
         pairs = [[(_at(row, "kl_to_base"), _at(row, "reward_mean")) for row in rows] for rows in runs]
-        known = [[(kl, reward) for kl, reward in run if kl is not None and reward is not None] for run in pairs]
-        epochs = min((len(run) for run in known), default=0)
+        complete = [[(kl, reward) for kl, reward in run if kl is not None and reward is not None] for run in pairs]
+        epochs = min((len(run) for run in complete), default=0)
         if epochs:
-            blocks = np.array_split(np.array([run[:epochs] for run in known]).mean(0), min(8, epochs))
+            blocks = np.array_split(np.array([run[:epochs] for run in complete]).mean(0), min(8, epochs))
             kl, reward = np.array([block.mean(0) for block in blocks]).T
             series.append(Series(label, np.sqrt(kl.clip(0)).tolist(), reward.tolist()))
     return Chart("Against distance", "square root of the KL to the base model", "mean training reward", series)
@@ -211,7 +211,7 @@ def _diagnostic_charts(logs: Logs) -> list[Chart]:
 
 
 def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
-    found = []
+    lines = []
     for label, runs in logs.items():
         curves = [curve for rows in runs if len((curve := _curve(rows, key, axis))[0])]
         if curves:
@@ -219,14 +219,14 @@ def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
             if len(x):
                 several = len(curves) > 1
                 low, high = (y.min(0).tolist(), y.max(0).tolist()) if several else ((), ())
-                found.append(Series(label, x.tolist(), y.mean(0).tolist(), low, high))
-    return found
+                lines.append(Series(label, x.tolist(), y.mean(0).tolist(), low, high))
+    return lines
 
 
 def _curve(rows: Sequence[dict[str, Any]], key: str, axis: str) -> tuple[list[float], list[float]]:
     points = [(_at(row, f"bill.{axis}"), _at(row, key)) for row in rows]
-    known = [(x, y) for x, y in points if x is not None and y is not None]
-    return [x for x, _ in known], [y for _, y in known]
+    complete = [(x, y) for x, y in points if x is not None and y is not None]
+    return [x for x, _ in complete], [y for _, y in complete]
 
 
 def _at(row: dict[str, Any], key: str) -> float | None:
@@ -238,14 +238,14 @@ def _at(row: dict[str, Any], key: str) -> float | None:
 
 
 def _share_series(logs: Logs) -> list[Series]:
-    found = []
+    lines = []
     for label, runs in logs.items():
         shares = [rows[-1].get("gradient_share_by_step") for rows in runs if rows]
         arrays = [np.asarray(s, dtype=float) for s in shares if isinstance(s, list) and all(_is_number(v) for v in s)]
         if arrays and len({len(a) for a in arrays}) == 1:
             mean = np.mean(arrays, axis=0)
-            found.append(Series(label, list(range(len(mean))), mean.tolist()))
-    return found
+            lines.append(Series(label, list(range(len(mean))), mean.tolist()))
+    return lines
 
 
 def _is_number(value: Any) -> bool:

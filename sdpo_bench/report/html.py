@@ -52,7 +52,7 @@ def html(report: Report) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """What the page says of a value; markup of the engine's own is of another type than text."""
+    """A value as text of the page; the engine's own markup has another type than text."""
     return clean(value) if type(value) is str else value
 
 

@@ -41,10 +41,10 @@ def with_columns(report: Report, keys: Sequence[str]) -> Report:
     """
     if not keys:
         raise UsageError("--columns names no column. Example: --columns rank,method,gain")
-    known = list(dict.fromkeys(column.key for _, table in report.tables for column in table.columns))
+    valid = list(dict.fromkeys(column.key for _, table in report.tables for column in table.columns))
     for key in keys:
-        if key not in known:
-            raise UsageError(f"--columns: no table of this report has '{key}'.{nearest(key, known)}")
+        if key not in valid:
+            raise UsageError(f"--columns: no table of this report has '{key}'.{nearest(key, valid)}")
 
     def narrow(tables: tuple[Table, ...]) -> tuple[Table, ...]:
         return tuple(small for table in tables if (small := _narrow(table, keys)).columns)
@@ -62,8 +62,8 @@ def with_columns(report: Report, keys: Sequence[str]) -> Report:
 
 
 def _narrow(table: Table, keys: Sequence[str]) -> Table:
-    found = {i for i, column in enumerate(table.columns) if column.key in keys}
-    places = sorted({*found, text_column(table)}) if found else []
+    chosen = {i for i, column in enumerate(table.columns) if column.key in keys}
+    places = sorted({*chosen, text_column(table)}) if chosen else []
     groups = [
         replace(group, rows=tuple(replace(row, cells=tuple(row.cells[i] for i in places)) for row in group.rows))
         for group in table.groups

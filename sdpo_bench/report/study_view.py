@@ -29,13 +29,13 @@ def study_view(record: StudyRecord) -> StudyView:
     """The record in the terms of a report."""
     size = "" if record.variant == "default" else f" ({record.variant})"
     runs = ", ".join(f"{count} {state}" for state, count in sorted(record.runs.items()))
-    made = [("command", record.command), *([("trainings", runs)] if runs else [])]
+    origin = [("command", record.command), *([("trainings", runs)] if runs else [])]
     return StudyView(
         record.slug,
         f"Study: {record.study}{size}",
         record.question,
         (*_caution(record), *record.findings.conclusion),
-        (*record.facts, *made),
+        (*record.facts, *origin),
         record.statistics,
         tuple(replace(table, name=f"{record.slug}-{table.name}") for table in record.findings.tables),
         tuple(_figure(record.slug, plot) for plot in record.findings.plots),

@@ -1,7 +1,7 @@
 """Tables in which one setting varies and everything else is equal, and the summary over several rewards.
 
 An ablation answers one question only if exactly one key differs between its rows; the runs of a results folder are
-searched for such families, so that no suite has to say beforehand what it will be good for.
+searched for such families, so that no suite has to declare its tables beforehand.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,12 +68,12 @@ def families(boards: Iterable[Board], key: str) -> list[Family]:
             value = everything.pop(key)
             place = canonical_json([everything, list(panel.key), list(panel.prompts)])
             groups.setdefault(place, []).append(Variant(value, arm, board, lines[arm.label]))
-    found = [Family(key, _ordered(key, members)) for members in groups.values() if len(members) > 1]
-    return sorted(found, key=lambda f: (f.variants[0].arm.method, f.variants[0].board.panel.setting.title))
+    result = [Family(key, _ordered(key, members)) for members in groups.values() if len(members) > 1]
+    return sorted(result, key=lambda f: (f.variants[0].arm.method, f.variants[0].board.panel.setting.title))
 
 
 def _ordered(key: str, variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """Numbers by size, words by alphabet; the value that nobody had to ask for leads as the reference."""
+    """Numbers by size, words by alphabet; the default value comes first, as the reference."""
     numeric = all(isinstance(v.value, int | float) and not isinstance(v.value, bool) for v in variants)
     ordered = sorted(variants, key=lambda v: v.value if numeric else shown(v.value))
     defaults = [v for v in ordered if any(_is_default(run.record, key) for run in v.arm.runs)]
@@ -87,9 +87,11 @@ def _is_default(record: Mapping[str, Any], key: str) -> bool:
 
 
 def check_group_keys(keys: Iterable[str], settings: Iterable[Setting]) -> None:
-    """Raises UsageError for a key that no run has, or that every table is made of already."""
+    """Raises UsageError for a key that no run has, or that already defines every table."""
     settings = list(settings)
-    valid = {key for s in settings for arm in s.arms for key in {**s.settings, **arm.settings}}
+    valid = set()
+    for setting in settings:
+        valid |= {*setting.settings, *(key for arm in setting.arms for key in arm.settings)}
     for key in keys:
         if key in ("method", "method.name"):
             raise UsageError("--group-by method is what the leaderboard does. Give a setting, e.g. update.lr")
@@ -115,14 +117,14 @@ def ablation_table(family: Family, name: str) -> t.Table:
     p_values = _adjusted(differences)
     rows = []
     for v in family.variants:
-        found, p = differences.get(id(v)), p_values.get(id(v))
+        difference, p = differences.get(id(v)), p_values.get(id(v))
         rows.append(
             t.Row(
                 (
                     t.Cell(shown(v.value), v.value if isinstance(v.value, int | float | str) else shown(v.value)),
                     t.seeds(len(v.line.seeds), v.board.panel.counts[v.arm.label].total),
                     *(t.estimate(v.line.scores.get(k), digits) for k in (*steps, *summary)),
-                    t.estimate(found[0] if found else None, digits, signed=True),
+                    t.estimate(difference[0] if difference else None, digits, signed=True),
                     t.p_value(p),
                 ),
                 base=v is reference,
@@ -177,7 +179,7 @@ def _difference(v: Variant, reference: Variant, endpoint: Endpoint) -> tuple[Est
 
 
 def _adjusted(differences: Mapping[int, tuple[Estimate, float | None] | None]) -> dict[int, float | None]:
-    tests = {key: found[1] for key, found in differences.items() if found is not None}
+    tests = {key: difference[1] for key, difference in differences.items() if difference is not None}
     adjusted = holm([1.0 if p is None else p for p in tests.values()])
     return {key: None if p is None else float(new) for (key, p), new in zip(tests.items(), adjusted)}
 
@@ -216,14 +218,14 @@ def _standardised(board: Board) -> dict[str, np.ndarray]:
     """Gain of each seed in the base model's standard deviations, by arm; empty where the base model is missing."""
     panel = board.panel
     spread = base_spread(panel, board.endpoint)
-    found: dict[str, np.ndarray] = {}
+    by_arm: dict[str, np.ndarray] = {}
     if spread is None:
-        return found
+        return by_arm
     for label, grid in panel.arms.items():
         gain = difference_to_base(panel, grid, board.endpoint)
         if gain is not None:
-            found[label] = gain.seed_means / spread
-    return found
+            by_arm[label] = gain.seed_means / spread
+    return by_arm
 
 
 def fast_iqm(gains: np.ndarray) -> float:
@@ -234,16 +236,14 @@ def fast_iqm(gains: np.ndarray) -> float:
 
 
 def _across_row(method: str, gains: Mapping[str, Mapping[str, np.ndarray]], methods: Sequence[str]) -> t.Row | None:
-    mine = [by_method[method] for by_method in gains.values()]
-    if len({len(values) for values in mine}) != 1:
+    own = [by_method[method] for by_method in gains.values()]
+    if len({len(values) for values in own}) != 1:
         return None
-    found = stratified_bootstrap(np.stack(mine), fast_iqm, seed=BOOTSTRAP_SEED)
-    others = [
-        probability_of_improvement(by_method[method], by_method[other])
-        for other in methods
-        if other != method
-        for by_method in gains.values()
-    ]
-    chance = t.Cell(f"{100 * np.mean(others):.0f} %", float(np.mean(others))) if others else t.Cell(t.DASH)
-    seeds = len(mine[0])
-    return t.Row((t.word(method), t.seeds(seeds, seeds), t.interval(found, 2), chance))
+    interval = stratified_bootstrap(np.stack(own), fast_iqm, seed=BOOTSTRAP_SEED)
+    chances = []
+    for other in methods:
+        if other != method:
+            chances += [probability_of_improvement(of[method], of[other]) for of in gains.values()]
+    chance = t.Cell(f"{100 * np.mean(chances):.0f} %", float(np.mean(chances))) if chances else t.Cell(t.DASH)
+    seeds = len(own[0])
+    return t.Row((t.word(method), t.seeds(seeds, seeds), t.interval(interval, 2), chance))

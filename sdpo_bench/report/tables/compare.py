@@ -35,7 +35,7 @@ class Outcome:
     p: float | None
     """Of the crossed interval; None with one seed."""
     exploratory_p: float | None = None
-    """Benjamini-Hochberg over all endpoints shown: what the verdict rests on."""
+    """Benjamini-Hochberg over all endpoints shown: the basis of the verdict."""
     adjusted_p: float | None = None
     """Holm's over the step counts; for a summary endpoint, one test declared beforehand, the p value itself."""
 
@@ -66,7 +66,7 @@ class Comparison:
     a: Side
     b: Side
     differing: tuple[tuple[str, str, str], ...]
-    """What is being compared: keys with the values of A and B."""
+    """Settings that differ: keys with the values of A and B."""
     duels: tuple[Duel, ...]
     """The trained reward on training prompts first."""
     bill: t.Table | None
@@ -112,7 +112,7 @@ def _grid_of(panel: Panel, side: Side) -> ScoreGrid | None:
 
 
 def _no_panel(a: Side, b: Side, arms: Sequence[Arm], panels: Sequence[Panel], scores: Mapping[str, Scores]) -> str:
-    """Why there is nothing to compare, in the order of likelihood."""
+    """Reason for an empty comparison, the likeliest first."""
     for arm in arms:
         usable = [run.id for run in arm.done if run.id in scores]
         if not usable:
@@ -120,8 +120,8 @@ def _no_panel(a: Side, b: Side, arms: Sequence[Arm], panels: Sequence[Panel], sc
         if all(scores[run].bad for run in usable):
             return f"{arm.label} has no finite scores: all of its runs diverged."
     both = f"{a.name} and {b.name} cannot be compared"
-    mine, theirs = ([p for p in panels if _grid_of(p, side) is not None] for side in (a, b))
-    for x, y in product(mine, theirs):
+    panels_a, panels_b = ([p for p in panels if _grid_of(p, side) is not None] for side in (a, b))
+    for x, y in product(panels_a, panels_b):
         for key, one, other in zip(x.key._fields, x.key, y.key):
             if one != other:
                 return f"{both}: the evaluation's {key} is '{one}' for the first and '{other}' for the second."
@@ -132,21 +132,21 @@ def _no_panel(a: Side, b: Side, arms: Sequence[Arm], panels: Sequence[Panel], sc
 
 
 def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> Duel:
-    cells_a, cells_b = _grid_of(panel, a), _grid_of(panel, b)
-    assert cells_a is not None and cells_b is not None
-    cells_a, cells_b, left_out = _common_seeds(cells_a, cells_b)
-    steps = [k for k in cells_a.steps if k in cells_b.steps]
+    grid_a, grid_b = _grid_of(panel, a), _grid_of(panel, b)
+    assert grid_a is not None and grid_b is not None
+    grid_a, grid_b, left_out = _common_seeds(grid_a, grid_b)
+    steps = [k for k in grid_a.steps if k in grid_b.steps]
     if not steps or (not isinstance(endpoint, str) and endpoint not in steps):
         raise UsageError(
             f"{a.name} and {b.name} share no scores {endpoint_words(endpoint)}. {a.name} has "
-            f"{', '.join(map(str, cells_a.steps))} steps, {b.name} has {', '.join(map(str, cells_b.steps))}."
+            f"{', '.join(map(str, grid_a.steps))} steps, {b.name} has {', '.join(map(str, grid_b.steps))}."
         )
     summaries = [endpoint] if isinstance(endpoint, str) and len(steps) > 1 else []
-    outcomes = _adjusted(*([_outcome(panel, cells_a, cells_b, k, level) for k in keys] for keys in (steps, summaries)))
+    outcomes = _adjusted(*([_outcome(panel, grid_a, grid_b, k, level) for k in keys] for keys in (steps, summaries)))
     primary = next((o for o in outcomes if o.endpoint == endpoint), outcomes[0])
-    difference = _difference(panel, cells_a, cells_b, endpoint)
+    difference = _difference(panel, grid_a, grid_b, endpoint)
     spread = base_spread(panel, endpoint)
-    images = metric_grid(cells_a, panel, endpoint), metric_grid(cells_b, panel, endpoint)
+    images = metric_grid(grid_a, panel, endpoint), metric_grid(grid_b, panel, endpoint)
     error = None
     if len(difference.seeds) == 1 and images[0] is not None and images[1] is not None:
         error = image_standard_error(images[0].per_image() - images[1].per_image()).standard_error
@@ -180,17 +180,17 @@ def _common_seeds(a: ScoreGrid, b: ScoreGrid) -> tuple[ScoreGrid, ScoreGrid, str
 
 
 def _difference(panel: Panel, a: ScoreGrid, b: ScoreGrid, endpoint: Endpoint) -> Any:
-    mine, theirs = metric_grid(a, panel, endpoint), metric_grid(b, panel, endpoint)
-    assert mine is not None and theirs is not None
-    return paired(reduced(mine, endpoint), reduced(theirs, endpoint))
+    grid_a, grid_b = metric_grid(a, panel, endpoint), metric_grid(b, panel, endpoint)
+    assert grid_a is not None and grid_b is not None
+    return paired(reduced(grid_a, endpoint), reduced(grid_b, endpoint))
 
 
 def _outcome(panel: Panel, a: ScoreGrid, b: ScoreGrid, endpoint: Endpoint, level: float) -> Outcome:
-    mine, theirs = metric_grid(a, panel, endpoint), metric_grid(b, panel, endpoint)
-    assert mine is not None and theirs is not None
-    found = crossed_interval(_difference(panel, a, b, endpoint), level)
-    means = [float(reduced(grid, endpoint).values.mean()) for grid in (mine, theirs)]
-    return Outcome(endpoint, means[0], means[1], found, grid_win_rate(mine, theirs, level), found.p_value())
+    grid_a, grid_b = metric_grid(a, panel, endpoint), metric_grid(b, panel, endpoint)
+    assert grid_a is not None and grid_b is not None
+    difference = crossed_interval(_difference(panel, a, b, endpoint), level)
+    means = [float(reduced(grid, endpoint).values.mean()) for grid in (grid_a, grid_b)]
+    return Outcome(endpoint, means[0], means[1], difference, grid_win_rate(grid_a, grid_b, level), difference.p_value())
 
 
 def _adjusted(by_step: Sequence[Outcome], summaries: Sequence[Outcome]) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""What a score has cost and what the pictures behind it look like: the tables that stand beside every leaderboard."""
+"""Cost of a score and statistics of its pictures: the tables beside every leaderboard."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,11 +17,10 @@ OCCASIONAL = (
 
 
 def bill_table(setting: Setting, name: str) -> t.Table:
-    """What a run of each arm has cost: means over its finished runs."""
-    rewards = sorted({reward for arm in setting.arms for run in arm.done for reward in _part(run.bill, "rewards")})
-    occasional = [
-        entry for entry in OCCASIONAL if any(_count(run.bill, entry[0]) for a in setting.arms for run in a.done)
-    ]
+    """Cost of a run of each arm: means over its finished runs."""
+    runs = [run for arm in setting.arms for run in arm.done]
+    rewards = sorted({reward for run in runs for reward in _part(run.bill, "rewards")})
+    occasional = [entry for entry in OCCASIONAL if any(_count(run.bill, entry[0]) for run in runs)]
     columns = (
         t.Column("method", "method", numeric=False),
         t.Column("images", "images"),
@@ -34,7 +33,7 @@ def bill_table(setting: Setting, name: str) -> t.Table:
         t.Column("minutes", "minutes", help="Training only, on the hardware named below"),
     )
     rows = tuple(_bill_row(arm, rewards, [entry[0] for entry in occasional]) for arm in setting.arms if arm.done)
-    hardware = sorted({hardware_words(run) for arm in setting.arms for run in arm.done} - {""})
+    hardware = sorted({hardware_words(run) for run in runs} - {""})
     notes = [
         "Mean over the finished runs of each method; evaluation is not part of the bill.",
         *_search_notes(setting),
@@ -46,7 +45,7 @@ def bill_table(setting: Setting, name: str) -> t.Table:
 
 
 def _search_notes(setting: Setting) -> list[str]:
-    """What the bill of a method that trains nothing is for, one note a method."""
+    """A note on the bill of methods that train nothing."""
     searching = [arm.label for arm in setting.arms if any(run.search_bill for run in arm.done)]
     if not searching:
         return []
@@ -57,20 +56,20 @@ def _search_notes(setting: Setting) -> list[str]:
 
 
 def _part(bill: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = bill.get(key)
-    return found if isinstance(found, dict) else {}
+    part = bill.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _mean(values: Iterable[Any]) -> float | None:
-    """Mean of those that are numbers; None where none is."""
+    """Mean of the numbers among ``values``; None without any."""
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     return sum(numbers) / len(numbers) if numbers else None
 
 
 def _count(bill: Mapping[str, Any], key: str) -> Any:
-    """A count of the bill; the sum of one kept by reward."""
-    found = bill.get(key, 0)
-    return sum(found.values()) if isinstance(found, dict) else found
+    """A count of the bill, summed where the bill has it by reward."""
+    count = bill.get(key, 0)
+    return sum(count.values()) if isinstance(count, dict) else count
 
 
 def _bill_row(arm: Arm, rewards: Sequence[str], occasional: Sequence[str]) -> t.Row:
@@ -103,7 +102,7 @@ def hardware_words(run: Run) -> str:
 def picture_table(
     setting: Setting, panel: Panel, scores: Mapping[str, Scores], base: Mapping[str, Mapping[int, float]], name: str
 ) -> t.Table:
-    """What the pictures look like in numbers: a reward can rise while they collapse.
+    """Picture statistics: a reward can rise while the pictures collapse.
 
     Args:
         base: the base model's picture statistics in this sampler and split.
@@ -118,9 +117,9 @@ def picture_table(
     rows = [t.Row((t.word(BASE), *_picture_cells([base], panel), *[t.Cell(t.DASH)] * 3), base=True)] if base else []
     for arm in setting.arms:
         place = (panel.key.sampler, panel.key.split)
-        found = [scores[run.id].pictures.get(place, {}) for run in arm.done if run.id in scores]
-        if any(found):
-            rows.append(t.Row((t.word(arm.label), *_picture_cells(found, panel), *_last_epoch(arm))))
+        pictures = [scores[run.id].pictures.get(place, {}) for run in arm.done if run.id in scores]
+        if any(pictures):
+            rows.append(t.Row((t.word(arm.label), *_picture_cells(pictures, panel), *_last_epoch(arm))))
     notes = [
         "Means over images, step counts and seeds. Brightness: mean; contrast: standard deviation of luminance; "
         "saturation: max - min over channels; sharpness: difference of neighbouring luminance; pixels in [0, 1].",
@@ -130,10 +129,13 @@ def picture_table(
     return t.Table(name, f"Pictures, {panel.key.split} prompts", columns, (t.Group("", tuple(rows)),), tuple(notes))
 
 
-def _picture_cells(found: Sequence[Mapping[str, Mapping[int, float]]], panel: Panel) -> list[t.Cell]:
+def _picture_cells(pictures: Sequence[Mapping[str, Mapping[int, float]]], panel: Panel) -> list[t.Cell]:
     cells = []
     for statistic in PICTURES:
-        values = [by_step[k] for one in found if (by_step := one.get(statistic)) for k in panel.common if k in by_step]
+        values: list[float] = []
+        for run_pictures in pictures:
+            by_step = run_pictures.get(statistic, {})
+            values += [by_step[k] for k in panel.common if k in by_step]
         cells.append(t.number(sum(values) / len(values) if values else None, 3))
     return cells
 

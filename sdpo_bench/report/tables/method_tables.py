@@ -1,4 +1,4 @@
-"""The tables of one setting: leaderboard, scores by step count, the bill, picture statistics. From numbers to cells.
+"""The tables of one setting: leaderboard, scores by step count, the bill, picture statistics.
 
 Every table carries its own footnotes, so that it can be cut out of a report without losing what a reader must know:
 sampler, scheduler settings, seeds, prompts, images, reward version, and what the interval is.
@@ -36,7 +36,7 @@ SUMMARIES: tuple[tuple[Endpoint, str, str], ...] = (
 def score_digits(board: Board) -> int:
     """Decimals of a panel's scores: four significant digits of the largest."""
     rows = [*board.lines, *([board.base] if board.base else [])]
-    return t.digits_for(found.value for line in rows for found in line.scores.values())
+    return t.digits_for(estimate.value for line in rows for estimate in line.scores.values())
 
 
 # -- leaderboard ---------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def _step_rows(board: Board, endpoints: Sequence[Endpoint]) -> tuple[t.Row, ...]
 
 
 def panel_notes(panel: Panel, labels: Iterable[str] | None = None) -> list[str]:
-    """How the scores of a panel came about; of all its arms, or of those with these labels."""
+    """Origin of a panel's scores: all its arms, or those with these labels."""
     key, setting = panel.key, panel.setting
     shown_arms = [label for label in panel.counts if labels is None or label in set(labels)]
     seeds = {label: panel.arms[label].seeds for label in shown_arms if label in panel.arms}
@@ -142,7 +142,7 @@ def panel_notes(panel: Panel, labels: Iterable[str] | None = None) -> list[str]:
         f"Evaluation: {key.sampler}; {len(panel.prompts)} {key.split} prompts x {images} image{'s' * (images != 1)} a "
         f"step count; reward {key.reward}, version {key.version}.",
         f"Training: {training_words(setting)}.",
-        f"Training seeds: {'; '.join(f'{label} {_seed_list(found)}' for label, found in seeds.items())}.",
+        f"Training seeds: {'; '.join(f'{label} {_seed_list(arm_seeds)}' for label, arm_seeds in seeds.items())}.",
     ]
     if scheduler := scheduler_words(setting):
         lines.append(f"Scheduler in training: {scheduler}.")
@@ -173,8 +173,8 @@ def version_of(setting: Setting) -> str:
 
 def scheduler_words(setting: Setting) -> str:
     """Resolved scheduler settings of the training trajectories, from the runs' records."""
-    found = {_scheduler(run) for arm in setting.arms for run in arm.runs} - {""}
-    return " | ".join(sorted(found))
+    texts = {_scheduler(run) for arm in setting.arms for run in arm.runs} - {""}
+    return " | ".join(sorted(texts))
 
 
 def _scheduler(run: Run) -> str:
@@ -185,7 +185,7 @@ def _scheduler(run: Run) -> str:
 
 
 def interval_notes(board: Board) -> list[str]:
-    """What the intervals of a table are."""
+    """Kind of the intervals of a table."""
     several = [line for line in board.lines if len(line.seeds) > 1]
     if not several:
         return ["1 seed, no interval: how a method varies from one training to the next is not known."]
@@ -193,7 +193,7 @@ def interval_notes(board: Board) -> list[str]:
 
 
 def interval_words(level: float) -> str:
-    """What ``±`` means, in a sentence."""
+    """Meaning of ``±``, in a sentence."""
     return (
         f"±: half-width of the {100 * level:g} % interval over training seeds and prompts (crossed random effects, "
         "Satterthwaite); the base model has no training seed."
@@ -201,13 +201,13 @@ def interval_words(level: float) -> str:
 
 
 def board_cautions(board: Board, labels: Iterable[str] | None = None) -> list[str]:
-    """Runs that are missing, and what the estimates themselves say their reader must know."""
-    wanted = set(board.panel.counts if labels is None else labels)
-    counts = [count for label, count in board.panel.counts.items() if label in wanted]
+    """Missing runs, and the remarks of the estimates."""
+    chosen = set(board.panel.counts if labels is None else labels)
+    counts = [count for label, count in board.panel.counts.items() if label in chosen]
     lines = [f"{count.words()}." for count in counts if len(count.scored) < count.total]
     notes = {}
     for line in board.lines:
-        found = line.gain or line.scores.get(board.endpoint)
-        if line.label in wanted and found:
-            notes[line.label] = found.note
+        estimate = line.gain or line.scores.get(board.endpoint)
+        if line.label in chosen and estimate:
+            notes[line.label] = estimate.note
     return lines + [f"{text}." for text in t.gathered(notes)]

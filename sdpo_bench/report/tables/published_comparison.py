@@ -1,4 +1,4 @@
-"""``report --against``: one's own gains beside somebody else's, by method and number of denoising steps.
+"""``report --against``: own gains beside published ones or another folder's, by method and number of denoising steps.
 
 Models, rewards and budgets differ, so scores do not compare; shapes do: which way a method moves the score at each
 number of steps, how its gain is spread over them, and which method gains more. Gains are therefore shown as shares of
@@ -8,7 +8,7 @@ too.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 from sdpo_bench.errors import UsageError
@@ -25,7 +25,7 @@ HERE = "here"
 
 @dataclass(frozen=True)
 class Reading:
-    """A number and the half-width of what is not known about it; None where even that is unknown."""
+    """A number and the half-width of its uncertainty; None if the uncertainty is unknown."""
 
     value: float
     half: float | None = None
@@ -64,31 +64,32 @@ class Side:
 # -- the two kinds of sides ----------------------------------------------------------------------------------
 
 
-def published_side(found: Published, name: str) -> Side:
+def published_side(published: Published, name: str) -> Side:
     """A published figure or table; a gain is a difference of two readings, hence off by up to twice the tolerance."""
-    base = found.scores[PUBLISHED_BASE]
-    rows = {BASE if label == PUBLISHED_BASE else label: row for label, row in found.scores.items()}
-    scores = {label: {k: Reading(x, found.tolerance) for k, x in zip(found.steps, row)} for label, row in rows.items()}
-    gains = {
-        method: {k: Reading(x - b, 2 * found.tolerance) for k, x, b in zip(found.steps, found.scores[method], base)}
-        for method in found.methods
-    }
+    error, steps = published.tolerance, published.steps
+    base = published.scores[PUBLISHED_BASE]
+    scores, gains = {}, {}
+    for label, row in published.scores.items():
+        scores[BASE if label == PUBLISHED_BASE else label] = {k: Reading(x, error) for k, x in zip(steps, row)}
+    for method in published.methods:
+        row = published.scores[method]
+        gains[method] = {k: Reading(x - b, 2 * error) for k, x, b in zip(steps, row, base)}
     means = {method: sum(r.value for r in row.values()) / len(row) for method, row in gains.items()}
-    order = {
-        (a, b): Reading(means[a] - means[b], 2 * found.tolerance).direction for a, b in combinations(found.methods, 2)
-    }
-    how = f"Digitised, each reading off by up to {found.tolerance:g}" if found.digitised else "As printed"
+    order = {}
+    for a, b in combinations(published.methods, 2):
+        order[a, b] = Reading(means[a] - means[b], 2 * error).direction
+    how = f"Digitised, each reading off by up to {error:g}" if published.digitised else "As printed"
     notes = (
-        f"{name}: {found.publication}. {found.model}, {found.reward}. Source: {found.source}.",
+        f"{name}: {published.publication}. {published.model}, {published.reward}. Source: {published.source}.",
         f"{name}: {how}; one unknown number of training seeds, so no interval.",
-        *(f"{name}: {note}." for note in found.notes),
+        *(f"{name}: {note}." for note in published.notes),
     )
-    methods = {method: method for method in found.methods}
-    return Side(name, found.model, found.reward, "", found.split, methods, scores, gains, order, notes)
+    methods = {method: method for method in published.methods}
+    return Side(name, published.model, published.reward, "", published.split, methods, scores, gains, order, notes)
 
 
 def board_side(board: Board, name: str = HERE) -> Side | None:
-    """One's own results (or another results folder's) in one panel; None without a base model to gain over."""
+    """A results folder's side in one panel; None without scores of the base model."""
     if board.base is None:
         return None
     panel = board.panel
@@ -114,28 +115,30 @@ def board_side(board: Board, name: str = HERE) -> Side | None:
     )
 
 
-def _reading(found: Estimate) -> Reading:
-    return Reading(found.value, None if found.low is None or found.high is None else (found.high - found.low) / 2)
+def _reading(estimate: Estimate) -> Reading:
+    if estimate.low is None or estimate.high is None:
+        return Reading(estimate.value, None)
+    return Reading(estimate.value, (estimate.high - estimate.low) / 2)
 
 
 def _scores(line: Line) -> dict[int, Reading]:
-    return {k: _reading(found) for k, found in line.scores.items() if isinstance(k, int)}
+    return {k: _reading(estimate) for k, estimate in line.scores.items() if isinstance(k, int)}
 
 
 def _gains(board: Board, line: Line) -> dict[int, Reading]:
     grid = board.panel.arms[line.label]
-    found = {k: difference_to_base(board.panel, grid, k) for k in grid.steps}
-    return {k: _reading(crossed_interval(gain, board.level)) for k, gain in found.items() if gain is not None}
+    by_steps = {k: difference_to_base(board.panel, grid, k) for k in grid.steps}
+    return {k: _reading(crossed_interval(gain, board.level)) for k, gain in by_steps.items() if gain is not None}
 
 
 def _order(ranks: Mapping[str, int | None]) -> dict[tuple[str, str], int]:
     """By shared ranks: methods that are not told apart have the same one."""
-    found = {}
+    order = {}
     for a, b in combinations(ranks, 2):
-        mine, theirs = ranks[a], ranks[b]
-        if mine is not None and theirs is not None:
-            found[a, b] = (mine < theirs) - (mine > theirs)
-    return found
+        rank_a, rank_b = ranks[a], ranks[b]
+        if rank_a is not None and rank_b is not None:
+            order[a, b] = (rank_a < rank_b) - (rank_a > rank_b)
+    return order
 
 
 # -- tables --------------------------------------------------------------------------------------------------
@@ -149,14 +152,15 @@ def against_tables(boards: Iterable[Board], others: Sequence[Side]) -> list[t.Ta
     Raises:
         UsageError: nothing here and there has a method and a number of steps in common.
     """
-    mine = [side for board in boards if board.panel.trained and (side := board_side(board))]
+    trained = [board_side(board) for board in boards if board.panel.trained]
+    own = [side for side in trained if side is not None]
     tables: list[t.Table] = []
-    for side in mine:
+    for side in own:
         same = [other for other in others if _same_scale(side, other) and other.split == side.split]
         for other in same or [other for other in others if other.split == side.split]:
             tables += _pair(side, other, f"against-{len(tables) + 1}")
     if not tables:
-        raise UsageError(_nothing(mine, others))
+        raise UsageError(_nothing(own, others))
     return tables
 
 
@@ -169,54 +173,54 @@ def _what(side: Side) -> str:
     return f"{side.reward}{f' (version {side.version})' * bool(side.version)} on {side.model}"
 
 
-def _nothing(mine: Sequence[Side], others: Sequence[Side]) -> str:
+def _nothing(own: Sequence[Side], others: Sequence[Side]) -> str:
     def words(sides: Iterable[Side]) -> str:
-        found = sorted({method for side in sides for method in side.methods.values()})
-        return ", ".join(found) or "none with scores and a base model"
+        names = sorted({method for side in sides for method in side.methods.values()})
+        return ", ".join(names) or "none with scores and a base model"
 
     return (
-        f"--against: no method and number of steps in common. Methods here: {words(mine)}; there: {words(others)}. "
+        f"--against: no method and number of steps in common. Methods here: {words(own)}; there: {words(others)}. "
         "Train one of them, e.g. sdpo-bench run --method sdpo"
     )
 
 
-def _pair(mine: Side, other: Side, name: str) -> list[t.Table]:
+def _pair(own: Side, other: Side, name: str) -> list[t.Table]:
     """The shape of two sides, and their scores if these are on one scale."""
-    rows = [(a, b) for a, method in mine.methods.items() for b in other.methods if other.methods[b] == method]
-    steps = sorted(_common_steps(mine, other, rows))
+    rows = [(a, b) for a, b in product(own.methods, other.methods) if own.methods[a] == other.methods[b]]
+    steps = sorted(_common_steps(own, other, rows))
     if not steps:
         return []
-    tables = [_shape_table(mine, other, rows, steps, f"{name}-shape")]
-    if _same_scale(mine, other):
-        tables.append(_score_table(mine, other, rows, steps, f"{name}-scores"))
+    tables = [_shape_table(own, other, rows, steps, f"{name}-shape")]
+    if _same_scale(own, other):
+        tables.append(_score_table(own, other, rows, steps, f"{name}-scores"))
     return tables
 
 
-def _common_steps(mine: Side, other: Side, rows: Sequence[tuple[str, str]]) -> set[int]:
-    found = [set(mine.gains[a]) & set(other.gains[b]) for a, b in rows]
-    return set.intersection(*found) if found else set()
+def _common_steps(own: Side, other: Side, rows: Sequence[tuple[str, str]]) -> set[int]:
+    shared = [set(own.gains[a]) & set(other.gains[b]) for a, b in rows]
+    return set.intersection(*shared) if shared else set()
 
 
-def _shape_table(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps: Sequence[int], name: str) -> t.Table:
+def _shape_table(own: Side, other: Side, rows: Sequence[tuple[str, str]], steps: Sequence[int], name: str) -> t.Table:
     columns = (
         t.Column("from", "method, from", numeric=False),
         *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
         t.Column("mean", "mean", help="Over the step counts shown"),
         t.Column("direction", "direction", numeric=False, help="Up or down, where both sides tell it from no change"),
     )
-    tops = [_top(side, {row[i] for row in rows}, steps) for i, side in enumerate((mine, other))]
+    tops = [_top(side, {row[i] for row in rows}, steps) for i, side in enumerate((own, other))]
     groups = []
     for a, b in rows:
-        here = _shape_row(mine, a, steps, tops[0], _directions(mine.gains[a], other.gains[b], steps))
+        here = _shape_row(own, a, steps, tops[0], _directions(own.gains[a], other.gains[b], steps))
         groups.append(t.Group(a, (here, _shape_row(other, b, steps, tops[1], ""))))
     return t.Table(
         name,
-        f"Against {other.name}: shape of the gains, {mine.reward} on {mine.model}",
+        f"Against {other.name}: shape of the gains, {own.reward} on {own.model}",
         columns,
         tuple(groups),
-        (*_shape_notes(mine, other, rows, steps), *other.notes, *mine.notes),
-        (*_scale_cautions(mine, other, tops), *mine.cautions, *other.cautions),
-        mine.prompts,
+        (*_shape_notes(own, other, rows, steps), *other.notes, *own.notes),
+        (*_scale_cautions(own, other, tops), *own.cautions, *other.cautions),
+        own.prompts,
     )
 
 
@@ -246,16 +250,16 @@ def _percent(gain: Reading, top: float | None) -> t.Cell:
     return t.Cell(text, share, **bounds)
 
 
-def _directions(mine: Mapping[int, Reading], other: Mapping[int, Reading], steps: Sequence[int]) -> str:
-    """In words: at how many step counts both go the same way, and where one cannot be told from no change."""
-    products = [mine[k].direction * other[k].direction for k in steps]
+def _directions(own: Mapping[int, Reading], other: Mapping[int, Reading], steps: Sequence[int]) -> str:
+    """Agreement in words: at how many step counts both sides move the same way, and where one shows no change."""
+    products = [own[k].direction * other[k].direction for k in steps]
     counts = {"same": products.count(1), "opposite": products.count(-1), "open": products.count(0)}
     return ", ".join(f"{word} at {count}" for word, count in counts.items() if count)
 
 
-def _shape_notes(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps: Sequence[int]) -> list[str]:
-    left = [sorted(set(side.methods) - {row[i] for row in rows}) for i, side in enumerate((mine, other))]
-    sides = zip((mine.name, other.name), left)
+def _shape_notes(own: Side, other: Side, rows: Sequence[tuple[str, str]], steps: Sequence[int]) -> list[str]:
+    left = [sorted(set(side.methods) - {row[i] for row in rows}) for i, side in enumerate((own, other))]
+    sides = zip((own.name, other.name), left)
     one_sided = "; ".join(f"only {name}: {', '.join(labels)}" for name, labels in sides if labels)
     many = ", ".join(map(str, steps))
     return [
@@ -263,24 +267,24 @@ def _shape_notes(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps
         f"the rows of the same side, over {many} step{'s' * (len(steps) > 1)}.",
         f"Direction: whether a gain is up or down at each of the {len(steps)} step counts on both sides; open where "
         "an interval or an error of reading includes no change.",
-        *_order_notes(mine, other, rows),
+        *_order_notes(own, other, rows),
         *([f"Not compared: {one_sided}."] if one_sided else []),
     ]
 
 
-def _order_notes(mine: Side, other: Side, rows: Sequence[tuple[str, str]]) -> list[str]:
+def _order_notes(own: Side, other: Side, rows: Sequence[tuple[str, str]]) -> list[str]:
     """How many pairs of methods come in the same order."""
-    found: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    pairs: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for (a, x), (b, y) in combinations(rows, 2):
         if x != y:  # two choices of settings of one method have one published row
-            found[_way(mine, a, b) * _way(other, x, y)].append(f"{a} and {b}")
-    total = sum(map(len, found.values()))
+            pairs[_way(own, a, b) * _way(other, x, y)].append(f"{a} and {b}")
+    total = sum(map(len, pairs.values()))
     if not total:
         return []
-    swapped = f" ({'; '.join(found[-1])})" if found[-1] else ""
+    swapped = f" ({'; '.join(pairs[-1])})" if pairs[-1] else ""
     return [
-        f"Order of methods: of {total} pair{'s' * (total != 1)}, {len(found[1])} the same way round on both sides, "
-        f"{len(found[-1])} the other way round{swapped}, {len(found[0])} not told apart on one side or the other."
+        f"Order of methods: of {total} pair{'s' * (total != 1)}, {len(pairs[1])} the same way round on both sides, "
+        f"{len(pairs[-1])} the other way round{swapped}, {len(pairs[0])} not told apart on one side or the other."
     ]
 
 
@@ -288,25 +292,25 @@ def _way(side: Side, a: str, b: str) -> int:
     return side.order.get((a, b), 0) or -side.order.get((b, a), 0)
 
 
-def _scale_cautions(mine: Side, other: Side, tops: Sequence[float | None]) -> list[str]:
-    flat = [side.name for side, top in zip((mine, other), tops) if top is None]
+def _scale_cautions(own: Side, other: Side, tops: Sequence[float | None]) -> list[str]:
+    flat = [side.name for side, top in zip((own, other), tops) if top is None]
     lines = [f"{name}: no method gains on average, so there is no unit for shares." for name in flat]
-    if not _same_scale(mine, other):
+    if not _same_scale(own, other):
         lines.append(
-            f"Scales differ: {_what(mine)} here, {_what(other)} there. Read the shape "
+            f"Scales differ: {_what(own)} here, {_what(other)} there. Read the shape "
             "along a row and between rows, not the size."
         )
     return lines
 
 
-def _score_table(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps: Sequence[int], name: str) -> t.Table:
+def _score_table(own: Side, other: Side, rows: Sequence[tuple[str, str]], steps: Sequence[int], name: str) -> t.Table:
     columns = (
         t.Column("from", "method, from", numeric=False),
         *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
     )
-    digits = t.digits_for(mine.scores[label][k].value for label in (BASE, *(a for a, _ in rows)) for k in steps)
+    digits = t.digits_for(own.scores[label][k].value for label in (BASE, *(a for a, _ in rows)) for k in steps)
     groups = [
-        t.Group(a, tuple(_score_row(side, label, steps, digits) for side, label in ((mine, a), (other, b))))
+        t.Group(a, tuple(_score_row(side, label, steps, digits) for side, label in ((own, a), (other, b))))
         for a, b in [(BASE, BASE), *rows]
     ]
     caution = (
@@ -315,12 +319,12 @@ def _score_table(mine: Side, other: Side, rows: Sequence[tuple[str, str]], steps
     )
     return t.Table(
         name,
-        f"Against {other.name}: scores, {mine.reward} on {mine.model}",
+        f"Against {other.name}: scores, {own.reward} on {own.model}",
         columns,
         tuple(groups),
-        (*other.notes, *mine.notes),
-        (caution, *mine.cautions, *other.cautions),
-        mine.prompts,
+        (*other.notes, *own.notes),
+        (caution, *own.cautions, *other.cautions),
+        own.prompts,
     )
 
 
@@ -329,10 +333,10 @@ def _score_row(side: Side, label: str, steps: Sequence[int], digits: int) -> t.R
     return t.Row((t.word(side.name), *cells), base=label == BASE)
 
 
-def _score_cell(found: Reading | None, digits: int) -> t.Cell:
-    if found is None:
+def _score_cell(score: Reading | None, digits: int) -> t.Cell:
+    if score is None:
         return t.Cell(t.DASH)
-    if found.half is None:
-        return t.number(found.value, digits)
-    text = f"{t.fixed(found.value, digits)} ±{t.fixed(found.half, digits)}"
-    return t.Cell(text, found.value, found.value - found.half, found.value + found.half)
+    if score.half is None:
+        return t.number(score.value, digits)
+    text = f"{t.fixed(score.value, digits)} ±{t.fixed(score.half, digits)}"
+    return t.Cell(text, score.value, score.value - score.half, score.value + score.half)

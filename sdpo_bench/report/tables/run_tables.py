@@ -1,4 +1,4 @@
-"""Tables about runs rather than scores: which there are, how they were configured, what made them."""
+"""Tables about runs rather than scores: list, configuration and software versions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -33,8 +33,11 @@ def _pair(key: str, value: object) -> t.Row:
 def runs_table(settings: Sequence[Setting]) -> t.Table:
     names = ("run", "setting", "method", "seed", "state", "message")
     columns = tuple(t.Column(name, name, numeric=name == "seed") for name in names)
-    rows = tuple(_run_row(s, arm, run) for s in settings for arm in s.arms for run in arm.runs)
-    return t.Table("runs", "Runs", columns, (t.Group("", rows),))
+    rows = []
+    for setting in settings:
+        for arm in setting.arms:
+            rows += [_run_row(setting, arm, run) for run in arm.runs]
+    return t.Table("runs", "Runs", columns, (t.Group("", tuple(rows)),))
 
 
 def _run_row(setting: Setting, arm: Arm, run: Run) -> t.Row:
@@ -44,12 +47,12 @@ def _run_row(setting: Setting, arm: Arm, run: Run) -> t.Row:
 
 def versions_table(runs: Iterable[Run]) -> t.Table:
     """Package versions, commit and plugin sources: one row for each different combination, with its runs counted."""
-    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    runs_by_origin: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        found.setdefault(_origin(run), []).append(run)
+        runs_by_origin.setdefault(_origin(run), []).append(run)
     columns = (t.Column("what", "what", numeric=False), t.Column("version", "version", numeric=False))
     groups = []
-    for origin, members in sorted(found.items(), key=lambda pair: pair[1][0].id):
+    for origin, members in sorted(runs_by_origin.items(), key=lambda pair: pair[1][0].id):
         title = f"{len(members):,} run{'s' * (len(members) != 1)}: {members[0].id}{' ...' * (len(members) > 1)}"
         groups.append(t.Group(title, tuple(t.Row((t.word(key), t.word(value))) for key, value in origin)))
     return t.Table("versions", "Versions", columns, tuple(groups))
@@ -57,8 +60,8 @@ def versions_table(runs: Iterable[Run]) -> t.Table:
 
 def _origin(run: Run) -> tuple[tuple[str, str], ...]:
     versions, hashes = run.record.get("versions"), run.record.get("plugin_sha256")
-    found = {str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
-    found["git commit"] = str(run.record.get("git_commit") or "unknown")
+    origin = {str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
+    origin["git commit"] = str(run.record.get("git_commit") or "unknown")
     for kind, value in hashes.items() if isinstance(hashes, dict) else ():
-        found[f"{kind} source (SHA-256)"] = str(value)[:16]
-    return tuple(sorted(found.items()))
+        origin[f"{kind} source (SHA-256)"] = str(value)[:16]
+    return tuple(sorted(origin.items()))

@@ -1,4 +1,4 @@
-"""A suite's own part of a report: how far it has come, its table, and what the choice of its settings has cost."""
+"""A suite's part of a report: its progress, its table, and the cost of choosing its settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,11 +26,11 @@ def suite_tables(
         runs: of the whole report; the suite's reported ones are picked out.
         boards_of: judges some runs by themselves.
     """
-    mine = [run for run in runs if run.id in suite.reported]
+    reported = [run for run in runs if run.id in suite.reported]
     prefix = f"suite-{suite.name}-"
-    boards = boards_of(mine)
-    found = _results(suite, boards, prefix)
-    titled = [replace(table, title=f"{suite.name}: {table.title}") for table in found]
+    boards = boards_of(reported)
+    tables = _results(suite, boards, prefix)
+    titled = [replace(table, title=f"{suite.name}: {table.title}") for table in tables]
     search = [_search_table(suite, f"{prefix}search")] if suite.choices else []
     return [_state_table(suite, runs, f"{prefix}cells"), *titled, *search]
 
@@ -69,7 +69,7 @@ def _sentence(text: str) -> str:
 
 
 def _search_table(suite: SuiteRecord, name: str) -> t.Table:
-    """What was tried for each method, what was chosen, and the bill of all tuning runs."""
+    """Candidates and choice of each method, and the bill of all tuning runs."""
     variants = any(choice["variant"] for choice in suite.choices)
     columns = (
         t.Column("method", "method", numeric=False),
