@@ -132,8 +132,8 @@ def failures(
         found.append(Failure("1 seed, so no test", warning=True))
     elif not own.up:
         found.append(Failure("no gain shown at its own T"))
-    lost = [label.split(" > ")[1] for label, c in grid.items() if label.startswith(f"{steps} > ") and c.down]
-    others = [k for k in lost if int(k) != steps]
+    worse_at = [label.split(" > ")[1] for label, c in grid.items() if label.startswith(f"{steps} > ") and c.down]
+    others = [k for k in worse_at if int(k) != steps]
     if others:
         found.append(Failure(f"worse than the base model at {listed(others)} steps"))
     mine, base = trainings.pictures(arm, "contrast")

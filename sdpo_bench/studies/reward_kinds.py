@@ -62,16 +62,16 @@ class RewardKinds(Study):
 
     def findings(self, bench: Bench) -> Findings:
         clean, trainings = tr.one_reward(bench.request), bench.trainings
-        gains = {
-            (method, kind): gain
-            for method in METHODS
-            for kind in KINDS
-            if (gain := clean_gain(trainings, method, kind, clean)) is not None
-        }
-        found = family({f"{method}, {kind}": gain for (method, kind), gain in gains.items()})
+        gains = {}
+        for method in METHODS:
+            for kind in KINDS:
+                gain = clean_gain(trainings, method, kind, clean)
+                if gain is not None:
+                    gains[f"{method}, {kind}"] = gain
+        contrasts = family(gains)
         return Findings(
-            (*conclusion(found), *seed_caution(found.values())),
-            (_table(trainings, found),),
+            (*conclusion(contrasts), *seed_caution(contrasts.values())),
+            (_table(trainings, contrasts),),
             (_plot(trainings, clean),),
         )
 
@@ -145,28 +145,38 @@ def clean_gain(trainings: Trainings, method: str, kind: str, clean: str) -> Matr
     return scaled(gain, 1 / trainings.spread(arm, reward=judge)) if gain is not None else None
 
 
-def conclusion(found: Mapping[str, Contrast]) -> list[str]:
-    """For each kind, who keeps working."""
-    texts = []
-    for kind in KINDS:
-        mine = {m: found[f"{m}, {kind}"] for m in METHODS if f"{m}, {kind}" in found}
-        works, harmed, shown = ([m for m, c in mine.items() if getattr(c, way)] for way in ("up", "down", "shown"))
-        parts = [f"works for {listed(works)}"] if works else []
-        parts += [f"makes the pictures of {listed(harmed)} worse"] if harmed else []
-        unknown = [m for m in mine if m not in shown]
-        parts += [f"no gain is shown for {listed(unknown)}"] if unknown else []
-        gone = [m for m in METHODS if m not in mine and not (kind == DELAYED and m != "sdpo")]
-        parts += [f"no training of {listed(gone)} ended with usable scores"] if gone else []
-        if parts:
-            texts.append(f"A {kind} reward: {'; '.join(parts)}.")
-    kept = {m: [k for k in KINDS if (c := found.get(f"{m}, {k}")) and c.up] for m in METHODS}
-    most = max(len(kinds) for kinds in kept.values())
-    asked = {m: sum(f"{m}, {k}" in found for k in KINDS) for m in METHODS}
-    counts = ", ".join(f"{m} with {len(kinds)} of {asked[m]}" for m, kinds in kept.items())
-    return [*texts, f"Kinds with a shown gain: {counts}." if most else "No method is shown to gain with any kind."]
+def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
+    """One sentence a kind of reward, then the number of kinds with a shown gain by method."""
+    texts = [text for kind in KINDS if (text := _kind_sentence(contrasts, kind))]
+    gaining, tested = dict.fromkeys(METHODS, 0), dict.fromkeys(METHODS, 0)
+    for method in METHODS:
+        for kind in KINDS:
+            contrast = contrasts.get(f"{method}, {kind}")
+            if contrast is not None:
+                tested[method] += 1
+                gaining[method] += contrast.up
+    if not any(gaining.values()):
+        return [*texts, "No method is shown to gain with any kind."]
+    counts = ", ".join(f"{method} with {gaining[method]} of {tested[method]}" for method in METHODS)
+    return [*texts, f"Kinds with a shown gain: {counts}."]
 
 
-def _table(trainings: Trainings, found: Mapping[str, Contrast]) -> t.Table:
+def _kind_sentence(contrasts: Mapping[str, Contrast], kind: str) -> str:
+    """Methods by the outcome of one kind of reward; empty without any."""
+    by_method = {m: contrasts[f"{m}, {kind}"] for m in METHODS if f"{m}, {kind}" in contrasts}
+    works = [method for method, contrast in by_method.items() if contrast.up]
+    harmed = [method for method, contrast in by_method.items() if contrast.down]
+    undecided = [method for method, contrast in by_method.items() if not contrast.shown]
+    expected = METHODS if kind != DELAYED else ("sdpo",)  # for the others, delayed is the same as plain
+    missing = [method for method in expected if method not in by_method]
+    parts = [f"works for {listed(works)}"] if works else []
+    parts += [f"makes the pictures of {listed(harmed)} worse"] if harmed else []
+    parts += [f"no gain is shown for {listed(undecided)}"] if undecided else []
+    parts += [f"no training of {listed(missing)} ended with usable scores"] if missing else []
+    return f"A {kind} reward: {'; '.join(parts)}." if parts else ""
+
+
+def _table(trainings: Trainings, contrasts: Mapping[str, Contrast]) -> t.Table:
     columns = (
         t.Column("kind", "kind", numeric=False),
         *(
@@ -184,7 +194,7 @@ def _table(trainings: Trainings, found: Mapping[str, Contrast]) -> t.Table:
     for kind in KINDS:
         cells: list[t.Cell] = [t.word(kind)]
         for method in METHODS:
-            contrast, plain = found.get(f"{method}, {kind}"), found.get(f"{method}, {PLAIN}")
+            contrast, plain = contrasts.get(f"{method}, {kind}"), contrasts.get(f"{method}, {PLAIN}")
             if kind == DELAYED and method != "sdpo":
                 cells += [t.word("as plain"), *[t.Cell(t.DASH)] * 3]
                 continue

@@ -168,11 +168,11 @@ def generalisation(trainings: Trainings, arm: Arm, steps: int) -> Matrix | None:
     return Matrix(sum(gain.values for gain in away) / len(away) - own.values, own.seeds, own.prompts)
 
 
-def conclusion(found: Mapping[str, Contrast]) -> list[str]:
+def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
     """What the three comparisons say, and what they say together."""
     texts = []
     for words in COMPARISONS:
-        if contrast := found.get(words):
+        if contrast := contrasts.get(words):
             verdict = (
                 "learns more"
                 if contrast.up
@@ -181,12 +181,12 @@ def conclusion(found: Mapping[str, Contrast]) -> list[str]:
                 else ("is not shown to learn more or less")
             )
             texts.append(f"At {words} the step-shuffled order {verdict}: {contrast.estimate.words()}.")
-    images, both = found.get("equal images"), found.get("equal images and optimiser steps")
+    images, both = contrasts.get("equal images"), contrasts.get("equal images and optimiser steps")
     if images and both:
         texts.append(_together(images, both))
-    shown = [w for w in COMPARISONS if (c := found.get(f"{w}, {GENERALISATION}")) and c.shown]
+    shown = [w for w in COMPARISONS if (c := contrasts.get(f"{w}, {GENERALISATION}")) and c.shown]
     for words in shown:
-        better = "better" if found[f"{words}, {GENERALISATION}"].up else "worse"
+        better = "better" if contrasts[f"{words}, {GENERALISATION}"].up else "worse"
         texts.append(f"At {words} its gain carries over {better} to step counts other than the trained one.")
     if not shown:
         texts.append("No difference is shown in how the gain carries over to other step counts.")
@@ -210,7 +210,7 @@ def _together(images: Contrast, both: Contrast) -> str:
     )
 
 
-def _comparison_table(found: Mapping[str, Contrast]) -> t.Table:
+def _comparison_table(contrasts: Mapping[str, Contrast]) -> t.Table:
     columns = (
         t.Column("comparison", "shuffled minus accumulated", numeric=False),
         t.Column("gain", "mean gain"),
@@ -220,7 +220,11 @@ def _comparison_table(found: Mapping[str, Contrast]) -> t.Table:
     )
     rows = [
         t.Row(
-            (t.word(words), *contrast_cells(found.get(words)), *contrast_cells(found.get(f"{words}, {GENERALISATION}")))
+            (
+                t.word(words),
+                *contrast_cells(contrasts.get(words)),
+                *contrast_cells(contrasts.get(f"{words}, {GENERALISATION}")),
+            )
         )
         for words in COMPARISONS
     ]

@@ -115,7 +115,11 @@ def gain_table(
 ) -> t.Table:
     """One row an arm: gain over the base model at each step count and on the mean, and its contrast with the
     reference arm."""
-    steps = sorted({k for arm in arms.values() if (found := trainings.cells(arm)) for k in found[0].steps})
+    all_steps: set[int] = set()
+    for arm in arms.values():
+        if grids := trainings.cells(arm):
+            all_steps |= set(grids[0].steps)
+    steps = sorted(all_steps)
     columns = (
         t.Column("arm", "arm", numeric=False),
         *(t.Column(f"k{k}", f"{k} step{'s' * (k != 1)}", help="gain over the base model") for k in steps),
@@ -140,7 +144,7 @@ def gain_table(
 
 
 def failure_notes(trainings: Trainings) -> list[str]:
-    """One caution for each training that no number rests on."""
+    """One caution for each training without usable scores."""
     return [f"{run.cell.label}: {run.why_not}" for run in trainings.failures()]
 
 
@@ -150,17 +154,19 @@ def crossed(matrix: Any) -> Estimate | None:
 
 def against_reference(trainings: Trainings, arms: Arms, reference: str, **options: Any) -> dict[str, Any]:
     """Each arm minus the reference as matrices by label, for a family of contrasts."""
-    mine = trainings.gain(arms[reference], **options)
-    found = {n: difference(trainings.gain(arm, **options), mine, n) for n, arm in arms.items() if n != reference}
-    return known(found)
+    reference_gain = trainings.gain(arms[reference], **options)
+    differences = {
+        n: difference(trainings.gain(arm, **options), reference_gain, n) for n, arm in arms.items() if n != reference
+    }
+    return known(differences)
 
 
 def gain_chart(trainings: Trainings, arms: Arms, title: str = "Gain over the base model") -> Chart:
     """Gain against the number of denoising steps."""
     series = []
     for label, arm in arms.items():
-        if found := trainings.cells(arm):
-            steps = found[0].steps
+        if grids := trainings.cells(arm):
+            steps = grids[0].steps
             series.append(banded(label, steps, [crossed(trainings.gain(arm, k)) for k in steps]))
     return Chart(title, "denoising steps", "reward gain", series, steps=True, zero=True)
 
@@ -177,8 +183,8 @@ def curve_chart(trainings: Trainings, arms: Arms, key: str, axis: str, title: st
 def curve(run: Trained, key: str, axis: str) -> tuple[list[float], list[float]]:
     """Bill and number of each epoch of a log; ``key`` may lead into a table (``pictures.contrast``)."""
     points = [(row["bill"][axis], _at(row, key)) for row in run.log]
-    kept = [(x, y) for x, y in points if y is not None]
-    return [float(x) for x, _ in kept], [float(y) for _, y in kept]
+    numbers = [(x, y) for x, y in points if y is not None]
+    return [float(x) for x, _ in numbers], [float(y) for _, y in numbers]
 
 
 def _at(row: Any, key: str) -> float | None:
@@ -214,11 +220,11 @@ def training_plot(trainings: Trainings, arms: Arms, name: str = "training") -> P
 
 def mean_of(values: Iterable[float]) -> float:
     """Mean of the finite ones; NaN without any."""
-    kept = [value for value in values if np.isfinite(value)]
-    return float(np.mean(kept)) if kept else float("nan")
+    numbers = [value for value in values if np.isfinite(value)]
+    return float(np.mean(numbers)) if numbers else float("nan")
 
 
 def image_scores(trainings: Trainings, arm: Arm, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Scores ``[S, P, I]`` of an arm and ``[1, P, I]`` of the base model at one step count."""
-    found = trainings.cells(arm)
-    return None if found is None else (at(found[0], steps).per_image(), at(found[1], steps).per_image())
+    grids = trainings.cells(arm)
+    return None if grids is None else (at(grids[0], steps).per_image(), at(grids[1], steps).per_image())

@@ -63,12 +63,12 @@ def merged_plan(name: str, suites: Sequence[Suite], out: Path, rates: RatesOf = 
 
 
 def reopen(plan: Plan) -> int:
-    """Let finished runs go on whose evaluation, or their base model's, lacks scores that are asked for now.
+    """Reopen finished runs whose evaluation, or their base model's, lacks scores that the plan needs now.
 
     A run's identity leaves evaluation out, so a study that is repeated with more step counts, prompts or images finds
     its trainings done. Returns how many.
     """
-    found = 0
+    reopened = 0
     bases = Trainings.of(plan).bases
     for cell in plan.cells:
         if cell.state != "done":
@@ -76,8 +76,8 @@ def reopen(plan: Plan) -> int:
         own = read_scores(_folder(plan, cell).evaluation, pictures=False)
         if not _judged(cell, own) or not any(_judged(cell, base) for base in bases):
             _folder(plan, cell).set_status("interrupted", "to be judged as a study asks")
-            found += 1
-    return found
+            reopened += 1
+    return reopened
 
 
 def _folder(plan: Plan, cell: Cell) -> RunFolder:
@@ -99,7 +99,7 @@ def _block_of(cell: Cell, scores: Scores, reward: str, split: str) -> tuple[Pane
     s = cell.settings
     prompts = tuple(sorted(load_prompts(s[f"eval.{split}"])))
     steps, images = tuple(sorted(s["eval.steps"])), tuple(range(s["eval.images_per_prompt"]))
-    found = [
+    matches = [
         (key, block)
         for key, block in scores.blocks.items()
         if (key.split, key.reward) == (split, reward)
@@ -107,15 +107,15 @@ def _block_of(cell: Cell, scores: Scores, reward: str, split: str) -> tuple[Pane
         and set(steps) <= set(block.steps)
         and set(images) <= set(block.images)
     ]
-    if len(found) > 1:
-        samplers = ", ".join(f"{key.sampler} (version {key.version})" for key, _ in found)
+    if len(matches) > 1:
+        samplers = ", ".join(f"{key.sampler} (version {key.version})" for key, _ in matches)
         raise UsageError(f"run '{cell.run_id}' was judged in several ways: {samplers}. Use another --results FOLDER.")
-    return (found[0][0], found[0][1].restrict(steps, images)) if found else None
+    return (matches[0][0], matches[0][1].restrict(steps, images)) if matches else None
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """One run as its folder tells of it."""
+    """One run, read from its folder."""
 
     cell: Cell
     folder: RunFolder
@@ -164,10 +164,10 @@ class Trainings:
     @cached_property
     def arms(self) -> dict[Arm, tuple[Trained, ...]]:
         """Runs by arm, in the order of the plan."""
-        found: dict[Arm, list[Trained]] = {}
+        by_arm: dict[Arm, list[Trained]] = {}
         for run in self.runs:
-            found.setdefault(run.arm, []).append(run)
-        return {arm: tuple(sorted(runs, key=lambda run: run.cell.seed)) for arm, runs in found.items()}
+            by_arm.setdefault(run.arm, []).append(run)
+        return {arm: tuple(sorted(runs, key=lambda run: run.cell.seed)) for arm, runs in by_arm.items()}
 
     @cached_property
     def bases(self) -> list[Scores]:
@@ -190,48 +190,46 @@ class Trainings:
         if key is None:
             return None
         for scores in self.bases:
-            base = (
-                _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, split)
-                if (key in scores.blocks)
-                else None
-            )
+            if key not in scores.blocks:
+                continue
+            base = _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, split)
             if base is not None:
                 return stack(blocks, key, arm.method), stack({0: base[1]}, key, BASE)
         raise UsageError(f"the base model has no scores by {key.reward} on {split} prompts. Run the study again.")
 
     def gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "", split: str = "train") -> Matrix | None:
         """Arm minus base model ``[S, P]`` in reward units; None where no run is usable."""
-        found = self.cells(arm, reward, split)
-        if found is None:
+        grids = self.cells(arm, reward, split)
+        if grids is None:
             return None
-        mine, base = (at(cells, endpoint) for cells in found)
-        values = mine.reduce(mine.scores) - base.reduce(base.scores)
-        return Matrix(values, mine.seeds, mine.prompts, mine.measure, f"{arm.method} - {BASE}")
+        tuned, base = (at(grid, endpoint) for grid in grids)
+        values = tuned.reduce(tuned.scores) - base.reduce(base.scores)
+        return Matrix(values, tuned.seeds, tuned.prompts, tuned.measure, f"{arm.method} - {BASE}")
 
     def spread(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "", split: str = "train") -> float:
         """Standard deviation (ddof=1) of the base model's images at the endpoint; NaN without scores."""
-        found = self.cells(arm, reward, split)
-        return float(at(found[1], endpoint).per_image().std(ddof=1)) if found else math.nan
+        grids = self.cells(arm, reward, split)
+        return float(at(grids[1], endpoint).per_image().std(ddof=1)) if grids else math.nan
 
     def pictures(self, arm: Arm, statistic: str, split: str = "train") -> tuple[float, float]:
         """A picture statistic averaged over usable runs and step counts: the arm's and the base model's."""
-        mine = [_picture(run.scores, statistic, split) for run in self.arms[arm] if not run.why_not]
+        tuned = [_picture(run.scores, statistic, split) for run in self.arms[arm] if not run.why_not]
         base = [_picture(scores, statistic, split) for scores in self.bases]
-        return _mean(mine), _mean(base)
+        return _mean(tuned), _mean(base)
 
     def failures(self) -> list[Trained]:
-        """Runs that no number rests on."""
+        """Runs without usable scores."""
         return [run for run in self.runs if run.why_not]
 
 
 def _picture(scores: Scores, statistic: str, split: str) -> float:
-    by_steps = [found[statistic] for (_, name), found in scores.pictures.items() if name == split]
+    by_steps = [statistics[statistic] for (_, name), statistics in scores.pictures.items() if name == split]
     return _mean([value for one in by_steps for value in one.values()])
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return float(np.mean(known)) if known else math.nan
+    numbers = [value for value in values if math.isfinite(value)]
+    return float(np.mean(numbers)) if numbers else math.nan
 
 
 def difference(a: Matrix | None, b: Matrix | None, name: str = "") -> Matrix | None:
@@ -242,8 +240,8 @@ def difference(a: Matrix | None, b: Matrix | None, name: str = "") -> Matrix | N
     if not seeds or a.prompts != b.prompts:
         return None
     rows = [[m.seeds.index(seed) for seed in seeds] for m in (a, b)]
-    gone = len({*a.seeds, *b.seeds}) - len(seeds)
-    note = f"{gone} seeds left out for want of a partner" if gone else ""
+    missing = len({*a.seeds, *b.seeds}) - len(seeds)
+    note = f"{missing} seeds without a partner left out" if missing else ""
     return Matrix(
         a.values[rows[0]] - b.values[rows[1]], seeds, a.prompts, a.measure, name or f"{a.name} - {b.name}", note
     )
