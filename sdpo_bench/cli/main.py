@@ -269,10 +269,10 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    found = get_completion_class(shell)
-    if found is None:
+    completion_class = get_completion_class(shell)
+    if completion_class is None:
         raise click.UsageError(f"no completion for '{shell}'.")
-    click.echo(found(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
+    click.echo(completion_class(cli, {}, "sdpo-bench", "_SDPO_BENCH_COMPLETE").source())
 
 
 for _command in (

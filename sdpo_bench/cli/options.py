@@ -76,7 +76,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """With ``--json`` whatever a library or plugin prints goes to standard error: the JSON stays JSON."""
+        """With ``--json``, output of libraries and plugins goes to standard error: the JSON stays JSON."""
         if not ctx.params.get("as_json"):
             return super().invoke(ctx)
         ctx.meta[JSON_OUTPUT] = sys.stdout

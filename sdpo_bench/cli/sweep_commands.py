@@ -24,7 +24,7 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, T
 @click.option(
     "--force",
     is_flag=True,
-    help="Start cells anew (with --only-failed, those that have failed); their old folders go to OUT/replaced.",
+    help="Restart cells from the beginning (with --only-failed, failed cells); old folders move to OUT/replaced.",
 )
 @click.option(
     "--jobs",

@@ -140,13 +140,13 @@ class Tally(NamedTuple):
 
 def tally(progress: Progress, plan: Plan) -> Tally:
     """How the sweep's cells stand, in a plan that it has ``told``."""
-    found = Tally([], [], [])
-    wanted = {cell.key for cell in progress.plan.cells}
+    counts = Tally([], [], [])
+    keys = {cell.key for cell in progress.plan.cells}
     for cell in plan.cells:
-        if cell.key in wanted:
+        if cell.key in keys:
             failed = cell.state == "failed" and progress.outcomes.get(cell.key) == "failed"
-            (found.done if cell.state == "done" else found.failed if failed else found.left).append(cell)
-    return found
+            (counts.done if cell.state == "done" else counts.failed if failed else counts.left).append(cell)
+    return counts
 
 
 class SweepView:

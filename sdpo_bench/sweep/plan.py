@@ -1,4 +1,4 @@
-"""From a suite to the ordered list of its cells: what each is, how far it has come, and what it costs.
+"""From a suite to the ordered list of its cells, with the state and cost of each.
 
 The plan is a pure function of the suite and the results folder. What ``--dry-run`` prints is what ``sweep`` executes;
 the sweep plans again whenever a tuning run has ended. Nothing here imports torch (a plugin may).
@@ -67,7 +67,7 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What stays the same when a choice gives a waiting cell its settings and its run id."""
+        """Identity of the cell, unchanged when a choice gives it settings and a run id."""
         return (self.role, *self.group, str(self.seed), self.run_id if self.role == "tuning" else "")
 
     @property
@@ -81,7 +81,7 @@ class Cell:
         return " ".join(parts) + (" (tuning)" if self.role == "tuning" else "")
 
     def command(self) -> list[str]:
-        """The same run as a plain ``sdpo-bench run``, for whoever wants to repeat one cell alone."""
+        """The same run as a plain ``sdpo-bench run``, to repeat one cell alone."""
         words = ["run", "--method", self.method, "--reward", self.reward, "--model", self.model]
         words += ["--preset", self.preset] if self.preset else []
         words += ["--seed", str(self.seed)]
@@ -139,7 +139,7 @@ class _Planner:
         self._known: dict[str, tuple[Resolved, Work | None]] = {}
 
     def tuning(self) -> tuple[list[Cell], tuple[Choice, ...]]:
-        """The tuning cells, and what they have led to so far."""
+        """The tuning cells, and the choices so far."""
         search = self.suite.search
         if search is None:
             return [], ()
@@ -173,7 +173,7 @@ class _Planner:
         resolved, work = self._resolve(group, role, overrides)
         resolved = replace(resolved, config=replace(resolved.config, seed=seed))
         state, message = cell_state(RunFolder(self.out / "runs" / resolved.run_id))
-        measured = self.rates(resolved)
+        rates = self.rates(resolved)
         return Cell(
             *group,
             seed,
@@ -184,7 +184,7 @@ class _Planner:
             state,
             message,
             work,
-            seconds(resolved, work, measured) if measured else None,
+            seconds(resolved, work, rates) if rates else None,
             flat_settings(resolved.record),
         )
 
@@ -210,7 +210,7 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cell_state(folder: RunFolder) -> tuple[CellState, str]:
-    """How a cell stands by its folder, and why it failed or has to be done again."""
+    """A cell's state by its folder, and why it failed or must run again."""
     try:
         status = folder.status
     except UsageError as error:  # damaged: doing the cell mends it; one that cannot be read is said to be so then
@@ -250,16 +250,16 @@ def _refuse_twins(suite: Suite, cells: Sequence[Cell]) -> None:
 def _refuse_unmatched(suite: Suite, cells: Sequence[Cell]) -> None:
     budgets: dict[tuple[str, str], tuple[tuple[Any, Any], Cell]] = {}
     for cell in cells:
-        mine = (cell.settings["budget.amount"], cell.settings["budget.axis"])
-        theirs, first = budgets.setdefault((cell.reward, cell.model), (mine, cell))
-        if mine != theirs:
+        budget = (cell.settings["budget.amount"], cell.settings["budget.axis"])
+        first_budget, first = budgets.setdefault((cell.reward, cell.model), (budget, cell))
+        if budget != first_budget:
             raise UsageError(
-                f"suite '{suite.name}': '{first.label}' stops at {limit_text(*theirs)} but '{cell.label}' at "
-                f"{limit_text(*mine)}; a comparison needs one budget. Add [budget] to the suite, e.g. images = 2560."
+                f"suite '{suite.name}': '{first.label}' stops at {limit_text(*first_budget)} but '{cell.label}' at "
+                f"{limit_text(*budget)}; a comparison needs one budget. Add [budget] to the suite, e.g. images = 2560."
             )
 
 
-# -- what a report will want to know ---------------------------------------------------------------------------
+# -- the record for reports ---------------------------------------------------------------------------
 
 
 def record_of(plan: Plan) -> dict[str, Any]:
@@ -290,18 +290,18 @@ def keep(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
     for key in selection:
         if key not in valid:
             raise UsageError(f"--filter: no cell has a key '{key}'.{nearest(key, valid)}")
-    kept = [cell for cell in plan.cells if cell.role == "reported"]
+    chosen_cells = [cell for cell in plan.cells if cell.role == "reported"]
     for key, values in selection.items():
-        having = {str(facts(cell)[key]) for cell in kept if key in facts(cell)}
-        kept = [cell for cell in kept if any(same(facts(cell).get(key), value) for value in values)]
-        if not kept:
-            raise UsageError(f"--filter: no cell has {key} = {', '.join(values)}.{nearest(values[0], having)}")
-    needed = {cell.group for cell in kept}
-    chosen = {id(cell) for cell in kept}
+        present_values = {str(facts(cell)[key]) for cell in chosen_cells if key in facts(cell)}
+        chosen_cells = [cell for cell in chosen_cells if any(same(facts(cell).get(key), value) for value in values)]
+        if not chosen_cells:
+            raise UsageError(f"--filter: no cell has {key} = {', '.join(values)}.{nearest(values[0], present_values)}")
+    needed = {cell.group for cell in chosen_cells}
+    chosen = {id(cell) for cell in chosen_cells}
     cells = tuple(c for c in plan.cells if id(c) in chosen or (c.role == "tuning" and c.group in needed))
     return replace(plan, cells=cells)
 
 
 def facts(cell: Cell) -> dict[str, Any]:
-    """What a cell can be filtered by."""
+    """Keys and values for ``--filter``."""
     return {**cell.settings, "variant": cell.variant, "state": cell.state, "seed": cell.seed, "run": cell.run_id}

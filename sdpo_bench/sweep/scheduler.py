@@ -1,4 +1,4 @@
-"""Work off a plan: start what is missing, go on after failures, never run a cell twice, stop when told to.
+"""Execute a plan: start missing cells, continue after failures, never run a cell twice, stop on a signal.
 
 The results folder is the only memory. Another sweep may work on the same one: a cell that is locked waits its turn,
 and if its process dies the next one to come by takes it up.
@@ -31,7 +31,7 @@ POLL = 0.5  # seconds between looks at signals, clocks and locks
 
 @dataclass
 class Progress:
-    """Where a sweep stands; what views are shown."""
+    """State of a sweep, as the views show it."""
 
     plan: Plan
     todo: list[tuple[str, ...]]
@@ -50,7 +50,7 @@ class Progress:
         return {cell.key: cell for cell in self.plan.cells}
 
     def count(self, outcome: str) -> int:
-        return sum(found == outcome for found in self.outcomes.values())
+        return sum(result == outcome for result in self.outcomes.values())
 
     @property
     def left(self) -> int:
@@ -96,8 +96,8 @@ class Sweep:
         self.replan, self.executor, self.runtime = replan, executor, runtime
         self.deadline, self.tell = deadline, tell
         plan = replan()
-        wanted = ("failed",) if only_failed else ("new", "unfinished", "failed", "waiting")
-        self.progress = Progress(plan, [cell.key for cell in plan.cells if cell.state in wanted])
+        states = ("failed",) if only_failed else ("new", "unfinished", "failed", "waiting")
+        self.progress = Progress(plan, [cell.key for cell in plan.cells if cell.state in states])
         self._signals: list[int] = []
         self._stopping = self._killed = False
 
@@ -236,9 +236,9 @@ class Sweep:
 
     def _fail(self, key: tuple[str, ...], cell: Cell, ended: Ended) -> None:
         status = ended.job.folder.known_status
-        known = str(status["message"]) if status["state"] == "failed" else ""
-        message = ended.message or known or f"its process ended by exit code {ended.code} before the run was done."
-        if message != known:
+        recorded = str(status["message"]) if status["state"] == "failed" else ""
+        message = ended.message or recorded or f"its process ended by exit code {ended.code} before the run was done."
+        if message != recorded:
             try:
                 ended.job.folder.record_failure(message)
             except Busy:
@@ -277,7 +277,7 @@ class Sweep:
 
 
 def put_aside(plan: Plan, only_failed: bool) -> int:
-    """For ``--force``: move the folders of the plan's cells out of the way, so that they start anew.
+    """For ``--force``: move the folders of the plan's cells out of the way, so that they start from the beginning.
 
     Returns:
         How many were moved, to ``<out>/replaced/``.
@@ -287,12 +287,12 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
         Unwritable: one cannot be moved.
     """
     folders = [RunFolder(plan.out / "runs" / c.run_id) for c in plan.cells if c.run_id]
-    there = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
-    for folder in there:
+    existing = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
+    for folder in existing:
         if folder.is_locked:
             raise Busy(f"another process is working on run '{folder.run_id}'. Wait for it, or stop it first.")
     target = plan.out / "replaced" / time.strftime("%Y%m%dT%H%M%S")
-    for folder in there:
+    for folder in existing:
         try:
             target.mkdir(parents=True, exist_ok=True)
             _move(folder.path, target / folder.run_id)
@@ -302,7 +302,7 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
                 "are there. Give both folders free space and write access, and give the same command again.",
                 error.strerror,
             ) from error
-    return len(there)
+    return len(existing)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -117,8 +117,8 @@ class Suite:
     def pairs(self) -> list[tuple[str, str]]:
         """Method and reward of the cells, methods varying fastest. A pair that was named stays, and is refused when it
         is resolved, if the method cannot learn from the reward."""
-        found = [(method, reward) for reward in self.rewards for method in self.methods]
-        return [pair for pair in found if not self.every_method or can_learn_from(*pair)]
+        every_pair = [(method, reward) for reward in self.rewards for method in self.methods]
+        return [pair for pair in every_pair if not self.every_method or can_learn_from(*pair)]
 
     @property
     def variant_keys(self) -> tuple[str, ...]:
