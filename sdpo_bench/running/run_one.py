@@ -152,7 +152,6 @@ def _do_cell(
         finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
         try:
             outcome = _work(trainer, scorers, watcher, device, trained_now)
-            trainer.state.mend_logs()
         except BaseException as error:
             _record_end(run, error, finished)
             if isinstance(error, SystemExit):
@@ -222,8 +221,6 @@ def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str
             run.set_status("running", "training")
         trainer.train()
         _export(trainer, run)
-    elif processes.is_main:
-        trainer.state.mend_finished_logs()
     search = candidates_of(trainer.method, scorers[0], config.seed)
     for attempt in trainer.attempts(trainer.record_out_of_memory):
         with attempt:
@@ -244,7 +241,7 @@ def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> di
 
 def _export(trainer: Trainer, run: RunFolder) -> None:
     """The run's adapter: of the last epoch, or of the one chosen on validation prompts."""
-    trainer.state.mend_logs()
+    trainer.state.check_logs()
     if trainer.validator is not None:
         load_adapter(trainer.policy, trainer.validator.best_adapter())
     if trainer.processes.is_main:

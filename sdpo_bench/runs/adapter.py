@@ -104,9 +104,8 @@ def log_changed(run: RunFolder) -> str:
         if sealed_log(run) not in ("", run.digest("train.jsonl", run.size("train.jsonl"))):
             return (
                 "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
-                "after training ended, so neither scores nor curves can be trusted. Give the run command again: "
-                "it puts the log back from the last checkpoint. If that does not help, delete "
-                f"'{run.lora}' and give it once more to train from the last sound checkpoint"
+                "after training ended, so neither scores nor curves can be trusted. Put the changed file back "
+                f"from a backup, or delete '{run.path}' and give the run command again"
             )
     return ""
 
@@ -124,6 +123,6 @@ def timing_changed(run: RunFolder) -> str:
         if exported(run) and sealed_timing(run) not in ("", run.digest(TIMING, run.size(TIMING))):
             return (
                 f"its {TIMING} was changed after training ended, so its seconds cannot be trusted (its scores can). "
-                "Give the run command again: it puts the log back from the last checkpoint"
+                "Put the file back from a backup"
             )
     return ""

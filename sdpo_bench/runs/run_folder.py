@@ -24,7 +24,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +43,6 @@ class RunFolder:
     """One run on disk; reading never changes it."""
 
     path: Path
-    written: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
-    """What a training has in its logs, by name, so that what others do to the files is undone (``training_logs``)."""
 
     @property
     def run_id(self) -> str:
@@ -141,8 +139,6 @@ class RunFolder:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
-        if name in self.written:
-            self.written[name] += line
 
     def size(self, name: str) -> int:
         path = self.path / name

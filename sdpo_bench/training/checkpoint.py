@@ -1,38 +1,34 @@
 """Exact resume: all that the future of a run depends on, in one file that is either whole or absent.
 
 Randomness needs no state (every draw has a named seed), so a checkpoint is the LoRA weights, the critic, the
-optimiser's moments, the loss scale (fp16), the normaliser's buffers, the remembered scores, the ledger and the logs. It
-is one safetensors file with JSON in its header: loading runs no code from the file. A digest of everything in it is
-checked on loading: a checkpoint with a single flipped bit is passed over for the one before. A log with one is put back
-from its copy in the checkpoint.
+optimiser's moments, the loss scale (fp16), the normaliser's buffers, the remembered scores, the ledger and the digests
+of the logs. It is one safetensors file with JSON in its header: loading runs no code from the file. A digest of
+everything in it is checked on loading: a checkpoint with a single flipped bit is passed over for the one before. A log
+with one is refused.
 """
 
 import errno
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.runs.adapter import TIMING, sealed_log, sealed_timing
 from sdpo_bench.runs.run_folder import VALIDATION, RunFolder
 from sdpo_bench.scoring.score_cache import ScoreCache
 from sdpo_bench.system.files import atomic_write, disk_space, require_file
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.signals import no_stop_lost
+from sdpo_bench.training.training_logs import Seals, refuse_changed
 from sdpo_bench.training.updater import CRITIC, Updater
 
 KEEP = 2
-LOG = "log/"
-"""Where the copies of the logs are in the file: ``log/NAME``."""
 FORMAT = 2
 OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 UNREADABLE = "It may be sound, so training does not begin anew: make it readable, or delete it to go back behind it."
@@ -44,15 +40,10 @@ class Progress:
 
     epoch: int
     ledger: dict[str, Any]
-    log_size: int
-    log_sha256: str
-    timing_size: int
+    logs: Seals
+    """Lengths and digests of the logs after that epoch."""
     run: str
     """Whose it is."""
-    validated: tuple[int, str]
-    """Size and digest of ``validation.jsonl``: candidates judged before this epoch, which nobody judges again."""
-    logs: Mapping[str, bytes] = field(default_factory=dict)
-    """Copies of the logs (``training_logs``), by name; none from a checkpoint of an earlier version."""
 
 
 Snapshot = tuple[dict[str, Tensor], str]
@@ -67,16 +58,12 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
     tensors |= _optimiser_tensors(updater)
     tensors |= {f"buffer/{i}": buffers[prompt] for i, prompt in enumerate(prompts)}
     tensors |= {f"cache/{name}": value for name, value in cache.state().items()}
-    tensors |= {LOG + name: _as_tensor(copy) for name, copy in progress.logs.items()}  # a header's size is limited
     header = {
         "format": FORMAT,
         "epoch": progress.epoch,
         "ledger": progress.ledger,
-        "log_size": progress.log_size,
-        "log_sha256": progress.log_sha256,
-        "timing_size": progress.timing_size,
+        "logs": dict(progress.logs),
         "run": progress.run,
-        "validated": progress.validated,
         "prompts": prompts,
     }
     if (scaling := updater.scale.state()) is not None:
@@ -144,18 +131,17 @@ def latest(run: RunFolder) -> tuple[Path | None, list[str]]:
     """The newest readable checkpoint, and a warning for each damaged one that was passed over.
 
     Raises:
-        UsageError: it has no copy of the logs, as in earlier versions, and they are not what they were.
+        UsageError: a log is not what it was when it was written; going back would throw away sound training.
     """
     warnings: list[str] = []
     for path in reversed(_files(run)):
         try:
-            header, tensors = read(path)
+            header, _ = read(path)
             _check_own(run, path, header)
         except UsageError as error:
             warnings.append(f"{error} Going back to the checkpoint before it.")
             continue
-        if not _copies(tensors):
-            _check_logs(run, path, header)
+        refuse_changed(run, _seals(header), f"when checkpoint '{path.name}' was written")
         return path, warnings
     if warnings or run.log():
         warnings.append(f"there is no checkpoint to go on from in '{run.checkpoints}': the run begins anew.")
@@ -168,38 +154,16 @@ def _check_own(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
         raise UsageError(f"checkpoint '{path}' belongs to run '{header['run']}'.")
 
 
-def _check_logs(run: RunFolder, path: Path, header: Mapping[str, Any]) -> None:
-    """Going back, or beginning anew, would throw away sound training for the sake of a log."""
-    validated = header.get("validated", (0, run.digest(VALIDATION, 0)))
-    sealed = {"train.jsonl": (header["log_size"], header["log_sha256"]), VALIDATION: validated}
-    for name, (size, digest) in sealed.items():
-        if run.digest(name, size) != digest:
-            raise UsageError(
-                f"'{run.path / name}' is not what it was when checkpoint '{path.name}' was written, by an earlier "
-                f"version that kept no copy. Put the file back from a backup, or delete '{run.path}' to begin anew."
-            )
-
-
-def finished_logs(run: RunFolder) -> tuple[int, dict[str, bytes]] | None:
-    """Epochs and content of the logs that were sealed when training ended, from a checkpoint that has one of them."""
-    sealed = {"train.jsonl": sealed_log(run), TIMING: sealed_timing(run)}
-    for path in reversed(_files(run)):
-        with suppress(UsageError, MissingError):
-            header, tensors = read(path)
-            _check_own(run, path, header)
-            copies = {name: copy for name, copy in _copies(tensors).items() if name in sealed}
-            if found := {n: c for n, c in copies.items() if hashlib.sha256(c).hexdigest() == sealed[n]}:
-                return header["epoch"], found
-    return None
-
-
-def _as_tensor(content: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))
-
-
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Copies of the logs, by name."""
-    return {name.removeprefix(LOG): value.numpy().tobytes() for name, value in tensors.items() if name.startswith(LOG)}
+def _seals(header: Mapping[str, Any]) -> Seals:
+    """Lengths and digests of the logs; earlier versions had other names for them, and no digest of the times."""
+    if "logs" in header:
+        return {name: (size, digest) for name, (size, digest) in header["logs"].items()}
+    size, digest = header.get("validated", (0, ""))
+    return {
+        "train.jsonl": (header["log_size"], header["log_sha256"]),
+        "timing.jsonl": (header["timing_size"], ""),
+        VALIDATION: (size, digest),
+    }
 
 
 @no_stop_lost()
@@ -241,9 +205,7 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     _restore_optimiser(tensors, updater)
     normaliser.load_state_dict({p: tensors[f"buffer/{i}"] for i, p in enumerate(header["prompts"])})
     cache.load_state({name: tensors[f"cache/{name}"] for name in ("keys", "scores") if f"cache/{name}" in tensors})
-    sizes = header["log_size"], header["log_sha256"], header["timing_size"]
-    validated = tuple(header.get("validated", (0, "")))
-    return Progress(header["epoch"], header["ledger"], *sizes, header.get("run", ""), validated, _copies(tensors))
+    return Progress(header["epoch"], header["ledger"], _seals(header), header.get("run", ""))
 
 
 def _restore_optimiser(tensors: dict[str, Tensor], updater: Updater) -> None:

@@ -152,13 +152,14 @@ class Trainer:
 
     def _validate(self, *, last: bool) -> None:
         """Judge the present checkpoint if it is a candidate; never part of the training bill."""
-        self.state.mend_logs()
+        self.state.check_logs()
         if self.validator is None:
             return
         self.policy.on_call = None
         for attempt in self.attempts(self.record_out_of_memory):
             with attempt:
                 self.validator.after_epoch(self.epoch, last=last)
+        self.state.seal_logs()
         self.policy.on_call = self.ledger.charge_call
 
     def _groups_left(self, wanted: int) -> int:

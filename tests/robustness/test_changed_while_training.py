@@ -1,13 +1,12 @@
 """What somebody does to a run's folder while it trains neither ends as "done" with half a log nor goes unsaid."""
 
-import json
 import os
 import shutil
 
 import pytest
 
 from factories import make_resolved
-from sdpo_bench.errors import Unwritable
+from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.report.assemble import Request, build_report
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.running.run_one import run_cell
@@ -15,7 +14,7 @@ from sdpo_bench.runs.adapter import log_changed, timing_changed
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.progress import Watcher
-from sdpo_bench.training import checkpoint, collapse_guards
+from sdpo_bench.training import collapse_guards
 
 LOGS = ("train.jsonl", "validation.jsonl")
 
@@ -79,55 +78,42 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", LOGS)
 @pytest.mark.parametrize(
-    ("moment", "damage"),
-    [((2, "scoring"), damage) for damage in DAMAGE] + [((3, "epoch"), "gone"), ("ddpo", "gone"), ("ddpo", "longer")],
+    ("moment", "damage"), [((2, "scoring"), "gone"), ((2, "scoring"), "cut"), ((2, "scoring"), "byte")]
 )
-def test_a_log_that_is_changed_while_the_run_works_is_put_back_and_told(whole, tmp_path, name, moment, damage):
+def test_a_log_that_is_changed_while_the_run_works_stops_it(whole, tmp_path, name, moment, damage):
     resolved, expected = whole
     folder = RunFolder(tmp_path / "runs" / resolved.run_id)
-    watcher, told = at(moment, lambda: DAMAGE[damage](folder.path / name))
-    again = run(resolved, tmp_path, watcher)
+    before = []
+
+    def act():
+        before.append((folder.path / name).read_bytes())
+        DAMAGE[damage](folder.path / name)
+
+    with pytest.raises(UsageError, match=f"{name}' is not what it was .* from a backup"):
+        run(resolved, tmp_path, at(moment, act)[0])
+    assert folder.state == "failed" and not folder.lora.exists()
+    (folder.path / name).write_bytes(before[0])
+    again = run(resolved, tmp_path)
     for file in (*LOGS, "eval.parquet", "lora/pytorch_lora_weights.safetensors"):
         assert (again.path / file).read_bytes() == (expected.path / file).read_bytes(), file
-    (warned,) = collapse_guards.warnings(again)
-    assert warned.guard == "log" and warned.text.startswith(f"{name} had been")
-    assert told == [f"epoch {warned.epoch}: {warned.text}"]
-    assert again.status["state"] == "done" and again.status["warnings"] == 1 and not log_changed(again)
+
+
+def test_lines_that_somebody_adds_while_the_run_works_are_cut_off(whole, tmp_path):
+    resolved, expected = whole
+    log = tmp_path / "runs" / resolved.run_id / "train.jsonl"
+    run(resolved, tmp_path, at((2, "scoring"), lambda: append_garbage(log))[0])
+    assert log.read_bytes() == (expected.path / "train.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(("name", "changed"), [("train.jsonl", log_changed), ("timing.jsonl", timing_changed)])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_log_that_is_changed_after_the_end_is_put_back_when_the_run_is_given_again(
-    whole, tmp_path, damage, name, changed
-):
-    """The candidates' adapters are gone by then, so training from a checkpoint would bring nothing back."""
+def test_a_log_that_is_changed_after_the_end_is_told_of(whole, tmp_path, damage, name, changed):
     resolved, expected = whole
     folder = RunFolder(shutil.copytree(expected.path.parents[1], tmp_path / "copy") / "runs" / resolved.run_id)
     DAMAGE[damage](folder.path / name)
     assert changed(folder)
     notices = [notice.text for notice in build_report(load_results(tmp_path / "copy"), Request()).notices]
-    assert [text for text in notices if name in text and "Give the run command again" in text]
-    watcher, told = at(None, None)
-    assert not run_cell(resolved, Runtime(out=tmp_path / "copy", device="cpu"), watcher).trained_now
-    assert (folder.path / name).read_bytes() == (expected.path / name).read_bytes()
-    (warned,) = collapse_guards.warnings(folder)
-    assert told == [f"epoch 3: {warned.text}"] and not changed(folder)
-
-
-def of_another_run(run, newest):
-    header, tensors = checkpoint.read(newest)
-    checkpoint.write(run, header["epoch"], (tensors, json.dumps(header | {"run": "another"}, sort_keys=True)))
-
-
-@pytest.mark.parametrize("harm", [lambda _, newest: os.truncate(newest, 100), of_another_run], ids=["damaged", "other"])
-def test_without_a_sound_copy_a_log_that_is_changed_after_the_end_stays_and_is_told_of(whole, tmp_path, harm):
-    resolved, expected = whole
-    folder = RunFolder(shutil.copytree(expected.path.parents[1], tmp_path / "copy") / "runs" / resolved.run_id)
-    append_garbage(folder.path / "train.jsonl")
-    harm(folder, folder.checkpoints / "epoch-000003.safetensors")
-    changed = (folder.path / "train.jsonl").read_bytes()
-    run(resolved, tmp_path / "copy")
-    assert log_changed(folder) and (folder.path / "train.jsonl").read_bytes() == changed
+    assert [text for text in notices if name in text and "from a backup" in text]
 
 
 @pytest.mark.parametrize("moment", [(1, "scoring"), "ddpo"])
