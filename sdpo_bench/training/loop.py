@@ -89,7 +89,7 @@ class Trainer:
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
         self.signals = Signals(context, a, scorer, self.normaliser)
         self.updater = Updater(context, config.update, self.weights, scorer, config.seed)
-        self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, self.processes, self.warn)
+        self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, self.processes)
         self.groups_per_epoch = config.sample.images_per_epoch // self.method.members
         self._refuse_small_budget()
 

@@ -4,7 +4,6 @@ However a training ends, the last whole epoch is what stays, and a half one leav
 this process or in another, does as one that was never stopped.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +35,6 @@ class TrainingState:
         normaliser: holds the buffers of past rewards.
         scorer: remembers the scores of pictures.
         validator: has judged candidates; None where there are none.
-        warn: tells whoever watches.
     """
 
     def __init__(
@@ -47,10 +45,9 @@ class TrainingState:
         scorer: Scorer,
         validator: Validator | None,
         processes: Processes,
-        warn: Callable[[str], None],
     ):
         self.run, self.updater, self.normaliser, self.scorer = run, updater, normaliser, scorer
-        self.validator, self.processes, self.warn = validator, processes, warn
+        self.validator, self.processes = validator, processes
         self.epoch = 0
         """Whole epochs so far."""
         self.first: dict[str, Any] = {}
