@@ -172,8 +172,9 @@ def results_sides(results: Results, name: str) -> list[Side]:
     done = [run for run in chosen.runs if run.state == "done"]
     scores, _ = read_all_scores((*done, *chosen.bases))
     judged = _judge_all(group_settings(chosen.runs)[0], scores, chosen.bases, Request())
-    boards = [board for one in judged for board in one.boards if board.panel.trained]
-    return [side for board in boards if (side := board_side(board, name))]
+    boards = [board for one in judged for board in one.boards]
+    sides = [board_side(board, name) for board in boards if board.panel.trained]
+    return [side for side in sides if side is not None]
 
 
 def _judge_all(
@@ -202,7 +203,8 @@ def _judge(part: tuple[Setting, Mapping[str, Scores], Scores], request: Request)
 
 
 def _check_metric(judged: Iterable[Judged], request: Request) -> None:
-    steps = {step for one in judged for board in one.boards for step in board.panel.steps}
+    boards = [board for one in judged for board in one.boards]
+    steps = {step for board in boards for step in board.panel.steps}
     if steps and not isinstance(request.endpoint, str) and request.endpoint not in steps:
         raise UsageError(
             f"no run has scores at {request.endpoint} steps. Valid: mean, area, {', '.join(map(str, sorted(steps)))}."
