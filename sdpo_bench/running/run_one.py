@@ -3,8 +3,8 @@
 Every step looks at the run folder first, so calling this again does only what is still missing.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,12 +111,39 @@ def run_cell(
         run = RunFolder(runtime.out / "runs" / resolved.run_id)
         _refuse_another_run(run)
         with held_prompts(known_prompts(run), run.run_id):
-            return _do_cell(resolved, runtime, run, watcher or Watcher(), processes)
+            cell = _prepare(resolved, runtime, run, watcher or Watcher(), processes)
+            if isinstance(cell, Outcome):
+                return cell
+            _load(cell)
+            references = _calibrate(cell)
+            if not processes.is_main:
+                return _work(cell)
+            record = _record(cell, references)
+            run.create(record)
+            with run.locked():
+                _record_inputs(cell, record)
+                with _finish(cell):
+                    outcome = _work(cell)
+            return outcome
 
 
-def _do_cell(
+@dataclass(frozen=True)
+class _Cell:
+    """A run that is ready to be worked on; ``trains`` says whether it has no finished adapter yet."""
+
+    resolved: Resolved
+    trainer: Trainer
+    scorers: list[Scorer]
+    base: RunFolder
+    watcher: Watcher
+    device: str
+    trains: bool
+
+
+def _prepare(
     resolved: Resolved, runtime: Runtime, run: RunFolder, watcher: Watcher, processes: Processes
-) -> Outcome:  # fmt: skip
+) -> _Cell | Outcome:
+    """Refuse whatever can be refused before anything is written; the outcome where nothing can be written."""
     config = resolved.config
     device = pick_device(runtime.device)
     _set_threads(runtime.threads)
@@ -126,39 +153,53 @@ def _do_cell(
     except Unwritable as refused:
         scorers = evaluation_scorers(config, device, runtime.reward_timeout)
         return Outcome(run, ev.recorded_table(run, base, config.eval, scorers, refused), trained_now=False)
-    # Whatever can be refused is refused before anything is written.
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
     for steps in config.eval.steps:
         ev.evaluation_schedule(policy, config.eval, steps)
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
-    trained_now = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and exported(run)))
+    trains = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and exported(run)))
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
-    refuse_changed_plugins(run, base, config.eval, scorers, trains=trained_now, warn=trainer.warn)
-    for scorer in scorers:
+    return _Cell(resolved, trainer, scorers, base, watcher, device, trains)
+
+
+def _load(cell: _Cell) -> None:
+    """Load the rewards, after refusing plugins whose source changed since the run began."""
+    trainer, settings = cell.trainer, cell.trainer.config.eval
+    refuse_changed_plugins(trainer.run, cell.base, settings, cell.scorers, trains=cell.trains, warn=trainer.warn)
+    for scorer in cell.scorers:
         scorer.load()
-    references = processes.share(lambda: _references(trainer, scorers, watcher))
-    apply(scorers, references)
-    if not processes.is_main:
-        return _work(trainer, scorers, watcher, device, trained_now)
-    record = _record(resolved, trainer, scorers, device) | {"reward_reference": references}
-    record |= {"processes": processes.count} if processes.count > 1 else {}
-    run.create(record)
-    with run.locked():
-        if not made(run):  # a plugin may have been mended since an earlier start failed
-            run.create(record, anew=True)
-        remember_prompts(run, config.eval)
-        _warn_of_cut_prompts(trainer)
-        finished = not trained_now and run.known_state == "done"  # what fails now is one more look at it, not the run
-        try:
-            outcome = _work(trainer, scorers, watcher, device, trained_now)
-        except BaseException as error:
-            _record_end(run, error, finished)
-            if isinstance(error, SystemExit):
-                raise RunFailed(f"{_why(error)}. Plugins raise errors; the last good checkpoint stays") from error
-            raise
-        run.set_status("done", warnings=len(collapse_guards.warnings(run)))
-    return outcome
+
+
+def _calibrate(cell: _Cell) -> dict[str, Any]:
+    """Standardise the parts of weighted sums, equally on all processes; returns what with."""
+    references = cell.trainer.processes.share(lambda: _references(cell.trainer, cell.scorers, cell.watcher))
+    apply(cell.scorers, references)
+    return references
+
+
+def _record_inputs(cell: _Cell, record: dict[str, Any]) -> None:
+    """Record what the run reads, with its folder locked."""
+    trainer, run = cell.trainer, cell.trainer.run
+    if not made(run):  # a plugin may have been mended since an earlier start failed
+        run.create(record, anew=True)
+    remember_prompts(run, trainer.config.eval)
+    _warn_of_cut_prompts(trainer)
+
+
+@contextmanager
+def _finish(cell: _Cell) -> Iterator[None]:
+    """Record how the work ends."""
+    run = cell.trainer.run
+    finished = not cell.trains and run.known_state == "done"  # what fails now is one more look at it, not the run
+    try:
+        yield
+    except BaseException as error:
+        _record_end(run, error, finished)
+        if isinstance(error, SystemExit):
+            raise RunFailed(f"{_why(error)}. Plugins raise errors; the last good checkpoint stays") from error
+        raise
+    run.set_status("done", warnings=len(collapse_guards.warnings(run)))
 
 
 def _warn_of_cut_prompts(trainer: Trainer) -> None:
@@ -213,8 +254,9 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {said(error)}".removesuffix(": ")  # a defect, often of a plugin
 
 
-def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, train: bool) -> Outcome:
-    """What all processes of a run do: train where that is due, then judge."""
+def _work(cell: _Cell) -> Outcome:
+    """What all processes of a run do: train a run that has no adapter, then judge it."""
+    trainer, scorers, train = cell.trainer, cell.scorers, cell.trains
     config, run, processes = trainer.config, trainer.run, trainer.processes
     if train:
         if processes.is_main:
@@ -224,7 +266,7 @@ def _work(trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str
     search = candidates_of(trainer.method, scorers[0], config.seed)
     for attempt in trainer.attempts(trainer.record_out_of_memory):
         with attempt:
-            table = _judge(trainer, scorers, watcher, device, search)
+            table = _judge(trainer, scorers, cell.watcher, cell.device, search)
     return Outcome(run, table, train)
 
 
@@ -257,8 +299,13 @@ def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device: str) -> dict[str, Any]:
+def _record(cell: _Cell, references: dict[str, Any]) -> dict[str, Any]:
+    """Content of ``run.json``."""
+    resolved, trainer, scorers, device = cell.resolved, cell.trainer, cell.scorers, cell.device
     config, method = resolved.config, trainer.method
+    count = trainer.processes.count
+    optional: dict[str, Any] = {"processes": count} if count > 1 else {}
+    optional |= {"search": {"samples_per_image": method.candidates}} if isinstance(method, Search) else {}
     return {
         **resolved.record,
         "sources": resolved.sources,
@@ -268,7 +315,9 @@ def _record(resolved: Resolved, trainer: Trainer, scorers: list[Scorer], device:
         "model_commit": resolved_commit(trainer.policy.pipeline.name_or_path),
         "schedule": canonical(dict(trainer.schedule.resolved)),
         **provenance.record(config.method.name, config.reward.name, device),
-    } | ({"search": {"samples_per_image": method.candidates}} if isinstance(method, Search) else {})
+        "reward_reference": references,
+        **optional,
+    }
 
 
 def _trainer(

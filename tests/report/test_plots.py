@@ -12,7 +12,8 @@ from sdpo_bench.cli.report_commands import report
 
 DRAW = """
 import hashlib
-from sdpo_bench.report.plots import Chart, Series, draw_charts
+from sdpo_bench.report.plots import draw_charts
+from sdpo_bench.statistics.chart import Chart, Series
 chart = Chart("reward by steps", "steps", "reward", [Series("sdpo", [1, 2, 4], [.1, .2, .3])], steps=True)
 print(hashlib.sha256(draw_charts([chart], {"sdpo": {"color": "#123456"}}, columns=1, size=(3, 2))).hexdigest())
 """
