@@ -14,19 +14,33 @@ from typing import Any
 import torch
 
 UNET_13M = {
-    "block_out_channels": [64, 128, 256], "layers_per_block": 1, "cross_attention_dim": 256, "sample_size": 32,
+    "block_out_channels": [64, 128, 256],
+    "layers_per_block": 1,
+    "cross_attention_dim": 256,
+    "sample_size": 32,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"], "attention_head_dim": 8,
-}  # fmt: skip
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "attention_head_dim": 8,
+}
 VAE = {
-    "block_out_channels": [16, 32], "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2, "layers_per_block": 1, "norm_num_groups": 8, "latent_channels": 4,
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "latent_channels": 4,
     "sample_size": 64,
-}  # fmt: skip
+}
 TEXT = {
-    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "projection_dim": 256, "vocab_size": 518, "max_position_embeddings": 77, "hidden_act": "gelu",
-}  # fmt: skip
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "projection_dim": 256,
+    "vocab_size": 518,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+}
 
 
 def pipeline_13m(folder: Path) -> Path:
@@ -39,9 +53,16 @@ def pipeline_13m(folder: Path) -> Path:
 
 
 def make_trainer(
-    model: str, method: str, out: Path, *, steps: int, pairs: int, reward: str = "jpeg-incompressibility",
-    runtime: dict[str, Any] | None = None, **settings: Any,
-) -> Any:  # fmt: skip
+    model: str,
+    method: str,
+    out: Path,
+    *,
+    steps: int,
+    pairs: int,
+    reward: str = "jpeg-incompressibility",
+    runtime: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
     """A trainer whose epoch has ``2 * pairs`` images."""
     from sdpo_bench.config.resolve import Request, build_method, resolve
     from sdpo_bench.models.catalogue import load_policy
@@ -52,9 +73,12 @@ def make_trainer(
     from sdpo_bench.training.loop import Trainer
 
     overrides = {
-        "schedule.steps": steps, "sample.images_per_epoch": 2 * pairs, "update.minibatch": 4,
-        "update.accumulation": 1, "budget.images": 10**6,
-    } | settings  # fmt: skip
+        "schedule.steps": steps,
+        "sample.images_per_epoch": 2 * pairs,
+        "update.minibatch": 4,
+        "update.accumulation": 1,
+        "budget.images": 10**6,
+    } | settings
     resolved = resolve(Request(method=method, model=model, reward=reward, overrides=overrides))
     config = resolved.config
     run = RunFolder(out / "runs" / resolved.run_id)

@@ -65,9 +65,13 @@ def main() -> None:
         model = epochs.pipeline_13m(Path(folder) / "13m")
         for steps in options.steps:
             trainer = epochs.make_trainer(
-                str(model), "sdpo", Path(folder), steps=steps, pairs=options.pairs,
+                str(model),
+                "sdpo",
+                Path(folder),
+                steps=steps,
+                pairs=options.pairs,
                 **{"update.minibatch": options.pairs // 2},
-            )  # fmt: skip
+            )
             # The two diagnostic pairs of each epoch (KL to the base model) are ours and stay in our time.
             ours = epochs.record(trainer)
             theirs = official_calls(trainer, options.pairs, steps)

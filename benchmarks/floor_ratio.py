@@ -19,11 +19,31 @@ import torch
 from benchmarks import epochs
 
 HARNESS = (
-    "_optimiser_step", "_snapshot", "append", "_switch", "_loss", "_minibatch", "_record_gradient", "_record_ratio",
-    "denoise", "gaussian_log_prob", "gaussian_kl", "pick", "unique_rows", "encode", "initial", "steps",
-    "choose_queries", "step_rewards", "_advantages", "_picture_summary", "picture_digests", "_order",
-    "mean_from_original", "reward_metrics",
-)  # fmt: skip
+    "_optimiser_step",
+    "_snapshot",
+    "append",
+    "_switch",
+    "_loss",
+    "_minibatch",
+    "_record_gradient",
+    "_record_ratio",
+    "denoise",
+    "gaussian_log_prob",
+    "gaussian_kl",
+    "pick",
+    "unique_rows",
+    "encode",
+    "initial",
+    "steps",
+    "choose_queries",
+    "step_rewards",
+    "_advantages",
+    "_picture_summary",
+    "picture_digests",
+    "_order",
+    "mean_from_original",
+    "reward_metrics",
+)
 """Functions of the harness that contain no call of the floor."""
 
 
@@ -56,9 +76,14 @@ def main() -> None:
             name, reward = (str(big), "jpeg-incompressibility") if model == "13m" else ("emoji-turbo", "emoji-align")
             for method in options.method:
                 trainer = epochs.make_trainer(
-                    name, method, Path(folder) / model, steps=options.steps, pairs=options.pairs, reward=reward,
+                    name,
+                    method,
+                    Path(folder) / model,
+                    steps=options.steps,
+                    pairs=options.pairs,
+                    reward=reward,
                     **{"update.minibatch": options.pairs // 2},
-                )  # fmt: skip
+                )
                 calls = epochs.record(trainer)
                 times = epochs.alternate(
                     lambda: epochs.epoch(trainer),  # noqa: B023

@@ -39,11 +39,18 @@ def train(name: str, folder: Path, precision: str, resolution: int | None, train
     prompts.write_text("a cat\n")
     images = 2 if resolution else 8
     settings = {
-        "model.precision": precision, "schedule.steps": 2, "sample.images_per_epoch": images,
-        "sample.prompts": str(prompts), "update.minibatch": images // 2, "update.accumulation": 1,
-        "update.order": "accumulated", "budget.images": images, "eval.steps": "1", "eval.train": str(prompts),
+        "model.precision": precision,
+        "schedule.steps": 2,
+        "sample.images_per_epoch": images,
+        "sample.prompts": str(prompts),
+        "update.minibatch": images // 2,
+        "update.accumulation": 1,
+        "update.order": "accumulated",
+        "budget.images": images,
+        "eval.steps": "1",
+        "eval.train": str(prompts),
         "eval.images_per_prompt": 1,
-    } | ({"model.resolution": resolution} if resolution else {})  # fmt: skip
+    } | ({"model.resolution": resolution} if resolution else {})
     found = run_once(folder, settings, folder.parent / f"results-{precision}", train_only)
     answers.put({"part": name, "precision": precision, "pixels": resolution or "own"} | found)
 
@@ -76,13 +83,17 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
     (row,) = run.log()
     (timing,) = run.log("timing.jsonl")
     return {
-        "seconds": round(time.perf_counter() - start, 1), "training_seconds": timing["seconds"], "loss": row["loss"],
-        "grad_norm": row["grad_norm"], "ratio_at_zero_update": row["ratio_at_zero_update"],
+        "seconds": round(time.perf_counter() - start, 1),
+        "training_seconds": timing["seconds"],
+        "loss": row["loss"],
+        "grad_norm": row["grad_norm"],
+        "ratio_at_zero_update": row["ratio_at_zero_update"],
         "optimiser_steps": row["bill"]["optimiser_steps"],
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-        "estimate_gb": round(needed.total / 1e9, 2), "adapter_bytes": next(run.lora.iterdir()).stat().st_size,
+        "estimate_gb": round(needed.total / 1e9, 2),
+        "adapter_bytes": next(run.lora.iterdir()).stat().st_size,
         "evaluated": run.evaluation.exists(),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -56,8 +56,10 @@ def make_folders(out: Path, runs: int) -> None:
     for _, (setting, method, rate, seed) in zip(range(runs), product(range(runs), METHODS, RATES, range(SEEDS))):
         reward = REWARDS[setting % len(REWARDS)]
         scores = base + rng.normal(0.3, 0.3) + rng.normal(0, 0.2, size=base.shape)
-        rows = [partial(frame, scores * part, reward=name, prompts=PROMPTS, steps=STEPS)
-                for name, part in ((reward, 1.0), ("held-out", 0.5))]  # fmt: skip
+        rows = [
+            partial(frame, scores * part, reward=name, prompts=PROMPTS, steps=STEPS)
+            for name, part in ((reward, 1.0), ("held-out", 0.5))
+        ]
         budget = 2560 * (1 + setting // len(REWARDS))
         changes = {"update.lr": rate, "budget.amount": budget}
         make_run(out, method, seed, None, frames=rows, reward=reward, epochs=40, **changes)

@@ -39,9 +39,14 @@ def train_case(axis: str, value: int, folder: Path) -> None:
     texts = folder / "prompts.txt"
     texts.write_text("\n".join(load_prompts("simple-animals")[: case["prompts"]]) + "\n")
     trainer = epochs.make_trainer(
-        "emoji-turbo", "sdpo", folder, steps=case["steps"], pairs=case["pairs"], reward="emoji-align",
+        "emoji-turbo",
+        "sdpo",
+        folder,
+        steps=case["steps"],
+        pairs=case["pairs"],
+        reward="emoji-align",
         **{"sample.prompts": str(texts), "update.minibatch": 2},
-    )  # fmt: skip
+    )
     epochs.epoch(trainer)
     seconds = median(epochs.cpu_seconds(lambda: epochs.epoch(trainer)) for _ in range(REPEATS))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -77,8 +82,11 @@ def plot(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     names = {
-        "steps": "denoising steps T", "pairs": "pairs an epoch", "prompts": "prompts", "runs": "runs in the report",
-    }  # fmt: skip
+        "steps": "denoising steps T",
+        "pairs": "pairs an epoch",
+        "prompts": "prompts",
+        "runs": "runs in the report",
+    }
     figure, panels = pyplot.subplots(2, len(names), figsize=(12, 5), sharex="col", layout="constrained")
     for column, (axis, name) in enumerate(names.items()):
         mine = [row for row in rows if row["axis"] == axis]
@@ -141,11 +149,14 @@ def paper(images: int = 256, steps: int = 50, minibatch: int = 8, accumulation: 
         seconds = total / gpus / (PEAK_FLOPS * UTILISATION) + exchange
         rows.append(
             {
-                "gpus": gpus, "pflop_per_epoch": round(total / 1e15, 1), "seconds_per_epoch": round(seconds, 1),
-                "exchange_seconds": round(exchange, 4), "images_per_second": round(images / seconds, 2),
+                "gpus": gpus,
+                "pflop_per_epoch": round(total / 1e15, 1),
+                "seconds_per_epoch": round(seconds, 1),
+                "exchange_seconds": round(exchange, 4),
+                "images_per_second": round(images / seconds, 2),
                 "estimate": True,
             }
-        )  # fmt: skip
+        )
     return rows
 
 

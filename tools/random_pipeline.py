@@ -12,29 +12,52 @@ import torch
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "fixtures" / "official" / "tiny_pipe" / "tokenizer"
 NOISE = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-    "set_alpha_to_one": False, "steps_offset": 1,
-}  # fmt: skip
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 SMALL_TEXT = {
-    "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "projection_dim": 32, "vocab_size": 518, "max_position_embeddings": 32, "hidden_act": "quick_gelu",
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "projection_dim": 32,
+    "vocab_size": 518,
+    "max_position_embeddings": 32,
+    "hidden_act": "quick_gelu",
+}
 SMALL_UNET = {
-    "block_out_channels": [16, 32], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 8,
-    "attention_head_dim": [2, 4], "sample_size": 8, "use_linear_projection": True,
-}  # fmt: skip
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "attention_head_dim": [2, 4],
+    "sample_size": 8,
+    "use_linear_projection": True,
+}
 SMALL_VAE = {
-    "block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2, "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4,
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
     "sample_size": 16,
-}  # fmt: skip
+}
 
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "sdxl": {
-        "unet": SMALL_UNET | {
-            "cross_attention_dim": 64, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 32, "transformer_layers_per_block": [1, 2],
+        "unet": SMALL_UNET
+        | {
+            "cross_attention_dim": 64,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 32,
+            "transformer_layers_per_block": [1, 2],
         },
         "vae": SMALL_VAE | {"scaling_factor": 0.13025, "force_upcast": True},
         "text_encoder": SMALL_TEXT,
@@ -47,7 +70,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "text_encoder": SMALL_TEXT,
         "scheduler": {"_class_name": "LCMScheduler", "original_inference_steps": 50} | NOISE,
     },
-}  # fmt: skip
+}
 """Pipelines of about 0.2 M parameters, shaped like SDXL and like a latent consistency model."""
 
 

@@ -27,10 +27,25 @@ class Experience:
     """int64: row of each group of the epoch, -1 where another process has it; ``None``: all are here, in order."""
 
 
-OWN_KEYS = frozenset({
-    "epoch", "groups", "bill", "loss", "reward_mean", "reward_std", "reward_by_query", "kl_to_base", "pictures",
-    "grad_norm", "gradient_share_by_step", "ratio_mean", "approx_kl", "skipped_steps", "loss_scale",
-})  # fmt: skip
+OWN_KEYS = frozenset(
+    {
+        "epoch",
+        "groups",
+        "bill",
+        "loss",
+        "reward_mean",
+        "reward_std",
+        "reward_by_query",
+        "kl_to_base",
+        "pictures",
+        "grad_norm",
+        "gradient_share_by_step",
+        "ratio_mean",
+        "approx_kl",
+        "skipped_steps",
+        "loss_scale",
+    }
+)
 """Keys of a line of ``train.jsonl`` that no metric of a method may take."""
 
 
@@ -78,9 +93,14 @@ class UpdateLog:
         }
         total = float(self.grad_square.sum())
         shares = (self.grad_square / total).tolist() if total > 0 else [0.0] * self.num_steps
-        scaling = {} if self.loss_scale is None else {
-            "skipped_steps": self.skipped_steps, "loss_scale": self.loss_scale,
-        }  # fmt: skip
+        scaling = (
+            {}
+            if self.loss_scale is None
+            else {
+                "skipped_steps": self.skipped_steps,
+                "loss_scale": self.loss_scale,
+            }
+        )
         return (
             means
             | scaling

@@ -59,10 +59,14 @@ class Signals:
         queries = choose_queries(trajectories.x0, mode)
         decode_sample = mode == "sparse" and method.final_image == "sample"
         answers = ask_rewards(
-            self.context.policy, trajectories, queries, self.scorer,
-            decode_sample=decode_sample, micro_batch=self.context.micro_batch.size,
+            self.context.policy,
+            trajectories,
+            queries,
+            self.scorer,
+            decode_sample=decode_sample,
+            micro_batch=self.context.micro_batch.size,
             overlap=self.context.runtime.async_rewards,
-        )  # fmt: skip
+        )
         queried = answers.rewards.to(trajectories.x0)
         rewards = step_rewards(queries, queried, mode, method.reward_guard)
         everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
@@ -104,9 +108,7 @@ class Signals:
             images = torch.cat(
                 [self.context.policy.decode(part).cpu() for part in samples.split(self.context.micro_batch.size)]
             )
-        metrics = {
-            "kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)
-        }  # fmt: skip
+        metrics = {"kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)}
         none = torch.zeros(*trajectories.latents.shape[:2], 0)
         return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
 

@@ -57,9 +57,15 @@ def evaluate_base(
     adapter = policy.reference() if policy.lora_parameters() else nullcontext()
     with run.locked(wait=True) if processes.is_main else nullcontext(), adapter:
         rows = ev.evaluate(
-            policy, settings, scorers, run, ev.Subject(run.run_id, "base", 0),
-            micro_batch=runtime.micro_batch, progress=watcher.evaluation, processes=processes,
-        )  # fmt: skip
+            policy,
+            settings,
+            scorers,
+            run,
+            ev.Subject(run.run_id, "base", 0),
+            micro_batch=runtime.micro_batch,
+            progress=watcher.evaluation,
+            processes=processes,
+        )
         if processes.is_main:
             run.set_status("done")
     return rows

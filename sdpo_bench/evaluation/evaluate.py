@@ -266,9 +266,13 @@ def _add(
 ) -> pd.DataFrame:
     """Known rows plus the new block, which replaces rows with the same keys; in one fixed order."""
     block = block.assign(
-        run=subject.run, method=subject.method, seed=subject.seed, sampler=sampler_id(settings), split=split,
+        run=subject.run,
+        method=subject.method,
+        seed=subject.seed,
+        sampler=sampler_id(settings),
+        split=split,
         steps=steps,
-    )  # fmt: skip
+    )
     both = pd.concat([known, block[COLUMNS]], ignore_index=True) if len(known) else block[COLUMNS]
     return both.drop_duplicates(KEYS, keep="last").sort_values(KEYS, ignore_index=True)
 
@@ -353,9 +357,15 @@ def step_table(base: pd.DataFrame, tuned: pd.DataFrame) -> list[dict[str, Any]]:
         error = float(difference.std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else float("nan")
         table.append(
             {
-                "split": split, "reward": reward, "version": version, "steps": int(steps), "images": len(rows),
-                "base": float(rows.score_base.mean()), "tuned": float(rows.score_tuned.mean()),
-                "difference": float(difference.mean()), "standard_error": error,
+                "split": split,
+                "reward": reward,
+                "version": version,
+                "steps": int(steps),
+                "images": len(rows),
+                "base": float(rows.score_base.mean()),
+                "tuned": float(rows.score_tuned.mean()),
+                "difference": float(difference.mean()),
+                "standard_error": error,
             }
-        )  # fmt: skip
+        )
     return table

@@ -133,9 +133,13 @@ def _score(
 ) -> Parts:
     s = basis.schedule
     schedule = make_schedule(
-        scheduler_config(policy), s.steps, eta=s.eta, spacing=s.spacing, prev_timestep=s.prev_timestep,
+        scheduler_config(policy),
+        s.steps,
+        eta=s.eta,
+        spacing=s.spacing,
+        prev_timestep=s.prev_timestep,
         std_floor=s.std_floor,
-    )  # fmt: skip
+    )
     prompts = [prompt for prompt, _ in pairs]
     names = [f"{prompt}\n{number}" for prompt, number in pairs]
     with policy.reference() if policy.lora_parameters() else nullcontext():

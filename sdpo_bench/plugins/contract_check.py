@@ -63,32 +63,50 @@ MADE = Due("a call of super().__init__() in its __init__()", lambda value: True)
 
 CLASS: dict[type, dict[str, Due]] = {
     Method: {
-        "Settings": DATACLASS, "signal": one_of(*get_args(Signal)), "final_image": one_of("sample", "predicted"),
-        "granularity": one_of(*get_args(Granularity)), "defaults": KEYS, "fixed": KEYS,
+        "Settings": DATACLASS,
+        "signal": one_of(*get_args(Signal)),
+        "final_image": one_of("sample", "predicted"),
+        "granularity": one_of(*get_args(Granularity)),
+        "defaults": KEYS,
+        "fixed": KEYS,
         "variant_of": Due("a text", lambda value: isinstance(value, str)),
     },
     Reward: {
-        "Settings": DATACLASS, "version": TEXT, "scale": TEXT, "source": TEXT, "native_model": TEXT,
+        "Settings": DATACLASS,
+        "version": TEXT,
+        "scale": TEXT,
+        "source": TEXT,
+        "native_model": TEXT,
         "differentiable": SWITCH,
     },
-}  # fmt: skip
+}
 """Read from the class, by the base class of its kind."""
 
 _BASES: dict[str, type] = {"methods": Method, "rewards": Reward}
 
 INSTANCE: dict[type, dict[str, Due]] = {
     Method: {
-        "settings": MADE, "members": COUNT, "shared_noise": SWITCH, "needs_reference": SWITCH, "needs_kl": SWITCH,
-        "reward_mode": one_of(*get_args(RewardMode)), "reward_guard": one_of(*get_args(RewardGuard)),
+        "settings": MADE,
+        "members": COUNT,
+        "shared_noise": SWITCH,
+        "needs_reference": SWITCH,
+        "needs_kl": SWITCH,
+        "reward_mode": one_of(*get_args(RewardMode)),
+        "reward_guard": one_of(*get_args(RewardGuard)),
     },
     Search: {"candidates": COUNT},
     Reward: {
-        "settings": MADE, "device": MADE, "full_version": TEXT, "scale": TEXT, "source": TEXT, "differentiable": SWITCH,
+        "settings": MADE,
+        "device": MADE,
+        "full_version": TEXT,
+        "scale": TEXT,
+        "source": TEXT,
+        "differentiable": SWITCH,
         "filed_as": Due("a text or None", lambda value: value is None or _is_text(value)),
         "identity_settings": Due("a dict of texts, numbers, true, false and None", _is_plain),
         "commits": Due("a dict of texts", _texts),
     },
-}  # fmt: skip
+}
 """Read from what was made of it."""
 
 IDENTITY = ("full_version", "identity_settings")

@@ -47,7 +47,7 @@ _TARGETS: Mapping[tuple[str, ...], str] = {
     ("budget.images",): "epochs num_epochs num_train_epochs max_epochs",
     ("budget.optimiser_steps",): "max_steps max_train_steps train_steps optimizer_steps num_train_steps",
     ("budget.seconds",): "max_time max_seconds max_hours",
-}  # fmt: skip
+}
 """Settings, the likeliest first, and what other libraries call them (diffusers, PEFT, TRL, DDPO, D3PO)."""
 
 ALIASES: Mapping[str, tuple[str, ...]] = {

@@ -321,9 +321,14 @@ def _record(cell: _Cell, references: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trainer(
-    resolved: Resolved, runtime: Runtime, run: RunFolder, policy: Policy, scorer: Scorer, watcher: Watcher,
+    resolved: Resolved,
+    runtime: Runtime,
+    run: RunFolder,
+    policy: Policy,
+    scorer: Scorer,
+    watcher: Watcher,
     processes: Processes,
-) -> Trainer:  # fmt: skip
+) -> Trainer:
     """The run's trainer; making it checks prompts, schedule and budget and touches no file."""
     config = resolved.config
     method = build_method(config, resolved.method)
@@ -354,9 +359,16 @@ def _judge(
     load_adapter(policy, run.lora)
     subject = ev.Subject(run.run_id, config.method.name, config.seed)
     tuned_rows = ev.evaluate(
-        policy, settings, scorers, run, subject,
-        micro_batch=runtime.micro_batch, progress=watcher.evaluation, search=search, processes=processes,
-    )  # fmt: skip
+        policy,
+        settings,
+        scorers,
+        run,
+        subject,
+        micro_batch=runtime.micro_batch,
+        progress=watcher.evaluation,
+        search=search,
+        processes=processes,
+    )
     if processes.is_main and not (run.path / "grid.png").exists():
         draw_grid(policy, settings, run, runtime.micro_batch, search)
     return ev.step_table(base_rows, tuned_rows)

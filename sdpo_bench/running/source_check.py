@@ -44,9 +44,14 @@ class Changed:
 
 
 def refuse_changed_plugins(
-    run: RunFolder, base: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer], *, trains: bool,
+    run: RunFolder,
+    base: RunFolder,
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    *,
+    trains: bool,
     warn: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Compare sources for whatever is about to be added to a run and to its base model's scores.
 
     Args:

@@ -15,8 +15,17 @@ from sdpo_bench.plugins.registry import find
 from sdpo_bench.scoring.reward_expression import choose
 
 PACKAGES = (
-    "sdpo-bench", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pandas", "pyarrow", "pillow",
-)  # fmt: skip
+    "sdpo-bench",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "pillow",
+)
 
 
 def versions() -> dict[str, str]:

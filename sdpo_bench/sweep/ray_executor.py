@@ -32,9 +32,7 @@ class RayExecutor:
             a node does not see ``out``.
     """
 
-    def __init__(
-        self, address: str, out: Path, *, cpus: int = 1, gpus: float = 0.0, device: str = "auto", **init: Any
-    ):  # fmt: skip
+    def __init__(self, address: str, out: Path, *, cpus: int = 1, gpus: float = 0.0, device: str = "auto", **init: Any):
         self._ray, self._mine = _connect(address, init)
         self._running: dict[Any, Job] = {}
         self._probe = out / f".shared-{uuid.uuid4().hex}"

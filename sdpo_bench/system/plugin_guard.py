@@ -41,10 +41,16 @@ class ProcessState:
         if torch is None:
             return cls(folder)
         return cls(
-            folder, torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
-            torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
-            torch.get_float32_matmul_precision(), _autocast(torch), _SMALLEST * 1.0 == 0.0,
-        )  # fmt: skip
+            folder,
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            _autocast(torch),
+            _SMALLEST * 1.0 == 0.0,
+        )
 
     def changes(self, later: "ProcessState") -> list[str]:
         """Names of what is different ``later``; torch's own defaults are none where it was imported in between."""
@@ -104,10 +110,15 @@ def _fresh(before: ProcessState) -> ProcessState:
     import torch
 
     return replace(
-        before, default_dtype=torch.float32, default_device=torch.device("cpu"), gradients=True,
-        deterministic=False, matmul_precision="highest", flush_denormal=False,
+        before,
+        default_dtype=torch.float32,
+        default_device=torch.device("cpu"),
+        gradients=True,
+        deterministic=False,
+        matmul_precision="highest",
+        flush_denormal=False,
         autocast=((False, torch.bfloat16), (False, torch.float16), 0),
-    )  # fmt: skip
+    )
 
 
 @contextmanager

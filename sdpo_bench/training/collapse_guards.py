@@ -58,11 +58,19 @@ def look(row: Mapping[str, Any], start: Mapping[str, Any], settings: GuardSettin
     for guard, key, limit, text in (
         ("kl", "kl_to_base", settings.kl, "the policy has moved very far from its base: KL"),
         ("clip_fraction", "clip_fraction", settings.clip_fraction, "hardly a sample moves the policy: clip fraction"),
-        ("clip_at_start", "clip_fraction_at_zero_update", settings.clip_at_start,
-         "samples are clipped before any update, so the clip range is below rounding: clip fraction"),
-        ("ratio_at_start", "ratio_at_zero_update", settings.ratio_at_start,
-         "the importance ratio is not 1 before the first update, so sampling and training disagree: off by"),
-    ):  # fmt: skip
+        (
+            "clip_at_start",
+            "clip_fraction_at_zero_update",
+            settings.clip_at_start,
+            "samples are clipped before any update, so the clip range is below rounding: clip fraction",
+        ),
+        (
+            "ratio_at_start",
+            "ratio_at_zero_update",
+            settings.ratio_at_start,
+            "the importance ratio is not 1 before the first update, so sampling and training disagree: off by",
+        ),
+    ):
         value = row.get(key)
         if value is not None and value >= limit:
             said[guard] = f"{text} {value:.3g} (guard.{guard} = {limit:g})"

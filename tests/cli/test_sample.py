@@ -46,8 +46,23 @@ def pictures(path: Path, rows: int, columns: int) -> np.ndarray:
 
 def test_grid_has_base_and_tuned_of_every_prompt_image_and_step_count(results, tmp_path):
     target = tmp_path / "new" / "grid.png"
-    done = run("sdpo", "--results", results, "--prompt", "cat", "--prompt", "dog", "--steps", "1,3", "--images", "2",
-               "--device", "cpu", "--out", target)  # fmt: skip
+    done = run(
+        "sdpo",
+        "--results",
+        results,
+        "--prompt",
+        "cat",
+        "--prompt",
+        "dog",
+        "--steps",
+        "1,3",
+        "--images",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        target,
+    )
     assert done.stdout == f"{target}\n"
     grid = pictures(target, rows=8, columns=2)  # 2 prompts x 2 images x (base, tuned)
     base, tuned = grid[0::2], grid[1::2]

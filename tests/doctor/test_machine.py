@@ -34,10 +34,24 @@ def installed(tmp_path_factory):
     source = shutil.copytree(SOURCE, work / "source")
     target = work / "site"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation",
-         "--no-compile", "--disable-pip-version-check", "--target", str(target), str(source)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-compile",
+            "--disable-pip-version-check",
+            "--target",
+            str(target),
+            str(source),
+        ],
+        check=True,
+        capture_output=True,
+    )
     return target
 
 
@@ -56,15 +70,35 @@ def test_a_third_party_package_is_found_run_and_reported(third_party, tiny_pipe,
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("cat\ndog\n")
     settings = [
-        "schedule.steps=2", "sample.images_per_epoch=4", "update.minibatch=2", "update.accumulation=1",
-        "update.lr=0.01", f"eval.train={prompts}", f"sample.prompts={prompts}", "eval.steps=1", "method.scale=2",
+        "schedule.steps=2",
+        "sample.images_per_epoch=4",
+        "update.minibatch=2",
+        "update.accumulation=1",
+        "update.lr=0.01",
+        f"eval.train={prompts}",
+        f"sample.prompts={prompts}",
+        "eval.steps=1",
+        "method.scale=2",
         "eval.images_per_prompt=1",
-    ]  # fmt: skip
+    ]
     sets = [part for text in settings for part in ("--set", text)]
     code, shown = run(
-        capsys, "run", "--method", "reinforce-example", "--reward", "redness_example", "--model", tiny_pipe,
-        "--budget", "images=8", "--device", "cpu", "--out", tmp_path / "results", *sets,
-    )  # fmt: skip
+        capsys,
+        "run",
+        "--method",
+        "reinforce-example",
+        "--reward",
+        "redness_example",
+        "--model",
+        tiny_pipe,
+        "--budget",
+        "images=8",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "results",
+        *sets,
+    )
     assert code == 0, shown.err
     assert "redness-example (trained on)" in shown.out
     record = json.loads(next((tmp_path / "results" / "runs").glob("reinforce*/run.json")).read_text())

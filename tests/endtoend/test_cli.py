@@ -23,18 +23,39 @@ from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.system import console_text
 
 COMMAND = [sys.executable, "-m", "sdpo_bench"]
-QUICK = ["--set", "schedule.steps=2", "--set", "schedule.eta=0.5", "--set", "sample.images_per_epoch=4",
-         "--set", "update.minibatch=2", "--set", "update.accumulation=1", "--set", "eval.steps=1,2",
-         "--set", "eval.images_per_prompt=1", "--budget", "images=8", "--reward", "jpeg-incompressibility"]  # fmt: skip
+QUICK = [
+    "--set",
+    "schedule.steps=2",
+    "--set",
+    "schedule.eta=0.5",
+    "--set",
+    "sample.images_per_epoch=4",
+    "--set",
+    "update.minibatch=2",
+    "--set",
+    "update.accumulation=1",
+    "--set",
+    "eval.steps=1,2",
+    "--set",
+    "eval.images_per_prompt=1",
+    "--budget",
+    "images=8",
+    "--reward",
+    "jpeg-incompressibility",
+]
 
 
 def call(*arguments, cwd=None, **environment):
     """The command in a process of its own: a fresh one where the environment is another, else a forked one."""
     if environment:
         done = subprocess.run(
-            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240, cwd=cwd,
+            [*COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=cwd,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        )  # fmt: skip
+        )
     else:
         done = forked_call([str(word) for word in arguments], cwd)
     assert "Traceback" not in done.stderr, done.stderr
@@ -213,14 +234,35 @@ def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, argum
 
 
 EMPTY = [
-    *(["run", "--dry-run", option, ""] for option in
-      ("--preset", "--method", "--reward", "--model", "--budget", "--results", "--out", "--device", "--set")),
-    ["run", "--dry-run", "--model="], ["run", "--dry-run", "--model", " "],
-    ["eval", "x", "--rewards", ""], ["eval", "x", "--steps", ""], ["eval", ""], ["compare", "", "ddpo"],
-    ["sweep", "smoke", "--dry-run", "--device", ""], ["study", "budget", "--dry-run", "--model", ""],
-    ["study", "budget", "--dry-run", "--seeds", ""], ["report", "--out", ""], ["export", "x", "--to", ""],
-    ["sample", "x", "--prompt", "a", "--out", ""], ["doctor", "--plugin", ""], ["list", "runs", "--out", ""],
-]  # fmt: skip
+    *(
+        ["run", "--dry-run", option, ""]
+        for option in (
+            "--preset",
+            "--method",
+            "--reward",
+            "--model",
+            "--budget",
+            "--results",
+            "--out",
+            "--device",
+            "--set",
+        )
+    ),
+    ["run", "--dry-run", "--model="],
+    ["run", "--dry-run", "--model", " "],
+    ["eval", "x", "--rewards", ""],
+    ["eval", "x", "--steps", ""],
+    ["eval", ""],
+    ["compare", "", "ddpo"],
+    ["sweep", "smoke", "--dry-run", "--device", ""],
+    ["study", "budget", "--dry-run", "--model", ""],
+    ["study", "budget", "--dry-run", "--seeds", ""],
+    ["report", "--out", ""],
+    ["export", "x", "--to", ""],
+    ["sample", "x", "--prompt", "a", "--out", ""],
+    ["doctor", "--plugin", ""],
+    ["list", "runs", "--out", ""],
+]
 
 
 @pytest.mark.parametrize("arguments", EMPTY, ids=" ".join)
@@ -400,9 +442,20 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert json.loads((folder / "status").read_text())["state"] == "done"
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["schedule"]["steps"] == 2
-    resolved = {"sampler": "ddim", "steps": 2, "eta": 0.5, "spacing": "trailing", "prev_timestep": "grid",
-                "std_floor": 0, "overruled": {}, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
-                "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}  # fmt: skip
+    resolved = {
+        "sampler": "ddim",
+        "steps": 2,
+        "eta": 0.5,
+        "spacing": "trailing",
+        "prev_timestep": "grid",
+        "std_floor": 0,
+        "overruled": {},
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "clip_sample": False,
+    }
     assert resolved.items() <= record["schedule"].items()
     assert set(record["plugin_sha256"]) == {"method", "reward"}
     assert "SE over images" in done.stdout
@@ -573,10 +626,13 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
     arguments = quick_run(tiny_pipe, tmp_path, few_prompts, "--checkpoint-every", "1")
     arguments[arguments.index("images=8")] = "images=400"
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [*COMMAND, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=heed_signals,
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 900  # of a busy machine
     try:
         while not list(tmp_path.rglob("epoch-000002.safetensors")) and process.poll() is None:
@@ -685,8 +741,18 @@ def test_fetch_prints_sizes_first_and_says_when_the_hub_is_out_of_reach(tmp_path
 
 def test_missing_weights_are_found_before_anything_is_sampled(tmp_path, tiny_pipe):
     cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    done = call("run", "--model", tiny_pipe, "--reward", "hpsv2", "--out", tmp_path / "out", "--set",
-                "schedule.steps=2", **cache)  # fmt: skip
+    done = call(
+        "run",
+        "--model",
+        tiny_pipe,
+        "--reward",
+        "hpsv2",
+        "--out",
+        tmp_path / "out",
+        "--set",
+        "schedule.steps=2",
+        **cache,
+    )
     assert done.returncode == 3, done.stderr
     assert "sdpo-bench fetch hpsv2" in done.stderr
     assert not list(tmp_path.rglob("run.json"))
@@ -757,16 +823,25 @@ def two_methods(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "words",
-    ["-m sdpo_bench list settings", "-u -m sdpo_bench list settings", "-m sdpo_bench list runs --json",
-     "-m sdpo_bench report", "-m sdpo_bench compare sdpo ddpo"],
-)  # fmt: skip
+    [
+        "-m sdpo_bench list settings",
+        "-u -m sdpo_bench list settings",
+        "-m sdpo_bench list runs --json",
+        "-m sdpo_bench report",
+        "-m sdpo_bench compare sdpo ddpo",
+    ],
+)
 def test_a_full_standard_output_is_named(two_methods, words):
     """One line, not two: what is left in the buffer is not tried again at the exit."""
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True, timeout=600,
+            [sys.executable, *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=600,
             cwd=two_methods,
-        )  # fmt: skip
+        )
     assert done.returncode == 3, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: standard output: No space left on device.")

@@ -37,8 +37,13 @@ def test_a_report_shows_them_all(tmp_path):
     (tmp_path / "studies").symlink_to(FOLDER)
     page = tmp_path / "report.html"
     report_command(
-        results=tmp_path, select=(), group_by=(), metric="mean", style="html", out=page,
-    )  # fmt: skip
+        results=tmp_path,
+        select=(),
+        group_by=(),
+        metric="mean",
+        style="html",
+        out=page,
+    )
     text = page.read_text()
     for path in RECORDS:
         assert path.parent.name in text, path

@@ -32,8 +32,14 @@ from sdpo_bench.sweep.suite import find_suite
 from tools import command_reference
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("**/*.md"),
-                *(ROOT / "examples").glob("**/*.md")])  # fmt: skip
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "results").glob("**/*.md"),
+        *(ROOT / "examples").glob("**/*.md"),
+    ]
+)
 MARKERS = {"needs a GPU", "needs the hub", "long"}
 """``needs the hub``: only options and names are checked. The others are resolved all the same, down to each setting."""
 SHELL = {"bash", "sh", "console"}
@@ -153,8 +159,14 @@ def train_small(folder: Path) -> Path:
     """A run of eight images, judged on one prompt at one step count."""
     folder.mkdir()
     (folder / "prompts.txt").write_text("cat\n")
-    sets = {"sample.images_per_epoch": 8, "update.minibatch": 4, "eval.train": folder / "prompts.txt",
-            "eval.images_per_prompt": 1, "eval.steps": 1, "eval.rewards": ""}  # fmt: skip
+    sets = {
+        "sample.images_per_epoch": 8,
+        "update.minibatch": 4,
+        "eval.train": folder / "prompts.txt",
+        "eval.images_per_prompt": 1,
+        "eval.steps": 1,
+        "eval.rewards": "",
+    }
     options = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     done = CliRunner().invoke(cli, ["run", "--budget", "images=8", "--results", str(folder / "results"), *options])
     assert done.exit_code == 0, (done.output, done.exception)
@@ -240,9 +252,12 @@ def recorded(block: Block, world) -> list[list[str]]:
     log.write_text("")
     script = ".() { :; }\ncd() { :; }\nset -e\n" + block.text
     done = subprocess.run(
-        [shutil.which("bash"), "--norc", "-c", script], capture_output=True, text=True, cwd=world.top,
+        [shutil.which("bash"), "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=world.top,
         env={"PATH": str(world.top / "bin"), "COMMAND_LOG": str(log), "HOME": str(world.top)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, f"{name_of(block)}: {done.stderr}"
     found = [entry.split("\x1f")[:-1] for entry in log.read_text().split("\x1e") if entry]
     assert found, f"{name_of(block)}: nothing is called"
@@ -354,6 +369,13 @@ def check_launcher(argv: list[str], block: Block, world, monkeypatch) -> None:
     check_own(argv[place + 2 :], block, world, monkeypatch)
 
 
-CHECKS = {"sdpo-bench": check_own, "pip": check_pip, "python": check_python, "python3": check_python,
-          "pytest": check_pytest, "accelerate": check_launcher, "torchrun": check_launcher,
-          **dict.fromkeys(("ruff", "mypy", "lint-imports", "pre-commit", "mkdir", "ssh"), lambda *_: None)}  # fmt: skip
+CHECKS = {
+    "sdpo-bench": check_own,
+    "pip": check_pip,
+    "python": check_python,
+    "python3": check_python,
+    "pytest": check_pytest,
+    "accelerate": check_launcher,
+    "torchrun": check_launcher,
+    **dict.fromkeys(("ruff", "mypy", "lint-imports", "pre-commit", "mkdir", "ssh"), lambda *_: None),
+}

@@ -98,9 +98,11 @@ def test_every_preset_is_valid_for_every_method(name, method):
 def test_official_hyperparameters():
     """Table in the official configuration (config_sdpo.py), batches of four GPUs counted as one."""
     for reward, lr, minibatch, accumulation, images in [
-        ("aesthetic", 1e-4, 8, 8, 25600), ("imagereward", 5e-5, 4, 32, 51200),
-        ("hpsv2", 5e-5, 4, 32, 51200), ("pickscore", 6e-5, 4, 16, 51200),
-    ]:  # fmt: skip
+        ("aesthetic", 1e-4, 8, 8, 25600),
+        ("imagereward", 5e-5, 4, 32, 51200),
+        ("hpsv2", 5e-5, 4, 32, 51200),
+        ("pickscore", 6e-5, 4, 16, 51200),
+    ]:
         config = resolve(Request(reward=reward)).config
         assert config.model.name == "sd-turbo"
         assert (config.update.lr, config.update.minibatch, config.update.accumulation) == (lr, minibatch, accumulation)
@@ -123,9 +125,15 @@ def test_the_same_settings_have_the_same_id_whatever_their_form():
 def test_every_training_setting_is_part_of_the_id():
     base = resolve(Request()).run_id
     for key, value in [
-        ("update.lr", 0.5), ("schedule.steps", 7), ("advantage.gamma", 0.5), ("method.log_scale", 2.0),
-        ("model.lora_rank", 8), ("sample.draw", "cycle"), ("budget.images", 64), ("update.step_weight", "official"),
-    ]:  # fmt: skip
+        ("update.lr", 0.5),
+        ("schedule.steps", 7),
+        ("advantage.gamma", 0.5),
+        ("method.log_scale", 2.0),
+        ("model.lora_rank", 8),
+        ("sample.draw", "cycle"),
+        ("budget.images", 64),
+        ("update.step_weight", "official"),
+    ]:
         assert resolve(Request(overrides={key: value})).run_id != base, key
 
 

@@ -84,8 +84,14 @@ def test_the_evaluation_has_settings_of_its_own(tiny_policy):
     assert not torch.equal(schedules[2].timesteps, schedules[0].timesteps)
     lcm = ev.evaluation_schedule(tiny_policy, replace(plain, sampler="lcm"), 4)
     assert (schedules[0].sampler, lcm.sampler) == ("ddim", "lcm")
-    changes = {"eta": 0.5, "spacing": "leading", "sampler": "lcm", "guidance_scale": 2.0, "image": "predicted",
-               "noise_bank": 1}  # fmt: skip
+    changes = {
+        "eta": 0.5,
+        "spacing": "leading",
+        "sampler": "lcm",
+        "guidance_scale": 2.0,
+        "image": "predicted",
+        "noise_bank": 1,
+    }
     texts = {ev.sampler_id(plain), *(ev.sampler_id(replace(plain, **{k: v})) for k, v in changes.items())}
     assert len(texts) == 1 + len(changes)
 

@@ -26,8 +26,12 @@ def test_every_cell_of_a_suite_is_there_with_the_settings_of_this_code(name):
 
 def test_nothing_is_there_that_no_suite_asks_for():
     for folder in {REFERENCE, REFERENCE / "ablations"}:
-        wanted = {cell.run_id for name, place in SUITES.items() if place == folder
-                  for cell in make_plan(find_suite(name), folder).cells}  # fmt: skip
+        wanted = {
+            cell.run_id
+            for name, place in SUITES.items()
+            if place == folder
+            for cell in make_plan(find_suite(name), folder).cells
+        }
         present = {path.name for path in (folder / "runs").iterdir() if not path.name.startswith("base-")}
         assert present == wanted
 

@@ -112,9 +112,12 @@ def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, laten
     method = settings.pop("method", "sdpo")
     reward = "emoji-align" if method == "draft" else "jpeg-compressibility"
     base = {
-        "update.minibatch": 2, "update.accumulation": 1, "sample.images_per_epoch": 128, "eval.train": "few-animals",
+        "update.minibatch": 2,
+        "update.accumulation": 1,
+        "sample.images_per_epoch": 128,
+        "eval.train": "few-animals",
         "eval.images_per_prompt": 4,
-    }  # fmt: skip
+    }
     config = resolve(Request(method=method, reward=reward, model="sd-turbo", overrides=base | settings)).config
     needed = memory_estimate.estimate(config, 64, "cuda")
     same = resolve(Request(reward="jpeg-compressibility", model="sd-turbo", overrides=base)).config

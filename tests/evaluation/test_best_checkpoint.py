@@ -30,11 +30,20 @@ def prompts(tmp_path):
 
 def choosing(tiny_pipe, prompts, **more):
     return make_resolved(
-        tiny_pipe, "ddpo",
-        **{"checkpoint.choose": "validation", "checkpoint.prompts": str(prompts / "held.txt"), "checkpoint.every": 2,
-           "checkpoint.steps": "1,2", "sample.prompts": str(prompts / "train.txt"),
-           "eval.train": str(prompts / "train.txt"), "budget.images": 40, "update.lr": 3e-2, **more},
-    )  # fmt: skip
+        tiny_pipe,
+        "ddpo",
+        **{
+            "checkpoint.choose": "validation",
+            "checkpoint.prompts": str(prompts / "held.txt"),
+            "checkpoint.every": 2,
+            "checkpoint.steps": "1,2",
+            "sample.prompts": str(prompts / "train.txt"),
+            "eval.train": str(prompts / "train.txt"),
+            "budget.images": 40,
+            "update.lr": 3e-2,
+            **more,
+        },
+    )
 
 
 def run(resolved, out, watcher=None):
@@ -51,10 +60,15 @@ def test_the_best_candidate_is_the_result_and_nothing_else_changes(tiny_pipe, pr
     best = best_row(rows)
     resolved = choosing(tiny_pipe, prompts)
     last = make_resolved(
-        tiny_pipe, "ddpo",
-        **{"sample.prompts": str(prompts / "train.txt"), "eval.train": str(prompts / "train.txt"),
-           "budget.images": 8 * best["epoch"], "update.lr": 3e-2},
-    )  # fmt: skip
+        tiny_pipe,
+        "ddpo",
+        **{
+            "sample.prompts": str(prompts / "train.txt"),
+            "eval.train": str(prompts / "train.txt"),
+            "budget.images": 8 * best["epoch"],
+            "update.lr": 3e-2,
+        },
+    )
     assert last.run_id != resolved.run_id
     stopped_there = run(last, prompts / "b")
     ours, theirs = (load_file(str(folder.lora / LORA_FILE)) for folder in (chosen, stopped_there))

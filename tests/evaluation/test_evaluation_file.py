@@ -23,9 +23,16 @@ from sdpo_bench.statistics.eval_table import read_scores
 
 def rows_of(scores: list[float], statistic: float = 0.5) -> pd.DataFrame:
     keys = {
-        "run": "run", "method": "sdpo", "seed": 0, "sampler": "s", "split": "train", "prompt": "cat", "steps": 1,
-        "reward": "good", "version": "1",
-    }  # fmt: skip
+        "run": "run",
+        "method": "sdpo",
+        "seed": 0,
+        "sampler": "s",
+        "split": "train",
+        "prompt": "cat",
+        "steps": 1,
+        "reward": "good",
+        "version": "1",
+    }
     rows = pd.DataFrame(keys | {"image": range(len(scores)), "score": scores})
     return rows.assign(**dict.fromkeys(image_statistics.STATISTICS, statistic))[[*KEYS, *NUMBERS]]
 

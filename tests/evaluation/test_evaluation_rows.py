@@ -73,9 +73,13 @@ def test_rows_of_other_settings_are_left_out(settings):
     found = select(mine, settings, ["good"])
     assert len(found) == 2 * 2 * 2 and set(found.image) == {0, 1}
     others = (
-        {"sampler": "another"}, {"reward": "better"}, {"steps": (2, 8)}, {"prompts": ("bee", "ant")},
-        {"split": "unseen"}, {"split": "validation"},
-    )  # fmt: skip
+        {"sampler": "another"},
+        {"reward": "better"},
+        {"steps": (2, 8)},
+        {"prompts": ("bee", "ant")},
+        {"split": "unseen"},
+        {"split": "validation"},
+    )
     for other in others:
         assert select(rows_of(np.zeros((2, 2, 2)), **{"sampler": sampler} | other), settings, ["good"]).empty, other
     assert of_versions(mine, [scorer("good", "2"), scorer("better", "1")]).empty
@@ -89,10 +93,13 @@ def test_what_is_missing_is_told_by_version_step_count_split_and_image(settings)
     good, newer, other = scorer("good"), scorer("good", "2"), scorer("better")
     assert _missing(whole, settings, [good, newer, other], *block) == [newer, other]
     lacking = (
-        rows_of(np.zeros((2, 2, 1)), sampler=sampler), rows_of(np.zeros((1, 2, 2)), sampler=sampler, prompts=("cat",)),
-        rows_of(np.zeros((2, 1, 2)), sampler=sampler, steps=(1,)), rows_of(np.zeros((2, 2, 2)), sampler="another"),
-        rows_of(np.zeros((2, 2, 2)), sampler=sampler, split="unseen"), whole.drop(index=whole.index[-1]),
-    )  # fmt: skip
+        rows_of(np.zeros((2, 2, 1)), sampler=sampler),
+        rows_of(np.zeros((1, 2, 2)), sampler=sampler, prompts=("cat",)),
+        rows_of(np.zeros((2, 1, 2)), sampler=sampler, steps=(1,)),
+        rows_of(np.zeros((2, 2, 2)), sampler="another"),
+        rows_of(np.zeros((2, 2, 2)), sampler=sampler, split="unseen"),
+        whole.drop(index=whole.index[-1]),
+    )
     for rows in lacking:
         assert _missing(rows, settings, [good], *block) == [good]
 

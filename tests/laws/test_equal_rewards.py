@@ -105,8 +105,12 @@ def test_infinite_and_missing_rewards_are_not_hidden():
 # -- dense rewards predicted from equal queries ------------------------------------------------------------------
 
 
-@given(seed=st.integers(0, 10_000), steps=st.integers(1, 50), reward=st.floats(-1e6, 1e6, width=32),
-       guard=st.sampled_from(["convex", "official"]))  # fmt: skip
+@given(
+    seed=st.integers(0, 10_000),
+    steps=st.integers(1, 50),
+    reward=st.floats(-1e6, 1e6, width=32),
+    guard=st.sampled_from(["convex", "official"]),
+)
 @settings(max_examples=100, deadline=None)
 def test_equal_queries_predict_equal_rewards(seed, steps, reward, guard):
     generator = torch.Generator().manual_seed(seed)
@@ -165,8 +169,14 @@ def test_huge_and_tiny_rewards_by_exact_arithmetic(mode, scale, shift):
         assert own == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
-@given(mode=st.sampled_from(MODES), seed=st.integers(0, 999), exponent=st.floats(-1, 9), shift=st.floats(-100, 100),
-       gamma=st.sampled_from([0.0, 0.9, 0.99]), min_count=st.sampled_from([2, 16, 1000]))  # fmt: skip
+@given(
+    mode=st.sampled_from(MODES),
+    seed=st.integers(0, 999),
+    exponent=st.floats(-1, 9),
+    shift=st.floats(-100, 100),
+    gamma=st.sampled_from([0.0, 0.9, 0.99]),
+    min_count=st.sampled_from([2, 16, 1000]),
+)
 @settings(max_examples=150, deadline=None)
 def test_advantages_ignore_the_unit_and_the_zero_of_rewards(mode, seed, exponent, shift, gamma, min_count):
     """A(a R + b) = A(R) within 1e-4, for spreads s of R and a R in every sample of at least 0.1 (A changes by

@@ -31,9 +31,15 @@ from sdpo_bench.sweep.suite import make_suite, read_suite
 
 KEYS = sorted(f"{section}.{name}" for section, owner in SECTIONS.items() for name in owner.__dataclass_fields__)
 VALUES = st.one_of(
-    st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.text(max_size=8), st.just("1,2,4"), st.none(),
-    st.lists(st.integers(-2, 2000), max_size=3), st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
-)  # fmt: skip
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=8),
+    st.just("1,2,4"),
+    st.none(),
+    st.lists(st.integers(-2, 2000), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
+)
 MANY = int(os.environ.get("SDPO_BENCH_FUZZ", "1"))
 """Times the usual number of examples (a longer search by hand: SDPO_BENCH_FUZZ=50)."""
 few = settings(max_examples=30 * MANY, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -119,18 +125,20 @@ def test_suites_of_any_shape_are_refused_in_words(data):
 
 @few
 @given(
-    steps=st.integers(1, 1000), eta=st.floats(0, 1), spacing=st.sampled_from(["trailing", "leading", "linspace"]),
-    offset=st.integers(0, 1), previous=st.sampled_from(["grid", "official"]), floor=st.sampled_from([0.0, 1e-3, 0.5]),
-)  # fmt: skip
+    steps=st.integers(1, 1000),
+    eta=st.floats(0, 1),
+    spacing=st.sampled_from(["trailing", "leading", "linspace"]),
+    offset=st.integers(0, 1),
+    previous=st.sampled_from(["grid", "official"]),
+    floor=st.sampled_from([0.0, 1e-3, 0.5]),
+)
 def test_any_schedule_is_finite_or_refused(tiny_pipe, steps, eta, spacing, offset, previous, floor):
     """After the lint every step has a finite mean, a positive deviation and a finite log-probability."""
     from sdpo_bench.rollout.schedule import gaussian_log_prob
 
     scheduler = json.loads((tiny_pipe / "scheduler" / "scheduler_config.json").read_text()) | {"steps_offset": offset}
     try:
-        schedule = make_schedule(
-            scheduler, steps, eta=eta, spacing=spacing, prev_timestep=previous, std_floor=floor
-        )  # fmt: skip
+        schedule = make_schedule(scheduler, steps, eta=eta, spacing=spacing, prev_timestep=previous, std_floor=floor)
         lint(schedule, needs_log_prob=True)
     except UsageError:
         return
@@ -145,9 +153,12 @@ def test_any_schedule_is_finite_or_refused(tiny_pipe, steps, eta, spacing, offse
 
 @few
 @given(
-    steps=st.integers(1, 9), scale=st.sampled_from([0.0, 1e-6, 1.0, 1e4]), seed=st.integers(0, 2**31),
-    mode=st.sampled_from(["predicted", "full"]), spread=st.floats(0, 1e6),
-)  # fmt: skip
+    steps=st.integers(1, 9),
+    scale=st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
+    seed=st.integers(0, 2**31),
+    mode=st.sampled_from(["predicted", "full"]),
+    spread=st.floats(0, 1e6),
+)
 def test_dense_rewards_stay_within_the_queried_range(steps, scale, seed, mode, spread):
     """Whatever the predicted originals are: equal, opposite, zero or huge."""
     generator = torch.Generator().manual_seed(seed)
@@ -217,8 +228,11 @@ def test_a_damaged_run_harms_no_other(results, tmp_path, damage, name):
         assert "unexpected" not in error and "Traceback" not in told + error
         if arguments[0] == "list":
             assert {run.name for run in others} <= {row["run"] for row in json.loads(told)}
-    for arguments in (["eval", victim.name, "--out", out], ["export", victim.name, "--to", out / "x", "--out", out],
-                      ["compare", victim.name, others[0].name, "--results", out]):  # fmt: skip
+    for arguments in (
+        ["eval", victim.name, "--out", out],
+        ["export", victim.name, "--to", out / "x", "--out", out],
+        ["compare", victim.name, others[0].name, "--results", out],
+    ):
         code, told, error = said(arguments)
         assert code in (0, 2, 3), error
         assert "unexpected" not in error and "Traceback" not in told + error
@@ -229,7 +243,7 @@ def test_a_damaged_run_harms_no_other(results, tmp_path, damage, name):
 @given(
     values=st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=2, max_size=5),
     shift=st.floats(-1e3, 1e3),
-)  # fmt: skip
+)
 def test_intervals_hold_their_mean_and_are_ordered(values, shift):
     scores = np.array(values) + shift
     table = Matrix(scores, range(len(scores)), ["a", "b", "c"], name="x")

@@ -53,9 +53,14 @@ def test_micro_batches_do_not_change_trajectories(tiny_policy, micro_batch):
 def test_permuting_prompts_permutes_trajectories(tiny_policy, permutation):
     schedule, whole = sample_groups(tiny_policy)
     permuted = rollout(
-        tiny_policy, schedule, [whole.prompts[i] for i in permutation], Noise((0, "test")),
-        groups=list(permutation), members=2, shared_noise=True,
-    )  # fmt: skip
+        tiny_policy,
+        schedule,
+        [whole.prompts[i] for i in permutation],
+        Noise((0, "test")),
+        groups=list(permutation),
+        members=2,
+        shared_noise=True,
+    )
     assert torch.allclose(permuted.latents, whole.latents[list(permutation)], atol=2e-5)
 
 
@@ -161,8 +166,10 @@ def test_every_seed_begins_with_an_adapter_of_its_own(monkeypatch, tiny_pipe, tm
     assert len(drawn) == 2
 
 
-@given(a=st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=4),
-       b=st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=4))  # fmt: skip
+@given(
+    a=st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=4),
+    b=st.lists(st.one_of(st.text(max_size=5), st.integers(0, 99)), max_size=4),
+)
 @MANY
 def test_seeds_differ_where_axes_differ(a, b):
     assert (seeds.seed_for(*a) == seeds.seed_for(*b)) == (a == b)
@@ -416,8 +423,13 @@ def test_ratios_are_averaged_and_not_their_logarithms():
     assert log.zero_gap == pytest.approx(1)
 
 
-@given(groups=st.integers(1, 12), slots=st.integers(1, 5), minibatch=st.integers(1, 5), accumulation=st.integers(1, 4),
-       order=st.sampled_from(["step-shuffled", "accumulated"]))  # fmt: skip
+@given(
+    groups=st.integers(1, 12),
+    slots=st.integers(1, 5),
+    minibatch=st.integers(1, 5),
+    accumulation=st.integers(1, 4),
+    order=st.sampled_from(["step-shuffled", "accumulated"]),
+)
 @MANY
 def test_every_sample_is_used_once_and_weighs_the_same(groups, slots, minibatch, accumulation, order):
     update = UpdateSettings(order=order, minibatch=minibatch, accumulation=accumulation)

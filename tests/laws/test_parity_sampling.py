@@ -195,9 +195,14 @@ def test_pairs_of_trajectories(official, tiny_pipe, model):
         read = lambda name: torch.stack([torch.from_numpy(file[f"{case}/{name}{j}"]) for j in (1, 2)], 1)  # noqa: B023, E731
         start = torch.from_numpy(file[f"{case}/init_latents"])[:, None].expand(-1, 2, -1, -1, -1)
         result = replay(
-            policy, schedule, prompts, start, read("noise"),
-            shared_start=True, conditioning=Conditioning({"encoder_hidden_states": embeds}),
-        )  # fmt: skip
+            policy,
+            schedule,
+            prompts,
+            start,
+            read("noise"),
+            shared_start=True,
+            conditioning=Conditioning({"encoder_hidden_states": embeds}),
+        )
         assert relative(result.latents, read("latents")) <= 1e-4, case
         assert relative(result.x0, read("x0")) <= 1e-4, case
         assert relative(result.log_probs, read("log_probs")) <= 1e-4, case

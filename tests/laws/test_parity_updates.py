@@ -56,8 +56,11 @@ def minibatch(file, scale, steps, *, advantages=True, reference=False):
 
 def cases(file, prefix):
     """(case path, its parts) of every double-precision loss below ``prefix``."""
-    return [(key.removesuffix("/loss"), key.split("/")) for key in file.files
-            if key.startswith(prefix + "/") and key.endswith("/f64/loss")]  # fmt: skip
+    return [
+        (key.removesuffix("/loss"), key.split("/"))
+        for key in file.files
+        if key.startswith(prefix + "/") and key.endswith("/f64/loss")
+    ]
 
 
 def test_sdpo_loss_and_gradient(official):
@@ -90,9 +93,13 @@ def test_ddpo_loss_and_gradient(official):
         first = {name: getattr(pair, name)[:, :1] for name in ("old_log_probs", "advantages", "rewards")}
         leaf = pair.log_probs[:, :1].detach().clone().requires_grad_()
         batch = Minibatch(
-            log_probs=leaf, ref_log_probs=None, final_rewards=pair.final_rewards[:, :1], steps=pair.steps,
-            num_steps=1000, **first,
-        )  # fmt: skip
+            log_probs=leaf,
+            ref_log_probs=None,
+            final_rewards=pair.final_rewards[:, :1],
+            steps=pair.steps,
+            num_steps=1000,
+            **first,
+        )
         loss = method("ddpo", clip_range=number(clip)).loss(batch)
         assert abs(loss.value.item() - file[f"{at}/loss"]) <= 1e-6, at
         (slope,) = torch.autograd.grad(loss.value, leaf)
@@ -218,9 +225,13 @@ def golden_experience(golden, name, epoch, negative):
     if golden.policy.guidance_scale > 1:
         guided = {"encoder_hidden_states": negative[:1].expand(len(embeds), -1, -1)}
     trajectories = Trajectories(
-        ("",) * len(states), Conditioning({"encoder_hidden_states": embeds}, guided), states, following,
-        in_order(members("log_probs")), shared_start=name != "ddpo",
-    )  # fmt: skip
+        ("",) * len(states),
+        Conditioning({"encoder_hidden_states": embeds}, guided),
+        states,
+        following,
+        in_order(members("log_probs")),
+        shared_start=name != "ddpo",
+    )
     reference = None
     if name == "d3po":
         with golden.policy.reference():

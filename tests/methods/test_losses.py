@@ -222,14 +222,19 @@ def play(name, rounds=100, groups=48, **settings):
             now = log_density(actions, theta)[..., steps]
             loss = method.loss(
                 Minibatch(
-                    log_probs=now, old_log_probs=old[..., steps],
+                    log_probs=now,
+                    old_log_probs=old[..., steps],
                     ref_log_probs=log_density(actions, torch.zeros(2))[..., steps],
-                    advantages=None if advantage is None else advantage[..., steps], rewards=rewards[..., steps],
-                    final_rewards=final, steps=torch.tensor(steps).expand(groups, -1), num_steps=2,
-                    values=critic[steps].expand(now.shape), old_values=critic.detach()[steps].expand(now.shape),
+                    advantages=None if advantage is None else advantage[..., steps],
+                    rewards=rewards[..., steps],
+                    final_rewards=final,
+                    steps=torch.tensor(steps).expand(groups, -1),
+                    num_steps=2,
+                    values=critic[steps].expand(now.shape),
+                    old_values=critic.detach()[steps].expand(now.shape),
                     kl=(theta[steps] ** 2 / (2 * SPREAD**2)).expand(now.shape) if method.needs_kl else None,
                 )
-            )  # fmt: skip
+            )
             loss.value.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -67,8 +67,12 @@ def test_sdxl_pictures_are_stock_diffusers(small, guidance):
     schedule = make_schedule(config, 4, eta=0.0)
     ours = pictures_of(policy, schedule, start, torch.zeros(2, 4, 4, 8, 8))
     assert (ours - theirs).abs().max() < 2e-4
-    other = pictures_of(load_policy(ModelSettings(name=str(small["sdxl"]), guidance_scale=guidance, resolution=32)),
-                        schedule, torch.randn(2, 4, 16, 16), torch.zeros(2, 4, 4, 16, 16))  # fmt: skip
+    other = pictures_of(
+        load_policy(ModelSettings(name=str(small["sdxl"]), guidance_scale=guidance, resolution=32)),
+        schedule,
+        torch.randn(2, 4, 16, 16),
+        torch.zeros(2, 4, 4, 16, 16),
+    )
     assert other.shape[-1] == 32
 
 
@@ -219,8 +223,9 @@ def test_a_local_consistency_model_gets_the_guidance_of_the_known_one(small, cap
     assert (chosen.config.model.guidance_scale, chosen.config.eval.guidance_scale) == (8.0, 8.0)
     for key in ("model.guidance_scale", "eval.guidance_scale", "schedule.sampler"):
         assert chosen.sources[key] == "the folder's family: latent consistency model"
-    own = resolve(Request(model=str(small["lcm"]), reward="jpeg-compressibility",
-                          overrides={"model.guidance_scale": 3.0}))  # fmt: skip
+    own = resolve(
+        Request(model=str(small["lcm"]), reward="jpeg-compressibility", overrides={"model.guidance_scale": 3.0})
+    )
     assert own.config.model.guidance_scale == 3.0 and own.sources["model.guidance_scale"] == "you"
     with pytest.raises(SystemExit) as ended:
         main(["run", "--model", str(small["lcm"]), "--reward", "jpeg-compressibility", "--dry-run"])

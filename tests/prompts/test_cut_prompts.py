@@ -197,8 +197,11 @@ def test_doctor_lists_all_prompts_that_are_cut_or_the_same(tmp_path, capsys):
     code, shown, _ = call(capsys, "doctor", "--prompts", path, "--model", "emoji-turbo", "--json")
     found = json.loads(shown)
     assert (found["model"], found["limit"], found["cut"], found["same"]) == (
-        "emoji-turbo", 8, [RED, GREEN], [[RED, GREEN]],
-    )  # fmt: skip
+        "emoji-turbo",
+        8,
+        [RED, GREEN],
+        [[RED, GREEN]],
+    )
     code, shown, _ = call(capsys, "doctor", "--prompts", "simple-animals")
     assert code in (None, 0) and shown.startswith("emoji-turbo: 0 of 45 prompts are cut")
 

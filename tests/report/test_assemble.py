@@ -187,9 +187,15 @@ def test_bill_is_the_last_line_of_the_log(out):
     table = table_of(report_of(out), "bill")
     values = {column.key: cell(table, "sdpo", column.key).value for column in table.columns}
     assert values == {
-        "method": "sdpo", "images": 128, "denoiser_calls": 3840, "forward": 2560, "backward": 1280,
-        "reward_calls_emoji-align": 384, "optimiser_steps": 20, "minutes": 1.0,
-    }  # fmt: skip
+        "method": "sdpo",
+        "images": 128,
+        "denoiser_calls": 3840,
+        "forward": 2560,
+        "backward": 1280,
+        "reward_calls_emoji-align": 384,
+        "optimiser_steps": 20,
+        "minutes": 1.0,
+    }
 
 
 def test_held_out_rewards_have_a_table_of_their_own(out):
@@ -240,8 +246,11 @@ def test_many_files_are_read_by_processes_to_the_same_result(out, monkeypatch):
 
 def csv_cells(report: Report) -> dict[tuple[str, str, str], str]:
     rows = csv.DictReader(io.StringIO(as_csv(report)))
-    return {(r["table"], r["row"], r["column"]): "|".join([r["text"], r["value"], r["low"], r["high"]])
-            for r in rows if r["column"] != "note"}  # fmt: skip
+    return {
+        (r["table"], r["row"], r["column"]): "|".join([r["text"], r["value"], r["low"], r["high"]])
+        for r in rows
+        if r["column"] != "note"
+    }
 
 
 def test_editing_one_score_changes_its_cells_and_nothing_else(out):

@@ -111,10 +111,47 @@ def test_html_shows_hostile_text_as_text(page):
     assert sum(tag == "script" for tag, _ in reader.tags) == 1
     assert not any(name.startswith("on") for _, attributes in reader.tags for name in attributes)
     assert {tag for tag, _ in reader.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "h4", "p", "nav", "ul", "li", "a",
-        "span", "bdi", "main", "article", "section", "div", "table", "thead", "tbody", "tr", "th", "td", "button",
-        "details", "summary", "dl", "dt", "dd", "small", "figure", "img", "figcaption", "code", "script",
-    }  # fmt: skip
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "p",
+        "nav",
+        "ul",
+        "li",
+        "a",
+        "span",
+        "bdi",
+        "main",
+        "article",
+        "section",
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "button",
+        "details",
+        "summary",
+        "dl",
+        "dt",
+        "dd",
+        "small",
+        "figure",
+        "img",
+        "figcaption",
+        "code",
+        "script",
+    }
 
 
 def test_html_asks_nothing_of_the_network(page):
@@ -172,9 +209,16 @@ def test_uncertainty_steps_back_and_minus_is_a_minus():
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 PROBE = """<script>
 const heading = [...document.querySelectorAll("#main-1 thead th")].findIndex((th) => th.innerText === "2 steps");
 const button = document.querySelectorAll("#main-1 thead button")[heading];
@@ -394,8 +438,10 @@ def test_command_writes_all_formats(tmp_path):
 
 def test_a_part_of_a_report_has_the_tables_asked_for_and_no_other(hostile, tmp_path):
     whole = json.loads(run("--results", hostile, "--format", "json").stdout)
-    names = {kind: table_names(json.loads(run("--results", hostile, "--format", "json", "--only", kind).stdout))
-             for kind in ONLY}  # fmt: skip
+    names = {
+        kind: table_names(json.loads(run("--results", hostile, "--format", "json", "--only", kind).stdout))
+        for kind in ONLY
+    }
     assert sorted(name for found in names.values() for name in found) == sorted(table_names(whole))  # each in one kind
     for kind in ("leaderboard", "pictures", "bill"):
         assert names[kind] and all(kind in name for name in names[kind])

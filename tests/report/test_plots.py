@@ -21,9 +21,13 @@ print(hashlib.sha256(draw_charts([chart], {"sdpo": {"color": "#123456"}}, column
 
 def _drawn(folder, **variables):
     done = subprocess.run(
-        [sys.executable, "-c", DRAW], env=os.environ | {"MPLCONFIGDIR": str(folder)} | variables,
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", DRAW],
+        env=os.environ | {"MPLCONFIGDIR": str(folder)} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -86,12 +86,19 @@ def test_ranks_use_the_seeds_that_all_ranked_methods_have():
 
 def test_rows_come_by_rank_then_by_score_and_those_without_a_rank_last():
     """The method c has the highest score and one seed; a and b are not told apart."""
-    arms = [cells_of("a", three(5.0, 5.4, 5.2)), cells_of("b", three(5.3, 5.1, 5.5)), cells_of("c", {0: 9.0}),
-            cells_of("d", three(1.0, 1.1, 1.2))]  # fmt: skip
+    arms = [
+        cells_of("a", three(5.0, 5.4, 5.2)),
+        cells_of("b", three(5.3, 5.1, 5.5)),
+        cells_of("c", {0: 9.0}),
+        cells_of("d", three(1.0, 1.1, 1.2)),
+    ]
     board = scoreboard(panel_of(*arms))
     assert [(line.label, line.rank, line.tied) for line in board.lines] == [
-        ("b", 1, True), ("a", 1, True), ("d", 3, False), ("c", None, False)
-    ]  # fmt: skip
+        ("b", 1, True),
+        ("a", 1, True),
+        ("d", 3, False),
+        ("c", None, False),
+    ]
     assert (board.base.rank, board.base.tied) == (4, False)
 
 

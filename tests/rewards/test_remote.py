@@ -175,12 +175,19 @@ def test_a_service_refuses_what_is_no_request():
     image = torch.rand(2, 3, 4, 4)
     good = http_format.pack_request(image, ["a", "b"])
     wrong = [
-        b"", b"x" * 100, good[:-1], (2**40).to_bytes(8, "little") + good[8:], pickle.dumps(print),
-        save({"images": image}), save({"images": image.half()}, {"prompts": '["a", "b"]'}),
-        save({"images": image[0]}, {"prompts": '["a", "b"]'}), save({"pictures": image}, {"prompts": '["a", "b"]'}),
-        http_format.pack_request(image, ["a"]), save({"images": image}, {"prompts": '"ab"'}),
+        b"",
+        b"x" * 100,
+        good[:-1],
+        (2**40).to_bytes(8, "little") + good[8:],
+        pickle.dumps(print),
+        save({"images": image}),
+        save({"images": image.half()}, {"prompts": '["a", "b"]'}),
+        save({"images": image[0]}, {"prompts": '["a", "b"]'}),
+        save({"pictures": image}, {"prompts": '["a", "b"]'}),
+        http_format.pack_request(image, ["a"]),
+        save({"images": image}, {"prompts": '"ab"'}),
         save({"images": image}, {"prompts": "["}),
-    ]  # fmt: skip
+    ]
     served = Exact()
     with service("exact", served, max_bytes=1000) as (url, _):
         assert post(url, good).status_code == 200

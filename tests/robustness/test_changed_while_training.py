@@ -24,11 +24,23 @@ def choosing(tiny_pipe, folder):
     (folder / "few.txt").write_text("cat\ndog\n")
     (folder / "held.txt").write_text("bee\n")
     few = str(folder / "few.txt")
-    return make_resolved(tiny_pipe, "ddpo", **{
-        "sample.prompts": few, "eval.train": few, "eval.steps": 1, "schedule.steps": 2, "sample.images_per_epoch": 4,
-        "budget.images": 12, "checkpoint.choose": "validation", "checkpoint.prompts": str(folder / "held.txt"),
-        "checkpoint.every": 1, "checkpoint.steps": 1, "update.lr": 3e-2,
-    })  # fmt: skip
+    return make_resolved(
+        tiny_pipe,
+        "ddpo",
+        **{
+            "sample.prompts": few,
+            "eval.train": few,
+            "eval.steps": 1,
+            "schedule.steps": 2,
+            "sample.images_per_epoch": 4,
+            "budget.images": 12,
+            "checkpoint.choose": "validation",
+            "checkpoint.prompts": str(folder / "held.txt"),
+            "checkpoint.every": 1,
+            "checkpoint.steps": 1,
+            "update.lr": 3e-2,
+        },
+    )
 
 
 def run(resolved, out, watcher=None):
@@ -71,9 +83,11 @@ def change_byte(path):
 
 
 DAMAGE = {
-    "gone": os.remove, "cut": lambda path: os.truncate(path, path.stat().st_size // 2), "longer": append_garbage,
+    "gone": os.remove,
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "longer": append_garbage,
     "byte": change_byte,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LOGS)

@@ -39,10 +39,15 @@ def call(tmp_path, tiny_pipe, plugin):
     """``run`` of four images with more words, or another command, in a process of its own: exit code and words."""
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     settings = {
-        "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
-        "sample.prompts": tmp_path / "two.txt", "eval.train": tmp_path / "two.txt", "eval.steps": 1,
+        "schedule.steps": 2,
+        "sample.images_per_epoch": 4,
+        "update.minibatch": 2,
+        "update.accumulation": 1,
+        "sample.prompts": tmp_path / "two.txt",
+        "eval.train": tmp_path / "two.txt",
+        "eval.steps": 1,
         "eval.images_per_prompt": 1,
-    }  # fmt: skip
+    }
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     quick = ["--model", tiny_pipe, "--budget", "images=4", *sets]
     own = ["--method", "reinforce-example", "--reward", "redness-example"]

@@ -29,10 +29,16 @@ def call(capsys, *arguments):
 def words(model, out, train, unseen, *more, **settings):
     """A run of eight images that trains on one file and is judged on another besides."""
     settings = {
-        "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
-        "sample.prompts": train, "eval.train": train, "eval.unseen": unseen, "eval.steps": 1,
+        "schedule.steps": 2,
+        "sample.images_per_epoch": 4,
+        "update.minibatch": 2,
+        "update.accumulation": 1,
+        "sample.prompts": train,
+        "eval.train": train,
+        "eval.unseen": unseen,
+        "eval.steps": 1,
         "eval.images_per_prompt": 1,
-    } | settings  # fmt: skip
+    } | settings
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     start = ["run", "--model", model, "--reward", "jpeg-incompressibility", "--budget", "images=8", "--out", out]
     return [*start, *sets, *more]

@@ -261,10 +261,14 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize(
     ("code", "kind", "mend"),
-    [(errno.ENOSPC, DiskFull, "Free some space"), (errno.EDQUOT, DiskFull, "Free some space"),
-     (errno.EFBIG, DiskFull, r"Raise the limit on the size of files \(ulimit -f\)"),
-     (errno.EROFS, Unwritable, "See to the disk"), (errno.EIO, Unwritable, "See to the disk")],
-)  # fmt: skip
+    [
+        (errno.ENOSPC, DiskFull, "Free some space"),
+        (errno.EDQUOT, DiskFull, "Free some space"),
+        (errno.EFBIG, DiskFull, r"Raise the limit on the size of files \(ulimit -f\)"),
+        (errno.EROFS, Unwritable, "See to the disk"),
+        (errno.EIO, Unwritable, "See to the disk"),
+    ],
+)
 def test_whatever_a_disk_refuses_with_is_said_in_words(tmp_path, monkeypatch, call, code, kind, mend):
     """Where a file is synced or renamed: the old one stays, and nothing is left beside it."""
     (tmp_path / "file").write_text("old")

@@ -20,9 +20,15 @@ from sdpo_bench.system.json_toml import MOST_LEVELS, parse_json
 
 DEEP = "[" * 20_000 + "]" * 20_000
 HOSTILE = {
-    "deep": DEEP, "deep object": '{"a":' * 20_000 + "0" + "}" * 20_000, "digits": "9" * 5000, "bits": "9" * 400,
-    "surrogate": r'"\ud800 half"', "infinity": "Infinity", "overflow": "1e400", "nan": "NaN",
-}  # fmt: skip
+    "deep": DEEP,
+    "deep object": '{"a":' * 20_000 + "0" + "}" * 20_000,
+    "digits": "9" * 5000,
+    "bits": "9" * 400,
+    "surrogate": r'"\ud800 half"',
+    "infinity": "Infinity",
+    "overflow": "1e400",
+    "nan": "NaN",
+}
 """JSON values that Python's parser takes or fails on with an error of its own."""
 
 
@@ -123,15 +129,24 @@ MANY_DIGITS = ("9" * 5000, "0x" + "f" * 5000, "[" * 5000)
 @pytest.mark.parametrize("value", MANY_DIGITS, ids=["digits", "hexadecimal", "deep"])
 @pytest.mark.parametrize(
     "words",
-    [["run", "--dry-run", "--set", "update.lr={}"], ["run", "--dry-run", "--set", "seed={}"],
-     ["run", "--dry-run", "--seed", "{}"], ["run", "--dry-run", "--budget", "images={}"],
-     ["run", "--dry-run", "--set", "eval.steps=1,{}"], ["run", "--dry-run", "--set", "eval.steps=[1, {}"],
-     ["report", "--metric", "{}"], ["report", "--select", "seed={}"], ["report", "--group-by", "{}"],
-     ["study", "budget", "--dry-run", "--seeds", "{}"], ["study", "budget", "--dry-run", "--size", "{}"],
-     ["sample", "RUN", "--prompt", "cat", "--steps", "{}"], ["eval", "RUN", "--steps", "{}"],
-     ["compare", "{}", "base"]],
+    [
+        ["run", "--dry-run", "--set", "update.lr={}"],
+        ["run", "--dry-run", "--set", "seed={}"],
+        ["run", "--dry-run", "--seed", "{}"],
+        ["run", "--dry-run", "--budget", "images={}"],
+        ["run", "--dry-run", "--set", "eval.steps=1,{}"],
+        ["run", "--dry-run", "--set", "eval.steps=[1, {}"],
+        ["report", "--metric", "{}"],
+        ["report", "--select", "seed={}"],
+        ["report", "--group-by", "{}"],
+        ["study", "budget", "--dry-run", "--seeds", "{}"],
+        ["study", "budget", "--dry-run", "--size", "{}"],
+        ["sample", "RUN", "--prompt", "cat", "--steps", "{}"],
+        ["eval", "RUN", "--steps", "{}"],
+        ["compare", "{}", "base"],
+    ],
     ids=lambda words: "-".join(words).replace("{}", "N"),
-)  # fmt: skip
+)
 def test_numbers_that_nothing_can_be_are_refused(results, tmp_path, words, value):
     if words[0] != "study":
         words = [*words, "--results" if words[0] in ("report", "sample", "compare") else "--out", str(results)]
@@ -163,10 +178,16 @@ def test_a_launchers_variables_are_numbers(tmp_path, monkeypatch, value):
 
 COUNTS = {"images": 3, "forward": {"search": 3}, "rewards": {"emoji-align": 3}}
 BLOCKS = [
-    5, [], {}, {"delivered": 3}, {"delivered": 3, "bill": []}, {"delivered": "3", "bill": COUNTS},
-    {"delivered": 3, "bill": COUNTS | {"images": "3"}}, {"delivered": 3, "bill": COUNTS | {"images": {}}},
+    5,
+    [],
+    {},
+    {"delivered": 3},
+    {"delivered": 3, "bill": []},
+    {"delivered": "3", "bill": COUNTS},
+    {"delivered": 3, "bill": COUNTS | {"images": "3"}},
+    {"delivered": 3, "bill": COUNTS | {"images": {}}},
     {"delivered": 3, "bill": COUNTS | {"forward": {"search": []}}},
-]  # fmt: skip
+]
 
 
 def test_records_of_another_form_harm_no_other_run(copy, tmp_path):
@@ -263,11 +284,19 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["list", "rewards"], ["list", "runs"], ["list", "runs", "--json"], ["report"],
-     ["report", "--format", "json"], ["report", "--format", "markdown"],
-     ["run", "--dry-run", "--json"], ["run", "--dry-run"]],
+    [
+        ["--help"],
+        ["list", "rewards"],
+        ["list", "runs"],
+        ["list", "runs", "--json"],
+        ["report"],
+        ["report", "--format", "json"],
+        ["report", "--format", "markdown"],
+        ["run", "--dry-run", "--json"],
+        ["run", "--dry-run"],
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_a_locale_of_ascii_hinders_nothing(copy, tmp_path, words):
     make_run(copy, "sdpo", 50, spread([1, 1, 1]), state="failed", message="na\u00efve \u4e2d \U0001f600")
     place = ["--results" if words[0] == "report" else "--out", str(copy)] if words[0] != "--help" else []

@@ -32,7 +32,11 @@ def test_ctrl_c_reaches_no_process_that_is_starting(tmp_path, work, answer, seco
     script = tmp_path / "script.py"
     script.write_text("if __name__ == '__main__':" + indent(SOON + work, "    "))  # the others read it too
     done = subprocess.run(
-        [sys.executable, str(script), str(seconds), str(tmp_path)], capture_output=True, text=True, check=False,
-        timeout=120, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, str(script), str(seconds), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        start_new_session=True,
+    )
     assert done.stderr == "" and set(done.stdout.splitlines()) == {answer, "heard"}, done

@@ -175,7 +175,11 @@ except KeyboardInterrupt:
 )
 def test_a_second_ctrl_c_ends_at_once_and_a_repeated_sigterm_does_not(first, second, code, said):
     done = subprocess.run(
-        [sys.executable, "-c", SAVING, first, second], capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, "-c", SAVING, first, second],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stdout) == (code, said), done

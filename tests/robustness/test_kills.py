@@ -54,8 +54,13 @@ def test_killed_at_random_moments_again_and_again(command, never_killed, tmp_pat
 def test_killed_inside_each_kind_of_write(command, never_killed, tmp_path):
     """Half a line of a log, half a checkpoint, half an adapter, half a table: one after the other in the same run."""
     expected, _ = never_killed
-    kills = ["before fsync train.jsonl", "before fsync .epoch-000001", "before fsync .pytorch_lora",
-             "before unlink epoch-000001.safetensors", "before fsync .eval.parquet"]  # fmt: skip
+    kills = [
+        "before fsync train.jsonl",
+        "before fsync .epoch-000001",
+        "before fsync .pytorch_lora",
+        "before unlink epoch-000001.safetensors",
+        "before fsync .eval.parquet",
+    ]
     where = finish(command, tmp_path / "out", 1, kills, tmp_path / "moments")
     assert [moment.split(" ", 1)[1].startswith(kill) for moment, kill in zip(where, kills)] == [True] * len(kills)
     assert results(tmp_path / "out") == expected

@@ -99,9 +99,15 @@ class Package:
         few = self.folder / "few.txt"
         few.write_text("cat\ndog\n")
         settings = [
-            "schedule.steps=2", "sample.images_per_epoch=4", "update.minibatch=2", "update.accumulation=1",
-            f"sample.prompts={few}", f"eval.train={few}", "eval.steps=1", "eval.images_per_prompt=1",
-        ]  # fmt: skip
+            "schedule.steps=2",
+            "sample.images_per_epoch=4",
+            "update.minibatch=2",
+            "update.accumulation=1",
+            f"sample.prompts={few}",
+            f"eval.train={few}",
+            "eval.steps=1",
+            "eval.images_per_prompt=1",
+        ]
         if "best_of_n" in more or "search" in more:
             settings = [text for text in settings if not text.startswith(("sample.", "update."))]
         sets = [word for text in settings for word in ("--set", text)]
@@ -157,9 +163,10 @@ REWARDS = {
     "def __call__(self, images, prompts): raise GeneratorExit('x')": "raised GeneratorExit: x",
     "def __call__(self, images, prompts): return torch.ones(len(prompts), device='meta')": "returned a meta tensor",
     "def __call__(self, images, prompts): return torch.ones(len(prompts)).to_sparse()": "returned a sparse tensor",
-    "def __call__(self, images, prompts): return torch.quantize_per_tensor(images[:, 0, 0, 0], .1, 0, torch.qint8)":
-        "returned a quantized tensor",
-}  # fmt: skip
+    "def __call__(self, images, prompts): return torch.quantize_per_tensor(images[:, 0, 0, 0], .1, 0, torch.qint8)": (
+        "returned a quantized tensor"
+    ),
+}
 
 
 @pytest.mark.parametrize("harm", REWARDS)
@@ -203,10 +210,11 @@ METHODS = {
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': float('nan')})": "'a' is nan",
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': torch.tensor(1e400)})": "'a' is inf",
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': 10**400})": "'a' is int; a finite number",
-    "def loss(self, batch):\n    found = super().loss(batch)\n    found.value.backward()\n    return found":
-        "the gradient of its loss raised RuntimeError: Trying to backward",
+    "def loss(self, batch):\n    found = super().loss(batch)\n    found.value.backward()\n    return found": (
+        "the gradient of its loss raised RuntimeError: Trying to backward"
+    ),
     "kept = 0\ndef loss(self, batch):\n    found = super().loss(batch)\n    Odd.kept = found.value + Odd.kept\n"
-        "    return replace(found, value=Odd.kept)": "the gradient of its loss raised RuntimeError: Trying to backward",
+    "    return replace(found, value=Odd.kept)": "the gradient of its loss raised RuntimeError: Trying to backward",
     "def critic(self): pass": "critic() raised TypeError",
     "def critic(self, shape, steps): return torch.nn.Linear(1, 1)": "critic() gave Linear",
     "def critic(self, shape, steps): return Critic(lambda x, t: x, 1e-3)": "critic() gave function",
@@ -216,8 +224,8 @@ METHODS = {
     "def critic(self, shape, steps): return Critic(torch.nn.Linear(1, 1), 1e-3)": "critic, a Linear, raised TypeError",
     "def critic(self, shape, steps): return Critic(torch.nn.Bilinear(1, 1, 1), 1e-3)": "critic, a Bilinear, raised",
     "def critic(self, shape, steps): return Critic(type('Net', (torch.nn.Linear,), {'forward': lambda self, x, t: "
-        "self.weight * x})(1, 1), 1e-3)": "critic, a Net, gave (",
-}  # fmt: skip
+    "self.weight * x})(1, 1), 1e-3)": "critic, a Net, gave (",
+}
 
 
 @pytest.mark.parametrize("harm", METHODS)
@@ -337,6 +345,20 @@ def test_a_traceback_is_there_for_those_who_ask(package, tiny_pipe):
     from sdpo_bench.errors import RunFailed
 
     with pytest.raises(RunFailed) as found:
-        main(["--debug", "run", "--model", str(tiny_pipe), "--method", "ddpo", "--reward", "odd-one",
-              "--out", str(package.folder / "out"), "--device", "cpu"])  # fmt: skip
+        main(
+            [
+                "--debug",
+                "run",
+                "--model",
+                str(tiny_pipe),
+                "--method",
+                "ddpo",
+                "--reward",
+                "odd-one",
+                "--out",
+                str(package.folder / "out"),
+                "--device",
+                "cpu",
+            ]
+        )
     assert isinstance(found.value.__cause__, KeyError)

@@ -53,9 +53,11 @@ def test_a_changed_record_is_refused_by_whatever_reads_it(results, words, capsys
     edit(run, change)
     here, lora = ("--results", out), tmp_path / "lora"
     commands = [
-        [*words, "--out", out], ["eval", run.path, "--out", out], ["export", run.path, "--to", lora, *here],
+        [*words, "--out", out],
+        ["eval", run.path, "--out", out],
+        ["export", run.path, "--to", lora, *here],
         ["sample", run.path, "--prompt", "cat", "--out", tmp_path / "cat.png", *here],
-    ]  # fmt: skip
+    ]
     for command in commands:
         code, shown, complaint = call(capsys, *command)
         assert code == 2 and f"'{run.path / 'run.json'}' is damaged: {said}" in complaint, shown

@@ -62,10 +62,22 @@ def offences(source: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from joblib import load", "eval('1')", "torch.load(p)", "torch.load(p, weights_only=False)",
-     "np.load(p, allow_pickle=True)", "run(c, shell=True)", "os.system('x')", "f(trust_remote_code=True)",
-     "from os import system", "from torch import load", "import torch as t\nt.load(p)", "import os as o\no.popen('x')"],
-)  # fmt: skip
+    [
+        "import pickle",
+        "from joblib import load",
+        "eval('1')",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+        "run(c, shell=True)",
+        "os.system('x')",
+        "f(trust_remote_code=True)",
+        "from os import system",
+        "from torch import load",
+        "import torch as t\nt.load(p)",
+        "import os as o\no.popen('x')",
+    ],
+)
 def test_the_search_finds_what_it_should(source):
     assert offences(source)
 

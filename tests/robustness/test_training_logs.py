@@ -75,9 +75,11 @@ def drop_line(path):
 
 
 DAMAGE = {
-    "byte": change_byte, "line": drop_line, "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "byte": change_byte,
+    "line": drop_line,
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
     "gone": os.remove,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "timing.jsonl", "validation.jsonl"])

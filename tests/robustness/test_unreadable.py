@@ -82,8 +82,9 @@ def test_a_closed_run_fails_its_cell_and_no_other(tmp_path, tiny_pipe, monkeypat
         "x"
     )
     assert {cell.run_id: progress.outcomes[key] for key, cell in progress.cells.items()} == {
-        mine.run_id: "done", other.run_id: "failed",
-    }  # fmt: skip
+        mine.run_id: "done",
+        other.run_id: "failed",
+    }
     assert "Permission denied" in progress.reasons[other.key]
 
 

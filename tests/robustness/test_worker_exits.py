@@ -179,8 +179,12 @@ def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
                 raise NoProcess("there is no room")
             super().start(job)
 
-    sweep = Sweep(lambda: make_plan(suite, tmp_path), Full(succeed, slots=2), Runtime(out=tmp_path),
-                  tell=lambda progress, line: told.append(line))  # fmt: skip
+    sweep = Sweep(
+        lambda: make_plan(suite, tmp_path),
+        Full(succeed, slots=2),
+        Runtime(out=tmp_path),
+        tell=lambda progress, line: told.append(line),
+    )
     progress = sweep.run("again")
     assert (progress.count("done"), progress.count("failed")) == (4, 0)
     assert "waiting for a running cell to end: there is no room" in told

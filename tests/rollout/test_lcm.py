@@ -11,9 +11,15 @@ from sdpo_bench.rollout.schedule import gaussian_log_prob, lint, make_schedule, 
 
 # LCM_Dreamshaper_v7's scheduler file, and a v-prediction one with other scalings.
 DREAMSHAPER = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-    "prediction_type": "epsilon", "set_alpha_to_one": True, "original_inference_steps": 50, "timestep_scaling": 10.0,
-}  # fmt: skip
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": True,
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
+}
 OTHER = DREAMSHAPER | {"prediction_type": "v_prediction", "original_inference_steps": 40, "timestep_scaling": 0.02}
 
 
@@ -44,9 +50,10 @@ def stock_trajectory(config, outputs, start, steps):
 
 
 @given(
-    steps=st.integers(1, 40), config=st.sampled_from([DREAMSHAPER, OTHER, OTHER | {"prediction_type": "sample"}]),
+    steps=st.integers(1, 40),
+    config=st.sampled_from([DREAMSHAPER, OTHER, OTHER | {"prediction_type": "sample"}]),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 @settings(max_examples=40, deadline=None)
 def test_every_step_is_stock_diffusers(steps, config, seed):
     torch.manual_seed(seed)

@@ -82,8 +82,12 @@ def test_returns_by_hand():
     assert discounted_returns(torch.tensor([1.0, 2.0, 4.0]), 0.0).tolist() == [1.0, 2.0, 4.0]
 
 
-@given(mode=st.sampled_from(["per-step-prompt", "per-prompt", "per-step", "batch"]), shift=st.floats(-50, 50),
-       scale=st.floats(0.1, 20), seed=st.integers(0, 999))  # fmt: skip
+@given(
+    mode=st.sampled_from(["per-step-prompt", "per-prompt", "per-step", "batch"]),
+    shift=st.floats(-50, 50),
+    scale=st.floats(0.1, 20),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=80, deadline=None)
 def test_normalised_advantages_ignore_the_rewards_unit(mode, shift, scale, seed):
     values = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)).double()

@@ -214,8 +214,14 @@ def test_statistics_are_named_by_all_that_can_change_the_pictures(prompts_file, 
     assert made(weights=(3.0, 1.0)).reference_id == plain.reference_id
     assert made(weights=(3.0, 1.0)).full_version != plain.full_version
     assert made(turn=-1).full_version == plain.full_version and list(made(turn=-1).parts) == ["blue", "red"]
-    changes = [{"images": 64}, {"prompts": str(other_file)}, {"model": {"guidance_scale": 3.0}},
-               {"model": {"precision": "bf16"}}, {"steps": 3}, {"eta": 0.5}]  # fmt: skip
+    changes = [
+        {"images": 64},
+        {"prompts": str(other_file)},
+        {"model": {"guidance_scale": 3.0}},
+        {"model": {"precision": "bf16"}},
+        {"steps": 3},
+        {"eta": 0.5},
+    ]
     assert len({made(**change).reference_id for change in [{}, *changes]}) == 1 + len(changes)
 
 

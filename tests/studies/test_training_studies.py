@@ -304,9 +304,13 @@ def trained(tmp_path_factory, tiny_pipe):
     words = ["study", "update-order", "--size", "tiny", "--model", tiny_pipe, "--reward", "jpeg-incompressibility"]
     words += ["--seeds", "0", "--threads", "1", "--results", out]
     for setting in (
-        "schedule.steps=2", "sample.images_per_epoch=8", "eval.steps=1,2", "eval.images_per_prompt=1",
-        f"sample.prompts={out / 'two.txt'}", f"eval.train={out / 'two.txt'}",
-    ):  # fmt: skip
+        "schedule.steps=2",
+        "sample.images_per_epoch=8",
+        "eval.steps=1,2",
+        "eval.images_per_prompt=1",
+        f"sample.prompts={out / 'two.txt'}",
+        f"eval.train={out / 'two.txt'}",
+    ):
         words += ["--set", setting]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local_executor, "START_METHOD", "fork")
@@ -332,10 +336,20 @@ def test_asking_for_more_scores_reopens_finished_trainings(trained):
     out, words = trained
     study = find("studies", "update-order").load()()
     asked = StudyRequest(
-        0.02, str(words[5]), ("jpeg-incompressibility",), None, (0,),
-        {"schedule.steps": 2, "sample.images_per_epoch": 8, "eval.images_per_prompt": 1, "eval.steps": "1,2",
-         "sample.prompts": str(out / "two.txt"), "eval.train": str(out / "two.txt")},
-    )  # fmt: skip
+        0.02,
+        str(words[5]),
+        ("jpeg-incompressibility",),
+        None,
+        (0,),
+        {
+            "schedule.steps": 2,
+            "sample.images_per_epoch": 8,
+            "eval.images_per_prompt": 1,
+            "eval.steps": "1,2",
+            "sample.prompts": str(out / "two.txt"),
+            "eval.train": str(out / "two.txt"),
+        },
+    )
     folder = out / "studies" / "update-order"
     plan = make_plan(study.design(asked).suites[0], folder)
     assert {cell.state for cell in plan.cells} == {"done"}

@@ -88,9 +88,15 @@ def sample_groups(
     schedule = make_schedule(dict(policy.pipeline.scheduler.config), steps)
     prompts = (PROMPTS * groups)[:groups]
     trajectories = rollout(
-        policy, schedule, prompts, Noise((0, "test")),
-        groups=range(groups), members=members, shared_noise=options.pop("shared_noise", True), **options,
-    )  # fmt: skip
+        policy,
+        schedule,
+        prompts,
+        Noise((0, "test")),
+        groups=range(groups),
+        members=members,
+        shared_noise=options.pop("shared_noise", True),
+        **options,
+    )
     return schedule, trajectories
 
 

@@ -22,9 +22,16 @@ def words_of(folder, tiny_pipe, reward, images, **settings):
     prompts = folder / "two.txt"
     prompts.write_text("cat\ndog\n")
     settings = {
-        "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
-        "sample.prompts": prompts, "eval.train": prompts, "eval.steps": 1, "eval.images_per_prompt": 1, **settings,
-    }  # fmt: skip
+        "schedule.steps": 2,
+        "sample.images_per_epoch": 4,
+        "update.minibatch": 2,
+        "update.accumulation": 1,
+        "sample.prompts": prompts,
+        "eval.train": prompts,
+        "eval.steps": 1,
+        "eval.images_per_prompt": 1,
+        **settings,
+    }
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     return ["run", "--model", str(tiny_pipe), "--reward", reward, "--budget", f"images={images}", *sets]
 

@@ -16,14 +16,25 @@ from sdpo_bench.runs.run_folder import RunFolder
 
 KILLED = -signal.SIGKILL
 RESULTS = (
-    "train.jsonl", "validation.jsonl", "eval.parquet", "grid.png", "lora/pytorch_lora_weights.safetensors",
+    "train.jsonl",
+    "validation.jsonl",
+    "eval.parquet",
+    "grid.png",
+    "lora/pytorch_lora_weights.safetensors",
     "lora/pytorch_lora_weights.sha256",
-)  # fmt: skip
+)
 SETTINGS = {
-    "schedule.steps": 2, "sample.images_per_epoch": 4, "update.minibatch": 2, "update.accumulation": 1,
-    "update.lr": 3e-2, "eval.steps": 1, "eval.images_per_prompt": 1, "checkpoint.choose": "validation",
-    "checkpoint.every": 1, "checkpoint.steps": 1,
-}  # fmt: skip
+    "schedule.steps": 2,
+    "sample.images_per_epoch": 4,
+    "update.minibatch": 2,
+    "update.accumulation": 1,
+    "update.lr": 3e-2,
+    "eval.steps": 1,
+    "eval.images_per_prompt": 1,
+    "checkpoint.choose": "validation",
+    "checkpoint.every": 1,
+    "checkpoint.steps": 1,
+}
 
 
 def run_until(kill_at: int | str, arguments: list[str], moments: Path) -> int:
@@ -95,11 +106,13 @@ def command_of(folder: Path, pipeline: Path) -> Callable[[Path, int], list[str]]
     """
     (folder / "few.txt").write_text("cat\ndog\n")
     (folder / "held.txt").write_text("bee\n")
-    named = {"sample.prompts": folder / "few.txt", "eval.train": folder / "few.txt",
-             "checkpoint.prompts": folder / "held.txt"}  # fmt: skip
+    named = {
+        "sample.prompts": folder / "few.txt",
+        "eval.train": folder / "few.txt",
+        "checkpoint.prompts": folder / "held.txt",
+    }
     sets = [part for key, value in (SETTINGS | named).items() for part in ("--set", f"{key}={value}")]
-    fixed = ["run", "--model", str(pipeline), "--reward", "jpeg-incompressibility",
-             "--budget", "images=12", *sets]  # fmt: skip
+    fixed = ["run", "--model", str(pipeline), "--reward", "jpeg-incompressibility", "--budget", "images=12", *sets]
     return lambda out, every: [*fixed, "--out", str(out), "--checkpoint-every", str(every)]
 
 

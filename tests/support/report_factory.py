@@ -13,10 +13,23 @@ SAMPLER = "ddim trailing eta=1 guidance=1 sample bank=0"
 PROMPTS = ("cat", "dog", "bee")
 STEPS = (1, 2, 4)
 VERSIONS = {"python": "3.11.0", "sdpo-bench": "0.1.0", "torch": "2.13.0"}
-HARDWARE = {"machine": "x86_64", "system": "Linux", "cores": 2, "threads": 1, "memory_gib": 8.0, "device": "cpu",
-            "accelerator": None}  # fmt: skip
-SCHEDULE = {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear", "steps": 10, "eta": 1,
-            "spacing": "trailing", "prev_timestep": "grid"}  # fmt: skip
+HARDWARE = {
+    "machine": "x86_64",
+    "system": "Linux",
+    "cores": 2,
+    "threads": 1,
+    "memory_gib": 8.0,
+    "device": "cpu",
+    "accelerator": None,
+}
+SCHEDULE = {
+    "prediction_type": "v_prediction",
+    "beta_schedule": "scaled_linear",
+    "steps": 10,
+    "eta": 1,
+    "spacing": "trailing",
+    "prev_timestep": "grid",
+}
 
 
 def config(method: str = "sdpo", seed: int = 0, reward: str = "emoji-align", **changes: Any) -> dict[str, Any]:
@@ -43,18 +56,40 @@ def config(method: str = "sdpo", seed: int = 0, reward: str = "emoji-align", **c
 
 
 def frame(
-    scores: Any, *, run: str, method: str, seed: int, prompts: Any = PROMPTS, steps: Any = STEPS, split: str = "train",
-    reward: str = "emoji-align", version: str = "1", sampler: str = SAMPLER,
-) -> pd.DataFrame:  # fmt: skip
+    scores: Any,
+    *,
+    run: str,
+    method: str,
+    seed: int,
+    prompts: Any = PROMPTS,
+    steps: Any = STEPS,
+    split: str = "train",
+    reward: str = "emoji-align",
+    version: str = "1",
+    sampler: str = SAMPLER,
+) -> pd.DataFrame:
     """Evaluation rows from scores ``[P, K, I]``."""
     scores = np.asarray(scores, dtype=float)
     p, k, i = (axis.ravel() for axis in np.indices(scores.shape))
-    return pd.DataFrame({
-        "run": run, "method": method, "seed": seed, "sampler": sampler, "split": split,
-        "prompt": np.asarray(prompts, dtype=object)[p], "image": i, "steps": np.asarray(steps)[k], "reward": reward,
-        "version": version, "score": scores.ravel(), "brightness": 0.5, "contrast": 0.2, "saturation": 0.3,
-        "sharpness": 0.05,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "run": run,
+            "method": method,
+            "seed": seed,
+            "sampler": sampler,
+            "split": split,
+            "prompt": np.asarray(prompts, dtype=object)[p],
+            "image": i,
+            "steps": np.asarray(steps)[k],
+            "reward": reward,
+            "version": version,
+            "score": scores.ravel(),
+            "brightness": 0.5,
+            "contrast": 0.2,
+            "saturation": 0.3,
+            "sharpness": 0.05,
+        }
+    )
 
 
 def spread(means: Any, *, prompts: int = len(PROMPTS), images: int = 2) -> np.ndarray:
@@ -69,24 +104,52 @@ def log_rows(epochs: int, reward: str, start: float) -> list[dict[str, Any]]:
     rows = []
     for e in range(1, epochs + 1):
         bill = {
-            "images": 64 * e, "forward": {"rollout": 640 * e, "update": 640 * e}, "backward": 640 * e,
-            "rewards": {reward: 192 * e}, "optimiser_steps": 10 * e, "denoiser_calls": 1920 * e,
+            "images": 64 * e,
+            "forward": {"rollout": 640 * e, "update": 640 * e},
+            "backward": 640 * e,
+            "rewards": {reward: 192 * e},
+            "optimiser_steps": 10 * e,
+            "denoiser_calls": 1920 * e,
             "reward_calls": 192 * e,
-        }  # fmt: skip
-        pictures = {"brightness": 0.5, "contrast": 0.2, "saturation": 0.3, "sharpness": 0.05, "diversity": 0.3,
-                    "flat_fraction": 0.0}  # fmt: skip
-        rows.append({
-            "epoch": e, "reward_mean": start + 0.1 * e, "kl_to_base": 0.01 * e, "clip_fraction": 0.2,
-            "gradient_share_by_step": [0.1] * 10, "pictures": pictures, "bill": bill,
-        })  # fmt: skip
+        }
+        pictures = {
+            "brightness": 0.5,
+            "contrast": 0.2,
+            "saturation": 0.3,
+            "sharpness": 0.05,
+            "diversity": 0.3,
+            "flat_fraction": 0.0,
+        }
+        rows.append(
+            {
+                "epoch": e,
+                "reward_mean": start + 0.1 * e,
+                "kl_to_base": 0.01 * e,
+                "clip_fraction": 0.2,
+                "gradient_share_by_step": [0.1] * 10,
+                "pictures": pictures,
+                "bill": bill,
+            }
+        )
     return rows
 
 
 def make_run(
-    out: Path, method: str = "sdpo", seed: int = 0, scores: Any = None, *, state: str = "done", message: str = "",
-    reward: str = "emoji-align", version: str = "1", epochs: int = 2, frames: Any = (), record: Any = None,
-    you: Any = (), **changes: Any,
-) -> Path:  # fmt: skip
+    out: Path,
+    method: str = "sdpo",
+    seed: int = 0,
+    scores: Any = None,
+    *,
+    state: str = "done",
+    message: str = "",
+    reward: str = "emoji-align",
+    version: str = "1",
+    epochs: int = 2,
+    frames: Any = (),
+    record: Any = None,
+    you: Any = (),
+    **changes: Any,
+) -> Path:
     """A run folder; ``scores [P, K, I]`` under the trained reward on the train split, more rows through ``frames``.
 
     Args:
@@ -96,10 +159,18 @@ def make_run(
     """
     settings = config(method, seed, reward, **changes)
     data = {
-        "kind": "run", "config": settings, "sources": dict.fromkeys(you, "you"), "preset": "embedded",
-        "reward_version": f"{reward}/{version}", "schedule": SCHEDULE, "versions": VERSIONS, "git_commit": "0" * 40,
-        "plugin_sha256": {"method": "a" * 64, "reward": "b" * 64}, "hardware": HARDWARE, **(record or {}),
-    }  # fmt: skip
+        "kind": "run",
+        "config": settings,
+        "sources": dict.fromkeys(you, "you"),
+        "preset": "embedded",
+        "reward_version": f"{reward}/{version}",
+        "schedule": SCHEDULE,
+        "versions": VERSIONS,
+        "git_commit": "0" * 40,
+        "plugin_sha256": {"method": "a" * 64, "reward": "b" * 64},
+        "hardware": HARDWARE,
+        **(record or {}),
+    }
     name = data["run"] = training_id(settings, versions_of(data))
     folder = out / "runs" / name
     folder.mkdir(parents=True)

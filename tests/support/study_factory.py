@@ -22,8 +22,16 @@ Gain = Callable[[Cell, str, int], float]
 """``(cell, judging reward, step count) -> gain`` over the base model, whose scores lie around 0."""
 
 
-def finished(name: str, request: StudyRequest, out: Path, gain: Gain, *, fail: Any = lambda cell: "",
-             contrast: Any = lambda cell: 0.2, log: Any = lambda cell: [row()]) -> Bench:  # fmt: skip
+def finished(
+    name: str,
+    request: StudyRequest,
+    out: Path,
+    gain: Gain,
+    *,
+    fail: Any = lambda cell: "",
+    contrast: Any = lambda cell: 0.2,
+    log: Any = lambda cell: [row()],
+) -> Bench:
     """A study whose trainings have all ended; seeds and prompts differ a little around ``gain``."""
     study = plugins("studies")[name].load()()
     design = study.design(request)
@@ -43,8 +51,14 @@ def findings(name: str, *arguments: Any, **options: Any) -> Any:
 def row(images: int = 64, steps: int = 10, share: Any = (0.5, 0.5), **more: Any) -> dict[str, Any]:
     """The last line of a training log."""
     bill = {"images": images, "optimiser_steps": steps, "denoiser_calls": 100, "reward_calls": images}
-    return {"epoch": 1, "reward_mean": 1.0, "kl_to_base": 0.01, "gradient_share_by_step": list(share), "bill": bill,
-            "pictures": {"contrast": 0.2, "sharpness": 0.1}} | more  # fmt: skip
+    return {
+        "epoch": 1,
+        "reward_mean": 1.0,
+        "kl_to_base": 0.01,
+        "gradient_share_by_step": list(share),
+        "bill": bill,
+        "pictures": {"contrast": 0.2, "sharpness": 0.1},
+    } | more
 
 
 def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: Any) -> None:
@@ -78,6 +92,17 @@ def _scores(folder: RunFolder, cell: Cell, gain: Gain, contrast: float, seed: in
         gains = np.array([gain(cell, reward, k) for k in steps])[None, :, None]
         scores = noise + gains + (0 if folder.run_id.startswith("base") else own + 0.01 * (seed - 1))
         version = s["reward.version"].partition("/")[2] if reward == s["reward.name"] else "1"
-        rows.append(frame(scores, run=folder.run_id, method=cell.method, seed=seed, prompts=prompts, steps=steps,
-                          reward=reward, version=version, sampler=SAMPLER).assign(contrast=contrast))  # fmt: skip
+        rows.append(
+            frame(
+                scores,
+                run=folder.run_id,
+                method=cell.method,
+                seed=seed,
+                prompts=prompts,
+                steps=steps,
+                reward=reward,
+                version=version,
+                sampler=SAMPLER,
+            ).assign(contrast=contrast)
+        )
     return pd.concat(rows)

@@ -149,8 +149,16 @@ def leave_scores(job: Job, score: float, reward: str, steps: list[int], split: s
     from report_factory import frame
 
     job.folder.path.mkdir(parents=True, exist_ok=True)
-    rows = frame([[[score]] * len(steps)], run=job.run_id, method="any", seed=0, prompts=["cat"], steps=steps,
-                 reward=reward, split=split)  # fmt: skip
+    rows = frame(
+        [[[score]] * len(steps)],
+        run=job.run_id,
+        method="any",
+        seed=0,
+        prompts=["cat"],
+        steps=steps,
+        reward=reward,
+        split=split,
+    )
     pd.DataFrame(rows).to_parquet(job.folder.evaluation, index=False)
     bill = {"images": 64, "denoiser_calls": 100, "reward_calls": 64, "optimiser_steps": 5}
     (job.folder.path / "train.jsonl").write_text(json.dumps({"epoch": 1, "bill": bill}) + "\n")

@@ -102,9 +102,17 @@ def test_only_the_clock_knows_what_a_budget_of_seconds_buys():
 
 def test_time_is_counts_times_rates():
     """DDPO, 8 images, T = 10: 80 sampling, 80 training calls and 20 to measure the KL; 8 rewards; one window."""
-    overrides = {"budget.images": 8, "sample.images_per_epoch": 8, "update.minibatch": 8, "update.accumulation": 1,
-                 "update.step_weight": "official", "schedule.steps": 10, "eval.steps": "1",
-                 "eval.images_per_prompt": 1, "eval.rewards": ""}  # fmt: skip
+    overrides = {
+        "budget.images": 8,
+        "sample.images_per_epoch": 8,
+        "update.minibatch": 8,
+        "update.accumulation": 1,
+        "update.step_weight": "official",
+        "schedule.steps": 10,
+        "eval.steps": "1",
+        "eval.images_per_prompt": 1,
+        "eval.rewards": "",
+    }
     resolved = resolve(Request("ddpo", "emoji-align", overrides=overrides))
     work = training_work(resolved)
     assert (work.forward, work.backward, work.reward_calls, work.optimiser_steps) == (180, 80, 8, 1)
@@ -119,10 +127,18 @@ def test_time_is_counts_times_rates():
 def test_choosing_a_checkpoint_is_paid_for():
     """2,560 images are 40 epochs: candidates at 15, 30 and 40; each prompt x 2 images at 1 and 4 steps each."""
     resolved = resolve(
-        Request("sdpo", "emoji-align", overrides={"checkpoint.choose": "validation", "checkpoint.every": 15,
-                                                  "checkpoint.images_per_prompt": 2, "budget.images": 2560,
-                                                  "sample.images_per_epoch": 64})
-    )  # fmt: skip
+        Request(
+            "sdpo",
+            "emoji-align",
+            overrides={
+                "checkpoint.choose": "validation",
+                "checkpoint.every": 15,
+                "checkpoint.images_per_prompt": 2,
+                "budget.images": 2560,
+                "sample.images_per_epoch": 64,
+            },
+        )
+    )
     prompts = len([x for x in Path("sdpo_bench/prompts/emoji-validation.txt").read_text().splitlines() if x[:1] != "#"])
     work = choice_work(resolved.config, training_work(resolved), make_method(resolved))
     assert work.outside_images == 3 * prompts * 2 * 2

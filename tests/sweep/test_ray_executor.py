@@ -45,8 +45,18 @@ def test_an_address_that_does_not_answer(tmp_path, capsys, form):
     address = form.format(closed_port())
     started = time.monotonic()
     with pytest.raises(SystemExit) as stop:
-        main(["sweep", str(write_suite(tmp_path)), "--out", str(tmp_path / "out"), "--executor", "ray",
-              "--address", address])  # fmt: skip
+        main(
+            [
+                "sweep",
+                str(write_suite(tmp_path)),
+                "--out",
+                str(tmp_path / "out"),
+                "--executor",
+                "ray",
+                "--address",
+                address,
+            ]
+        )
     assert stop.value.code == 3
     assert time.monotonic() - started < 60
     message = capsys.readouterr().err

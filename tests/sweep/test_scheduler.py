@@ -221,9 +221,13 @@ def test_the_command_itself_stops_on_ctrl_c_and_goes_on(tmp_path, tiny_pipe):
     path = tiny_suite(tmp_path, tiny_pipe, images="40", method='["ddpo"]')
     words = ["sweep", str(path), "--out", str(tmp_path / "out"), "--checkpoint-every", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdpo_bench", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+        [sys.executable, "-m", "sdpo_bench", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         wait_for(lambda: list((tmp_path / "out").glob("runs/*/checkpoints/*")), lambda: process.poll() is not None)
         os.killpg(process.pid, signal.SIGINT)

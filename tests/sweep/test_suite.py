@@ -156,7 +156,7 @@ BAD = {
     "a second method": ({"images": '128\n[method]\nname = "d3po"'}, "method.name = 'd3po'", "cells.method"),
     "a variant's model": ({"images": '128\n[variants.a.model]\nname = "sd-turbo"'}, "model.name", "cells.model"),
     "a seed beside the cells'": ({"images": "128\n[variants.a]\nseed = 7"}, "sets seed = 7", "cells.seed"),
-}  # fmt: skip
+}
 
 BAD_SEARCH = {
     "a reported tuning seed": ({"cells.seed": "[0, 9]"}, "among the reported seeds", "1009"),
@@ -164,14 +164,18 @@ BAD_SEARCH = {
     "an unknown search key": ({"steps": "[1]\nwhy = 1"}, "unknown key search.'why'", "Valid"),
     "prompts without validation": ({"steps": '[1]\nprompts = "emoji-validation"'}, "both or neither", "validation"),
     "reported validation prompts": (
-        {"steps": '[1]\nby = "validation"\nprompts = "simple-animals"'}, "shares 45 prompts with eval.train", "report",
+        {"steps": '[1]\nby = "validation"\nprompts = "simple-animals"'},
+        "shares 45 prompts with eval.train",
+        "report",
     ),
     "a search for nobody": ({"lr": "[1e-3]\n[search.for.d3po.method]\nbeta = [0.1]"}, "not among the suite's", "d3po"),
     "a searched method": (
-        {"lr": '[1e-3]\n[search.grid.method]\nname = ["d3po"]'}, "method.name = ['d3po']", "cells.method",
+        {"lr": '[1e-3]\n[search.grid.method]\nname = ["d3po"]'},
+        "method.name = ['d3po']",
+        "cells.method",
     ),
     "a searched budget": ({"lr": "[1e-3]\n[search.grid.budget]\nimages = [4]"}, "not a hyperparameter", "budget"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", [*BAD, *BAD_SEARCH])

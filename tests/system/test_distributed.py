@@ -229,15 +229,44 @@ def test_each_process_has_a_gpu_of_its_own_and_other_commands_refuse_to_be_multi
 @pytest.mark.slow
 def test_accelerate_launches_the_command(tiny_pipe, tmp_path):
     """The documented command: one set of files, one table, the evaluation of every image exactly once."""
-    settings = ("schedule.steps=2", "sample.images_per_epoch=8", "update.minibatch=4", "update.accumulation=1",
-                "eval.steps=1", "eval.images_per_prompt=1")  # fmt: skip
+    settings = (
+        "schedule.steps=2",
+        "sample.images_per_epoch=8",
+        "update.minibatch=4",
+        "update.accumulation=1",
+        "eval.steps=1",
+        "eval.images_per_prompt=1",
+    )
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-        "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()),
-        "-m", "sdpo_bench", "run", "--model", str(tiny_pipe), "--reward", "jpeg-incompressibility", "--device", "cpu",
-        "--budget", "images=8", "--out", str(tmp_path), *(f"--set={s}" for s in settings),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(free_port()),
+        "-m",
+        "sdpo_bench",
+        "run",
+        "--model",
+        str(tiny_pipe),
+        "--reward",
+        "jpeg-incompressibility",
+        "--device",
+        "cpu",
+        "--budget",
+        "images=8",
+        "--out",
+        str(tmp_path),
+        *(f"--set={s}" for s in settings),
+    ]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
     )

@@ -18,9 +18,13 @@ from sdpo_bench.settings import GuardSettings
 from sdpo_bench.training import collapse_guards
 
 HEALTHY = {
-    "epoch": 1, "clip_fraction": 0.4, "clip_fraction_at_zero_update": 0.0, "ratio_at_zero_update": 1e-6,
-    "kl_to_base": 0.01, "pictures": {"flat_fraction": 0.0, "brightness": 0.5, "diversity": 0.4},
-}  # fmt: skip
+    "epoch": 1,
+    "clip_fraction": 0.4,
+    "clip_fraction_at_zero_update": 0.0,
+    "ratio_at_zero_update": 1e-6,
+    "kl_to_base": 0.01,
+    "pictures": {"flat_fraction": 0.0, "brightness": 0.5, "diversity": 0.4},
+}
 
 
 def row(epoch=2, **changes):
@@ -159,11 +163,18 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     (tmp_path / "train.txt").write_text("cat\ndog\n")
     (tmp_path / "held.txt").write_text("bee\n")
     settings = {
-        "sample.prompts": str(tmp_path / "train.txt"), "eval.train": str(tmp_path / "train.txt"), "eval.steps": 1,
-        "checkpoint.choose": "before-collapse", "checkpoint.prompts": str(tmp_path / "held.txt"),
-        "checkpoint.every": 1, "checkpoint.steps": 1, "budget.images": 20, **SMALL, "guard.stop": False,
+        "sample.prompts": str(tmp_path / "train.txt"),
+        "eval.train": str(tmp_path / "train.txt"),
+        "eval.steps": 1,
+        "checkpoint.choose": "before-collapse",
+        "checkpoint.prompts": str(tmp_path / "held.txt"),
+        "checkpoint.every": 1,
+        "checkpoint.steps": 1,
+        "budget.images": 20,
+        **SMALL,
+        "guard.stop": False,
         "reward.name": "jpeg-compressibility",
-    }  # fmt: skip
+    }
     epoch = [0]
     decode = Policy.decode
     monkeypatch.setattr(Policy, "decode", lambda self, x: decode(self, x) * (epoch[0] < 3))

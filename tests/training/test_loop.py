@@ -211,10 +211,27 @@ def test_methods_meet_the_same_prompts_and_initial_noise(tiny_pipe, tmp_path):
 
 def test_every_epoch_logs_what_a_person_needs(tiny_pipe, tmp_path):
     expected = {
-        "epoch", "groups", "reward_mean", "reward_std", "reward_by_query", "dense_reward_min", "dense_reward_max",
-        "ratio_at_zero_update", "ratio_mean", "clip_fraction", "clip_fraction_at_zero_update", "approx_kl", "loss",
-        "grad_norm", "gradient_share_by_step", "kl_to_base", "pictures", "bill", "advantage_mean", "advantage_std",
-    }  # fmt: skip
+        "epoch",
+        "groups",
+        "reward_mean",
+        "reward_std",
+        "reward_by_query",
+        "dense_reward_min",
+        "dense_reward_max",
+        "ratio_at_zero_update",
+        "ratio_mean",
+        "clip_fraction",
+        "clip_fraction_at_zero_update",
+        "approx_kl",
+        "loss",
+        "grad_norm",
+        "gradient_share_by_step",
+        "kl_to_base",
+        "pictures",
+        "bill",
+        "advantage_mean",
+        "advantage_std",
+    }
     trainer = make_trainer(make_resolved(tiny_pipe, "sdpo"), tmp_path)
     trainer.train()
     rows = trainer.run.log()

@@ -54,11 +54,16 @@ def wide_policy(tiny_pipe, precision):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pipeline.unet = UNet2DConditionModel(
-            sample_size=64, block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4,
-            cross_attention_dim=32, attention_head_dim=2, use_linear_projection=True,
+            sample_size=64,
+            block_out_channels=(8, 16, 16, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            use_linear_projection=True,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
+        )
     policy = Policy(pipeline, precision=precision)
     policy.add_lora(4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"), seed=0)
     return warm(policy)
@@ -240,9 +245,13 @@ def weights_of(trainer):
 # epsilon far above the gradients makes its steps proportional to them: with a small one every element moves by about
 # the learning rate in the direction of its sign, and those that are all rounding count as much as the others.
 SMALL_GRADIENTS = {
-    "method.log_scale": 64 * 64, "update.epsilon": 1e-3, "update.lr": 20.0, "update.weight_decay": 1e-9,
-    "budget.images": 32, "reward.name": "emoji-align",
-}  # fmt: skip
+    "method.log_scale": 64 * 64,
+    "update.epsilon": 1e-3,
+    "update.lr": 20.0,
+    "update.weight_decay": 1e-9,
+    "budget.images": 32,
+    "reward.name": "emoji-align",
+}
 
 
 @pytest.mark.slow

@@ -39,10 +39,21 @@ from sdpo_bench.training import collapse_guards
 
 
 def eval_command(
-    *, runs: tuple[str, ...], steps: str | None, rewards: str | None, images: int | None, unseen: str | None,
-    validation: str | None, sets: tuple[str, ...], out: Path, device: str, threads: int, micro_batch: int,
-    reward_timeout: float, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    runs: tuple[str, ...],
+    steps: str | None,
+    rewards: str | None,
+    images: int | None,
+    unseen: str | None,
+    validation: str | None,
+    sets: tuple[str, ...],
+    out: Path,
+    device: str,
+    threads: int,
+    micro_batch: int,
+    reward_timeout: float,
+    as_json: bool,
+) -> None:
     """``sdpo-bench eval``."""
     changes: dict[str, Any] = {"steps": steps, "images_per_prompt": images, "unseen": unseen, "validation": validation}
     overrides = parse_set(sets)
@@ -120,9 +131,15 @@ def _eval_one(
             with folder.locked():
                 remember_prompts(folder, settings)
                 tuned = ev.evaluate(
-                    policy, settings, scorers, folder, subject,
-                    micro_batch=size, progress=live.evaluation, search=search,
-                )  # fmt: skip
+                    policy,
+                    settings,
+                    scorers,
+                    folder,
+                    subject,
+                    micro_batch=size,
+                    progress=live.evaluation,
+                    search=search,
+                )
                 if exported(folder) and folder.known_state in ("failed", "unknown"):  # its judging had failed
                     folder.set_status("done", warnings=len(collapse_guards.warnings(folder)))
             return ev.step_table(before, tuned)

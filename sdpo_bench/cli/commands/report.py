@@ -34,8 +34,12 @@ def render(report: Report, style: str) -> str:
 
         return html(report)
     renderers: dict[str, Callable[[Report], str]] = {
-        "terminal": terminal, "markdown": text.markdown, "csv": text.as_csv, "latex": text.latex, "json": text.as_json,
-    }  # fmt: skip
+        "terminal": terminal,
+        "markdown": text.markdown,
+        "csv": text.as_csv,
+        "latex": text.latex,
+        "json": text.as_json,
+    }
     return renderers[style](report)
 
 

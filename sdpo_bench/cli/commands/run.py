@@ -39,15 +39,29 @@ from sdpo_bench.training.bill_text import (
     search_bill,
     search_lines,
     skipped_steps,
-)  # fmt: skip
+)
 from sdpo_bench.training.loss_scale import INITIAL
 
 
 def run_command(
-    *, method: str | None, reward: str | None, model: str | None, preset: str | None, seed: int | None,
-    budget: str | None, sets: tuple[str, ...], dry_run: bool, out: Path, device: str, threads: int, micro_batch: int,
-    checkpoint_every: int, reward_timeout: float, async_rewards: bool, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    method: str | None,
+    reward: str | None,
+    model: str | None,
+    preset: str | None,
+    seed: int | None,
+    budget: str | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+    out: Path,
+    device: str,
+    threads: int,
+    micro_batch: int,
+    checkpoint_every: int,
+    reward_timeout: float,
+    async_rewards: bool,
+    as_json: bool,
+) -> None:
     """``sdpo-bench run``."""
     overrides = parse_set(sets)
     _refuse_contradictions(overrides, method=method, reward=reward, model=model, seed=seed, budget=budget)
@@ -214,9 +228,12 @@ def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
     needs = needed_memory(resolved, runtime)
     reading = read_from_files(resolved.config.model, prompts_of_run(resolved.config))
     data = plan(resolved) | {
-        "memory": needs, "prompts": reading.as_data() if reading else None, "state": run.state,
-        "config": resolved.data, "sources": resolved.sources,
-    }  # fmt: skip
+        "memory": needs,
+        "prompts": reading.as_data() if reading else None,
+        "state": run.state,
+        "config": resolved.data,
+        "sources": resolved.sources,
+    }
     if as_json:
         echo_json(data)
         return

@@ -20,9 +20,17 @@ MOST_PICTURES = 1000
 
 
 def sample_command(
-    *, run_name: str, prompts: tuple[str, ...], steps: str, images: int, out: Path, results: Path, device: str,
-    threads: int, micro_batch: int,
-) -> None:  # fmt: skip
+    *,
+    run_name: str,
+    prompts: tuple[str, ...],
+    steps: str,
+    images: int,
+    out: Path,
+    results: Path,
+    device: str,
+    threads: int,
+    micro_batch: int,
+) -> None:
     """``sdpo-bench sample``."""
     folder = find_run(results, run_name)
     counts = parse_steps(steps)
@@ -56,9 +64,16 @@ def parse_steps(text: str) -> list[int]:
 
 
 def draw(
-    folder: RunFolder, prompts: list[str], steps: list[int], images: int, out: Path, *, device: str, threads: int,
+    folder: RunFolder,
+    prompts: list[str],
+    steps: list[int],
+    images: int,
+    out: Path,
+    *,
+    device: str,
+    threads: int,
     micro_batch: int,
-) -> None:  # fmt: skip
+) -> None:
     """Sample base and tuned model from the same noise and write the grid.
 
     Raises:

@@ -174,9 +174,16 @@ async def _read(request: Any, max_bytes: int) -> bytes | None:
 
 
 def serve_command(
-    name: str, *, host: str, port: int, device: str, threads: int, max_mib: int, body_timeout: float,
+    name: str,
+    *,
+    host: str,
+    port: int,
+    device: str,
+    threads: int,
+    max_mib: int,
+    body_timeout: float,
     sets: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Serve until interrupted.
 
     Raises:

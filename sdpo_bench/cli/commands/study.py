@@ -40,9 +40,22 @@ from sdpo_bench.system.json_toml import whole_number
 
 
 def study_command(
-    *, name: str, size: str, out: Path, dry_run: bool, jobs: int, model: str, rewards: tuple[str, ...],
-    preset: str | None, seeds: str, sets: tuple[str, ...], device: str, threads: int, micro_batch: int, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    name: str,
+    size: str,
+    out: Path,
+    dry_run: bool,
+    jobs: int,
+    model: str,
+    rewards: tuple[str, ...],
+    preset: str | None,
+    seeds: str,
+    sets: tuple[str, ...],
+    device: str,
+    threads: int,
+    micro_batch: int,
+    as_json: bool,
+) -> None:
     """``sdpo-bench study``. Where its folder cannot be written, a finished study is shown all the same."""
     plugin = find("studies", name)
     study: Study = plugin.load()()
@@ -69,10 +82,18 @@ def study_command(
     say = lambda text: click.echo(text, err=True)  # noqa: E731
     findings = study.findings(Bench(request, design, runtime, trainings, say))
     record = StudyRecord(
-        plugin.name, variant_of(request), study.question, design_facts(design, request), design.statistics, findings,
-        _command(plugin.name, size, request, seeds, sets), time.monotonic() - started, _states(trainings),
-        provenance.versions(), provenance.hardware(runtime.device),
-    )  # fmt: skip
+        plugin.name,
+        variant_of(request),
+        study.question,
+        design_facts(design, request),
+        design.statistics,
+        findings,
+        _command(plugin.name, size, request, seeds, sets),
+        time.monotonic() - started,
+        _states(trainings),
+        provenance.versions(),
+        provenance.hardware(runtime.device),
+    )
     write_study(out, record, csv_tables([(study_view(record).title, table) for table in findings.tables]))
     _show(record, out, as_json)
 
@@ -169,9 +190,16 @@ def _sweep(name: str, suites: Sequence[Suite], runtime: Runtime, jobs: int, devi
 
 
 def _dry_run(
-    study: Study, design: Design, request: StudyRequest, folder: Path, jobs: int, device: str, threads: int,
-    micro_batch: int, as_json: bool,
-) -> None:  # fmt: skip
+    study: Study,
+    design: Design,
+    request: StudyRequest,
+    folder: Path,
+    jobs: int,
+    device: str,
+    threads: int,
+    micro_batch: int,
+    as_json: bool,
+) -> None:
     plan, why = _costed_plan(study, design, folder, device, threads, micro_batch)
     facts = design_facts(design, request)
     if as_json:

@@ -36,10 +36,25 @@ MEASURING_LIMIT = 600  # seconds
 
 
 def sweep_command(
-    *, suite_name: str, out: Path, only_failed: bool, force: bool, jobs: int, max_hours: float | None,
-    filters: tuple[str, ...], dry_run: bool, executor: str, address: str, cpus: int, gpus: float, device: str,
-    threads: int, micro_batch: int, checkpoint_every: int, as_json: bool,
-) -> None:  # fmt: skip
+    *,
+    suite_name: str,
+    out: Path,
+    only_failed: bool,
+    force: bool,
+    jobs: int,
+    max_hours: float | None,
+    filters: tuple[str, ...],
+    dry_run: bool,
+    executor: str,
+    address: str,
+    cpus: int,
+    gpus: float,
+    device: str,
+    threads: int,
+    micro_batch: int,
+    checkpoint_every: int,
+    as_json: bool,
+) -> None:
     """``sdpo-bench sweep``. Where the results folder cannot be written, what is done is shown all the same."""
     suite = find_suite(suite_name)
     selection = parse_select(filters, option="--filter")
@@ -78,9 +93,14 @@ def begun(plan: Plan, *, only_failed: bool, force: bool) -> Plan:
 
 
 def _sweep(
-    suite: Suite, out: Path, wanted: set[tuple[str, ...]], place: Executor, runtime: Runtime, only_failed: bool,
+    suite: Suite,
+    out: Path,
+    wanted: set[tuple[str, ...]],
+    place: Executor,
+    runtime: Runtime,
+    only_failed: bool,
     max_hours: float | None,
-) -> Progress:  # fmt: skip
+) -> Progress:
     """``wanted``: keys of the cells, chosen once; what a cell can be chosen by changes while it is worked on."""
     displaced: list[bool] = []
 
@@ -150,9 +170,14 @@ def _show_outcome(progress: Progress, as_json: bool) -> int:
     logs = plan.out / "logs"
     if as_json:
         echo_json(
-            {"suite": plan.suite.name, "cells": _cells_data(progress, plan, found), "failed": len(found.failed),
-             "left": len(found.left), "logs": logs}
-        )  # fmt: skip
+            {
+                "suite": plan.suite.name,
+                "cells": _cells_data(progress, plan, found),
+                "failed": len(found.failed),
+                "left": len(found.left),
+                "logs": logs,
+            }
+        )
         return len(found.failed)
     if found.failed:
         shown = [(cell, str(logs / f"{cell.run_id}.log") if cell.run_id else "-") for cell in found.failed]
@@ -179,9 +204,16 @@ def _cells_data(progress: Progress, plan: Plan, found: Tally) -> list[dict[str, 
 
 
 def _dry_run(
-    suite: Suite, out: Path, selection: dict[str, list[str]], jobs: int, device: str, threads: int, micro_batch: int,
-    as_json: bool, begin: Callable[[Plan], Plan],
-) -> None:  # fmt: skip
+    suite: Suite,
+    out: Path,
+    selection: dict[str, list[str]],
+    jobs: int,
+    device: str,
+    threads: int,
+    micro_batch: int,
+    as_json: bool,
+    begin: Callable[[Plan], Plan],
+) -> None:
     wanted: dict[str, tuple[ModelSettings, set[str]]] = {}
     keep(make_plan(suite, out, partial(collect, wanted)), selection)
     rates, why = measured_rates(wanted, device, threads, micro_batch)
