@@ -131,7 +131,7 @@ def test_an_interrupted_run_is_finished_by_the_printed_command(tiny_pipe, tmp_pa
     words = [*words_of(tmp_path, tiny_pipe, "jpeg-compressibility", 4), "--out", str(out)]
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["sdpo-bench", *words])
-        patch.setattr(Policy, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Policy, "adapter", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         code, _, err = call(capsys, *words)
     assert code == 130, err
     typed(capsys, *printed(err, "Go on with:\n  "))

@@ -126,12 +126,17 @@ def test_the_earliest_of_equal_candidates_is_the_best():
 
 
 @pytest.fixture
-def judged(tmp_path):
+def judged(tmp_path, monkeypatch):
     """A function: judges candidates of given scores; what was saved, each with the number of lines logged by then."""
     run, saved = RunFolder(tmp_path), []
     judge = Validator.__new__(Validator)
     judge.run, judge.processes = run, ALONE
-    judge.policy = SimpleNamespace(save=lambda path: saved.append((path.name, len(run.log("validation.jsonl")))))
+    judge.policy = None
+
+    def save(policy, folder):
+        saved.append((folder.name, len(run.log("validation.jsonl"))))
+
+    monkeypatch.setattr("sdpo_bench.evaluation.best_checkpoint.save_adapter", save)
 
     def after(scores, choose="validation"):
         judge.settings = SimpleNamespace(choose=choose, every=2)
