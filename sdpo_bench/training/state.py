@@ -118,7 +118,7 @@ class TrainingState:
         Raises:
             UsageError: one was changed; the last checkpoint holds what it was.
         """
-        if not self.processes.is_main:
+        if not self.processes.is_main or not self._seals:  # no seals: a method that trains nothing
             return
         training_logs.refuse_changed(self.run, self._seals, f"after epoch {self.epoch}: it was changed from outside")
         for name in ("train.jsonl", "timing.jsonl"):
