@@ -186,7 +186,7 @@ def test_a_study_that_was_begun_says_how_to_go_on(tmp_path, capsys):
     out = tmp_path / AWKWARD
     (out / "studies" / "budget" / "runs").mkdir(parents=True)
     _, ((_, problem),) = read_studies(out)
-    assert "nothing was run" in typed(capsys, *printed(problem, "Go on with: "), "--dry-run")
+    assert "nothing was run" in typed(capsys, *printed(problem, "Resume it with: "), "--dry-run")
 
 
 def test_where_no_run_can_be_compared_the_printed_command_lists_them(made, tmp_path, capsys):

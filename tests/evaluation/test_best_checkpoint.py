@@ -274,9 +274,9 @@ def test_a_full_disk_fails_in_words_and_the_run_goes_on_later(tiny_pipe, tmp_pat
 
 def test_an_adapter_is_written_in_one_piece(tiny_policy, tmp_path, monkeypatch):
     """Killed in the middle of saving: no file, so the run does not count as trained."""
-    import sdpo_bench.models.policy as policy
+    import sdpo_bench.runs.saved_adapter as saved_adapter
 
-    monkeypatch.setattr(policy, "atomic_write", lambda path, data: (_ for _ in ()).throw(Stop))
+    monkeypatch.setattr(saved_adapter, "atomic_write", lambda path, data: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         save_adapter(tiny_policy, tmp_path / "lora")
     assert not list((tmp_path / "lora").iterdir())

@@ -29,7 +29,7 @@ def test_every_suite_ships_and_says_what_it_reproduces_and_departs_from(plans):
     for plan in plans.values():
         assert all((plan.suite.description, plan.suite.reproduces, plan.suite.departs))
     package_data = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "suites/*.toml" in package_data["sdpo_bench"]
+    assert "sweep/suites/*.toml" in package_data["sdpo_bench"]
 
 
 def test_the_main_suites_are_the_papers_table(plans):
