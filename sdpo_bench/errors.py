@@ -55,7 +55,7 @@ class RunFailed(SdpoBenchError):
     exit_code = 1
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The text of an error, even of one that cannot say it (somebody else's ``__str__`` may raise anything)."""
     try:
         return str(error)
@@ -75,7 +75,7 @@ _NO_MEMORY = (
 
 def says_out_of_memory(error: BaseException) -> bool:
     """Whether an error, of whatever type, is about memory."""
-    text = said(error).lower()
+    text = error_text(error).lower()
     # oneDNN's own words, where nothing follows them; with a description they are about an operation it lacks.
     return (
         isinstance(error, MemoryError) or text == "could not create a primitive" or any(w in text for w in _NO_MEMORY)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from sdpo_bench.config.resolve import Request, resolve
-from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, said
+from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, error_text
 from sdpo_bench.prompts.prompt_sets import held_prompts
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
@@ -81,7 +81,7 @@ def child(job: Job, words: Connection) -> NoReturn:
 
 def in_words(error: BaseException) -> str:
     """What to say of an error that may be a defect, often of a plugin."""
-    text = said(error)
+    text = error_text(error)
     return text if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
