@@ -66,8 +66,8 @@ def make_trainer(
     """A trainer whose epoch has ``2 * pairs`` images."""
     from sdpo_bench.config.resolve import Request, build_method, resolve
     from sdpo_bench.models.catalogue import load_policy
-    from sdpo_bench.running.run_one import make_scorer
     from sdpo_bench.runs.run_folder import RunFolder
+    from sdpo_bench.scoring.make_scorers import make_scorer
     from sdpo_bench.seeds import seed_for
     from sdpo_bench.settings import Runtime
     from sdpo_bench.training.loop import Trainer

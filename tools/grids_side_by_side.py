@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from sdpo_bench.errors import UsageError
+from sdpo_bench.evaluation.picture_grid import grid_prompts
 from sdpo_bench.plugins.parse_settings import validate
-from sdpo_bench.running.run_one import grid_prompts
 from sdpo_bench.scoring.image_statistics import CELL, GAP, HEAD, LABEL_WIDTH, grid
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.files import read_text

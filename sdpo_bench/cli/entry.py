@@ -33,7 +33,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     handle_stops()
     code: object = 0
     try:
-        _run(given)
+        if "_SDPO_BENCH_COMPLETE" in os.environ:  # the shell asks for completions
+            cli.main(prog_name="sdpo-bench")
+        # A prompt file that is edited while a command works is not read a second time.
+        with held_prompts(), cli.make_context("sdpo-bench", list(given)) as context:
+            cli.invoke(context)
         sys.stdout.flush()
     except SystemExit as stop:  # a command's own exit code, or rich's where the reader has gone
         code = 0 if isinstance(stop.__context__, BrokenPipeError) else stop.code
@@ -60,14 +64,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         end.daemon = True
         end.start()
     sys.exit(code)  # type: ignore[arg-type]
-
-
-def _run(arguments: list[str]) -> None:
-    if "_SDPO_BENCH_COMPLETE" in os.environ:  # the shell asks for completions
-        cli.main(prog_name="sdpo-bench")
-    # A prompt file that is edited while a command works is not read a second time.
-    with held_prompts(), cli.make_context("sdpo-bench", list(arguments)) as context:
-        cli.invoke(context)
 
 
 def _exit_code(error: Exception) -> int:

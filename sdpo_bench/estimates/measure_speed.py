@@ -20,7 +20,7 @@ from sdpo_bench.models.catalogue import load_policy, pick_device
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.prompts.prompt_sets import load_prompts
-from sdpo_bench.running.run_one import make_scorer
+from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.settings import ModelSettings
 
 BATCH = 32

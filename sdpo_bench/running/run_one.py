@@ -3,8 +3,8 @@
 Every step looks at the run folder first, so calling this again does only what is still missing.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.best_checkpoint import Validator
 from sdpo_bench.evaluation.inference_search import Candidates, candidates_of
+from sdpo_bench.evaluation.picture_grid import draw_grid, grid_prompts
 from sdpo_bench.evaluation.reward_scale import apply, calibrate
 from sdpo_bench.hashing import canonical
 from sdpo_bench.models.catalogue import load_policy, pick_device
@@ -30,20 +31,15 @@ from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
 from sdpo_bench.runs.input_digests import known_prompts, made, remember_prompts
 from sdpo_bench.runs.run_folder import RunFolder, check_writable
 from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
-from sdpo_bench.scoring import image_statistics
-from sdpo_bench.scoring.reward_expression import choose, same_reward
-from sdpo_bench.scoring.score_cache import ScoreCache
-from sdpo_bench.scoring.scorer import CompositeScorer, Scorer, supervise
-from sdpo_bench.scoring.weighted_sum import Basis
+from sdpo_bench.scoring.make_scorers import evaluation_scorers
+from sdpo_bench.scoring.scorer import Scorer, supervise
 from sdpo_bench.seeds import seed_for
-from sdpo_bench.settings import EvaluationSettings, RunConfig, Runtime
+from sdpo_bench.settings import Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.memory_retry import halving
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
 from sdpo_bench.training.loop import Trainer, run_context
-
-GRID_PROMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -53,41 +49,6 @@ class Outcome:
     run: RunFolder
     table: list[dict[str, Any]]
     trained_now: bool
-
-
-def make_scorer(name: str, settings: dict[str, Any], device: str, basis: Basis | None = None, **options: Any) -> Scorer:
-    """A reward, or a weighted sum, by name, ready to score; settings are checked against its own class.
-
-    Args:
-        basis: what a weighted sum is standardised over.
-        options: as for :class:`Scorer`.
-    """
-    choice = choose(name)
-    return supervise(choice.name, choice.make(settings, device, basis), **options)
-
-
-def make_scorers(
-    wanted: Sequence[tuple[str, dict[str, Any]]], basis: Basis, device: str, timeout: float = 0
-) -> list[Scorer]:
-    """Scorers of rewards by name and settings, each version of a reward once; a weighted sum is followed by its parts.
-
-    They share one cache, so that a part is not asked again for what it has just answered for the sum.
-    """
-    cache, found = ScoreCache(), dict[tuple[str, str], Scorer]()
-    for name, settings in wanted:
-        scorer = make_scorer(name, settings, device, basis, cache=cache, timeout=timeout)
-        parts = scorer.parts if isinstance(scorer, CompositeScorer) else []
-        for one in [scorer, *parts]:
-            found.setdefault((one.name, one.reward.full_version), one)
-    return list(found.values())
-
-
-def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> list[Scorer]:
-    """The trained reward with its parts, then the held-out ones."""
-    basis = Basis(config.model, config.schedule, config.sample.prompts)
-    trained = config.reward.name
-    held_out = [(name, dict[str, Any]()) for name in config.eval.rewards if not same_reward(name, trained)]
-    return make_scorers([(trained, config.reward.settings), *held_out], basis, device, timeout)
 
 
 def run_cell(
@@ -370,33 +331,14 @@ def _judge(
         processes=processes,
     )
     if processes.is_main and not (run.path / "grid.png").exists():
-        draw_grid(policy, settings, run, runtime.micro_batch, search)
+        draw_grid(
+            policy,
+            settings,
+            [(text, 0) for text in grid_prompts(settings)],
+            settings.steps,
+            run.path / "grid.png",
+            caption="{prompt} ({model})",
+            micro_batch=runtime.micro_batch,
+            search=search,
+        )
     return ev.step_table(base_rows, tuned_rows)
-
-
-def grid_prompts(settings: EvaluationSettings) -> Sequence[str]:
-    """The prompts of a run's picture grid, from all over the first list that is judged."""
-    texts = next(iter(ev.splits(settings).values()))
-    return texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS]
-
-
-def draw_grid(
-    policy: Policy, settings: EvaluationSettings, run: RunFolder, micro_batch: int, search: Candidates | None = None
-) -> None:
-    """``grid.png``: a few prompts, the same noise, base beside tuned (or searched), one column a step count."""
-    chosen = grid_prompts(settings)
-    by_model = {}
-    pairs = [(text, 0) for text in chosen]
-    for name, context in (("base", policy.reference()), ("searched" if search else "tuned", nullcontext())):
-        how = search if name == "searched" else None
-        with context:
-            columns = [
-                ev.sample_images(policy, ev.evaluation_schedule(policy, settings, k), settings, pairs, micro_batch, how)
-                for k in settings.steps
-            ]
-        by_model[name] = columns
-    rows = []
-    for r, text in enumerate(chosen):
-        for name, columns in by_model.items():
-            rows.append((f"{text} ({name})", torch.stack([column[r].cpu() for column in columns])))
-    image_statistics.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in settings.steps], run.path / "grid.png")

@@ -95,8 +95,8 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
     from sdpo_bench.models.catalogue import load_policy, pick_device, scheduler_config
     from sdpo_bench.prompts.prompt_sets import load_prompts
     from sdpo_bench.rollout.sampling import Noise, rollout
-    from sdpo_bench.running.run_one import make_scorer
     from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
+    from sdpo_bench.scoring.make_scorers import make_scorer
     from sdpo_bench.scoring.scorer import ask_rewards
 
     runtime, cell = bench.runtime, bench.trainings.runs[0].cell

@@ -100,7 +100,7 @@ def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
     from sdpo_bench.prompts.prompt_sets import load_prompts
     from sdpo_bench.rollout.sampling import Noise, sample
     from sdpo_bench.rollout.schedule import make_schedule
-    from sdpo_bench.running.run_one import make_scorer
+    from sdpo_bench.scoring.make_scorers import make_scorer
     from sdpo_bench.settings import DEFAULT_MODEL
 
     wanted = Request("sdpo", clean, request.model or DEFAULT_MODEL, request.preset, 0, dict(request.overrides))

@@ -9,7 +9,7 @@ from PIL import Image
 from report_factory import make_run
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.running.run_one import GRID_PROMPTS
+from sdpo_bench.evaluation.picture_grid import GRID_PROMPTS
 from sdpo_bench.scoring.image_statistics import CELL, GAP, HEAD, LABEL_WIDTH, grid
 from tools.grids_side_by_side import cells, side_by_side
 

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from factories import make_resolved
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation.best_checkpoint import Validator
-from sdpo_bench.running.run_one import make_scorer, run_cell
+from sdpo_bench.running.run_one import run_cell
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder, best_row
 from sdpo_bench.runs.saved_adapter import save_adapter
+from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings, Runtime
 from sdpo_bench.system.distributed import ALONE
 from sdpo_bench.system.memory_retry import MicroBatch

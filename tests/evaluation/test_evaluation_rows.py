@@ -24,8 +24,8 @@ from sdpo_bench.evaluation.evaluate import (
     step_table,
 )
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.running.run_one import make_scorer
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.settings import EvaluationSettings
 
 

@@ -16,8 +16,9 @@ from sdpo_bench.evaluation.evaluate import evaluation_schedule, read_rows, sampl
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.results.read_results import Run, flat_settings
-from sdpo_bench.running.run_one import make_scorer, run_cell
+from sdpo_bench.running.run_one import run_cell
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.settings import EvaluationSettings, Runtime
 from sdpo_bench.training.bill_text import read_search, search_bill, search_lines
 

@@ -15,8 +15,8 @@ from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import find, plugins
 from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
 from sdpo_bench.rollout.schedule import make_schedule
-from sdpo_bench.running.run_one import make_scorer
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.scoring.scorer import supervise
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import Runtime, UpdateSettings

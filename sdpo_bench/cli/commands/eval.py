@@ -12,25 +12,23 @@ from sdpo_bench.config.compatibility import refuse_reported
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
-from sdpo_bench.evaluation.inference_search import recorded_search
 from sdpo_bench.evaluation.reward_scale import calibrate
-from sdpo_bench.models.catalogue import known_model, load_policy, pick_device, refuse_changed, resolve_location
+from sdpo_bench.models.catalogue import known_model, pick_device, resolve_location
 from sdpo_bench.models.cut_prompts import judged, read_by
+from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set, validate
 from sdpo_bench.plugins.setting_names import unknown_setting
 from sdpo_bench.prompts.prompt_sets import held_prompts
+from sdpo_bench.running.finished_run import FinishedRun, open_finished_run
 from sdpo_bench.running.live import Live, print_step_table
-from sdpo_bench.running.run_one import make_scorers
 from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs.adapter import LORA_FILE, check_seal, exported, require_adapter
 from sdpo_bench.runs.input_digests import known_prompts, remember_prompts
 from sdpo_bench.runs.run_folder import RunFolder, check_writable, find_run
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter
-from sdpo_bench.scoring.reward_expression import same_reward
-from sdpo_bench.scoring.weighted_sum import Basis
-from sdpo_bench.seeds import seed_for
-from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime, ScheduleSettings
+from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.memory_retry import halving
 from sdpo_bench.system.output_paths import user_file
@@ -83,69 +81,80 @@ def eval_command(
 def _eval_one(
     folder: RunFolder, changes: dict[str, Any], rewards: str | None, runtime: Runtime
 ) -> tuple[list[dict[str, Any]], str]:
-    require_adapter(folder)
+    """Table of one run by the changed settings, and the name of its trained reward."""
+    run = open_finished_run(folder, changes)
     if folder.path.parent.name == "runs":  # named by its path: its base model's scores are beside it
         runtime = replace(runtime, out=folder.path.parent.parent)
-    record = folder.record()
-    config = record["config"]
-    settings: EvaluationSettings = validate(EvaluationSettings, config["eval"] | changes, "eval")
-    if chosen := config.get("checkpoint"):
-        refuse_reported(chosen["prompts"], settings, f"'{folder.run_id}' was chosen on checkpoint.prompts, and this")
-    model: ModelSettings = validate(ModelSettings, config["model"], "model")
-    refuse_changed(model, record)
+    if chosen := run.config.get("checkpoint"):
+        refuse_reported(
+            chosen["prompts"], run.evaluation, f"'{folder.run_id}' was chosen on checkpoint.prompts, and this"
+        )
+    names = _reward_names(run, rewards)
+    settings = replace(run.evaluation, rewards=tuple(names))
     device = pick_device(runtime.device)
-    trained = config["reward"]["name"]
-    names = [trained, *settings.rewards] if rewards is None else [n.strip() for n in rewards.split(",") if n.strip()]
-    if not names:
-        raise UsageError(f"--rewards '{rewards}' names no reward. See: sdpo-bench list rewards")
-    own = record.get("reward_execution", config["reward"])
-    wanted = [(own["name"], own["settings"]) if same_reward(name, trained) else (name, {}) for name in names]
-    if "search" in record:  # what it chooses by is scored whatever was asked for
-        wanted.append((own["name"], own["settings"]))
-    basis = Basis(model, validate(ScheduleSettings, config["schedule"], "schedule"), str(config["sample"]["prompts"]))
-    scorers = make_scorers(wanted, basis, device, runtime.reward_timeout)
-    settings = replace(settings, rewards=tuple(names))
-    search = None
-    if "search" in record:
-        search = recorded_search(config, next(s for s in scorers if same_reward(s.name, trained)))
-    base = base_folder(model, settings, runtime)
+    scorers = run.make_scorers(names, device, runtime.reward_timeout)
+    base = base_folder(run.model, settings, runtime)
     try:
         check_writable(runtime.out, folder, base)
     except Unwritable as refused:
-        return ev.recorded_table(folder, base, settings, scorers, refused), trained
-    say = lambda text: click.echo(f"warning: {text}", err=True)  # noqa: E731
-    refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=say)
-    policy = load_policy(model, device=device, lora_seed=seed_for(config["seed"], "lora"))
+        return ev.recorded_table(folder, base, settings, scorers, refused), run.reward
+    refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=_warn)
+    policy = run.load_policy(device)
     if warning := read_by(policy.pipeline, judged(settings)).warning:
-        say(warning)
+        _warn(warning)
     with Live(folder.run_id) as live:
-        watcher = Watcher(live.tick, live.evaluation)
-        recorded = record.get("reward_reference", {})
-        calibrate(scorers, policy, runtime.out, recorded, micro_batch=runtime.micro_batch, progress=live.evaluation)
-        subject = ev.Subject(folder.run_id, config["method"]["name"], config["seed"])
+        reference = run.record.get("reward_reference", {})
+        calibrate(scorers, policy, runtime.out, reference, micro_batch=runtime.micro_batch, progress=live.evaluation)
+        table = halving(
+            lambda size: _judge(run, settings, policy, scorers, replace(runtime, micro_batch=size), live),
+            runtime.micro_batch,
+            lambda size, text: _warn(text),
+        )
+    return table, run.reward
 
-        def judge(size: int) -> list[dict[str, Any]]:
-            fitting = replace(runtime, micro_batch=size)
-            before = evaluate_base(policy, model, settings, scorers, fitting, watcher, device=device)
-            load_adapter(policy, folder.lora)
-            with folder.locked():
-                remember_prompts(folder, settings)
-                tuned = ev.evaluate(
-                    policy,
-                    settings,
-                    scorers,
-                    folder,
-                    subject,
-                    micro_batch=size,
-                    progress=live.evaluation,
-                    search=search,
-                )
-                if exported(folder) and folder.known_state in ("failed", "unknown"):  # its judging had failed
-                    folder.set_status("done", warnings=len(collapse_guards.warnings(folder)))
-            return ev.step_table(before, tuned)
 
-        table = halving(judge, runtime.micro_batch, lambda size, text: say(text))
-    return table, trained
+def _reward_names(run: FinishedRun, rewards: str | None) -> list[str]:
+    """What ``--rewards`` names; without it the trained reward and those of the run's evaluation."""
+    if rewards is None:
+        return [run.reward, *run.evaluation.rewards]
+    names = [name.strip() for name in rewards.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--rewards '{rewards}' names no reward. See: sdpo-bench list rewards")
+    return names
+
+
+def _judge(
+    run: FinishedRun,
+    settings: EvaluationSettings,
+    policy: Policy,
+    scorers: list[Scorer],
+    runtime: Runtime,
+    live: Live,
+) -> list[dict[str, Any]]:
+    """Complete the rows of the base model and of the run, and compare them."""
+    folder, watcher = run.folder, Watcher(live.tick, live.evaluation)
+    base_rows = evaluate_base(policy, run.model, settings, scorers, runtime, watcher, device=str(policy.device))
+    load_adapter(policy, folder.lora)
+    subject = ev.Subject(folder.run_id, run.config["method"]["name"], run.config["seed"])
+    with folder.locked():
+        remember_prompts(folder, settings)
+        tuned_rows = ev.evaluate(
+            policy,
+            settings,
+            scorers,
+            folder,
+            subject,
+            micro_batch=runtime.micro_batch,
+            progress=live.evaluation,
+            search=run.search(scorers),
+        )
+        if exported(folder) and folder.known_state in ("failed", "unknown"):  # its judging had failed
+            folder.set_status("done", warnings=len(collapse_guards.warnings(folder)))
+    return ev.step_table(base_rows, tuned_rows)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
 
 
 def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:

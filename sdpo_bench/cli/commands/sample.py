@@ -1,17 +1,12 @@
 """``sdpo-bench sample``: see what a run has learnt, on any prompt and at any number of steps."""
 
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import click
 
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.runs.adapter import require_adapter
 from sdpo_bench.runs.run_folder import RunFolder, find_run
-from sdpo_bench.runs.saved_adapter import load_adapter
-from sdpo_bench.system.console_text import clean
 from sdpo_bench.system.json_toml import whole_number
 from sdpo_bench.system.output_paths import user_file
 
@@ -81,53 +76,39 @@ def draw(
     """
     import torch
 
-    from sdpo_bench.evaluation.evaluate import evaluation_schedule, sample_images
-    from sdpo_bench.evaluation.inference_search import recorded_search
+    from sdpo_bench.evaluation.picture_grid import draw_grid
     from sdpo_bench.evaluation.reward_scale import calibrate
-    from sdpo_bench.models.catalogue import load_policy, pick_device, refuse_changed
+    from sdpo_bench.models.catalogue import pick_device
     from sdpo_bench.models.cut_prompts import read_by
-    from sdpo_bench.plugins.parse_settings import validate
-    from sdpo_bench.running.run_one import make_scorer
-    from sdpo_bench.scoring import image_statistics as pictures
-    from sdpo_bench.scoring.weighted_sum import Basis
-    from sdpo_bench.seeds import seed_for
-    from sdpo_bench.settings import EvaluationSettings, ModelSettings, ScheduleSettings
+    from sdpo_bench.running.finished_run import open_finished_run
+    from sdpo_bench.runs.saved_adapter import load_adapter
 
-    require_adapter(folder)
-    record = folder.record()
+    run = open_finished_run(folder)
     if threads:
         torch.set_num_threads(threads)
-    config = record["config"]
-    settings: EvaluationSettings = validate(EvaluationSettings, config["eval"], "eval")
-    model: ModelSettings = validate(ModelSettings, config["model"], "model")
-    refuse_changed(model, record)
-    policy = load_policy(model, device=pick_device(device), lora_seed=seed_for(config["seed"], "lora"))
+    device = pick_device(device)
+    policy = run.load_policy(device)
     if warning := read_by(policy.pipeline, prompts).warning:
         click.echo(f"warning: {warning}", err=True)
     load_adapter(policy, folder.lora)
-    policy.set_guidance(settings.guidance_scale)
+    policy.set_guidance(run.evaluation.guidance_scale)
     search = None
-    if "search" in record:
-        own = record["reward_execution"]
-        schedule: ScheduleSettings = validate(ScheduleSettings, config["schedule"], "schedule")
-        basis = Basis(model, schedule, config["sample"]["prompts"])
-        scorer = make_scorer(own["name"], own["settings"], str(policy.device), basis)
-        scorer.load()
-        calibrate([scorer], policy, folder.path.parent.parent, record.get("reward_reference", {}))
-        search = recorded_search(config, scorer)
-    pairs = [(prompt, i) for prompt in prompts for i in range(images)]
-    by_model: dict[str, list[Any]] = {}
-    for name, context in (("base", policy.reference()), ("searched" if search else "tuned", nullcontext())):
-        how = search if name == "searched" else None
-        with context:
-            schedules = [evaluation_schedule(policy, settings, k) for k in steps]
-            by_model[name] = [sample_images(policy, s, settings, pairs, micro_batch, how).cpu() for s in schedules]
-    rows = [
-        (clean(f"{name}: {prompt}"), torch.stack([column[r] for column in columns]))
-        for r, (prompt, _) in enumerate(pairs)
-        for name, columns in by_model.items()
-    ]
-    pictures.grid(rows, [f"{k} step{'s' * (k != 1)}" for k in steps], out)
+    if run.searches:
+        scorers = run.make_scorers([], device)
+        for scorer in scorers:
+            scorer.load()
+        calibrate(scorers, policy, folder.path.parent.parent, run.record.get("reward_reference", {}))
+        search = run.search(scorers)
+    draw_grid(
+        policy,
+        run.evaluation,
+        [(prompt, i) for prompt in prompts for i in range(images)],
+        steps,
+        out,
+        caption="{model}: {prompt}",
+        micro_batch=micro_batch,
+        search=search,
+    )
 
 
 def _check_place(out: Path) -> None:

@@ -65,7 +65,7 @@ def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
     from sdpo_bench.config.training_schedule import training_schedule
     from sdpo_bench.models.catalogue import load_policy, pick_device, scheduler_config
     from sdpo_bench.rollout.sampling import Noise, rollout
-    from sdpo_bench.running.run_one import make_scorer
+    from sdpo_bench.scoring.make_scorers import make_scorer
 
     resolved = resolved_run(request, asked_rewards(request)[0], steps)
     config, device = resolved.config, pick_device(runtime.device)

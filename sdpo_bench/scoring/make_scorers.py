@@ -1,0 +1,45 @@
+"""Scorers by name and settings: the one place where rewards become ready to score."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sdpo_bench.scoring.reward_expression import choose, same_reward
+from sdpo_bench.scoring.score_cache import ScoreCache
+from sdpo_bench.scoring.scorer import CompositeScorer, Scorer, supervise
+from sdpo_bench.scoring.weighted_sum import Basis
+from sdpo_bench.settings import RunConfig
+
+
+def make_scorer(name: str, settings: dict[str, Any], device: str, basis: Basis | None = None, **options: Any) -> Scorer:
+    """A reward, or a weighted sum, by name; settings are checked against its own class.
+
+    Args:
+        basis: what a weighted sum is standardised over.
+        options: as for :class:`Scorer`.
+    """
+    choice = choose(name)
+    return supervise(choice.name, choice.make(settings, device, basis), **options)
+
+
+def make_scorers(
+    rewards: Sequence[tuple[str, dict[str, Any]]], basis: Basis, device: str, timeout: float = 0
+) -> list[Scorer]:
+    """Scorers of rewards by name and settings, each version of a reward once; a weighted sum is followed by its parts.
+
+    They share one cache, so that a part is not asked again for what it has just answered for the sum.
+    """
+    cache, scorers = ScoreCache(), dict[tuple[str, str], Scorer]()
+    for name, settings in rewards:
+        scorer = make_scorer(name, settings, device, basis, cache=cache, timeout=timeout)
+        parts = scorer.parts if isinstance(scorer, CompositeScorer) else []
+        for one in [scorer, *parts]:
+            scorers.setdefault((one.name, one.reward.full_version), one)
+    return list(scorers.values())
+
+
+def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> list[Scorer]:
+    """The trained reward with its parts, then the held-out ones."""
+    basis = Basis(config.model, config.schedule, config.sample.prompts)
+    trained = config.reward.name
+    held_out = [(name, dict[str, Any]()) for name in config.eval.rewards if not same_reward(name, trained)]
+    return make_scorers([(trained, config.reward.settings), *held_out], basis, device, timeout)
