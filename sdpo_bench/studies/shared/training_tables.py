@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.comparability import shown
@@ -14,7 +15,6 @@ from sdpo_bench.settings import DEFAULT_MODEL
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart, Series, band
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells
-from sdpo_bench.statistics.eval_table import at
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, difference, known, study_suite
@@ -34,8 +34,6 @@ def one_reward(request: StudyRequest, default: str = "emoji-align") -> str:
     Raises:
         UsageError: several were asked for, or an unknown one.
     """
-    from sdpo_bench.errors import UsageError
-
     if len(request.rewards) > 1:
         raise UsageError(f"this study trains on one reward, got {', '.join(request.rewards)}.")
     return str(find("rewards", request.rewards[0] if request.rewards else default).name)
@@ -222,9 +220,3 @@ def mean_of(values: Iterable[float]) -> float:
     """Mean of the finite ones; NaN without any."""
     numbers = [value for value in values if np.isfinite(value)]
     return float(np.mean(numbers)) if numbers else float("nan")
-
-
-def image_scores(trainings: Trainings, arm: Arm, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scores ``[S, P, I]`` of an arm and ``[1, P, I]`` of the base model at one step count."""
-    grids = trainings.cells(arm)
-    return None if grids is None else (at(grids[0], steps).per_image(), at(grids[1], steps).per_image())
