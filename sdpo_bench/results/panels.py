@@ -11,11 +11,38 @@ from typing import Any
 
 from sdpo_bench.results.comparability import MODEL_KEYS, Arm, Setting
 from sdpo_bench.results.read_results import Run
-from sdpo_bench.statistics.attrition import RunCounts
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, stack
 from sdpo_bench.statistics.matrices import ScoreGrid
 
 SPLITS = ("train", "validation", "unseen")
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """A method's runs by outcome; printed beside every number that rests on fewer than all of them.
+
+    A method that diverges on two seeds of five and shines on the other three is not a method that shines.
+    """
+
+    method: str
+    scored: tuple[str, ...]
+    """Runs whose scores are all finite."""
+    diverged: tuple[str, ...]
+    """Runs with at least one NaN or infinite score."""
+    failed: tuple[str, ...]
+    """Runs without a usable evaluation: failed, or not finished."""
+
+    @property
+    def total(self) -> int:
+        """All runs that were started."""
+        return len(self.scored) + len(self.diverged) + len(self.failed)
+
+    def words(self) -> str:
+        """For example ``sdpo: 3 of 5 runs scored, 1 diverged (r2), 1 without a result (r4)``."""
+        text = f"{self.method}: {len(self.scored)} of {self.total} runs scored"
+        for what, runs in (("diverged", self.diverged), ("without a result", self.failed)):
+            text += f", {len(runs)} {what} ({', '.join(runs)})" if runs else ""
+        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +165,6 @@ def run_counts(arm: Arm, scores: Mapping[str, Scores]) -> RunCounts:
         scored=tuple(run.id for run in usable if not bad[run.id]),
         diverged=tuple(run.id for run in usable if bad[run.id]),
         failed=tuple(run.id for run in arm.runs if run not in usable),
-        bad_scores=sum(bad.values()),
     )
 
 

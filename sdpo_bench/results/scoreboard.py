@@ -6,13 +6,14 @@ the primary endpoint).
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.results.panels import Panel
-from sdpo_bench.statistics.eval_table import BASE, at, only_seeds, only_steps, reduced, rows_of
-from sdpo_bench.statistics.intervals import ONE_SEED, Estimate, crossed_interval, image_spread
+from sdpo_bench.statistics.eval_table import BASE, at, only_seeds, only_steps, reduced
+from sdpo_bench.statistics.intervals import ONE_SEED, Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid, compare, paired
 from sdpo_bench.statistics.ranking import ENDPOINT_WORDS, holm, paired_test, rank_with_ties
 from sdpo_bench.system.json_toml import whole_number
@@ -144,13 +145,13 @@ def difference_to_base(panel: Panel, grid: ScoreGrid, endpoint: Endpoint) -> Mat
 
 
 def base_spread(panel: Panel, endpoint: Endpoint) -> float | None:
-    """Standard deviation of the base model's images at an endpoint; None where there is none."""
+    """Standard deviation (ddof=1) of the base model's images at an endpoint; None if its scores there do not vary."""
     part = metric_grid(panel.base, panel, endpoint) if panel.base is not None else None
     if part is None:
         return None
-    with suppress(UsageError):  # a base model whose images all score alike
-        return image_spread(rows_of(part), endpoint=endpoint)
-    return None
+    # Contiguous, so that the order of the sums, and with it the last bit, is the same for every choice of steps.
+    images = replace(part, scores=np.ascontiguousarray(part.scores)).per_image()
+    return float(images.std(ddof=1)) if images.size > 1 and np.ptp(images) > 0 else None
 
 
 def win_rate(panel: Panel, grid: ScoreGrid, endpoint: Endpoint, level: float) -> Estimate | None:
@@ -162,7 +163,11 @@ def win_rate(panel: Panel, grid: ScoreGrid, endpoint: Endpoint, level: float) ->
 
 
 def grid_win_rate(a: ScoreGrid, b: ScoreGrid, level: float) -> Estimate:
-    """As ``stats.win_rate``, from arrays: A against B, both with the same prompts, step counts and images."""
+    """Share of A's images that beat B's of the same seed, prompt, step count and noise (ties one half).
+
+    Both have the same prompts, step counts and images. The crossed interval is cut to [0, 1]; one half means no
+    preference: test it with ``p_value(0.5)``.
+    """
     wins = a.reduce(compare(a.scores, only_seeds(b, a.seeds).scores))
     matrix = Matrix(wins, a.seeds, a.prompts, a.measure, f"{a.method} wins against {b.method}")
     return crossed_interval(matrix, level).clipped(0.0, 1.0)
@@ -172,7 +177,7 @@ def _adjust(lines: Sequence[Line], panel: Panel, endpoint: Endpoint) -> list[Lin
     """Lines with Holm-adjusted p over the declared family; a method without a test counts with p = 1."""
     gains = {line.label: difference_to_base(panel, panel.arms[line.label], endpoint) for line in lines}
     tests = {label: paired_test(gain).p for label, gain in gains.items() if gain is not None}
-    adjusted = dict(zip(tests, holm([1.0 if p is None else p for p in tests.values()]).tolist()))
+    adjusted = dict(zip(tests, holm(list(tests.values())).tolist()))
     return [replace(line, adjusted_p=None if tests.get(line.label) is None else adjusted[line.label]) for line in lines]
 
 
@@ -193,8 +198,7 @@ def _ranks(panel: Panel, endpoint: Endpoint, level: float) -> tuple[dict[str, in
     if panel.base is not None and (base := metric_grid(panel.base, panel, endpoint)) is not None:
         several[BASE] = base
     matrices = {label: reduced(only_seeds(part, shared), endpoint) for label, part in several.items()}
-    standings = rank_with_ties(matrices, level=level)
-    return {standing.method: standing.rank for standing in standings}, notes
+    return rank_with_ties(matrices, level=level), notes
 
 
 def _base_line(panel: Panel, ranks: Mapping[str, int], endpoint: Endpoint, level: float) -> Line | None:

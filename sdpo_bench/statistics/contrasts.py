@@ -4,7 +4,7 @@ A study declares its family before it looks. Each member is a seed x prompt matr
 interval is the crossed one, its p value agrees with that interval and is adjusted by Holm over the family.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,10 @@ def exploratory(matrices: Mapping[str, Matrix]) -> dict[str, Contrast]:
     return _adjusted(matrices, benjamini_hochberg)
 
 
-def _adjusted(matrices: Mapping[str, Matrix], adjust: Callable[[object], Any]) -> dict[str, Contrast]:
+def _adjusted(matrices: Mapping[str, Matrix], adjust: Callable[[Sequence[float | None]], Any]) -> dict[str, Contrast]:
     estimates = {label: crossed_interval(matrix, LEVEL) for label, matrix in matrices.items()}
     p = {label: estimate.p_value() for label, estimate in estimates.items()}
-    adjusted = adjust([1.0 if value is None else value for value in p.values()])
+    adjusted = adjust(list(p.values()))
     return {
         label: Contrast(label, estimates[label], None if p[label] is None else float(new))
         for label, new in zip(estimates, adjusted)

@@ -2,24 +2,22 @@
 
 Reports ask many questions of the same scores, and results folders hold thousands of files. Each file is read once,
 without pandas, into one small array per panel. Incomplete step counts or image numbers are left out whole and reported
-as problems. The rules are those of ``matrices.score_grid``, which a test compares with.
+as problems.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from sdpo_bench.runs.eval_file import read_sealed
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
-WIDEST = 1 << 12  # range of whole numbers up to which counting beats sorting
 PICTURES = ("brightness", "contrast", "saturation", "sharpness")
 BASE = "base model"
 """Name of the base model in every table; no plugin's name has a space."""
@@ -90,40 +88,30 @@ def stack(blocks: dict[int, Block], key: PanelKey, method: str) -> ScoreGrid:
 
 def at(grid: ScoreGrid, endpoint: Endpoint) -> ScoreGrid:
     """The scores that an endpoint uses: one step count, or all of them for a summary."""
-    measure = Measure(grid.measure.reward, grid.measure.version, grid.measure.split, endpoint)
-    scores, steps = grid.scores, grid.steps
-    if not isinstance(endpoint, str):
-        position = steps.index(endpoint)
-        scores, steps = scores[:, :, position : position + 1], (endpoint,)
-    return ScoreGrid(scores, grid.seeds, grid.prompts, steps, grid.images, grid.method, measure)
+    grid = replace(grid, measure=replace(grid.measure, endpoint=endpoint))
+    if isinstance(endpoint, str):
+        return grid
+    position = grid.steps.index(endpoint)
+    return replace(grid, scores=grid.scores[:, :, position : position + 1], steps=(endpoint,))
 
 
 def only_seeds(grid: ScoreGrid, seeds: Iterable[int]) -> ScoreGrid:
     """The part of some training seeds; a fixed model (one seed label) is repeated under each of them."""
     seeds = tuple(seeds)
     index = [0] * len(seeds) if grid.method == BASE else [grid.seeds.index(seed) for seed in seeds]
-    return ScoreGrid(grid.scores[index], seeds, grid.prompts, grid.steps, grid.images, grid.method, grid.measure)
+    return replace(grid, scores=grid.scores[index], seeds=seeds)
 
 
 def only_steps(grid: ScoreGrid, steps: Sequence[int]) -> ScoreGrid:
     """The part at some step counts, which must be there."""
     index = [grid.steps.index(step) for step in steps]
-    scores = grid.scores[:, :, index]
-    return ScoreGrid(scores, grid.seeds, grid.prompts, tuple(steps), grid.images, grid.method, grid.measure)
+    return replace(grid, scores=grid.scores[:, :, index], steps=tuple(steps))
 
 
 def reduced(grid: ScoreGrid, endpoint: Endpoint) -> Matrix:
-    """The S x P matrix of an endpoint, as ``matrices.matrix`` makes it from rows."""
+    """The S x P matrix of an endpoint: images are averaged, step counts reduced."""
     part = at(grid, endpoint)
     return Matrix(part.reduce(part.scores), part.seeds, part.prompts, part.measure, part.method)
-
-
-def rows_of(grid: ScoreGrid, seed: int = 0) -> pd.DataFrame:
-    """One seed's scores as evaluation rows again, for routines that take tables."""
-    index = pd.MultiIndex.from_product([grid.prompts, grid.steps, grid.images], names=AXIS_COLUMNS)
-    named = {"run": f"{grid.method}-{grid.seeds[seed]}", "method": grid.method, "seed": grid.seeds[seed]}
-    measure = {"reward": grid.measure.reward, "version": grid.measure.version, "split": grid.measure.split}
-    return index.to_frame(index=False).assign(**named, **measure, score=grid.scores[seed].ravel())
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -189,14 +177,8 @@ def _text(column: Any) -> Coded:
 def _whole(values: np.ndarray, name: str) -> Coded:
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"the column {name} must hold whole numbers")
-    if not len(values):
-        return Coded([], values)
-    low, high = int(values.min()), int(values.max())
-    if high - low > WIDEST:
-        labels, codes = np.unique(values, return_inverse=True)
-        return Coded(labels.tolist(), codes)
-    offsets, codes = _used(values - low, high - low + 1)
-    return Coded((offsets + low).tolist(), codes)
+    labels, codes = np.unique(values, return_inverse=True)
+    return Coded(labels.tolist(), codes)
 
 
 def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,11 +9,10 @@ coverage.
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 from scipy import stats as distributions
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.statistics.matrices import Endpoint, Matrix, score_grid, win_matrix
+from sdpo_bench.statistics.matrices import Matrix
 
 ADVISED_SEEDS = 5
 ONE_SEED = "1 seed, no interval"
@@ -50,10 +49,6 @@ class Estimate:
         if self.standard_error == 0:
             return 1.0 if distance == 0 else 0.0
         return float(2 * distributions.t.sf(distance / self.standard_error, self.df))
-
-    def with_note(self, text: str) -> "Estimate":
-        """The same estimate with one more remark."""
-        return replace(self, note="; ".join(part for part in (self.note, text) if part))
 
     def clipped(self, low: float, high: float) -> "Estimate":
         """The interval clipped to the possible values (a win rate lies in [0, 1])."""
@@ -142,7 +137,10 @@ def crossed_interval(m: Matrix, level: float = 0.95) -> Estimate:
     n_seeds, n_prompts = m.values.shape
     if n_seeds == 1 or n_prompts == 1:
         interval = seed_interval(m, level)
-        return interval.with_note("1 prompt: nothing is said about other prompts") if n_prompts == 1 else interval
+        if n_prompts > 1:
+            return interval
+        note = "1 prompt: nothing is said about other prompts"
+        return replace(interval, note=f"{interval.note}; {note}" if interval.note else note)
     mean, variance, df = (float(x) for x in crossed_moments(m.values))
     return _t_interval(m, mean, float(np.sqrt(variance)), df, level, "seeds and prompts")
 
@@ -226,40 +224,9 @@ def image_standard_error(scores: object) -> Estimate:
     )
 
 
-def win_rate(
-    rows_a: pd.DataFrame, rows_b: pd.DataFrame, *, endpoint: Endpoint, level: float = 0.95, common_seeds: bool = False
-) -> Estimate:
-    """Paired image win rate of A against B (ties one half) with its crossed interval, cut to [0, 1].
-
-    One half means no preference: test it with ``p_value(0.5)``.
-
-    Raises:
-        UsageError: as :func:`sdpo_bench.statistics.matrices.win_matrix`.
-    """
-    wins = win_matrix(rows_a, rows_b, endpoint=endpoint, common_seeds=common_seeds)
-    return crossed_interval(wins, level).clipped(0.0, 1.0)
-
-
-def image_spread(rows: pd.DataFrame, *, endpoint: Endpoint) -> float:
-    """Standard deviation (ddof=1) of a model's endpoint over all its images and prompts, in reward units.
-
-    Raises:
-        UsageError: as :func:`sdpo_bench.statistics.matrices.score_grid`; fewer than two images; all images score alike.
-    """
-    images = score_grid(rows, endpoint=endpoint).per_image()
-    if images.size < 2 or np.ptp(images) == 0:
-        raise UsageError("the base model's scores do not vary, so a difference has no size relative to them")
-    return float(images.std(ddof=1))
-
-
 def effect_size(difference: Estimate, base_spread: float) -> Estimate:
-    """The difference in standard deviations of the base model's images (:func:`image_spread`).
+    """The difference in standard deviations of the base model's images.
 
-    The spread has no error here: its own sampling error (many images) is small beside the seeds'.
-
-    Raises:
-        UsageError: a spread that is not positive and finite.
+    The spread (> 0) has no error here: its own sampling error (many images) is small beside the seeds'.
     """
-    if not (np.isfinite(base_spread) and base_spread > 0):
-        raise UsageError(f"the base model's standard deviation must be positive, got {base_spread}")
     return difference.scaled(1 / base_spread)

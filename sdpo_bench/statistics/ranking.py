@@ -4,7 +4,7 @@ A table invites its reader to pick the largest number. This module says which of
 cannot tell from it, and corrects for having looked at many methods or many step counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,14 +37,14 @@ class PairedTest:
     n_seeds: int
 
 
-def paired_test(difference: Matrix, *, seed: int = 0) -> PairedTest:
+def paired_test(difference: Matrix) -> PairedTest:
     """Sign-flip permutation test of the seed means from 6 seeds on, the paired t test below.
 
-    Prompts are taken as they are ("on this prompt set"); the crossed interval is the wider statement.
+    Prompts are taken as they are ("on this prompt set"); the crossed interval is the wider statement. Beyond 13 seeds
+    the sign patterns are drawn, always the same ones.
 
     Args:
         difference: ``paired(a, b)``.
-        seed: of the drawn sign patterns, used beyond 13 seeds only.
     """
     means = difference.seed_means
     n_seeds = len(means)
@@ -58,7 +58,7 @@ def paired_test(difference: Matrix, *, seed: int = 0) -> PairedTest:
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     exact = 2**n_seeds <= RESAMPLES
     smallest = 2 / 2**n_seeds if exact else 2 / (RESAMPLES + 1)
@@ -66,14 +66,15 @@ def paired_test(difference: Matrix, *, seed: int = 0) -> PairedTest:
     return PairedTest(float(result.pvalue), name, smallest, n_seeds)
 
 
-def _p_values(p: object) -> np.ndarray:
-    values = np.asarray(p, dtype=np.float64)
+def _p_values(p: Sequence[float | None]) -> np.ndarray:
+    """A comparison without a test (one seed) counts with p = 1."""
+    values = np.array([1.0 if value is None else value for value in p], dtype=np.float64)
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         raise UsageError(f"p values form a list of numbers in [0, 1], got {p}")
     return values
 
 
-def holm(p: object) -> np.ndarray:
+def holm(p: Sequence[float | None]) -> np.ndarray:
     """Holm's adjusted p values, ``[n]`` in the order given: family-wise error control without assumptions.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979).
@@ -89,7 +90,7 @@ def holm(p: object) -> np.ndarray:
     return adjusted
 
 
-def benjamini_hochberg(p: object) -> np.ndarray:
+def benjamini_hochberg(p: Sequence[float | None]) -> np.ndarray:
     """Adjusted p values ``[n]`` that control the false discovery rate, for exploratory grids.
 
     Raises:
@@ -99,123 +100,31 @@ def benjamini_hochberg(p: object) -> np.ndarray:
     return np.asarray(scipy_stats.false_discovery_control(values)) if len(values) else values
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One method against the reference at the primary endpoint."""
-
-    method: str
-    difference: Estimate
-    """Method minus reference, crossed interval at the unadjusted level."""
-    test: PairedTest
-    adjusted_p: float | None
-    """Holm's, over all methods compared; None with one seed."""
-    note: str = ""
-
-
-def against_reference(
-    matrices: Mapping[str, Matrix], reference: str, *, level: float = 0.95, seed: int = 0
-) -> tuple[Comparison, ...]:
-    """The declared family: each method against the reference, tests adjusted by Holm. Sorted by method.
-
-    Raises:
-        UsageError: an unknown reference, no other method, or matrices that cannot be paired.
-    """
-    others = sorted(name for name in matrices if name != reference)
-    if reference not in matrices or not others:
-        raise UsageError(f"reference '{reference}' is not there or alone; given: {', '.join(matrices)}")
-    differences = [paired(matrices[name], matrices[reference]) for name in others]
-    tests = [paired_test(difference, seed=seed) for difference in differences]
-    adjusted = _holm_where_tested([test.p for test in tests])
-    return tuple(
-        Comparison(name, crossed_interval(difference, level), test, p, _reach(test, len(others), 1 - level))
-        for name, difference, test, p in zip(others, differences, tests, adjusted)
-    )
-
-
-def _holm_where_tested(p: list[float | None]) -> list[float | None]:
-    """Holm over the whole family; a comparison without a test counts with p = 1."""
-    adjusted = holm([1.0 if value is None else value for value in p])
-    return [None if value is None else float(new) for value, new in zip(p, adjusted)]
-
-
-def _reach(test: PairedTest, family: int, alpha: float) -> str:
-    """A permutation test on few seeds can be unable to pass Holm's first step whatever the data."""
-    if test.smallest_p is None:
-        return ONE_SEED
-    if test.smallest_p * family <= alpha:
-        return ""
-    return (
-        f"{test.n_seeds} seeds cannot show a difference in a family of {family}: the smallest adjusted p "
-        f"is {test.smallest_p * family:.3g}"
-    )
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A method's place in a table."""
-
-    method: str
-    value: float
-    """Mean over seeds and prompts."""
-    rank: int
-    """1 for the whole top group; the next group starts at 1 + the number of methods before it."""
-    against_best: Estimate | None
-    """Method minus the best one, crossed interval at the Holm-adjusted level; None for the best itself."""
-    adjusted_p: float | None
-    """Holm's, of that comparison; None for the best one, and with one seed."""
-
-    @property
-    def top(self) -> bool:
-        """Whether no difference to the best method is shown."""
-        return self.rank == 1
-
-
-def rank_with_ties(matrices: Mapping[str, Matrix], *, level: float = 0.95) -> tuple[Standing, ...]:
-    """Ranks from paired comparisons, best first, ties shown.
+def rank_with_ties(matrices: Mapping[str, Matrix], *, level: float = 0.95) -> dict[str, int]:
+    """Ranks from paired comparisons, best first, ties shown: 1 for the whole top group, and so on.
 
     The method with the highest mean leads, and a method whose Holm-adjusted paired crossed interval against
-    the leader includes 0 stands with it. Those left over are ranked in the same way among themselves. Equal
-    means are ordered by name. With one seed no difference can be shown and all methods tie.
+    the leader includes 0 stands with it. Those left over are ranked in the same way among themselves; the first of
+    them has 1 + the number of methods before it. Equal means are ordered by name. With one seed no difference can be
+    shown and all methods tie.
 
     "Not told apart" is not transitive: members of a group may differ from each other. And the leader is
     chosen by the same data: with many equal methods the chance that some method is wrongly left out exceeds
     ``1 - level`` (``docs/statistics.md`` has numbers).
 
     Raises:
-        UsageError: no methods, or matrices that cannot be paired.
+        UsageError: matrices that cannot be paired.
     """
     check_level(level)
-    if not matrices:
-        raise UsageError("no methods to rank")
     names = sorted(matrices, key=lambda name: (-matrices[name].values.mean(), name))
-    against_best = _against_leader(matrices, names, level)
     ranks: dict[str, int] = {}
     while left := [name for name in names if name not in ranks]:
-        rank, rivals = len(ranks) + 1, _against_leader(matrices, left, level)
-        ranks |= {name: rank for name in left if name not in rivals or not rivals[name][0].excludes_zero}
-    return tuple(
-        Standing(name, float(matrices[name].values.mean()), ranks[name], *against_best.get(name, (None, None)))
-        for name in sorted(names, key=lambda name: ranks[name])
-    )  # stable: by mean within a rank
-
-
-def _against_leader(
-    matrices: Mapping[str, Matrix], names: list[str], level: float
-) -> dict[str, tuple[Estimate, float | None]]:
-    """Interval (method minus ``names[0]``) and Holm-adjusted p of all but the first name.
-
-    Holm stops at the first p above ``alpha / (m - k)``, k being the number of hypotheses rejected before. An
-    interval at that one level excludes 0 for exactly the rejected ones.
-    """
-    leader, *others = names
-    differences = [paired(matrices[name], matrices[leader]) for name in others]
-    adjusted = _holm_where_tested([crossed_interval(difference).p_value() for difference in differences])
-    rejected = sum(p is not None and p < 1 - level for p in adjusted)
-    family = max(1, len(others) - rejected)
-    return {
-        name: (crossed_interval(difference, 1 - (1 - level) / family), p)
-        for name, difference, p in zip(others, differences, adjusted)
-    }
+        leader, *others = left
+        differences = [paired(matrices[name], matrices[leader]) for name in others]
+        adjusted = holm([crossed_interval(difference).p_value() for difference in differences])
+        behind = {name for name, p in zip(others, adjusted) if p < 1 - level}
+        ranks |= dict.fromkeys((name for name in left if name not in behind), len(ranks) + 1)
+    return ranks
 
 
 def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:

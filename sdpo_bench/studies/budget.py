@@ -16,7 +16,7 @@ from sdpo_bench.settings import DEFAULT_MODEL
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
 from sdpo_bench.statistics.matrices import Matrix
-from sdpo_bench.statistics.ranking import Standing, rank_with_ties
+from sdpo_bench.statistics.ranking import rank_with_ties
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference, known
@@ -124,16 +124,16 @@ def _common(found: Mapping[str, Matrix]) -> dict[str, Matrix]:
     }
 
 
-def order(ranks: tuple[Standing, ...]) -> str:
+def order(ranks: Mapping[str, int]) -> str:
     """``sdpo > d3po = ddpo``; those that tie stand by name, so that equal findings read alike."""
-    ranks = tuple(sorted(ranks, key=lambda standing: (standing.rank, standing.method)))
-    text = ranks[0].method
-    for before, after in pairwise(ranks):
-        text += f" {'=' if before.rank == after.rank else '>'} {after.method}"
+    methods = sorted(ranks, key=lambda method: (ranks[method], method))
+    text = methods[0]
+    for before, after in pairwise(methods):
+        text += f" {'=' if ranks[before] == ranks[after] else '>'} {after}"
     return text
 
 
-def conclusion(ranks: Mapping[str, tuple[Standing, ...]], pairs: Mapping[str, Contrast]) -> list[str]:
+def conclusion(ranks: Mapping[str, Mapping[str, int]], pairs: Mapping[str, Contrast]) -> list[str]:
     """The order on each axis, and whether any pair is shown both ways round."""
     by_order: dict[str, list[str]] = {}
     for axis, found in ranks.items():
@@ -158,7 +158,7 @@ def conclusion(ranks: Mapping[str, tuple[Standing, ...]], pairs: Mapping[str, Co
     return [*texts, "The ranking does not depend on the axis here."] if texts else ["Nothing can be compared."]
 
 
-def _rank_table(trainings: Trainings, ranks: Mapping[str, tuple[Standing, ...]], reward: str) -> t.Table:
+def _rank_table(trainings: Trainings, ranks: Mapping[str, Mapping[str, int]], reward: str) -> t.Table:
     bill = ("images", "reward_calls", "denoiser_calls", "optimiser_steps")
     columns = (
         t.Column("method", "method", numeric=False),
@@ -170,10 +170,7 @@ def _rank_table(trainings: Trainings, ranks: Mapping[str, tuple[Standing, ...]],
     )
     groups = []
     for axis in dict.fromkeys(arm.variant for arm in trainings.arms):
-        rows = [
-            _rank_row(trainings, Arm(m, reward, axis), {s.method: s.rank for s in ranks.get(axis, ())}, bill)
-            for m in METHODS
-        ]
+        rows = [_rank_row(trainings, Arm(m, reward, axis), ranks.get(axis, {}), bill) for m in METHODS]
         groups.append(t.Group(f"equal {axis.replace('_', ' ')}", tuple(rows)))
     notes = (
         "Gain over the base model, mean over step counts, ± half its 95 % crossed interval; bill: mean over runs. "

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from evaluation_grids import make_grid
 from scipy import stats as scipy_stats
 
 from sdpo_bench.results.panels import Panel
-from sdpo_bench.results.scoreboard import scoreboard, step_leaders
+from sdpo_bench.results.scoreboard import base_spread, grid_win_rate, scoreboard, step_leaders
 from sdpo_bench.statistics.eval_table import BASE, PanelKey
-from sdpo_bench.statistics.matrices import Measure, ScoreGrid
+from sdpo_bench.statistics.intervals import crossed_interval
+from sdpo_bench.statistics.matrices import Matrix, Measure, ScoreGrid
 
 PROMPTS, STEPS = ("bee", "cat"), (1, 4)
 
@@ -128,3 +130,40 @@ def test_leaders_at_one_step_count():
     panel = panel_of(*arms)
     assert (step_leaders(panel, 1, 0.95), step_leaders(panel, 4, 0.95)) == ({"a"}, {"b"})
     assert step_leaders(panel_of(cells_of("a", three(-1, 0, 1.5))), 1, 0.95) == {"a", BASE}
+
+
+def test_win_rate_is_the_crossed_interval_of_wins_cut_to_possible_values():
+    # wins per seed and prompt: [[1, 1], [1, .5]]
+    a = make_grid(np.array([[[[3.0]], [[3.0]]], [[[3.0]], [[2.0]]]]), steps=(1,))
+    b = make_grid(np.full((2, 2, 1, 1), 2.0), steps=(1,), method="ddpo")
+    found = grid_win_rate(a, b, 0.95)
+    plain = crossed_interval(Matrix([[1.0, 1.0], [1.0, 0.5]], (0, 1), ("x", "y")))
+    assert found.value == 0.875
+    assert plain.low < 0 < 1 < plain.high
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert found.p_value(0.5) == pytest.approx(plain.p_value(0.5))
+    assert found.value + grid_win_rate(b, a, 0.95).value == 1.0
+
+
+def test_wins_pair_single_images_of_the_same_seed():
+    # 1 step: images (1, 3) against (1, 5): tie, loss; 4 steps: (5, 9) against (4, 8): two wins: (.5 + 0 + 1 + 1) / 4
+    a, b = make_grid([[[[1.0, 3.0], [5.0, 9.0]]]]), make_grid([[[[1.0, 5.0], [4.0, 8.0]]]], method="ddpo")
+    assert (grid_win_rate(a, b, 0.95).value, grid_win_rate(b, a, 0.95).value) == (0.625, 0.375)
+    seeds = make_grid([[[[1.0]]], [[[5.0]]]], steps=(1,), seeds=(1, 2))
+    others = make_grid([[[[4.0]]], [[[0.0]]]], steps=(1,), seeds=(2, 1), method="ddpo")
+    assert grid_win_rate(seeds, others, 0.95).value == 1.0  # 1 against 0 and 5 against 4
+
+
+def spread_of(scores, endpoint, steps=(1, 4)):
+    base = make_grid(scores, method=BASE, steps=steps)
+    panel = Panel(SimpleNamespace(reward="hpsv2"), None, base.prompts, base.images, steps, {}, base, {})
+    return base_spread(panel, endpoint)
+
+
+def test_the_base_models_spread_is_taken_over_images_after_averaging_step_counts():
+    # images 1, 3, 5, 7: deviations 3, 1, 1, 3, sd = sqrt(20 / 3) with ddof=1
+    assert spread_of([[[[1.0, 3.0]], [[5.0, 7.0]]]], 1, steps=(1,)) == pytest.approx(np.sqrt(20 / 3))
+    # image 0: (1 + 3)/2 = 2, image 1: (5 + 7)/2 = 6; sd of 2 and 6 = sqrt(8)
+    assert spread_of([[[[1.0, 5.0], [3.0, 7.0]]]], "mean") == pytest.approx(np.sqrt(8))
+    assert spread_of(np.ones((1, 2, 2, 1)), "mean") is None
+    assert spread_of(np.ones((1, 1, 2, 1)), "mean") is None

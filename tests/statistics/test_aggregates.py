@@ -1,56 +1,13 @@
 """Statistics across rewards: standardised, robust, resampled by training seed."""
 
 import numpy as np
-import pandas as pd
 import pytest
-from evaluation_rows import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.statistics.aggregates import iqm, probability_of_improvement, standardised_gains, stratified_bootstrap
-
-
-def test_gains_are_in_the_base_models_standard_deviations():
-    # base images 1, 3: mean 2, sd sqrt(2); seed means 4 and 6: gains 2/sqrt(2) and 4/sqrt(2).
-    # The second reward is the first times 1000, so its gains must be the same.
-    base = make_rows(np.array([[[[1.0]], [[3.0]]]]), method="base", steps=(1,))
-    mine = make_rows(np.array([[[[3.0]], [[5.0]]], [[[6.0]], [[6.0]]]]), steps=(1,))
-    both = [pd.concat([rows, rows.assign(reward="pickscore", score=rows["score"] * 1000)]) for rows in (mine, base)]
-    found = standardised_gains(*both, endpoint=1)
-    assert list(found.columns) == ["hpsv2", "pickscore"]
-    assert found.index.tolist() == [0, 1]
-    assert found.to_numpy() == pytest.approx(np.array([[2, 2], [4, 4]]) / np.sqrt(2))
-    unseeded = standardised_gains(both[0], both[1].assign(seed=np.nan), endpoint=1)
-    pd.testing.assert_frame_equal(unseeded, found)
-
-
-def test_gains_pair_seeds_when_the_base_was_evaluated_under_each():
-    base = make_rows(np.array([[[[0.0]]], [[[2.0]]]]), method="base", steps=(1,))  # sd sqrt(2)
-    mine = make_rows(np.array([[[[1.0]]], [[[5.0]]]]), steps=(1,))
-    found = standardised_gains(mine, base, endpoint=1)["hpsv2"]
-    assert found.tolist() == pytest.approx([1 / np.sqrt(2), 3 / np.sqrt(2)])
-
-
-def test_gains_are_in_the_spread_of_their_own_endpoint():
-    # Base images: 1, 3 at 1 step (sd sqrt(2)), 0, 20 at 4 steps (sd 10 sqrt(2)), their means 0.5, 11.5 (sd 11/sqrt(2)).
-    base = make_rows(np.array([[[[1.0], [0.0]], [[3.0], [20.0]]]]), method="base", steps=(1, 4))
-    mine = make_rows(np.array([[[[4.0], [5.0]], [[6.0], [25.0]]]] * 2), steps=(1, 4))
-    for endpoint, gain, sd in ((1, 3, 2**0.5), (4, 5, 10 * 2**0.5), ("mean", 4, 11 / 2**0.5)):
-        found = standardised_gains(mine, base, endpoint=endpoint)["hpsv2"]
-        assert found.tolist() == pytest.approx([gain / sd] * 2), endpoint
-
-
-def test_gains_refuse_incomplete_rewards():
-    base = make_rows(np.array([[[[1.0]], [[3.0]]]]), method="base", steps=(1,))
-    mine = make_rows(np.zeros((2, 2, 1, 1)), steps=(1,))
-    with pytest.raises(UsageError, match="no scores under reward 'pickscore'"):
-        standardised_gains(mine.assign(reward="pickscore"), base, endpoint=1)
-    fewer = mine[mine["seed"] == 0].assign(reward="pickscore")
-    bases = pd.concat([base, base.assign(reward="pickscore")])
-    with pytest.raises(UsageError, match="different seeds"):
-        standardised_gains(pd.concat([mine, fewer]), bases, endpoint=1)
+from sdpo_bench.statistics.aggregates import iqm, probability_of_improvement, stratified_bootstrap
 
 
 def test_iqm_cuts_a_quarter_at_each_end_of_all_values():
@@ -91,9 +48,9 @@ def test_bootstrap_is_a_function_of_its_seed():
 def test_bootstrap_matches_the_normal_theory_of_a_mean():
     # 40 seeds, one stratum: the bootstrap error of a mean is sd(ddof=0)/sqrt(n)
     gains = np.random.default_rng(4).normal(size=(1, 40))
-    found = stratified_bootstrap(gains, np.mean, seed=0, resamples=8000)
+    found = stratified_bootstrap(gains, np.mean, seed=0)
     error = gains.std() / np.sqrt(40)
-    assert found.standard_error == pytest.approx(error, rel=0.04)
+    assert found.standard_error == pytest.approx(error, rel=0.06)
     expected = (gains.mean() - 1.96 * error, gains.mean() + 1.96 * error)
     assert (found.low, found.high) == pytest.approx(expected, abs=0.2 * error)
 
@@ -140,8 +97,6 @@ def test_bootstrap_is_descriptive_below_ten_seeds_and_absent_with_one():
 
 
 def test_bootstrap_refuses_what_it_cannot_do():
-    with pytest.raises(UsageError, match="at least 2000 resamples"):
-        stratified_bootstrap(np.zeros((1, 5)), seed=0, resamples=1999)
     with pytest.raises(UsageError, match="strata, seeds"):
         stratified_bootstrap(np.zeros(5), seed=0)
     with pytest.raises(TypeError):

@@ -2,24 +2,23 @@
 
 import numpy as np
 import pytest
-from evaluation_rows import make_rows
+from evaluation_grids import make_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from sdpo_bench.errors import UsageError
+from sdpo_bench.statistics.eval_table import reduced
 from sdpo_bench.statistics.intervals import (
     Estimate,
     crossed_interval,
     crossed_moments,
     effect_size,
-    image_spread,
     image_standard_error,
     mean_squares,
     seed_interval,
-    win_rate,
 )
-from sdpo_bench.statistics.matrices import Matrix, matrix, paired
+from sdpo_bench.statistics.matrices import Matrix, paired
 
 
 def make_matrix(values, name="a"):
@@ -240,9 +239,9 @@ def test_identical_seeds_are_suspicious():
 
 
 def test_notes_of_a_pairing_reach_the_estimate():
-    a = Matrix(np.eye(6), range(6), "uvwxyz", name="a")
-    b = Matrix(np.zeros((5, 6)), range(5), "uvwxyz", name="b")
-    assert "only in a: 5" in crossed_interval(paired(a, b, common_seeds=True)).note
+    a = Matrix(np.eye(6), range(6), "uvwxyz", name="a", note="a remark")
+    b = Matrix(np.zeros((6, 6)), range(6), "uvwxyz", name="b", note="another")
+    assert crossed_interval(paired(a, b)).note.startswith("a remark; another")
 
 
 @pytest.mark.parametrize("level", [0, 1, 95, -0.5, float("nan")])
@@ -264,44 +263,15 @@ def test_image_error_is_labelled_as_what_it_is():
             image_standard_error(bad)
 
 
-def test_win_rate_is_the_crossed_interval_of_wins_cut_to_possible_values():
-    # wins per seed and prompt: [[1, 1], [1, .5]]
-    a = make_rows(np.array([[[[3.0]], [[3.0]]], [[[3.0]], [[2.0]]]]), steps=(1,))
-    b = make_rows(np.full((2, 2, 1, 1), 2.0), steps=(1,), method="ddpo")
-    found = win_rate(a, b, endpoint=1)
-    plain = crossed_interval(make_matrix([[1.0, 1.0], [1.0, 0.5]]))
-    assert found.value == 0.875
-    assert plain.low < 0 < 1 < plain.high
-    assert (found.low, found.high) == (0.0, 1.0)
-    assert found.p_value(0.5) == pytest.approx(plain.p_value(0.5))
-    swapped = win_rate(b, a, endpoint=1)
-    assert found.value + swapped.value == 1.0
-
-
 def test_effect_size_divides_by_the_base_models_spread():
-    # base images 1, 3, 5, 7: deviations 3, 1, 1, 3, sd = sqrt(20 / 3) with ddof=1
-    base = make_rows(np.array([[[[1.0, 3.0]], [[5.0, 7.0]]]]), steps=(1,), method="base")
-    spread = image_spread(base, endpoint=1)
-    assert spread == pytest.approx(np.sqrt(20 / 3))
     difference = crossed_interval(make_matrix(HAND))
-    found = effect_size(difference, spread)
-    assert numbers(found) == pytest.approx(numbers(difference) / spread)
+    found = effect_size(difference, 2.5)
+    assert numbers(found) == pytest.approx(numbers(difference) / 2.5)
     assert found.p_value() == pytest.approx(difference.p_value())
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UsageError, match="must be positive"):
-            effect_size(difference, bad)
-    with pytest.raises(UsageError, match="do not vary"):
-        image_spread(base.assign(score=1.0), endpoint=1)
-
-
-def test_spread_at_the_mean_endpoint_is_taken_per_image_after_averaging_step_counts():
-    # image 0: (1 + 3)/2 = 2, image 1: (5 + 7)/2 = 6; sd of 2 and 6 = sqrt(8)
-    base = make_rows(np.array([[[[1.0, 5.0], [3.0, 7.0]]]]), method="base")
-    assert image_spread(base, endpoint="mean") == pytest.approx(np.sqrt(8))
 
 
 def test_more_images_do_not_make_a_method_more_certain():
     scores = draw(np.random.default_rng(8), 4, 6)[:, :, None, None]
-    once = crossed_interval(matrix(make_rows(scores, steps=(1,)), endpoint=1))
-    many = crossed_interval(matrix(make_rows(np.repeat(scores, 10, axis=3), steps=(1,)), endpoint=1))
+    once = crossed_interval(reduced(make_grid(scores, steps=(1,)), 1))
+    many = crossed_interval(reduced(make_grid(np.repeat(scores, 10, axis=3), steps=(1,)), 1))
     assert numbers(many) == pytest.approx(numbers(once))

@@ -16,7 +16,7 @@ from sdpo_bench.report.tables.method_tables import board_cautions, interval_note
 from sdpo_bench.results.comparability import Arm, Setting, is_setting_key, shown
 from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base, metric_grid
 from sdpo_bench.statistics import table as t
-from sdpo_bench.statistics.aggregates import MIN_RESAMPLES, probability_of_improvement, stratified_bootstrap
+from sdpo_bench.statistics.aggregates import RESAMPLES, probability_of_improvement, stratified_bootstrap
 from sdpo_bench.statistics.eval_table import only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Endpoint, ScoreGrid, paired
@@ -209,7 +209,7 @@ def across_rewards(boards: Sequence[Board], name: str) -> t.Table | None:
     notes = (
         f"Rewards: {', '.join(sorted(gains))}. Gains over the base model in its own standard deviations over images.",
         "IQM: interquartile mean over runs with its percentile bootstrap interval, seeds drawn within each reward "
-        f"({MIN_RESAMPLES:,} resamples), a description rather than a test below 10 seeds.",
+        f"({RESAMPLES:,} resamples), a description rather than a test below 10 seeds.",
     )
     return t.Table(name, "Across rewards", columns, (t.Group("", tuple(rows)),), notes)
 
