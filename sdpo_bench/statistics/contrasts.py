@@ -4,7 +4,7 @@ A study declares its family before it looks. Each member is a seed x prompt matr
 interval is the crossed one, its p value agrees with that interval and is adjusted by Holm over the family.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,11 @@ class Contrast:
         return self.adjusted_p is not None and self.adjusted_p < 1 - LEVEL
 
     @property
+    def outcome(self) -> str:
+        """``up``, ``down`` or ``unclear``."""
+        return "up" if self.up else "down" if self.down else "unclear"
+
+    @property
     def up(self) -> bool:
         return self.shown and self.estimate.value > 0
 
@@ -39,25 +44,26 @@ class Contrast:
         return self.shown and self.estimate.value < 0
 
 
-def family(matrices: Mapping[str, Matrix]) -> dict[str, Contrast]:
-    """Contrasts of a declared family by label, in the order given. One without an interval counts
-    with p = 1."""
+def family(matrices: Mapping[str, Matrix | None]) -> dict[str, Contrast]:
+    """Contrasts of a declared family by label, in the order given. A missing matrix is left out; one without an
+    interval counts with p = 1."""
     return _adjusted(matrices, holm)
 
 
-def exploratory(matrices: Mapping[str, Matrix]) -> dict[str, Contrast]:
+def exploratory(matrices: Mapping[str, Matrix | None]) -> dict[str, Contrast]:
     """Contrasts of an undeclared grid: Benjamini-Hochberg instead of Holm."""
     return _adjusted(matrices, benjamini_hochberg)
 
 
-def _adjusted(matrices: Mapping[str, Matrix], adjust: Callable[[Sequence[float | None]], Any]) -> dict[str, Contrast]:
-    estimates = {label: crossed_interval(matrix, LEVEL) for label, matrix in matrices.items()}
-    p = {label: estimate.p_value() for label, estimate in estimates.items()}
-    adjusted = adjust(list(p.values()))
-    return {
-        label: Contrast(label, estimates[label], None if p[label] is None else float(new))
-        for label, new in zip(estimates, adjusted)
-    }
+def _adjusted(
+    matrices: Mapping[str, Matrix | None], adjust: Callable[[list[float | None]], Any]
+) -> dict[str, Contrast]:
+    estimates = {label: crossed_interval(m, LEVEL) for label, m in matrices.items() if m is not None}
+    p_values = [estimate.p_value() for estimate in estimates.values()]
+    contrasts = {}
+    for (label, estimate), p, adjusted in zip(estimates.items(), p_values, adjust(p_values)):
+        contrasts[label] = Contrast(label, estimate, None if p is None else float(adjusted))
+    return contrasts
 
 
 def listed(names: Iterable[object]) -> str:
@@ -66,15 +72,18 @@ def listed(names: Iterable[object]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def sorted_out(contrasts: Iterable[Contrast], up: str, down: str, open_: str) -> list[str]:
-    """One sentence for each outcome that occurs: ``{names}`` in the templates are the labels that have it."""
-    contrasts = list(contrasts)
-    groups = [
-        (up, [c for c in contrasts if c.up]),
-        (down, [c for c in contrasts if c.down]),
-        (open_, [c for c in contrasts if not c.shown]),
-    ]
-    return [template.format(names=listed(c.label for c in members)) for template, members in groups if members]
+def outcome_sentences(contrasts: Iterable[Contrast], templates: Mapping[str, str]) -> list[str]:
+    """One sentence for each outcome that occurs, in the order of the templates.
+
+    Args:
+        templates: by ``Contrast.outcome``; ``{names}`` stands for the labels of the contrasts that have it.
+    """
+    contrasts, sentences = list(contrasts), []
+    for outcome, template in templates.items():
+        names = [contrast.label for contrast in contrasts if contrast.outcome == outcome]
+        if names:
+            sentences.append(template.format(names=listed(names)))
+    return sentences
 
 
 def seed_caution(contrasts: Iterable[Contrast]) -> list[str]:

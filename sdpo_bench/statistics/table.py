@@ -80,6 +80,18 @@ class Table:
         return tuple(row for group in self.groups for row in group.rows)
 
 
+def plain_table(
+    name: str,
+    title: str,
+    columns: Iterable[Column],
+    rows: Iterable[Row],
+    notes: Iterable[str] = (),
+    cautions: Iterable[str] = (),
+) -> Table:
+    """A table without headings between its rows."""
+    return Table(name, title, tuple(columns), (Group("", tuple(rows)),), tuple(notes), tuple(cautions))
+
+
 def word(text: object, *, strong: bool = False) -> Cell:
     """A cell of text; an empty one is a dash without a value."""
     return Cell(str(text), str(text), strong=strong) if str(text) else Cell(DASH)

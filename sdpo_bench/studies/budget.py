@@ -5,25 +5,24 @@ optimiser steps where another takes few, so the same methods are compared once f
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations, pairwise
-from typing import Any
 
-from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.estimates.time_estimate import training_work
 from sdpo_bench.ledger import AXES
 from sdpo_bench.results.study_findings import Findings, Plot
-from sdpo_bench.settings import DEFAULT_MODEL
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.statistics.ranking import rank_with_ties
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
-from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference, known
+from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference
 from sdpo_bench.sweep.suite import Suite
 
 METHODS = ("sdpo", "ddpo", "d3po")
 REFERENCE = METHODS[0]
+BILL = ("images", "reward_calls", "denoiser_calls", "optimiser_steps")
 COUNTED = tuple(axis for axis in AXES if axis != "seconds")
 
 
@@ -62,41 +61,27 @@ class Budget(Study):
         return [_suite(request, "seconds", round(seconds, 3))] if seconds > 0 else []
 
     def findings(self, bench: Bench) -> Findings:
-        trainings = bench.trainings
+        trainings, reward = bench.trainings, tr.one_reward(bench.request)
         axes = list(dict.fromkeys(arm.variant for arm in trainings.arms))
-        gains = {axis: _gains(trainings, axis, tr.one_reward(bench.request)) for axis in axes}
-        pairs = family(
-            known(
-                {
-                    f"{axis}: {a} - {b}": difference(found[a], found[b])
-                    for axis, found in gains.items()
-                    for a, b in combinations(found, 2)
-                }
-            )
-        )
-        ranks = {axis: rank_with_ties(_common(found)) for axis, found in gains.items() if found}
-        arms = {m: Arm(m, tr.one_reward(bench.request), "images") for m in METHODS}
+        gains = {axis: _gains(trainings, axis, reward) for axis in axes}
+        differences = {}
+        for axis, by_method in gains.items():
+            for a, b in combinations(by_method, 2):
+                differences[f"{axis}: {a} - {b}"] = difference(by_method[a], by_method[b])
+        pairs = family(differences)
+        ranks = {axis: rank_with_ties(_common_seeds(by_method)) for axis, by_method in gains.items() if by_method}
         return Findings(
             (*conclusion(ranks, pairs), *seed_caution(pairs.values())),
-            (_rank_table(trainings, ranks, tr.one_reward(bench.request)), _pair_table(axes, pairs)),
-            (_plot(trainings, arms),),
+            (_rank_table(trainings, ranks, reward), _pair_table(axes, pairs)),
+            (_plot(trainings, reward),),
         )
 
 
 def _amounts(request: StudyRequest) -> dict[str, int]:
     """What the reference uses on each counted axis."""
     images = request.amount(640, least=tr.EPOCH, multiple=tr.EPOCH)
-    resolved = resolve(
-        Request(
-            REFERENCE,
-            tr.one_reward(request),
-            request.model or DEFAULT_MODEL,
-            request.preset,
-            0,
-            {**request.overrides, "budget.images": images},
-        )
-    )
-    work = training_work(resolved)
+    overrides = {**request.overrides, "budget.images": images}
+    work = training_work(tr.resolved_training(request, REFERENCE, tr.one_reward(request), overrides))
     assert work is not None
     return {axis: int(getattr(work, axis)) for axis in COUNTED}
 
@@ -108,20 +93,22 @@ def _suite(request: StudyRequest, axis: str, amount: float) -> Suite:
 
 
 def _gains(trainings: Trainings, axis: str, reward: str) -> dict[str, Matrix]:
-    return known({m: trainings.gain(arm) for m in METHODS if (arm := Arm(m, reward, axis)) in trainings.arms})
+    """By method; those without a usable run are left out."""
+    arms = [arm for method in METHODS if (arm := Arm(method, reward, axis)) in trainings.arms]
+    return {arm.method: gain for arm in arms if (gain := trainings.gain(arm)) is not None}
 
 
-def _common(found: Mapping[str, Matrix]) -> dict[str, Matrix]:
-    """Matrices cut to the seeds that all have, so that they can be paired; those of no common seed are left out."""
-    shared = set.intersection(*(set(m.seeds) for m in found.values()))
-    keep = [seed for seed in next(iter(found.values())).seeds if seed in shared]
-    if not keep:
-        name, first = next(iter(found.items()))
-        return {name: first}
-    return {
-        name: Matrix(m.values[[m.seeds.index(seed) for seed in keep]], tuple(keep), m.prompts, m.measure, name)
-        for name, m in found.items()
-    }
+def _common_seeds(gains: Mapping[str, Matrix]) -> dict[str, Matrix]:
+    """Matrices cut to the seeds that all have, so that they can be paired; the first one alone without any."""
+    shared = set.intersection(*(set(gain.seeds) for gain in gains.values()))
+    seeds = tuple(seed for seed in next(iter(gains.values())).seeds if seed in shared)
+    if not seeds:
+        return dict(list(gains.items())[:1])
+    cut = {}
+    for method, gain in gains.items():
+        values = gain.values[[gain.seeds.index(seed) for seed in seeds]]
+        cut[method] = replace(gain, values=values, seeds=seeds, name=method, note="")
+    return cut
 
 
 def order(ranks: Mapping[str, int]) -> str:
@@ -136,22 +123,22 @@ def order(ranks: Mapping[str, int]) -> str:
 def conclusion(ranks: Mapping[str, Mapping[str, int]], pairs: Mapping[str, Contrast]) -> list[str]:
     """The order on each axis, and whether any pair is shown both ways round."""
     by_order: dict[str, list[str]] = {}
-    for axis, found in ranks.items():
-        by_order.setdefault(order(found), []).append(axis.replace("_", " "))
+    for axis, by_method in ranks.items():
+        by_order.setdefault(order(by_method), []).append(axis.replace("_", " "))
     texts = [f"At equal {listed(axes)}: {words}." for words, axes in by_order.items()]
-    ways: dict[str, dict[bool, list[str]]] = {}
+    axes: dict[str, dict[str, list[str]]] = {}
     for label, contrast in pairs.items():
         axis, _, pair = label.partition(": ")
         if contrast.shown:
-            ways.setdefault(pair, {}).setdefault(contrast.up, []).append(axis.replace("_", " "))
-    turned = {pair: found for pair, found in ways.items() if len(found) == 2}
-    for pair, way in turned.items():
+            axes.setdefault(pair, {"up": [], "down": []})[contrast.outcome].append(axis.replace("_", " "))
+    contradictions = {pair: by_outcome for pair, by_outcome in axes.items() if all(by_outcome.values())}
+    for pair, by_outcome in contradictions.items():
         a, b = pair.split(" - ")
         texts.append(
-            f"The ranking CHANGES: {a} is ahead of {b} at equal {listed(way[True])}, behind it at equal "
-            f"{listed(way[False])}."
+            f"The ranking CHANGES: {a} is ahead of {b} at equal {listed(by_outcome['up'])}, behind it at equal "
+            f"{listed(by_outcome['down'])}."
         )
-    if turned:
+    if contradictions:
         return texts
     if len(by_order) > 1:
         return [*texts, "What is shown differs between axes, but no pair of methods is shown both ways round."]
@@ -159,18 +146,17 @@ def conclusion(ranks: Mapping[str, Mapping[str, int]], pairs: Mapping[str, Contr
 
 
 def _rank_table(trainings: Trainings, ranks: Mapping[str, Mapping[str, int]], reward: str) -> t.Table:
-    bill = ("images", "reward_calls", "denoiser_calls", "optimiser_steps")
     columns = (
         t.Column("method", "method", numeric=False),
         t.Column("rank", "rank"),
         t.Column("gain", "mean gain"),
-        *(t.Column(axis, axis.replace("_", " ")) for axis in bill),
+        *(t.Column(axis, axis.replace("_", " ")) for axis in BILL),
         t.Column("seconds", "seconds"),
         t.Column("seeds", "seeds"),
     )
     groups = []
     for axis in dict.fromkeys(arm.variant for arm in trainings.arms):
-        rows = [_rank_row(trainings, Arm(m, reward, axis), ranks.get(axis, {}), bill) for m in METHODS]
+        rows = [_rank_row(trainings, Arm(m, reward, axis), ranks.get(axis, {})) for m in METHODS]
         groups.append(t.Group(f"equal {axis.replace('_', ' ')}", tuple(rows)))
     notes = (
         "Gain over the base model, mean over step counts, ± half its 95 % crossed interval; bill: mean over runs. "
@@ -182,25 +168,16 @@ def _rank_table(trainings: Trainings, ranks: Mapping[str, Mapping[str, int]], re
         columns,
         tuple(groups),
         notes,
-        tuple(tr.failure_notes(trainings)),
+        tr.failure_notes(trainings),
     )
 
 
-def _rank_row(trainings: Trainings, arm: Arm, ranks: Mapping[str, int], bill: tuple[str, ...]) -> t.Row:
-    runs = trainings.arms[arm]
-    used = [tr.mean_of(float(run.bill[axis]) for run in runs if run.bill) for axis in bill]
-    gain = t.estimate(tr.crossed(trainings.gain(arm)), 3, signed=True, strong=ranks.get(arm.method) == 1)
-    seconds = t.number(tr.mean_of(run.seconds for run in runs if run.bill), 1)
-    return t.Row(
-        (
-            t.word(arm.method),
-            t.count(ranks.get(arm.method)),
-            gain,
-            *(t.count(x) for x in used),
-            seconds,
-            tr.seeds_cell(runs),
-        )
-    )
+def _rank_row(trainings: Trainings, arm: Arm, ranks: Mapping[str, int]) -> t.Row:
+    runs, rank = trainings.arms[arm], ranks.get(arm.method)
+    gain = t.estimate(tr.crossed(trainings.gain(arm)), 3, signed=True, strong=rank == 1)
+    counts = [t.count(amount) for amount in tr.mean_bill(runs, BILL)]
+    seconds = t.number(tr.mean_seconds(runs), 1)
+    return t.Row((t.word(arm.method), t.count(rank), gain, *counts, seconds, tr.seeds_cell(runs)))
 
 
 def _pair_table(axes: list[str], pairs: Mapping[str, Contrast]) -> t.Table:
@@ -209,22 +186,22 @@ def _pair_table(axes: list[str], pairs: Mapping[str, Contrast]) -> t.Table:
         columns += [t.Column(axis, f"equal {axis.replace('_', ' ')}"), t.Column(f"{axis}_p", "Holm p")]
     rows = []
     for a, b in combinations(METHODS, 2):
-        cells: list[Any] = []
+        cells = [t.word(f"{a} - {b}")]
         for axis in axes:
             cells += contrast_cells(pairs.get(f"{axis}: {a} - {b}"))
-        rows.append(t.Row((t.word(f"{a} - {b}"), *cells)))
+        rows.append(t.Row(tuple(cells)))
     notes = ("Paired difference of the mean gains. Bold: shown to differ from 0 in the family of all pairs and axes.",)
-    return t.Table("pairs", "Pairs of methods", tuple(columns), (t.Group("", tuple(rows)),), notes)
+    return t.plain_table("pairs", "Pairs of methods", columns, rows, notes)
 
 
-def _plot(trainings: Trainings, arms: tr.Arms) -> Plot:
+def _plot(trainings: Trainings, reward: str) -> Plot:
+    arms = {method: Arm(method, reward, "images") for method in METHODS}
     charts = [tr.gain_chart(trainings, arms, "Gain at equal images")]
-    reward = next(iter(arms.values())).reward
     for axis in dict.fromkeys(arm.variant for arm in trainings.arms):
         if axis in COUNTED:
-            mine = {m: Arm(m, reward, axis) for m in METHODS}
-            words = f"Trained to equal {axis.replace('_', ' ')}"
-            charts.append(tr.curve_chart(trainings, mine, "reward_mean", axis, words, "mean training reward"))
+            arms = {method: Arm(method, reward, axis) for method in METHODS}
+            title = f"Trained to equal {axis.replace('_', ' ')}"
+            charts.append(tr.curve_chart(trainings, arms, "reward_mean", axis, title, "mean training reward"))
     caption = (
         "Left: gain over the base model, 95 % crossed intervals. Others: mean reward of the sampled training images "
         "against the cost that was held equal, mean over seeds, band from lowest to highest."

@@ -7,7 +7,6 @@ denoiser calls, judged at all of them, and every way of failing that its runs sh
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, explorator
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
-from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, known
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings
 from sdpo_bench.sweep.suite import Suite
 
 METHODS = ("sdpo", "ddpo")
@@ -65,11 +64,11 @@ class ExtremeSteps(Study):
     def findings(self, bench: Bench) -> Findings:
         trainings, reward = bench.trainings, tr.one_reward(bench.request)
         arms = {(m, k): Arm(m, reward, f"T{k}") for m in METHODS for k in _steps(bench.request)}
-        own = family(known({_name(m, k): trainings.gain(arm, k) for (m, k), arm in arms.items()}))
-        grid = {m: exploratory(known(_grid(trainings, arms, m))) for m in METHODS}
-        failed = {
-            key: failures(trainings, arm, key[1], own.get(_name(*key)), grid[key[0]]) for key, arm in arms.items()
-        }
+        own = family({_name(m, k): trainings.gain(arm, k) for (m, k), arm in arms.items()})
+        grid = {m: exploratory(_grid(trainings, arms, m)) for m in METHODS}
+        failed = {}
+        for (m, k), arm in arms.items():
+            failed[m, k] = failures(trainings, arm, k, own.get(_name(m, k)), grid[m])
         return Findings(
             (*conclusion(failed, own), *seed_caution(own.values())),
             (_own_table(trainings, arms, own, failed), *(_grid_table(arms, m, grid[m]) for m in METHODS)),
@@ -84,10 +83,7 @@ def _name(method: str, steps: int) -> str:
 def _steps(request: StudyRequest) -> tuple[int, ...]:
     """Numbers of steps to train and judge at: those asked for with ``--set eval.steps``, or all."""
     given = request.overrides.get("eval.steps")
-    if given is None:
-        return STEPS
-    words = given if isinstance(given, list | tuple) else str(given).split(",")
-    return tuple(sorted(int(word) for word in words))
+    return STEPS if given is None else tuple(tr.step_counts(given))
 
 
 def _suite(request: StudyRequest) -> Suite:
@@ -103,8 +99,8 @@ def _suite(request: StudyRequest) -> Suite:
 
 
 def _grid(trainings: Trainings, arms: Mapping[tuple[str, int], Arm], method: str) -> dict[str, Matrix | None]:
-    mine = {k: arm for (m, k), arm in arms.items() if m == method}
-    return {f"{k} > {judged}": trainings.gain(arm, judged) for k, arm in mine.items() for judged in mine}
+    own = {k: arm for (m, k), arm in arms.items() if m == method}
+    return {f"{k} > {judged}": trainings.gain(arm, judged) for k, arm in own.items() for judged in own}
 
 
 @dataclass(frozen=True)
@@ -119,30 +115,30 @@ def failures(
     trainings: Trainings, arm: Arm, steps: int, own: Contrast | None, grid: Mapping[str, Contrast]
 ) -> list[Failure]:
     """Every failure that an arm's runs show, by the rules of the design."""
-    runs, found = trainings.arms[arm], []
+    runs, ways = trainings.arms[arm], []
     broken = [run for run in runs if run.why_not]
     if broken:
         reasons = dict.fromkeys(run.why_not for run in broken)
-        found.append(Failure(f"{len(broken)} of {len(runs)} runs gave no scores ({'; '.join(reasons)})"))
+        ways.append(Failure(f"{len(broken)} of {len(runs)} runs gave no scores ({'; '.join(reasons)})"))
     if own is None:
-        return found
+        return ways
     if own.down:
-        found.append(Failure("worse than the base model at its own T"))
+        ways.append(Failure("worse than the base model at its own T"))
     elif own.adjusted_p is None:
-        found.append(Failure("1 seed, so no test", warning=True))
+        ways.append(Failure("1 seed, so no test", warning=True))
     elif not own.up:
-        found.append(Failure("no gain shown at its own T"))
+        ways.append(Failure("no gain shown at its own T"))
     worse_at = [label.split(" > ")[1] for label, c in grid.items() if label.startswith(f"{steps} > ") and c.down]
     others = [k for k in worse_at if int(k) != steps]
     if others:
-        found.append(Failure(f"worse than the base model at {listed(others)} steps"))
-    mine, base = trainings.pictures(arm, "contrast")
-    if math.isfinite(mine) and mine < FLAT * base:
-        found.append(Failure(f"flat pictures (contrast {mine:.2g}, base model {base:.2g})"))
+        ways.append(Failure(f"worse than the base model at {listed(others)} steps"))
+    tuned, base = trainings.pictures(arm, "contrast")
+    if math.isfinite(tuned) and tuned < FLAT * base:
+        ways.append(Failure(f"flat pictures (contrast {tuned:.2g}, base model {base:.2g})"))
     share, step = _largest_share(runs)
     if steps > 2 and share > DOMINANT:
-        found.append(Failure(f"step {step} has {100 * share:.0f} % of the squared gradient", warning=True))
-    return found
+        ways.append(Failure(f"step {step} has {100 * share:.0f} % of the squared gradient", warning=True))
+    return ways
 
 
 def _largest_share(runs: tuple[Trained, ...]) -> tuple[float, int]:
@@ -159,22 +155,22 @@ def conclusion(failed: Mapping[tuple[str, int], list[Failure]], own: Mapping[str
     """For each method: where it works, and where it fails in which way."""
     texts = []
     for method in METHODS:
-        mine = {k: found for (m, k), found in failed.items() if m == method}
-        sound = [k for k, found in mine.items() if all(f.warning for f in found) and _name(method, k) in own]
+        by_steps = {k: ways for (m, k), ways in failed.items() if m == method}
+        sound = [k for k, ways in by_steps.items() if all(f.warning for f in ways) and _name(method, k) in own]
         texts.append(
             f"{method} shows no failure when trained at T = {listed(sound)}."
             if sound
             else f"{method} fails in some way at every T."
         )
         kinds: dict[str, list[int]] = {}
-        for k, found in mine.items():
-            for failure in found:
+        for k, ways in by_steps.items():
+            for failure in ways:
                 if not failure.warning:
                     kinds.setdefault(failure.words, []).append(k)
         texts += [f"{method}, trained at T = {listed(places)}: {words}." for words, places in kinds.items()]
-        warned = [k for k, found in mine.items() if any(f.warning and "gradient" in f.words for f in found)]
-        if warned:
-            texts.append(f"{method}: one step has most of the gradient at T = {listed(warned)}.")
+        dominated = [k for k, ways in by_steps.items() if any(f.warning and "gradient" in f.words for f in ways)]
+        if dominated:
+            texts.append(f"{method}: one step has most of the gradient at T = {listed(dominated)}.")
     return texts
 
 
@@ -206,25 +202,16 @@ def _own_table(
                 rows.append(_own_row(trainings, arm, k, own.get(_name(m, k)), failed[m, k]))
         groups.append(t.Group(method, tuple(rows)))
     notes = ("Gain over the base model when judged at the trained T; bold: shown to differ from 0.",)
-    return t.Table("own", "Trained and judged at T", columns, tuple(groups), notes, tuple(tr.failure_notes(trainings)))
+    return t.Table("own", "Trained and judged at T", columns, tuple(groups), notes, tr.failure_notes(trainings))
 
 
 def _own_row(trainings: Trainings, arm: Arm, steps: int, own: Contrast | None, failed: list[Failure]) -> t.Row:
     runs = trainings.arms[arm]
-    used = [tr.mean_of(float(r.bill[axis]) for r in runs if r.bill) for axis in ("images", "optimiser_steps")]
-    mine, base = trainings.pictures(arm, "contrast") if own else (math.nan, math.nan)
-    words = "; ".join(f.words for f in failed if not f.warning)
-    return t.Row(
-        (
-            t.count(steps),
-            *contrast_cells(own),
-            *(t.count(x) for x in used),
-            t.number(mine / base, 2),
-            t.number(_largest_share(runs)[0] or math.nan, 2),
-            tr.seeds_cell(runs),
-            t.word(words),
-        )
-    )
+    counts = [t.count(amount) for amount in tr.mean_bill(runs, ("images", "optimiser_steps"))]
+    tuned, base = trainings.pictures(arm, "contrast") if own else (math.nan, math.nan)
+    contrast, share = t.number(tuned / base, 2), t.number(_largest_share(runs)[0] or math.nan, 2)
+    words = t.word("; ".join(f.words for f in failed if not f.warning))
+    return t.Row((t.count(steps), *contrast_cells(own), *counts, contrast, share, tr.seeds_cell(runs), words))
 
 
 def _grid_table(arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[str, Contrast]) -> t.Table:
@@ -232,23 +219,18 @@ def _grid_table(arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[
     columns = (t.Column("trained", "trained at T"), *(t.Column(f"k{k}", f"judged at {k}") for k in counts))
     rows = []
     for k in counts:
-        cells: list[Any] = [contrast_cells(grid.get(f"{k} > {judged}"))[0] for judged in counts]
+        cells = [contrast_cells(grid.get(f"{k} > {judged}"))[0] for judged in counts]
         rows.append(t.Row((t.count(k), *cells)))
     notes = ("Gain over the base model; bold: shown to differ from 0 after Benjamini-Hochberg over the grid.",)
-    return t.Table(
-        f"grid-{method}",
-        f"{method}: trained at T, judged at every step count",
-        columns,
-        (t.Group("", tuple(rows)),),
-        notes,
-    )
+    title = f"{method}: trained at T, judged at every step count"
+    return t.plain_table(f"grid-{method}", title, columns, rows, notes)
 
 
 def _plot(trainings: Trainings, arms: Mapping[tuple[str, int], Arm], steps: tuple[int, ...]) -> Plot:
     own = [banded(m, steps, [tr.crossed(trainings.gain(arms[m, k], k)) for k in steps]) for m in METHODS]
     charts = [Chart("Trained and judged at T", "denoising steps T", "gain", own, steps=True, zero=True)]
     for method in METHODS:
-        mine = {f"trained at T = {k}": arms[method, k] for k in steps}
-        charts.append(tr.gain_chart(trainings, mine, f"{method}, judged at every step count"))
+        by_steps = {f"trained at T = {k}": arms[method, k] for k in steps}
+        charts.append(tr.gain_chart(trainings, by_steps, f"{method}, judged at every step count"))
     caption = "Gain over the base model; bands: 95 % crossed intervals over seeds and prompts."
     return Plot("steps", caption, tuple(charts), columns=3, size=(3.8, 3.0))

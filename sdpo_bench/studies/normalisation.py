@@ -11,7 +11,7 @@ import numpy as np
 
 from sdpo_bench.results.study_findings import Findings
 from sdpo_bench.statistics import table as t
-from sdpo_bench.statistics.contrasts import Contrast, family, listed, seed_caution
+from sdpo_bench.statistics.contrasts import Contrast, family, listed, outcome_sentences, seed_caution
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
@@ -64,12 +64,10 @@ class Normalisation(Study):
         bench.say("sampling returns of the base model")
         returns = sample_returns(bench)
         left = {mode: [_after(mode, values) for values in returns] for mode in ("raw", *MODES)}
-        variance = _variance_table(left)
-        steps = _step_table(returns)
-        table = tr.gain_table(trainings, arms, against, PAPER, name="gains", title="What is learnt with each mode")
+        table = tr.gain_table(trainings, arms, against, PAPER, title="What is learnt with each mode")
         return Findings(
             (*_variance_words(left), *_training_words(against), *seed_caution(against.values())),
-            (variance, steps, table),
+            (_variance_table(left), _step_table(returns), table),
             (tr.training_plot(trainings, arms),),
         )
 
@@ -110,7 +108,7 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
     scorer = make_scorer(config.reward.name, config.reward.settings, device)
     texts = load_prompts(config.sample.prompts)
     assert config.advantage is not None
-    found = []
+    returns = []
     for seed in bench.request.chosen_seeds:
         names = [f"{text}\n{pair}" for text in texts for pair in range(PAIRS)]
         trajectories = rollout(
@@ -129,8 +127,8 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
         )
         rewards = step_rewards(queries, answers.rewards.to(trajectories.x0), "predicted", method.reward_guard)
         values = discounted_returns(rewards, config.advantage.gamma)
-        found.append(values.double().cpu().numpy().reshape(len(texts), 2 * PAIRS, -1))
-    return found
+        returns.append(values.double().cpu().numpy().reshape(len(texts), 2 * PAIRS, -1))
+    return returns
 
 
 def _after(mode: str, returns: np.ndarray) -> np.ndarray:
@@ -187,9 +185,9 @@ def _variance_table(left: Mapping[str, Sequence[np.ndarray]]) -> t.Table:
         t.Column("prompts", "imbalance of prompts"),
     )
     rows = []
-    for mode, found in left.items():
-        parts = np.array([shares(values) for values in found])
-        uneven = np.array([imbalance(values) for values in found])
+    for mode, by_seed in left.items():
+        parts = np.array([shares(values) for values in by_seed])
+        uneven = np.array([imbalance(values) for values in by_seed])
         cells = [t.share(_share(parts[:, i])) for i in range(4)]
         cells += [t.number(float(uneven[:, i].mean()), 2) for i in range(2)]
         rows.append(t.Row((t.word(mode), *cells), mode == "raw"))
@@ -197,9 +195,7 @@ def _variance_table(left: Mapping[str, Sequence[np.ndarray]]) -> t.Table:
         "Of the base model's returns. Shares with t intervals over sampling seeds on these prompts; 'trajectory' is "
         "what tells a better trajectory from a worse one of the same prompt at the same step.",
     )
-    return t.Table(
-        "variance", "Variance of returns and what is left of it", columns, (t.Group("", tuple(rows)),), notes
-    )
+    return t.plain_table("variance", "Variance of returns and what is left of it", columns, rows, notes)
 
 
 def _step_table(returns: Sequence[np.ndarray]) -> t.Table:
@@ -216,37 +212,33 @@ def _step_table(returns: Sequence[np.ndarray]) -> t.Table:
         column = every[..., i]
         numbers = (column.mean(), column.mean(2).std(1, ddof=1).mean(), column.std(2, ddof=1).mean())
         rows.append(t.Row((t.count(i), *(t.number(float(x), 3) for x in numbers))))
-    return t.Table("steps", "Returns by step (0 is the noisiest)", columns, (t.Group("", tuple(rows)),))
+    return t.plain_table("steps", "Returns by step (0 is the noisiest)", columns, rows)
 
 
 def _variance_words(left: Mapping[str, Sequence[np.ndarray]]) -> list[str]:
-    mean = {mode: np.mean([shares(values) for values in found], axis=0) for mode, found in left.items()}
-    uneven = {mode: np.mean([imbalance(values) for values in found], axis=0) for mode, found in left.items()}
+    mean = {mode: np.mean([shares(values) for values in by_seed], axis=0) for mode, by_seed in left.items()}
+    uneven = {mode: np.mean([imbalance(values) for values in by_seed], axis=0) for mode, by_seed in left.items()}
     raw = mean["raw"]
     text = ", ".join(f"{100 * share:.0f} % {name}" for name, share in zip(SHARES, raw))
     clean = [mode for mode in MODES if mean[mode][3] > 0.95]
-    dirty = [f"{mode} ({100 * (1 - mean[mode][3]):.0f} %)" for mode in MODES if mode not in clean]
-    found = [f"Raw returns vary by {text}."]
+    others = [f"{mode} ({100 * (1 - mean[mode][3]):.0f} %)" for mode in MODES if mode not in clean]
+    sentences = [f"Raw returns vary by {text}."]
     if clean:
-        found.append(f"Steps and prompts are taken out (less than 5 % left) by {listed(clean)}.")
-    if dirty:
-        found.append(f"They stay in the advantages of {listed(dirty)}; a pair's difference cancels them.")
+        sentences.append(f"Steps and prompts are taken out (less than 5 % left) by {listed(clean)}.")
+    if others:
+        sentences.append(f"They stay in the advantages of {listed(others)}; a pair's difference cancels them.")
     best = min(MODES, key=lambda mode: float(uneven[mode].max()))
-    found.append(
+    sentences.append(
         f"What a pair keeps is scale: the noisiest prompt counts {uneven['none'][1]:.1f} times the quietest without "
         f"normalisation, {uneven[PAPER][1]:.1f} times with {PAPER}; {best} is the most even."
     )
-    return found
+    return sentences
 
 
 def _training_words(against: Mapping[str, Contrast]) -> list[str]:
-    better, worse = ([c.label for c in against.values() if getattr(c, way)] for way in ("up", "down"))
-    same = [c.label for c in against.values() if not c.shown]
-    found = []
-    if worse:
-        found.append(f"Trained with {PAPER}, SDPO gains more than with {listed(worse)}.")
-    if better:
-        found.append(f"Trained with {PAPER}, SDPO gains less than with {listed(better)}.")
-    if same:
-        found.append(f"No difference in gain is shown between {PAPER} and {listed(same)}.")
-    return found or ["No training can be compared: see the failures."]
+    templates = {
+        "down": f"Trained with {PAPER}, SDPO gains more than with {{names}}.",
+        "up": f"Trained with {PAPER}, SDPO gains less than with {{names}}.",
+        "unclear": f"No difference in gain is shown between {PAPER} and {{names}}.",
+    }
+    return outcome_sentences(against.values(), templates) or ["No training can be compared: see the failures."]

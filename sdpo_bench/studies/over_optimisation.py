@@ -17,11 +17,12 @@ from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
 from sdpo_bench.statistics.eval_table import PICTURES
+from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.diversity import IMAGES, Spread, measure_all
-from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, known, scaled
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, scaled
 from sdpo_bench.sweep.suite import Suite
 
 TRAINED = ("emoji-align", "emoji-style", "jpeg-compressibility")
@@ -104,14 +105,14 @@ def _judges(request: StudyRequest) -> list[str]:
     Raises:
         UsageError: a single reward that is not an embedded one, so that nothing is held out.
     """
-    mine, embedded = _rewards(request), list(dict.fromkeys([*TRAINED, *CONTENT]))
-    if set(mine) <= set(embedded):
+    rewards, embedded = _rewards(request), list(dict.fromkeys([*TRAINED, *CONTENT]))
+    if set(rewards) <= set(embedded):
         return embedded
-    if len(mine) < 2:
+    if len(rewards) < 2:
         raise UsageError(
-            f"with {mine[0]} alone nothing is held out. Add another, e.g. --reward {mine[0]} --reward NAME."
+            f"with {rewards[0]} alone nothing is held out. Add another, e.g. --reward {rewards[0]} --reward NAME."
         )
-    return list(mine)
+    return list(rewards)
 
 
 def _held_out(reward: str, judges: list[str]) -> list[str]:
@@ -135,8 +136,7 @@ def _suite(request: StudyRequest, images: int) -> Suite:
 
 def _diversity_steps(suite: Suite) -> int:
     """The middle of the step counts that are judged."""
-    steps = suite.common.get("eval.steps", tr.JUDGED["steps"])
-    counts = sorted(int(k) for k in (steps if isinstance(steps, list | tuple) else str(steps).split(",")))
+    counts = tr.step_counts(suite.common.get("eval.steps", tr.JUDGED["steps"]))
     return counts[len(counts) // 2]
 
 
@@ -150,51 +150,48 @@ class _View:
         self.reward, self.trainings = reward, bench.trainings
         self.arms = {images: Arm("sdpo", reward, str(images)) for images in budgets(bench.request)}
         self.judges = _judges(bench.request)
-        matrices = {}
+        matrices: dict[str, Matrix | None] = {}
         for images, arm in self.arms.items():
             matrices[f"trained {images}"] = standardised(self.trainings, arm, reward)
             matrices[f"held-out {images}"] = held_out(self.trainings, arm, _held_out(reward, self.judges))
-        self.gains = family(known(matrices))
+        self.gains = family(matrices)
         self.diversity: dict[str, Contrast] = {}
-        self.base: Spread | None = None
+        self.onset = onset(self.gains, list(self.arms))
 
     def measure(self, measured: Mapping[str, Spread]) -> None:
         """Diversity against the base model, in percent of its mean distance."""
-        self.base = measured.get("")
-        found = {}
+        changes = {}
         for images, arm in self.arms.items():
             for space in SPACES:
-                found[f"{space} {images}"] = _loss(self.trainings.arms[arm], measured, space)
-        self.diversity = family(known(found))
+                changes[f"{space} {images}"] = _change(self.trainings.arms[arm], measured, space)
+        self.diversity = family(changes)
 
-    @property
-    def onset(self) -> int | None:
-        """The smallest budget at which the reward is hacked."""
-        return onset(self.gains, list(self.arms))
+    def _estimates(self, contrasts: Mapping[str, Contrast], name: str) -> list[Estimate | None]:
+        """A family's estimates under ``"name IMAGES"`` at every budget."""
+        members = [contrasts.get(f"{name} {images}") for images in self.arms]
+        return [contrast.estimate if contrast else None for contrast in members]
 
     def sentences(self) -> list[str]:
         up = [i for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.up]
         first = f"is shown to rise from {up[0]:,} images on" if up else "is not shown to rise at any budget"
-        found = [f"{self.reward}: trained on, it {first}."]
+        texts = [f"{self.reward}: trained on, it {first}."]
         if self.onset is not None:
-            found.append(
+            texts.append(
                 f"{self.reward}: HACKED from {self.onset:,} images on: the held-out rewards are shown below "
                 "the base model's."
             )
         else:
-            found.append(f"{self.reward}: no onset of hacking is shown: {self._held_out_words()}")
-        lost = {
-            w: [i for i in self.arms if (c := self.diversity.get(f"{s} {i}")) and c.down] for s, w in SPACES.items()
-        }
-        words = [f"{word} from {places[0]:,} images on" for word, places in lost.items() if places]
-        kept = [word for word, places in lost.items() if not places]
-        if self.diversity:
-            found.append(
-                f"{self.reward}: diversity is shown to be lost in {listed(words)}."
-                if words
-                else f"{self.reward}: no loss of diversity is shown ({listed(kept)})."
-            )
-        return found
+            texts.append(f"{self.reward}: no onset of hacking is shown: {self._held_out_words()}")
+        losses = []
+        for space, words in SPACES.items():
+            budgets_of_loss = [i for i in self.arms if (c := self.diversity.get(f"{space} {i}")) and c.down]
+            if budgets_of_loss:
+                losses.append(f"{words} from {budgets_of_loss[0]:,} images on")
+        if losses:
+            texts.append(f"{self.reward}: diversity is shown to be lost in {listed(losses)}.")
+        elif self.diversity:
+            texts.append(f"{self.reward}: no loss of diversity is shown ({listed(SPACES.values())}).")
+        return texts
 
     def _held_out_words(self) -> str:
         last = self.gains.get(f"held-out {max(self.arms)}")
@@ -223,58 +220,35 @@ class _View:
             "Gains in standard deviations of the base model's images, ± half the 95 % crossed interval; diversity as "
             "difference to the base model in percent. Bold: shown to differ from 0.",
         )
-        return t.Table(
-            f"budget-{self.reward}",
-            f"Trained on {self.reward}",
-            columns,
-            (t.Group("", tuple(rows)),),
-            notes,
-            tuple(tr.failure_notes(self.trainings)),
-        )
+        title = f"Trained on {self.reward}"
+        return t.plain_table(f"budget-{self.reward}", title, columns, rows, notes, tr.failure_notes(self.trainings))
 
     def _row(self, images: int, arm: Arm) -> t.Row:
         runs = self.trainings.arms[arm]
-        gains = [
-            cell for kind in ("trained", "held-out") for cell in contrast_cells(self.gains.get(f"{kind} {images}"), 2)
-        ]
-        spread = [contrast_cells(self.diversity.get(f"{space} {images}"), 1)[0] for space in SPACES]
-        ratios = [
-            mine / base if base else math.nan
-            for mine, base in (self.trainings.pictures(arm, name) for name in PICTURES)
-        ]
+        cells = [t.count(images)]
+        for kind in ("trained", "held-out"):
+            cells += contrast_cells(self.gains.get(f"{kind} {images}"), 2)
+        cells += [contrast_cells(self.diversity.get(f"{space} {images}"), 1)[0] for space in SPACES]
+        for name in PICTURES:
+            tuned, base = self.trainings.pictures(arm, name)
+            cells.append(t.number(tuned / base if base else math.nan, 2))
         kl = tr.mean_of(float(run.log[-1]["kl_to_base"]) for run in runs if run.log)
         mark = "onset of hacking" if images == self.onset else ""
-        return t.Row(
-            (
-                t.count(images),
-                *gains,
-                *spread,
-                *(t.number(x, 2) for x in ratios),
-                t.number(kl, 4),
-                t.word(mark),
-                tr.seeds_cell(runs),
-            )
-        )
+        return t.Row((*cells, t.number(kl, 4), t.word(mark), tr.seeds_cell(runs)))
 
     def plot(self) -> Plot:
         """Gains, diversity and KL over the budget, the onset marked."""
         x = list(self.arms)
-        estimates = {
-            name: [c.estimate if (c := self.gains.get(f"{name} {i}")) else None for i in x]
-            for name in ("trained", "held-out")
-        }
-        series = [banded("trained reward", x, estimates["trained"]), banded("held-out", x, estimates["held-out"])]
+        names = {"trained reward": "trained", "held-out": "held-out"}
+        series = [banded(label, x, self._estimates(self.gains, name)) for label, name in names.items()]
         if self.onset is not None:
             at_onset = self.gains[f"held-out {self.onset}"].estimate.value
             series.append(line("onset of hacking", [self.onset], [at_onset]))
         each = []
         for judge in self.judges:
-            found = [standardised(self.trainings, arm, judge) for arm in self.arms.values()]
-            each.append(banded(judge, x, [tr.crossed(m) for m in found]))
-        spread = [
-            banded(words, x, [c.estimate if (c := self.diversity.get(f"{s} {i}")) else None for i in x])
-            for s, words in SPACES.items()
-        ]
+            gains = [standardised(self.trainings, arm, judge) for arm in self.arms.values()]
+            each.append(banded(judge, x, [tr.crossed(gain) for gain in gains]))
+        spread = [banded(words, x, self._estimates(self.diversity, space)) for space, words in SPACES.items()]
         longest = {"sdpo": self.arms[max(x)]}
         kl = tr.curve_chart(self.trainings, longest, "kl_to_base", "images", "KL to the base model", "nats")
         axis = "images of training"
@@ -296,8 +270,8 @@ class _View:
 def onset(gains: Mapping[str, Contrast], budgets: list[int]) -> int | None:
     """The smallest budget with a shown gain by the trained reward and a shown loss by the held-out ones."""
     for images in sorted(budgets):
-        mine, others = gains.get(f"trained {images}"), gains.get(f"held-out {images}")
-        if mine and others and mine.up and others.down:
+        own, others = gains.get(f"trained {images}"), gains.get(f"held-out {images}")
+        if own and others and own.up and others.down:
             return images
     return None
 
@@ -311,42 +285,38 @@ def standardised(trainings: Trainings, arm: Arm, judge: str) -> Matrix | None:
 
 def held_out(trainings: Trainings, arm: Arm, judges: list[str]) -> Matrix | None:
     """Mean of the standardised gains by rewards that were not trained on."""
-    found = [m for judge in judges if (m := standardised(trainings, arm, judge)) is not None]
-    if not found:
+    gains = [gain for judge in judges if (gain := standardised(trainings, arm, judge)) is not None]
+    if not gains:
         return None
-    return Matrix(np.mean([m.values for m in found], axis=0), found[0].seeds, found[0].prompts)
+    return Matrix(np.mean([gain.values for gain in gains], axis=0), gains[0].seeds, gains[0].prompts)
 
 
-def _loss(runs: tuple[Trained, ...], measured: Mapping[str, Spread], space: str) -> Matrix | None:
+def _change(runs: tuple[Trained, ...], measured: Mapping[str, Spread], space: str) -> Matrix | None:
     """Distance minus the base model's, ``[S, P]`` in percent of the base model's mean distance."""
-    mine = {run.cell.seed: getattr(measured[run.cell.run_id], space) for run in runs if run.cell.run_id in measured}
-    if not mine:
+    tuned = {run.cell.seed: getattr(measured[run.cell.run_id], space) for run in runs if run.cell.run_id in measured}
+    if not tuned:
         return None
     base = getattr(measured[""], space)
-    values = 100 * (np.stack(list(mine.values())) - base) / base.mean()
-    return Matrix(values, tuple(mine), tuple(map(str, range(len(base)))))
+    values = 100 * (np.stack(list(tuned.values())) - base) / base.mean()
+    return Matrix(values, tuple(tuned), tuple(map(str, range(len(base)))))
 
 
 def _matrix_table(bench: Bench, views: list[_View]) -> t.Table:
     """Trained on x scored with, at the largest budget."""
     most = max(budgets(bench.request))
     judges = _judges(bench.request)
-    found = family(
-        known(
-            {
-                f"{view.reward} > {judge}": standardised(bench.trainings, view.arms[most], judge)
-                for view in views
-                for judge in judges
-            }
-        )
-    )
+    gains = {}
+    for view in views:
+        for judge in judges:
+            gains[f"{view.reward} > {judge}"] = standardised(bench.trainings, view.arms[most], judge)
+    contrasts = family(gains)
     columns = (t.Column("trained", "trained on", numeric=False), *(t.Column(j, f"scored with {j}") for j in judges))
-    rows = [
-        t.Row((t.word(v.reward), *(contrast_cells(found.get(f"{v.reward} > {j}"), 2)[0] for j in judges)))
-        for v in views
-    ]
+    rows = []
+    for view in views:
+        cells = [contrast_cells(contrasts.get(f"{view.reward} > {judge}"), 2)[0] for judge in judges]
+        rows.append(t.Row((t.word(view.reward), *cells)))
     notes = (
         f"Gain after {most:,} images in standard deviations of the base model's images, ± half the 95 % crossed "
         "interval. Bold: shown to differ from 0 after Holm over the matrix.",
     )
-    return t.Table("matrix", "Trained on x scored with", columns, (t.Group("", tuple(rows)),), notes)
+    return t.plain_table("matrix", "Trained on x scored with", columns, rows, notes)

@@ -5,6 +5,7 @@ clean one, whatever the training saw.
 """
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from sdpo_bench.results.study_findings import Findings, Plot, banded
@@ -62,13 +63,8 @@ class RewardKinds(Study):
 
     def findings(self, bench: Bench) -> Findings:
         clean, trainings = tr.one_reward(bench.request), bench.trainings
-        gains = {}
-        for method in METHODS:
-            for kind in KINDS:
-                gain = clean_gain(trainings, method, kind, clean)
-                if gain is not None:
-                    gains[f"{method}, {kind}"] = gain
-        contrasts = family(gains)
+        pairs = product(METHODS, KINDS)
+        contrasts = family({f"{m}, {kind}": clean_gain(trainings, m, kind, clean) for m, kind in pairs})
         return Findings(
             (*conclusion(contrasts), *seed_caution(contrasts.values())),
             (_table(trainings, contrasts),),
@@ -95,16 +91,13 @@ def _words(settings: Mapping[str, Any], clean: str) -> str:
 
 def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
     """For a reward that is not in :data:`MEASURED`: the same two numbers, to two digits."""
-    from sdpo_bench.config.resolve import Request, resolve
     from sdpo_bench.models.catalogue import load_policy, scheduler_config
     from sdpo_bench.prompts.prompt_sets import load_prompts
     from sdpo_bench.rollout.sampling import Noise, sample
     from sdpo_bench.rollout.schedule import make_schedule
     from sdpo_bench.scoring.make_scorers import make_scorer
-    from sdpo_bench.settings import DEFAULT_MODEL
 
-    wanted = Request("sdpo", clean, request.model or DEFAULT_MODEL, request.preset, 0, dict(request.overrides))
-    config = resolve(wanted).config
+    config = tr.resolved_training(request, "sdpo", clean, request.overrides).config
     policy = load_policy(config.model, lora_seed=0)
     schedule = make_schedule(scheduler_config(policy), config.schedule.steps, sampler=config.schedule.sampler)
     prompts = [p for p in load_prompts(config.sample.prompts) for _ in range(2)]
@@ -148,48 +141,42 @@ def clean_gain(trainings: Trainings, method: str, kind: str, clean: str) -> Matr
 def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
     """One sentence a kind of reward, then the number of kinds with a shown gain by method."""
     texts = [text for kind in KINDS if (text := _kind_sentence(contrasts, kind))]
-    gaining, tested = dict.fromkeys(METHODS, 0), dict.fromkeys(METHODS, 0)
-    for method in METHODS:
-        for kind in KINDS:
-            contrast = contrasts.get(f"{method}, {kind}")
-            if contrast is not None:
-                tested[method] += 1
-                gaining[method] += contrast.up
-    if not any(gaining.values()):
+    if not any(contrast.up for contrast in contrasts.values()):
         return [*texts, "No method is shown to gain with any kind."]
-    counts = ", ".join(f"{method} with {gaining[method]} of {tested[method]}" for method in METHODS)
-    return [*texts, f"Kinds with a shown gain: {counts}."]
+    counts = []
+    for method in METHODS:
+        own = [contrast for label, contrast in contrasts.items() if label.startswith(f"{method}, ")]
+        counts.append(f"{method} with {sum(contrast.up for contrast in own)} of {len(own)}")
+    return [*texts, f"Kinds with a shown gain: {', '.join(counts)}."]
 
 
 def _kind_sentence(contrasts: Mapping[str, Contrast], kind: str) -> str:
     """Methods by the outcome of one kind of reward; empty without any."""
     by_method = {m: contrasts[f"{m}, {kind}"] for m in METHODS if f"{m}, {kind}" in contrasts}
-    works = [method for method, contrast in by_method.items() if contrast.up]
-    harmed = [method for method, contrast in by_method.items() if contrast.down]
-    undecided = [method for method, contrast in by_method.items() if not contrast.shown]
+    parts = []
+    for outcome, words in (
+        ("up", "works for {}"),
+        ("down", "makes the pictures of {} worse"),
+        ("unclear", "no gain is shown for {}"),
+    ):
+        methods = [method for method, contrast in by_method.items() if contrast.outcome == outcome]
+        if methods:
+            parts.append(words.format(listed(methods)))
     expected = METHODS if kind != DELAYED else ("sdpo",)  # for the others, delayed is the same as plain
-    missing = [method for method in expected if method not in by_method]
-    parts = [f"works for {listed(works)}"] if works else []
-    parts += [f"makes the pictures of {listed(harmed)} worse"] if harmed else []
-    parts += [f"no gain is shown for {listed(undecided)}"] if undecided else []
-    parts += [f"no training of {listed(missing)} ended with usable scores"] if missing else []
+    if missing := [method for method in expected if method not in by_method]:
+        parts.append(f"no training of {listed(missing)} ended with usable scores")
     return f"A {kind} reward: {'; '.join(parts)}." if parts else ""
 
 
 def _table(trainings: Trainings, contrasts: Mapping[str, Contrast]) -> t.Table:
-    columns = (
-        t.Column("kind", "kind", numeric=False),
-        *(
-            column
-            for m in METHODS
-            for column in (
-                t.Column(m, m, help="gain by the clean reward, standard deviations of the base model's images"),
-                t.Column(f"{m}_p", "Holm p"),
-                t.Column(f"{m}_kept", "of plain"),
-                t.Column(f"{m}_seeds", "seeds"),
-            )
-        ),
-    )
+    columns = [t.Column("kind", "kind", numeric=False)]
+    for m in METHODS:
+        columns += [
+            t.Column(m, m, help="gain by the clean reward, standard deviations of the base model's images"),
+            t.Column(f"{m}_p", "Holm p"),
+            t.Column(f"{m}_kept", "of plain"),
+            t.Column(f"{m}_seeds", "seeds"),
+        ]
     rows = []
     for kind in KINDS:
         cells: list[t.Cell] = [t.word(kind)]
@@ -198,24 +185,18 @@ def _table(trainings: Trainings, contrasts: Mapping[str, Contrast]) -> t.Table:
             if kind == DELAYED and method != "sdpo":
                 cells += [t.word("as plain"), *[t.Cell(t.DASH)] * 3]
                 continue
-            cells += [*contrast_cells(contrast, 2), _kept(contrast, plain)]
+            cells += [*contrast_cells(contrast, 2), _share_of_plain(contrast, plain)]
             cells.append(tr.seeds_cell(trainings.arms[arm_of(method, kind)]))
         rows.append(t.Row(tuple(cells), kind == PLAIN))
     notes = (
         "± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0 in the family of all "
         f"cells. 'of plain': share of the gain with the plain reward; {JPEG} is another task and judges itself.",
     )
-    return t.Table(
-        "kinds",
-        "What is learnt from each kind of reward, by the clean one",
-        columns,
-        (t.Group("", tuple(rows)),),
-        notes,
-        tuple(tr.failure_notes(trainings)),
-    )
+    title = "What is learnt from each kind of reward, by the clean one"
+    return t.plain_table("kinds", title, columns, rows, notes, tr.failure_notes(trainings))
 
 
-def _kept(contrast: Contrast | None, plain: Contrast | None) -> t.Cell:
+def _share_of_plain(contrast: Contrast | None, plain: Contrast | None) -> t.Cell:
     if contrast is None or plain is None or not plain.up:
         return t.Cell(t.DASH)
     share = contrast.estimate.value / plain.estimate.value
@@ -232,8 +213,7 @@ def _plot(trainings: Trainings, clean: str) -> Plot:
             cells = trainings.cells(arm, judge) if kind != DELAYED or method == "sdpo" else None
             if cells:
                 steps = cells[0].steps
-                unit = [1 / trainings.spread(arm, k, judge) for k in steps]
-                gains = [scaled(trainings.gain(arm, k, judge), u) for k, u in zip(steps, unit)]
+                gains = [scaled(trainings.gain(arm, k, judge), 1 / trainings.spread(arm, k, judge)) for k in steps]
                 series.append(banded(kind, steps, [tr.crossed(gain) for gain in gains]))
         charts.append(Chart(method, "denoising steps", "gain, base model's sd", series, steps=True, zero=True))
     caption = (

@@ -14,7 +14,7 @@ from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.contrasts import Contrast, family, listed, seed_caution
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
-from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.statistics.matrices import Matrix, paired
 from sdpo_bench.studies.shared import step_rewards as s
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.true_rewards import (
@@ -101,24 +101,23 @@ class _Reward:
         self.reward, self.sampled, self.seeds, self.prompts = reward, sampled, seeds, prompts
         self.accuracy: dict[int, dict[str, s.Accuracy]] = {}
         self.matrices: dict[int, dict[str, Matrix]] = {}
-        for steps, found in sampled.items():
-            truth = found.truth[reward]
+        for steps, trajectories in sampled.items():
+            truth = trajectories.truth[reward]
             spread = float(truth.std(ddof=1)) or 1.0
             self.accuracy[steps] = {
-                name: s.accuracy(rule, truth, found.similarity, found.prompts, spread)
+                name: s.accuracy(rule, truth, trajectories.similarity, trajectories.prompts, spread)
                 for name, rule in s.rules(steps, EVEN).items()
             }
             self.matrices[steps] = {
-                name: as_matrix(a.error, found, seeds, prompts)
+                name: as_matrix(a.error, trajectories, seeds, prompts)
                 for name, a in self.accuracy[steps].items()
                 if a.not_finite == 0
             }
-        pairs = {
-            f"T = {steps}, {rival}": _minus(self.matrices[steps][s.SDPO], self.matrices[steps][rival])
-            for steps in sampled
-            for rival in RIVALS
-        }
-        self.contrasts = family(pairs)
+        differences = {}
+        for steps, matrices in self.matrices.items():
+            for rival in RIVALS:
+                differences[f"T = {steps}, {rival}"] = paired(matrices[s.SDPO], matrices[rival])
+        self.contrasts = family(differences)
 
     def against(self, rival: str) -> dict[int, Contrast]:
         """SDPO's error minus the rival's, by T; negative: SDPO's is smaller."""
@@ -130,14 +129,15 @@ class _Reward:
 
     def sentences(self) -> list[str]:
         errors = ", ".join(f"{self.matrices[n][s.SDPO].values.mean():.2f} at T = {n}" for n in self.sampled)
-        found = [f"{self.reward}: SDPO's prediction misses the true reward by {errors} (standard deviations)."]
+        texts = [f"SDPO's prediction misses the true reward by {errors} (standard deviations)."]
         for rival, words in (
             (s.LAST, "the last reward alone"),
             (s.SAME_QUERIES, "a straight line through its queries"),
             (s.MIDDLE, "the middle step as its anchor"),
         ):
-            found.append(f"{self.reward}: {_versus(self.against(rival), words)}.")
-        return [*found, *(f"{self.reward}: {text}" for text in (self._failures(), self._cheapest(), self._official()))]
+            texts.append(f"{_versus(self.against(rival), words)}.")
+        texts += [self._failures(), self._cheapest(), self._official()]
+        return [f"{self.reward}: {text}" for text in texts]
 
     def _failures(self) -> str:
         texts = []
@@ -153,11 +153,10 @@ class _Reward:
         steps = max(self.sampled)
         errors = {n: (self.accuracy[steps][n].queries, float(m.values.mean())) for n, m in self.matrices[steps].items()}
         best = s.cheapest(errors, errors[s.SDPO][1])
-        same = best == s.SDPO
+        if best == s.SDPO:
+            return f"at T = {steps} no cheaper way has as small an error as SDPO's."
         return (
-            f"at T = {steps} no cheaper way has as small an error as SDPO's."
-            if same
-            else f"at T = {steps} the cheapest way with no larger error is '{best}' ({errors[best][1]:.2f} from "
+            f"at T = {steps} the cheapest way with no larger error is '{best}' ({errors[best][1]:.2f} from "
             f"{errors[best][0]:.3g} queries, SDPO's {errors[s.SDPO][1]:.2f} from {errors[s.SDPO][0]:.3g})."
         )
 
@@ -165,11 +164,8 @@ class _Reward:
         bad = [n for n in self.sampled if self.accuracy[n][s.OFFICIAL].not_finite > 0]
         if bad:
             return f"the official weights give NaN or infinite rewards at T = {listed(bad)}."
-        worse = [
-            n
-            for n in self.sampled
-            if self.matrices[n][s.OFFICIAL].values.mean() > self.matrices[n][s.SDPO].values.mean() + 5e-3
-        ]
+        means = {n: [by_rule[r].values.mean() for r in (s.OFFICIAL, s.SDPO)] for n, by_rule in self.matrices.items()}
+        worse = [n for n, (official, own) in means.items() if official > own + 5e-3]
         where = f"have a larger error at T = {listed(worse)}" if worse else "change the error by less than 0.005"
         return f"the official weights, which may be negative, {where}."
 
@@ -226,37 +222,30 @@ class _Reward:
         return [Plot(self.reward, caption, charts, columns=3, size=(3.6, 2.8))]
 
     def _error(self, steps: int, rule: str) -> Estimate | None:
-        found = self.matrices[steps].get(rule)
-        return crossed_interval(found) if found else None
+        matrix = self.matrices[steps].get(rule)
+        return crossed_interval(matrix) if matrix else None
 
 
-def _cost_lines(found: Mapping[str, tuple[float, Estimate | None]]) -> list[Any]:
+def _cost_lines(errors: Mapping[str, tuple[float, Estimate | None]]) -> list[Any]:
     """Error against queries, one line for each family of rules."""
     lines = []
     for kind in ("similarity", "linear", "last"):
         best: dict[float, Estimate] = {}
-        for name, (queries, error) in found.items():
+        for name, (queries, error) in errors.items():
             if name.startswith(kind) and error and (queries not in best or error.value < best[queries].value):
                 best[queries] = error
-        lines.append(
-            banded(
-                {"last": s.LAST}.get(kind, f"{kind}, best of its kind"), sorted(best), [best[q] for q in sorted(best)]
-            )
-        )
+        label = s.LAST if kind == "last" else f"{kind}, best of its kind"
+        lines.append(banded(label, sorted(best), [best[queries] for queries in sorted(best)]))
     return lines
 
 
-def _minus(a: Matrix, b: Matrix) -> Matrix:
-    return Matrix(a.values - b.values, a.seeds, a.prompts)
-
-
-def _versus(found: Mapping[int, Contrast], words: str) -> str:
-    groups = [
-        ("better than", [n for n, c in found.items() if c.down]),
-        ("worse than", [n for n, c in found.items() if c.up]),
-        ("not shown to differ from", [n for n, c in found.items() if not c.shown]),
-    ]
-    texts = [f"{verdict} {words} at T = {listed(steps)}" for verdict, steps in groups if steps]
+def _versus(contrasts: Mapping[int, Contrast], words: str) -> str:
+    verdicts = {"down": "better than", "up": "worse than", "unclear": "not shown to differ from"}
+    texts = []
+    for outcome, verdict in verdicts.items():
+        steps = [n for n, contrast in contrasts.items() if contrast.outcome == outcome]
+        if steps:
+            texts.append(f"{verdict} {words} at T = {listed(steps)}")
     return "it is " + ", ".join(texts)
 
 
@@ -321,27 +310,24 @@ def _prediction_table(views: list[_Reward]) -> t.Table:
 
 
 def _prediction_row(view: _Reward, steps: int) -> t.Row:
-    a, failed = view.accuracy[steps][s.SDPO], view.failed_steps(steps)
-    judged = int(np.isfinite(a.correlation).sum())
-    words = (
-        "nothing to judge"
-        if not judged
-        else "fails"
-        if len(failed) == judged
-        else "fails in part"
-        if failed
-        else ("holds")
-    )
+    own, failed = view.accuracy[steps][s.SDPO], view.failed_steps(steps)
+    judged = int(np.isfinite(own.correlation).sum())
+    if not judged:
+        verdict = "nothing to judge"
+    elif len(failed) == judged:
+        verdict = "fails"
+    else:
+        verdict = "fails in part" if failed else "holds"
     return t.Row(
         (
             t.count(steps),
-            t.number(a.queries, 2),
-            t.number(a.bias, 3, signed=True),
-            t.number(a.slope, 2),
-            t.number(a.spearman, 2),
-            t.number(a.within, 2),
+            t.number(own.queries, 2),
+            t.number(own.bias, 3, signed=True),
+            t.number(own.slope, 2),
+            t.number(own.spearman, 2),
+            t.number(own.within, 2),
             t.number(view.accuracy[steps][s.LAST].within, 2),
             t.word(f"{len(failed)} of {judged}" + (f": {_ranges(failed)}" if failed else "")),
-            t.word(words),
+            t.word(verdict),
         )
     )

@@ -4,20 +4,18 @@ Step-shuffled updates take T times more optimiser steps from the same images tha
 comparison changes both at once; here each is held equal in turn, and both together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.results.study_findings import Findings
-from sdpo_bench.settings import DEFAULT_MODEL
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, seed_caution
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
-from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference, known
+from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference
 from sdpo_bench.sweep.suite import Suite
 
 STEPS = 4
@@ -29,6 +27,7 @@ COMPARISONS = {
 }
 """Shuffled and accumulated arm of each comparison."""
 GENERALISATION = "step generalisation"
+VERDICTS = {"up": "learns more", "down": "learns less", "unclear": "is not shown to learn more or less"}
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,13 @@ class UpdateOrder(Study):
         trainings, reward = bench.trainings, tr.one_reward(bench.request)
         arms = {name: Arm("sdpo", reward, name) for name in (SHUFFLED, LARGE, SMALL, EARLY)}
         steps = geometry(bench.request).steps
-        found = family(_matrices(trainings, arms, steps))
+        contrasts = family(_differences(trainings, arms, steps))
         reference = family(tr.against_reference(trainings, arms, SHUFFLED))
         return Findings(
-            (*conclusion(found), *seed_caution(found.values())),
+            (*conclusion(contrasts), *seed_caution(contrasts.values())),
             (
-                _comparison_table(found),
-                tr.gain_table(trainings, arms, reference, SHUFFLED, name="gains", title="Gain of each arm"),
+                _comparison_table(contrasts),
+                tr.gain_table(trainings, arms, reference, SHUFFLED, title="Gain of each arm"),
                 bill_table(trainings, arms),
             ),
             (tr.training_plot(trainings, arms),),
@@ -105,10 +104,7 @@ def geometry(request: StudyRequest) -> Geometry:
     """
     # Window sizes are the study's own; these divide every epoch, so that the rest resolves.
     overrides = {"schedule.steps": STEPS, **request.overrides, "update.minibatch": 1, "update.accumulation": 1}
-    resolved = resolve(
-        Request("sdpo", tr.one_reward(request), request.model or DEFAULT_MODEL, request.preset, 0, overrides)
-    )
-    config = resolved.config
+    config = tr.resolved_training(request, "sdpo", tr.one_reward(request), overrides).config
     steps, epoch = config.schedule.steps, config.sample.images_per_epoch
     groups = epoch // 2
     if steps < 2 or groups % steps:
@@ -148,21 +144,23 @@ def _suites(request: StudyRequest, g: Geometry) -> list[Suite]:
     ]
 
 
-def _matrices(trainings: Trainings, arms: tr.Arms, steps: int) -> dict[str, Matrix]:
-    found: dict[str, Matrix | None] = {}
+def _differences(trainings: Trainings, arms: tr.Arms, steps: int) -> dict[str, Matrix | None]:
+    """Shuffled minus accumulated in every comparison, on both endpoints."""
+    differences: dict[str, Matrix | None] = {}
     for words, (a, b) in COMPARISONS.items():
-        found[words] = difference(trainings.gain(arms[a]), trainings.gain(arms[b]))
-        away = {name: generalisation(trainings, arms[name], steps) for name in (a, b)}
-        found[f"{words}, {GENERALISATION}"] = difference(away[a], away[b])
-    return known(found)
+        differences[words] = difference(trainings.gain(arms[a]), trainings.gain(arms[b]))
+        away_a, away_b = (generalisation(trainings, arms[name], steps) for name in (a, b))
+        differences[f"{words}, {GENERALISATION}"] = difference(away_a, away_b)
+    return differences
 
 
 def generalisation(trainings: Trainings, arm: Arm, steps: int) -> Matrix | None:
     """Mean gain at the other step counts minus that at ``steps``; None where T was not judged or nothing else was."""
-    found = trainings.cells(arm)
-    others = [k for k in found[0].steps if k != steps] if found else []
-    own = trainings.gain(arm, steps) if found and steps in found[0].steps else None
-    away = [gain for k in others if (gain := trainings.gain(arm, k)) is not None]
+    grids = trainings.cells(arm)
+    if grids is None or steps not in grids[0].steps:
+        return None
+    own = trainings.gain(arm, steps)
+    away = [gain for k in grids[0].steps if k != steps and (gain := trainings.gain(arm, k)) is not None]
     if own is None or not away:
         return None
     return Matrix(sum(gain.values for gain in away) / len(away) - own.values, own.seeds, own.prompts)
@@ -173,13 +171,7 @@ def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
     texts = []
     for words in COMPARISONS:
         if contrast := contrasts.get(words):
-            verdict = (
-                "learns more"
-                if contrast.up
-                else "learns less"
-                if contrast.down
-                else ("is not shown to learn more or less")
-            )
+            verdict = VERDICTS[contrast.outcome]
             texts.append(f"At {words} the step-shuffled order {verdict}: {contrast.estimate.words()}.")
     images, both = contrasts.get("equal images"), contrasts.get("equal images and optimiser steps")
     if images and both:
@@ -203,11 +195,9 @@ def _together(images: Contrast, both: Contrast) -> str:
         )
     if both.down:
         return "With equal images and optimiser steps the accumulated order is the better one."
-    return (
-        "The two orders are not told apart when images are equal."
-        if not images.shown
-        else ("The order matters, but not in one direction.")
-    )
+    if not images.shown:
+        return "The two orders are not told apart when images are equal."
+    return "The order matters, but not in one direction."
 
 
 def _comparison_table(contrasts: Mapping[str, Contrast]) -> t.Table:
@@ -218,34 +208,27 @@ def _comparison_table(contrasts: Mapping[str, Contrast]) -> t.Table:
         t.Column("generalisation", GENERALISATION),
         t.Column("p2", "Holm p"),
     )
-    rows = [
-        t.Row(
-            (
-                t.word(words),
-                *contrast_cells(contrasts.get(words)),
-                *contrast_cells(contrasts.get(f"{words}, {GENERALISATION}")),
-            )
-        )
-        for words in COMPARISONS
-    ]
+    rows = []
+    for words in COMPARISONS:
+        gain, away = (contrast_cells(contrasts.get(label)) for label in (words, f"{words}, {GENERALISATION}"))
+        rows.append(t.Row((t.word(words), *gain, *away)))
     notes = ("Reward units, ± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0.",)
-    return t.Table("comparisons", "Step-shuffled against accumulated", columns, (t.Group("", tuple(rows)),), notes)
+    return t.plain_table("comparisons", "Step-shuffled against accumulated", columns, rows, notes)
 
 
 BILL = ("images", "optimiser_steps", "denoiser_calls", "reward_calls")
 
 
-def bill_table(trainings: Trainings, arms: tr.Arms, axes: Sequence[str] = BILL) -> t.Table:
+def bill_table(trainings: Trainings, arms: tr.Arms) -> t.Table:
     """What each arm has used, mean over its runs."""
     columns = (
         t.Column("arm", "arm", numeric=False),
-        *(t.Column(a, a.replace("_", " ")) for a in axes),
+        *(t.Column(axis, axis.replace("_", " ")) for axis in BILL),
         t.Column("seconds", "seconds", help="of training on this machine"),
     )
     rows = []
     for label, arm in arms.items():
         runs = trainings.arms[arm]
-        used = [tr.mean_of(float(run.bill[axis]) for run in runs if run.bill) for axis in axes]
-        seconds = tr.mean_of(run.seconds for run in runs if run.bill)
-        rows.append(t.Row((t.word(label), *(t.count(x) for x in used), t.number(seconds, 1))))
-    return t.Table("bill", "What each arm used (mean over seeds)", columns, (t.Group("", tuple(rows)),))
+        counts = [t.count(amount) for amount in tr.mean_bill(runs, BILL)]
+        rows.append(t.Row((t.word(label), *counts, t.number(tr.mean_seconds(runs), 1))))
+    return t.plain_table("bill", "What each arm used (mean over seeds)", columns, rows)

@@ -91,8 +91,10 @@ def test_a_conclusion_is_chosen_by_the_adjusted_test():
     found = contrasts.family({"up": constant(1), "down": constant(-1), "open": constant(0)})
     assert [found[k].up for k in found] == [True, False, False]
     assert [found[k].down for k in found] == [False, True, False]
-    texts = contrasts.sorted_out(found.values(), "{names} rises", "{names} falls", "{names} is open")
-    assert texts == ["up rises", "down falls", "open is open"]
+    templates = {"down": "{names} falls", "up": "{names} rises", "unclear": "{names} is open"}
+    assert contrasts.outcome_sentences(found.values(), templates) == ["down falls", "up rises", "open is open"]
+    assert contrasts.outcome_sentences([found["up"]], templates) == ["up rises"]
+    assert list(contrasts.family({"gone": None, "up": constant(1)})) == ["up"]
     p = [crossed_interval(m).p_value() for m in (constant(1), constant(-1), constant(0))]
     assert found["open"].adjusted_p == pytest.approx(max(p))
     assert found["up"].adjusted_p == pytest.approx(3 * p[0])  # Holm's first step, family of three

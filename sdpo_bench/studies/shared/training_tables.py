@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.prompts.prompt_sets import load_prompts
@@ -16,8 +16,9 @@ from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart, Series, band
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
+from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared.contract import StudyRequest
-from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, difference, known, study_suite
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, difference, study_suite
 from sdpo_bench.sweep.suite import Suite
 
 EPOCH = 64
@@ -37,6 +38,21 @@ def one_reward(request: StudyRequest, default: str = "emoji-align") -> str:
     if len(request.rewards) > 1:
         raise UsageError(f"this study trains on one reward, got {', '.join(request.rewards)}.")
     return str(find("rewards", request.rewards[0] if request.rewards else default).name)
+
+
+def resolved_training(request: StudyRequest, method: str, reward: str, overrides: Mapping[str, Any]) -> Resolved:
+    """The configuration of one training of this request, with seed 0.
+
+    Raises:
+        UsageError: settings that do not resolve.
+    """
+    return resolve(Request(method, reward, request.model or DEFAULT_MODEL, request.preset, 0, dict(overrides)))
+
+
+def step_counts(value: Any) -> list[int]:
+    """Numbers of steps from a list or from ``"1,4"``, ascending."""
+    words = value if isinstance(value, list | tuple) else str(value).split(",")
+    return sorted(int(word) for word in words)
 
 
 def training_suite(
@@ -107,9 +123,7 @@ def gain_table(
     against: Mapping[str, Contrast],
     reference: str,
     *,
-    name: str,
     title: str,
-    digits: int = 3,
 ) -> t.Table:
     """One row an arm: gain over the base model at each step count and on the mean, and its contrast with the
     reference arm."""
@@ -129,34 +143,30 @@ def gain_table(
     rows = []
     for label, arm in arms.items():
         gains = [*(crossed(trainings.gain(arm, k)) for k in steps), crossed(trainings.gain(arm))]
-        cells = [t.estimate(gain, digits, signed=True) for gain in gains]
-        runs = seeds_cell(trainings.arms[arm])
-        rows.append(
-            t.Row((t.word(label), *cells, *contrast_cells(against.get(label), digits), runs), label == reference)
-        )
+        cells = [t.estimate(gain, 3, signed=True) for gain in gains]
+        contrast, seeds = contrast_cells(against.get(label)), seeds_cell(trainings.arms[arm])
+        rows.append(t.Row((t.word(label), *cells, *contrast, seeds), label == reference))
     notes = (
         "Gain over the base model in reward units on the same prompts and noise, ± half its 95 % crossed interval "
         "over seeds and prompts. Bold: shown to differ from the reference (grey row) after Holm's adjustment.",
     )
-    return t.Table(name, title, columns, (t.Group("", tuple(rows)),), notes, tuple(failure_notes(trainings)))
+    return t.plain_table("gains", title, columns, rows, notes, failure_notes(trainings))
 
 
-def failure_notes(trainings: Trainings) -> list[str]:
+def failure_notes(trainings: Trainings) -> tuple[str, ...]:
     """One caution for each training without usable scores."""
-    return [f"{run.cell.label}: {run.why_not}" for run in trainings.failures()]
+    return tuple(f"{run.cell.label}: {run.why_not}" for run in trainings.failures())
 
 
-def crossed(matrix: Any) -> Estimate | None:
+def crossed(matrix: Matrix | None) -> Estimate | None:
     return None if matrix is None else crossed_interval(matrix)
 
 
-def against_reference(trainings: Trainings, arms: Arms, reference: str, **options: Any) -> dict[str, Any]:
-    """Each arm minus the reference as matrices by label, for a family of contrasts."""
-    reference_gain = trainings.gain(arms[reference], **options)
-    differences = {
-        n: difference(trainings.gain(arm, **options), reference_gain, n) for n, arm in arms.items() if n != reference
-    }
-    return known(differences)
+def against_reference(trainings: Trainings, arms: Arms, reference: str) -> dict[str, Matrix | None]:
+    """Mean gain of each arm minus the reference's by label, for a family of contrasts."""
+    reference_gain = trainings.gain(arms[reference])
+    others = {label: arm for label, arm in arms.items() if label != reference}
+    return {label: difference(trainings.gain(arm), reference_gain, label) for label, arm in others.items()}
 
 
 def gain_chart(trainings: Trainings, arms: Arms, title: str = "Gain over the base model") -> Chart:
@@ -173,36 +183,30 @@ def curve_chart(trainings: Trainings, arms: Arms, key: str, axis: str, title: st
     """A number of the training log against a number of the bill: mean over seeds, band from lowest to highest."""
     series = []
     for label, arm in arms.items():
-        curves = [curve(run, key, axis) for run in trainings.arms[arm]]
-        series += curve_series(label, [c for c in curves if len(c[0])])
+        curves = [curve for run in trainings.arms[arm] if (curve := log_curve(run, key, axis))[0]]
+        if not curves:
+            continue
+        x, y = band(curves)
+        if len(x):
+            low, high = (y.min(0).tolist(), y.max(0).tolist()) if len(curves) > 1 else ([], [])
+            series.append(Series(label, x.tolist(), y.mean(0).tolist(), low, high))
     return Chart(title, axis.replace("_", " "), y_label, series)
 
 
-def curve(run: Trained, key: str, axis: str) -> tuple[list[float], list[float]]:
+def log_curve(run: Trained, key: str, axis: str) -> tuple[list[float], list[float]]:
     """Bill and number of each epoch of a log; ``key`` may lead into a table (``pictures.contrast``)."""
-    points = [(row["bill"][axis], _at(row, key)) for row in run.log]
-    numbers = [(x, y) for x, y in points if y is not None]
-    return [float(x) for x, _ in numbers], [float(y) for _, y in numbers]
+    x, y = [], []
+    for row in run.log:
+        value: Any = row
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, int | float):
+            x.append(float(row["bill"][axis]))
+            y.append(float(value))
+    return x, y
 
 
-def _at(row: Any, key: str) -> float | None:
-    for part in key.split("."):
-        row = row.get(part) if isinstance(row, dict) else None
-    return row if isinstance(row, int | float) else None
-
-
-def curve_series(label: str, curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Series]:
-    """One series with its band; none without a common range."""
-    if not curves:
-        return []
-    x, y = band(curves)
-    if not len(x):
-        return []
-    low, high = (y.min(0).tolist(), y.max(0).tolist()) if len(curves) > 1 else ([], [])
-    return [Series(label, x.tolist(), y.mean(0).tolist(), low, high)]
-
-
-def training_plot(trainings: Trainings, arms: Arms, name: str = "training") -> Plot:
+def training_plot(trainings: Trainings, arms: Arms) -> Plot:
     """Gain by step count, and the training reward against images and optimiser steps."""
     charts = (
         gain_chart(trainings, arms),
@@ -213,7 +217,18 @@ def training_plot(trainings: Trainings, arms: Arms, name: str = "training") -> P
         "Left: gain over the base model with 95 % crossed intervals over seeds and prompts. Others: mean reward of the "
         "sampled training images, mean over seeds, band from lowest to highest."
     )
-    return Plot(name, caption, charts, columns=3, size=(3.8, 3.0))
+    return Plot("training", caption, charts, columns=3, size=(3.8, 3.0))
+
+
+def mean_bill(runs: Iterable[Trained], axes: Iterable[str]) -> list[float]:
+    """What the runs used on each axis of the bill, mean over those that trained."""
+    trained = [run for run in runs if run.bill]
+    return [mean_of(float(run.bill[axis]) for run in trained) for axis in axes]
+
+
+def mean_seconds(runs: Iterable[Trained]) -> float:
+    """Seconds of training, mean over the runs that trained."""
+    return mean_of(run.seconds for run in runs if run.bill)
 
 
 def mean_of(values: Iterable[float]) -> float:

@@ -247,11 +247,6 @@ def difference(a: Matrix | None, b: Matrix | None, name: str = "") -> Matrix | N
     )
 
 
-def known(found: Mapping[str, Matrix | None]) -> dict[str, Matrix]:
-    """Those that are there."""
-    return {label: matrix for label, matrix in found.items() if matrix is not None}
-
-
 def scaled(matrix: Matrix | None, factor: float) -> Matrix | None:
     """The matrix in other units."""
     if matrix is None or not math.isfinite(factor):
