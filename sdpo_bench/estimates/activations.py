@@ -74,8 +74,7 @@ def give_storage(network: Any, dtype: Any) -> None:
     for module in network.modules():
         for name, old in list(module._parameters.items()):
             if old is not None:
-                kept = torch.float32 if old.requires_grad else dtype
-                new = torch.empty(old.shape, dtype=kept)
+                new = torch.empty(old.shape, dtype=torch.float32 if old.requires_grad else dtype)
                 module._parameters[name] = torch.nn.Parameter(new, requires_grad=old.requires_grad)
 
 
@@ -118,12 +117,12 @@ def _peak(network: Any, work: Callable[[], Any]) -> int:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    known: dict[int, Any] = {p.untyped_storage()._cdata: None for p in network.parameters()}
+    storages: dict[int, Any] = {p.untyped_storage()._cdata: None for p in network.parameters()}
     alive = {"now": 0, "peak": 0}
 
-    def gone(key: int, size: int) -> None:
+    def release(key: int, size: int) -> None:
         alive["now"] -= size
-        known.pop(key, None)
+        storages.pop(key, None)
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -135,8 +134,8 @@ def _peak(network: Any, work: Callable[[], Any]) -> int:
 
     def note(storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key not in known:
-            known[key] = weakref.ref(storage, lambda _: gone(key, size))
+        if key not in storages:
+            storages[key] = weakref.ref(storage, lambda _: release(key, size))
             alive["now"] += size
             alive["peak"] = max(alive["peak"], alive["now"])
 

@@ -42,7 +42,10 @@ def measure(settings: ModelSettings, rewards: list[tuple[str, dict[str, Any]]], 
     latents = torch.randn(batch, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
     timesteps = torch.full((batch,), 499)
     conditioning = policy.encode(texts)
-    predict = lambda: policy.predict(latents, timesteps, conditioning)  # noqa: E731
+
+    def predict() -> torch.Tensor:
+        return policy.predict(latents, timesteps, conditioning)
+
     branches = 2 if is_guided(settings) else 1
     with torch.no_grad():
         forward = fastest(predict, policy)
@@ -67,16 +70,16 @@ def _optimiser_seconds(policy: Policy) -> float:
     return fastest(step, policy)
 
 
-def fastest(work: Callable[[], Any], policy: Policy, times: int = 5) -> float:
-    """Seconds of the fastest of several calls."""
-    found = []
-    for _ in range(times):
+def fastest(work: Callable[[], Any], policy: Policy) -> float:
+    """Seconds of the fastest of five calls."""
+    seconds = []
+    for _ in range(5):
         started = time.perf_counter()
         work()
         if str(policy.device).startswith("cuda"):
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return min(found)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def main() -> None:

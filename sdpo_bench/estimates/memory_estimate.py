@@ -84,13 +84,12 @@ class Estimate:
         return min(fitting, default=self.micro_batch)
 
     def as_data(self) -> dict[str, Any]:
-        in_calls = {name: self.in_a_call(name) for name in self.per_latent}
         return {
             "parameters": dict(self.parameters),
             "fixed_bytes": dict(self.fixed),
             "micro_batch": self.micro_batch,
             "bytes_per_latent": dict(self.per_latent),
-            "latents_in_a_call": in_calls,
+            "latents_in_a_call": {name: self.in_a_call(name) for name in self.per_latent},
             "peak_bytes": self.total,
             "host_bytes": dict(self.host),
         }
@@ -150,14 +149,14 @@ def _rows(config: RunConfig, members: int, images: int, processes: int) -> dict[
 
 def _measured(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str, float]:
     """Adapter parameters, and bytes of a training step, sampling and decoding for one latent: known, or traced now."""
-    known = published(model.name)
-    if known is None or not known.measured or model.lora_targets != ModelSettings.lora_targets:
+    shipped = published(model.name)
+    if shipped is None or not shipped.measured or model.lora_targets != ModelSettings.lora_targets:
         return dict(trace(canonical_json(make_task(files, model, side))))
-    sizes = known.measured["fp32" if WIDTH[model.precision] == 4 else "half"]
-    scale = (side / known.configs["unet"]["sample_size"]) ** 2
+    sizes = shipped.measured["fp32" if WIDTH[model.precision] == 4 else "half"]
+    scale = (side / shipped.configs["unet"]["sample_size"]) ** 2
     training = sizes["checkpointed" if model.gradient_checkpointing else "training"]
     return {
-        "adapter": known.measured["adapter_per_rank"] * model.lora_rank,
+        "adapter": shipped.measured["adapter_per_rank"] * model.lora_rank,
         "training": training * scale,
         "sampling": sizes["sampling"] * scale,
         "decoding": sizes["decoding"] * scale,

@@ -151,9 +151,7 @@ def _matching_base(base: Block, prompts: tuple[str, ...], images: Sequence[int])
     if absent or not set(images) <= set(base.images):
         what = f"{len(absent)} of {len(prompts)} prompts" if absent else "some of the images"
         return None, f"the base model lacks {what}, so it has no row; sdpo-bench eval RUN completes it"
-    place = {prompt: i for i, prompt in enumerate(base.prompts)}
-    part = base.scores[[place[prompt] for prompt in prompts]]
-    return Block(part, prompts, base.steps, base.images).restrict(base.steps, images), ""
+    return base.at_prompts(prompts).restrict(base.steps, images), ""
 
 
 def run_counts(arm: Arm, scores: Mapping[str, Scores]) -> RunCounts:

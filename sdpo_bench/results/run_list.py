@@ -99,11 +99,9 @@ def _split_first(key: PanelKey) -> tuple[Any, ...]:
 
 def shared_part(a: Block, b: Block) -> tuple[Block, Block] | None:
     """Both at the prompts of ``a`` and their common step counts and images; None without any, or if not finite."""
-    place = {prompt: i for i, prompt in enumerate(b.prompts)}
     steps = [step for step in a.steps if step in b.steps]
     images = [image for image in a.images if image in b.images]
-    if not steps or not images or any(prompt not in place for prompt in a.prompts):
+    if not steps or not images or not set(a.prompts) <= set(b.prompts):
         return None
-    b = Block(b.scores[[place[prompt] for prompt in a.prompts]], a.prompts, b.steps, b.images)
-    pair = a.restrict(steps, images), b.restrict(steps, images)
+    pair = a.restrict(steps, images), b.at_prompts(a.prompts).restrict(steps, images)
     return None if pair[0].bad or pair[1].bad else pair

@@ -77,7 +77,7 @@ def write_study(out: Path, record: StudyRecord, tables: str) -> Path:
         MissingError: the folder cannot be written.
     """
     path = study_file(out, record.study, record.variant)
-    earlier = kept_study(out, record.study, record.variant)
+    earlier = read_study(out, record.study, record.variant)
     if earlier and record.unfinished > earlier.unfinished:
         raise RunFailed(
             f"{record.unfinished} of {sum(record.runs.values())} trainings failed, so '{path}' is unchanged; there "
@@ -124,7 +124,7 @@ def read_studies(out: Path) -> tuple[list[StudyRecord], list[tuple[str, str]]]:
     return records, problems
 
 
-def kept_study(out: Path, name: str, variant: str) -> StudyRecord | None:
+def read_study(out: Path, name: str, variant: str) -> StudyRecord | None:
     """The record on disk; None if it is missing or cannot be read."""
     with suppress(OSError, ValueError):
         return _read(study_file(out, name, variant))

@@ -55,6 +55,11 @@ class Block:
         i = [self.images.index(image) for image in images]
         return Block(self.scores[:, k][:, :, i], self.prompts, tuple(steps), tuple(images))
 
+    def at_prompts(self, prompts: Sequence[str]) -> "Block":
+        """The part at these prompts, which must be there, in this order."""
+        place = {prompt: i for i, prompt in enumerate(self.prompts)}
+        return replace(self, scores=self.scores[[place[prompt] for prompt in prompts]], prompts=tuple(prompts))
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:

@@ -17,7 +17,7 @@ from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.statistics.ranking import rank_with_ties
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
-from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference
+from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference, mean_of
 from sdpo_bench.sweep.suite import Suite
 
 METHODS = ("sdpo", "ddpo", "d3po")
@@ -57,7 +57,7 @@ class Budget(Study):
 
     def follow_up(self, request: StudyRequest, trainings: Trainings) -> list[Suite]:
         reference = trainings.arms[Arm(REFERENCE, tr.one_reward(request), "images")]
-        seconds = tr.mean_of(run.seconds for run in reference if not run.why_not)
+        seconds = mean_of(run.seconds for run in reference if not run.why_not)
         return [_suite(request, "seconds", round(seconds, 3))] if seconds > 0 else []
 
     def findings(self, bench: Bench) -> Findings:

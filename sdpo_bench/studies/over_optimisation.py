@@ -22,7 +22,7 @@ from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.diversity import IMAGES, Spread, measure_all
-from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, scaled
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, mean_of, scaled
 from sdpo_bench.sweep.suite import Suite
 
 TRAINED = ("emoji-align", "emoji-style", "jpeg-compressibility")
@@ -232,7 +232,7 @@ class _View:
         for name in PICTURES:
             tuned, base = self.trainings.pictures(arm, name)
             cells.append(t.number(tuned / base if base else math.nan, 2))
-        kl = tr.mean_of(float(run.log[-1]["kl_to_base"]) for run in runs if run.log)
+        kl = mean_of(float(run.log[-1]["kl_to_base"]) for run in runs if run.log)
         mark = "onset of hacking" if images == self.onset else ""
         return t.Row((*cells, t.number(kl, 4), t.word(mark), tr.seeds_cell(runs)))
 

@@ -210,7 +210,7 @@ def _plot(trainings: Trainings, clean: str) -> Plot:
         for kind in KINDS:
             arm = arm_of(method, kind)
             judge = JPEG_REWARD if kind == JPEG else clean
-            cells = trainings.cells(arm, judge) if kind != DELAYED or method == "sdpo" else None
+            cells = trainings.grids(arm, judge) if kind != DELAYED or method == "sdpo" else None
             if cells:
                 steps = cells[0].steps
                 gains = [scaled(trainings.gain(arm, k, judge), 1 / trainings.spread(arm, k, judge)) for k in steps]

@@ -19,12 +19,12 @@ from sdpo_bench.studies.shared import step_rewards as s
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.true_rewards import (
     Sampled,
-    asked_members,
-    asked_prompts,
-    asked_rewards,
-    asked_steps,
     resolved_run,
     sample_truth,
+    study_members,
+    study_prompts,
+    study_rewards,
+    study_steps,
 )
 
 EVEN = (5, 9)
@@ -43,8 +43,8 @@ class RewardPrediction(Study):
     )
 
     def design(self, request: StudyRequest) -> Design:
-        prompts, members = asked_prompts(request), asked_members(request)
-        rewards, counts, seeds = asked_rewards(request), asked_steps(request), request.chosen_seeds
+        prompts, members = study_prompts(request), study_members(request)
+        rewards, counts, seeds = study_rewards(request), study_steps(request), request.chosen_seeds
         trajectories = len(seeds) * len(prompts) * members
         return Design(
             (
@@ -69,11 +69,11 @@ class RewardPrediction(Study):
 
     def findings(self, bench: Bench) -> Findings:
         request, sampled = bench.request, {}
-        for steps in asked_steps(request):
+        for steps in study_steps(request):
             bench.say(f"sampling and scoring every step at T = {steps}")
             sampled[steps] = sample_truth(request, steps, bench.runtime)
-        prompts, seeds = asked_prompts(request), request.chosen_seeds
-        views = [_Reward(reward, sampled, seeds, prompts) for reward in asked_rewards(request)]
+        prompts, seeds = study_prompts(request), request.chosen_seeds
+        views = [_Reward(reward, sampled, seeds, prompts) for reward in study_rewards(request)]
         conclusion = [sentence for view in views for sentence in view.sentences()]
         contrasts = [contrast for view in views for contrast in view.contrasts.values()]
         return Findings(

@@ -156,7 +156,7 @@ def _differences(trainings: Trainings, arms: tr.Arms, steps: int) -> dict[str, M
 
 def generalisation(trainings: Trainings, arm: Arm, steps: int) -> Matrix | None:
     """Mean gain at the other step counts minus that at ``steps``; None where T was not judged or nothing else was."""
-    grids = trainings.cells(arm)
+    grids = trainings.grids(arm)
     if grids is None or steps not in grids[0].steps:
         return None
     own = trainings.gain(arm, steps)

@@ -11,7 +11,7 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.plugins.registry import plugins
 from sdpo_bench.results.study_findings import banded, line
-from sdpo_bench.results.study_record import kept_study, read_studies, write_study
+from sdpo_bench.results.study_record import read_studies, read_study, write_study
 from sdpo_bench.scoring.dense_rewards import choose_queries, predicted_rewards
 from sdpo_bench.statistics import contrasts
 from sdpo_bench.statistics.intervals import crossed_interval
@@ -242,7 +242,7 @@ def test_a_record_is_not_replaced_by_one_in_which_more_trainings_failed(predicte
         write_study(tmp_path, replace(whole, runs={"done": 3, "failed": 1}), "torn")
     assert (path.read_bytes(), path.with_suffix(".csv").read_bytes()) == before
     write_study(tmp_path, replace(whole, runs={"done": 2, "diverged": 2}, seconds=1.0), "other numbers")
-    assert kept_study(tmp_path, whole.study, whole.variant).seconds == 1.0
+    assert read_study(tmp_path, whole.study, whole.variant).seconds == 1.0
 
 
 def test_a_record_with_failed_trainings_says_so_first(predicted, tmp_path, capsys):

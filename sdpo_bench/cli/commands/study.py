@@ -24,7 +24,7 @@ from sdpo_bench.plugins.registry import find
 from sdpo_bench.report.console import make_console, print_study
 from sdpo_bench.report.markdown import csv_tables, study_data
 from sdpo_bench.report.study_view import study_view
-from sdpo_bench.results.study_record import StudyRecord, kept_study, study_file, study_folder, write_study
+from sdpo_bench.results.study_record import StudyRecord, read_study, study_file, study_folder, write_study
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.run_folder import check_writable
 from sdpo_bench.seeds import LARGEST
@@ -71,16 +71,16 @@ def study_command(
     try:
         check_writable(folder)
     except Unwritable:
-        if not (kept := kept_study(out, plugin.name, variant_of(request))):
+        record = read_study(out, plugin.name, variant_of(request))
+        if record is None:
             raise
-        _show(kept, out, as_json)
+        _show(record, out, as_json)
         return
     started = time.monotonic()
     devices = check_devices(device)
     runtime = Runtime(folder.resolve(), devices[0], micro_batch, threads=threads)
     trainings = _train(study, design, request, runtime, jobs, devices)
-    say = lambda text: click.echo(text, err=True)  # noqa: E731
-    findings = study.findings(Bench(request, design, runtime, trainings, say))
+    findings = study.findings(Bench(request, design, runtime, trainings, partial(click.echo, err=True)))
     record = StudyRecord(
         plugin.name,
         variant_of(request),
@@ -115,7 +115,7 @@ def _show(record: StudyRecord, out: Path, as_json: bool) -> None:
 
 
 def _refuse_idle(name: str, design: Design, overrides: Mapping[str, Any], jobs: int) -> None:
-    """What is said of trainings, to a study that has none."""
+    """Refuse options of trainings where a study has none."""
     if design.suites:
         return
     if jobs != 1:
@@ -130,9 +130,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: not whole numbers within the limits, or one of them twice.
     """
-    found = [whole_number(word.strip(), 0, LARGEST) for word in text.split(",") if word.strip()]
-    seeds = tuple(seed for seed in found if seed is not None)
-    if len(set(seeds)) < len(found):
+    numbers = [whole_number(word.strip(), 0, LARGEST) for word in text.split(",") if word.strip()]
+    seeds = tuple(number for number in numbers if number is not None)
+    if len(set(seeds)) < len(numbers):
         raise UsageError(
             f"--seeds: got '{text}', expected different whole numbers from 0 to 2**63 - 1, e.g. --seeds 0,1,2."
         )
@@ -227,9 +227,9 @@ def _costed_plan(
 ) -> tuple[Plan | None, str]:
     if not design.suites:
         return None, ""
-    wanted: dict[str, tuple[ModelSettings, set[str]]] = {}
-    merged_plan(study.name, design.suites, folder, partial(collect, wanted))
-    rates, why = measured_rates(wanted, device, threads, micro_batch)
+    models: dict[str, tuple[ModelSettings, set[str]]] = {}
+    merged_plan(study.name, design.suites, folder, partial(collect, models))
+    rates, why = measured_rates(models, device, threads, micro_batch)
     return merged_plan(study.name, design.suites, folder, partial(_rates_of, rates)), why
 
 

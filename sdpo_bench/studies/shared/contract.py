@@ -134,9 +134,8 @@ def variant_of(request: StudyRequest) -> str:
 def design_facts(design: Design, request: StudyRequest) -> tuple[tuple[str, str], ...]:
     """The design as declared, and what the user changed of it."""
     changed = [("size", f"{request.size_name} (factor {request.size:g})")]
-    changed += [("set by the user", ", ".join(f"{k} = {v}" for k, v in request.overrides.items()))] * bool(
-        request.overrides
-    )
+    if request.overrides:
+        changed.append(("set by the user", ", ".join(f"{key} = {value}" for key, value in request.overrides.items())))
     return (*design.facts, *changed)
 
 

@@ -49,12 +49,12 @@ def measure_all(bench: Bench, steps: int) -> dict[str, Spread]:
     policy = load_policy(config.model, device=pick_device(bench.runtime.device), lora_seed=0)
     policy.set_guidance(config.eval.guidance_scale)
     with policy.reference():
-        found = {"": _measure(policy, config.eval, steps, bench.runtime.micro_batch)}
+        by_run = {"": _measure(policy, config.eval, steps, bench.runtime.micro_batch)}
     for i, run in enumerate(usable):
         bench.say(f"measuring diversity, run {i + 1} of {len(usable)}")
         load_adapter(policy, run.folder.lora)
-        found[run.cell.run_id] = _measure(policy, config.eval, steps, bench.runtime.micro_batch)
-    return found
+        by_run[run.cell.run_id] = _measure(policy, config.eval, steps, bench.runtime.micro_batch)
+    return by_run
 
 
 def _measure(policy: Any, settings: Any, steps: int, micro_batch: int) -> Spread:
@@ -80,10 +80,10 @@ def picture_features(images: Any) -> Any:
     """What the embedded accuracy network's heads read, ``[B, 192]``; no reward is trained with that network."""
     from sdpo_bench.scoring.emoji_scorer import load_scorer
 
-    network, caught = load_scorer("accuracy", str(images.device)), []
-    hook = network.heads.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    network, features = load_scorer("accuracy", str(images.device)), []
+    hook = network.heads.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
     try:
         network(images)
     finally:
         hook.remove()
-    return caught[0]
+    return features[0]

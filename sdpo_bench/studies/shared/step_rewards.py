@@ -46,9 +46,9 @@ def by_similarity(truth: np.ndarray, similarity: np.ndarray, rows: np.ndarray, *
         weights = np.where(weights.sum(2, keepdims=True) > 1e-6, weights, 1.0)
     asked = np.take_along_axis(truth, rows, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = (weights * asked[:, None, :]).sum(2) / weights.sum(2)
-    np.put_along_axis(found, rows, asked, axis=1)
-    return np.asarray(found)
+        predicted = (weights * asked[:, None, :]).sum(2) / weights.sum(2)
+    np.put_along_axis(predicted, rows, asked, axis=1)
+    return np.asarray(predicted)
 
 
 def by_interpolation(truth: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -63,8 +63,8 @@ def rules(steps: int, more: tuple[int, ...]) -> dict[str, Rule]:
     def fixed(places: np.ndarray, linear: bool) -> Rule:
         def rule(truth: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rows = np.tile(places, (len(truth), 1))
-            found = by_interpolation(truth, rows) if linear else by_similarity(truth, similarity, rows)
-            return found, _queried(rows, truth.shape)
+            predicted = by_interpolation(truth, rows) if linear else by_similarity(truth, similarity, rows)
+            return predicted, _queried(rows, truth.shape)
 
         return rule
 
@@ -72,16 +72,15 @@ def rules(steps: int, more: tuple[int, ...]) -> dict[str, Rule]:
         def rule(truth: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             ends = np.tile([0, steps - 1], (len(truth), 1))
             rows = np.concatenate([ends, anchors(similarity)[:, None]], axis=1)
-            found = (
-                by_interpolation(truth, rows)
-                if kind == "linear"
-                else by_similarity(truth, similarity, rows, clamp=kind == "convex")
-            )
-            return found, _queried(rows, truth.shape)
+            if kind == "linear":
+                predicted = by_interpolation(truth, rows)
+            else:
+                predicted = by_similarity(truth, similarity, rows, clamp=kind == "convex")
+            return predicted, _queried(rows, truth.shape)
 
         return rule
 
-    found = {
+    by_name = {
         SDPO: sdpo("convex"),
         OFFICIAL: sdpo("official"),
         SAME_QUERIES: sdpo("linear"),
@@ -93,9 +92,9 @@ def rules(steps: int, more: tuple[int, ...]) -> dict[str, Rule]:
     }
     for queries in more:
         if 3 < queries < steps:
-            found[f"similarity, even ({queries})"] = fixed(evenly(steps, queries), linear=False)
-            found[f"linear, even ({queries})"] = fixed(evenly(steps, queries), linear=True)
-    return found
+            by_name[f"similarity, even ({queries})"] = fixed(evenly(steps, queries), linear=False)
+            by_name[f"linear, even ({queries})"] = fixed(evenly(steps, queries), linear=True)
+    return by_name
 
 
 SDPO = "similarity, SDPO's anchor (3)"
@@ -130,8 +129,8 @@ class Accuracy:
     @property
     def within(self) -> float:
         """Mean of ``correlation`` over the steps that have one."""
-        known = self.correlation[np.isfinite(self.correlation)]
-        return float(known.mean()) if len(known) else float("nan")
+        finite = self.correlation[np.isfinite(self.correlation)]
+        return float(finite.mean()) if len(finite) else float("nan")
 
 
 def accuracy(rule: Rule, truth: np.ndarray, similarity: np.ndarray, prompts: np.ndarray, spread: float) -> Accuracy:
@@ -151,10 +150,7 @@ def accuracy(rule: Rule, truth: np.ndarray, similarity: np.ndarray, prompts: np.
         if np.ptp(predicted[open_]) > 0 and np.ptp(truth[open_]) > 0:
             slope = float(np.polyfit(predicted[open_], truth[open_], 1)[0])
             spearman = float(stats.spearmanr(predicted[open_], truth[open_]).statistic)
-    inner = [
-        _within(predicted[:, i], truth[:, i], prompts, open_[:, i]) if open_[:, i].any() else float("nan")
-        for i in range(truth.shape[1])
-    ]
+    inner = [_within(predicted[:, i], truth[:, i], prompts, open_[:, i]) for i in range(truth.shape[1])]
     return Accuracy(
         np.nanmean(np.abs(gap), axis=1) / spread,
         float(queried.sum(1).mean()),
@@ -181,10 +177,10 @@ def _within(a: np.ndarray, b: np.ndarray, prompts: np.ndarray, chosen: np.ndarra
     return float(stats.spearmanr(*left).statistic)
 
 
-def calibration(predicted: np.ndarray, truth: np.ndarray, bins: int = 8) -> list[tuple[float, float]]:
-    """Mean predicted and mean true reward of equally full bins of the predicted one."""
+def calibration(predicted: np.ndarray, truth: np.ndarray) -> list[tuple[float, float]]:
+    """Mean predicted and mean true reward of eight equally full bins of the predicted one."""
     order = np.argsort(predicted, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    parts = [part for part in np.array_split(order, 8) if len(part)]
     return [(float(predicted[part].mean()), float(truth[part].mean())) for part in parts]
 
 

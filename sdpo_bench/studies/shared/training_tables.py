@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.registry import find
@@ -18,7 +16,7 @@ from sdpo_bench.statistics.contrasts import Contrast, contrast_cells
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared.contract import StudyRequest
-from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, difference, study_suite
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, difference, mean_of, study_suite
 from sdpo_bench.sweep.suite import Suite
 
 EPOCH = 64
@@ -29,7 +27,7 @@ Arms = Mapping[str, Arm]
 """By the name that tables and sentences use."""
 
 
-def one_reward(request: StudyRequest, default: str = "emoji-align") -> str:
+def one_reward(request: StudyRequest) -> str:
     """The only reward of a study that compares none, by the plugin's own name.
 
     Raises:
@@ -37,7 +35,7 @@ def one_reward(request: StudyRequest, default: str = "emoji-align") -> str:
     """
     if len(request.rewards) > 1:
         raise UsageError(f"this study trains on one reward, got {', '.join(request.rewards)}.")
-    return str(find("rewards", request.rewards[0] if request.rewards else default).name)
+    return str(find("rewards", request.rewards[0] if request.rewards else "emoji-align").name)
 
 
 def resolved_training(request: StudyRequest, method: str, reward: str, overrides: Mapping[str, Any]) -> Resolved:
@@ -129,7 +127,7 @@ def gain_table(
     reference arm."""
     all_steps: set[int] = set()
     for arm in arms.values():
-        if grids := trainings.cells(arm):
+        if grids := trainings.grids(arm):
             all_steps |= set(grids[0].steps)
     steps = sorted(all_steps)
     columns = (
@@ -173,7 +171,7 @@ def gain_chart(trainings: Trainings, arms: Arms, title: str = "Gain over the bas
     """Gain against the number of denoising steps."""
     series = []
     for label, arm in arms.items():
-        if grids := trainings.cells(arm):
+        if grids := trainings.grids(arm):
             steps = grids[0].steps
             series.append(banded(label, steps, [crossed(trainings.gain(arm, k)) for k in steps]))
     return Chart(title, "denoising steps", "reward gain", series, steps=True, zero=True)
@@ -229,9 +227,3 @@ def mean_bill(runs: Iterable[Trained], axes: Iterable[str]) -> list[float]:
 def mean_seconds(runs: Iterable[Trained]) -> float:
     """Seconds of training, mean over the runs that trained."""
     return mean_of(run.seconds for run in runs if run.bill)
-
-
-def mean_of(values: Iterable[float]) -> float:
-    """Mean of the finite ones; NaN without any."""
-    numbers = [value for value in values if np.isfinite(value)]
-    return float(np.mean(numbers)) if numbers else float("nan")

@@ -174,9 +174,9 @@ class Trainings:
         """Scores of the base models that are here."""
         return [read_scores(f.evaluation) for f in run_folders(self.out) if f.run_id.startswith("base-")]
 
-    def cells(self, arm: Arm, reward: str = "", split: str = "train") -> tuple[ScoreGrid, ScoreGrid] | None:
-        """Scores of an arm's usable runs and of the base model, same prompts, step counts and images; None if no run
-        is usable.
+    def grids(self, arm: Arm, reward: str = "") -> tuple[ScoreGrid, ScoreGrid] | None:
+        """Scores on train prompts of an arm's usable runs and of the base model, with the same prompts, step counts and
+        images; None if no run is usable.
 
         Raises:
             UsageError: the base model lacks scores.
@@ -184,50 +184,54 @@ class Trainings:
         blocks, key = {}, None
         for run in self.arms[arm]:
             name = reward or str(run.cell.settings["reward.name"])
-            found = _block_of(run.cell, run.scores, name, split) if not run.why_not else None
-            if found is not None:
-                key, blocks[run.cell.seed] = found
+            match = _block_of(run.cell, run.scores, name, "train") if not run.why_not else None
+            if match is not None:
+                key, blocks[run.cell.seed] = match
         if key is None:
             return None
         for scores in self.bases:
             if key not in scores.blocks:
                 continue
-            base = _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, split)
+            base = _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, "train")
             if base is not None:
                 return stack(blocks, key, arm.method), stack({0: base[1]}, key, BASE)
-        raise UsageError(f"the base model has no scores by {key.reward} on {split} prompts. Run the study again.")
+        raise UsageError(f"the base model has no scores by {key.reward} on train prompts. Run the study again.")
 
-    def gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "", split: str = "train") -> Matrix | None:
+    def gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "") -> Matrix | None:
         """Arm minus base model ``[S, P]`` in reward units; None where no run is usable."""
-        grids = self.cells(arm, reward, split)
+        grids = self.grids(arm, reward)
         if grids is None:
             return None
         tuned, base = (at(grid, endpoint) for grid in grids)
         values = tuned.reduce(tuned.scores) - base.reduce(base.scores)
         return Matrix(values, tuned.seeds, tuned.prompts, tuned.measure, f"{arm.method} - {BASE}")
 
-    def spread(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "", split: str = "train") -> float:
+    def spread(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "") -> float:
         """Standard deviation (ddof=1) of the base model's images at the endpoint; NaN without scores."""
-        grids = self.cells(arm, reward, split)
+        grids = self.grids(arm, reward)
         return float(at(grids[1], endpoint).per_image().std(ddof=1)) if grids else math.nan
 
-    def pictures(self, arm: Arm, statistic: str, split: str = "train") -> tuple[float, float]:
+    def pictures(self, arm: Arm, statistic: str) -> tuple[float, float]:
         """A picture statistic averaged over usable runs and step counts: the arm's and the base model's."""
-        tuned = [_picture(run.scores, statistic, split) for run in self.arms[arm] if not run.why_not]
-        base = [_picture(scores, statistic, split) for scores in self.bases]
-        return _mean(tuned), _mean(base)
+        tuned = [_picture(run.scores, statistic) for run in self.arms[arm] if not run.why_not]
+        base = [_picture(scores, statistic) for scores in self.bases]
+        return mean_of(tuned), mean_of(base)
 
     def failures(self) -> list[Trained]:
         """Runs without usable scores."""
         return [run for run in self.runs if run.why_not]
 
 
-def _picture(scores: Scores, statistic: str, split: str) -> float:
-    by_steps = [statistics[statistic] for (_, name), statistics in scores.pictures.items() if name == split]
-    return _mean([value for one in by_steps for value in one.values()])
+def _picture(scores: Scores, statistic: str) -> float:
+    values: list[float] = []
+    for (_, split), statistics in scores.pictures.items():
+        if split == "train":
+            values += statistics[statistic].values()
+    return mean_of(values)
 
 
-def _mean(values: Iterable[float]) -> float:
+def mean_of(values: Iterable[float]) -> float:
+    """Mean of the finite ones; NaN without any."""
     numbers = [value for value in values if math.isfinite(value)]
     return float(np.mean(numbers)) if numbers else math.nan
 

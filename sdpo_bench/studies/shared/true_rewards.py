@@ -29,11 +29,11 @@ class Sampled:
     """``[n]`` position of the prompt."""
 
 
-def asked_rewards(request: StudyRequest) -> tuple[str, ...]:
+def study_rewards(request: StudyRequest) -> tuple[str, ...]:
     return request.rewards or REWARDS
 
 
-def asked_steps(request: StudyRequest) -> tuple[int, ...]:
+def study_steps(request: StudyRequest) -> tuple[int, ...]:
     given = request.overrides.get("schedule.steps")
     counts = tuple(int(n) for n in (str(given).split(",") if given else STEPS))
     if min(counts) < 3:
@@ -46,15 +46,15 @@ def resolved_run(request: StudyRequest, reward: str, steps: int) -> Resolved:
     return resolve(Request("sdpo", reward, request.model or None, request.preset, 0, overrides))
 
 
-def asked_prompts(request: StudyRequest) -> list[str]:
+def study_prompts(request: StudyRequest) -> list[str]:
     """All training prompts, evenly thinned out below the default size."""
-    config = resolved_run(request, asked_rewards(request)[0], asked_steps(request)[0]).config
+    config = resolved_run(request, study_rewards(request)[0], study_steps(request)[0]).config
     every = load_prompts(config.sample.prompts)
     count = min(len(every), max(4, round(len(every) * request.size)))
     return [every[i] for i in np.linspace(0, len(every) - 1, count).round().astype(int)]
 
 
-def asked_members(request: StudyRequest) -> int:
+def study_members(request: StudyRequest) -> int:
     return request.amount(2, least=2)
 
 
@@ -67,14 +67,14 @@ def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
     from sdpo_bench.rollout.sampling import Noise, rollout
     from sdpo_bench.scoring.make_scorers import make_scorer
 
-    resolved = resolved_run(request, asked_rewards(request)[0], steps)
+    resolved = resolved_run(request, study_rewards(request)[0], steps)
     config, device = resolved.config, pick_device(runtime.device)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     policy = load_policy(config.model, device=device, lora_seed=0)
     schedule = training_schedule(config, scheduler_config(policy), build_method(config, resolved.method))
-    scorers = [make_scorer(name, _own_settings(request, name, steps), device) for name in asked_rewards(request)]
-    prompts, members = asked_prompts(request), asked_members(request)
+    scorers = [make_scorer(name, _own_settings(request, name, steps), device) for name in study_rewards(request)]
+    prompts, members = study_prompts(request), study_members(request)
     latents, truth = [], {scorer.name: list[Any]() for scorer in scorers}
     for seed in request.chosen_seeds:
         found = rollout(
