@@ -19,7 +19,6 @@ from sdpo_bench.evaluation.picture_grid import grid_prompts
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.scoring.image_statistics import CELL, GAP, HEAD, LABEL_WIDTH, grid
 from sdpo_bench.settings import EvaluationSettings
-from sdpo_bench.system.files import read_text
 
 
 def cells(path: Path, steps: int) -> Tensor:
@@ -41,7 +40,7 @@ def side_by_side(folders: dict[str, Path], steps: list[int], out: Path) -> None:
     Raises:
         UsageError: a step count that was not drawn.
     """
-    record = json.loads(read_text(next(iter(folders.values())) / "run.json"))
+    record = json.loads((next(iter(folders.values())) / "run.json").read_text(encoding="utf-8"))
     settings: EvaluationSettings = validate(EvaluationSettings, record["config"]["eval"], "eval")
     if missing := set(steps) - set(settings.steps):
         raise UsageError(f"--steps {missing.pop()} is not in the grids. Valid: {', '.join(map(str, settings.steps))}")

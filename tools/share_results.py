@@ -16,7 +16,7 @@ from sdpo_bench.report.assemble import Request, build_report
 from sdpo_bench.report.markdown import as_json
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
-from sdpo_bench.system.files import atomic_write, read_bytes
+from sdpo_bench.system.files import atomic_write
 
 GRID = "grid.png"
 LEFT = ("lock", GRID)
@@ -43,7 +43,7 @@ def share(source: Path, target: Path, grids: tuple[str, ...] = (), seed: int = 0
         _copy(folder, target / "runs" / folder.run_id, grids, seed)
     for table in sorted((source / "suites").glob("*.json")):
         (target / "suites").mkdir(parents=True, exist_ok=True)
-        atomic_write(target / "suites" / table.name, read_bytes(table))
+        atomic_write(target / "suites" / table.name, table.read_bytes())
     return sum(folder.record().get("kind") == "run" for folder in finished)
 
 
@@ -61,7 +61,7 @@ def _copy(folder: RunFolder, target: Path, grids: tuple[str, ...], seed: int) ->
     for path in sorted(folder.path.iterdir()):
         kept = path.name not in LEFT or (shown and path.name == GRID)
         if path.is_file() and kept and path.suffix != ".tmp":
-            atomic_write(target / path.name, read_bytes(path))
+            atomic_write(target / path.name, path.read_bytes())
 
 
 def told(results: Path) -> str:

@@ -26,7 +26,7 @@ from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.scoring.scorer import CompositeScorer, Parts, Scorer
 from sdpo_bench.scoring.weighted_sum import Basis, Composite
-from sdpo_bench.system.files import atomic_write, read_text
+from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.json_toml import parse_json
 
 AXIS = "reward-reference"
@@ -78,7 +78,7 @@ def _standardised(scorers: Sequence[Scorer]) -> list[CompositeScorer]:
 def _read(path: Path, reward: Composite) -> dict[str, Any] | None:
     """Statistics of an earlier run; ``None`` where there are none that can be used."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = parse_json(read_text(path))
+        found = parse_json(path.read_text(encoding="utf-8"))
         numbers = [float(found["parts"][name][key]) for name in reward.parts for key in ("mean", "std")]
         if all(math.isfinite(number) for number in numbers) and "id" in found:
             return dict(found)

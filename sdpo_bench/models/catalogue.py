@@ -15,7 +15,6 @@ from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.models.hub import cached_pipeline, find_pipeline
 from sdpo_bench.models.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.system.distributed import local_device
-from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import parse_json
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
 def _entry(path: Path, key: str) -> Any:
     """An entry of a configuration file; None where there is none. A damaged file is reported when it is loaded."""
     try:
-        return parse_json(read_text(path)).get(key)
+        return parse_json(path.read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError, TypeError):
         return None
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import parse_json
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -179,7 +178,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = parse_json(read_text(path))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MissingError(f"'{path}' is damaged or unreadable: {error}.") from error
     if not isinstance(data, dict):

@@ -14,7 +14,6 @@ from typing import Any
 from sdpo_bench.report.assemble import Grid, Report
 from sdpo_bench.report.plots import THEME
 from sdpo_bench.system.console_text import clean
-from sdpo_bench.system.files import read_bytes
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
 PAPER = {THEME["ink"]: "#ffffff", DARK["ink"]: "#14191e"}
@@ -85,7 +84,7 @@ def themed(svg: bytes) -> bytes:
 def grid_uri(grid: Grid) -> str:
     """A picture grid as a data URI; empty where the file is gone or not a PNG."""
     try:
-        data = read_bytes(grid.path)
+        data = grid.path.read_bytes()
     except OSError:
         return ""
     return _uri("image/png", data) if data.startswith(PNG_MAGIC) else ""

@@ -24,7 +24,6 @@ from sdpo_bench.results.study_record import StudyRecord, read_studies
 from sdpo_bench.results.suite_records import SuiteRecord, read_records
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import Scores, read_scores
-from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import is_text, parse_json
 from sdpo_bench.system.signals import unheard
 from sdpo_bench.training.bill_text import search_bill
@@ -97,7 +96,7 @@ class Run:
     def seconds(self) -> float:
         """Seconds of training, summed over the complete lines of the log, whatever the machine."""
         with suppress(OSError, ValueError, OverflowError):
-            text = read_text(self.folder.path / "timing.jsonl")
+            text = (self.folder.path / "timing.jsonl").read_text(encoding="utf-8")
             total = math.fsum(float(match[1]) for line in text.splitlines() if (match := SECONDS.search(line)))
             return total if math.isfinite(total) else 0.0
         return 0.0

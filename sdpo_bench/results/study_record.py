@@ -19,7 +19,7 @@ from sdpo_bench.errors import MissingError, RunFailed
 from sdpo_bench.results.study_findings import Findings
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.table import Table
-from sdpo_bench.system.files import atomic_write, read_text
+from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.json_toml import parse_json
 
 FORMAT = 1
@@ -132,7 +132,7 @@ def read_study(out: Path, name: str, variant: str) -> StudyRecord | None:
 
 
 def _read(path: Path) -> StudyRecord:
-    data = parse_json(read_text(path))
+    data = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"not a study record of format {FORMAT}")
     record = _ADAPTER.validate_python(data)

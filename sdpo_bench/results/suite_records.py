@@ -13,7 +13,7 @@ from typing import Any
 
 from sdpo_bench.errors import MissingError, Unwritable
 from sdpo_bench.hashing import canonical
-from sdpo_bench.system.files import atomic_write, read_text
+from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.json_toml import parse_json
 
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
@@ -46,7 +46,7 @@ def write_record(out: Path, name: str, data: Mapping[str, Any]) -> bool:
     path = out / "suites" / f"{name}.json"
     earlier_runs: set[str] = set()
     with suppress(OSError, *DAMAGE):
-        earlier_runs = _runs(parse_json(read_text(path)))
+        earlier_runs = _runs(parse_json(path.read_text(encoding="utf-8")))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
@@ -64,7 +64,7 @@ def read_records(out: Path) -> tuple[list[SuiteRecord], list[tuple[str, str]]]:
     records, problems = [], []
     for path in sorted((out / "suites").glob("*.json")) if (out / "suites").is_dir() else []:
         try:
-            records.append(_record(parse_json(read_text(path))))
+            records.append(_record(parse_json(path.read_text(encoding="utf-8"))))
         except PermissionError as error:  # not readable is not damaged
             problems.append((path.name, f"this suite's record cannot be read: {error.strerror}. Ask whose it is"))
         except (OSError, *DAMAGE) as error:

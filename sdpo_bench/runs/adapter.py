@@ -10,7 +10,7 @@ from pathlib import Path
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models.adapter_file import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.system.files import atomic_write, read_bytes, read_text, require_file
+from sdpo_bench.system.files import atomic_write
 
 LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
@@ -52,11 +52,10 @@ def check_seal(folder: Path) -> None:
     """
     path, seal = folder / LORA_FILE, folder / LORA_SEAL
     try:
-        require_file(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if not seal.exists():
             return
-        digest = hashlib.sha256(read_bytes(path)).hexdigest()
-        if read_bytes(seal).split()[:1] == [digest.encode()]:
+        if seal.read_bytes().split()[:1] == [digest.encode()]:
             return
         reason = f"it does not have the digest in {LORA_SEAL}"
     except FileNotFoundError as error:
@@ -76,7 +75,7 @@ def check_seal(folder: Path) -> None:
 def exported(run: RunFolder) -> bool:
     """Whether training ended and its adapter is there, with the seals that are written last."""
     with suppress(OSError, ValueError):
-        return "../train.jsonl" in read_text(run.lora / LORA_SEAL)
+        return "../train.jsonl" in (run.lora / LORA_SEAL).read_text(encoding="utf-8")
     return False
 
 
@@ -85,13 +84,13 @@ def seal_log(run: RunFolder) -> None:
     atomic_write(run.path / TIMING_SEAL, f"{run.digest(TIMING, run.size(TIMING))}  {TIMING}\n")
     seal = run.lora / LORA_SEAL
     line = f"{run.digest('train.jsonl', run.size('train.jsonl'))}  ../train.jsonl\n"
-    atomic_write(seal, read_text(seal) + line)
+    atomic_write(seal, seal.read_text(encoding="utf-8") + line)
 
 
 def sealed_log(run: RunFolder) -> str:
     """Digest of the finished training log; empty before it is sealed, or where the seal cannot be read."""
     with suppress(OSError, ValueError):
-        for line in read_text(run.lora / LORA_SEAL).splitlines():
+        for line in (run.lora / LORA_SEAL).read_text(encoding="utf-8").splitlines():
             digest, _, name = line.partition("  ")
             if name == "../train.jsonl":
                 return digest
@@ -113,7 +112,7 @@ def log_changed(run: RunFolder) -> str:
 def sealed_timing(run: RunFolder) -> str:
     """Digest of the finished timing log; empty where it was never sealed."""
     with suppress(OSError, ValueError):
-        return read_text(run.path / TIMING_SEAL).partition("  ")[0]
+        return (run.path / TIMING_SEAL).read_text(encoding="utf-8").partition("  ")[0]
     return ""
 
 

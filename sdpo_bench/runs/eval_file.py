@@ -6,8 +6,6 @@ One flipped bit in a footer could hide rows. Readers find everything by offsets,
 import hashlib
 from pathlib import Path
 
-from sdpo_bench.system.files import read_bytes
-
 MARK = b"sdpo-bench footer"
 SIZE = 16
 """Bytes of the digest."""
@@ -25,7 +23,7 @@ def read_sealed(path: Path) -> bytes:
     Raises:
         ValueError: its footer has another digest. OSError: it cannot be read.
     """
-    content = read_bytes(path)
+    content = path.read_bytes()
     start = max(0, _footer_start(content))
     mark = content[:start][-len(MARK) - SIZE :]
     if mark.startswith(MARK) and mark.removeprefix(MARK) != _digest(content[start:]):

@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from sdpo_bench.config.run_id import problem
 from sdpo_bench.errors import Busy, MissingError, Unwritable, UsageError, nearest
-from sdpo_bench.system.files import atomic_write, disk_space, read_text
+from sdpo_bench.system.files import atomic_write, disk_space
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.lock import lock
 
@@ -114,7 +114,7 @@ class RunFolder:
         """Write the status where it is another one; a finished run can be shown where nothing can be written."""
         text = json.dumps({"state": state, "message": message, **more}, sort_keys=True)
         with suppress(OSError, ValueError):
-            if read_text(self.path / "status") == text:
+            if (self.path / "status").read_text(encoding="utf-8") == text:
                 return
         atomic_write(self.path / "status", text)
 
@@ -163,7 +163,7 @@ class RunFolder:
         """Lines of a log, oldest first; a last line that a killed process left unfinished is skipped."""
         rows: list[dict[str, Any]] = []
         with suppress(FileNotFoundError):
-            for line in read_text(self.path / name, errors="replace").splitlines():
+            for line in (self.path / name).read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError):
                     row = parse_json(line)
                     if isinstance(row, dict):
@@ -230,7 +230,7 @@ def read_object(path: Path, mend: str = "") -> dict[str, Any]:
         UsageError: missing, damaged or unreadable.
     """
     try:
-        data = parse_json(read_text(path))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"'{path.parent}' is not a run folder: it has no {path.name}.") from None
     except OSError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdpo_bench.errors import Unwritable
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.system.files import atomic_write, read_text
+from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.streams import open_log
 
 
@@ -51,7 +51,7 @@ def unpack(files: bytes, out: Path) -> str:
             source, target = Path(folder) / name, out / name
             if name.startswith("logs/"):
                 with open_log(target) as log:
-                    log.write(read_text(source, errors="replace"))
+                    log.write(source.read_text(encoding="utf-8", errors="replace"))
                 lost = lost or log.lost
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.reward_formula import part_weights
-from sdpo_bench.system.files import read_text
 from sdpo_bench.system.json_toml import parse_json
 
 SEARCH_FILE = "search.json"
@@ -16,7 +15,7 @@ SEARCH_FILE = "search.json"
 def read_search(run: Path) -> dict[str, Any]:
     """Content of a run's search file; empty for methods that train, or where the file is damaged."""
     with suppress(OSError, ValueError, KeyError):
-        found = parse_json(read_text(run / SEARCH_FILE))
+        found = parse_json((run / SEARCH_FILE).read_text(encoding="utf-8"))
         if isinstance(found, dict) and isinstance(found.get("blocks"), dict) and _is_count(found["samples_per_image"]):
             return found if all(map(_is_block, found["blocks"].values())) else {}
     return {}

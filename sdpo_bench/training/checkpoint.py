@@ -22,7 +22,7 @@ from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.runs.run_folder import VALIDATION, RunFolder
 from sdpo_bench.scoring.score_cache import ScoreCache
-from sdpo_bench.system.files import atomic_write, disk_space, require_file
+from sdpo_bench.system.files import atomic_write, disk_space
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.signals import no_stop_lost
 from sdpo_bench.training.training_logs import Seals, refuse_changed
@@ -177,7 +177,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        require_file(path)
         path.open("rb").close()  # its own error, before a library puts it in other words
         with safe_open(str(path), framework="pt") as file:
             digest, state = parse_json((file.metadata() or {})["sealed"])
