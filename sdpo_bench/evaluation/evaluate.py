@@ -32,7 +32,7 @@ from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.signals import no_stop_lost, raise_what_was_lost
+from sdpo_bench.system.signals import preserve_stop, raise_pending_stop
 
 KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
 Pair = tuple[str, int]
@@ -107,7 +107,7 @@ def evaluate(
     policy.set_guidance(settings.guidance_scale)
     try:
         for split, texts, k in blocks:
-            raise_what_was_lost()
+            raise_pending_stop()
             wanted = _missing(known, settings, scorers, split, texts, k)
             if wanted:
                 progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
@@ -301,7 +301,7 @@ def empty_rows() -> pd.DataFrame:
     return pd.DataFrame({name: [] for name in COLUMNS})
 
 
-@no_stop_lost()
+@preserve_stop()
 def read_rows(run: RunFolder) -> pd.DataFrame:
     """Evaluation rows of a run, empty where it has not been evaluated.
 

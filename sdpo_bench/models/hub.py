@@ -12,7 +12,7 @@ from typing import Any
 
 from sdpo_bench.errors import MissingError
 from sdpo_bench.models.pipeline_files import missing_parts
-from sdpo_bench.system.signals import no_stop_lost
+from sdpo_bench.system.signals import preserve_stop
 
 PATIENCE = 10.0  # seconds in which a hub that is there has answered
 
@@ -65,7 +65,7 @@ def fetch(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> P
         ) from error
 
 
-@no_stop_lost()
+@preserve_stop()
 def find(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> Path:
     """The cached file or folder as it is, else :func:`fetch`.
 
@@ -103,7 +103,7 @@ def cached_pipeline(repo: str, revision: str | None = None) -> Path | None:
         return None
 
 
-@no_stop_lost()
+@preserve_stop()
 def find_pipeline(repo: str, revision: str | None = None, *, hint: str = "") -> Path:
     """The cached pipeline as it is, else downloaded (also where a part of the cached one is missing).
 

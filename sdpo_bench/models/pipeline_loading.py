@@ -12,12 +12,12 @@ from typing import Any
 
 from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, says_out_of_memory
 from sdpo_bench.models.pipeline_files import PipelineFiles, index_of, read_folder
-from sdpo_bench.system.signals import no_stop_lost
+from sdpo_bench.system.signals import preserve_stop
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
-@no_stop_lost()
+@preserve_stop()
 def whole_pipeline(folder: Path, precision: str) -> Any:
     """The diffusers pipeline in a folder, on the CPU.
 

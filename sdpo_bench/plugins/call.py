@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError, error_text
 from sdpo_bench.system.plugin_guard import kept_process_state
-from sdpo_bench.system.signals import no_stop_lost
+from sdpo_bench.system.signals import preserve_stop
 from sdpo_bench.system.timeout import DeadlinePassed
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -33,7 +33,7 @@ def plugin_code(who: str, hint: str = "") -> Iterator[None]:
     """
     process = os.getpid()
     try:
-        with kept_process_state(), no_stop_lost():
+        with kept_process_state(), preserve_stop():
             yield
     except (SdpoBenchError, DeadlinePassed, KeyboardInterrupt):
         raise

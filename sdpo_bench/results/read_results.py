@@ -25,7 +25,7 @@ from sdpo_bench.results.suite_records import SuiteRecord, read_records
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import Scores, read_scores
 from sdpo_bench.system.json_toml import is_text, parse_json
-from sdpo_bench.system.signals import unheard
+from sdpo_bench.system.signals import shield_children
 from sdpo_bench.training.bill_text import search_bill
 
 MANY = 1500  # files from which on starting processes pays
@@ -268,7 +268,7 @@ def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, 
         with suppress(OSError, BrokenProcessPool):  # a machine that allows no more processes uses this one
             workers = min(8, os.cpu_count() or 1)
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                with unheard():  # they start here
+                with shield_children():  # they start here
                     answers = pool.map(work, items, chunksize=chunk)
                 return list(answers)
     return [work(item) for item in items]

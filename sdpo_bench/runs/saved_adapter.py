@@ -12,7 +12,7 @@ from sdpo_bench.models.adapter_file import LORA_FILE, METADATA, NAMES, PREFIX, A
 from sdpo_bench.runs.adapter import LORA_SEAL, check_seal
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.system.files import atomic_write
-from sdpo_bench.system.signals import no_stop_lost
+from sdpo_bench.system.signals import preserve_stop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sdpo_bench.models.policy import Policy
 
 
-@no_stop_lost()
+@preserve_stop()
 def save_adapter(policy: "Policy", folder: Path) -> Path:
     """Write the adapter so that the stock pipeline's ``load_lora_weights(folder)`` gives the same denoiser.
 
@@ -36,7 +36,7 @@ def save_adapter(policy: "Policy", folder: Path) -> Path:
     return target
 
 
-@no_stop_lost()
+@preserve_stop()
 def load_adapter(policy: "Policy", folder: Path) -> None:
     """Load an adapter written by :func:`save_adapter` in place of the present one.
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from sdpo_bench.errors import MissingError
 from sdpo_bench.sweep.worker import FAILED, STOPPED, Job, Said, child
-from sdpo_bench.system.signals import unheard
+from sdpo_bench.system.signals import shield_children
 
 START_METHOD = "spawn"
 """Of ``multiprocessing``."""
@@ -114,7 +114,7 @@ class LocalExecutor:
             # No daemon, which could start no processes, as rewards and loaders of data do. It ends with the sweep by
             # itself (``cell_process``).
             process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=False)
-            with said, _thread_variables(self.threads), unheard():
+            with said, _thread_variables(self.threads), shield_children():
                 process.start()
         except OSError as error:
             raise NoProcess(

@@ -43,7 +43,7 @@ def handle_stops(*numbers: int) -> None:
 def _on_stop(number: int, frame: Any) -> None:
     global _stop
     if os.getpid() != _process:
-        if number != signal.SIGINT:  # Ctrl-C is the parent's business
+        if number != signal.SIGINT:  # the parent handles Ctrl-C
             os._exit(128 + number)
     elif _stop is None:
         _stop = Stopped(number)
@@ -53,32 +53,32 @@ def _on_stop(number: int, frame: Any) -> None:
         os._exit(128 + number)
 
 
-def raise_what_was_lost() -> None:
+def raise_pending_stop() -> None:
     """Raise the stop that a library or a plugin has swallowed; for the head of a loop."""
     if _stop is not None and threading.current_thread() is threading.main_thread():
         raise _stop
 
 
 @contextmanager
-def no_stop_lost() -> Iterator[None]:
-    """Raise :class:`Stopped` from a block of library code if a signal came, whatever the library made of the error.
+def preserve_stop() -> Iterator[None]:
+    """Raise :class:`Stopped` from a block of library code if a signal came in it.
 
-    Libraries in C and Rust that call Python report it as an error of their own: a damaged file, say.
+    Libraries in C and Rust that call Python report the exception as an error of their own, such as a damaged file.
     """
     before = _stop
     try:
         yield
     except BaseException as error:
         if _stop is not before and error is not _stop:
-            raise_what_was_lost()
+            raise_pending_stop()
         raise
     if _stop is not before:
-        raise_what_was_lost()
+        raise_pending_stop()
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Start processes in this block that ignore Ctrl-C and other signals to the whole group; this process handles them.
+def shield_children() -> Iterator[None]:
+    """Processes that start in this block ignore Ctrl-C and other signals to the whole group; this process handles them.
 
     The processes inherit the blocked signals; a signal that comes meanwhile is handled at the end of the block.
     """

@@ -24,7 +24,7 @@ from sdpo_bench.runs.run_folder import VALIDATION, RunFolder
 from sdpo_bench.scoring.score_cache import ScoreCache
 from sdpo_bench.system.files import atomic_write, disk_space
 from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.signals import no_stop_lost
+from sdpo_bench.system.signals import preserve_stop
 from sdpo_bench.training.training_logs import Seals, refuse_changed
 from sdpo_bench.training.updater import CRITIC, Updater
 
@@ -166,7 +166,7 @@ def _seals(header: Mapping[str, Any]) -> Seals:
     }
 
 
-@no_stop_lost()
+@preserve_stop()
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a checkpoint.
 

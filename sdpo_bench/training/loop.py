@@ -34,7 +34,7 @@ from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.memory_retry import Attempt, MicroBatch
 from sdpo_bench.system.progress import Tick
-from sdpo_bench.system.signals import raise_what_was_lost
+from sdpo_bench.system.signals import raise_pending_stop
 from sdpo_bench.training import checkpoint, collapse_guards
 from sdpo_bench.training.state import TrainingState, Validator
 from sdpo_bench.training.update_order import Order
@@ -117,7 +117,7 @@ class Trainer:
         try:
             self._refuse_collapse()
             while groups := self._groups_left(wanted):
-                raise_what_was_lost()
+                raise_pending_stop()
                 before = self.ledger.used(self.limit.axis)
                 self._validate(last=False)
                 started = time.monotonic()

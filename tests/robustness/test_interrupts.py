@@ -49,7 +49,7 @@ def put_otherwise():
 
 @pytest.mark.parametrize("library", [signalled, swallowed, put_otherwise])
 def test_a_block_ends_by_the_signal(library):
-    with pytest.raises(Stopped), handlers.no_stop_lost():
+    with pytest.raises(Stopped), handlers.preserve_stop():
         library()
 
 
@@ -60,9 +60,9 @@ def test_so_does_a_plugins_answer(plugin):
 
 
 def test_without_a_signal_a_block_ends_as_it_does():
-    with handlers.no_stop_lost():
+    with handlers.preserve_stop():
         pass
-    with pytest.raises(OSError, match="gone"), handlers.no_stop_lost():
+    with pytest.raises(OSError, match="gone"), handlers.preserve_stop():
         raise OSError("gone")
 
 
@@ -71,7 +71,7 @@ def test_what_is_saved_after_a_signal_is_not_disturbed_by_it():
         try:
             signalled()
         finally:
-            with handlers.no_stop_lost():
+            with handlers.preserve_stop():
                 saved = True
             with pytest.raises(RunFailed), plugin_code("reward 'x'"):  # has a say in the state
                 raise ValueError("full")
@@ -95,8 +95,8 @@ from sdpo_bench.system import signals as handlers
 path, seen = Path(sys.argv[1]), set()
 for i in range(200):
     handlers.handle_stops(signal.SIGALRM)
-    signal.setitimer(signal.ITIMER_REAL, 0.0002 + i % 40 * 1e-4)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0002 + i % 40 * 1e-4)
         while True:
             try:
                 checkpoint.read(path)
