@@ -135,8 +135,7 @@ def echo_json(data: Any) -> None:
     """JSON on standard output, keys sorted, what is no finite number as null."""
     context = click.get_current_context(silent=True)
     output = context.meta.get(JSON_OUTPUT, sys.stdout) if context else sys.stdout
-    everything = "utf" in (getattr(output, "encoding", None) or "utf-8").lower()
-    click.echo(json_text(_plain(data), sort_keys=True, ensure_ascii=not everything), file=output)
+    click.echo(json_text(_plain(data), sort_keys=True), file=output)
 
 
 def _plain(data: Any) -> Any:

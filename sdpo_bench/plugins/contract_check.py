@@ -15,7 +15,6 @@ from sdpo_bench.api import Backprop, Granularity, Method, Reward, RewardGuard, R
 from sdpo_bench.errors import UsageError
 from sdpo_bench.hashing import canonical
 from sdpo_bench.plugins.call import plugin_code
-from sdpo_bench.system.json_toml import is_text
 
 _NONE = object()
 
@@ -37,7 +36,7 @@ def is_count(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and is_text(value)
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_plain(value: object) -> bool:

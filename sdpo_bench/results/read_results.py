@@ -24,7 +24,7 @@ from sdpo_bench.results.study_record import StudyRecord, read_studies
 from sdpo_bench.results.suite_records import SuiteRecord, read_records
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import Scores, read_scores
-from sdpo_bench.system.json_toml import is_text, parse_json
+from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.signals import shield_children
 from sdpo_bench.training.bill_text import search_bill
 
@@ -183,8 +183,10 @@ def _why_unread(folder: RunFolder, error: Exception) -> str:
 
 
 def _read_run(path: Path) -> tuple[Run, str]:
-    if not is_text(path.name):
-        raise UsageError("the name of this folder is not UTF-8, so no command can name it: rename the folder")
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the name of this folder is not UTF-8, so no command can name it: rename the folder") from None
     folder = RunFolder(path)
     record = folder.record()
     kind = str(record["kind"])

@@ -12,7 +12,6 @@ from sdpo_bench.advantages.experience import OWN_KEYS
 from sdpo_bench.api import Loss, Method, Minibatch
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.plugins.call import plugin_code
-from sdpo_bench.system.json_toml import is_text
 
 HINT = "More: sdpo-bench doctor --plugin NAME"
 
@@ -47,8 +46,6 @@ def _check(loss: object, name: str) -> None:
         raise RunFailed(f"method '{name}': its loss has {what}; a scalar that carries a gradient is due. {HINT}")
     if not isinstance(loss.metrics, Mapping) or not all(isinstance(key, str) for key in loss.metrics):
         raise RunFailed(f"method '{name}': its metrics are no dict of numbers by name. {HINT}")
-    if unreadable := [key for key in loss.metrics if not is_text(key)]:  # the log could not be read any more
-        raise RunFailed(f"method '{name}': the name of its metric {unreadable[0]!a} has no UTF-8 form. {HINT}")
     if taken := OWN_KEYS.intersection(loss.metrics):
         raise RunFailed(f"method '{name}': '{min(taken)}' is the log's own name; call the metric otherwise. {HINT}")
 

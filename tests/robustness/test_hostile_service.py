@@ -39,8 +39,8 @@ def served(scores, info=INFO % 1):
 
 @pytest.mark.parametrize(
     "value",
-    ["[" * 20_000 + "]" * 20_000, "9" * 5000, "1e400", "NaN", "-Infinity", r'"\ud800"', "]"],
-    ids=["deep", "digits", "overflow", "nan", "infinity", "surrogate", "no-json"],
+    ["[" * 20_000 + "]" * 20_000, "9" * 5000, "1e400", "NaN", "-Infinity", "]"],
+    ids=["deep", "digits", "overflow", "nan", "infinity", "no-json"],
 )
 def test_what_a_service_says_of_itself_can_be_used_or_is_refused(value):
     with pytest.raises(UsageError, match="is not a reward service"):

@@ -16,15 +16,13 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.system.console_text import clean
-from sdpo_bench.system.json_toml import MOST_LEVELS, parse_json
+from sdpo_bench.system.json_toml import parse_json
 
 DEEP = "[" * 20_000 + "]" * 20_000
 HOSTILE = {
     "deep": DEEP,
     "deep object": '{"a":' * 20_000 + "0" + "}" * 20_000,
     "digits": "9" * 5000,
-    "bits": "9" * 400,
-    "surrogate": r'"\ud800 half"',
     "infinity": "Infinity",
     "overflow": "1e400",
     "nan": "NaN",
@@ -43,17 +41,9 @@ def test_unusable_json_is_a_value_error_in_words(value, form):
     assert len(str(caught.value)) < 100 and str(caught.value).isascii()
 
 
-def test_a_key_is_text_too():
-    with pytest.raises(ValueError, match="half of a surrogate pair"):
-        parse_json(r'{"\udfff": 1}')
-
-
 def test_usable_json_is_as_it_was():
     text = json.dumps({"a": [1, -2.5, 1e308, True, None, "\U0001f600", 2**64], "b": {"": {}}})
     assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
-    assert parse_json("[" * MOST_LEVELS + "]" * MOST_LEVELS)
-    with pytest.raises(ValueError, match="nested"):
-        parse_json("[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1))
 
 
 # -- run folders ---------------------------------------------------------------------------------------------

@@ -144,7 +144,6 @@ REWARDS = {
     "__call__ = Reward.__call__": "does not define __call__",
     "def __init__(self, settings, device): pass": "has no settings; a call of super().__init__()",
     "full_version = 7": "has full_version = 7; a text is due",
-    "full_version = '1\\ud800'": "a text is due",
     "full_version = property(lambda self: str(id(object())) + os.urandom(4).hex())": "has a full_version that changes",
     "filed_as = 7": "has filed_as = 7",
     "commits = [1]": "has commits = [1]",
