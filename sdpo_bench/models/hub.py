@@ -1,7 +1,7 @@
-"""The one door to the Hugging Face hub: what a plugin needs from it, whether that is here, and how to get it.
+"""Files of the Hugging Face hub: look in its cache, download, explain failures.
 
 Rewards declare their files as :class:`HubFile`: ``fetch`` fills the cache of an offline cluster from it, and
-``doctor`` says what is missing without loading a model. Downloads go through ``huggingface_hub`` and diffusers alone.
+``doctor`` names missing files without loading a model. Downloads go through ``huggingface_hub`` and diffusers alone.
 """
 
 import re
@@ -14,7 +14,7 @@ from sdpo_bench.errors import MissingError
 from sdpo_bench.models.pipeline_files import missing_parts
 from sdpo_bench.system.signals import preserve_stop
 
-PATIENCE = 10.0  # seconds in which a hub that is there has answered
+PATIENCE = 10.0  # seconds to wait for the hub
 
 
 @dataclass(frozen=True)
@@ -36,85 +36,71 @@ class HubFile:
         return f"{self.repo}: {self.filename or ', '.join(self.allow_patterns) or 'all files'}"
 
 
-def cached(hubfile: HubFile, revision: str | None = None) -> bool:
-    """Whether everything is in the local hub cache; never touches the network."""
+def cached(hubfile: HubFile, revision: str | None = None) -> Path | None:
+    """The file or folder in the local hub cache; ``None`` where any of it is missing. Never touches the network."""
     try:
-        _get(hubfile, revision, local_files_only=True)
-    except Exception:
-        return False
-    return True
-
-
-def fetch(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> Path:
-    """The local file (or folder, for a set of files), downloaded first if the cache lacks it.
-
-    Args:
-        revision: branch, tag or commit; ``None`` is the repository's current state.
-        hint: end of the error message: what the person can type.
-
-    Raises:
-        MissingError: neither cached nor reachable, no such revision or file, an incomplete set.
-    """
-    try:
-        return _get(hubfile, revision, local_files_only=False)
-    except Exception as error:  # network, disk, hub and validation errors have no common base
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        where = f" at revision '{revision}'" if revision else ""
-        raise MissingError(
-            f"{hubfile.label}{where} is neither in the hub cache nor reachable: {reason} {hint}".rstrip()
-        ) from error
+        return _get(hubfile, revision, local_files_only=True)
+    except Exception:  # the hub library has no common base for "not here"
+        return None
 
 
 @preserve_stop()
 def find(hubfile: HubFile, revision: str | None = None, *, hint: str = "") -> Path:
-    """The cached file or folder as it is, else :func:`fetch`.
+    """The local file (or folder, for a set of files), downloaded where the cache lacks it.
 
-    What is cached is not looked up again: a second run uses the weights of the first, and a machine without
-    network does not wait for one.
+    Cached files are not looked up again: a second run uses the weights of the first, and a machine without a network
+    does not wait for one.
+
+    Args:
+        revision: branch, tag or commit; ``None`` is the repository's current state.
+        hint: end of the error message: the command to type.
+
+    Raises:
+        MissingError: neither cached nor reachable, no such revision or file, an incomplete set.
     """
+    if path := cached(hubfile, revision):
+        return path
     try:
-        return _get(hubfile, revision, local_files_only=True)
-    except Exception:
-        return fetch(hubfile, revision, hint=hint)
+        return _get(hubfile, revision, local_files_only=False)
+    except Exception as error:  # network, disk, hub and validation errors have no common base
+        where = f" at revision '{revision}'" if revision else ""
+        text = f"{hubfile.label}{where} is neither in the hub cache nor reachable: {_first_line(error)} {hint}"
+        raise MissingError(text.rstrip()) from error
 
 
-def out_of_reach(timeout: float | None = None) -> str | None:
-    """Why the hub cannot be asked now (offline mode, or no answer in ``timeout`` seconds, :data:`PATIENCE` if not
-    said); ``None`` if it can."""
+def out_of_reach(timeout: float) -> str | None:
+    """Why the hub cannot be asked now (offline mode, or no answer in ``timeout`` seconds); ``None`` if it can."""
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.utils import get_session
 
     if is_offline_mode():
         return "offline mode is on (HF_HUB_OFFLINE is set)."
     try:
-        get_session().head(constants.ENDPOINT, timeout=timeout or PATIENCE)
+        get_session().head(constants.ENDPOINT, timeout=timeout)
     except Exception as error:  # the session's own errors, those of its transport, wrong addresses
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        return f"{constants.ENDPOINT} does not answer: {reason.rstrip('.')}."
+        return f"{constants.ENDPOINT} does not answer: {_first_line(error).rstrip('.')}."
     return None
 
 
 def cached_pipeline(repo: str, revision: str | None = None) -> Path | None:
-    """Folder of a whole pipeline in the hub cache; ``None`` where it or a part of it is missing. Asks no network."""
+    """Folder of a whole pipeline in the hub cache; ``None`` where any of it is missing. Never touches the network."""
     try:
         folder = _get_pipeline(repo, revision, local_files_only=True)
         return folder if not missing_parts(folder) else None
-    except Exception:  # the hub library has no common base for "not here"
+    except Exception:  # as in cached
         return None
 
 
 @preserve_stop()
 def find_pipeline(repo: str, revision: str | None = None, *, hint: str = "") -> Path:
-    """The cached pipeline as it is, else downloaded (also where a part of the cached one is missing).
+    """The cached pipeline, else downloaded (also where a part of the cached one is missing).
 
     Raises:
         MissingError: neither cached nor reachable, no such repository or revision, not a whole pipeline.
     """
-    folder = cached_pipeline(repo, revision)
-    if folder is not None:
+    if folder := cached_pipeline(repo, revision):
         return folder
-    where = f"'{repo}'" + (f" at revision '{revision}'" if revision else "")
-    reason = out_of_reach()
+    reason = out_of_reach(PATIENCE)
     if reason is None:
         try:
             folder = _get_pipeline(repo, revision, local_files_only=False)
@@ -122,16 +108,10 @@ def find_pipeline(repo: str, revision: str | None = None, *, hint: str = "") -> 
             if not absent:
                 return folder
             reason = f"{'; '.join(absent)}."
-        except Exception as error:  # likewise
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
+        except Exception as error:  # as in find
+            reason = _first_line(error)
+    where = f"'{repo}'" + (f" at revision '{revision}'" if revision else "")
     raise MissingError(f"the weights of {where} are neither cached here nor reachable: {reason} {hint}".rstrip())
-
-
-def _get_pipeline(repo: str, revision: str | None, *, local_files_only: bool) -> Path:
-    from diffusers import DiffusionPipeline
-
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    return Path(DiffusionPipeline.download(repo, safety_checker=None, local_files_only=local_files_only, **options))
 
 
 def resolved_commit(path: str | Path) -> str | None:
@@ -141,21 +121,27 @@ def resolved_commit(path: str | Path) -> str | None:
 
 
 def _get(hubfile: HubFile, revision: str | None, *, local_files_only: bool) -> Path:
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    if hubfile.filename:
-        file = hf_hub_download(hubfile.repo, hubfile.filename, revision=revision, local_files_only=local_files_only)
-        return Path(file)
-    patterns = list(hubfile.allow_patterns) or None
+    patterns = [hubfile.filename] if hubfile.filename else list(hubfile.allow_patterns)
     folder = Path(
-        snapshot_download(hubfile.repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
+        snapshot_download(
+            hubfile.repo, revision=revision, allow_patterns=patterns or None, local_files_only=local_files_only
+        )
     )
-    _check_complete(folder, hubfile)
-    return folder
-
-
-def _check_complete(folder: Path, hubfile: HubFile) -> None:
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    absent = [p for p in hubfile.allow_patterns if not any(fnmatch(name, p) for name in names)]
+    absent = [p for p in patterns if not any(fnmatch(name, p) for name in names)]
     if absent:
         raise FileNotFoundError(f"the snapshot has no {', '.join(absent)}.")
+    return folder / (hubfile.filename or "")
+
+
+def _get_pipeline(repo: str, revision: str | None, *, local_files_only: bool) -> Path:
+    from diffusers import DiffusionPipeline
+
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    return Path(DiffusionPipeline.download(repo, safety_checker=None, local_files_only=local_files_only, **options))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

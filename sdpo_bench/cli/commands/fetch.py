@@ -1,26 +1,31 @@
 """``sdpo-bench fetch``: put published weights into the hub cache, for a machine that will have no network."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import click
 
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.models.catalogue import KNOWN
-from sdpo_bench.models.hub import HubFile, cached, cached_pipeline, fetch, find_pipeline
+from sdpo_bench.models.hub import HubFile, cached, cached_pipeline, find, find_pipeline
 from sdpo_bench.models.pipeline_files import published
-from sdpo_bench.plugins.registry import find, plugin_tag, plugins
+from sdpo_bench.plugins.registry import find as find_plugin
+from sdpo_bench.plugins.registry import plugin_tag, plugins
+
+HINT = "Type the same command again on a machine with network; what is complete is not downloaded twice."
 
 
 @dataclass(frozen=True)
 class Item:
-    """One download: a file of a reward, or the whole pipeline of a base model (``file`` is None)."""
+    """One download: a file of a reward, or the whole pipeline of a base model."""
 
     owner: str
     label: str
     size: int
-    here: bool
-    file: HubFile | None
-    location: str = ""
+    cached: bool
+    download: Callable[[], Path]
 
 
 def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
@@ -31,13 +36,13 @@ def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
     """
     items = [item for name in names for item in _items(name)]
     for item in items:
-        state = "cached" if item.here else f"{item.size / 1e9:.2f} GB" if item.size else "size unknown"
+        state = "cached" if item.cached else f"{item.size / 1e9:.2f} GB" if item.size else "size unknown"
         click.echo(f"{item.owner}: {item.label} ({state})")
-    missing = [item for item in items if not item.here]
+    missing = [item for item in items if not item.cached]
     click.echo(f"{len(missing)} of {len(items)} to download, {sum(i.size for i in missing) / 1e9:.2f} GB known")
     for item in [] if dry_run else missing:
         click.echo(f"{item.owner}: downloading {item.label}", err=True)
-        _download(item)
+        item.download()
 
 
 def _items(name: str) -> list[Item]:
@@ -46,8 +51,8 @@ def _items(name: str) -> list[Item]:
     rewards = plugins("rewards")
     if plugin_tag(name) not in {plugin.tag for plugin in rewards.values()}:
         raise UsageError(f"'{name}' is neither a reward nor a base model.{nearest(name, [*rewards, *KNOWN])}")
-    files: tuple[HubFile, ...] = getattr(find("rewards", name).load(), "weights", ())
-    return [Item(name, file.label, file.size, cached(file), file) for file in files]
+    files: tuple[HubFile, ...] = getattr(find_plugin("rewards", name).load(), "weights", ())
+    return [Item(name, f.label, f.size, cached(f) is not None, partial(find, f, hint=HINT)) for f in files]
 
 
 def _pipeline(name: str) -> list[Item]:
@@ -57,12 +62,5 @@ def _pipeline(name: str) -> list[Item]:
     files = published(name)
     # Repositories hold float32 weights, which is what the pipeline's own download takes.
     size = 4 * sum(files.parameters.values()) if files else 0
-    return [Item(name, location, size, cached_pipeline(location) is not None, None, location)]
-
-
-def _download(item: Item) -> None:
-    hint = "Type the same command again on a machine with network; what is complete is not downloaded twice."
-    if item.file is not None:
-        fetch(item.file, hint=hint)
-        return
-    find_pipeline(item.location, hint=hint)
+    here = cached_pipeline(location) is not None
+    return [Item(name, location, size, here, partial(find_pipeline, location, hint=HINT))]
