@@ -16,7 +16,7 @@ from sdpo_bench.doctor.contract import Nonconforming, NotHere, require
 from sdpo_bench.errors import SdpoBenchError, UsageError, error_text, nearest
 from sdpo_bench.plugins.contract_check import check_made
 from sdpo_bench.plugins.registry import Plugin, field_docs, plugin_tag, plugins
-from sdpo_bench.system.plugin_guard import kept_process_state
+from sdpo_bench.system.plugin_guard import preserve_process_state
 
 Status = Literal["ok", "failed", "skipped"]
 
@@ -60,7 +60,7 @@ def check_plugin(plugin: Plugin) -> Iterator[Check]:
 
 def _run(plugin: Plugin, name: str, work: Callable[[], None]) -> Check:
     try:
-        with kept_process_state():
+        with preserve_process_state():
             work()
     except Nonconforming as seen:
         return Check(plugin.name, plugin.kind, name, "failed", str(seen))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sdpo_bench.system.plugin_guard import ProcessState, kept_process_state
+from sdpo_bench.system.plugin_guard import ProcessState, preserve_process_state
 
 
 class Nonconforming(Exception):
@@ -23,12 +23,12 @@ def require(condition: Any, message: str) -> None:
 
 @contextmanager
 def untouched_process() -> Iterator[None]:
-    """Refuse code that changes what a process has only one of.
+    """Refuse code that changes the state of the whole process.
 
     Raises:
-        Nonconforming: it did; all is put back.
+        Nonconforming: it did; the state is restored.
     """
-    with kept_process_state():
+    with preserve_process_state():
         before = ProcessState.now()
         yield
         changed = before.changes(ProcessState.now())

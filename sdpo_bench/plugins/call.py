@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError, error_text
-from sdpo_bench.system.plugin_guard import kept_process_state
+from sdpo_bench.system.plugin_guard import preserve_process_state
 from sdpo_bench.system.signals import preserve_stop
 from sdpo_bench.system.timeout import DeadlinePassed
 
@@ -33,7 +33,7 @@ def plugin_code(who: str, hint: str = "") -> Iterator[None]:
     """
     process = os.getpid()
     try:
-        with kept_process_state(), preserve_stop():
+        with preserve_process_state(), preserve_stop():
             yield
     except (SdpoBenchError, DeadlinePassed, KeyboardInterrupt):
         raise

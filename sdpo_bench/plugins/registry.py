@@ -20,7 +20,7 @@ from sdpo_bench.errors import MissingError, UsageError, error_text, nearest
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import base_class, check_class
 from sdpo_bench.plugins.entry_points import SINGULAR, entry_points
-from sdpo_bench.system.plugin_guard import kept_process_state
+from sdpo_bench.system.plugin_guard import preserve_process_state
 
 BUILT_IN = "built-in"
 
@@ -47,7 +47,7 @@ class Plugin:
         """
         who = f"{SINGULAR[self.kind]} '{self.name}' ({self.owner})"
         try:
-            with kept_process_state():
+            with preserve_process_state():
                 found = getattr(importlib.import_module(self.module), self.class_name)
         except ModuleNotFoundError as error:
             raise MissingError(
@@ -142,7 +142,7 @@ def _announced(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
 
 def _source_path(module: str) -> Path | None:
     try:
-        with kept_process_state():
+        with preserve_process_state():
             spec = find_spec(module)  # imports the package around it
     except KeyboardInterrupt:
         raise

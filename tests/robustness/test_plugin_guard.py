@@ -20,7 +20,7 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings, Runtime
-from sdpo_bench.system.plugin_guard import ProcessState, kept_process_state
+from sdpo_bench.system.plugin_guard import ProcessState, preserve_process_state
 from sdpo_bench.training.critic import seeded_critic
 
 CHANGES = {
@@ -32,7 +32,6 @@ CHANGES = {
     "deterministic": lambda: torch.use_deterministic_algorithms(True),
     "matmul_precision": lambda: torch.set_float32_matmul_precision("medium"),
     "autocast": lambda: torch.autocast("cpu", torch.float16).__enter__(),
-    "flush_denormal": lambda: torch.set_flush_denormal(True),
 }
 
 
@@ -56,7 +55,7 @@ class Meddling(Reward):
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen_and_put_back(name):
     before = ProcessState.now()
-    with kept_process_state():
+    with preserve_process_state():
         CHANGES[name]()
         assert before.changes(ProcessState.now())[:1] == [name]
     assert ProcessState.now() == before
@@ -98,14 +97,14 @@ def test_putting_back_needs_no_torch(monkeypatch):
     """Lists and reports ask plugins for a line; they would wait seconds for torch."""
     monkeypatch.delitem(sys.modules, "torch")
     here = os.getcwd()
-    with kept_process_state():
+    with preserve_process_state():
         os.chdir("/")
     assert os.getcwd() == here and "torch" not in sys.modules
 
 
 def test_it_is_put_back_after_an_error():
     before = ProcessState.now()
-    with pytest.raises(KeyError), kept_process_state():
+    with pytest.raises(KeyError), preserve_process_state():
         CHANGES["default_dtype"]()
         raise KeyError
     assert ProcessState.now() == before
@@ -113,7 +112,7 @@ def test_it_is_put_back_after_an_error():
 
 def test_autocast_forgets_what_it_had_cast():
     """Or weights would be those of before the last update: its cache is emptied where the outermost context ends."""
-    with kept_process_state():
+    with preserve_process_state():
         torch.autocast("cpu", torch.float16).__enter__()
         torch.autocast("cpu", torch.bfloat16).__enter__()
     assert torch.autocast_increment_nesting() == 1
@@ -122,7 +121,7 @@ def test_autocast_forgets_what_it_had_cast():
 
 def test_contexts_around_the_block_stay_as_they_are():
     with torch.autocast("cpu", torch.float16):
-        with kept_process_state():
+        with preserve_process_state():
             torch.set_autocast_enabled("cpu", False)
         assert torch.is_autocast_enabled("cpu") and torch.autocast_increment_nesting() == 2
         torch.autocast_decrement_nesting()
@@ -131,7 +130,7 @@ def test_contexts_around_the_block_stay_as_they_are():
 def test_a_folder_that_was_deleted_meanwhile_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with kept_process_state():
+    with preserve_process_state():
         os.chdir(tmp_path)
         (tmp_path / "here").rmdir()
     assert os.getcwd() == str(tmp_path)
@@ -139,7 +138,7 @@ def test_a_folder_that_was_deleted_meanwhile_is_no_error(tmp_path, monkeypatch):
 
 def test_torch_imported_in_between_is_as_after_its_import(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
-    with kept_process_state():
+    with preserve_process_state():
         monkeypatch.setitem(sys.modules, "torch", torch)
         torch.set_default_dtype(torch.float64)
     assert torch.get_default_dtype() == torch.float32
