@@ -20,7 +20,7 @@ from sdpo_bench.hashing import canonical
 from sdpo_bench.ledger import AXES
 from sdpo_bench.models.catalogue import known_model, model_digest
 from sdpo_bench.plugins.call import plugin_code
-from sdpo_bench.plugins.contract_check import check_backprop, check_made
+from sdpo_bench.plugins.contract_check import check_backprop, check_instance
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import Plugin, find
 from sdpo_bench.plugins.setting_names import unknown_setting
@@ -251,5 +251,5 @@ def make_method(name: str, method_class: type[Method], values: Mapping[str, Any]
     settings = validate(method_class.Settings, values, "method")
     with plugin_code(f"method '{name}': __init__()"):
         method = method_class(settings)
-    check_made(f"method '{name}'", method)
+    check_instance(f"method '{name}'", method)
     return method

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sdpo_bench.doctor.contract import Nonconforming, NotHere, require
 from sdpo_bench.errors import SdpoBenchError, UsageError, error_text, nearest
-from sdpo_bench.plugins.contract_check import check_made
+from sdpo_bench.plugins.contract_check import check_instance
 from sdpo_bench.plugins.registry import Plugin, field_docs, plugin_tag, plugins
 from sdpo_bench.system.plugin_guard import preserve_process_state
 
@@ -99,4 +99,4 @@ def check_declarations(plugin: Plugin, loaded: Any, folder: Path) -> None:
     first, second = (validate(settings, {}, plugin.kind[:-1]) for _ in range(2))
     require(first == second, "two sets of default settings are not equal.")
     if not getattr(loaded, "unavailable", lambda: None)():  # or it has nothing to say on this machine
-        check_made(f"{plugin.kind[:-1]} '{plugin.name}'", loaded(first))
+        check_instance(f"{plugin.kind[:-1]} '{plugin.name}'", loaded(first))

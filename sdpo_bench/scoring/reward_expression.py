@@ -12,7 +12,7 @@ from typing import Any
 from sdpo_bench.api import Reward
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.call import plugin_code
-from sdpo_bench.plugins.contract_check import check_made
+from sdpo_bench.plugins.contract_check import check_instance
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import BUILT_IN, Plugin, find
 from sdpo_bench.reward_formula import EXAMPLE, is_sum, parse_sum, sum_name
@@ -89,7 +89,7 @@ class Choice:
             with plugin_code(f"{who}: __init__()"):
                 rewards.append(reward_class(values, device))
             if plugin.owner != BUILT_IN:  # those are checked by the tests; and 'remote' would have to ask its service
-                check_made(who, rewards[-1])
+                check_instance(who, rewards[-1])
         if not self.weighted:
             return rewards[0]
         full = self.validate(settings)

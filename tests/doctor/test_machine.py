@@ -134,7 +134,7 @@ def broken_package(folder, name, source):
         ("class Broken(:\n", "cannot be imported"),
         ("print('HELLO')\nraise RuntimeError('no licence')\n", "no licence"),
         ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
-        ("from sdpo_bench.api import Reward\nclass Broken(Reward):\n    version = 1.5\n", "a text is due: '1.5'"),
+        ("from sdpo_bench.api import Reward\nclass Broken(Reward):\n    version = 1.5\n", "expected a text"),
         ("class Broken:\n    '''Not a reward.'''\n", "not a subclass"),
         ("", "has no attribute 'Broken'"),
     ],

@@ -134,17 +134,16 @@ def is_said(code, said, wanted, codes=(1, 2)):
 
 REWARDS = {
     # what it says of itself
-    "version = 1.5": "has version = 1.5; a text is due: '1.5'",
+    "version = 1.5": "has version = 1.5; expected a text",
     "version = None": "has version = None",
     "source = ''": "has source = ''",
     "scale = 3": "has scale = 3",
     "native_model = None": "has native_model = None",
-    "differentiable = 'yes'": "has differentiable = 'yes'; True or False is due",
-    "Settings = int": "has Settings = <class 'int'>; a dataclass is due",
+    "differentiable = 'yes'": "has differentiable = 'yes'; expected True or False",
+    "Settings = int": "has Settings = <class 'int'>; expected a dataclass",
     "__call__ = Reward.__call__": "does not define __call__",
-    "def __init__(self, settings, device): pass": "has no settings; a call of super().__init__()",
-    "full_version = 7": "has full_version = 7; a text is due",
-    "full_version = property(lambda self: str(id(object())) + os.urandom(4).hex())": "has a full_version that changes",
+    "def __init__(self, settings, device): pass": "has no settings; expected a call of super().__init__()",
+    "full_version = 7": "has full_version = 7; expected a text",
     "filed_as = 7": "has filed_as = 7",
     "commits = [1]": "has commits = [1]",
     "commits = {'a': 1}": "has commits = {'a': 1}",
@@ -175,16 +174,16 @@ def test_a_run_names_a_reward_that_is_at_fault(package, tiny_pipe, harm):
 
 
 METHODS = {
-    "signal = 'praise'": "has signal = 'praise'; one of advantage, preference, gradient, none is due",
+    "signal = 'praise'": "has signal = 'praise'; expected one of advantage, preference, gradient, none",
     "signal = 'none'": "belongs to subclasses of sdpo_bench.api.Search",
     "granularity = None": "has granularity = None",
-    "final_image = 'best'": "has final_image = 'best'; one of sample, predicted is due",
-    "defaults = None": "has defaults = None; a dict of settings by name is due",
+    "final_image = 'best'": "has final_image = 'best'; expected one of sample, predicted",
+    "defaults = None": "has defaults = None; expected a dict of settings by name",
     "fixed = []": "has fixed = []",
     "variant_of = None": "has variant_of = None",
-    "Settings = {}": "has Settings = {}; a dataclass is due",
+    "Settings = {}": "has Settings = {}; expected a dataclass",
     "loss = Method.loss": "does not define loss",
-    "members = 0": "has members = 0; a whole number from 1 is due",
+    "members = 0": "has members = 0; expected a whole number from 1",
     "members = -1": "has members = -1",
     "members = 2.0": "has members = 2.0",
     "members = None": "has members = None",
@@ -192,10 +191,10 @@ METHODS = {
     "members = '2'": "has members = '2'",
     "shared_noise = 1": "has shared_noise = 1",
     "needs_kl = None": "has needs_kl = None",
-    "reward_mode = 'dense'": "has reward_mode = 'dense'; one of sparse, predicted, full is due",
+    "reward_mode = 'dense'": "has reward_mode = 'dense'; expected one of sparse, predicted, full",
     "reward_guard = ''": "has reward_guard = ''",
     "needs_reference = property(lambda self: {}['x'])": "needs_reference raised KeyError: 'x' (at plugin.py:",
-    "def __init__(self, settings): pass": "has no settings; a call of super().__init__()",
+    "def __init__(self, settings): pass": "has no settings; expected a call of super().__init__()",
     "def __init__(self, settings): sys.exit(0)": "__init__() ended the program: sys.exit(0)",
     "def __init__(self): pass": "__init__() raised TypeError",
     "signal = 'gradient'\ndef backprop(self): pass": "backprop() raised TypeError",
@@ -238,7 +237,7 @@ def test_a_run_names_a_method_that_is_at_fault(package, tiny_pipe, harm):
 
 
 SEARCHES = {
-    "candidates = 0": "has candidates = 0; a whole number from 1 is due",
+    "candidates = 0": "has candidates = 0; expected a whole number from 1",
     "candidates = 1.5": "has candidates = 1.5",
     "def propose(self, best): pass": "propose() raised TypeError",
     "def propose(self, best, fresh): return None": "propose() gave <class 'NoneType'>",
@@ -327,16 +326,6 @@ def test_a_pool_that_a_plugin_forks_and_ends_has_nothing_to_say(package):
     fork = "multiprocessing.get_context('fork')"
     done = package.process(f"import multiprocessing\n        with {fork}.Pool(2) as pool: pool.map(abs, [1, 2])")
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_process_that_a_plugin_forks_and_forgets_does_not_go_on_with_the_run(package, tiny_pipe):
-    package.install(
-        "rewards",
-        REWARD + "    def load(self):\n        child, Odd.load = os.fork(), lambda self: None\n"
-        "        if child: print('ended with', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n",
-    )
-    code, said = package.run(tiny_pipe, "--method", "ddpo", "--reward", "odd-one")
-    assert code == 0 and "reward 'odd-one': load() forked a process" in said and "ended with 1" in said, said
 
 
 def test_a_traceback_is_there_for_those_who_ask(package, tiny_pipe):
