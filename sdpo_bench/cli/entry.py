@@ -14,7 +14,7 @@ import click
 
 from sdpo_bench.cli.main import cli
 from sdpo_bench.errors import MissingError, SdpoBenchError, error_text, says_out_of_memory
-from sdpo_bench.prompts.prompt_sets import held_prompts
+from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.system.distributed import several
 from sdpo_bench.system.signals import STOPS, handle_stops
 from sdpo_bench.system.streams import let_progress_fail
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if "_SDPO_BENCH_COMPLETE" in os.environ:  # the shell asks for completions
             cli.main(prog_name="sdpo-bench")
         # A prompt file that is edited while a command works is not read a second time.
-        with held_prompts(), cli.make_context("sdpo-bench", list(given)) as context:
+        with prompt_cache(), cli.make_context("sdpo-bench", list(given)) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except SystemExit as stop:  # a command's own exit code, or rich's where the reader has gone

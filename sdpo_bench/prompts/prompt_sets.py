@@ -24,7 +24,7 @@ def shipped_sets() -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _Cache:
     """Prompt sets that are read once: those read so far, and what files must hold."""
 
     read: dict[str, list[str]]
@@ -43,23 +43,23 @@ class _Held:
         return list(texts)
 
 
-_held: list[_Held] = []
-"""The innermost last."""
+_caches: list[_Cache] = []
+"""Open :func:`prompt_cache` blocks, the innermost last."""
 
 
 @contextmanager
-def held_prompts(digests: Mapping[str, str] | None = None, run: str = "") -> Iterator[None]:
-    """In here every prompt file is read once, so that one that is edited meanwhile is not half old and half new.
+def prompt_cache(digests: Mapping[str, str] | None = None, run: str = "") -> Iterator[None]:
+    """Read every prompt file once in this block, so that a file edited meanwhile is not half old and half new.
 
     Args:
-        digests: what :func:`file_digest` must give for a file, by normalised path: what ``run`` was made with. The
-            first use of a file that has another content raises UsageError.
+        digests: recorded :func:`file_digest` of the prompt files of ``run``, by normalised path. The first use of a
+            file with another content raises UsageError.
     """
-    _held.append(_Held(_held[-1].read if _held else {}, digests or {}, run))
+    _caches.append(_Cache(_caches[-1].read if _caches else {}, digests or {}, run))
     try:
         yield
     finally:
-        _held.pop()
+        _caches.pop()
 
 
 def load_prompts(name: str) -> list[str]:
@@ -67,9 +67,9 @@ def load_prompts(name: str) -> list[str]:
 
     Raises:
         UsageError: neither a set nor a file, no prompts in it, a prompt twice, or other prompts than
-            :func:`held_prompts` requires. MissingError: unreadable.
+            :func:`prompt_cache` requires. MissingError: unreadable.
     """
-    return _held[-1].get(name) if _held else _read(name)
+    return _caches[-1].get(name) if _caches else _read(name)
 
 
 def _read(name: str) -> list[str]:

@@ -24,7 +24,7 @@ from sdpo_bench.models.catalogue import load_policy, pick_device
 from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy
-from sdpo_bench.prompts.prompt_sets import held_prompts
+from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
@@ -68,10 +68,10 @@ def run_cell(
         KeyboardInterrupt: likewise recorded; the same call later resumes.
     """
     _refuse_several_runs(processes, resolved.run_id)
-    with held_prompts():
+    with prompt_cache():
         run = RunFolder(runtime.out / "runs" / resolved.run_id)
         _refuse_another_run(run)
-        with held_prompts(known_prompts(run), run.run_id):
+        with prompt_cache(known_prompts(run), run.run_id):
             cell = _prepare(resolved, runtime, run, watcher or Watcher(), processes)
             if isinstance(cell, Outcome):
                 return cell

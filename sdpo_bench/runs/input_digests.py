@@ -54,7 +54,7 @@ def made(run: RunFolder) -> bool:
 
 
 def known_prompts(run: RunFolder) -> dict[str, str]:
-    """Digests that the user's own prompt files must have for more numbers of a run, for ``prompts.held_prompts``."""
+    """Digests that the user's own prompt files must have for more numbers of a run, for ``prompts.prompt_cache``."""
     if not (run.path / "run.json").exists():
         return {}
     record = run.record()

@@ -20,7 +20,7 @@ from typing import NamedTuple, NoReturn
 
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, error_text
-from sdpo_bench.prompts.prompt_sets import held_prompts
+from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.signals import STOPS, handle_stops
@@ -115,7 +115,7 @@ def no_log(job: Job, why: str) -> str:
 def work(job: Job) -> tuple[int, str]:
     """Do the cell; how it ended, and why it failed, which its status says too where that can be written."""
     try:
-        with held_prompts():
+        with prompt_cache():
             _run(job)
     except KeyboardInterrupt:
         print("stopped; the next sweep goes on from the last whole epoch", file=sys.stderr)

@@ -11,7 +11,7 @@ from factories import make_resolved
 from sdpo_bench.cli.commands import run as run_command
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
-from sdpo_bench.prompts.prompt_sets import held_prompts, load_prompts
+from sdpo_bench.prompts.prompt_sets import load_prompts, prompt_cache
 from sdpo_bench.running.run_one import run_cell
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
@@ -201,10 +201,10 @@ def test_a_damaged_record_of_inputs_is_said(results, files, unseen, tiny_pipe, c
 def test_what_is_held_ends_with_its_block(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("cat\n")
-    with held_prompts():
+    with prompt_cache():
         assert load_prompts(str(path)) == ["cat"]
         path.write_text("dog\n")
-        with pytest.raises(UsageError, match="used before"), held_prompts({str(path): "0" * 10}, "r"):
+        with pytest.raises(UsageError, match="used before"), prompt_cache({str(path): "0" * 10}, "r"):
             load_prompts(str(path))
         assert load_prompts(str(path)) == ["cat"]
     assert load_prompts(str(path)) == ["dog"]
