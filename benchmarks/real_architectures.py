@@ -60,7 +60,7 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
     from sdpo_bench.config.resolve import Request, resolve
     from sdpo_bench.estimates import memory_estimate
     from sdpo_bench.models.catalogue import load_policy
-    from sdpo_bench.running.run_one import run_cell
+    from sdpo_bench.running.run_one import run_job
     from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
     from sdpo_bench.scoring.make_scorers import make_scorer
@@ -80,7 +80,7 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
         save_adapter(policy, run.lora)
         load_adapter(policy, run.lora)
     else:
-        run = run_cell(resolved, runtime).run
+        run = run_job(resolved, runtime).run
     (row,) = run.log()
     (timing,) = run.log("timing.jsonl")
     return {

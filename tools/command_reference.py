@@ -19,7 +19,7 @@ INTRODUCTION = """\
 # Command line reference
 
 Written by `python -m tools.command_reference` from the commands' own help. `--json` puts JSON on standard output and
-everything else on standard error. Exit codes: 0 done, 1 a run or some cells failed, 2 the request is wrong,
+everything else on standard error. Exit codes: 0 done, 1 a run or some jobs failed, 2 the request is wrong,
 3 something is missing (package, weights, disk space), 130 Ctrl-C, 143 SIGTERM. `sdpo-bench --debug COMMAND` shows
 tracebacks instead of short messages. `SDPO_BENCH_OUT` names another results folder than `results`.
 """

@@ -105,7 +105,7 @@ def _output_refused() -> bool:
 
 def _interruption(stop: BaseException) -> str:
     if command := getattr(stop, "command", ""):  # errors.Interrupted, of a sweep
-        return f"\nInterrupted; finished cells and saved epochs stay. Go on with:\n  {command}"
+        return f"\nInterrupted; finished jobs and saved epochs stay. Go on with:\n  {command}"
     command = "sdpo-bench " + shlex.join(sys.argv[1:])
     if several():
         command = f"the launcher, as before (torchrun, accelerate launch): ... -m {command.replace('-', '_', 1)}"

@@ -49,7 +49,7 @@ def cli(context: click.Context, debug: bool) -> None:
     sdpo-bench run                                   train and judge the embedded model on a CPU
     sdpo-bench run --method ddpo --seed 1            another method, another seed
     sdpo-bench run --method sdpo --reward hpsv2      SD-Turbo, as published (needs a GPU and its weights)
-    sdpo-bench sweep embedded-main --dry-run         a whole table: its cells and what they cost
+    sdpo-bench sweep embedded-main --dry-run         a whole table: its jobs and what they cost
     sdpo-bench study reward-prediction               is an assumption of the methods true?
     sdpo-bench list methods                          what there is
     """

@@ -1,4 +1,4 @@
-"""The command that runs many cells: ``sweep``. Registered by ``cli``."""
+"""The command that runs many jobs: ``sweep``. Registered by ``cli``."""
 
 from typing import Any
 
@@ -18,20 +18,20 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, T
     "filters",
     multiple=True,
     metavar="KEY=VALUE[,VALUE]",
-    help="Only cells with this method, reward, model, variant, seed, state or setting; repeatable.",
+    help="Only jobs with this method, reward, model, variant, seed, state or setting; repeatable.",
 )
-@click.option("--only-failed", is_flag=True, help="Only cells that have failed.")
+@click.option("--only-failed", is_flag=True, help="Only jobs that have failed.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Restart cells from the beginning (with --only-failed, failed cells); old folders move to OUT/replaced.",
+    help="Restart jobs from the beginning (with --only-failed, failed jobs); old folders move to OUT/replaced.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(1, MOST_AT_ONCE),
     default=1,
     show_default=True,
-    help="Cells at a time on this machine.",
+    help="Jobs at a time on this machine.",
 )
 @click.option("--max-hours", type=Amount(0, MOST, min_open=True), help="Save and stop after this time.")
 @click.option(
@@ -53,10 +53,10 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, T
     type=click.IntRange(1, MOST_AT_ONCE),
     default=1,
     show_default=True,
-    help="Ray: CPUs of a cell.",
+    help="Ray: CPUs of a job.",
 )
 @click.option(
-    "--gpus-per-cell", "gpus", type=Amount(0, MOST_AT_ONCE), default=0.0, show_default=True, help="Ray: GPUs of a cell."
+    "--gpus-per-cell", "gpus", type=Amount(0, MOST_AT_ONCE), default=0.0, show_default=True, help="Ray: GPUs of a job."
 )
 @click.option(
     "--device",
@@ -75,10 +75,10 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, T
 )
 @JSON
 def sweep(**options: Any) -> None:
-    """Run all cells of a suite: what is done is skipped, what was interrupted goes on, a failure stops nothing else.
+    """Run all jobs of a suite: what is done is skipped, what was interrupted goes on, a failure stops nothing else.
 
     SUITE is a shipped one (sdpo-bench list suites) or a TOML file. Several sweeps may share a results folder. The exit
-    code is 1 when cells failed.
+    code is 1 when jobs failed.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sdpo_bench.estimates.time_estimate import Work
 from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.sweep.plan import Cell, Plan
+from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
 
 COSTS = ("images", "denoiser calls", "reward calls", "optimiser steps")
@@ -30,15 +30,15 @@ def duration(seconds: float | None) -> str:
 
 
 def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """Columns and one row a cell."""
-    variants = any(cell.variant for cell in plan.cells)
-    tuned = any(cell.role == "tuning" for cell in plan.cells)
+    """Columns and one row a job."""
+    variants = any(job.variant for job in plan.jobs)
+    tuned = any(job.role == "tuning" for job in plan.jobs)
     columns = ["method", "reward", *(["variant"] if variants else []), "seed", *(["for"] if tuned else []), "state"]
     rows = []
-    for cell in plan.cells:
-        words = [cell.method, cell.reward, *([cell.variant] if variants else []), str(cell.seed)]
-        words += [cell.role] if tuned else []
-        rows.append([*words, cell.state, *_costs(cell.work), duration(cell.seconds)])
+    for job in plan.jobs:
+        words = [job.method, job.reward, *([job.variant] if variants else []), str(job.seed)]
+        words += [job.role] if tuned else []
+        rows.append([*words, job.state, *_costs(job.work), duration(job.seconds)])
     return [*columns, *COSTS, "time"], rows
 
 
@@ -53,10 +53,10 @@ def billed(work: Work) -> tuple[int, int, int, int]:
     return (work.images, work.denoiser_calls, work.reward_calls, work.optimiser_steps)
 
 
-def totals(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Sums over cells; a sum is None where a part of it is not known."""
-    works = [cell.work for cell in cells]
-    times = [cell.seconds for cell in cells]
+def totals(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Sums over jobs; a sum is None where a part of it is not known."""
+    works = [job.work for job in jobs]
+    times = [job.seconds for job in jobs]
     known = [work for work in works if work is not None]
     total = sum(known, Work()) if len(known) == len(works) else None
     counts = (
@@ -76,12 +76,12 @@ def plan_words(plan: Plan, jobs: int, why_no_time: str) -> list[str]:
     """What stands below the plan: counts, what is left to pay, how the time was estimated."""
     states = ("new", "done", "unfinished", "failed", "waiting")
     counted = ", ".join(f"{plan.count(state)} {state}" for state in states if plan.count(state))
-    left = [cell for cell in plan.cells if cell.state != "done"]
+    left = [job for job in plan.jobs if job.state != "done"]
     sums = totals(left)
-    lines = [f"{len(plan.cells)} cells: {counted}"]
+    lines = [f"{len(plan.jobs)} jobs: {counted}"]
     costs = [f"{sums[key.replace(' ', '_')]:,} {key}" for key in COSTS if sums[key.replace(" ", "_")] is not None]
     if left and costs:
-        lines.append(f"left to do (unfinished cells counted whole): {', '.join(costs)}")
+        lines.append(f"left to do (unfinished jobs counted whole): {', '.join(costs)}")
         lines.append(f"besides, {sums['evaluation_denoiser_calls']:,} denoiser calls to judge the checkpoints")
     if left and sums["seconds"] is not None:
         wall = sums["seconds"] / jobs
@@ -95,10 +95,10 @@ def plan_words(plan: Plan, jobs: int, why_no_time: str) -> list[str]:
 
 def plan_data(plan: Plan) -> dict[str, Any]:
     """The plan for ``--json``."""
-    left = [cell for cell in plan.cells if cell.state != "done"]
+    left = [job for job in plan.jobs if job.state != "done"]
     return {
         "suite": plan.suite.name,
-        "cells": [cell_data(cell) for cell in plan.cells],
+        "cells": [job_data(job) for job in plan.jobs],
         "left": totals(left),
         "choices": [
             {"group": list(c.group), "chosen": dict(c.chosen.settings) if c.chosen else None, "cost": dict(c.cost)}
@@ -107,45 +107,45 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     }
 
 
-def cell_data(cell: Cell) -> dict[str, Any]:
-    """One cell for ``--json``."""
-    work = cell.work
+def job_data(job: Job) -> dict[str, Any]:
+    """One job for ``--json``."""
+    work = job.work
     return {
-        "run": cell.run_id,
-        "method": cell.method,
-        "reward": cell.reward,
-        "model": cell.model,
-        "variant": cell.variant,
-        "seed": cell.seed,
-        "role": cell.role,
-        "state": cell.state,
-        "message": cell.message,
+        "run": job.run_id,
+        "method": job.method,
+        "reward": job.reward,
+        "model": job.model,
+        "variant": job.variant,
+        "seed": job.seed,
+        "role": job.role,
+        "state": job.state,
+        "message": job.message,
         "images": work.images if work else None,
         "denoiser_calls": work.denoiser_calls if work else None,
         "reward_calls": work.reward_calls if work else None,
         "optimiser_steps": work.optimiser_steps if work else None,
         "evaluation_denoiser_calls": work.outside_forward if work else None,
-        "seconds": cell.seconds,
+        "seconds": job.seconds,
     }
 
 
 class Tally(NamedTuple):
-    """Every cell of a sweep, once."""
+    """Every job of a sweep, once."""
 
-    done: list[Cell]
-    failed: list[Cell]
+    done: list[Job]
+    failed: list[Job]
     """In this sweep, with the reasons."""
-    left: list[Cell]
+    left: list[Job]
 
 
 def tally(progress: Progress, plan: Plan) -> Tally:
-    """How the sweep's cells stand, in a plan that it has ``told``."""
+    """How the sweep's jobs stand, in a plan that it has ``told``."""
     counts = Tally([], [], [])
-    keys = {cell.key for cell in progress.plan.cells}
-    for cell in plan.cells:
-        if cell.key in keys:
-            failed = cell.state == "failed" and progress.outcomes.get(cell.key) == "failed"
-            (counts.done if cell.state == "done" else counts.failed if failed else counts.left).append(cell)
+    keys = {job.key for job in progress.plan.jobs}
+    for job in plan.jobs:
+        if job.key in keys:
+            failed = job.state == "failed" and progress.outcomes.get(job.key) == "failed"
+            (counts.done if job.state == "done" else counts.failed if failed else counts.left).append(job)
     return counts
 
 
@@ -188,29 +188,29 @@ class SweepView:
         from rich.markup import escape
         from rich.table import Table
 
-        title = f"{progress.plan.suite.name}: {ended} of {len(progress.todo)} cells ended"
+        title = f"{progress.plan.suite.name}: {ended} of {len(progress.todo)} jobs ended"
         title += f", {progress.count('failed')} failed, {duration(time.monotonic() - self._started)}"
         title += f", {progress.note}" if progress.note else ""
         table = Table(title=escape(title), title_justify="left")
         for name in ("running", "phase", "budget used", "reward", "for"):
             table.add_column(name)
-        cells = progress.cells
+        jobs = progress.jobs
         for key, since in progress.running.items():
-            row = [cells[key].label, *_live_state(cells[key], progress.plan), duration(time.monotonic() - since)]
+            row = [jobs[key].label, *_live_state(jobs[key], progress.plan), duration(time.monotonic() - since)]
             table.add_row(*(escape(text) for text in row))
         for key in sorted(progress.locked):
-            table.add_row(escape(cells[key].label), "in another sweep", "", "", "")
+            table.add_row(escape(jobs[key].label), "in another sweep", "", "", "")
         return table
 
 
-def _live_state(cell: Cell, plan: Plan) -> list[str]:
+def _live_state(job: Job, plan: Plan) -> list[str]:
     """Phase, share of the budget and last mean reward, from the run folder."""
-    folder = RunFolder(plan.out / "runs" / cell.run_id)
+    folder = RunFolder(plan.out / "runs" / job.run_id)
     status = folder.known_status
     phase = str(status.get("message", "")) if status.get("state") == "running" else "starting"
     row = last_line(folder.path / "train.jsonl") or {}
-    used = clean_bill(row.get("bill")).get(str(cell.settings["budget.axis"]))
-    amount = cell.settings["budget.amount"]
+    used = clean_bill(row.get("bill")).get(str(job.settings["budget.axis"]))
+    amount = job.settings["budget.amount"]
     share = f"{100 * used / amount:.0f} %" if isinstance(used, int | float) and used else "-"
     reward = row.get("reward_mean")
     return [phase or "-", share, f"{reward:.4g}" if isinstance(reward, int | float) else "-"]

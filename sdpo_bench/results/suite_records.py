@@ -32,7 +32,7 @@ class SuiteRecord:
     """Variant by run id."""
     tuning: tuple[str, ...]
     waiting: int
-    """Reported cells whose settings are not chosen yet."""
+    """Reported jobs whose settings are not chosen yet."""
     search: dict[str, Any] | None
     choices: tuple[dict[str, Any], ...]
 

@@ -51,7 +51,7 @@ class Outcome:
     trained_now: bool
 
 
-def run_cell(
+def run_job(
     resolved: Resolved, runtime: Runtime, watcher: Watcher | None = None, processes: Processes = ALONE
 ) -> Outcome:
     """Do whatever is missing of a run and return its table.

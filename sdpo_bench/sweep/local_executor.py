@@ -1,6 +1,6 @@
-"""Where cells run: an executor starts jobs and says which have ended. This one uses processes on this machine.
+"""Where jobs run: an executor starts jobs and says which have ended. This one uses processes on this machine.
 
-Each job has a spawned process of its own, so that a crash, a leak or a full memory ends one job and no other.
+Each task has a spawned process of its own, so that a crash, a leak or a full memory ends one task and no other.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from sdpo_bench.errors import MissingError
-from sdpo_bench.sweep.worker import FAILED, STOPPED, Job, Said, child
+from sdpo_bench.sweep.worker import FAILED, STOPPED, Said, Task, child
 from sdpo_bench.system.signals import shield_children
 
 START_METHOD = "spawn"
@@ -23,16 +23,16 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that is no longer running, in the words of ``cell_process.Said``; ``message``: why it failed."""
+    """A task that is no longer running, in the words of ``worker.Said``; ``message``: why it failed."""
 
-    job: Job
+    task: Task
     code: int
     message: str = ""
     note: str = ""
 
 
 class NoProcess(MissingError):
-    """The machine refuses another process; no cell is to blame."""
+    """The machine refuses another process; no job is to blame."""
 
 
 class Executor(Protocol):
@@ -46,15 +46,15 @@ class Executor(Protocol):
     def after_kill(self) -> str:
         """What is left of the jobs that :meth:`kill` ends, in words."""
 
-    def start(self, job: Job) -> None:
-        """Begin a job; returns at once.
+    def start(self, task: Task) -> None:
+        """Begin a task; returns at once.
 
         Raises:
             Busy: another process works on it. NoProcess: there is no room now. SdpoBenchError, OSError: its folder.
         """
 
     def wait(self, timeout: float) -> list[Ended]:
-        """Jobs that have ended since the last call; returns as soon as there is one, or after ``timeout`` seconds."""
+        """Tasks that have ended since the last call; returns as soon as there is one, or after ``timeout`` seconds."""
 
     def stop(self) -> None:
         """Ask all running jobs to save and end."""
@@ -104,45 +104,45 @@ class LocalExecutor:
     def after_kill(self) -> str:
         return "what was saved before stays"
 
-    def start(self, job: Job) -> None:
+    def start(self, task: Task) -> None:
         """Raises NoProcess."""
-        place = min(set(range(self.jobs)) - {cell.place for cell in self._running})
+        place = min(set(range(self.jobs)) - {job.place for job in self._running})
         device = self.devices[place % len(self.devices)]
-        job = replace(job, runtime=replace(job.runtime, threads=self.threads, device=device))
+        task = replace(task, runtime=replace(task.runtime, threads=self.threads, device=device))
         try:
             words, said = self._context.Pipe(duplex=False)
             # No daemon, which could start no processes, as rewards and loaders of data do. It ends with the sweep by
-            # itself (``cell_process``).
-            process = self._context.Process(target=child, args=(job, said), name=job.run_id, daemon=False)
+            # itself (``worker``).
+            process = self._context.Process(target=child, args=(task, said), name=task.run_id, daemon=False)
             with said, _thread_variables(self.threads), shield_children():
                 process.start()
         except OSError as error:
             raise NoProcess(
-                f"no process can be started for a cell: {error.strerror or error}. Allow more open files (ulimit -n) "
+                f"no process can be started for a job: {error.strerror or error}. Allow more open files (ulimit -n) "
                 "and processes (ulimit -u), or free some memory, and give the same command again; finished work stays."
             ) from error
-        self._running.append(_Running(job, process, words, place))
+        self._running.append(_Running(task, process, words, place))
 
     def wait(self, timeout: float) -> list[Ended]:
-        ready = set(wait([end for cell in self._running for end in cell.ends], timeout))
+        ready = set(wait([end for job in self._running for end in job.ends], timeout))
         ended = []
-        for cell in [cell for cell in self._running if not ready.isdisjoint(cell.ends)]:
-            said = cell.said() if cell.words in ready else None
-            cell.process.join()
-            self._running.remove(cell)
-            cell.words.close()
-            ended.append(Ended(cell.job, *said) if said else self._without_words(cell))
+        for job in [job for job in self._running if not ready.isdisjoint(job.ends)]:
+            said = job.said() if job.words in ready else None
+            job.process.join()
+            self._running.remove(job)
+            job.words.close()
+            ended.append(Ended(job.task, *said) if said else self._without_words(job))
         return ended
 
-    def _without_words(self, cell: "_Running") -> Ended:
-        code = cell.process.exitcode
+    def _without_words(self, job: "_Running") -> Ended:
+        code = job.process.exitcode
         if code >= 0:
-            return Ended(cell.job, FAILED, f"its process ended by exit code {code} before the run was done.")
+            return Ended(job.task, FAILED, f"its process ended by exit code {code} before the run was done.")
         if self._stopping:
-            return Ended(cell.job, STOPPED)
+            return Ended(job.task, STOPPED)
         name = signal.Signals(-code).name
         hint = " The machine may have run out of memory: try fewer --jobs." if -code == signal.SIGKILL else ""
-        return Ended(cell.job, FAILED, f"its process was ended by {name}.{hint}")
+        return Ended(job.task, FAILED, f"its process was ended by {name}.{hint}")
 
     def stop(self) -> None:
         self._tell(signal.SIGTERM)
@@ -152,9 +152,9 @@ class LocalExecutor:
 
     def _tell(self, number: int) -> None:
         self._stopping = True
-        for cell in self._running:
+        for job in self._running:
             with suppress(ProcessLookupError):
-                os.kill(cell.process.pid, number)
+                os.kill(job.process.pid, number)
 
     def close(self) -> None:
         self.kill()
@@ -163,15 +163,15 @@ class LocalExecutor:
 
 
 class _Running:
-    """A cell at work.
+    """A job at work.
 
     Args:
         words: through which its process says how it ended.
         place: number of its device.
     """
 
-    def __init__(self, job: Job, process: Any, words: Connection, place: int):
-        self.job, self.process, self.words, self.place = job, process, words, place
+    def __init__(self, task: Task, process: Any, words: Connection, place: int):
+        self.task, self.process, self.words, self.place = task, process, words, place
         self.ends = (words, process.sentinel)
         """What tells that it has ended: its exit report, or the end of its process."""
 

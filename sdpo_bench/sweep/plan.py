@@ -1,4 +1,4 @@
-"""From a suite to the ordered list of its cells, with the state and cost of each.
+"""From a suite to the ordered list of its jobs, with the state and cost of each.
 
 The plan is a pure function of the suite and the results folder. What ``--dry-run`` prints is what ``sweep`` executes;
 the sweep plans again whenever a tuning run has ended. Nothing here imports torch (a plugin may).
@@ -22,9 +22,9 @@ from sdpo_bench.statistics.eval_table import read_scores
 from sdpo_bench.sweep.suite import Suite
 from sdpo_bench.sweep.tuning import Choice, choice_data, make_choice, tuning_overrides
 
-CellState = Literal["new", "done", "unfinished", "failed", "waiting"]
+JobState = Literal["new", "done", "unfinished", "failed", "waiting"]
 """``waiting``: its settings are known once its tuning runs have ended."""
-STATES: dict[str, CellState] = {
+STATES: dict[str, JobState] = {
     "new": "new",
     "done": "done",
     "failed": "failed",
@@ -37,7 +37,7 @@ RatesOf = Callable[[Resolved], Rates | None]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """One run of a suite."""
 
     method: str
@@ -51,7 +51,7 @@ class Cell:
     preset: str | None
     run_id: str
     """Empty while ``waiting``."""
-    state: CellState
+    state: JobState
     message: str
     work: Work | None
     """Cost; None where the budget is a time."""
@@ -62,12 +62,12 @@ class Cell:
 
     @property
     def group(self) -> Group:
-        """Cells that share their tuned settings."""
+        """Jobs that share their tuned settings."""
         return (self.method, self.reward, self.model, self.variant)
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Identity of the cell, unchanged when a choice gives it settings and a run id."""
+        """Identity of the job, unchanged when a choice gives it settings and a run id."""
         return (self.role, *self.group, str(self.seed), self.run_id if self.role == "tuning" else "")
 
     @property
@@ -76,12 +76,12 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The cell in words."""
+        """The job in words."""
         parts = [self.method, self.reward, *([self.variant] if self.variant else []), f"seed {self.seed}"]
         return " ".join(parts) + (" (tuning)" if self.role == "tuning" else "")
 
     def command(self) -> list[str]:
-        """The same run as a plain ``sdpo-bench run``, to repeat one cell alone."""
+        """The same run as a plain ``sdpo-bench run``, to repeat one job alone."""
         words = ["run", "--method", self.method, "--reward", self.reward, "--model", self.model]
         words += ["--preset", self.preset] if self.preset else []
         words += ["--seed", str(self.seed)]
@@ -94,22 +94,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells in the order in which they are run: tuning first, then one seed of everything after the other."""
+    """All jobs in the order in which they are run: tuning first, then one seed of everything after the other."""
 
     suite: Suite
     out: Path
-    cells: tuple[Cell, ...]
+    jobs: tuple[Job, ...]
     choices: tuple[Choice, ...] = ()
 
     def count(self, state: str) -> int:
-        return sum(cell.state == state for cell in self.cells)
+        return sum(job.state == state for job in self.jobs)
 
 
 def make_plan(suite: Suite, out: Path, rates: RatesOf = lambda resolved: None) -> Plan:
-    """Resolve every cell and look at its folder.
+    """Resolve every job and look at its folder.
 
     Raises:
-        UsageError: settings that do not resolve (naming the cell), two cells that are the same run, methods of one
+        UsageError: settings that do not resolve (naming the job), two jobs that are the same run, methods of one
             reward and model that would not stop at the same budget.
     """
     planner = _Planner(suite, out, rates)
@@ -132,49 +132,49 @@ def groups(suite: Suite) -> Iterator[Group]:
 
 
 class _Planner:
-    """Makes cells; settings are resolved once for all seeds, which takes most of the time."""
+    """Makes jobs; settings are resolved once for all seeds, which takes most of the time."""
 
     def __init__(self, suite: Suite, out: Path, rates: RatesOf):
         self.suite, self.out, self.rates = suite, out, rates
         self._known: dict[str, tuple[Resolved, Work | None]] = {}
 
-    def tuning(self) -> tuple[list[Cell], tuple[Choice, ...]]:
-        """The tuning cells, and the choices so far."""
+    def tuning(self) -> tuple[list[Job], tuple[Choice, ...]]:
+        """The tuning jobs, and the choices so far."""
         search = self.suite.search
         if search is None:
             return [], ()
         extra = tuning_overrides(search)
-        cells, choices = [], []
+        jobs, choices = [], []
         for group in groups(self.suite):
             runs, candidates = [], search.candidates(group[0])
             if candidates == [{}]:
                 continue  # no key of the grid is one of its own: there is nothing to tune
             for settings in candidates:
                 overrides = {**_common(self.suite.overrides(group[0], group[3])), **extra, **settings}
-                cell = self.cell(group, search.settings.seed, "tuning", overrides)
-                cells.append(cell)
-                runs.append((RunFolder(self.out / "runs" / cell.run_id), settings))
-            choices.append(make_choice(group, runs, str(cell.settings["reward.name"]), search))
-        return cells, tuple(choices)
+                job = self.job(group, search.settings.seed, "tuning", overrides)
+                jobs.append(job)
+                runs.append((RunFolder(self.out / "runs" / job.run_id), settings))
+            choices.append(make_choice(group, runs, str(job.settings["reward.name"]), search))
+        return jobs, tuple(choices)
 
-    def reported(self, group: Group, seed: int, choice: Choice | None) -> Cell:
-        """A reported cell, with the settings that its search has chosen or, before that, those of the first try."""
+    def reported(self, group: Group, seed: int, choice: Choice | None) -> Job:
+        """A reported job, with the settings that its search has chosen or, before that, those of the first try."""
         overrides = self.suite.overrides(group[0], group[3])
         if choice is None:
-            return self.cell(group, seed, "reported", overrides)
+            return self.job(group, seed, "reported", overrides)
         if choice.chosen is not None:
-            return self.cell(group, seed, "reported", {**overrides, **choice.chosen.settings})
-        first = self.cell(group, seed, "reported", {**overrides, **choice.candidates[0].settings})
+            return self.job(group, seed, "reported", {**overrides, **choice.chosen.settings})
+        first = self.job(group, seed, "reported", {**overrides, **choice.candidates[0].settings})
         if choice.settled:
             return replace(first, run_id="", state="failed", message="all its tuning runs failed: nothing to choose")
         return replace(first, run_id="", state="waiting", message="after its tuning runs")
 
-    def cell(self, group: Group, seed: int, role: Role, overrides: dict[str, Any]) -> Cell:
+    def job(self, group: Group, seed: int, role: Role, overrides: dict[str, Any]) -> Job:
         resolved, work = self._resolve(group, role, overrides)
         resolved = replace(resolved, config=replace(resolved.config, seed=seed))
-        state, message = cell_state(RunFolder(self.out / "runs" / resolved.run_id))
+        state, message = job_state(RunFolder(self.out / "runs" / resolved.run_id))
         rates = self.rates(resolved)
-        return Cell(
+        return Job(
             *group,
             seed,
             role,
@@ -209,11 +209,11 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if not k.startswith(("budget.", "checkpoint."))}
 
 
-def cell_state(folder: RunFolder) -> tuple[CellState, str]:
-    """A cell's state by its folder, and why it failed or must run again."""
+def job_state(folder: RunFolder) -> tuple[JobState, str]:
+    """A job's state by its folder, and why it failed or must run again."""
     try:
         status = folder.status
-    except UsageError as error:  # damaged: doing the cell mends it; one that cannot be read is said to be so then
+    except UsageError as error:  # damaged: doing the job mends it; one that cannot be read is said to be so then
         return "unfinished", "its status file is damaged" if "is damaged" in str(error) else str(error)
     state = STATES.get(str(status.get("state")), "unfinished")
     if state == "done" and (lost := _lost_results(folder)):
@@ -236,25 +236,25 @@ def _lost_results(folder: RunFolder) -> str:
     return problems[0] if problems else ""
 
 
-def _refuse_twins(suite: Suite, cells: Sequence[Cell]) -> None:
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        twin = seen.setdefault(cell.run_id or str(cell.key), cell)
-        if twin is not cell:
+def _refuse_twins(suite: Suite, jobs: Sequence[Job]) -> None:
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        twin = seen.setdefault(job.run_id or str(job.key), job)
+        if twin is not job:
             raise UsageError(
-                f"suite '{suite.name}': two cells are the same run {cell.run_id}: '{twin.label}' and '{cell.label}'. "
+                f"suite '{suite.name}': two jobs are the same run {job.run_id}: '{twin.label}' and '{job.label}'. "
                 "Take one out, or let them differ in a setting."
             )
 
 
-def _refuse_unmatched(suite: Suite, cells: Sequence[Cell]) -> None:
-    budgets: dict[tuple[str, str], tuple[tuple[Any, Any], Cell]] = {}
-    for cell in cells:
-        budget = (cell.settings["budget.amount"], cell.settings["budget.axis"])
-        first_budget, first = budgets.setdefault((cell.reward, cell.model), (budget, cell))
+def _refuse_unmatched(suite: Suite, jobs: Sequence[Job]) -> None:
+    budgets: dict[tuple[str, str], tuple[tuple[Any, Any], Job]] = {}
+    for job in jobs:
+        budget = (job.settings["budget.amount"], job.settings["budget.axis"])
+        first_budget, first = budgets.setdefault((job.reward, job.model), (budget, job))
         if budget != first_budget:
             raise UsageError(
-                f"suite '{suite.name}': '{first.label}' stops at {limit_text(*first_budget)} but '{cell.label}' at "
+                f"suite '{suite.name}': '{first.label}' stops at {limit_text(*first_budget)} but '{job.label}' at "
                 f"{limit_text(*budget)}; a comparison needs one budget. Add [budget] to the suite, e.g. images = 2560."
             )
 
@@ -269,39 +269,39 @@ def record_of(plan: Plan) -> dict[str, Any]:
         "name": suite.name,
         "texts": {"description": suite.description, "reproduces": suite.reproduces, "departs": suite.departs},
         "variant_keys": suite.variant_keys,
-        "reported": {c.run_id: c.variant for c in plan.cells if c.role == "reported" and c.run_id},
-        "tuning": [c.run_id for c in plan.cells if c.role == "tuning"],
-        "waiting": sum(c.role == "reported" and not c.run_id for c in plan.cells),
+        "reported": {c.run_id: c.variant for c in plan.jobs if c.role == "reported" and c.run_id},
+        "tuning": [c.run_id for c in plan.jobs if c.role == "tuning"],
+        "waiting": sum(c.role == "reported" and not c.run_id for c in plan.jobs),
         "search": {**asdict(suite.search.settings), "budget": dict(suite.search.budget)} if suite.search else None,
         "choices": [choice_data(choice) for choice in plan.choices],
     }
 
 
-# -- which cells ---------------------------------------------------------------------------------------------
+# -- which jobs ---------------------------------------------------------------------------------------------
 
 
 def keep(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
-    """The cells that match ``--filter``, with the tuning runs that they need.
+    """The jobs that match ``--filter``, with the tuning runs that they need.
 
     Raises:
-        UsageError: an unknown key, or no cell left, saying which key left none and what it could be.
+        UsageError: an unknown key, or no job left, saying which key left none and what it could be.
     """
-    valid = {key for cell in plan.cells for key in facts(cell)} | set(ALIASES)
+    valid = {key for job in plan.jobs for key in facts(job)} | set(ALIASES)
     for key in selection:
         if key not in valid:
-            raise UsageError(f"--filter: no cell has a key '{key}'.{nearest(key, valid)}")
-    chosen_cells = [cell for cell in plan.cells if cell.role == "reported"]
+            raise UsageError(f"--filter: no job has a key '{key}'.{nearest(key, valid)}")
+    chosen_jobs = [job for job in plan.jobs if job.role == "reported"]
     for key, values in selection.items():
-        present_values = {str(facts(cell)[key]) for cell in chosen_cells if key in facts(cell)}
-        chosen_cells = [cell for cell in chosen_cells if any(same(facts(cell).get(key), value) for value in values)]
-        if not chosen_cells:
-            raise UsageError(f"--filter: no cell has {key} = {', '.join(values)}.{nearest(values[0], present_values)}")
-    needed = {cell.group for cell in chosen_cells}
-    chosen = {id(cell) for cell in chosen_cells}
-    cells = tuple(c for c in plan.cells if id(c) in chosen or (c.role == "tuning" and c.group in needed))
-    return replace(plan, cells=cells)
+        present_values = {str(facts(job)[key]) for job in chosen_jobs if key in facts(job)}
+        chosen_jobs = [job for job in chosen_jobs if any(same(facts(job).get(key), value) for value in values)]
+        if not chosen_jobs:
+            raise UsageError(f"--filter: no job has {key} = {', '.join(values)}.{nearest(values[0], present_values)}")
+    needed = {job.group for job in chosen_jobs}
+    chosen = {id(job) for job in chosen_jobs}
+    jobs = tuple(c for c in plan.jobs if id(c) in chosen or (c.role == "tuning" and c.group in needed))
+    return replace(plan, jobs=jobs)
 
 
-def facts(cell: Cell) -> dict[str, Any]:
+def facts(job: Job) -> dict[str, Any]:
     """Keys and values for ``--filter``."""
-    return {**cell.settings, "variant": cell.variant, "state": cell.state, "seed": cell.seed, "run": cell.run_id}
+    return {**job.settings, "variant": job.variant, "state": job.state, "seed": job.seed, "run": job.run_id}

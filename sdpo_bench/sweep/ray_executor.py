@@ -1,6 +1,6 @@
-"""Cells on a Ray cluster: the scheduler places them, and starts a cell again whose worker or node is lost.
+"""Jobs on a Ray cluster: the scheduler places them, and starts a job again whose worker or node is lost.
 
-All nodes share the results folder: cells write into it, and a cell that starts again resumes from its last checkpoint.
+All nodes share the results folder: jobs write into it, and a job that starts again resumes from its last checkpoint.
 """
 
 import os
@@ -12,10 +12,10 @@ from typing import Any
 
 from sdpo_bench.errors import MissingError
 from sdpo_bench.sweep.local_executor import Ended
-from sdpo_bench.sweep.worker import FAILED, STOPPED, Job, Said, logged_work
+from sdpo_bench.sweep.worker import FAILED, STOPPED, Said, Task, logged_work
 
 RETRIES = 3
-"""How often a cell starts again after its worker or node was lost."""
+"""How often a job starts again after its worker or node was lost."""
 ANSWER_SECONDS = 5.0
 
 
@@ -25,20 +25,20 @@ class RayExecutor:
     Args:
         address: ``auto``, ``local`` (start a cluster on this machine), ``HOST:PORT`` or ``ray://HOST:PORT``.
         out: results folder of this machine, absolute.
-        cpus, gpus: what a cell occupies; its threads are ``cpus``.
+        cpus, gpus: what a job occupies; its threads are ``cpus``.
 
     Raises:
-        MissingError: Ray is not installed, nothing answers at the address, no node has room for a cell, or
+        MissingError: Ray is not installed, nothing answers at the address, no node has room for a job, or
             a node does not see ``out``.
     """
 
     def __init__(self, address: str, out: Path, *, cpus: int = 1, gpus: float = 0.0, device: str = "auto", **init: Any):
         self._ray, self._mine = _connect(address, init)
-        self._running: dict[Any, Job] = {}
+        self._running: dict[Any, Task] = {}
         self._probe = out / f".shared-{uuid.uuid4().hex}"
         self.out, self.cpus, self.gpus, self.device = out, cpus, gpus, device
         try:
-            self._refuse_large_cells(cpus, gpus)
+            self._refuse_large_jobs(cpus, gpus)
             self._probe.touch()
             if not self._all_nodes_see(self._probe):
                 raise MissingError(
@@ -54,24 +54,24 @@ class RayExecutor:
         except BaseException:
             self.close()
             raise
-        # A process that has used a GPU keeps memory on it, so it does one cell only.
+        # A process that has used a GPU keeps memory on it, so it does one job only.
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 1 if gpus else 0}
-        self._task = self._ray.remote(**options)(remote_cell)
+        self._task = self._ray.remote(**options)(remote_job)
 
-    def _refuse_large_cells(self, cpus: int, gpus: float) -> None:
+    def _refuse_large_jobs(self, cpus: int, gpus: float) -> None:
         """Ray would wait for ever, without a word, for a node that is large enough."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             return
         there = ", ".join(sorted({f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes}))
         raise MissingError(
-            f"no node of the Ray cluster has room for a cell of {cpus} CPUs and {gpus:g} GPUs; its nodes have {there}. "
+            f"no node of the Ray cluster has room for a job of {cpus} CPUs and {gpus:g} GPUs; its nodes have {there}. "
             "Use smaller --cpus-per-cell and --gpus-per-cell, or add a node first."
         )
 
     @property
     def slots(self) -> int:
-        """How many cells the cluster has room for, as it is now."""
+        """How many jobs the cluster has room for, as it is now."""
         there = self._ray.cluster_resources()
         room = [there.get("CPU", 0) // self.cpus] + ([there.get("GPU", 0) // self.gpus] if self.gpus else [])
         return max(1, int(min(room)))
@@ -80,25 +80,25 @@ class RayExecutor:
     def after_kill(self) -> str:
         return "what was saved before stays"
 
-    def start(self, job: Job) -> None:
-        job = replace(job, runtime=replace(job.runtime, threads=self.cpus, device=self.device))
-        self._running[self._task.remote(job, str(self._probe))] = job
+    def start(self, task: Task) -> None:
+        task = replace(task, runtime=replace(task.runtime, threads=self.cpus, device=self.device))
+        self._running[self._task.remote(task, str(self._probe))] = task
 
     def wait(self, timeout: float) -> list[Ended]:
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
         return [self._end(reference) for reference in ready]
 
     def _end(self, reference: Any) -> Ended:
-        job = self._running.pop(reference)
+        task = self._running.pop(reference)
         errors = self._ray.exceptions
         try:
-            return Ended(job, *self._ray.get(reference))
+            return Ended(task, *self._ray.get(reference))
         except errors.TaskCancelledError:
-            return Ended(job, STOPPED)
+            return Ended(task, STOPPED)
         except errors.WorkerCrashedError:
-            return Ended(job, FAILED, f"its worker was lost {RETRIES + 1} times; out of memory? See the Ray logs.")
+            return Ended(task, FAILED, f"its worker was lost {RETRIES + 1} times; out of memory? See the Ray logs.")
         except errors.RayError as error:
-            return Ended(job, FAILED, f"Ray: {[type(error).__name__, *str(error).strip().splitlines()][-1]}")
+            return Ended(task, FAILED, f"Ray: {[type(error).__name__, *str(error).strip().splitlines()][-1]}")
 
     def stop(self) -> None:
         for reference in self._running:
@@ -168,8 +168,8 @@ def _refuse_silence(host: str, address: str) -> None:
 # -- on the worker -------------------------------------------------------------------------------------------
 
 
-def remote_cell(job: Job, probe: str) -> Said:
-    """The cell on a worker, and how it ended."""
+def remote_job(task: Task, probe: str) -> Said:
+    """The job on a worker, and how it ended."""
     if not os.path.exists(probe):
-        return Said(FAILED, f"node {socket.gethostname()} does not see the results folder '{job.runtime.out}'.")
-    return logged_work(job)
+        return Said(FAILED, f"node {socket.gethostname()} does not see the results folder '{task.runtime.out}'.")
+    return logged_work(task)

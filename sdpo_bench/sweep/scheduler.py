@@ -1,6 +1,6 @@
-"""Execute a plan: start missing cells, continue after failures, never run a cell twice, stop on a signal.
+"""Execute a plan: start missing jobs, continue after failures, never run a job twice, stop on a signal.
 
-The results folder is the only memory. Another sweep may work on the same one: a cell that is locked waits its turn,
+The results folder is the only memory. Another sweep may work on the same one: a job that is locked waits its turn,
 and if its process dies the next one to come by takes it up.
 """
 
@@ -20,8 +20,8 @@ from sdpo_bench.errors import Busy, Interrupted, SdpoBenchError, Unwritable
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.sweep.local_executor import Ended, Executor, NoProcess
-from sdpo_bench.sweep.plan import Cell, Plan, cell_state
-from sdpo_bench.sweep.worker import BUSY, FAILED, STOPPED, Job
+from sdpo_bench.sweep.plan import Job, Plan, job_state
+from sdpo_bench.sweep.worker import BUSY, FAILED, STOPPED, Task
 from sdpo_bench.system.signals import STOPS
 
 Outcome = Literal["done", "elsewhere", "failed", "stopped"]
@@ -35,26 +35,26 @@ class Progress:
 
     plan: Plan
     todo: list[tuple[str, ...]]
-    """Keys of the cells of this sweep, in order."""
+    """Keys of the jobs of this sweep, in order."""
     running: dict[tuple[str, ...], float] = field(default_factory=dict)
     """Keys and start times."""
     outcomes: dict[tuple[str, ...], Outcome] = field(default_factory=dict)
     locked: set[tuple[str, ...]] = field(default_factory=set)
-    """Cells that another process works on."""
+    """Jobs that another process works on."""
     reasons: dict[tuple[str, ...], str] = field(default_factory=dict)
-    """Why cells failed, also where it could not be recorded."""
+    """Why jobs failed, also where it could not be recorded."""
     note: str = ""
 
     @property
-    def cells(self) -> dict[tuple[str, ...], Cell]:
-        return {cell.key: cell for cell in self.plan.cells}
+    def jobs(self) -> dict[tuple[str, ...], Job]:
+        return {job.key: job for job in self.plan.jobs}
 
     def count(self, outcome: str) -> int:
         return sum(result == outcome for result in self.outcomes.values())
 
     @property
     def left(self) -> int:
-        """Cells that have not ended."""
+        """Jobs that have not ended."""
         return sum(self.outcomes.get(key) in (None, "stopped") for key in self.todo)
 
     def told(self, plan: Plan) -> Plan:
@@ -63,13 +63,13 @@ class Progress:
         What its folder calls done is done, whoever did it and whatever became of the process here.
         """
         failed = {key for key, outcome in self.outcomes.items() if outcome == "failed"}
-        cells = [
-            replace(cell, state="failed", message=self.reasons[cell.key])
-            if cell.key in failed and cell.state != "done"
-            else cell
-            for cell in plan.cells
+        jobs = [
+            replace(job, state="failed", message=self.reasons[job.key])
+            if job.key in failed and job.state != "done"
+            else job
+            for job in plan.jobs
         ]
-        return replace(plan, cells=tuple(cells))
+        return replace(plan, jobs=tuple(jobs))
 
 
 class Sweep:
@@ -77,9 +77,9 @@ class Sweep:
 
     Args:
         replan: the plan as it is now; called at the start and after tuning runs.
-        runtime: of every cell; the executor sets device and threads.
-        only_failed: leave out cells that have not failed.
-        deadline: ``time.monotonic()`` at which running cells save and end.
+        runtime: of every job; the executor sets device and threads.
+        only_failed: leave out jobs that have not failed.
+        deadline: ``time.monotonic()`` at which running jobs save and end.
         tell: called with the progress and, when something happened, with a line of text.
     """
 
@@ -97,18 +97,18 @@ class Sweep:
         self.deadline, self.tell = deadline, tell
         plan = replan()
         states = ("failed",) if only_failed else ("new", "unfinished", "failed", "waiting")
-        self.progress = Progress(plan, [cell.key for cell in plan.cells if cell.state in states])
+        self.progress = Progress(plan, [job.key for job in plan.jobs if job.state in states])
         self._signals: list[int] = []
         self._stopping = self._killed = False
 
     def run(self, resume: str) -> Progress:
-        """Until every cell has ended.
+        """Until every job has ended.
 
         Args:
             resume: the command that goes on after an interruption.
 
         Raises:
-            Interrupted: Ctrl-C, SIGTERM or its like, after cells have saved (a second one does not wait for them).
+            Interrupted: Ctrl-C, SIGTERM or its like, after jobs have saved (a second one does not wait for them).
         """
         try:
             with self._catching():
@@ -143,9 +143,9 @@ class Sweep:
         if (self._signals or late) and not self._stopping:
             self._stopping = True
             self.progress.note = "time is up" if late and not self._signals else "stopping"
-            cells = len(self.progress.running)
+            jobs = len(self.progress.running)
             self.tell(
-                self.progress, f"{self.progress.note}: {cells} running cells save and end (Ctrl-C again kills them)"
+                self.progress, f"{self.progress.note}: {jobs} running jobs save and end (Ctrl-C again kills them)"
             )
             self.executor.stop()
         if len(self._signals) > 1 and not self._killed:
@@ -155,7 +155,7 @@ class Sweep:
 
     def _start_all(self) -> None:
         p = self.progress
-        cells = p.cells
+        jobs = p.jobs
         p.locked = set()
         for key in p.todo:
             if len(p.running) >= self.executor.slots:
@@ -163,7 +163,7 @@ class Sweep:
             if key in p.outcomes or key in p.running:
                 continue
             try:
-                self._start(key, cells[key])
+                self._start(key, jobs[key])
             except NoProcess as error:
                 if not p.running:
                     raise
@@ -171,89 +171,89 @@ class Sweep:
                 return
 
     def _wait_for_room(self, why: str) -> None:
-        """Until a running cell gives back what it holds."""
+        """Until a running job gives back what it holds."""
         if self.progress.note != why:
             self.progress.note = why
-            self.tell(self.progress, f"waiting for a running cell to end: {why}")
+            self.tell(self.progress, f"waiting for a running job to end: {why}")
 
-    def _start(self, key: tuple[str, ...], cell: Cell) -> None:
+    def _start(self, key: tuple[str, ...], job: Job) -> None:
         p = self.progress
-        if cell.role == "reported" and self._tuning_left(cell):
+        if job.role == "reported" and self._tuning_left(job):
             return
-        if cell.state == "waiting":
+        if job.state == "waiting":
             self._replan()
             return
-        if not cell.run_id:
-            p.reasons[key] = cell.message
-            self._settle(key, "failed", f"failed: {cell.label}: {cell.message}")
+        if not job.run_id:
+            p.reasons[key] = job.message
+            self._settle(key, "failed", f"failed: {job.label}: {job.message}")
             return
-        job = Job(cell.label, cell.run_id, cell.request, self.runtime, "sdpo-bench " + shlex.join(cell.command()))
+        task = Task(job.label, job.run_id, job.request, self.runtime, "sdpo-bench " + shlex.join(job.command()))
         try:
-            self._start_job(key, cell, job)
+            self._start_job(key, job, task)
         except Busy:
             p.locked.add(key)
         except NoProcess:
             raise
-        except (SdpoBenchError, OSError) as error:  # of this cell's folder: the others have their own
-            self._fail(key, cell, Ended(job, FAILED, str(error)))
+        except (SdpoBenchError, OSError) as error:  # of this job's folder: the others have their own
+            self._fail(key, job, Ended(task, FAILED, str(error)))
 
-    def _start_job(self, key: tuple[str, ...], cell: Cell, job: Job) -> None:
+    def _start_job(self, key: tuple[str, ...], job: Job, task: Task) -> None:
         p = self.progress
-        if job.folder.is_locked:
+        if task.folder.is_locked:
             p.locked.add(key)
-        elif cell_state(job.folder)[0] == "done":
-            self._settle(key, "elsewhere", f"done by another sweep: {cell.label}")
+        elif job_state(task.folder)[0] == "done":
+            self._settle(key, "elsewhere", f"done by another sweep: {job.label}")
         else:
-            self.executor.start(job)
+            self.executor.start(task)
             p.running[key], p.note = time.monotonic(), ""
-            self.tell(p, f"started: {cell.label} ({cell.run_id})")
+            self.tell(p, f"started: {job.label} ({job.run_id})")
 
-    def _tuning_left(self, cell: Cell) -> bool:
-        cells = self.progress.cells
+    def _tuning_left(self, job: Job) -> bool:
+        jobs = self.progress.jobs
         return any(
             key not in self.progress.outcomes
             for key in self.progress.todo
-            if key in cells and cells[key].role == "tuning" and cells[key].group == cell.group
+            if key in jobs and jobs[key].role == "tuning" and jobs[key].group == job.group
         )
 
     def _end(self, ended: Ended) -> None:
         p = self.progress
-        key, cell = next(
-            (key, cell) for key, cell in p.cells.items() if cell.run_id == ended.job.run_id and key in p.running
+        key, job = next(
+            (key, job) for key, job in p.jobs.items() if job.run_id == ended.task.run_id and key in p.running
         )
         seconds = time.monotonic() - p.running.pop(key)
         if ended.code == BUSY:
             return
-        folder = ended.job.folder
-        if cell_state(folder)[0] == "done":  # whatever became of its process afterwards
+        folder = ended.task.folder
+        if job_state(folder)[0] == "done":  # whatever became of its process afterwards
             after = f" ({ended.message or ended.note})" if ended.message or ended.note else ""
-            self._settle(key, "done", f"done: {cell.label} in {seconds:.0f} s{after}")
+            self._settle(key, "done", f"done: {job.label} in {seconds:.0f} s{after}")
         elif ended.code == STOPPED or (self._signals and folder.known_state == "interrupted"):
-            # A scheduler's signal to the whole group can end a cell after it has saved, before it has said so.
-            self._settle(key, "stopped", f"stopped: {cell.label}")
+            # A scheduler's signal to the whole group can end a job after it has saved, before it has said so.
+            self._settle(key, "stopped", f"stopped: {job.label}")
         else:
-            self._fail(key, cell, ended)
+            self._fail(key, job, ended)
 
-    def _fail(self, key: tuple[str, ...], cell: Cell, ended: Ended) -> None:
-        status = ended.job.folder.known_status
+    def _fail(self, key: tuple[str, ...], job: Job, ended: Ended) -> None:
+        status = ended.task.folder.known_status
         recorded = str(status["message"]) if status["state"] == "failed" else ""
         message = ended.message or recorded or f"its process ended by exit code {ended.code} before the run was done."
         if message != recorded:
             try:
-                ended.job.folder.record_failure(message)
+                ended.task.folder.record_failure(message)
             except Busy:
                 return
             except (Unwritable, OSError) as error:
-                self.tell(self.progress, f"the failure of {cell.label} could not be recorded: {error}")
+                self.tell(self.progress, f"the failure of {job.label} could not be recorded: {error}")
         self.progress.reasons[key] = message
-        log = ended.note or f"log: {ended.job.log}"
-        self._settle(key, "failed", f"failed: {cell.label}: {message} ({log})")
+        log = ended.note or f"log: {ended.task.log}"
+        self._settle(key, "failed", f"failed: {job.label}: {message} ({log})")
 
     def _settle(self, key: tuple[str, ...], outcome: Outcome, line: str) -> None:
         self.progress.outcomes[key] = outcome
         self.tell(self.progress, line)
-        cell = self.progress.cells[key]
-        if cell.role == "tuning" and not self._tuning_left(cell):
+        job = self.progress.jobs[key]
+        if job.role == "tuning" and not self._tuning_left(job):
             self._replan()
 
     def _replan(self) -> None:
@@ -277,7 +277,7 @@ class Sweep:
 
 
 def put_aside(plan: Plan, only_failed: bool) -> int:
-    """For ``--force``: move the folders of the plan's cells out of the way, so that they start from the beginning.
+    """For ``--force``: move the folders of the plan's jobs out of the way, so that they start from the beginning.
 
     Returns:
         How many were moved, to ``<out>/replaced/``.
@@ -286,7 +286,7 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
         Busy: one of them is being worked on.
         Unwritable: one cannot be moved.
     """
-    folders = [RunFolder(plan.out / "runs" / c.run_id) for c in plan.cells if c.run_id]
+    folders = [RunFolder(plan.out / "runs" / c.run_id) for c in plan.jobs if c.run_id]
     existing = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
     for folder in existing:
         if folder.is_locked:

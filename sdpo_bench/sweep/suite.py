@@ -13,7 +13,7 @@ A suite is a preset (``presets.py``: sections of settings, ``[for.METHOD.section
     preset = "embedded"                      # absent: the one that fits model and reward
     [budget]                                 # the axis and amount at which every method stops
     images = 2560
-    [variants.per-prompt.advantage]          # named alternatives, one cell each
+    [variants.per-prompt.advantage]          # named alternatives, one job each
     normalisation = "per-prompt"
     [search]                                 # the same small search for every method (see ``tuning.py``)
     seed = 1000
@@ -47,7 +47,7 @@ from sdpo_bench.settings import SECTIONS, Count, Steps
 TEXTS = ("description", "reproduces", "departs")
 TABLES = ("cells", "variants", "search", "for")
 EVERY = "*"
-AXES_OF_CELLS = {"method.name": "method", "reward.name": "reward", "model.name": "model", "seed": "seed"}
+JOB_AXES = {"method.name": "method", "reward.name": "reward", "model.name": "model", "seed": "seed"}
 """Settings that are axes of ``[cells]``."""
 
 
@@ -86,7 +86,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file, read and checked as far as that goes without resolving its cells."""
+    """A suite file, read and checked as far as that goes without resolving its jobs."""
 
     name: str
     description: str
@@ -106,7 +106,7 @@ class Suite:
     search: Search | None
 
     def overrides(self, method: str, variant: str) -> dict[str, Any]:
-        """Settings of a cell above its presets: the common ones that it can use, the method's, the variant's."""
+        """Settings of a job above its presets: the common ones that it can use, the method's, the variant's."""
         return {
             **without_idle(method, self.common),
             **self.by_method.get(plugin_tag(method), {}),
@@ -115,7 +115,7 @@ class Suite:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Method and reward of the cells, methods varying fastest. A pair that was named stays, and is refused when it
+        """Method and reward of the jobs, methods varying fastest. A pair that was named stays, and is refused when it
         is resolved, if the method cannot learn from the reward."""
         every_pair = [(method, reward) for reward in self.rewards for method in self.methods]
         return [pair for pair in every_pair if not self.every_method or can_learn_from(*pair)]
@@ -237,7 +237,7 @@ def _several(cells: Mapping[str, Any], key: str) -> list[Any]:
         if not isinstance(value, kind) or isinstance(value, bool) or not str(value).strip():
             raise UsageError(f"cells.{key}: got {value!r}. Example: {_EXAMPLES[key]}")
         if values.count(value) > 1:
-            raise UsageError(f"cells.{key} names {value!r} twice; a cell is run once.")
+            raise UsageError(f"cells.{key} names {value!r} twice; a job runs once.")
     return values
 
 
@@ -283,7 +283,7 @@ def _search(table: dict[str, Any]) -> Search:
 
 
 def _refuse_axes(suite: Suite) -> None:
-    """What a cell is called must be what it runs."""
+    """The name of a job must be what it runs."""
     tables = [("the suite", suite.common)]
     tables += [(f"for.{name}", table) for name, table in suite.by_method.items()]
     tables += [(f"variants.{name}", table) for name, table in suite.variants.items()]
@@ -291,7 +291,7 @@ def _refuse_axes(suite: Suite) -> None:
         tables += [("search", suite.search.grid)]
         tables += [(f"search.for.{name}", table) for name, table in suite.search.by_method.items()]
     for where, settings in tables:
-        for key, axis in AXES_OF_CELLS.items():
+        for key, axis in JOB_AXES.items():
             if key in settings:
                 given = list(settings[key]) if isinstance(settings[key], tuple) else settings[key]
                 raise UsageError(f"{where} sets {key} = {given!r} beside cells.{axis}. Say it in cells.{axis} alone.")
@@ -307,7 +307,7 @@ def _check(suite: Suite) -> None:
         for key in settings:
             if key.split(".")[0] in ("budget", "eval", "checkpoint"):
                 raise UsageError(
-                    f"{where} sets {key}: budget, evaluation and checkpoint choice are the same for all cells of a "
+                    f"{where} sets {key}: budget, evaluation and checkpoint choice are the same for all jobs of a "
                     "suite. Set it at the top level."
                 )
     search = suite.search
@@ -322,4 +322,4 @@ def _check(suite: Suite) -> None:
         raise UsageError('search.prompts belongs to search.by = "validation": give both or neither.')
     idle = set(search.by_method) - {plugin_tag(method) for method in suite.methods}
     if idle:
-        raise UsageError(f"search.for.{sorted(idle)[0]}: that method is not among the suite's cells.")
+        raise UsageError(f"search.for.{sorted(idle)[0]}: that method is not among the methods of [cells].")

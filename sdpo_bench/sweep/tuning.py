@@ -1,4 +1,4 @@
-"""The same small search for every method: tuning runs are ordinary cells, and their cost stands beside the choice.
+"""The same small search for every method: tuning runs are ordinary jobs, and their cost stands beside the choice.
 
 A comparison is as fair as the tuning behind it. Every method gets the same grid (plus keys that only it has), the
 same budget for each candidate and one tuning seed that is never reported; the candidate with the highest mean score

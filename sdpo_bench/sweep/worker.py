@@ -1,6 +1,6 @@
-"""What a process does that runs one cell of a sweep: its log, its signals, its last words.
+"""What a process does that runs one job of a sweep: its log, its signals, its last words.
 
-A cell is a plain ``run_cell``; everything it leaves is in its run folder. Whoever started it hears how it ended and
+A job is a plain ``run_job``; everything it leaves is in its run folder. Whoever started it hears how it ended and
 why, so that a failure has its reason even where nothing can be written. It saves and ends when it is told to (SIGTERM)
 and also when the sweep that started it is gone.
 """
@@ -30,15 +30,15 @@ DONE, FAILED, BUSY, STOPPED = 0, 1, 75, 130
 
 
 @dataclass(frozen=True)
-class Job:
-    """One cell, ready to be sent to another process or machine."""
+class Task:
+    """One job, ready to be sent to another process or machine."""
 
     label: str
     run_id: str
     request: Request
     runtime: Runtime
     command: str
-    """The same cell as a command, for the log."""
+    """The same job as a command, for the log."""
 
     @property
     def folder(self) -> RunFolder:
@@ -50,7 +50,7 @@ class Job:
 
 
 class Said(NamedTuple):
-    """The last words of a process: how its cell ended, why it failed, and what is missing from its log."""
+    """The last words of a process: how its job ended, why it failed, and what is missing from its log."""
 
     code: int
     """:data:`DONE`, :data:`FAILED`, :data:`BUSY` or :data:`STOPPED`."""
@@ -58,16 +58,16 @@ class Said(NamedTuple):
     note: str = ""
 
 
-def child(job: Job, words: Connection) -> NoReturn:
+def child(task: Task, words: Connection) -> NoReturn:
     """Main function of a process on this machine; what it has :class:`Said` goes through ``words``."""
-    # Ctrl-C reaches every process of the terminal, and others like it those of a job; the sweep alone decides what it
+    # Ctrl-C reaches every process of the terminal, and others like it those of a task; the sweep alone decides what it
     # means and says so by SIGTERM. A limit on CPU time is this process's own.
     for number in (signal.SIGINT, *STOPS):
         signal.signal(number, signal.SIG_IGN)
     handle_stops(signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM))
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        last = logged_work(job, descriptors=(1, 2))
+        last = logged_work(task, descriptors=(1, 2))
     except KeyboardInterrupt:
         last = Said(STOPPED)
     except BaseException as error:  # a machine without room for a thread, a file or a module
@@ -92,31 +92,31 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def logged_work(job: Job, *, descriptors: tuple[int, ...] = ()) -> Said:
-    """:func:`work` with its output in the cell's log; a cell whose log cannot be written does without.
+def logged_work(task: Task, *, descriptors: tuple[int, ...] = ()) -> Said:
+    """:func:`work` with its output in the job's log; a job whose log cannot be written does without.
 
     Args:
         descriptors: those of the process's own output, for libraries that do not ask Python; none where the process
-            does more than one cell.
+            does more than one job.
     """
-    with open_log(job.log) as log, redirect_stdout(log), redirect_stderr(log):
+    with open_log(task.log) as log, redirect_stdout(log), redirect_stderr(log):
         for descriptor in descriptors:
             os.dup2(log.fileno(), descriptor)
-        log.write(f"\n== {time.strftime('%Y-%m-%dT%H:%M:%S')} {job.label}\n== {job.command}\n")
-        code, message = work(job)
-    return Said(code, message, log.lost and no_log(job, log.lost))
+        log.write(f"\n== {time.strftime('%Y-%m-%dT%H:%M:%S')} {task.label}\n== {task.command}\n")
+        code, message = work(task)
+    return Said(code, message, log.lost and no_log(task, log.lost))
 
 
-def no_log(job: Job, why: str) -> str:
-    """The note of a cell without a log, or without the whole of it."""
-    return f"its log '{job.log}' cannot be written: {why}"
+def no_log(task: Task, why: str) -> str:
+    """The note of a job without a log, or without the whole of it."""
+    return f"its log '{task.log}' cannot be written: {why}"
 
 
-def work(job: Job) -> tuple[int, str]:
-    """Do the cell; how it ended, and why it failed, which its status says too where that can be written."""
+def work(task: Task) -> tuple[int, str]:
+    """Do the job; how it ended, and why it failed, which its status says too where that can be written."""
     try:
         with prompt_cache():
-            _run(job)
+            _run(task)
     except KeyboardInterrupt:
         print("stopped; the next sweep goes on from the last whole epoch", file=sys.stderr)
         return STOPPED, ""
@@ -125,32 +125,32 @@ def work(job: Job) -> tuple[int, str]:
         return BUSY, ""
     except SdpoBenchError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return _failed(job, str(error))
+        return _failed(task, str(error))
     except BaseException as error:  # exit code 0 of a plugin's sys.exit would read as done
         traceback.print_exc()
-        return _failed(job, in_words(error))
+        return _failed(task, in_words(error))
     return DONE, ""
 
 
-def _run(job: Job) -> None:
+def _run(task: Task) -> None:
     from sdpo_bench.running.live import Live, print_step_table
-    from sdpo_bench.running.run_one import run_cell
+    from sdpo_bench.running.run_one import run_job
     from sdpo_bench.system.progress import Watcher
 
-    resolved = resolve(job.request)
-    if resolved.run_id != job.run_id:
+    resolved = resolve(task.request)
+    if resolved.run_id != task.run_id:
         raise UsageError(
-            f"the cell resolves to {resolved.run_id} here, but was planned as {job.run_id}: a preset, prompt "
+            f"the job resolves to {resolved.run_id} here, but was planned as {task.run_id}: a preset, prompt "
             "file, pipeline folder or plugin differs. Plan again, with the same files and version everywhere."
         )
-    with Live(job.label) as live:
-        outcome = run_cell(resolved, job.runtime, Watcher(live.tick, live.evaluation))
+    with Live(task.label) as live:
+        outcome = run_job(resolved, task.runtime, Watcher(live.tick, live.evaluation))
     print_step_table(outcome.table, resolved.reward_name)
 
 
-def _failed(job: Job, message: str) -> tuple[int, str]:
+def _failed(task: Task, message: str) -> tuple[int, str]:
     try:
-        job.folder.record_failure(message)
+        task.folder.record_failure(message)
     except Busy:
         return BUSY, ""
     except (Unwritable, OSError) as error:

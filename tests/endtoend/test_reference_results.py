@@ -20,8 +20,8 @@ SUITES |= {f"embedded-ablation-{what}": REFERENCE / "ablations" for what in ABLA
 def test_every_cell_of_a_suite_is_there_with_the_settings_of_this_code(name):
     """A change of a preset, default or version would give other run ids: the results would no longer be this code's."""
     plan = make_plan(find_suite(name), SUITES[name])
-    missing = [cell.run_id for cell in plan.cells if cell.state != "done"]
-    assert plan.cells and not missing
+    missing = [cell.run_id for cell in plan.jobs if cell.state != "done"]
+    assert plan.jobs and not missing
 
 
 def test_nothing_is_there_that_no_suite_asks_for():
@@ -30,7 +30,7 @@ def test_nothing_is_there_that_no_suite_asks_for():
             cell.run_id
             for name, place in SUITES.items()
             if place == folder
-            for cell in make_plan(find_suite(name), folder).cells
+            for cell in make_plan(find_suite(name), folder).jobs
         }
         present = {path.name for path in (folder / "runs").iterdir() if not path.name.startswith("base-")}
         assert present == wanted

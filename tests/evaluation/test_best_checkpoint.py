@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from factories import make_resolved
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation.best_checkpoint import Validator
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import make_scorer, run_cell, run_job
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder, best_row
 from sdpo_bench.runs.saved_adapter import save_adapter
@@ -48,7 +48,7 @@ def choosing(tiny_pipe, prompts, **more):
 
 
 def run(resolved, out, watcher=None):
-    return run_cell(resolved, Runtime(out=out, device="cpu", checkpoint_every=3), watcher).run
+    return run_job(resolved, Runtime(out=out, device="cpu", checkpoint_every=3), watcher).run
 
 
 def test_the_best_candidate_is_the_result_and_nothing_else_changes(tiny_pipe, prompts):

@@ -16,7 +16,7 @@ from sdpo_bench.evaluation.evaluate import evaluation_schedule, read_rows, sampl
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.results.read_results import Run, flat_settings
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import make_scorer, run_cell, run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.settings import EvaluationSettings, Runtime
@@ -171,7 +171,7 @@ def test_a_run_trains_nothing_and_shows_what_it_cost(tiny_pipe, tmp_path, prompt
     )
     predicted = plan(resolved)
     assert not any(predicted["cost_per_epoch"].values())
-    outcome = run_cell(resolved, Runtime(out=tmp_path, device="cpu"))
+    outcome = run_job(resolved, Runtime(out=tmp_path, device="cpu"))
     rows = read_rows(outcome.run)
     assert outcome.run.state == "done"
     assert outcome.run.log() == []
@@ -188,7 +188,7 @@ def test_a_run_trains_nothing_and_shows_what_it_cost(tiny_pipe, tmp_path, prompt
     # Doing a block again replaces its bill; a further step count adds its own.
     before = json.dumps(read_search(outcome.run.path))
     (outcome.run.path / "eval.parquet").unlink()
-    run_cell(resolved, Runtime(out=tmp_path, device="cpu"))
+    run_job(resolved, Runtime(out=tmp_path, device="cpu"))
     assert json.dumps(read_search(outcome.run.path)) == before
     command("eval", outcome.run.run_id, "--steps", "1,2,3", "--results", str(tmp_path))
     assert search_bill(outcome.run.path)["images"] == 18

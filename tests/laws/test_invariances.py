@@ -161,7 +161,7 @@ def test_every_seed_begins_with_an_adapter_of_its_own(monkeypatch, tiny_pipe, tm
     drawn = set()
     for seed in (0, 1):
         with pytest.raises(Asked) as asked:
-            run_one.run_cell(make_resolved(tiny_pipe, seed=seed), Runtime(out=tmp_path, device="cpu"))
+            run_one.run_job(make_resolved(tiny_pipe, seed=seed), Runtime(out=tmp_path, device="cpu"))
         drawn.add(asked.value.args[0])
     assert len(drawn) == 2
 

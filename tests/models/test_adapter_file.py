@@ -17,7 +17,7 @@ from sdpo_bench.models.adapter_file import METADATA
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.policy import ADAPTER, Policy
 from sdpo_bench.running import run_one
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
@@ -181,7 +181,7 @@ def test_a_run_of_another_strength_is_judged_and_exported_as_it_was_trained(tiny
         else {}
     )
     wanted = {"model.lora_rank": 8, "model.lora_alpha": 2.0, "update.lr": 0.05, "budget.images": 8}
-    run = run_cell(make_resolved(tiny_pipe, **wanted, **more), Runtime(tmp_path, "cpu")).run
+    run = run_job(make_resolved(tiny_pipe, **wanted, **more), Runtime(tmp_path, "cpu")).run
     assert run.log("validation.jsonl") or not chosen
     policy = trained(tiny_pipe, rank=8, alpha=2.0)
     state = checkpoint.read(checkpoint.latest(run)[0])[1]

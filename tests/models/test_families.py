@@ -21,7 +21,7 @@ from sdpo_bench.models.catalogue import known_model, load_policy, model_digest, 
 from sdpo_bench.rollout.group_cost import group_cost
 from sdpo_bench.rollout.sampling import Noise, Trajectories, pick, replay
 from sdpo_bench.rollout.schedule import make_schedule
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.settings import ModelSettings, Runtime
@@ -101,7 +101,7 @@ def test_a_run_of_another_shape_end_to_end(shaped, tmp_path):
     # A loss over single steps for one shape, over whole trajectories for the one whose last step draws nothing.
     method = "sdpo" if shaped.name == "sdxl" else "sparse_dpo"
     resolved = make_resolved(shaped, method, **{"budget.images": 8, "update.lr": 0.05})
-    outcome = run_cell(resolved, Runtime(tmp_path, "cpu"))
+    outcome = run_job(resolved, Runtime(tmp_path, "cpu"))
     (row,) = outcome.run.log()
     assert row["ratio_at_zero_update"] < 1e-5
     assert {r["steps"] for r in outcome.table} == {1, 2}

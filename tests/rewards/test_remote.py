@@ -26,7 +26,7 @@ from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.rewards import remote
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.running.live import print_step_table
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import make_scorers, run_cell, run_job
 from sdpo_bench.scoring import http_format
 from sdpo_bench.scoring.make_scorers import make_scorers
 from sdpo_bench.scoring.reward_expression import choose
@@ -375,7 +375,7 @@ def test_a_service_that_dies_in_mid_run_fails_it_with_code_3_and_the_run_resumes
     few = tmp_path / "few.txt"
     few.write_text("cat\ndog\n")
     settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
-    local = run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "local", device="cpu"))
+    local = run_job(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "local", device="cpu"))
     served, calls = JpegIncompressibility(NoSettings()), []
     answer = JpegIncompressibility.__call__
     runtime = Runtime(out=tmp_path / "away", device="cpu")
@@ -392,12 +392,12 @@ def test_a_service_that_dies_in_mid_run_fails_it_with_code_3_and_the_run_resumes
         monkeypatch.setattr(JpegIncompressibility, "__call__", dying)
         resolved = make_resolved(tiny_pipe, "ddpo", **away)
         with pytest.raises(MissingError, match="cannot be reached") as caught:
-            run_cell(resolved, runtime)
+            run_job(resolved, runtime)
         stop()
     monkeypatch.setattr(JpegIncompressibility, "__call__", answer)
     assert caught.value.exit_code == 3
     with service(port=urlsplit(url).port):
-        outcome = run_cell(make_resolved(tiny_pipe, "ddpo", **away), runtime)
+        outcome = run_job(make_resolved(tiny_pipe, "ddpo", **away), runtime)
     assert outcome.run.run_id == local.run.run_id
     assert (outcome.run.path / "train.jsonl").read_bytes() == (local.run.path / "train.jsonl").read_bytes()
     assert outcome.table == local.table

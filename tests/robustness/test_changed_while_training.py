@@ -9,7 +9,7 @@ from factories import make_resolved
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.report.assemble import Request, build_report
 from sdpo_bench.results.read_results import load_results
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.adapter import log_changed, timing_changed
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
@@ -44,7 +44,7 @@ def choosing(tiny_pipe, folder):
 
 
 def run(resolved, out, watcher=None):
-    return run_cell(resolved, Runtime(out=out, device="cpu"), watcher).run
+    return run_job(resolved, Runtime(out=out, device="cpu"), watcher).run
 
 
 @pytest.fixture(scope="module")

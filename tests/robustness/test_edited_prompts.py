@@ -12,7 +12,7 @@ from sdpo_bench.cli.commands import run as run_command
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts.prompt_sets import load_prompts, prompt_cache
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_cell, run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.progress import Watcher
@@ -93,7 +93,7 @@ def test_a_file_that_is_edited_while_its_run_trains_is_not_read_again(tiny_pipe,
     resolved = make_resolved(tiny_pipe, **settings)
     before = resolved.run_id
     edited = Watcher(train=lambda tick: path.write_text("horse\n"))
-    outcome = run_cell(resolved, Runtime(tmp_path / "out", "cpu"), edited)
+    outcome = run_job(resolved, Runtime(tmp_path / "out", "cpu"), edited)
     assert outcome.run.run_id == before and outcome.run.record()["run"] == before
     (base,) = (tmp_path / "out" / "runs").glob("base-*")
     assert judged(outcome.run.path) == judged(base) == {"cat", "dog"}

@@ -18,7 +18,7 @@ from factories import make_resolved, make_trainer
 from sdpo_bench.api import Loss
 from sdpo_bench.errors import DiskFull, MissingError, RunFailed, Unwritable
 from sdpo_bench.models.policy import Policy
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.files import atomic_write
@@ -94,7 +94,7 @@ def ample(tiny_pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ample")
     sizes = {"budget.images": 16, "update.minibatch": 4, "schedule.steps": 3}  # a task of one micro-batch, in 3 slots
     resolved = make_resolved(tiny_pipe, "sdpo", **few(folder, **sizes))
-    return resolved, run_cell(resolved, Runtime(out=folder, device="cpu", micro_batch=8))
+    return resolved, run_job(resolved, Runtime(out=folder, device="cpu", micro_batch=8))
 
 
 @pytest.mark.parametrize("where", ["rollout", "scoring", "update", "evaluation"])
@@ -131,7 +131,7 @@ def test_running_out_of_memory_changes_no_number(ample, tmp_path, monkeypatch, w
         lambda tick: (watch(tick), told.append(tick.metrics["warning"]) if tick.phase == "warning" else None),
         lambda text, done, total: phase.update(now="evaluation") if "sdpo" in text else phase.update(now=None),
     )
-    outcome = run_cell(resolved, Runtime(out=tmp_path / "tight", device="cpu", micro_batch=8), watcher)
+    outcome = run_job(resolved, Runtime(out=tmp_path / "tight", device="cpu", micro_batch=8), watcher)
     assert calls, "nothing ran out of memory"
     assert told and "out of memory (CUDA out of memory" in told[0]
     if where == "update":
@@ -152,7 +152,7 @@ def test_gradients_of_a_window_that_ran_out_of_memory_are_forgotten(tiny_pipe, t
     moments have to go as well. To the bit, since all calls are smaller than the halved micro-batch."""
     sizes = {"budget.images": 16, "update.minibatch": 1, "update.accumulation": 2}  # four pairs an epoch
     resolved = make_resolved(tiny_pipe, "sdpo", **few(tmp_path, **sizes))
-    whole = run_cell(resolved, Runtime(out=tmp_path / "whole", device="cpu")).run
+    whole = run_job(resolved, Runtime(out=tmp_path / "whole", device="cpu")).run
     backward, epoch, left_over = Updater._backward, [0], []
 
     def failing(self, *arguments):
@@ -164,7 +164,7 @@ def test_gradients_of_a_window_that_ran_out_of_memory_are_forgotten(tiny_pipe, t
 
     monkeypatch.setattr(Updater, "_backward", failing)
     watcher = Watcher(lambda tick: epoch.__setitem__(0, tick.epoch))
-    run = run_cell(resolved, Runtime(out=tmp_path / "tight", device="cpu"), watcher).run
+    run = run_job(resolved, Runtime(out=tmp_path / "tight", device="cpu"), watcher).run
     assert left_over, "nothing was left over that could have been forgotten"
     for name in ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors"):
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
@@ -193,14 +193,14 @@ def test_numbers_that_are_none_end_a_run_with_its_last_good_checkpoint(tiny_pipe
     run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
     said = {"loss": "the loss is (nan|inf|-inf)", "gradient": "the gradient norm is (nan|inf)"}[what]
     with pytest.raises(RunFailed, match=said):
-        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"), watcher)
+        run_job(resolved, Runtime(out=tmp_path / "out", device="cpu"), watcher)
     assert run.state == "failed"
     path, warnings = checkpoint.latest(run)
     header, tensors = checkpoint.read(path)
     assert header["epoch"] == 2 and not warnings
     assert all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point())
     monkeypatch.setattr(trainer_class, "loss", loss)
-    assert [row["epoch"] for row in run_cell(resolved, Runtime(out=tmp_path / "out")).run.log()] == [1, 2, 3]
+    assert [row["epoch"] for row in run_job(resolved, Runtime(out=tmp_path / "out")).run.log()] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_an_unexpected_error_is_recorded_and_raised_on(tiny_pipe, tmp_path, monk
 
     monkeypatch.setattr(Updater, "_checked", broken)
     with pytest.raises(type(error)):
-        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+        run_job(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
     assert run.status == {"state": "failed", "message": f"{type(error).__name__}: {error}".removesuffix(": ")}
 
@@ -319,9 +319,9 @@ def test_a_folder_that_becomes_read_only_fails_in_words(tiny_pipe, tmp_path, mon
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(MissingError, match=r"cannot be written.*same command again"):
-        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+        run_job(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     monkeypatch.setattr(os, "fsync", sync)
-    run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+    run_job(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     assert run.state == "done"
 
 
@@ -331,7 +331,7 @@ def test_a_folder_that_becomes_read_only_fails_in_words(tiny_pipe, tmp_path, mon
 def test_clocks_that_jump_change_nothing(tiny_pipe, tmp_path, monkeypatch):
     """The wall clock goes back a day at every look, and no duration is taken from it."""
     resolved = make_resolved(tiny_pipe, "ddpo", **few(tmp_path))
-    plain = run_cell(resolved, Runtime(out=tmp_path / "plain", device="cpu")).run
+    plain = run_job(resolved, Runtime(out=tmp_path / "plain", device="cpu")).run
     now = [time.time()]
 
     def backwards():
@@ -339,7 +339,7 @@ def test_clocks_that_jump_change_nothing(tiny_pipe, tmp_path, monkeypatch):
         return now[0]
 
     monkeypatch.setattr(time, "time", backwards)
-    jumped = run_cell(resolved, Runtime(out=tmp_path / "jumped", device="cpu", checkpoint_every=1)).run
+    jumped = run_job(resolved, Runtime(out=tmp_path / "jumped", device="cpu", checkpoint_every=1)).run
     for name in ("train.jsonl", "eval.parquet", "lora/pytorch_lora_weights.safetensors"):
         assert (jumped.path / name).read_bytes() == (plain.path / name).read_bytes(), name
     for row in jumped.log("timing.jsonl"):

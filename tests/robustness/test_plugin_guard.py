@@ -15,7 +15,7 @@ from sdpo_bench.methods.best_of_n import BestOfN
 from sdpo_bench.methods.ddpo import DDPO
 from sdpo_bench.plugins.registry import Plugin
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import make_scorer, run_cell, run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.scoring.scorer import Scorer
@@ -164,7 +164,7 @@ def test_a_run_whose_plugins_meddle_has_the_numbers_of_one_whose_do_not(tiny_pip
     monkeypatch.chdir(tmp_path)
     logs = []
     for out in ("calm", "meddled"):
-        run_cell(resolved, Runtime(out=Path(out), device="cpu"))
+        run_job(resolved, Runtime(out=Path(out), device="cpu"))
         logs.append((tmp_path / out / "runs" / resolved.run_id / "train.jsonl").read_bytes())
         _meddle(monkeypatch)
     assert logs[0] == logs[1]

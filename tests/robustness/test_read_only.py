@@ -13,7 +13,7 @@ from suite_files import tiny_suite
 
 from sdpo_bench.config.resolve import resolve
 from sdpo_bench.results.study_record import read_studies
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.sweep.plan import make_plan
@@ -117,11 +117,11 @@ def test_one_run_folder_that_cannot_be_written_is_enough(results, words, capsys,
 
 @pytest.fixture(scope="module")
 def swept(tiny_pipe, tmp_path_factory):
-    """A suite of two cells that are done, and its results folder."""
+    """A suite of two jobs that are done, and its results folder."""
     out = tmp_path_factory.mktemp("swept") / "results"
     suite = tiny_suite(out.parent, tiny_pipe, images="8")
-    for cell in make_plan(read_suite(suite), out).cells:
-        run_cell(resolve(cell.request), Runtime(out=out, device="cpu"))
+    for cell in make_plan(read_suite(suite), out).jobs:
+        run_job(resolve(cell.request), Runtime(out=out, device="cpu"))
     return suite, out
 
 
@@ -129,7 +129,7 @@ def test_a_sweep_that_is_done_is_shown_where_nothing_can_be_written(swept, capsy
     suite, out = swept
     mount_read_only(out, monkeypatch)
     code, shown, said = call(capsys, "sweep", suite, "--out", out)
-    assert code == 0 and "2 of 2 cells done, 0 failed, 0 left" in shown, said
+    assert code == 0 and "2 of 2 jobs done, 0 failed, 0 left" in shown, said
     code, shown, _ = call(capsys, "sweep", suite, "--out", out, "--only-failed", "--json")
     assert code == 0 and [cell["state"] for cell in json.loads(shown)["cells"]] == ["done", "done"]
     code, _, said = call(capsys, "sweep", suite, "--out", out, "--force")
@@ -139,7 +139,7 @@ def test_a_sweep_that_is_done_is_shown_where_nothing_can_be_written(swept, capsy
 def test_a_sweep_that_is_not_done_is_refused_where_nothing_can_be_written(swept, tmp_path, capsys, monkeypatch):
     suite, made = swept
     out = Path(shutil.copytree(made, tmp_path / "results"))
-    first = make_plan(read_suite(suite), out).cells[0].run_id
+    first = make_plan(read_suite(suite), out).jobs[0].run_id
     RunFolder(out / "runs" / first).set_status("failed", "no more")
     mount_read_only(out, monkeypatch)
     for more in ([], ["--only-failed"]):

@@ -14,7 +14,7 @@ from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.methods.ddpo import DDPO
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import Runtime
@@ -143,12 +143,12 @@ def test_a_run_that_its_reward_ended_is_recorded_and_resumes(tiny_pipe, tmp_path
     monkeypatch.setattr(JpegIncompressibility, "__call__", ill)
     run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
     with pytest.raises(RunFailed, match="disk gone" if kind == "raises" else "no answer within 2 s"):
-        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu", reward_timeout=2))
+        run_job(resolved, Runtime(out=tmp_path / "out", device="cpu", reward_timeout=2))
     assert run.state == "failed"
     assert "jpeg-incompressibility" in run.status["message"]
     assert [row["epoch"] for row in run.log()] == [1]
     monkeypatch.setattr(JpegIncompressibility, "__call__", healthy)
-    outcome = run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+    outcome = run_job(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     assert run.state == "done"
     assert [row["epoch"] for row in outcome.run.log()] == [1, 2]
 
@@ -160,7 +160,7 @@ def test_a_method_that_ends_the_program_has_not_succeeded(tiny_pipe, tmp_path, m
     resolved = make_resolved(tiny_pipe, "ddpo", **settings)
     monkeypatch.setattr(DDPO, "loss", lambda self, batch: sys.exit(0))
     with pytest.raises(RunFailed, match=r"method 'DDPO': loss\(\) ended the program: sys.exit\(0\)"):
-        run_cell(resolved, Runtime(out=tmp_path / "out", device="cpu"))
+        run_job(resolved, Runtime(out=tmp_path / "out", device="cpu"))
     run = RunFolder(tmp_path / "out" / "runs" / resolved.run_id)
     assert run.state == "failed" and "sys.exit(0)" in run.status["message"]
 
@@ -184,7 +184,7 @@ def test_what_is_no_loss_is_said_to_be_the_methods(tiny_pipe, tmp_path, monkeypa
     loss = DDPO.loss
     monkeypatch.setattr(DDPO, "loss", lambda self, batch: answer(loss(self, batch)))
     with pytest.raises(RunFailed, match=message + ".*sdpo-bench doctor --plugin"):
-        run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
+        run_job(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
 
 
 @pytest.mark.parametrize("key", ["advantages", "log_probs"])
@@ -195,7 +195,7 @@ def test_a_loss_that_changes_its_minibatch_is_said_to(tiny_pipe, tmp_path, monke
     loss = DDPO.loss
     monkeypatch.setattr(DDPO, "loss", lambda self, batch: (loss(self, batch), getattr(batch, key).mul_(2))[0])
     with pytest.raises(RunFailed, match=rf"method 'DDPO': loss\(\) changes the minibatch in place \({key}\)"):
-        run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
+        run_job(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
 
 
 def test_a_plain_number_is_a_metric_too(tiny_pipe, tmp_path, monkeypatch):
@@ -204,5 +204,5 @@ def test_a_plain_number_is_a_metric_too(tiny_pipe, tmp_path, monkeypatch):
     settings = {"sample.prompts": str(few), "eval.train": str(few), "eval.steps": "1", "schedule.steps": 2}
     loss = DDPO.loss
     monkeypatch.setattr(DDPO, "loss", lambda self, batch: replace(loss(self, batch), metrics={"mine": 0.25}))
-    outcome = run_cell(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
+    outcome = run_job(make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path / "out", device="cpu"))
     assert [row["mine"] for row in outcome.run.log()] == [0.25, 0.25]

@@ -20,7 +20,7 @@ def done(tmp_path):
     """A suite, its plan, and the folder of its only run, which is done."""
     path = write_suite(tmp_path, method='["ddpo"]', seed="[0]")
     plan = make_plan(read_suite(path), tmp_path / "out")
-    run = RunFolder(plan.out / "runs" / plan.cells[0].run_id)
+    run = RunFolder(plan.out / "runs" / plan.jobs[0].run_id)
     run.path.mkdir(parents=True)
     run.set_status("done")
     return path, plan, run

@@ -72,16 +72,16 @@ def test_a_closed_status_is_not_called_damaged(tmp_path, monkeypatch):
     assert (one.state, one.message) == ("unknown", "its status file cannot be read: Permission denied. Ask whose it is")
 
 
-def test_a_closed_run_fails_its_cell_and_no_other(tmp_path, tiny_pipe, monkeypatch):
+def test_a_closed_run_fails_its_job_and_no_other(tmp_path, tiny_pipe, monkeypatch):
     path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo", "d3po"]'), tmp_path / "out"
-    mine, other = make_plan(read_suite(path), out).cells
+    mine, other = make_plan(read_suite(path), out).jobs
     (out / "runs" / other.run_id).mkdir(parents=True)
     close(out / "runs" / other.run_id, monkeypatch)
     executor = FakeExecutor(succeed)
     progress = Sweep(lambda: make_plan(read_suite(path), out), executor, Runtime(out=out), tell=lambda *_: None).run(
         "x"
     )
-    assert {cell.run_id: progress.outcomes[key] for key, cell in progress.cells.items()} == {
+    assert {cell.run_id: progress.outcomes[key] for key, cell in progress.jobs.items()} == {
         mine.run_id: "done",
         other.run_id: "failed",
     }

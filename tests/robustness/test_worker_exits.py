@@ -1,4 +1,4 @@
-"""How a sweep hears of the ends of its cells: whatever becomes of a process or its log, the reason is told truly."""
+"""How a sweep hears of the ends of its jobs: whatever becomes of a process or its log, the reason is told truly."""
 
 import errno
 import json
@@ -36,41 +36,41 @@ def forked(monkeypatch):
 @pytest.fixture
 def sweep(capfd):
     def call(path, out, *more):
-        """Exit code, the cells of ``--json`` by method, standard error."""
+        """Exit code, the jobs of ``--json`` by method, standard error."""
         with pytest.raises(SystemExit) as stop:
             main(["sweep", str(path), "--out", str(out), "--threads", "1", "--json", *more])
         said = capfd.readouterr()
         data = json.loads(said.out) if said.out else {"cells": []}
-        return stop.value.code, {cell["method"]: cell for cell in data["cells"]}, said.err
+        return stop.value.code, {job["method"]: job for job in data["cells"]}, said.err
 
     return call
 
 
 def run_of(path, out, method="ddpo"):
-    (cell,) = [cell for cell in make_plan(read_suite(path), out).cells if cell.method == method]
-    return RunFolder(out / "runs" / cell.run_id)
+    (job,) = [job for job in make_plan(read_suite(path), out).jobs if job.method == method]
+    return RunFolder(out / "runs" / job.run_id)
 
 
 # -- logs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("obstacle", ["a folder in its place", "a file for the folder"])
-def test_a_cell_whose_log_cannot_be_written_does_without(tmp_path, tiny_pipe, sweep, obstacle):
+def test_a_job_whose_log_cannot_be_written_does_without(tmp_path, tiny_pipe, sweep, obstacle):
     path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out"
     if obstacle == "a folder in its place":
         (out / "logs" / f"{run_of(path, out).run_id}.log").mkdir(parents=True)
     else:
         out.mkdir()
         (out / "logs").write_text("")
-    code, cells, said = sweep(path, out)
-    assert (code, cells["ddpo"]["state"]) == (0, "done"), said
+    code, jobs, said = sweep(path, out)
+    assert (code, jobs["ddpo"]["state"]) == (0, "done"), said
     assert said.count("its log") == 1 and ".log' cannot be written: " in said
 
 
 # -- processes -----------------------------------------------------------------------------------------------
 
 
-def test_a_plugin_in_a_cell_may_start_processes_which_end_with_it(tmp_path, tiny_pipe, sweep, monkeypatch):
+def test_a_plugin_in_a_job_may_start_processes_which_end_with_it(tmp_path, tiny_pipe, sweep, monkeypatch):
     train, left = Trainer.train, tmp_path / "left"
 
     def train_with_help(self):
@@ -80,8 +80,8 @@ def test_a_plugin_in_a_cell_may_start_processes_which_end_with_it(tmp_path, tiny
         return train(self)
 
     monkeypatch.setattr(Trainer, "train", train_with_help)
-    code, cells, said = sweep(tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out")
-    assert (code, cells["ddpo"]["state"]) == (0, "done"), said
+    code, jobs, said = sweep(tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out")
+    assert (code, jobs["ddpo"]["state"]) == (0, "done"), said
     deadline = time.monotonic() + 60
     while Path(f"/proc/{left.read_text()}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -96,13 +96,13 @@ def test_a_process_that_a_plugin_ends_is_a_failure_with_its_exit_code(tmp_path, 
     path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]' if code else '["ddpo", "d3po"]'), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", leave)
-        got, cells, _ = sweep(path, out)
-    assert (got, cells["ddpo"]["state"], cells["ddpo"]["outcome"]) == (1, "failed", "failed")
-    assert cells["ddpo"]["message"] == f"its process ended by exit code {code} before the run was done."
+        got, jobs, _ = sweep(path, out)
+    assert (got, jobs["ddpo"]["state"], jobs["ddpo"]["outcome"]) == (1, "failed", "failed")
+    assert jobs["ddpo"]["message"] == f"its process ended by exit code {code} before the run was done."
     if code == 0:
-        assert cells["d3po"]["state"] == "done"
-        got, cells, said = sweep(path, out, "--only-failed")
-        assert (got, cells["ddpo"]["outcome"], cells["d3po"]["outcome"]) == (0, "done", "skipped"), said
+        assert jobs["d3po"]["state"] == "done"
+        got, jobs, said = sweep(path, out, "--only-failed")
+        assert (got, jobs["ddpo"]["outcome"], jobs["d3po"]["outcome"]) == (0, "done", "skipped"), said
 
 
 def test_a_failure_that_cannot_be_recorded_still_has_its_reason(tmp_path, tiny_pipe, sweep):
@@ -110,21 +110,21 @@ def test_a_failure_that_cannot_be_recorded_still_has_its_reason(tmp_path, tiny_p
     run = run_of(path, out)
     run.path.parent.mkdir(parents=True)
     run.path.write_text("no folder")
-    code, cells, said = sweep(path, out)
-    assert (code, cells["d3po"]["outcome"], cells["ddpo"]["outcome"]) == (1, "done", "failed")
-    assert f"{run.run_id}" in cells["ddpo"]["message"] and "could not be recorded" in said
+    code, jobs, said = sweep(path, out)
+    assert (code, jobs["d3po"]["outcome"], jobs["ddpo"]["outcome"]) == (1, "done", "failed")
+    assert f"{run.run_id}" in jobs["ddpo"]["message"] and "could not be recorded" in said
 
 
 def test_a_study_knows_of_a_training_whose_failure_could_not_be_recorded(tmp_path, monkeypatch):
     suite = read_suite(write_suite(tmp_path, seed="[0]"))
-    first, _ = make_plan(suite, tmp_path / "out").cells
+    first, _ = make_plan(suite, tmp_path / "out").jobs
     run = RunFolder(tmp_path / "out" / "runs" / first.run_id)
     run.path.parent.mkdir(parents=True)
     run.path.write_text("no folder")
-    behave = lambda job: Ended(job, FAILED, "why") if job.run_id == first.run_id else succeed(job)  # noqa: E731
+    behave = lambda task: Ended(task, FAILED, "why") if task.run_id == first.run_id else succeed(task)  # noqa: E731
     monkeypatch.setattr(study, "LocalExecutor", lambda *arguments, **options: FakeExecutor(behave))
     trainings = study._sweep("mine", [suite], Runtime(out=tmp_path / "out"), 1, ["cpu"])
-    assert [trained.cell.state for trained in trainings.runs] == ["failed", "done"]
+    assert [trained.job.state for trained in trainings.runs] == ["failed", "done"]
     assert trainings.runs[0].why_not == "failed: why"
 
 
@@ -134,19 +134,19 @@ def test_what_goes_wrong_after_a_run_is_done_does_not_undo_it(tmp_path, tiny_pip
 
     monkeypatch.setattr("sdpo_bench.running.live.print_step_table", broken)
     path = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]')
-    code, cells, said = sweep(path, tmp_path / "out")
-    assert (code, cells["ddpo"]["outcome"]) == (0, "done")
+    code, jobs, said = sweep(path, tmp_path / "out")
+    assert (code, jobs["ddpo"]["outcome"]) == (0, "done")
     assert "the table cannot be printed" in said
 
 
 def test_an_end_that_says_done_is_none_where_the_run_is_not(tmp_path):
     suite = read_suite(write_suite(tmp_path, method='["ddpo"]', seed="[0]"))
-    (cell,) = make_plan(suite, tmp_path).cells
+    (job,) = make_plan(suite, tmp_path).jobs
     progress = Sweep(
-        lambda: make_plan(suite, tmp_path), FakeExecutor(lambda job: Ended(job, DONE)), Runtime(out=tmp_path)
+        lambda: make_plan(suite, tmp_path), FakeExecutor(lambda task: Ended(task, DONE)), Runtime(out=tmp_path)
     ).run("again")
-    assert progress.outcomes == {cell.key: "failed"}
-    assert "exit code 0 before the run was done" in RunFolder(tmp_path / "runs" / cell.run_id).status["message"]
+    assert progress.outcomes == {job.key: "failed"}
+    assert "exit code 0 before the run was done" in RunFolder(tmp_path / "runs" / job.run_id).status["message"]
 
 
 REFUSALS = {
@@ -166,18 +166,18 @@ def test_a_process_that_cannot_be_started_is_no_interruption(tmp_path, tiny_pipe
     path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out"
     code, _, said = sweep(path, out)
     assert code == 3
-    assert "Error: no process can be started for a cell: " in said and words in said and "Interrupted" not in said
-    assert run_of(path, out).state == "new", "no cell is to blame"
+    assert "Error: no process can be started for a job: " in said and words in said and "Interrupted" not in said
+    assert run_of(path, out).state == "new", "no job is to blame"
 
 
 def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
     suite, told = read_suite(write_suite(tmp_path)), []
 
     class Full(FakeExecutor):
-        def start(self, job):
+        def start(self, task):
             if self.running:
                 raise NoProcess("there is no room")
-            super().start(job)
+            super().start(task)
 
     sweep = Sweep(
         lambda: make_plan(suite, tmp_path),
@@ -187,18 +187,18 @@ def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
     )
     progress = sweep.run("again")
     assert (progress.count("done"), progress.count("failed")) == (4, 0)
-    assert "waiting for a running cell to end: there is no room" in told
+    assert "waiting for a running job to end: there is no room" in told
 
 
-def test_a_cell_that_cannot_begin_fails_alone(tmp_path):
+def test_a_job_that_cannot_begin_fails_alone(tmp_path):
     suite = read_suite(write_suite(tmp_path))
-    first, *others = make_plan(suite, tmp_path).cells
+    first, *others = make_plan(suite, tmp_path).jobs
 
     class Careful(FakeExecutor):
-        def start(self, job):
-            if job.run_id == first.run_id:
+        def start(self, task):
+            if task.run_id == first.run_id:
                 raise OSError(errno.EIO, "a broken disk")
-            super().start(job)
+            super().start(task)
 
     progress = Sweep(lambda: make_plan(suite, tmp_path), Careful(succeed), Runtime(out=tmp_path)).run("again")
     assert (progress.count("done"), progress.count("failed")) == (len(others), 1)
@@ -208,19 +208,19 @@ def test_a_cell_that_cannot_begin_fails_alone(tmp_path):
 # -- counts -------------------------------------------------------------------------------------
 
 
-def test_a_cell_that_another_sweep_finished_after_it_failed_here_is_counted_once(tmp_path, monkeypatch, sweep):
+def test_a_job_that_another_sweep_finished_after_it_failed_here_is_counted_once(tmp_path, monkeypatch, sweep):
     path, out = write_suite(tmp_path, seed="[0]"), tmp_path / "out"
-    first, second = make_plan(read_suite(path), out).cells
+    first, second = make_plan(read_suite(path), out).jobs
     failed = []
 
-    def behave(job):
-        if job.run_id == first.run_id:
-            failed.append(job)
-            return Ended(job, FAILED, "why")
+    def behave(task):
+        if task.run_id == first.run_id:
+            failed.append(task)
+            return Ended(task, FAILED, "why")
         finish(failed[0])
-        return succeed(job)
+        return succeed(task)
 
     monkeypatch.setattr(sweep_command, "_executor", lambda *arguments: FakeExecutor(behave))
-    code, cells, _ = sweep(path, out)
+    code, jobs, _ = sweep(path, out)
     assert code == 0
-    assert [cells[cell.method]["outcome"] for cell in (first, second)] == ["elsewhere", "done"]
+    assert [jobs[job.method]["outcome"] for job in (first, second)] == ["elsewhere", "done"]

@@ -20,7 +20,7 @@ from sdpo_bench.models.catalogue import load_policy, scheduler_config
 from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import make_schedule
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import evaluation_scorers, run_cell, run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import evaluation_scorers
 from sdpo_bench.scoring.scorer import CompositeScorer
@@ -250,7 +250,7 @@ def prompts_file(tmp_path):
 def test_a_run_reports_the_sum_and_its_parts(tiny_pipe, tmp_path, prompts_file):
     resolved = sum_run(tiny_pipe, **{"sample.prompts": prompts_file, "eval.train": prompts_file})
     runtime = Runtime(out=tmp_path / "out", device="cpu")
-    outcome = run_cell(resolved, runtime)
+    outcome = run_job(resolved, runtime)
     record = outcome.run.record()
     assert record["config"]["reward"]["name"] == SUM
     assert set(record["reward_reference"]) == {SUM}
@@ -269,7 +269,7 @@ def test_a_run_reports_the_sum_and_its_parts(tiny_pipe, tmp_path, prompts_file):
         assert (-0.5 * z[PARTS[0]] + 2 * z[PARTS[1]] - table[SUM]).abs().max() < 1e-5
     # Once more: nothing is trained or measured, and what stands in run.json is what counts.
     (tmp_path / "out" / "references").rename(tmp_path / "gone")
-    assert run_cell(resolved, runtime).table == outcome.table
+    assert run_job(resolved, runtime).table == outcome.table
     assert not (tmp_path / "out" / "references").exists()
 
 

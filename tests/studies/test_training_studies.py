@@ -69,7 +69,7 @@ def test_a_lead_that_remains_is_the_orders(four, tmp_path):
 def test_the_arms_of_update_order_are_equal_where_they_say_so(four):
     g = update_order.geometry(StudyRequest())
     suites = find("studies", "update-order").load()().design(StudyRequest()).suites
-    work = {c.variant: c.work for suite in suites for c in make_plan(suite, four.parent).cells}
+    work = {c.variant: c.work for suite in suites for c in make_plan(suite, four.parent).jobs}
     images = {name: w.images for name, w in work.items()}
     steps = {name: w.optimiser_steps for name, w in work.items()}
     assert images["shuffled"] == images["accumulated"] == images["accumulated-small"] == g.images
@@ -349,7 +349,7 @@ def test_asking_for_more_scores_reopens_finished_trainings(trained):
     )
     folder = out / "studies" / "update-order"
     plan = make_plan(study.design(asked).suites[0], folder)
-    assert {cell.state for cell in plan.cells} == {"done"}
+    assert {cell.state for cell in plan.jobs} == {"done"}
     assert reopen(plan) == 0
     for harm in (lambda path: path.write_bytes(b""), Path.unlink):  # the base model's scores are needed beside them
         (base,) = (folder / "runs").glob("base-*/eval.parquet")
@@ -357,10 +357,10 @@ def test_asking_for_more_scores_reopens_finished_trainings(trained):
         harm(base)
         assert reopen(plan) == 3
         base.write_bytes(kept)
-        for cell in plan.cells:
+        for cell in plan.jobs:
             RunFolder(folder / "runs" / cell.run_id).set_status("done")
     asked.overrides["eval.steps"] = "1,2,3"
     more = make_plan(study.design(asked).suites[0], folder)
-    assert [cell.run_id for cell in more.cells] == [cell.run_id for cell in plan.cells]
+    assert [cell.run_id for cell in more.jobs] == [cell.run_id for cell in plan.jobs]
     assert reopen(more) == 3
-    assert {cell.state for cell in make_plan(study.design(asked).suites[0], folder).cells} == {"unfinished"}
+    assert {cell.state for cell in make_plan(study.design(asked).suites[0], folder).jobs} == {"unfinished"}

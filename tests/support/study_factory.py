@@ -16,9 +16,9 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.studies.shared.contract import Bench, StudyRequest
 from sdpo_bench.studies.shared.trainings import Trainings, merged_plan
-from sdpo_bench.sweep.plan import Cell
+from sdpo_bench.sweep.plan import Job
 
-Gain = Callable[[Cell, str, int], float]
+Gain = Callable[[Job, str, int], float]
 """``(cell, judging reward, step count) -> gain`` over the base model, whose scores lie around 0."""
 
 
@@ -64,7 +64,7 @@ def row(images: int = 64, steps: int = 10, share: Any = (0.5, 0.5), **more: Any)
 def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: Any) -> None:
     base, blocks = RunFolder(out / "runs" / "base-x"), {}
     base.create({"kind": "base"})
-    for cell in merged_plan("test", suites, out).cells:
+    for cell in merged_plan("test", suites, out).jobs:
         folder = RunFolder(out / "runs" / cell.run_id)
         folder.create(resolve(cell.request).record)
         reason = fail(cell)
@@ -81,7 +81,7 @@ def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: A
     pd.concat(blocks.values()).drop_duplicates(keys).to_parquet(base.evaluation, index=False)
 
 
-def _scores(folder: RunFolder, cell: Cell, gain: Gain, contrast: float, seed: int) -> pd.DataFrame:
+def _scores(folder: RunFolder, cell: Job, gain: Gain, contrast: float, seed: int) -> pd.DataFrame:
     """Scores of every reward that judges: gain + 0.01 (seed - 1) + noise of prompt and image that cancels in pairs."""
     s = cell.settings
     prompts, steps = sorted(load_prompts(s["eval.train"])), sorted(s["eval.steps"])

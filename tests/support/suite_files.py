@@ -8,8 +8,8 @@ from typing import Any
 from sdpo_bench.config.resolve import resolve
 from sdpo_bench.settings import Runtime
 from sdpo_bench.sweep.local_executor import Ended
-from sdpo_bench.sweep.plan import Cell
-from sdpo_bench.sweep.worker import DONE, STOPPED, Job
+from sdpo_bench.sweep.plan import Job
+from sdpo_bench.sweep.worker import DONE, STOPPED, Task
 
 SUITE = """
 description = "for a test"
@@ -66,7 +66,7 @@ def write_suite(folder: Path, text: str = SUITE, name: str = "mine", **changes: 
 
 
 def tiny_suite(folder: Path, tiny_pipe: Path, more: str = "", **changes: str) -> Path:
-    """A suite whose cells train the tiny pipeline for about a second."""
+    """A suite whose jobs train the tiny pipeline for about a second."""
     (folder / "two.txt").write_text("cat\ndog\n")
     text = f"""
 [cells]
@@ -93,33 +93,33 @@ images_per_prompt = 1
     return write_suite(folder, text + more, **changes)
 
 
-def finish(job: Job, state: str = "done", message: str = "") -> None:
-    """Leave what a cell would leave, as far as a sweep looks at it."""
-    job.folder.create(resolve(job.request).record)
-    if state == "done" and not job.folder.evaluation.exists():
-        leave_scores(job, 0.0, "any", [1])
-    job.folder.set_status(state, message)
+def finish(task: Task, state: str = "done", message: str = "") -> None:
+    """Leave what a job would leave, as far as a sweep looks at it."""
+    task.folder.create(resolve(task.request).record)
+    if state == "done" and not task.folder.evaluation.exists():
+        leave_scores(task, 0.0, "any", [1])
+    task.folder.set_status(state, message)
 
 
 @dataclass
 class FakeExecutor:
-    """Jobs end when the test says so: ``behave`` maps a job to what becomes of it, or None while it runs on."""
+    """Jobs end when the test says so: ``behave`` maps a task to what becomes of it, or None while it runs on."""
 
     behave: Any
     slots: int = 1
     after_kill: str = "what was saved before stays"
-    running: list[Job] = field(default_factory=list)
+    running: list[Task] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     stopped: int = 0
     killed: int = 0
 
-    def start(self, job: Job) -> None:
-        self.started.append(job.label)
-        self.running.append(job)
+    def start(self, task: Task) -> None:
+        self.started.append(task.label)
+        self.running.append(task)
 
     def wait(self, timeout: float) -> list[Ended]:
-        ended = [found for job in list(self.running) if (found := self.behave(job)) is not None]
-        self.running = [job for job in self.running if job.run_id not in {e.job.run_id for e in ended}]
+        ended = [found for task in list(self.running) if (found := self.behave(task)) is not None]
+        self.running = [task for task in self.running if task.run_id not in {e.task.run_id for e in ended}]
         return ended
 
     def stop(self) -> None:
@@ -127,31 +127,31 @@ class FakeExecutor:
 
     def kill(self) -> None:
         self.killed += 1
-        self.behave = lambda job: Ended(job, STOPPED)
+        self.behave = lambda task: Ended(task, STOPPED)
 
     def close(self) -> None:
         pass
 
 
-def succeed(job: Job) -> Ended:
-    finish(job)
-    return Ended(job, DONE)
+def succeed(task: Task) -> Ended:
+    finish(task)
+    return Ended(task, DONE)
 
 
-def finish_cell(out: Path, cell: Cell, state: str, message: str = "") -> None:
-    """:func:`finish` for a cell of a plan."""
-    finish(Job(cell.label, cell.run_id, cell.request, Runtime(out=out), ""), state, message)
+def finish_job(out: Path, job: Job, state: str, message: str = "") -> None:
+    """:func:`finish` for a job of a plan."""
+    finish(Task(job.label, job.run_id, job.request, Runtime(out=out), ""), state, message)
 
 
-def leave_scores(job: Job, score: float, reward: str, steps: list[int], split: str = "train") -> None:
+def leave_scores(task: Task, score: float, reward: str, steps: list[int], split: str = "train") -> None:
     """An evaluation file with one score everywhere, and a bill."""
     import pandas as pd
     from report_factory import frame
 
-    job.folder.path.mkdir(parents=True, exist_ok=True)
+    task.folder.path.mkdir(parents=True, exist_ok=True)
     rows = frame(
         [[[score]] * len(steps)],
-        run=job.run_id,
+        run=task.run_id,
         method="any",
         seed=0,
         prompts=["cat"],
@@ -159,6 +159,6 @@ def leave_scores(job: Job, score: float, reward: str, steps: list[int], split: s
         reward=reward,
         split=split,
     )
-    pd.DataFrame(rows).to_parquet(job.folder.evaluation, index=False)
+    pd.DataFrame(rows).to_parquet(task.folder.evaluation, index=False)
     bill = {"images": 64, "denoiser_calls": 100, "reward_calls": 64, "optimiser_steps": 5}
-    (job.folder.path / "train.jsonl").write_text(json.dumps({"epoch": 1, "bill": bill}) + "\n")
+    (task.folder.path / "train.jsonl").write_text(json.dumps({"epoch": 1, "bill": bill}) + "\n")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from suite_files import SEARCH, finish, finish_cell, leave_scores, write_suite
+from suite_files import SEARCH, finish, finish_job, leave_scores, write_suite
 
 from factories import METHODS, make_resolved, make_trainer
 from sdpo_bench.config.resolve import Request, resolve
@@ -147,15 +147,15 @@ def test_choosing_a_checkpoint_is_paid_for():
 
 def test_states_are_facts_about_folders(tmp_path):
     suite = read_suite(write_suite(tmp_path))
-    cells = make_plan(suite, tmp_path).cells
-    assert [cell.state for cell in cells] == ["new"] * 4
-    for cell, state in zip(cells, ("done", "running", "failed", "interrupted")):
-        finish_cell(tmp_path, cell, state, "because" if state == "failed" else "")
+    jobs = make_plan(suite, tmp_path).jobs
+    assert [job.state for job in jobs] == ["new"] * 4
+    for job, state in zip(jobs, ("done", "running", "failed", "interrupted")):
+        finish_job(tmp_path, job, state, "because" if state == "failed" else "")
     again = make_plan(suite, tmp_path)
-    assert [cell.state for cell in again.cells] == ["done", "unfinished", "failed", "unfinished"]
-    assert again.cells[2].message == "because"
-    (tmp_path / "runs" / cells[0].run_id / "status").write_text("{")
-    assert make_plan(suite, tmp_path).cells[0].state == "unfinished"
+    assert [job.state for job in again.jobs] == ["done", "unfinished", "failed", "unfinished"]
+    assert again.jobs[2].message == "because"
+    (tmp_path / "runs" / jobs[0].run_id / "status").write_text("{")
+    assert make_plan(suite, tmp_path).jobs[0].state == "unfinished"
 
 
 LOST = {
@@ -167,20 +167,20 @@ LOST = {
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_a_cell_that_has_lost_its_results_is_not_done(tmp_path, lost):
+def test_a_job_that_has_lost_its_results_is_not_done(tmp_path, lost):
     """Whatever its status says; with them it is again."""
     suite = read_suite(write_suite(tmp_path))
-    first = make_plan(suite, tmp_path).cells[0]
-    finish_cell(tmp_path, first, "done")
+    first = make_plan(suite, tmp_path).jobs[0]
+    finish_job(tmp_path, first, "done")
     run = tmp_path / "runs" / first.run_id
     kept = {path: path.read_bytes() for path in run.iterdir()}
     harm, said = LOST[lost]
     harm(run)
-    cell = make_plan(suite, tmp_path).cells[0]
-    assert cell.state == "unfinished" and said in cell.message
+    job = make_plan(suite, tmp_path).jobs[0]
+    assert job.state == "unfinished" and said in job.message
     for path, content in kept.items():
         path.write_bytes(content)
-    assert make_plan(suite, tmp_path).cells[0].state == "done"
+    assert make_plan(suite, tmp_path).jobs[0].state == "done"
 
 
 # -- search --------------------------------------------------------------------------------------------------
@@ -193,35 +193,33 @@ def searching(tmp_path):
 
 def jobs(plan, role="tuning"):
     from sdpo_bench.settings import Runtime
-    from sdpo_bench.sweep.worker import Job
+    from sdpo_bench.sweep.worker import Task
 
-    return [(c, Job(c.label, c.run_id, c.request, Runtime(out=plan.out), "")) for c in plan.cells if c.role == role]
+    return [(c, Task(c.label, c.run_id, c.request, Runtime(out=plan.out), "")) for c in plan.jobs if c.role == role]
 
 
 def test_every_method_is_tuned_with_the_same_grid_and_budget(searching, tmp_path):
     plan = make_plan(searching, tmp_path)
-    tuning = [cell for cell in plan.cells if cell.role == "tuning"]
-    assert [cell.method for cell in tuning] == ["sdpo"] * 6 + ["ddpo"] * 2
-    assert plan.cells[: len(tuning)] == tuple(tuning), "tuning comes first"
-    assert {(cell.seed, cell.settings["budget.amount"], cell.settings["eval.unseen"]) for cell in tuning} == {
-        (9, 64, "")
-    }
+    tuning = [job for job in plan.jobs if job.role == "tuning"]
+    assert [job.method for job in tuning] == ["sdpo"] * 6 + ["ddpo"] * 2
+    assert plan.jobs[: len(tuning)] == tuple(tuning), "tuning comes first"
+    assert {(job.seed, job.settings["budget.amount"], job.settings["eval.unseen"]) for job in tuning} == {(9, 64, "")}
     assert {(c.settings["update.lr"], c.settings["method.clip_range"]) for c in tuning if c.method == "sdpo"} == {
         (lr, clip) for lr in (1e-3, 2e-3) for clip in (1e-4, 1e-3, 1e-2)
     }
-    reported = [cell for cell in plan.cells if cell.role == "reported"]
-    assert [(cell.state, cell.run_id) for cell in reported] == [("waiting", "")] * 4
-    assert all(cell.work is not None for cell in plan.cells), "costs are known before anything is chosen"
+    reported = [job for job in plan.jobs if job.role == "reported"]
+    assert [(job.state, job.run_id) for job in reported] == [("waiting", "")] * 4
+    assert all(job.work is not None for job in plan.jobs), "costs are known before anything is chosen"
 
 
 def test_the_best_mean_score_is_chosen_and_its_cost_recorded(searching, tmp_path):
     plan = make_plan(searching, tmp_path)
     scores = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.8, 0.7])
-    for _, job in jobs(plan):
-        leave_scores(job, next(scores), "emoji-align", [1, 4])
-        finish(job)
+    for _, task in jobs(plan):
+        leave_scores(task, next(scores), "emoji-align", [1, 4])
+        finish(task)
     plan = make_plan(searching, tmp_path)
-    reported = {c.method: c for c in plan.cells if c.role == "reported" and c.seed == 0}
+    reported = {c.method: c for c in plan.jobs if c.role == "reported" and c.seed == 0}
     sdpo, ddpo = reported["sdpo"], reported["ddpo"]
     assert (sdpo.settings["update.lr"], sdpo.settings["method.clip_range"], sdpo.state) == (1e-3, 1e-2, "new")
     assert ddpo.settings["update.lr"] == 1e-3
@@ -235,31 +233,31 @@ def test_the_best_mean_score_is_chosen_and_its_cost_recorded(searching, tmp_path
 def test_what_was_chosen_goes_before_what_the_suite_says(tmp_path):
     suite = read_suite(write_suite(tmp_path, f"{SEARCH}\n[for.ddpo.update]\nlr = 5e-3\n"))
     plan = make_plan(suite, tmp_path)
-    for i, (_, job) in enumerate(jobs(plan)):
-        leave_scores(job, float(i), "emoji-align", [1, 4])
-        finish(job)
-    reported = {c.method: c.settings["update.lr"] for c in make_plan(suite, tmp_path).cells if c.role == "reported"}
+    for i, (_, task) in enumerate(jobs(plan)):
+        leave_scores(task, float(i), "emoji-align", [1, 4])
+        finish(task)
+    reported = {c.method: c.settings["update.lr"] for c in make_plan(suite, tmp_path).jobs if c.role == "reported"}
     assert reported["ddpo"] == 2e-3
 
 
 def test_tuning_runs_choose_no_checkpoint(tmp_path):
     """Even where the reported runs do: their last one is judged, and settings of a choice would have no effect."""
     choosing = '\n[checkpoint]\nchoose = "validation"\nprompts = "emoji-validation"\nevery = 1\n'
-    cells = make_plan(read_suite(write_suite(tmp_path, SEARCH + choosing)), tmp_path).cells
-    found = {(c.role, c.settings.get("checkpoint.choose", "last")) for c in cells}
+    jobs = make_plan(read_suite(write_suite(tmp_path, SEARCH + choosing)), tmp_path).jobs
+    found = {(c.role, c.settings.get("checkpoint.choose", "last")) for c in jobs}
     assert found == {("tuning", "last"), ("reported", "validation")}
 
 
 def test_a_failed_candidate_is_never_chosen_and_all_failed_is_said(searching, tmp_path):
     plan = make_plan(searching, tmp_path)
-    for cell, job in jobs(plan):
-        if cell.method == "ddpo" or cell.settings["update.lr"] == 1e-3:
-            finish(job, "failed", "the loss is NaN")
+    for job, task in jobs(plan):
+        if job.method == "ddpo" or job.settings["update.lr"] == 1e-3:
+            finish(task, "failed", "the loss is NaN")
         else:
-            leave_scores(job, -5.0, "emoji-align", [1, 4])
-            finish(job)
+            leave_scores(task, -5.0, "emoji-align", [1, 4])
+            finish(task)
     plan = make_plan(searching, tmp_path)
-    sdpo, ddpo = (c for c in plan.cells if c.role == "reported" and c.seed == 0)
+    sdpo, ddpo = (c for c in plan.jobs if c.role == "reported" and c.seed == 0)
     assert sdpo.settings["update.lr"] == 2e-3
     assert (ddpo.state, ddpo.run_id) == ("failed", "")
     assert "all its tuning runs failed" in ddpo.message
@@ -271,9 +269,9 @@ def test_a_choice_on_validation_prompts_reads_that_split(tmp_path):
     plan = make_plan(suite, tmp_path)
     tuning = jobs(plan)
     assert {(c.settings["eval.train"], c.settings["eval.validation"]) for c, _ in tuning} == {("", "emoji-validation")}
-    for i, (_, job) in enumerate(tuning):
-        leave_scores(job, float(i), "emoji-align", [1, 4], split="train" if i in (5, 7) else "validation")
-        finish(job)
+    for i, (_, task) in enumerate(tuning):
+        leave_scores(task, float(i), "emoji-align", [1, 4], split="train" if i in (5, 7) else "validation")
+        finish(task)
     lrs = [c.chosen.settings["update.lr"] for c in make_plan(suite, tmp_path).choices]
     assert lrs == [2e-3, 1e-3], "the last candidate of each method was not judged on the validation prompts"
 
@@ -285,10 +283,10 @@ def test_a_plan_can_be_written_as_json(searching, tmp_path):
     assert json.dumps(plan_data(plan))
     columns, rows = plan_table(plan)
     assert all(len(row) == len(columns) for row in rows)
-    sums = totals(plan.cells)
+    sums = totals(plan.jobs)
     assert sums["images"] == 8 * 64 + 4 * 128
-    assert sums["seconds"] == pytest.approx(sum(cell.seconds for cell in plan.cells))
+    assert sums["seconds"] == pytest.approx(sum(job.seconds for job in plan.jobs))
     assert "8 new, 4 waiting" in plan_words(plan, 2, "")[0]
-    unknown = replace(plan, cells=(*plan.cells[:-1], replace(plan.cells[-1], seconds=None, work=None)))
-    assert totals(unknown.cells)["seconds"] is None and totals(unknown.cells)["images"] is None
+    unknown = replace(plan, jobs=(*plan.jobs[:-1], replace(plan.jobs[-1], seconds=None, work=None)))
+    assert totals(unknown.jobs)["seconds"] is None and totals(unknown.jobs)["images"] is None
     assert "not known: no weights" in plan_words(unknown, 1, "no weights")[-1]

@@ -15,7 +15,7 @@ from suite_files import tiny_suite, write_suite
 from sdpo_bench.cli.entry import main
 from sdpo_bench.config.resolve import resolve
 from sdpo_bench.errors import MissingError
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.sweep.plan import make_plan
@@ -76,11 +76,11 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory, tiny_pipe):
-    """A suite of two cells, and what they leave when run in this process."""
+    """A suite of two jobs, and what they leave when run in this process."""
     place = tmp_path_factory.mktemp("local")
     path = tiny_suite(place, tiny_pipe, images="24")
-    for cell in make_plan(read_suite(path), place).cells:
-        run_cell(resolve(cell.request), Runtime(out=place, device="cpu", threads=1))
+    for job in make_plan(read_suite(path), place).jobs:
+        run_job(resolve(job.request), Runtime(out=place, device="cpu", threads=1))
     return path, place
 
 
@@ -99,7 +99,7 @@ def ray_sweep(path, out, tell=lambda progress, line: None, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [{"cpus": 3}, {"gpus": 1.0}])
-def test_a_cell_that_no_node_has_room_for_is_refused(cluster, local, tmp_path, share):
+def test_a_job_that_no_node_has_room_for_is_refused(cluster, local, tmp_path, share):
     with pytest.raises(MissingError, match="no node .* 2 CPUs and 0 GPUs. Use smaller --cpus-per-cell"):
         ray_sweep(local[0], tmp_path / "out", **share)
     assert cluster.is_initialized() and not list((tmp_path / "out").glob(".shared-*"))
@@ -131,7 +131,7 @@ def test_a_results_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
+def test_a_worker_killed_in_mid_job_changes_nothing(cluster, local, tmp_path):
     path, reference = local
     out = tmp_path / "out"
     killed = []
@@ -139,7 +139,7 @@ def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
     def kill_once(progress, line):
         if not killed and list(out.glob("runs/*/checkpoints/*")):
             processes = psutil.Process().children(recursive=True)
-            busy = [p for p in processes if "ray::remote_cell" in f"{p.name()} {p.cmdline()}"]
+            busy = [p for p in processes if "ray::remote_job" in f"{p.name()} {p.cmdline()}"]
             if busy:
                 killed.append(busy[0].pid)
                 os.kill(busy[0].pid, signal.SIGKILL)
@@ -149,12 +149,12 @@ def test_a_worker_killed_in_mid_cell_changes_nothing(cluster, local, tmp_path):
     assert (progress.count("done"), progress.count("failed")) == (2, 0)
     assert content(out) == content(reference)
     logs = [log.read_text().count("\n== sdpo-bench") for log in (out / "logs").iterdir()]
-    assert sorted(logs) == [1, 2], "the lost cell began again, the other did not"
+    assert sorted(logs) == [1, 2], "the lost job began again, the other did not"
     assert not list(out.glob(".shared-*"))
 
 
 @pytest.mark.slow
-def test_a_worker_that_a_plugin_ends_well_fails_its_cell(cluster, local, tmp_path):
+def test_a_worker_that_a_plugin_ends_well_fails_its_job(cluster, local, tmp_path):
     """Ray starts it again, as after any loss, and then says that the worker crashed."""
     from sdpo_bench.sweep.ray_executor import RayExecutor
 
@@ -162,23 +162,23 @@ def test_a_worker_that_a_plugin_ends_well_fails_its_cell(cluster, local, tmp_pat
     out.mkdir()
     executor = RayExecutor("local", out, device="cpu")
 
-    def leave(job, probe):
+    def leave(task, probe):
         os._exit(0)
 
     executor._task = cluster.remote(max_retries=1)(leave)
     progress = Sweep(lambda: make_plan(read_suite(path), out), executor, Runtime(out=out)).run("again")
     assert (progress.count("done"), progress.count("failed"), progress.left) == (0, 2, 0)
-    for cell in make_plan(read_suite(path), out).cells:
-        assert cell.state == "failed" and cell.message.startswith("its worker was lost")
+    for job in make_plan(read_suite(path), out).jobs:
+        assert job.state == "failed" and job.message.startswith("its worker was lost")
 
 
 def test_a_node_without_the_shared_folder_says_so(tmp_path):
     from sdpo_bench.config.resolve import Request
-    from sdpo_bench.sweep.ray_executor import remote_cell
-    from sdpo_bench.sweep.worker import FAILED, Job
+    from sdpo_bench.sweep.ray_executor import remote_job
+    from sdpo_bench.sweep.worker import FAILED, Task
 
-    job = Job("a cell", "run", Request(), Runtime(out=tmp_path / "nowhere"), "")
-    code, words, _ = remote_cell(job, str(tmp_path / "no-probe"))
+    task = Task("a job", "run", Request(), Runtime(out=tmp_path / "nowhere"), "")
+    code, words, _ = remote_job(task, str(tmp_path / "no-probe"))
     assert code == FAILED
     assert "does not see the results folder" in words
     assert not RunFolder(tmp_path / "nowhere" / "runs" / "run").path.exists()

@@ -41,8 +41,8 @@ def sweep(path, out, *more):
     return stop.value.code
 
 
-def cells(path, out):
-    return make_plan(read_suite(path), out).cells
+def jobs(path, out):
+    return make_plan(read_suite(path), out).jobs
 
 
 def content(out):
@@ -53,7 +53,7 @@ def content(out):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_pipe):
-    """A suite and its results, swept one cell after the other."""
+    """A suite and its results, swept one job after the other."""
     place = tmp_path_factory.mktemp("undisturbed")
     path = tiny_suite(place, tiny_pipe)
     with pytest.MonkeyPatch.context() as patch:
@@ -64,41 +64,41 @@ def undisturbed(tmp_path_factory, tiny_pipe):
 
 def test_a_sweep_leaves_finished_runs_logs_and_a_record(undisturbed, capfd):
     path, out = undisturbed
-    assert {cell.state for cell in cells(path, out)} == {"done"}
-    for cell in cells(path, out):
-        log = (out / "logs" / f"{cell.run_id}.log").read_text()
-        assert f"sdpo-bench run --method {cell.method}" in log
+    assert {job.state for job in jobs(path, out)} == {"done"}
+    for job in jobs(path, out):
+        log = (out / "logs" / f"{job.run_id}.log").read_text()
+        assert f"sdpo-bench run --method {job.method}" in log
         assert log.count("\n== sdpo-bench") == 1
     record = json.loads((out / "suites" / "mine.json").read_text())
-    assert set(record["reported"]) == {cell.run_id for cell in cells(path, out)}
+    assert set(record["reported"]) == {job.run_id for job in jobs(path, out)}
     before = content(out)
     assert sweep(path, out) == 0
     assert content(out) == before
-    assert "2 of 2 cells done" in capfd.readouterr().out
+    assert "2 of 2 jobs done" in capfd.readouterr().out
 
 
-def test_a_done_cell_that_has_lost_its_scores_is_judged_again(undisturbed, tmp_path, capfd):
-    """Those that are damaged may hold something yet: the cell fails, and says what to do."""
+def test_a_done_job_that_has_lost_its_scores_is_judged_again(undisturbed, tmp_path, capfd):
+    """Those that are damaged may hold something yet: the job fails, and says what to do."""
     path, there = undisturbed
     out = Path(shutil.copytree(there, tmp_path / "out"))
-    first, second = (out / "runs" / cell.run_id / "eval.parquet" for cell in cells(path, out))
+    first, second = (out / "runs" / job.run_id / "eval.parquet" for job in jobs(path, out))
     kept = first.read_bytes()
     first.unlink()
     os.truncate(second, 100)
     assert sweep(path, out, "--json") == 1
     assert first.read_bytes() == kept
     data = json.loads(capfd.readouterr().out)
-    assert [cell["state"] for cell in data["cells"]] == ["done", "failed"] and (data["failed"], data["left"]) == (1, 0)
+    assert [job["state"] for job in data["cells"]] == ["done", "failed"] and (data["failed"], data["left"]) == (1, 0)
     assert "eval.parquet' is damaged" in data["cells"][1]["message"] and "Delete it" in data["cells"][1]["message"]
     second.unlink()
     assert sweep(path, out) == 0 and content(out) == content(there)
 
 
-def test_a_failed_cell_gives_exit_code_1_and_the_others_go_on(tmp_path, tiny_pipe, capfd):
+def test_a_failed_job_gives_exit_code_1_and_the_others_go_on(tmp_path, tiny_pipe, capfd):
     path = tiny_suite(tmp_path, tiny_pipe, BROKEN, method='["ddpo"]')
     assert sweep(path, tmp_path / "out", "--jobs", "2", "--json") == 1
     data = json.loads(capfd.readouterr().out)
-    by_variant = {cell["variant"]: cell for cell in data["cells"]}
+    by_variant = {job["variant"]: job for job in data["cells"]}
     assert by_variant["good"]["state"] == "done"
     assert by_variant["broken"]["state"] == "failed"
     assert data["failed"] == 1
@@ -146,7 +146,7 @@ def test_killed_at_random_and_started_again_it_reaches_the_same_bytes(undisturbe
         time.sleep(moments.uniform(0.0, 0.4))
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-    assert any(cell.state != "done" for cell in cells(path, out)), "killed too late to show anything"
+    assert any(job.state != "done" for job in jobs(path, out)), "killed too late to show anything"
     assert sweep(path, out, "--jobs", "2") == 0
     assert content(out) == content(whole)
 
@@ -158,8 +158,8 @@ def test_two_sweeps_at_once_share_the_work(undisturbed, tmp_path):
         process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [0, 0]
     assert content(tmp_path / "out") == content(whole)
-    for cell in cells(path, tmp_path / "out"):
-        rows = RunFolder(tmp_path / "out" / "runs" / cell.run_id).log("timing.jsonl")
+    for job in jobs(path, tmp_path / "out"):
+        rows = RunFolder(tmp_path / "out" / "runs" / job.run_id).log("timing.jsonl")
         epochs = [row["epoch"] for row in rows]
         assert epochs == list(range(1, 4)), "no epoch was done twice"
 
@@ -167,8 +167,8 @@ def test_two_sweeps_at_once_share_the_work(undisturbed, tmp_path):
 def test_children_end_when_the_sweep_is_killed_alone(tmp_path, tiny_pipe):
     path = tiny_suite(tmp_path, tiny_pipe, images="40000", method='["ddpo"]')
     process = background(path, tmp_path / "out", "--checkpoint-every", "1")
-    (cell,) = cells(path, tmp_path / "out")
-    folder = RunFolder(tmp_path / "out" / "runs" / cell.run_id)
+    (job,) = jobs(path, tmp_path / "out")
+    folder = RunFolder(tmp_path / "out" / "runs" / job.run_id)
     wait_for(lambda: list(folder.path.glob("checkpoints/*")), lambda: not process.is_alive())
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -183,17 +183,17 @@ def test_a_results_folder_that_cannot_be_written(tmp_path, tiny_pipe, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_weights_that_are_missing_fail_the_cell_not_the_sweep(tmp_path, tiny_pipe, capfd, monkeypatch):
-    """Found when the cell starts, before it has a record; plan and report still know why."""
+def test_weights_that_are_missing_fail_the_job_not_the_sweep(tmp_path, tiny_pipe, capfd, monkeypatch):
+    """Found when the job starts, before it has a record; plan and report still know why."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     path = tiny_suite(tmp_path, tiny_pipe, model='["nobody/nothing"]', method='["ddpo"]')
     out = tmp_path / "out"
     assert sweep(path, out) == 1
-    assert "0 of 1 cells done, 1 failed" in capfd.readouterr().out
-    (cell,) = cells(path, out)
-    assert cell.state == "failed"
-    assert "neither cached here nor reachable" in cell.message  # the printed table may break the line anywhere
+    assert "0 of 1 jobs done, 1 failed" in capfd.readouterr().out
+    (job,) = jobs(path, out)
+    assert job.state == "failed"
+    assert "neither cached here nor reachable" in job.message  # the printed table may break the line anywhere
     from sdpo_bench.results.read_results import load_results
 
     (notice,) = load_results(out).notices
@@ -236,7 +236,7 @@ def test_the_command_itself_stops_on_ctrl_c_and_goes_on(tmp_path, tiny_pipe):
         process.kill()
     assert process.returncode == 130, said
     assert "Go on with" in said and "Traceback" not in said
-    (cell,) = cells(path, tmp_path / "out")
-    assert RunFolder(tmp_path / "out" / "runs" / cell.run_id).state == "interrupted"
+    (job,) = jobs(path, tmp_path / "out")
+    assert RunFolder(tmp_path / "out" / "runs" / job.run_id).state == "interrupted"
     assert sweep(path, tmp_path / "out") == 0
-    assert Path(tmp_path / "out" / "runs" / cell.run_id / "grid.png").exists()
+    assert Path(tmp_path / "out" / "runs" / job.run_id / "grid.png").exists()

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from suite_files import SEARCH, FakeExecutor, finish, finish_cell, leave_scores, succeed, write_suite
+from suite_files import SEARCH, FakeExecutor, finish, finish_job, leave_scores, succeed, write_suite
 
 from sdpo_bench.cli.commands import sweep as sweep_command
 from sdpo_bench.cli.entry import main
@@ -39,112 +39,112 @@ def sweep(suite, out, behave, **options):
     return made, executor
 
 
-def folder(out, cell):
-    return RunFolder(out / "runs" / cell.run_id)
+def folder(out, job):
+    return RunFolder(out / "runs" / job.run_id)
 
 
 def test_what_is_done_is_skipped_and_the_rest_runs_in_order(suite, tmp_path):
-    cells = make_plan(suite, tmp_path).cells
-    finish_cell(tmp_path, cells[1], "done")
-    finish_cell(tmp_path, cells[2], "interrupted")
+    jobs = make_plan(suite, tmp_path).jobs
+    finish_job(tmp_path, jobs[1], "done")
+    finish_job(tmp_path, jobs[2], "interrupted")
     made, executor = sweep(suite, tmp_path, succeed)
     progress = made.run("again")
-    assert executor.started == [cells[0].label, cells[2].label, cells[3].label]
+    assert executor.started == [jobs[0].label, jobs[2].label, jobs[3].label]
     assert (progress.count("done"), progress.left) == (3, 0)
 
 
 def test_a_failure_stops_nothing_else_and_keeps_its_reason(suite, tmp_path):
-    cells = make_plan(suite, tmp_path).cells
+    jobs = make_plan(suite, tmp_path).jobs
     told = []
 
-    def behave(job):
-        if job.run_id == cells[0].run_id:
-            finish(job, "failed", "the loss is NaN")
-            return Ended(job, FAILED)
-        if job.run_id == cells[1].run_id:
-            return Ended(job, -9, "its process was ended by SIGKILL.")
-        return succeed(job)
+    def behave(task):
+        if task.run_id == jobs[0].run_id:
+            finish(task, "failed", "the loss is NaN")
+            return Ended(task, FAILED)
+        if task.run_id == jobs[1].run_id:
+            return Ended(task, -9, "its process was ended by SIGKILL.")
+        return succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave, tell=lambda progress, line: told.append(line))
     progress = made.run("again")
     assert (progress.count("done"), progress.count("failed")) == (2, 2)
     assert any("the loss is NaN" in line and "log:" in line for line in told)
-    assert folder(tmp_path, cells[1]).status == {"state": "failed", "message": "its process was ended by SIGKILL."}
+    assert folder(tmp_path, jobs[1]).status == {"state": "failed", "message": "its process was ended by SIGKILL."}
 
 
-def test_a_damaged_status_costs_its_own_cell_at_most(suite, tmp_path):
-    """A status that a crash left empty is written anew by the failure of its cell; the others go on."""
-    cells = make_plan(suite, tmp_path).cells
-    finish_cell(tmp_path, cells[0], "interrupted")
+def test_a_damaged_status_costs_its_own_job_at_most(suite, tmp_path):
+    """A status that a crash left empty is written anew by the failure of its job; the others go on."""
+    jobs = make_plan(suite, tmp_path).jobs
+    finish_job(tmp_path, jobs[0], "interrupted")
 
-    def behave(job):
-        if job.run_id == cells[0].run_id:
-            (job.folder.path / "status").write_text("")
-            return Ended(job, -9, "its process was ended by SIGKILL.")
-        return succeed(job)
+    def behave(task):
+        if task.run_id == jobs[0].run_id:
+            (task.folder.path / "status").write_text("")
+            return Ended(task, -9, "its process was ended by SIGKILL.")
+        return succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave)
     progress = made.run("again")
-    assert (progress.count("done"), progress.count("failed")) == (len(cells) - 1, 1)
-    assert folder(tmp_path, cells[0]).status["message"] == "its process was ended by SIGKILL."
+    assert (progress.count("done"), progress.count("failed")) == (len(jobs) - 1, 1)
+    assert folder(tmp_path, jobs[0]).status["message"] == "its process was ended by SIGKILL."
 
 
 def test_only_failed_takes_those_alone(suite, tmp_path):
-    cells = make_plan(suite, tmp_path).cells
-    finish_cell(tmp_path, cells[2], "failed", "why")
+    jobs = make_plan(suite, tmp_path).jobs
+    finish_job(tmp_path, jobs[2], "failed", "why")
     made, executor = sweep(suite, tmp_path, succeed, only_failed=True)
     made.run("again")
-    assert executor.started == [cells[2].label]
+    assert executor.started == [jobs[2].label]
 
 
 def test_as_many_at_a_time_as_there_are_slots(suite, tmp_path):
     most = []
 
-    def behave(job):
+    def behave(task):
         most.append(len(executor.running))
-        return succeed(job)
+        return succeed(task)
 
     made, executor = sweep(suite, tmp_path, behave, slots=2)
     made.run("again")
     assert max(most) == 2
 
 
-def test_a_cell_that_another_sweep_works_on_is_not_started_and_taken_up_when_it_dies(suite, tmp_path):
-    cells = make_plan(suite, tmp_path).cells
-    finish_cell(tmp_path, cells[0], "running")
-    lock = folder(tmp_path, cells[0]).locked()
+def test_a_job_that_another_sweep_works_on_is_not_started_and_taken_up_when_it_dies(suite, tmp_path):
+    jobs = make_plan(suite, tmp_path).jobs
+    finish_job(tmp_path, jobs[0], "running")
+    lock = folder(tmp_path, jobs[0]).locked()
     lock.__enter__()
 
-    def behave(job):
+    def behave(task):
         if len(executor.started) == 3:  # all others have begun: now the other sweep dies
             lock.__exit__(None, None, None)
-        return succeed(job)
+        return succeed(task)
 
     made, executor = sweep(suite, tmp_path, behave)
     made.run("again")
-    assert executor.started == [c.label for c in (*cells[1:], cells[0])]
+    assert executor.started == [c.label for c in (*jobs[1:], jobs[0])]
 
 
-def test_a_cell_that_another_sweep_finishes_is_not_done_again(suite, tmp_path):
-    cells = make_plan(suite, tmp_path).cells
+def test_a_job_that_another_sweep_finishes_is_not_done_again(suite, tmp_path):
+    jobs = make_plan(suite, tmp_path).jobs
 
-    def behave(job):
-        if job.run_id == cells[0].run_id:
-            finish_cell(tmp_path, cells[1], "done")
-        return succeed(job)
+    def behave(task):
+        if task.run_id == jobs[0].run_id:
+            finish_job(tmp_path, jobs[1], "done")
+        return succeed(task)
 
     made, executor = sweep(suite, tmp_path, behave)
     progress = made.run("again")
-    assert cells[1].label not in executor.started
+    assert jobs[1].label not in executor.started
     assert progress.count("elsewhere") == 1
 
 
 def test_losing_the_race_for_a_lock_is_no_failure(suite, tmp_path):
     attempts = []
 
-    def behave(job):
-        attempts.append(job.run_id)
-        return Ended(job, BUSY) if len(attempts) == 1 else succeed(job)
+    def behave(task):
+        attempts.append(task.run_id)
+        return Ended(task, BUSY) if len(attempts) == 1 else succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave)
     progress = made.run("again")
@@ -152,11 +152,11 @@ def test_losing_the_race_for_a_lock_is_no_failure(suite, tmp_path):
     assert attempts[0] == attempts[1]
 
 
-def test_one_signal_lets_cells_save_and_says_how_to_go_on(suite, tmp_path):
-    def behave(job):
+def test_one_signal_lets_jobs_save_and_says_how_to_go_on(suite, tmp_path):
+    def behave(task):
         if executor.stopped:
-            finish(job, "interrupted")
-            return Ended(job, STOPPED)
+            finish(task, "interrupted")
+            return Ended(task, STOPPED)
         os.kill(os.getpid(), signal.SIGINT)
         return None
 
@@ -171,9 +171,9 @@ def test_one_signal_lets_cells_save_and_says_how_to_go_on(suite, tmp_path):
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_second_signal_does_not_wait(suite, tmp_path, number):
-    """The job never ends by itself."""
+    """The task never ends by itself."""
 
-    def behave(job):
+    def behave(task):
         os.kill(os.getpid(), number)
 
     signal.signal(number, signal.SIG_DFL)  # nohup leaves SIGHUP ignored
@@ -184,12 +184,12 @@ def test_a_second_signal_does_not_wait(suite, tmp_path, number):
     assert stop.value.exit_code == 128 + number
 
 
-def test_when_time_is_up_cells_save_and_the_rest_stays(suite, tmp_path):
-    def behave(job):
+def test_when_time_is_up_jobs_save_and_the_rest_stays(suite, tmp_path):
+    def behave(task):
         if executor.stopped:
-            return Ended(job, STOPPED)
+            return Ended(task, STOPPED)
         if len(executor.started) == 1:
-            return succeed(job)
+            return succeed(task)
         made.deadline = time.monotonic()
         return None
 
@@ -199,18 +199,18 @@ def test_when_time_is_up_cells_save_and_the_rest_stays(suite, tmp_path):
     assert (progress.count("done"), progress.left, progress.count("failed")) == (1, 3, 0)
 
 
-def test_reported_cells_start_when_their_own_search_has_ended(tmp_path):
+def test_reported_jobs_start_when_their_own_search_has_ended(tmp_path):
     suite = read_suite(write_suite(tmp_path, SEARCH))
 
-    def behave(job):
-        leave_scores(job, job.request.overrides["update.lr"], "emoji-align", [1, 4])
-        return succeed(job)
+    def behave(task):
+        leave_scores(task, task.request.overrides["update.lr"], "emoji-align", [1, 4])
+        return succeed(task)
 
     made, executor = sweep(suite, tmp_path, behave)
     progress = made.run("again")
     assert progress.count("done") == 8 + 4
     assert [("tuning" in label) for label in executor.started] == [True] * 8 + [False] * 4
-    reported = [c for c in make_plan(suite, tmp_path).cells if c.role == "reported"]
+    reported = [c for c in make_plan(suite, tmp_path).jobs if c.role == "reported"]
     assert {c.settings["update.lr"] for c in reported} == {2e-3}
     assert {c.state for c in reported} == {"done"}
 
@@ -218,12 +218,12 @@ def test_reported_cells_start_when_their_own_search_has_ended(tmp_path):
 def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
     suite = read_suite(write_suite(tmp_path, SEARCH))
 
-    def behave(job):
-        if job.request.method == "ddpo":
-            finish(job, "failed", "diverged")
-            return Ended(job, FAILED)
-        leave_scores(job, 1.0, "emoji-align", [1, 4])
-        return succeed(job)
+    def behave(task):
+        if task.request.method == "ddpo":
+            finish(task, "failed", "diverged")
+            return Ended(task, FAILED)
+        leave_scores(task, 1.0, "emoji-align", [1, 4])
+        return succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave)
     progress = made.run("again")
@@ -232,25 +232,25 @@ def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
 
 def test_force_moves_what_is_there_aside_and_refuses_what_is_in_use(suite, tmp_path):
     plan = make_plan(suite, tmp_path)
-    for cell, state in zip(plan.cells, ("done", "failed")):
-        finish_cell(tmp_path, cell, state)
-    assert put_aside(replace(plan, cells=plan.cells[1:]), only_failed=True) == 1
-    assert make_plan(suite, tmp_path).cells[1].state == "new"
-    assert make_plan(suite, tmp_path).cells[0].state == "done"
+    for job, state in zip(plan.jobs, ("done", "failed")):
+        finish_job(tmp_path, job, state)
+    assert put_aside(replace(plan, jobs=plan.jobs[1:]), only_failed=True) == 1
+    assert make_plan(suite, tmp_path).jobs[1].state == "new"
+    assert make_plan(suite, tmp_path).jobs[0].state == "done"
     kept = [path.name for path in (tmp_path / "replaced").glob("*/*")]
-    assert kept == [plan.cells[1].run_id]
-    with folder(tmp_path, plan.cells[0]).locked(), pytest.raises(Busy, match="another process"):
+    assert kept == [plan.jobs[1].run_id]
+    with folder(tmp_path, plan.jobs[0]).locked(), pytest.raises(Busy, match="another process"):
         put_aside(plan, only_failed=False)
-    assert folder(tmp_path, plan.cells[0]).state == "done"
+    assert folder(tmp_path, plan.jobs[0]).state == "done"
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """The command on a suite whose four cells are done, failed, interrupted and new; what it started and printed."""
+    """The command on a suite whose four jobs are done, failed, interrupted and new; what it started and printed."""
     path = write_suite(tmp_path)
     suite, out = read_suite(path), tmp_path / "out"
-    for cell, state in zip(make_plan(suite, out).cells, ("done", "failed", "interrupted")):
-        finish_cell(out, cell, state)
+    for job, state in zip(make_plan(suite, out).jobs, ("done", "failed", "interrupted")):
+        finish_job(out, job, state)
     executor = FakeExecutor(succeed)
     monkeypatch.setattr(sweep_command, "_executor", lambda *arguments: executor)
     monkeypatch.setattr(sweep_command, "measured_rates", lambda *arguments: ({}, "not measured"))
@@ -260,7 +260,7 @@ def command(tmp_path, monkeypatch, capsys):
             main(["sweep", str(path), "--out", str(out), "--json", *words])
         return executor.started, json.loads(capsys.readouterr().out)
 
-    return call, [cell.label for cell in make_plan(suite, out).cells]
+    return call, [job.label for job in make_plan(suite, out).jobs]
 
 
 @pytest.mark.parametrize(
@@ -273,20 +273,20 @@ def command(tmp_path, monkeypatch, capsys):
     ],
     ids=["plain", "only-failed", "force", "both"],
 )
-def test_a_dry_run_shows_the_cells_that_the_sweep_would_begin_with(command, words, chosen, states):
+def test_a_dry_run_shows_the_jobs_that_the_sweep_would_begin_with(command, words, chosen, states):
     call, labels = command
     started, data = call("--dry-run", *words)
-    assert [f"{cell['method']} {cell['reward']} seed {cell['seed']}" for cell in data["cells"]] == [
+    assert [f"{job['method']} {job['reward']} seed {job['seed']}" for job in data["cells"]] == [
         labels[i] for i in chosen
     ]
-    assert [cell["state"] for cell in data["cells"]] == states and not started
+    assert [job["state"] for job in data["cells"]] == states and not started
 
 
 def test_force_leaves_only_failed_its_meaning(command):
-    """Failed cells start anew, and no other one."""
+    """Failed jobs start anew, and no other one."""
     call, labels = command
     started, data = call("--force", "--only-failed")
-    assert started == [labels[1]] and [cell["outcome"] for cell in data["cells"]] == ["done"]
+    assert started == [labels[1]] and [job["outcome"] for job in data["cells"]] == ["done"]
 
 
 def test_a_filter_by_state_is_not_asked_again_when_the_state_has_changed(command):

@@ -33,25 +33,25 @@ def test_every_suite_ships_and_says_what_it_reproduces_and_departs_from(plans):
 
 
 def test_the_main_suites_are_the_papers_table(plans):
-    paper = plans["paper-main"].cells
+    paper = plans["paper-main"].jobs
     assert len(paper) == 4 * 4 * 3
-    assert {cell.settings["schedule.steps"] for cell in paper} == {50}
-    assert {tuple(cell.settings["eval.steps"]) for cell in paper} == {(1, 2, 4, 8, 16, 50)}
-    assert {cell.method for cell in paper} == {"sdpo", "ddpo", "d3po", "sparse_dpo"}
-    paper_methods = {cell.method for cell in paper}
-    assert paper_methods < {cell.method for cell in plans["embedded-main"].cells}
-    assert {cell.seed for cell in plans["embedded-main"].cells} == set(range(5))
-    assert {c.settings["budget.axis"] for c in plans["embedded-main"].cells} == {"images"}
+    assert {job.settings["schedule.steps"] for job in paper} == {50}
+    assert {tuple(job.settings["eval.steps"]) for job in paper} == {(1, 2, 4, 8, 16, 50)}
+    assert {job.method for job in paper} == {"sdpo", "ddpo", "d3po", "sparse_dpo"}
+    paper_methods = {job.method for job in paper}
+    assert paper_methods < {job.method for job in plans["embedded-main"].jobs}
+    assert {job.seed for job in plans["embedded-main"].jobs} == set(range(5))
+    assert {c.settings["budget.axis"] for c in plans["embedded-main"].jobs} == {"images"}
 
 
 def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_main_table(plans):
-    """SDPO's named variants included; a cell of both suites is run once."""
+    """SDPO's named variants included; a job of both suites is run once."""
     from sdpo_bench.plugins.registry import plugins
 
-    cells = plans["embedded-methods"].cells
-    assert {cell.method for cell in cells} == {n for n, p in plugins("methods").items() if p.owner == "built-in"}
-    main = {cell.run_id for cell in plans["embedded-main"].cells if cell.reward == "emoji-align"}
-    assert main < {cell.run_id for cell in cells}
+    jobs = plans["embedded-methods"].jobs
+    assert {job.method for job in jobs} == {n for n, p in plugins("methods").items() if p.owner == "built-in"}
+    main = {job.run_id for job in plans["embedded-main"].jobs if job.reward == "emoji-align"}
+    assert main < {job.run_id for job in jobs}
 
 
 @pytest.mark.parametrize("where", ["paper", "embedded"])
@@ -66,23 +66,23 @@ def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_ma
 def test_an_ablation_varies_one_setting(plans, where, what, key, values):
     plan = plans[f"{where}-ablation-{what}"]
     assert plan.suite.variant_keys == (key,)
-    assert values <= {cell.settings[key] for cell in plan.cells}
-    others = [{k: v for k, v in cell.settings.items() if k not in (key, "seed")} for cell in plan.cells]
+    assert values <= {job.settings[key] for job in plan.jobs}
+    others = [{k: v for k, v in job.settings.items() if k not in (key, "seed")} for job in plan.jobs]
     assert all(other == others[0] for other in others)
-    assert len({cell.seed for cell in plan.cells}) == (5 if where == "embedded" else 3)
+    assert len({job.seed for job in plan.jobs}) == (5 if where == "embedded" else 3)
 
 
 def test_smoke_is_every_method_with_every_embedded_reward_it_can_use(plans):
     """Methods that follow the reward's gradient are left out where there is none."""
     from sdpo_bench.plugins.registry import plugins
 
-    cells = plans["smoke"].cells
-    pairs = {(cell.method, cell.reward) for cell in cells}
+    jobs = plans["smoke"].jobs
+    pairs = {(job.method, job.reward) for job in jobs}
     differentiable = {"emoji-align", "emoji-style"}
     embedded = differentiable | {"emoji-accuracy", "jpeg-compressibility", "jpeg-incompressibility"}
     by_gradient = {"draft", "refl"}
     assert pairs == {(m, r) for m in plugins("methods") for r in (differentiable if m in by_gradient else embedded)}
-    assert all(cell.work.images <= 64 for cell in cells)
+    assert all(job.work.images <= 64 for job in jobs)
 
 
 def test_common_settings_reach_the_methods_that_use_them(tmp_path):
@@ -92,8 +92,8 @@ def test_common_settings_reach_the_methods_that_use_them(tmp_path):
     assert suite.overrides("ddpo", "")["update.minibatch"] == 4
     assert "update.minibatch" not in suite.overrides("best_of_n", "")
     plan = make_plan(suite, tmp_path)
-    assert {cell.method for cell in plan.cells if cell.role == "tuning"} == {"ddpo"}
-    assert {cell.state for cell in plan.cells if cell.method == "best_of_n"} == {"new"}
+    assert {job.method for job in plan.jobs if job.role == "tuning"} == {"ddpo"}
+    assert {job.state for job in plan.jobs if job.method == "best_of_n"} == {"new"}
     own = read_suite(write_suite(tmp_path, text + "[for.best_of_n.update]\nminibatch = 4\n"))
     with pytest.raises(UsageError, match="does not use update.minibatch"):
         make_plan(own, tmp_path)
@@ -114,7 +114,7 @@ def test_planning_an_embedded_suite_never_imports_torch():
         "from sdpo_bench.sweep.suite import find_suite, shipped_suites\n"
         "import sdpo_bench.cli.commands.sweep, sdpo_bench.cli.sweep_view\n"
         "shipped_suites()\n"
-        "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).cells) == 70\n"
+        "assert len(make_plan(find_suite('embedded-main'), pathlib.Path('none')).jobs) == 70\n"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -134,7 +134,7 @@ BAD = {
     "an unknown model": ({"model": '"emoji"'}, "unknown model 'emoji'", "emoji-turbo"),
     "an unknown key": ({"images": "128\n[updates]\nlr = 1"}, "unknown key 'updates'", "Did you mean 'update'"),
     "an unknown setting": ({"images": "128\n[update]\nlrr = 1"}, "unknown setting 'update.lrr'", "'update.lr'"),
-    "an unknown cell key": ({"seed": "[0]\nseeds = [1]"}, "unknown key cells.'seeds'", "Did you mean 'seed'"),
+    "an unknown job key": ({"seed": "[0]\nseeds = [1]"}, "unknown key cells.'seeds'", "Did you mean 'seed'"),
     "a wrong value": ({"images": "128\n[update]\nlr = -1"}, "update.lr: got -1", "greater than 0"),
     "a value that does not fit": ({"images": "127"}, "not a multiple of 2", "images="),
     "no methods": ({"method": "[]"}, "nothing to run: cells.method is empty", "sdpo"),
@@ -142,7 +142,7 @@ BAD = {
     "a seed twice": ({"seed": "[0, 1, 0]"}, "names 0 twice", "once"),
     "too large a seed": ({"seed": f"[{2**63}]"}, f"cells.seed: got {2**63}", "from 0 to 2**63 - 1"),
     "a seed that is text": ({"seed": '["0"]'}, "cells.seed: got '0'", "seed = "),
-    "a cell twice": ({"images": "128\n[variants.a]\n[variants.b.update]\nlr = 4e-3"}, "the same run", "emoji-align b"),
+    "a job twice": ({"images": "128\n[variants.a]\n[variants.b.update]\nlr = 4e-3"}, "the same run", "emoji-align b"),
     "no TOML": ({"images": "= 1"}, "not valid TOML", "line"),
     "a budget for one method": ({"images": "128\n[for.ddpo.budget]\nimages = 64"}, "sets budget.images", "top"),
     "an evaluation for one variant": ({"images": "128\n[variants.a.eval]\nsteps = [1]"}, "sets eval.steps", "top"),
@@ -155,7 +155,7 @@ BAD = {
     "tables without end": ({"images": f"{'[' * 3000}{']' * 3000}"}, "nested too deeply", "mine.toml"),
     "a second method": ({"images": '128\n[method]\nname = "d3po"'}, "method.name = 'd3po'", "cells.method"),
     "a variant's model": ({"images": '128\n[variants.a.model]\nname = "sd-turbo"'}, "model.name", "cells.model"),
-    "a seed beside the cells'": ({"images": "128\n[variants.a]\nseed = 7"}, "sets seed = 7", "cells.seed"),
+    "a seed beside the jobs'": ({"images": "128\n[variants.a]\nseed = 7"}, "sets seed = 7", "cells.seed"),
 }
 
 BAD_SEARCH = {
@@ -223,7 +223,7 @@ def test_a_suite_that_is_not_there(capsys, name, code, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("metod=sdpo", "no cell has a key 'metod'"), ("method=sdp", "Did you mean 'sdpo'"), ("method", "--filter takes")],
+    [("metod=sdpo", "no job has a key 'metod'"), ("method=sdp", "Did you mean 'sdpo'"), ("method", "--filter takes")],
 )
 def test_a_filter_that_fits_nothing(capsys, tmp_path, text, said):
     with pytest.raises(SystemExit) as stop:
@@ -234,21 +234,21 @@ def test_a_filter_that_fits_nothing(capsys, tmp_path, text, said):
 
 def test_a_filter_takes_names_values_and_any_setting(tmp_path):
     plan = make_plan(read_suite(write_suite(tmp_path)), tmp_path)
-    assert {cell.method for cell in keep(plan, {"method.name": ["sdpo"]}).cells} == {"sdpo"}
-    assert len(keep(plan, {"seed": ["1"], "budget.amount": ["128"]}).cells) == 2
-    assert len(keep(plan, {"state": ["new"]}).cells) == 4
+    assert {job.method for job in keep(plan, {"method.name": ["sdpo"]}).jobs} == {"sdpo"}
+    assert len(keep(plan, {"seed": ["1"], "budget.amount": ["128"]}).jobs) == 2
+    assert len(keep(plan, {"state": ["new"]}).jobs) == 4
 
 
 def test_for_and_variants_set_what_they_say(tmp_path):
     more = "[for.ddpo.update]\nlr = 2e-3\n[variants.plain]\n[variants.slow.update]\nlr = 1e-5\n"
     plan = make_plan(read_suite(write_suite(tmp_path, SUITE + more)), tmp_path)
-    rates = {(cell.method, cell.variant): cell.settings["update.lr"] for cell in plan.cells}
+    rates = {(job.method, job.variant): job.settings["update.lr"] for job in plan.jobs}
     assert rates == {("sdpo", "plain"): 4e-3, ("ddpo", "plain"): 2e-3, ("sdpo", "slow"): 1e-5, ("ddpo", "slow"): 1e-5}
-    assert [cell.seed for cell in plan.cells] == [0] * 4 + [1] * 4, "one seed of everything, then the next"
+    assert [job.seed for job in plan.jobs] == [0] * 4 + [1] * 4, "one seed of everything, then the next"
 
 
-def test_a_cell_is_a_plain_run(tmp_path):
-    """The command in a cell's log makes the same run."""
+def test_a_job_is_a_plain_run(tmp_path):
+    """The command in a job's log makes the same run."""
     import click
 
     from sdpo_bench.cli.main import cli
@@ -259,9 +259,9 @@ def test_a_cell_is_a_plain_run(tmp_path):
         "[variants.a.eval]\n".replace(".eval", ".update")
         + 'order = "accumulated"\n[eval]\nsteps = [1, 4]\nrewards = []\n'
     )
-    for cell in make_plan(read_suite(write_suite(tmp_path, SUITE + more)), tmp_path).cells:
+    for job in make_plan(read_suite(write_suite(tmp_path, SUITE + more)), tmp_path).jobs:
         command = cli.get_command(click.Context(cli), "run")
-        words = command.make_context("run", cell.command()[1:]).params
+        words = command.make_context("run", job.command()[1:]).params
         again = resolve(
             Request(
                 words["method"],
@@ -272,8 +272,8 @@ def test_a_cell_is_a_plain_run(tmp_path):
                 parse_set(words["sets"]),
             )
         )
-        assert again.run_id == cell.run_id
-        assert again.config == resolve(cell.request).config
+        assert again.run_id == job.run_id
+        assert again.config == resolve(job.request).config
 
 
 def test_suites_are_listed_and_completed(capsys):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from factories import make_resolved, make_trainer
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
-from sdpo_bench.running.run_one import run_cell
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.distributed import ALONE, Launched, Processes, Report, local_device, refuse_several
 from sdpo_bench.training.update_order import Task, part_of
@@ -211,7 +211,7 @@ def test_processes_that_would_do_two_runs_do_none(tiny_pipe, tmp_path):
     """As with a reward whose version names the device that it is on."""
     resolved = make_resolved(tiny_pipe)
     with pytest.raises(UsageError, match=f"would each do another run \\(another, {resolved.run_id}\\)"):
-        run_cell(resolved, Runtime(tmp_path / "out", "cpu"), processes=Disagreeing())
+        run_job(resolved, Runtime(tmp_path / "out", "cpu"), processes=Disagreeing())
     assert not (tmp_path / "out").exists()
 
 

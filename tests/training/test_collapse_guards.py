@@ -155,7 +155,7 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     from safetensors.torch import load_file
 
     from sdpo_bench.cli.commands.run import choice_text
-    from sdpo_bench.running.run_one import run_cell
+    from sdpo_bench.running.run_one import run_job
     from sdpo_bench.runs.adapter import LORA_FILE
     from sdpo_bench.settings import Runtime
     from sdpo_bench.system.progress import Watcher
@@ -182,7 +182,7 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     def watch(tick):
         epoch[0] = tick.epoch
 
-    outcome = run_cell(
+    outcome = run_job(
         make_resolved(tiny_pipe, "ddpo", **settings), Runtime(out=tmp_path, device="cpu"), Watcher(train=watch)
     )
     rows = outcome.run.log("validation.jsonl")

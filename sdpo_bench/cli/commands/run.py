@@ -22,7 +22,7 @@ from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.running.live import Live, print_step_table
-from sdpo_bench.running.run_one import Outcome, run_cell
+from sdpo_bench.running.run_one import Outcome, run_job
 from sdpo_bench.runs.adapter import log_changed, timing_changed
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
@@ -78,7 +78,7 @@ def run_command(
         if processes.is_main:
             _say_memory(resolved, runtime, processes.count)
         with Live(label, quiet=not processes.is_main) as live:
-            outcome = run_cell(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
+            outcome = run_job(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
         if processes.is_main:
             _show_outcome(resolved, outcome, as_json)
 

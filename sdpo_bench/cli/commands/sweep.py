@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from sdpo_bench.cli.options import echo_json
-from sdpo_bench.cli.sweep_view import SweepView, Tally, cell_data, plan_data, plan_table, plan_words, tally
+from sdpo_bench.cli.sweep_view import SweepView, Tally, job_data, plan_data, plan_table, plan_words, tally
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimates.time_estimate import Rates, reward_keys
@@ -68,7 +68,7 @@ def sweep_command(
     try:
         check_writable(out)
     except Unwritable:
-        if force or any(cell.state != "done" for cell in begun(plan, only_failed=only_failed, force=False).cells):
+        if force or any(job.state != "done" for job in begun(plan, only_failed=only_failed, force=False).jobs):
             raise
         _show_outcome(Progress(plan, []), as_json)
         return
@@ -78,18 +78,18 @@ def sweep_command(
         moved = put_aside(plan, only_failed)
         click.echo(f"{moved} runs moved to {out / 'replaced'}; they start anew", err=True)
         plan = begun(plan, only_failed=only_failed, force=True)
-    wanted = {cell.key for cell in plan.cells}
+    wanted = {job.key for job in plan.jobs}
     progress = _sweep(suite, out, wanted, place, runtime, only_failed and not force, max_hours)
     if _show_outcome(progress, as_json):
         sys.exit(1)
 
 
 def begun(plan: Plan, *, only_failed: bool, force: bool) -> Plan:
-    """The cells that ``--only-failed`` leaves, as they are when ``--force`` has moved what they had aside."""
-    cells = [cell for cell in plan.cells if not only_failed or cell.state == "failed"]
+    """The jobs that ``--only-failed`` leaves, as they are when ``--force`` has moved what they had aside."""
+    jobs = [job for job in plan.jobs if not only_failed or job.state == "failed"]
     if force:
-        cells = [replace(cell, state="new", message="") if cell.run_id else cell for cell in cells]
-    return replace(plan, cells=tuple(cells))
+        jobs = [replace(job, state="new", message="") if job.run_id else job for job in jobs]
+    return replace(plan, jobs=tuple(jobs))
 
 
 def _sweep(
@@ -101,20 +101,20 @@ def _sweep(
     only_failed: bool,
     max_hours: float | None,
 ) -> Progress:
-    """``wanted``: keys of the cells, chosen once; what a cell can be chosen by changes while it is worked on."""
+    """``wanted``: keys of the jobs, chosen once; what a job can be chosen by changes while it is worked on."""
     displaced: list[bool] = []
 
     def replan() -> Plan:
         plan = make_plan(suite, out)
         displaced.append(write_record(out, suite.name, record_of(plan)))
-        return replace(plan, cells=tuple(cell for cell in plan.cells if cell.key in wanted))
+        return replace(plan, jobs=tuple(job for job in plan.jobs if job.key in wanted))
 
     deadline = time.monotonic() + 3600 * max_hours if max_hours else None
     try:
         with SweepView() as view:
             sweep = Sweep(replan, place, runtime, only_failed=only_failed, deadline=deadline, tell=view.tell)
             if not sweep.progress.todo:
-                click.echo("nothing to do: no cell is left" + (" that failed" if only_failed else ""), err=True)
+                click.echo("nothing to do: no job is left" + (" that failed" if only_failed else ""), err=True)
             return sweep.run(resume_command())
     finally:
         place.close()
@@ -143,11 +143,11 @@ def _refuse_strangers(
         refuse_idle_devices(device, jobs)
     elif jobs != 1 or threads:
         raise UsageError(
-            "--jobs and --threads belong to --executor local: Ray runs as many cells at once as the cluster has "
-            "room for. Give each cell its share by --cpus-per-cell and --gpus-per-cell."
+            "--jobs and --threads belong to --executor local: Ray runs as many jobs at once as the cluster has "
+            "room for. Give each job its share by --cpus-per-cell and --gpus-per-cell."
         )
     elif "," in device:
-        raise UsageError(f"--device {device}: Ray gives each cell its own device. Use --gpus-per-cell 1 and one name.")
+        raise UsageError(f"--device {device}: Ray gives each job its own device. Use --gpus-per-cell 1 and one name.")
 
 
 def _executor(
@@ -164,7 +164,7 @@ def _executor(
 
 
 def _show_outcome(progress: Progress, as_json: bool) -> int:
-    """Print how the sweep ended; how many of its cells failed."""
+    """Print how the sweep ended; how many of its jobs failed."""
     plan = progress.told(make_plan(progress.plan.suite, progress.plan.out))
     found = tally(progress, plan)
     logs = plan.out / "logs"
@@ -172,7 +172,7 @@ def _show_outcome(progress: Progress, as_json: bool) -> int:
         echo_json(
             {
                 "suite": plan.suite.name,
-                "cells": _cells_data(progress, plan, found),
+                "cells": _jobs_data(progress, plan, found),
                 "failed": len(found.failed),
                 "left": len(found.left),
                 "logs": logs,
@@ -180,10 +180,10 @@ def _show_outcome(progress: Progress, as_json: bool) -> int:
         )
         return len(found.failed)
     if found.failed:
-        shown = [(cell, str(logs / f"{cell.run_id}.log") if cell.run_id else "-") for cell in found.failed]
-        print_table(["failed cell", "why", "log"], [[cell.label, cell.message, log] for cell, log in shown])
-    cells = sum(map(len, found))
-    click.echo(f"{len(found.done)} of {cells} cells done, {len(found.failed)} failed, {len(found.left)} left")
+        shown = [(job, str(logs / f"{job.run_id}.log") if job.run_id else "-") for job in found.failed]
+        print_table(["failed job", "why", "log"], [[job.label, job.message, log] for job, log in shown])
+    jobs = sum(map(len, found))
+    click.echo(f"{len(found.done)} of {jobs} jobs done, {len(found.failed)} failed, {len(found.left)} left")
     if found.failed:
         click.echo(f"try them again: {resume_command()} --only-failed")
     elif found.left:
@@ -192,15 +192,15 @@ def _show_outcome(progress: Progress, as_json: bool) -> int:
     return len(found.failed)
 
 
-def _cells_data(progress: Progress, plan: Plan, found: Tally) -> list[dict[str, Any]]:
-    """The cells for ``--json``, in the order of the plan."""
+def _jobs_data(progress: Progress, plan: Plan, found: Tally) -> list[dict[str, Any]]:
+    """The jobs for ``--json``, in the order of the plan."""
     outcomes = dict(progress.outcomes)
-    for cell in found.done:
-        if outcomes.get(cell.key) in ("failed", "stopped"):
-            outcomes[cell.key] = "elsewhere"
-    told = {cell.key: cell for cells in found for cell in cells}
-    ordered = [told[cell.key] for cell in plan.cells if cell.key in told]
-    return [cell_data(cell) | {"outcome": outcomes.get(cell.key, "skipped")} for cell in ordered]
+    for job in found.done:
+        if outcomes.get(job.key) in ("failed", "stopped"):
+            outcomes[job.key] = "elsewhere"
+    told = {job.key: job for jobs in found for job in jobs}
+    ordered = [told[job.key] for job in plan.jobs if job.key in told]
+    return [job_data(job) | {"outcome": outcomes.get(job.key, "skipped")} for job in ordered]
 
 
 def _dry_run(
@@ -242,7 +242,7 @@ def model_key(model: ModelSettings) -> str:
 
 
 def collect(wanted: dict[str, tuple[ModelSettings, set[str]]], resolved: Resolved) -> None:
-    """Note what a cell would have to be measured for."""
+    """Note what a job would have to be measured for."""
     model = resolved.config.model
     _, rewards = wanted.setdefault(model_key(model), (model, set()))
     rewards |= reward_keys(resolved)[1]

@@ -53,13 +53,13 @@ def _state_table(suite: SuiteRecord, runs: Sequence[Run], name: str) -> t.Table:
         counts["not run" if state is None else state if state in ("done", "failed") else "unfinished"] += 1
     counts["not run"] += suite.waiting
     total = sum(counts.values())
-    columns = (t.Column("suite", "suite", numeric=False), t.Column("cells", "cells"), *(t.Column(s, s) for s in STATES))
+    columns = (t.Column("suite", "suite", numeric=False), t.Column("cells", "jobs"), *(t.Column(s, s) for s in STATES))
     row = t.Row((t.word(suite.name), t.count(total), *(t.count(counts[state]) for state in STATES)))
     labels = {"description": "", "reproduces": "Reproduces: ", "departs": "Departs: "}
     notes = tuple(f"{label}{_sentence(suite.texts[key])}" for key, label in labels.items() if suite.texts[key])
     shipped = {path.stem for path in suite_folder().glob("*.toml")}
     again = suite.name if suite.name in shipped else "FILE, with the file that it was swept from"
-    incomplete = f"{total - counts['done']} of {total} cells are not in the tables: sdpo-bench sweep {again}"
+    incomplete = f"{total - counts['done']} of {total} jobs are not in the tables: sdpo-bench sweep {again}"
     cautions = (incomplete,) if counts["done"] < total else ()
     return t.Table(name, f"Suite {suite.name}", columns, (t.Group("", (row,)),), notes, cautions)
 

@@ -18,7 +18,7 @@ from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, at, read_scores, stack
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid
-from sdpo_bench.sweep.plan import Cell, Plan, RatesOf, make_plan
+from sdpo_bench.sweep.plan import Job, Plan, RatesOf, make_plan
 from sdpo_bench.sweep.suite import Suite, make_suite
 
 
@@ -54,9 +54,9 @@ def merged_plan(name: str, suites: Sequence[Suite], out: Path, rates: RatesOf = 
     Raises:
         UsageError: as ``make_plan``.
     """
-    cells: dict[tuple[str, ...], Cell] = {}
+    cells: dict[tuple[str, ...], Job] = {}
     for suite in suites:
-        for cell in make_plan(suite, out, rates).cells:
+        for cell in make_plan(suite, out, rates).jobs:
             if cells.setdefault(cell.key, cell) is not cell:
                 raise UsageError(f"study '{name}': two of its suites have a cell '{cell.label}'.")
     return Plan(replace(suites[0], name=name), out, tuple(cells.values()))
@@ -70,7 +70,7 @@ def reopen(plan: Plan) -> int:
     """
     reopened = 0
     bases = Trainings.of(plan).bases
-    for cell in plan.cells:
+    for cell in plan.jobs:
         if cell.state != "done":
             continue
         own = read_scores(_folder(plan, cell).evaluation, pictures=False)
@@ -80,17 +80,17 @@ def reopen(plan: Plan) -> int:
     return reopened
 
 
-def _folder(plan: Plan, cell: Cell) -> RunFolder:
+def _folder(plan: Plan, cell: Job) -> RunFolder:
     return RunFolder(plan.out / "runs" / cell.run_id)
 
 
-def _judged(cell: Cell, scores: Scores) -> bool:
+def _judged(cell: Job, scores: Scores) -> bool:
     names = {str(cell.settings["reward.name"]), *cell.settings["eval.rewards"]}
     splits = [split for split in ("train", "validation", "unseen") if cell.settings[f"eval.{split}"]]
     return all(_block_of(cell, scores, name, split) is not None for name in names for split in splits)
 
 
-def _block_of(cell: Cell, scores: Scores, reward: str, split: str) -> tuple[PanelKey, Block] | None:
+def _block_of(cell: Job, scores: Scores, reward: str, split: str) -> tuple[PanelKey, Block] | None:
     """The scores that the cell's evaluation settings ask for, cut to exactly these.
 
     Raises:
@@ -117,7 +117,7 @@ def _block_of(cell: Cell, scores: Scores, reward: str, split: str) -> tuple[Pane
 class Trained:
     """One run, read from its folder."""
 
-    cell: Cell
+    cell: Job
     folder: RunFolder
 
     @property
@@ -159,7 +159,7 @@ class Trainings:
 
     @classmethod
     def of(cls, plan: Plan) -> "Trainings":
-        return cls(plan.out, tuple(Trained(cell, _folder(plan, cell)) for cell in plan.cells))
+        return cls(plan.out, tuple(Trained(cell, _folder(plan, cell)) for cell in plan.jobs))
 
     @cached_property
     def arms(self) -> dict[Arm, tuple[Trained, ...]]:
