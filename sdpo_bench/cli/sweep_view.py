@@ -190,7 +190,7 @@ class SweepView:
 
         title = f"{progress.plan.suite.name}: {ended} of {len(progress.todo)} jobs ended"
         title += f", {progress.count('failed')} failed, {duration(time.monotonic() - self._started)}"
-        title += f", {progress.note}" if progress.note else ""
+        title += f", {progress.ending}" if progress.ending else ""
         table = Table(title=escape(title), title_justify="left")
         for name in ("running", "phase", "budget used", "reward", "for"):
             table.add_column(name)

@@ -1,25 +1,22 @@
 """Execute a plan: start missing jobs, continue after failures, never run a job twice, stop on a signal.
 
-The results folder is the only memory. Another sweep may work on the same one: a job that is locked waits its turn,
-and if its process dies the next one to come by takes it up.
+The results folder is the only memory. Another sweep may work on the same one: a locked job is tried again later, so
+that it is taken over if its process dies.
 """
 
-import errno
 import shlex
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from sdpo_bench.errors import Busy, Interrupted, SdpoBenchError, Unwritable
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.sweep.local_executor import Ended, Executor, NoProcess
+from sdpo_bench.sweep.local_executor import Executor, TaskResult
 from sdpo_bench.sweep.plan import Job, Plan, job_state
 from sdpo_bench.sweep.worker import BUSY, FAILED, STOPPED, Task
 from sdpo_bench.system.signals import STOPS
@@ -43,7 +40,8 @@ class Progress:
     """Jobs that another process works on."""
     reasons: dict[tuple[str, ...], str] = field(default_factory=dict)
     """Why jobs failed, also where it could not be recorded."""
-    note: str = ""
+    ending: str = ""
+    """Why running jobs save and end; empty before."""
 
     @property
     def jobs(self) -> dict[tuple[str, ...], Job]:
@@ -57,18 +55,16 @@ class Progress:
         """Jobs that have not ended."""
         return sum(self.outcomes.get(key) in (None, "stopped") for key in self.todo)
 
-    def told(self, plan: Plan) -> Plan:
-        """A plan made afterwards, where a failure is one also if it could not be recorded.
+    def with_failures(self, plan: Plan) -> Plan:
+        """A later plan with the failures of this sweep, those included that could not be recorded.
 
-        What its folder calls done is done, whoever did it and whatever became of the process here.
+        A job whose folder says done is done, even if its process failed afterwards.
         """
-        failed = {key for key, outcome in self.outcomes.items() if outcome == "failed"}
-        jobs = [
-            replace(job, state="failed", message=self.reasons[job.key])
-            if job.key in failed and job.state != "done"
-            else job
-            for job in plan.jobs
-        ]
+        jobs = []
+        for job in plan.jobs:
+            if self.outcomes.get(job.key) == "failed" and job.state != "done":
+                job = replace(job, state="failed", message=self.reasons[job.key])
+            jobs.append(job)
         return replace(plan, jobs=tuple(jobs))
 
 
@@ -131,26 +127,24 @@ class Sweep:
             return False
         self.tell(p, "")
         if p.running:
-            for ended in self.executor.wait(POLL):
-                self._end(ended)
+            for result in self.executor.wait(POLL):
+                self._end(result)
         else:
             time.sleep(POLL)
         return True
 
     def _obey(self) -> None:
         """Signals and the clock."""
+        p = self.progress
         late = self.deadline is not None and time.monotonic() >= self.deadline
         if (self._signals or late) and not self._stopping:
             self._stopping = True
-            self.progress.note = "time is up" if late and not self._signals else "stopping"
-            jobs = len(self.progress.running)
-            self.tell(
-                self.progress, f"{self.progress.note}: {jobs} running jobs save and end (Ctrl-C again kills them)"
-            )
+            p.ending = "stopping" if self._signals else "time is up"
+            self.tell(p, f"{p.ending}: {len(p.running)} running jobs save and end (Ctrl-C again kills them)")
             self.executor.stop()
         if len(self._signals) > 1 and not self._killed:
             self._killed = True
-            self.tell(self.progress, f"killed; {self.executor.after_kill}")
+            self.tell(p, "killed; saved epochs stay")
             self.executor.kill()
 
     def _start_all(self) -> None:
@@ -160,21 +154,8 @@ class Sweep:
         for key in p.todo:
             if len(p.running) >= self.executor.slots:
                 return
-            if key in p.outcomes or key in p.running:
-                continue
-            try:
+            if key not in p.outcomes and key not in p.running:
                 self._start(key, jobs[key])
-            except NoProcess as error:
-                if not p.running:
-                    raise
-                self._wait_for_room(str(error))
-                return
-
-    def _wait_for_room(self, why: str) -> None:
-        """Until a running job gives back what it holds."""
-        if self.progress.note != why:
-            self.progress.note = why
-            self.tell(self.progress, f"waiting for a running job to end: {why}")
 
     def _start(self, key: tuple[str, ...], job: Job) -> None:
         p = self.progress
@@ -192,10 +173,8 @@ class Sweep:
             self._start_job(key, job, task)
         except Busy:
             p.locked.add(key)
-        except NoProcess:
-            raise
-        except (SdpoBenchError, OSError) as error:  # of this job's folder: the others have their own
-            self._fail(key, job, Ended(task, FAILED, str(error)))
+        except (SdpoBenchError, OSError) as error:  # the other jobs have their own folders
+            self._fail(key, job, TaskResult(task, FAILED, str(error)))
 
     def _start_job(self, key: tuple[str, ...], job: Job, task: Task) -> None:
         p = self.progress
@@ -205,7 +184,7 @@ class Sweep:
             self._settle(key, "elsewhere", f"done by another sweep: {job.label}")
         else:
             self.executor.start(task)
-            p.running[key], p.note = time.monotonic(), ""
+            p.running[key] = time.monotonic()
             self.tell(p, f"started: {job.label} ({job.run_id})")
 
     def _tuning_left(self, job: Job) -> bool:
@@ -216,38 +195,36 @@ class Sweep:
             if key in jobs and jobs[key].role == "tuning" and jobs[key].group == job.group
         )
 
-    def _end(self, ended: Ended) -> None:
+    def _end(self, result: TaskResult) -> None:
         p = self.progress
-        key, job = next(
-            (key, job) for key, job in p.jobs.items() if job.run_id == ended.task.run_id and key in p.running
-        )
-        seconds = time.monotonic() - p.running.pop(key)
-        if ended.code == BUSY:
+        key = next(key for key in p.running if p.jobs[key].run_id == result.task.run_id)
+        job, seconds = p.jobs[key], time.monotonic() - p.running.pop(key)
+        if result.code == BUSY:
             return
-        folder = ended.task.folder
-        if job_state(folder)[0] == "done":  # whatever became of its process afterwards
-            after = f" ({ended.message or ended.note})" if ended.message or ended.note else ""
-            self._settle(key, "done", f"done: {job.label} in {seconds:.0f} s{after}")
-        elif ended.code == STOPPED or (self._signals and folder.known_state == "interrupted"):
-            # A scheduler's signal to the whole group can end a job after it has saved, before it has said so.
+        folder = result.task.folder
+        if job_state(folder)[0] == "done":  # even if its process failed afterwards
+            failure = f" ({result.message})" if result.message else ""
+            self._settle(key, "done", f"done: {job.label} in {seconds:.0f} s{failure}")
+        elif result.code == STOPPED or (self._signals and folder.known_state == "interrupted"):
+            # A scheduler's signal to the whole group can end a process after it has saved, before it has sent a report.
             self._settle(key, "stopped", f"stopped: {job.label}")
         else:
-            self._fail(key, job, ended)
+            self._fail(key, job, result)
 
-    def _fail(self, key: tuple[str, ...], job: Job, ended: Ended) -> None:
-        status = ended.task.folder.known_status
+    def _fail(self, key: tuple[str, ...], job: Job, result: TaskResult) -> None:
+        folder = result.task.folder
+        status = folder.known_status
         recorded = str(status["message"]) if status["state"] == "failed" else ""
-        message = ended.message or recorded or f"its process ended by exit code {ended.code} before the run was done."
+        message = result.message or recorded or f"its process ended by exit code {result.code} before the run was done."
         if message != recorded:
             try:
-                ended.task.folder.record_failure(message)
+                folder.record_failure(message)
             except Busy:
                 return
             except (Unwritable, OSError) as error:
                 self.tell(self.progress, f"the failure of {job.label} could not be recorded: {error}")
         self.progress.reasons[key] = message
-        log = ended.note or f"log: {ended.task.log}"
-        self._settle(key, "failed", f"failed: {job.label}: {message} ({log})")
+        self._settle(key, "failed", f"failed: {job.label}: {message} (log: {result.task.log})")
 
     def _settle(self, key: tuple[str, ...], outcome: Outcome, line: str) -> None:
         self.progress.outcomes[key] = outcome
@@ -261,10 +238,7 @@ class Sweep:
 
     @contextmanager
     def _catching(self) -> Iterator[None]:
-        """Note the signals that end us instead of being torn out of what is going on."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        """Collect stop signals, to be obeyed between two steps."""
         numbers = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *numbers)}
         try:
@@ -276,17 +250,17 @@ class Sweep:
                 signal.signal(number, handler)
 
 
-def put_aside(plan: Plan, only_failed: bool) -> int:
-    """For ``--force``: move the folders of the plan's jobs out of the way, so that they start from the beginning.
+def move_to_replaced(plan: Plan, only_failed: bool) -> int:
+    """For ``--force``: move the jobs' folders to ``<out>/replaced/``, so that they start again.
 
     Returns:
-        How many were moved, to ``<out>/replaced/``.
+        The number of folders moved.
 
     Raises:
         Busy: one of them is being worked on.
         Unwritable: one cannot be moved.
     """
-    folders = [RunFolder(plan.out / "runs" / c.run_id) for c in plan.jobs if c.run_id]
+    folders = [RunFolder(plan.out / "runs" / job.run_id) for job in plan.jobs if job.run_id]
     existing = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
     for folder in existing:
         if folder.is_locked:
@@ -295,7 +269,7 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
     for folder in existing:
         try:
             target.mkdir(parents=True, exist_ok=True)
-            _move(folder.path, target / folder.run_id)
+            shutil.move(folder.path, target / folder.run_id)  # copies where the target is another disk
         except OSError as error:
             raise Unwritable(
                 f"'{folder.path}' cannot be moved to '{target}': {error.strerror or error}. Runs moved before "
@@ -303,16 +277,3 @@ def put_aside(plan: Plan, only_failed: bool) -> int:
                 error.strerror,
             ) from error
     return len(existing)
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename a folder, or copy it where the target is another disk (``runs`` may be a link)."""
-    try:
-        source.rename(target)
-    except FileNotFoundError:  # another sweep was quicker
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        shutil.copytree(source, target, symlinks=True)
-        shutil.rmtree(source)

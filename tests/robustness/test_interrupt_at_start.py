@@ -9,7 +9,7 @@ import pytest
 SOON = """
 import operator, os, signal, sys, threading
 from pathlib import Path
-from sdpo_bench.sweep.worker import Job
+from sdpo_bench.sweep.worker import Task
 from sdpo_bench.sweep.local_executor import LocalExecutor
 from sdpo_bench.results.read_results import shared_map
 from sdpo_bench.settings import Runtime
@@ -18,7 +18,7 @@ threading.Timer(float(sys.argv[1]), os.killpg, (os.getpgid(0), signal.SIGINT)).s
 """
 CELL = """
 place = LocalExecutor(1)
-place.start(Job("x", "x", None, Runtime(Path(sys.argv[2])), ""))  # a request that fails, in words
+place.start(Task("x", "x", None, Runtime(Path(sys.argv[2])), ""))  # a request that fails, in words
 print(*(ended.code for ended in place.wait(60)))
 """
 READERS = """

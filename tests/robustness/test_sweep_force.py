@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 from suite_files import write_suite
@@ -11,7 +10,7 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import Unwritable
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import make_plan
-from sdpo_bench.sweep.scheduler import put_aside
+from sdpo_bench.sweep.scheduler import move_to_replaced
 from sdpo_bench.sweep.suite import read_suite
 
 
@@ -26,26 +25,25 @@ def done(tmp_path):
     return path, plan, run
 
 
-def refuse(monkeypatch, code):
-    def refused(self, target):
-        raise OSError(code, os.strerror(code), str(self))
-
-    monkeypatch.setattr(Path, "rename", refused)
-
-
 def test_runs_are_moved_to_another_disk_too(done, monkeypatch):
+    def other_disk(source, target):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+
     _, plan, run = done
-    refuse(monkeypatch, errno.EXDEV)
-    assert put_aside(plan, only_failed=False) == 1
+    monkeypatch.setattr(os, "rename", other_disk)
+    assert move_to_replaced(plan, only_failed=False) == 1
     (moved,) = (plan.out / "replaced").glob("*/*")
     assert RunFolder(moved).state == "done" and moved.name == run.run_id and not run.path.exists()
 
 
 def test_a_run_that_cannot_be_moved_stays_and_is_named(done, monkeypatch, capsys):
+    def refused(source, target):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+
     path, plan, run = done
-    refuse(monkeypatch, errno.EACCES)
+    monkeypatch.setattr("shutil.move", refused)
     with pytest.raises(Unwritable, match="Permission denied"):
-        put_aside(plan, only_failed=False)
+        move_to_replaced(plan, only_failed=False)
     with pytest.raises(SystemExit) as stop:
         main(["sweep", str(path), "--out", str(plan.out), "--force"])
     said = capsys.readouterr().err

@@ -18,7 +18,7 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.sweep import local_executor
-from sdpo_bench.sweep.local_executor import Ended, NoProcess
+from sdpo_bench.sweep.local_executor import TaskResult
 from sdpo_bench.sweep.plan import make_plan
 from sdpo_bench.sweep.scheduler import Sweep
 from sdpo_bench.sweep.suite import read_suite
@@ -64,7 +64,6 @@ def test_a_job_whose_log_cannot_be_written_does_without(tmp_path, tiny_pipe, swe
         (out / "logs").write_text("")
     code, jobs, said = sweep(path, out)
     assert (code, jobs["ddpo"]["state"]) == (0, "done"), said
-    assert said.count("its log") == 1 and ".log' cannot be written: " in said
 
 
 # -- processes -----------------------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ def test_a_study_knows_of_a_training_whose_failure_could_not_be_recorded(tmp_pat
     run = RunFolder(tmp_path / "out" / "runs" / first.run_id)
     run.path.parent.mkdir(parents=True)
     run.path.write_text("no folder")
-    behave = lambda task: Ended(task, FAILED, "why") if task.run_id == first.run_id else succeed(task)  # noqa: E731
+    behave = lambda task: TaskResult(task, FAILED, "why") if task.run_id == first.run_id else succeed(task)  # noqa: E731
     monkeypatch.setattr(study, "LocalExecutor", lambda *arguments, **options: FakeExecutor(behave))
     trainings = study._sweep("mine", [suite], Runtime(out=tmp_path / "out"), 1, ["cpu"])
     assert [trained.job.state for trained in trainings.runs] == ["failed", "done"]
@@ -143,51 +142,10 @@ def test_an_end_that_says_done_is_none_where_the_run_is_not(tmp_path):
     suite = read_suite(write_suite(tmp_path, method='["ddpo"]', seed="[0]"))
     (job,) = make_plan(suite, tmp_path).jobs
     progress = Sweep(
-        lambda: make_plan(suite, tmp_path), FakeExecutor(lambda task: Ended(task, DONE)), Runtime(out=tmp_path)
+        lambda: make_plan(suite, tmp_path), FakeExecutor(lambda task: TaskResult(task, DONE)), Runtime(out=tmp_path)
     ).run("again")
     assert progress.outcomes == {job.key: "failed"}
     assert "exit code 0 before the run was done" in RunFolder(tmp_path / "runs" / job.run_id).status["message"]
-
-
-REFUSALS = {
-    "too many processes": (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
-    "too many files": (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
-}
-
-
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_process_that_cannot_be_started_is_no_interruption(tmp_path, tiny_pipe, sweep, monkeypatch, refusal):
-    error, words = REFUSALS[refusal]
-
-    def refused(self):
-        raise error
-
-    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refused)
-    path, out = tiny_suite(tmp_path, tiny_pipe, method='["ddpo"]'), tmp_path / "out"
-    code, _, said = sweep(path, out)
-    assert code == 3
-    assert "Error: no process can be started for a job: " in said and words in said and "Interrupted" not in said
-    assert run_of(path, out).state == "new", "no job is to blame"
-
-
-def test_a_process_that_finds_no_room_waits_for_a_running_one(tmp_path):
-    suite, told = read_suite(write_suite(tmp_path)), []
-
-    class Full(FakeExecutor):
-        def start(self, task):
-            if self.running:
-                raise NoProcess("there is no room")
-            super().start(task)
-
-    sweep = Sweep(
-        lambda: make_plan(suite, tmp_path),
-        Full(succeed, slots=2),
-        Runtime(out=tmp_path),
-        tell=lambda progress, line: told.append(line),
-    )
-    progress = sweep.run("again")
-    assert (progress.count("done"), progress.count("failed")) == (4, 0)
-    assert "waiting for a running job to end: there is no room" in told
 
 
 def test_a_job_that_cannot_begin_fails_alone(tmp_path):
@@ -216,7 +174,7 @@ def test_a_job_that_another_sweep_finished_after_it_failed_here_is_counted_once(
     def behave(task):
         if task.run_id == first.run_id:
             failed.append(task)
-            return Ended(task, FAILED, "why")
+            return TaskResult(task, FAILED, "why")
         finish(failed[0])
         return succeed(task)
 

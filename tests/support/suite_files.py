@@ -7,7 +7,7 @@ from typing import Any
 
 from sdpo_bench.config.resolve import resolve
 from sdpo_bench.settings import Runtime
-from sdpo_bench.sweep.local_executor import Ended
+from sdpo_bench.sweep.local_executor import TaskResult
 from sdpo_bench.sweep.plan import Job
 from sdpo_bench.sweep.worker import DONE, STOPPED, Task
 
@@ -107,7 +107,6 @@ class FakeExecutor:
 
     behave: Any
     slots: int = 1
-    after_kill: str = "what was saved before stays"
     running: list[Task] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     stopped: int = 0
@@ -117,7 +116,7 @@ class FakeExecutor:
         self.started.append(task.label)
         self.running.append(task)
 
-    def wait(self, timeout: float) -> list[Ended]:
+    def wait(self, timeout: float) -> list[TaskResult]:
         ended = [found for task in list(self.running) if (found := self.behave(task)) is not None]
         self.running = [task for task in self.running if task.run_id not in {e.task.run_id for e in ended}]
         return ended
@@ -127,15 +126,15 @@ class FakeExecutor:
 
     def kill(self) -> None:
         self.killed += 1
-        self.behave = lambda task: Ended(task, STOPPED)
+        self.behave = lambda task: TaskResult(task, STOPPED)
 
     def close(self) -> None:
         pass
 
 
-def succeed(task: Task) -> Ended:
+def succeed(task: Task) -> TaskResult:
     finish(task)
-    return Ended(task, DONE)
+    return TaskResult(task, DONE)
 
 
 def finish_job(out: Path, job: Job, state: str, message: str = "") -> None:

@@ -15,9 +15,9 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import Busy, Interrupted
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.sweep.local_executor import Ended
+from sdpo_bench.sweep.local_executor import TaskResult
 from sdpo_bench.sweep.plan import make_plan
-from sdpo_bench.sweep.scheduler import Sweep, put_aside
+from sdpo_bench.sweep.scheduler import Sweep, move_to_replaced
 from sdpo_bench.sweep.suite import read_suite
 from sdpo_bench.sweep.worker import BUSY, FAILED, STOPPED
 from sdpo_bench.system.signals import STOPS
@@ -60,9 +60,9 @@ def test_a_failure_stops_nothing_else_and_keeps_its_reason(suite, tmp_path):
     def behave(task):
         if task.run_id == jobs[0].run_id:
             finish(task, "failed", "the loss is NaN")
-            return Ended(task, FAILED)
+            return TaskResult(task, FAILED)
         if task.run_id == jobs[1].run_id:
-            return Ended(task, -9, "its process was ended by SIGKILL.")
+            return TaskResult(task, -9, "its process was ended by SIGKILL.")
         return succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave, tell=lambda progress, line: told.append(line))
@@ -80,7 +80,7 @@ def test_a_damaged_status_costs_its_own_job_at_most(suite, tmp_path):
     def behave(task):
         if task.run_id == jobs[0].run_id:
             (task.folder.path / "status").write_text("")
-            return Ended(task, -9, "its process was ended by SIGKILL.")
+            return TaskResult(task, -9, "its process was ended by SIGKILL.")
         return succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave)
@@ -144,7 +144,7 @@ def test_losing_the_race_for_a_lock_is_no_failure(suite, tmp_path):
 
     def behave(task):
         attempts.append(task.run_id)
-        return Ended(task, BUSY) if len(attempts) == 1 else succeed(task)
+        return TaskResult(task, BUSY) if len(attempts) == 1 else succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave)
     progress = made.run("again")
@@ -156,7 +156,7 @@ def test_one_signal_lets_jobs_save_and_says_how_to_go_on(suite, tmp_path):
     def behave(task):
         if executor.stopped:
             finish(task, "interrupted")
-            return Ended(task, STOPPED)
+            return TaskResult(task, STOPPED)
         os.kill(os.getpid(), signal.SIGINT)
         return None
 
@@ -187,7 +187,7 @@ def test_a_second_signal_does_not_wait(suite, tmp_path, number):
 def test_when_time_is_up_jobs_save_and_the_rest_stays(suite, tmp_path):
     def behave(task):
         if executor.stopped:
-            return Ended(task, STOPPED)
+            return TaskResult(task, STOPPED)
         if len(executor.started) == 1:
             return succeed(task)
         made.deadline = time.monotonic()
@@ -221,7 +221,7 @@ def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
     def behave(task):
         if task.request.method == "ddpo":
             finish(task, "failed", "diverged")
-            return Ended(task, FAILED)
+            return TaskResult(task, FAILED)
         leave_scores(task, 1.0, "emoji-align", [1, 4])
         return succeed(task)
 
@@ -234,13 +234,13 @@ def test_force_moves_what_is_there_aside_and_refuses_what_is_in_use(suite, tmp_p
     plan = make_plan(suite, tmp_path)
     for job, state in zip(plan.jobs, ("done", "failed")):
         finish_job(tmp_path, job, state)
-    assert put_aside(replace(plan, jobs=plan.jobs[1:]), only_failed=True) == 1
+    assert move_to_replaced(replace(plan, jobs=plan.jobs[1:]), only_failed=True) == 1
     assert make_plan(suite, tmp_path).jobs[1].state == "new"
     assert make_plan(suite, tmp_path).jobs[0].state == "done"
     kept = [path.name for path in (tmp_path / "replaced").glob("*/*")]
     assert kept == [plan.jobs[1].run_id]
     with folder(tmp_path, plan.jobs[0]).locked(), pytest.raises(Busy, match="another process"):
-        put_aside(plan, only_failed=False)
+        move_to_replaced(plan, only_failed=False)
     assert folder(tmp_path, plan.jobs[0]).state == "done"
 
 

@@ -183,7 +183,7 @@ def _sweep(name: str, suites: Sequence[Suite], runtime: Runtime, jobs: int, devi
                 sweep.run(resume_command())
     finally:
         place.close()
-    return Trainings.of(sweep.progress.told(replan()))
+    return Trainings.of(sweep.progress.with_failures(replan()))
 
 
 # -- dry run -------------------------------------------------------------------------------------------------

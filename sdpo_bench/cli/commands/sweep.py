@@ -27,7 +27,7 @@ from sdpo_bench.runs.run_folder import check_writable
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.sweep.local_executor import Executor, LocalExecutor
 from sdpo_bench.sweep.plan import Plan, keep, make_plan, record_of
-from sdpo_bench.sweep.scheduler import Progress, Sweep, put_aside
+from sdpo_bench.sweep.scheduler import Progress, Sweep, move_to_replaced
 from sdpo_bench.sweep.suite import Suite, find_suite
 from sdpo_bench.system.console_text import print_table
 from sdpo_bench.system.json_toml import parse_json
@@ -75,8 +75,8 @@ def sweep_command(
     runtime = Runtime(out.resolve(), "auto", micro_batch, checkpoint_every)
     place = _executor(executor, runtime, address, jobs, threads, cpus, gpus, device)
     if force:
-        moved = put_aside(plan, only_failed)
-        click.echo(f"{moved} runs moved to {out / 'replaced'}; they start anew", err=True)
+        moved = move_to_replaced(plan, only_failed)
+        click.echo(f"{moved} runs moved to {out / 'replaced'}; they start from the beginning", err=True)
         plan = begun(plan, only_failed=only_failed, force=True)
     wanted = {job.key for job in plan.jobs}
     progress = _sweep(suite, out, wanted, place, runtime, only_failed and not force, max_hours)
@@ -165,7 +165,7 @@ def _executor(
 
 def _show_outcome(progress: Progress, as_json: bool) -> int:
     """Print how the sweep ended; how many of its jobs failed."""
-    plan = progress.told(make_plan(progress.plan.suite, progress.plan.out))
+    plan = progress.with_failures(make_plan(progress.plan.suite, progress.plan.out))
     found = tally(progress, plan)
     logs = plan.out / "logs"
     if as_json:
