@@ -88,6 +88,6 @@ def sweep(**options: Any) -> None:
       sdpo-bench sweep my-suite.toml --only-failed
       sdpo-bench sweep paper-main --executor ray --address auto --gpus-per-cell 1
     """
-    from sdpo_bench.cli.commands.sweep import sweep_command
+    from sdpo_bench.cli.commands.sweep import SweepOptions, sweep_command
 
-    sweep_command(**options)
+    sweep_command(SweepOptions(**options))

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: the plan with its cost, a live table while it works, the failures at the end.
+"""Views of a sweep: the plan with its cost, and a live table while it works.
 
 Progress goes to standard error, results to standard output. The live table reads the run folders, so it needs no
 channel to the processes that do the work, wherever they are.
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sdpo_bench.estimates.time_estimate import Work
 from sdpo_bench.results.read_results import clean_bill, last_line
@@ -16,7 +16,8 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
 
-COSTS = ("images", "denoiser calls", "reward calls", "optimiser steps")
+COSTS = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
+"""The training bill: attributes of ``Work``, and keys of ``--json``."""
 
 
 def duration(seconds: float | None) -> str:
@@ -29,6 +30,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
+def costs_data(work: Work | None) -> dict[str, int | None]:
+    """Training bill and evaluation of some work; all None where the budget is a time."""
+    data = {key: getattr(work, key) if work else None for key in COSTS}
+    return data | {"evaluation_denoiser_calls": work.outside_forward if work else None}
+
+
 def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     """Columns and one row a job."""
     variants = any(job.variant for job in plan.jobs)
@@ -36,117 +43,60 @@ def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     columns = ["method", "reward", *(["variant"] if variants else []), "seed", *(["for"] if tuned else []), "state"]
     rows = []
     for job in plan.jobs:
-        words = [job.method, job.reward, *([job.variant] if variants else []), str(job.seed)]
-        words += [job.role] if tuned else []
-        rows.append([*words, job.state, *_costs(job.work), duration(job.seconds)])
-    return [*columns, *COSTS, "time"], rows
-
-
-def _costs(work: Work | None) -> list[str]:
-    if work is None:
-        return ["-"] * len(COSTS)
-    return [f"{n:,}" for n in billed(work)]
-
-
-def billed(work: Work) -> tuple[int, int, int, int]:
-    """The training bill, in the order of :data:`COSTS`."""
-    return (work.images, work.denoiser_calls, work.reward_calls, work.optimiser_steps)
+        texts = [job.method, job.reward, *([job.variant] if variants else []), str(job.seed)]
+        texts += [job.role] if tuned else []
+        costs = [f"{getattr(job.work, key):,}" if job.work else "-" for key in COSTS]
+        rows.append([*texts, job.state, *costs, duration(job.seconds)])
+    return [*columns, *(key.replace("_", " ") for key in COSTS), "time"], rows
 
 
 def totals(jobs: Sequence[Job]) -> dict[str, Any]:
     """Sums over jobs; a sum is None where a part of it is not known."""
-    works = [job.work for job in jobs]
-    times = [job.seconds for job in jobs]
-    known = [work for work in works if work is not None]
-    total = sum(known, Work()) if len(known) == len(works) else None
-    counts = (
-        dict(zip(COSTS, (total.images, total.denoiser_calls, total.reward_calls, total.optimiser_steps)))
-        if total
-        else {}
-    )
-    seconds = [t for t in times if t is not None]
-    return {
-        **{key.replace(" ", "_"): counts.get(key) for key in COSTS},
-        "evaluation_denoiser_calls": total.outside_forward if total else None,
-        "seconds": sum(seconds) if len(seconds) == len(times) else None,
-    }
+    works = [job.work for job in jobs if job.work is not None]
+    times = [job.seconds for job in jobs if job.seconds is not None]
+    work = sum(works, Work()) if len(works) == len(jobs) else None
+    return costs_data(work) | {"seconds": sum(times) if len(times) == len(jobs) else None}
 
 
-def plan_words(plan: Plan, jobs: int, why_no_time: str) -> list[str]:
-    """What stands below the plan: counts, what is left to pay, how the time was estimated."""
+def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
+    """The lines below the plan: counts, cost of the jobs left, and how the time was estimated."""
     states = ("new", "done", "unfinished", "failed", "waiting")
     counted = ", ".join(f"{plan.count(state)} {state}" for state in states if plan.count(state))
-    left = [job for job in plan.jobs if job.state != "done"]
-    sums = totals(left)
     lines = [f"{len(plan.jobs)} jobs: {counted}"]
-    costs = [f"{sums[key.replace(' ', '_')]:,} {key}" for key in COSTS if sums[key.replace(" ", "_")] is not None]
-    if left and costs:
-        lines.append(f"left to do (unfinished jobs counted whole): {', '.join(costs)}")
+    left = [job for job in plan.jobs if job.state != "done"]
+    if not left:
+        return lines
+    sums = totals(left)
+    if sums["images"] is not None:
+        costs = ", ".join(f"{sums[key]:,} {key.replace('_', ' ')}" for key in COSTS)
+        lines.append(f"left to do (unfinished jobs counted whole): {costs}")
         lines.append(f"besides, {sums['evaluation_denoiser_calls']:,} denoiser calls to judge the checkpoints")
-    if left and sums["seconds"] is not None:
-        wall = sums["seconds"] / jobs
-        lines.append(
-            f"time: about {duration(sums['seconds'])} of work, {duration(wall)} with {jobs} at a time (measured here)"
-        )
-    elif left:
+    if sums["seconds"] is None:
         lines.append(f"time: not known{': ' + why_no_time if why_no_time else ''}")
+    else:
+        work, wall = duration(sums["seconds"]), duration(sums["seconds"] / at_a_time)
+        lines.append(f"time: about {work} of work, {wall} with {at_a_time} at a time (measured here)")
     return lines
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
     """The plan for ``--json``."""
-    left = [job for job in plan.jobs if job.state != "done"]
+    choices = []
+    for choice in plan.choices:
+        chosen = dict(choice.chosen.settings) if choice.chosen else None
+        choices.append({"group": list(choice.group), "chosen": chosen, "cost": dict(choice.cost)})
     return {
         "suite": plan.suite.name,
         "cells": [job_data(job) for job in plan.jobs],
-        "left": totals(left),
-        "choices": [
-            {"group": list(c.group), "chosen": dict(c.chosen.settings) if c.chosen else None, "cost": dict(c.cost)}
-            for c in plan.choices
-        ],
+        "left": totals([job for job in plan.jobs if job.state != "done"]),
+        "choices": choices,
     }
 
 
 def job_data(job: Job) -> dict[str, Any]:
     """One job for ``--json``."""
-    work = job.work
-    return {
-        "run": job.run_id,
-        "method": job.method,
-        "reward": job.reward,
-        "model": job.model,
-        "variant": job.variant,
-        "seed": job.seed,
-        "role": job.role,
-        "state": job.state,
-        "message": job.message,
-        "images": work.images if work else None,
-        "denoiser_calls": work.denoiser_calls if work else None,
-        "reward_calls": work.reward_calls if work else None,
-        "optimiser_steps": work.optimiser_steps if work else None,
-        "evaluation_denoiser_calls": work.outside_forward if work else None,
-        "seconds": job.seconds,
-    }
-
-
-class Tally(NamedTuple):
-    """Every job of a sweep, once."""
-
-    done: list[Job]
-    failed: list[Job]
-    """In this sweep, with the reasons."""
-    left: list[Job]
-
-
-def tally(progress: Progress, plan: Plan) -> Tally:
-    """How the sweep's jobs stand, in a plan that it has ``told``."""
-    counts = Tally([], [], [])
-    keys = {job.key for job in progress.plan.jobs}
-    for job in plan.jobs:
-        if job.key in keys:
-            failed = job.state == "failed" and progress.outcomes.get(job.key) == "failed"
-            (counts.done if job.state == "done" else counts.failed if failed else counts.left).append(job)
-    return counts
+    names = ("method", "reward", "model", "variant", "seed", "role", "state", "message", "seconds")
+    return {"run": job.run_id, **{name: getattr(job, name) for name in names}, **costs_data(job.work)}
 
 
 class SweepView:

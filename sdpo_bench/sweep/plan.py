@@ -4,7 +4,7 @@ The plan is a pure function of the suite and the results folder. What ``--dry-ru
 the sweep plans again whenever a tuning run has ended. Nothing here imports torch (a plugin may).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from sdpo_bench.results.read_results import flat_settings
 from sdpo_bench.results.select_runs import ALIASES, same
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import read_scores
-from sdpo_bench.sweep.suite import Suite
+from sdpo_bench.sweep.suite import Group, Suite
 from sdpo_bench.sweep.tuning import Choice, choice_data, make_choice, tuning_overrides
 
 JobState = Literal["new", "done", "unfinished", "failed", "waiting"]
@@ -32,7 +32,6 @@ STATES: dict[str, JobState] = {
     "interrupted": "unfinished",
 }
 Role = Literal["reported", "tuning"]
-Group = tuple[str, str, str, str]
 RatesOf = Callable[[Resolved], Rates | None]
 
 
@@ -63,7 +62,7 @@ class Job:
     @property
     def group(self) -> Group:
         """Jobs that share their tuned settings."""
-        return (self.method, self.reward, self.model, self.variant)
+        return Group(self.method, self.reward, self.model, self.variant)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -81,7 +80,7 @@ class Job:
         return " ".join(parts) + (" (tuning)" if self.role == "tuning" else "")
 
     def command(self) -> list[str]:
-        """The same run as a plain ``sdpo-bench run``, to repeat one job alone."""
+        """Arguments of ``sdpo-bench`` that repeat this job alone."""
         words = ["run", "--method", self.method, "--reward", self.reward, "--model", self.model]
         words += ["--preset", self.preset] if self.preset else []
         words += ["--seed", str(self.seed)]
@@ -115,20 +114,11 @@ def make_plan(suite: Suite, out: Path, rates: RatesOf = lambda resolved: None) -
     planner = _Planner(suite, out, rates)
     tuning, choices = planner.tuning()
     chosen = {choice.group: choice for choice in choices}
-    places = [(group, seed) for seed in suite.seeds for group in groups(suite)]
-    reported = [planner.reported(group, seed, chosen.get(group)) for group, seed in places]
+    pairs = [(group, seed) for seed in suite.seeds for group in suite.groups]
+    reported = [planner.reported(group, seed, chosen.get(group)) for group, seed in pairs]
     _refuse_twins(suite, [*tuning, *reported])
     _refuse_unmatched(suite, reported)
     return Plan(suite, out, (*tuning, *reported), choices)
-
-
-def groups(suite: Suite) -> Iterator[Group]:
-    """Method x reward x model x variant, in the order of the file, methods varying fastest within a reward."""
-    pairs = suite.pairs
-    for model in suite.models:
-        for reward in suite.rewards:
-            for variant in suite.variants:
-                yield from ((method, reward, model, variant) for method, r in pairs if r == reward)
 
 
 class _Planner:
@@ -136,7 +126,7 @@ class _Planner:
 
     def __init__(self, suite: Suite, out: Path, rates: RatesOf):
         self.suite, self.out, self.rates = suite, out, rates
-        self._known: dict[str, tuple[Resolved, Work | None]] = {}
+        self._resolved: dict[str, tuple[Resolved, Work | None]] = {}
 
     def tuning(self) -> tuple[list[Job], tuple[Choice, ...]]:
         """The tuning jobs, and the choices so far."""
@@ -145,12 +135,12 @@ class _Planner:
             return [], ()
         extra = tuning_overrides(search)
         jobs, choices = [], []
-        for group in groups(self.suite):
-            runs, candidates = [], search.candidates(group[0])
+        for group in self.suite.groups:
+            runs, candidates = [], search.candidates(group.method)
             if candidates == [{}]:
                 continue  # no key of the grid is one of its own: there is nothing to tune
             for settings in candidates:
-                overrides = {**_common(self.suite.overrides(group[0], group[3])), **extra, **settings}
+                overrides = {**_common(self.suite.overrides(group.method, group.variant)), **extra, **settings}
                 job = self.job(group, search.settings.seed, "tuning", overrides)
                 jobs.append(job)
                 runs.append((RunFolder(self.out / "runs" / job.run_id), settings))
@@ -159,7 +149,7 @@ class _Planner:
 
     def reported(self, group: Group, seed: int, choice: Choice | None) -> Job:
         """A reported job, with the settings that its search has chosen or, before that, those of the first try."""
-        overrides = self.suite.overrides(group[0], group[3])
+        overrides = self.suite.overrides(group.method, group.variant)
         if choice is None:
             return self.job(group, seed, "reported", overrides)
         if choice.chosen is not None:
@@ -189,19 +179,19 @@ class _Planner:
         )
 
     def _resolve(self, group: Group, role: Role, overrides: dict[str, Any]) -> tuple[Resolved, Work | None]:
-        place = canonical_json([group, role, overrides])
-        if place not in self._known:
-            method, reward, model, variant = group
+        key = canonical_json([group, role, overrides])
+        if key not in self._resolved:
             search = self.suite.search
             try:
-                resolved = resolve(Request(method, reward, model, self.suite.preset, 0, overrides))
+                resolved = resolve(Request(*group[:3], self.suite.preset, 0, overrides))
                 if search is not None and search.settings.prompts and role == "reported":
                     refuse_reported(search.settings.prompts, resolved.config.eval, "search.prompts")
-                self._known[place] = resolved, run_work(resolved)
+                self._resolved[key] = resolved, run_work(resolved)
             except UsageError as error:
-                where = f"method {method}, reward {reward}" + (f", variant {variant}" if variant else "")
+                variant = f", variant {group.variant}" if group.variant else ""
+                where = f"method {group.method}, reward {group.reward}{variant}"
                 raise UsageError(f"suite '{self.suite.name}', {where}: {error}") from None
-        return self._known[place]
+        return self._resolved[key]
 
 
 def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,15 +203,15 @@ def job_state(folder: RunFolder) -> tuple[JobState, str]:
     """A job's state by its folder, and why it failed or must run again."""
     try:
         status = folder.status
-    except UsageError as error:  # damaged: doing the job mends it; one that cannot be read is said to be so then
+    except UsageError as error:  # running the job repairs a damaged file and reports an unreadable one
         return "unfinished", "its status file is damaged" if "is damaged" in str(error) else str(error)
     state = STATES.get(str(status.get("state")), "unfinished")
-    if state == "done" and (lost := _lost_results(folder)):
-        return "unfinished", lost
+    if state == "done" and (fault := _fault_of_results(folder)):
+        return "unfinished", fault
     return state, str(status.get("message", ""))
 
 
-def _lost_results(folder: RunFolder) -> str:
+def _fault_of_results(folder: RunFolder) -> str:
     """Why a finished run has to be judged again; empty where its record and scores are sound.
 
     Its adapter may be gone: scores are shared without weights.
@@ -277,31 +267,30 @@ def record_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-# -- which jobs ---------------------------------------------------------------------------------------------
+# -- which jobs ----------------------------------------------------------------------------------------------
 
 
-def keep(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
+def filter_jobs(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
     """The jobs that match ``--filter``, with the tuning runs that they need.
 
     Raises:
         UsageError: an unknown key, or no job left, saying which key left none and what it could be.
     """
-    valid = {key for job in plan.jobs for key in facts(job)} | set(ALIASES)
+    valid = {key for job in plan.jobs for key in filter_values(job)} | set(ALIASES)
     for key in selection:
         if key not in valid:
             raise UsageError(f"--filter: no job has a key '{key}'.{nearest(key, valid)}")
-    chosen_jobs = [job for job in plan.jobs if job.role == "reported"]
+    chosen = {id(job): filter_values(job) for job in plan.jobs if job.role == "reported"}
     for key, values in selection.items():
-        present_values = {str(facts(job)[key]) for job in chosen_jobs if key in facts(job)}
-        chosen_jobs = [job for job in chosen_jobs if any(same(facts(job).get(key), value) for value in values)]
-        if not chosen_jobs:
-            raise UsageError(f"--filter: no job has {key} = {', '.join(values)}.{nearest(values[0], present_values)}")
-    needed = {job.group for job in chosen_jobs}
-    chosen = {id(job) for job in chosen_jobs}
-    jobs = tuple(c for c in plan.jobs if id(c) in chosen or (c.role == "tuning" and c.group in needed))
-    return replace(plan, jobs=jobs)
+        present = {str(candidate[key]) for candidate in chosen.values() if key in candidate}
+        chosen = {i: job for i, job in chosen.items() if any(same(job.get(key), value) for value in values)}
+        if not chosen:
+            raise UsageError(f"--filter: no job has {key} = {', '.join(values)}.{nearest(values[0], present)}")
+    groups = {job.group for job in plan.jobs if id(job) in chosen}
+    jobs = [job for job in plan.jobs if id(job) in chosen or (job.role == "tuning" and job.group in groups)]
+    return replace(plan, jobs=tuple(jobs))
 
 
-def facts(job: Job) -> dict[str, Any]:
+def filter_values(job: Job) -> dict[str, Any]:
     """Keys and values for ``--filter``."""
     return {**job.settings, "variant": job.variant, "state": job.state, "seed": job.seed, "run": job.run_id}

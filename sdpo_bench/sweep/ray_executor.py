@@ -76,9 +76,7 @@ class RayExecutor:
         except errors.TaskCancelledError:
             return TaskResult(task, STOPPED)
         except errors.WorkerCrashedError:
-            return TaskResult(
-                task, FAILED, f"its worker was lost {RETRIES + 1} times (out of memory?); see its logs."
-            )
+            return TaskResult(task, FAILED, f"its worker was lost {RETRIES + 1} times (out of memory?); see its logs.")
         except errors.RayError as error:
             return TaskResult(task, FAILED, f"Ray: {[type(error).__name__, *str(error).strip().splitlines()][-1]}")
 

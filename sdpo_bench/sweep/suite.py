@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, MinLen
 
@@ -84,6 +84,15 @@ class Search:
         return [dict(zip(axes, values)) for values in product(*axes.values())]
 
 
+class Group(NamedTuple):
+    """What the jobs of one search share; they differ in the seed."""
+
+    method: str
+    reward: str
+    model: str
+    variant: str
+
+
 @dataclass(frozen=True)
 class Suite:
     """A suite file, read and checked as far as that goes without resolving its jobs."""
@@ -114,11 +123,16 @@ class Suite:
         }
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Method and reward of the jobs, methods varying fastest. A pair that was named stays, and is refused when it
-        is resolved, if the method cannot learn from the reward."""
-        every_pair = [(method, reward) for reward in self.rewards for method in self.methods]
-        return [pair for pair in every_pair if not self.every_method or can_learn_from(*pair)]
+    def groups(self) -> list[Group]:
+        """Method x reward x model x variant, in the order of the file, methods varying fastest.
+
+        ``"*"`` leaves out methods that cannot learn from a reward; a pair that is named is refused when it is resolved.
+        """
+        return [
+            Group(method, reward, model, variant)
+            for model, reward, variant, method in product(self.models, self.rewards, self.variants, self.methods)
+            if not self.every_method or can_learn_from(method, reward)
+        ]
 
     @property
     def variant_keys(self) -> tuple[str, ...]:

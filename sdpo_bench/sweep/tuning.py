@@ -11,7 +11,7 @@ from typing import Any
 
 from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.sweep.suite import Search
+from sdpo_bench.sweep.suite import Group, Search
 
 BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
 
@@ -31,7 +31,7 @@ class Candidate:
 class Choice:
     """The search of one method, reward, model and variant."""
 
-    group: tuple[str, str, str, str]
+    group: Group
     candidates: tuple[Candidate, ...]
     cost: Mapping[str, float]
     """Bill of all tuning runs so far."""
@@ -63,7 +63,7 @@ def tuning_overrides(search: Search) -> dict[str, Any]:
 
 
 def make_choice(
-    group: tuple[str, str, str, str], runs: Sequence[tuple[RunFolder, Mapping[str, Any]]], filed_as: str, search: Search
+    group: Group, runs: Sequence[tuple[RunFolder, Mapping[str, Any]]], filed_as: str, search: Search
 ) -> Choice:
     """Read the tuning runs of one group from disk.
 
@@ -105,7 +105,7 @@ def choice_data(choice: Choice) -> dict[str, Any]:
         {"run": c.run_id, "settings": dict(c.settings), "state": c.state, "score": c.score} for c in choice.candidates
     ]
     return {
-        **dict(zip(("method", "reward", "model", "variant"), choice.group)),
+        **choice.group._asdict(),
         "candidates": candidates,
         "chosen": dict(chosen.settings) if chosen else None,
         "score": chosen.score if chosen else None,

@@ -277,7 +277,7 @@ def test_a_choice_on_validation_prompts_reads_that_split(tmp_path):
 
 
 def test_a_plan_can_be_written_as_json(searching, tmp_path):
-    from sdpo_bench.cli.sweep_view import plan_data, plan_table, plan_words, totals
+    from sdpo_bench.cli.sweep_view import plan_data, plan_table, plan_text, totals
 
     plan = make_plan(searching, tmp_path, lambda resolved: Rates(0.01, 0.02, 0.001, 0.01, {}))
     assert json.dumps(plan_data(plan))
@@ -286,7 +286,7 @@ def test_a_plan_can_be_written_as_json(searching, tmp_path):
     sums = totals(plan.jobs)
     assert sums["images"] == 8 * 64 + 4 * 128
     assert sums["seconds"] == pytest.approx(sum(job.seconds for job in plan.jobs))
-    assert "8 new, 4 waiting" in plan_words(plan, 2, "")[0]
+    assert "8 new, 4 waiting" in plan_text(plan, 2, "")[0]
     unknown = replace(plan, jobs=(*plan.jobs[:-1], replace(plan.jobs[-1], seconds=None, work=None)))
     assert totals(unknown.jobs)["seconds"] is None and totals(unknown.jobs)["images"] is None
-    assert "not known: no weights" in plan_words(unknown, 1, "no weights")[-1]
+    assert "not known: no weights" in plan_text(unknown, 1, "no weights")[-1]

@@ -10,7 +10,7 @@ from suite_files import SUITE, write_suite
 
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
-from sdpo_bench.sweep.plan import keep, make_plan
+from sdpo_bench.sweep.plan import filter_jobs, make_plan
 from sdpo_bench.sweep.suite import find_suite, read_suite, shipped_suites
 
 ABLATIONS = ("normalisation", "updates", "rewards")
@@ -234,9 +234,9 @@ def test_a_filter_that_fits_nothing(capsys, tmp_path, text, said):
 
 def test_a_filter_takes_names_values_and_any_setting(tmp_path):
     plan = make_plan(read_suite(write_suite(tmp_path)), tmp_path)
-    assert {job.method for job in keep(plan, {"method.name": ["sdpo"]}).jobs} == {"sdpo"}
-    assert len(keep(plan, {"seed": ["1"], "budget.amount": ["128"]}).jobs) == 2
-    assert len(keep(plan, {"state": ["new"]}).jobs) == 4
+    assert {job.method for job in filter_jobs(plan, {"method.name": ["sdpo"]}).jobs} == {"sdpo"}
+    assert len(filter_jobs(plan, {"seed": ["1"], "budget.amount": ["128"]}).jobs) == 2
+    assert len(filter_jobs(plan, {"state": ["new"]}).jobs) == 4
 
 
 def test_for_and_variants_set_what_they_say(tmp_path):

@@ -13,7 +13,7 @@ import click
 
 from sdpo_bench.cli.commands.sweep import collect, measured_rates, model_key, resume_command
 from sdpo_bench.cli.options import echo_json
-from sdpo_bench.cli.sweep_view import SweepView, plan_data, plan_table, plan_words
+from sdpo_bench.cli.sweep_view import SweepView, plan_data, plan_table, plan_text
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimates.time_estimate import Rates
@@ -215,7 +215,7 @@ def _dry_run(
     if plan:
         columns, rows = plan_table(plan)
         print_table(columns, rows, title=f"trainings of {study.name}")
-        for line in plan_words(plan, jobs, why):
+        for line in plan_text(plan, jobs, why):
             click.echo(line)
     if design.denoiser_calls:
         click.echo(f"{design.denoiser_calls:,} denoiser calls of the study itself")
