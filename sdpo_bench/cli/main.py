@@ -8,6 +8,7 @@ import click
 from sdpo_bench import __version__
 from sdpo_bench.cli import report_commands, study_commands, sweep_commands
 from sdpo_bench.cli.options import (
+    CHECKPOINT_EVERY,
     DEVICE,
     JSON,
     MICRO_BATCH,
@@ -87,13 +88,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @THREADS
 @MICRO_BATCH
 @REWARD_TIMEOUT
-@click.option(
-    "--checkpoint-every",
-    type=click.IntRange(1, MOST),
-    default=5,
-    show_default=True,
-    help="Epochs between checkpoints.",
-)
+@CHECKPOINT_EVERY
 @click.option("--async-rewards", is_flag=True, help="Score one batch while the next is decoded (same numbers).")
 @JSON
 def run(**options: Any) -> None:

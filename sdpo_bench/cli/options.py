@@ -26,16 +26,20 @@ class Amount(click.FloatRange):
         return number
 
 
-OUT = click.option(
-    "--results",
-    "--out",
-    "out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("results"),
-    show_default=True,
-    envvar="SDPO_BENCH_OUT",
-    help="Results folder.",
-)
+def results_option(*names: str) -> Callable[..., Any]:
+    """The option of the results folder under these names."""
+    return click.option(
+        *names,
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("results"),
+        show_default=True,
+        envvar="SDPO_BENCH_OUT",
+        help="Results folder.",
+    )
+
+
+OUT = results_option("--results", "--out", "out")
+RESULTS = results_option("--results")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 THREADS = click.option(
     "--threads", type=click.IntRange(0, MOST_AT_ONCE), default=0, help="CPU threads of torch (0: its default)."
@@ -46,6 +50,13 @@ MICRO_BATCH = click.option(
     default=64,
     show_default=True,
     help="Most latents in one denoiser call; changes memory and speed, no result.",
+)
+CHECKPOINT_EVERY = click.option(
+    "--checkpoint-every",
+    type=click.IntRange(1, MOST),
+    default=5,
+    show_default=True,
+    help="Epochs between checkpoints.",
 )
 REWARD_TIMEOUT = click.option(
     "--reward-timeout",

@@ -9,17 +9,9 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, THREADS, Command, complete
+from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, RESULTS, THREADS, Command, complete
 from sdpo_bench.settings import MOST_IMAGES
 
-RESULTS = click.option(
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("results"),
-    show_default=True,
-    envvar="SDPO_BENCH_OUT",
-    help="Results folder.",
-)
 SELECT = click.option(
     "--select",
     multiple=True,

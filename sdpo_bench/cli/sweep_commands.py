@@ -4,7 +4,18 @@ from typing import Any
 
 import click
 
-from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, THREADS, Amount, Command, complete
+from sdpo_bench.cli.options import (
+    CHECKPOINT_EVERY,
+    JSON,
+    MICRO_BATCH,
+    MOST,
+    MOST_AT_ONCE,
+    OUT,
+    THREADS,
+    Amount,
+    Command,
+    complete,
+)
 
 
 @click.command(cls=Command)
@@ -66,13 +77,7 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST, MOST_AT_ONCE, OUT, T
 )
 @THREADS
 @MICRO_BATCH
-@click.option(
-    "--checkpoint-every",
-    type=click.IntRange(1, MOST),
-    default=5,
-    show_default=True,
-    help="Epochs between checkpoints.",
-)
+@CHECKPOINT_EVERY
 @JSON
 def sweep(**options: Any) -> None:
     """Run all jobs of a suite: what is done is skipped, what was interrupted goes on, a failure stops nothing else.

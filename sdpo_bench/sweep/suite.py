@@ -49,6 +49,8 @@ TABLES = ("cells", "variants", "search", "for")
 EVERY = "*"
 JOB_AXES = {"method.name": "method", "reward.name": "reward", "model.name": "model", "seed": "seed"}
 """Settings that are axes of ``[cells]``."""
+SHARED_SECTIONS = ("budget", "eval", "checkpoint")
+"""Sections that must be the same for all jobs of a suite."""
 
 
 @dataclass(frozen=True)
@@ -189,41 +191,41 @@ def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
         UsageError: unknown names, an empty product.
     """
     data = dict(data)
-    _known(data, (*TEXTS, *TABLES, *SECTIONS, "method", "reward"), "key")
+    _refuse_unknown(data, (*TEXTS, *TABLES, *SECTIONS, "method", "reward"))
     texts = {key: data.pop(key, "") for key in TEXTS}
     for key, text in texts.items():
         if not isinstance(text, str):
             raise UsageError(f"{key}: got {text!r}, expected a text.")
     cells, by_method = _table(data, "cells"), _tables(data, "for")
     variants = {key: flatten(table) for key, table in _tables(data, "variants").items()}
-    search = _table(data, "search") if "search" in data else None
-    _known(cells, ("method", "reward", "model", "seed", "preset"), "key cells.")
-    named = _several(cells, "method")
-    methods = _methods(named)
+    search = _search(_table(data, "search")) if "search" in data else None
+    _refuse_unknown(cells, ("method", "reward", "model", "seed", "preset"), "cells.")
+    methods = _several(cells, "method")
+    every_method = methods == [EVERY]
     if not isinstance(cells.get("preset", "-"), str) or not cells.get("preset", "-").strip():
         raise UsageError(f'cells.preset: got {cells["preset"]!r}. Example: preset = "embedded"')
     suite = Suite(
         name=name,
         **texts,
-        methods=methods,
-        every_method=named == [EVERY],
+        methods=tuple(plugins("methods") if every_method else (find("methods", method).name for method in methods)),
+        every_method=every_method,
         rewards=tuple(find("rewards", reward).name for reward in _several(cells, "reward")),
         models=tuple(_several(cells, "model")),
-        seeds=_seeds(_several(cells, "seed")),
+        seeds=tuple(checked_seed(seed, "cells.seed") for seed in _several(cells, "seed")),
         preset=cells.get("preset"),
         common=flatten(data),
-        by_method={plugin_tag(_method(key)): flatten(table) for key, table in by_method.items()},
+        by_method={_method_tag(key): flatten(table) for key, table in by_method.items()},
         variants=variants or {"": {}},
-        search=_search(search) if search is not None else None,
+        search=search,
     )
     _check(suite)
     return suite
 
 
-def _known(table: Mapping[str, Any], valid: Iterable[str], what: str) -> None:
+def _refuse_unknown(table: Mapping[str, Any], valid: Iterable[str], prefix: str = "") -> None:
     for key in table:
         if key not in tuple(valid):
-            raise UsageError(f"unknown {what}{'' if what.endswith('.') else ' '}'{key}'.{nearest(key, valid)}")
+            raise UsageError(f"unknown key {prefix}'{key}'.{nearest(key, valid)}")
 
 
 def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
@@ -263,28 +265,20 @@ _EXAMPLES = {
 }
 
 
-def _methods(names: list[str]) -> tuple[str, ...]:
-    return tuple(plugins("methods")) if names == [EVERY] else tuple(_method(name) for name in names)
-
-
-def _method(name: str) -> str:
-    return find("methods", name).name
-
-
-def _seeds(values: list[int]) -> tuple[int, ...]:
-    return tuple(checked_seed(value, "cells.seed") for value in values)
+def _method_tag(name: str) -> str:
+    return plugin_tag(find("methods", name).name)
 
 
 def _search(table: dict[str, Any]) -> Search:
     budget, grid = _table(table, "budget"), flatten(_table(table, "grid"))
-    by_method = {plugin_tag(_method(k)): flatten(t) for k, t in _tables(table, "for").items()}
+    by_method = {_method_tag(k): flatten(t) for k, t in _tables(table, "for").items()}
     valid = [*SearchSettings.__dataclass_fields__, "budget", "grid", "for"]
-    _known(table, valid, "key search.")
+    _refuse_unknown(table, valid, "search.")
     for axes in (grid, *by_method.values()):
         for key, values in axes.items():
             if not isinstance(values, list) or not values:
                 raise UsageError(f"search: {key} = {values!r} is no list of values to try.")
-            if key.split(".")[0] in ("budget", "eval", "checkpoint"):
+            if key.split(".")[0] in SHARED_SECTIONS:
                 raise UsageError(f"search: {key} is not a hyperparameter of a method.")
     if not grid and not by_method:
         raise UsageError("search: nothing to try. Add [search.grid.update] with e.g. lr = [1e-3, 4e-3].")
@@ -296,37 +290,35 @@ def _search(table: dict[str, Any]) -> Search:
     return Search(settings, flatten({"budget": budget}), lists, own)
 
 
-def _refuse_axes(suite: Suite) -> None:
-    """The name of a job must be what it runs."""
-    tables = [("the suite", suite.common)]
-    tables += [(f"for.{name}", table) for name, table in suite.by_method.items()]
-    tables += [(f"variants.{name}", table) for name, table in suite.variants.items()]
-    if suite.search is not None:
-        tables += [("search", suite.search.grid)]
-        tables += [(f"search.for.{name}", table) for name, table in suite.search.by_method.items()]
-    for where, settings in tables:
-        for key, axis in JOB_AXES.items():
-            if key in settings:
-                given = list(settings[key]) if isinstance(settings[key], tuple) else settings[key]
-                raise UsageError(f"{where} sets {key} = {given!r} beside cells.{axis}. Say it in cells.{axis} alone.")
-
-
 def _check(suite: Suite) -> None:
     """What keeps a comparison fair: one budget, one evaluation, one choice of checkpoint for all."""
-    _refuse_axes(suite)
-    for where, settings in [
-        *((f"for.{name}", table) for name, table in suite.by_method.items()),
-        *((f"variants.{name}", table) for name, table in suite.variants.items()),
-    ]:
+    _refuse_axes("the suite", suite.common)
+    own = {f"for.{name}": settings for name, settings in suite.by_method.items()}
+    own |= {f"variants.{name}": settings for name, settings in suite.variants.items()}
+    for where, settings in own.items():
+        _refuse_axes(where, settings)
         for key in settings:
-            if key.split(".")[0] in ("budget", "eval", "checkpoint"):
+            if key.split(".")[0] in SHARED_SECTIONS:
                 raise UsageError(
                     f"{where} sets {key}: budget, evaluation and checkpoint choice are the same for all jobs of a "
                     "suite. Set it at the top level."
                 )
-    search = suite.search
-    if search is None:
-        return
+    if suite.search is not None:
+        _check_search(suite.search, suite)
+
+
+def _refuse_axes(where: str, settings: Mapping[str, Any]) -> None:
+    """The name of a job must be what it runs."""
+    for key, axis in JOB_AXES.items():
+        if key in settings:
+            given = list(settings[key]) if isinstance(settings[key], tuple) else settings[key]
+            raise UsageError(f"{where} sets {key} = {given!r} beside cells.{axis}. Say it in cells.{axis} alone.")
+
+
+def _check_search(search: Search, suite: Suite) -> None:
+    _refuse_axes("search", search.grid)
+    for name, grid in search.by_method.items():
+        _refuse_axes(f"search.for.{name}", grid)
     if search.settings.seed in suite.seeds:
         raise UsageError(
             f"search.seed = {search.settings.seed} is among the reported seeds; tuning on it would flatter them. "
