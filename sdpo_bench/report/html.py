@@ -7,13 +7,11 @@ are data URIs; a content security policy in the page itself forbids everything e
 import base64
 import hashlib
 import re
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 from sdpo_bench.report.assemble import Grid, Report
 from sdpo_bench.report.plots import THEME
 from sdpo_bench.system.console_text import clean
+from sdpo_bench.report.templates import ASSETS, render_template
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}
 PAPER = {THEME["ink"]: "#ffffff", DARK["ink"]: "#14191e"}
@@ -25,34 +23,17 @@ MOST_LISTED = 500
 
 def html(report: Report) -> str:
     """The page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = Path(str(files("sdpo_bench"))) / "assets"
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        finalize=_shown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    script = (folder / "report.js").read_text(encoding="utf-8")
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html.j2").render(
+    script = (ASSETS / "report.js").read_text(encoding="utf-8")
+    return render_template(
+        "report.html.j2",
         report=report,
         runs=report.runs.rows[:MOST_LISTED],
         script=script,
-        script_hash=allowed,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         figure=lambda figure: svg_uri(figure.draw()),
         grid=grid_uri,
         halves=halves,
     )
-
-
-def _shown(value: Any) -> Any:
-    """A value as text of the page; the engine's own markup has another type than text."""
-    return clean(value) if type(value) is str else value
 
 
 def svg_uri(svg: bytes) -> str:

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from markupsafe import Markup
+
 from sdpo_bench.report.assemble import Report, Section
 from sdpo_bench.report.study_view import StudyView
-from sdpo_bench.statistics.table import Cell, Row, Table, table_data, text_column
+from sdpo_bench.report.templates import render_template
+from sdpo_bench.statistics.table import Cell, Table, table_data, text_column
 from sdpo_bench.system.console_text import clean
 from sdpo_bench.system.json_toml import json_text
 
-LATEX_NEEDS = r"\usepackage[T1]{fontenc}, \usepackage{booktabs}, \usepackage{graphicx}"
 LATEX_CHARS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -58,31 +60,9 @@ LATEX_CHARS = {
 
 def markdown(report: Report) -> str:
     """GitHub-flavoured Markdown: headings, pipe tables, notes as lists."""
-    lines = [f"# {md(report.title)}", "", *(md(line) for line in report.summary)]
-    if report.selection:
-        lines += ["", f"Selected: {md(report.selection)}"]
-    lines += [line for table in report.main for line in _markdown_table(table, "##")]
-    for section in report.sections:
-        lines += ["", f"## {md(section.title)}", ""]
-        lines += [md(section.reason), ""] if section.reason else []
-        lines += [f"- {md(name)}: {md(value)}" for name, value in section.facts]
-        for part in section.parts:
-            lines += ["", f"### {md(part.title)}", "", md(part.sampler), "", md(part.finding)]
-            lines += [line for table in part.tables for line in _markdown_table(table, "####")]
-        lines += [line for table in section.tables for line in _markdown_table(table, "###")]
-    for study in report.studies:
-        lines += _markdown_study(study)
-    lines += _markdown_table(report.runs, "##") if report.runs.rows else []
-    if report.notices:
-        lines += ["", "## Notices", "", *(f"- {md(n.where)}: {md(n.text)}" for n in report.notices)]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
-
-
-def _markdown_study(study: StudyView) -> list[str]:
-    lines = ["", f"## {md(study.title)}", "", md(study.question), "", *(f"- {md(line)}" for line in study.conclusion)]
-    lines += ["", "### Design", "", *(f"- {md(name)}: {md(value)}" for name, value in study.facts)]
-    lines += [line for table in study.tables for line in _markdown_table(table, "###")]
-    return [*lines, "", "### Statistics", "", *(f"- {md(line)}" for line in study.statistics)]
+    text = render_template("report.md.j2", md, report=report, text_column=text_column, cell_text=_markdown_cell)
+    lines = "\n".join(line.rstrip(" ") for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n"
 
 
 def md(text: str) -> str:
@@ -91,25 +71,9 @@ def md(text: str) -> str:
     return re.sub(r"(?<=\w)\\([-+]|_(?=\w))", r"\1", escaped)
 
 
-def _markdown_table(table: Table, level: str) -> list[str]:
-    lines = ["", f"{level} {md(table.title)}", ""]
-    lines.append("| " + " | ".join(md(column.title) for column in table.columns) + " |")
-    lines.append("|" + "|".join("--:" if column.numeric else ":--" for column in table.columns) + "|")
-    place = text_column(table)
-    for group in table.groups:
-        if group.title:
-            lines.append(
-                "| "
-                + " | ".join(f"*{md(group.title)}*" if i == place else "" for i in range(len(table.columns)))
-                + " |"
-            )
-        lines += ["| " + " | ".join(_markdown_cell(cell) for cell in row.cells) + " |" for row in group.rows]
-    return [*lines, "", *(f"- {md(note)}" for note in table.all_notes)]
-
-
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: Cell) -> Markup:
     text = re.sub(r"^\\(?=[-+]([\d.]|$))", "", md(cell.text))  # a sign at the start of a cell begins no list
-    return f"**{text}**" if cell.strong else text
+    return Markup(f"**{text}**" if cell.strong else text)
 
 
 # -- LaTeX ---------------------------------------------------------------------------------------------------
@@ -117,10 +81,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 def latex(report: Report) -> str:
     r"""Tables for a paper, to be read with ``\input``; the first lines name the packages they need."""
-    lines = [f"% {clean(report.title)}: tables for \\input. Needs {LATEX_NEEDS}.", ""]
-    for title, table in report.tables:
-        lines += _latex_table(table, title)
-    return "\n".join(lines)
+    return render_template("report.tex.j2", tex, tags="<>", report=report).rstrip("\n") + "\n"
 
 
 def tex(text: str) -> str:
@@ -132,40 +93,6 @@ def _tex_char(char: str) -> str:
     if char in LATEX_CHARS:
         return LATEX_CHARS[char]
     return char if char.isascii() or "À" <= char <= "ÿ" else rf"\texttt{{U+{ord(char):04X}}}"
-
-
-def _latex_table(table: Table, section: str) -> list[str]:
-    caption = f"{section}: {table.title}" if section else table.title
-    spec = "".join("r" if column.numeric else "l" for column in table.columns)
-    body = []
-    for i, group in enumerate(table.groups):
-        if group.title:
-            rule = [r"\midrule"] if i else []
-            body += [*rule, rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\emph{{{tex(group.title)}}}}} \\"]
-        body += [_latex_row(row) for row in group.rows]
-    notes = r" \\ ".join(tex(note) for note in table.all_notes)
-    return [
-        rf"\begin{{table}}[p] % {clean(table.name)}",
-        r"\centering",
-        rf"\caption{{{tex(caption)}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{spec}}}",
-        r"\toprule",
-        " & ".join(tex(column.title) for column in table.columns) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        *([rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}"] if notes else []),
-        r"\end{table}",
-        r"\clearpage",
-        "",
-    ]
-
-
-def _latex_row(row: Row) -> str:
-    cells = [rf"\textbf{{{tex(cell.text)}}}" if cell.strong else tex(cell.text) for cell in row.cells]
-    return " & ".join(cells) + r" \\"
 
 
 # -- CSV and JSON --------------------------------------------------------------------------------------------
