@@ -26,7 +26,7 @@ def render_template(name: str, escape: Callable[[str], str] | None = None, *, ta
             return value
         return Markup(escape(value)) if escape else clean(value)
 
-    start, end = tags
+    start, end = tags[0], tags[1]
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,

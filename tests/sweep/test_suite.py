@@ -168,7 +168,11 @@ BAD_SEARCH = {
         "shares 45 prompts with eval.train",
         "report",
     ),
-    "a search for nobody": ({"lr": "[1e-3]\n[search.for.d3po.method]\nbeta = [0.1]"}, "not among the methods of [cells]", "d3po"),
+    "a search for nobody": (
+        {"lr": "[1e-3]\n[search.for.d3po.method]\nbeta = [0.1]"},
+        "not among the methods of [cells]",
+        "d3po",
+    ),
     "a searched method": (
         {"lr": '[1e-3]\n[search.grid.method]\nname = ["d3po"]'},
         "method.name = ['d3po']",
