@@ -13,10 +13,11 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.report.figures import Figure, board_figures, training_figures
 from sdpo_bench.report.study_view import StudyView, study_view
 from sdpo_bench.report.tables import ablation
+from sdpo_bench.report.tables.against_sides import Side, board_side
 from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.report.tables.main_table import main_tables
 from sdpo_bench.report.tables.method_tables import leaderboard, step_table, version_of
-from sdpo_bench.report.tables.published_comparison import Side, against_tables, board_side
+from sdpo_bench.report.tables.published_comparison import against_tables
 from sdpo_bench.report.tables.run_tables import configuration_table, runs_table, versions_table
 from sdpo_bench.report.tables.suite_tables import suite_tables
 from sdpo_bench.results import read_results

@@ -13,7 +13,7 @@ from sdpo_bench.cli.commands.report import find_sides_against, render
 from sdpo_bench.cli.report_commands import report as report_cli
 from sdpo_bench.errors import UsageError
 from sdpo_bench.report.assemble import Request, build_report
-from sdpo_bench.report.tables.published_comparison import Reading
+from sdpo_bench.report.tables.against_sides import Reading
 from sdpo_bench.results.published_numbers import paper, read_published
 from sdpo_bench.results.read_results import load_results
 

@@ -13,7 +13,7 @@ from sdpo_bench.report.assemble import Report, Request, build_report, results_si
 from sdpo_bench.report.console import make_console, terminal
 from sdpo_bench.report.report_parts import only as a_part
 from sdpo_bench.report.report_parts import with_columns
-from sdpo_bench.report.tables.published_comparison import Side, published_side
+from sdpo_bench.report.tables.against_sides import Side, published_side
 from sdpo_bench.results.published_numbers import PAPER, paper, read_published
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.scoreboard import parse_metric

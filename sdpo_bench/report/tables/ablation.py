@@ -12,7 +12,13 @@ import numpy as np
 
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.hashing import canonical_json
-from sdpo_bench.report.tables.method_tables import board_cautions, interval_notes, panel_notes, score_digits
+from sdpo_bench.report.tables.method_tables import (
+    board_cautions,
+    interval_notes,
+    panel_notes,
+    score_digits,
+    step_columns,
+)
 from sdpo_bench.results.comparability import Arm, Setting, is_setting_key, shown
 from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base, metric_grid
 from sdpo_bench.statistics import table as t
@@ -108,7 +114,7 @@ def ablation_table(family: Family, name: str) -> t.Table:
     columns = (
         t.Column("value", family.key, numeric=isinstance(reference.value, int | float)),
         t.Column("seeds", "seeds"),
-        *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
+        *step_columns(steps),
         *(t.Column(str(key), str(key)) for key in summary),
         t.Column("difference", f"difference to {shown(reference.value)}"),
         t.Column("adjusted_p", "p (Holm)"),

@@ -39,6 +39,11 @@ def score_digits(board: Board) -> int:
     return t.digits_for(estimate.value for line in rows for estimate in line.scores.values())
 
 
+def step_columns(steps: Iterable[int]) -> list[t.Column]:
+    """One column a number of denoising steps."""
+    return [t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps]
+
+
 # -- leaderboard ---------------------------------------------------------------------------------------------
 
 
@@ -49,7 +54,7 @@ def leaderboard(board: Board, name: str) -> t.Table:
         t.Column("rank", "rank", help=f"Ties share a rank: not told apart {where}"),
         t.Column("method", "method", numeric=False),
         t.Column("seeds", "seeds"),
-        *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
+        *step_columns(steps),
         *(t.Column(key, title, help=text) for key, title, text in _summaries(board)),
         t.Column("gain", "gain over base", help=f"Paired difference to the base model {where}"),
         t.Column("adjusted_p", "p (Holm)", help="Of the gain, over all methods of this table"),
@@ -104,7 +109,7 @@ def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable
     summary: list[Endpoint] = [endpoint] if isinstance(endpoint, str) and len(steps) > 1 else []
     columns = (
         t.Column("method", "method", numeric=False),
-        *(t.Column(f"steps_{k}", f"{k} step{'s' * (k != 1)}") for k in steps),
+        *step_columns(steps),
         *(t.Column(str(key), str(key)) for key in summary),
         t.Column("gain", "gain over base", help=f"Paired difference to the base model {endpoint_words(endpoint)}"),
     )
