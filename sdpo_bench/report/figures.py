@@ -3,7 +3,6 @@
 A figure is a promise to draw: only the formats that show pictures pay for them.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,12 +189,11 @@ def _distance_chart(logs: Logs) -> Chart:
     """Up to the shortest seed: one that moves faster must not stand for the others further out."""
     series = []
     for label, runs in logs.items():
-        pairs = [[(_at(row, "kl_to_base"), _at(row, "reward_mean")) for row in rows] for rows in runs]
-        complete = [[(kl, reward) for kl, reward in run if kl is not None and reward is not None] for run in pairs]
-        epochs = min((len(run) for run in complete), default=0)
+        curves = [_numbers(rows, "kl_to_base", "reward_mean") for rows in runs]
+        epochs = min((len(curve) for curve in curves), default=0)
         if epochs:
-            blocks = np.array_split(np.array([run[:epochs] for run in complete]).mean(0), min(8, epochs))
-            kl, reward = np.array([block.mean(0) for block in blocks]).T
+            mean = np.mean([curve[:epochs] for curve in curves], axis=0)
+            kl, reward = np.array([block.mean(0) for block in np.array_split(mean, min(8, epochs))]).T
             series.append(Series(label, np.sqrt(kl.clip(0)).tolist(), reward.tolist()))
     return Chart("Against distance", "square root of the KL to the base model", "mean training reward", series)
 
@@ -213,40 +211,31 @@ def _diagnostic_charts(logs: Logs) -> list[Chart]:
 def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
     lines = []
     for label, runs in logs.items():
-        curves = [curve for rows in runs if len((curve := _curve(rows, key, axis))[0])]
-        if curves:
-            x, y = band(curves)
-            if len(x):
-                several = len(curves) > 1
-                low, high = (y.min(0).tolist(), y.max(0).tolist()) if several else ((), ())
-                lines.append(Series(label, x.tolist(), y.mean(0).tolist(), low, high))
+        curves = [points.T.tolist() for rows in runs if len(points := _numbers(rows, f"bill.{axis}", key))]
+        if not curves:
+            continue
+        x, y = band(curves)
+        if len(x):
+            low, high = (y.min(0).tolist(), y.max(0).tolist()) if len(curves) > 1 else ((), ())
+            lines.append(Series(label, x.tolist(), y.mean(0).tolist(), low, high))
     return lines
 
 
-def _curve(rows: Sequence[dict[str, Any]], key: str, axis: str) -> tuple[list[float], list[float]]:
-    points = [(_at(row, f"bill.{axis}"), _at(row, key)) for row in rows]
-    complete = [(x, y) for x, y in points if x is not None and y is not None]
-    return [x for x, _ in complete], [y for _, y in complete]
+def _numbers(rows: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
+    """Values of a log ``[epochs, keys]``, without epochs that lack a finite one."""
+    import pandas as pd
 
-
-def _at(row: dict[str, Any], key: str) -> float | None:
-    value: Any = row
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    frame = pd.json_normalize(list(rows)).reindex(columns=keys).apply(pd.to_numeric, errors="coerce")
+    values = frame.to_numpy(dtype=float)
+    return values[np.isfinite(values).all(axis=1)]
 
 
 def _share_series(logs: Logs) -> list[Series]:
     lines = []
     for label, runs in logs.items():
         shares = [rows[-1].get("gradient_share_by_step") for rows in runs if rows]
-        arrays = [np.asarray(s, dtype=float) for s in shares if isinstance(s, list) and all(_is_number(v) for v in s)]
-        if arrays and len({len(a) for a in arrays}) == 1:
-            mean = np.mean(arrays, axis=0)
+        shares = [share for share in shares if isinstance(share, list)]
+        if shares:
+            mean = np.mean(np.asarray(shares, dtype=float), axis=0)
             lines.append(Series(label, list(range(len(mean))), mean.tolist()))
     return lines
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
