@@ -11,7 +11,8 @@ from sdpo_bench.cli.options import echo_json
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.report.assemble import Report, Request, build_report, results_sides
 from sdpo_bench.report.console import make_console, terminal
-from sdpo_bench.report.report_parts import only as a_part
+from sdpo_bench.report.markdown import as_csv, as_json, latex, markdown, md
+from sdpo_bench.report.report_parts import only as select_tables
 from sdpo_bench.report.report_parts import with_columns
 from sdpo_bench.report.tables.against_sides import Side, published_side
 from sdpo_bench.results.published_numbers import PAPER, paper, read_published
@@ -27,18 +28,16 @@ SUFFIXES = {"terminal": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex
 
 def render(report: Report, style: str) -> str:
     """The report in one format; imports only what that format needs."""
-    from sdpo_bench.report import markdown as text
-
     if style == "html":
         from sdpo_bench.report.html import html
 
         return html(report)
     renderers: dict[str, Callable[[Report], str]] = {
         "terminal": terminal,
-        "markdown": text.markdown,
-        "csv": text.as_csv,
-        "latex": text.latex,
-        "json": text.as_json,
+        "markdown": markdown,
+        "csv": as_csv,
+        "latex": latex,
+        "json": as_json,
     }
     return renderers[style](report)
 
@@ -58,13 +57,12 @@ def report_command(
     """``sdpo-bench report``."""
     if out == Path("-"):
         raise UsageError("--out - names no file. Leave --out out: text forms go to standard output, e.g. --format json")
-    _refuse_another_suffix(style, out)
-    style = style or _style_of(out)
+    style = _style(style, out)
     sides = tuple(side for name in against for side in find_sides_against(name))
     request = Request(parse_select(select), group_by, parse_metric(metric), against=sides)
     report = build_report(load_results(results), request)
     if only:
-        report = a_part(report, only)
+        report = select_tables(report, only)
     if columns is not None:
         report = with_columns(report, [key.strip() for key in columns.split(",") if key.strip()])
     if style == "all":
@@ -91,7 +89,7 @@ def find_sides_against(name: str) -> list[Side]:
     """
     path = Path(name)
     if name == PAPER:
-        return [published_side(found, PAPER) for found in paper()]
+        return [published_side(published, PAPER) for published in paper()]
     if path.suffix == ".toml":
         return [published_side(read_published(path), path.stem)]
     if path.is_dir():
@@ -104,22 +102,17 @@ def find_sides_against(name: str) -> list[Side]:
     )
 
 
-def _style_of(out: Path | None) -> str:
-    if out is None:
-        return "terminal"
-    styles = {suffix: style for style, suffix in SUFFIXES.items()}
-    if out.suffix not in styles:
-        known = ", ".join(sorted(styles))
-        raise UsageError(f"'{out}' does not tell its format (known: {known}). Add --format, e.g. --format html")
-    return styles[out.suffix]
-
-
-def _refuse_another_suffix(style: str | None, out: Path | None) -> None:
-    named = next((known for known, suffix in SUFFIXES.items() if out is not None and out.suffix == suffix), None)
+def _style(style: str | None, out: Path | None) -> str:
+    """The format asked for, or that of the output file's suffix."""
+    named = {suffix: name for name, suffix in SUFFIXES.items()}.get(out.suffix) if out else None
     if style and named and named != style:
         raise UsageError(
             f"--format {style} and --out {out} contradict each other ({out} is {named}). Change one of them."
         )
+    if out and not (style or named):
+        valid = ", ".join(sorted(SUFFIXES.values()))
+        raise UsageError(f"'{out}' does not tell its format (known: {valid}). Add --format, e.g. --format html")
+    return style or named or "terminal"
 
 
 def _write_all(report: Report, folder: Path, results: Path) -> None:
@@ -134,7 +127,6 @@ def _write_all(report: Report, folder: Path, results: Path) -> None:
 def _write_figures(report: Report, folder: Path, results: Path) -> None:
     """Each figure as an SVG of its own, with a list of what they show."""
     from sdpo_bench.report.html import alone
-    from sdpo_bench.report.markdown import md
 
     lines = ["# Figures", "", "| file | of | what it shows |", "|:--|:--|:--|"]
     for title, figure in report.figures:
@@ -164,9 +156,9 @@ def compare_command(*, a: str, b: str, results: Path, select: tuple[str, ...], m
     from sdpo_bench.results.compare_names import find_sides
 
     selection, endpoint = parse_select(select), parse_metric(metric)
-    found = selected(load_results(results), selection)
-    side_a, side_b = find_sides(found, a, b, selection)
-    comparison = compare_sides(found, side_a, side_b, endpoint, splits=selection.get(SPLIT, ()))
+    chosen = selected(load_results(results), selection)
+    side_a, side_b = find_sides(chosen, a, b, selection)
+    comparison = compare_sides(chosen, side_a, side_b, endpoint, splits=selection.get(SPLIT, ()))
     if as_json:
         echo_json(comparison_data(comparison))
         return
