@@ -1,4 +1,4 @@
-"""From a results folder to a report: its content and order, independent of the format.
+"""From a results folder to a report: reads and judges the runs, and puts the tables in order.
 
 A report is a function of the run folders alone: no date, no path of the machine, everything sorted. Two reports of
 the same results are equal, byte for byte.
@@ -7,26 +7,23 @@ the same results are equal, byte for byte.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.report.figures import Figure, board_figures, training_figures
-from sdpo_bench.report.study_view import StudyView, study_view
+from sdpo_bench.report.content import Report
+from sdpo_bench.report.sections import Judged, section
+from sdpo_bench.report.study_view import study_view
 from sdpo_bench.report.tables import ablation
 from sdpo_bench.report.tables.against_sides import Side, board_side
-from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.report.tables.main_table import main_tables
-from sdpo_bench.report.tables.method_tables import leaderboard, step_table, version_of
 from sdpo_bench.report.tables.published_comparison import against_tables
-from sdpo_bench.report.tables.run_tables import configuration_table, runs_table, versions_table
+from sdpo_bench.report.tables.run_tables import runs_table, versions_table
 from sdpo_bench.report.tables.suite_tables import suite_tables
 from sdpo_bench.results import read_results
-from sdpo_bench.results.comparability import Setting, amount, apart, group_settings, shown
-from sdpo_bench.results.panels import Panel, base_scores, panels_of
+from sdpo_bench.results.comparability import Setting, group_settings
+from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.results.select_runs import SPLIT, Selection, select
-from sdpo_bench.reward_formula import part_weights
 from sdpo_bench.runs.adapter import log_changed, timing_changed
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import Scores
@@ -36,7 +33,6 @@ from sdpo_bench.training import collapse_guards
 MOST_ILLUSTRATED = 8
 """A report of more settings draws figures for the first :data:`SOME_ILLUSTRATED` of them; all tables are there."""
 SOME_ILLUSTRATED = 2
-MOST_GRIDS = 6
 
 
 @dataclass(frozen=True)
@@ -49,87 +45,6 @@ class Request:
     level: float = 0.95
     against: tuple[Side, ...] = ()
     """Sides to compare with: published numbers or other results folders."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A run's picture grid."""
-
-    caption: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class Part:
-    """One way of judging the arms of a setting: sampler, split, prompts."""
-
-    title: str
-    sampler: str
-    finding: str
-    tables: tuple[t.Table, ...]
-    figures: tuple[Figure, ...] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """Everything about one setting."""
-
-    name: str
-    title: str
-    reason: str
-    """What separates it from the other settings."""
-    facts: tuple[tuple[str, str], ...]
-    parts: tuple[Part, ...]
-    tables: tuple[t.Table, ...]
-    """Bill and ablations."""
-    figures: tuple[Figure, ...]
-    grids: tuple[Grid, ...]
-    configuration: t.Table
-    omitted: str = ""
-    """What a large report omits."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """A whole report."""
-
-    title: str
-    summary: tuple[str, ...]
-    main: tuple[t.Table, ...]
-    """The paper's table shape over all rewards, the summary across rewards, and what stands against them."""
-    sections: tuple[Section, ...]
-    runs: t.Table
-    versions: t.Table
-    notices: tuple[Notice, ...]
-    selection: str = ""
-    studies: tuple[StudyView, ...] = ()
-
-    @property
-    def tables(self) -> list[tuple[str, t.Table]]:
-        """Every table with the title of its section."""
-        titled = [("", table) for table in self.main]
-        for section in self.sections:
-            within = [table for part in section.parts for table in part.tables]
-            titled += [(section.title, table) for table in (*within, *section.tables)]
-        return titled + [(study.title, table) for study in self.studies for table in study.tables]
-
-    @property
-    def figures(self) -> list[tuple[str, Figure]]:
-        """Every figure with the title of its section and part."""
-        titled = []
-        for section in self.sections:
-            titled += [(f"{section.title}, {part.title}", figure) for part in section.parts for figure in part.figures]
-            titled += [(section.title, figure) for figure in section.figures]
-        return titled
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """A setting with its boards, in the order of panels."""
-
-    setting: Setting
-    boards: tuple[Board, ...]
-    base_pictures: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]
 
 
 def build_report(results: Results, request: Request) -> Report:
@@ -152,7 +67,7 @@ def build_report(results: Results, request: Request) -> Report:
     beside = against_tables(boards, request.against) if request.against else []
     most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
     sections = tuple(
-        _section(one, settings, scores, families, illustrated=i < most, number=i) for i, one in enumerate(judged)
+        section(one, settings, scores, families, illustrated=i < most, number=i) for i, one in enumerate(judged)
     )
     return Report(
         "sdpo-bench report",
@@ -270,95 +185,3 @@ def _families(boards: Sequence[Board], request: Request) -> list[ablation.Family
     trained = [board for board in boards if board.panel.trained]
     keys = list(dict.fromkeys([*ablation.ABLATIONS, *request.group_by]))
     return [family for key in keys for family in ablation.families(trained, key)]
-
-
-# -- sections ------------------------------------------------------------------------------------------------
-
-
-def _section(
-    one: Judged,
-    settings: Sequence[Setting],
-    scores: Mapping[str, Scores],
-    families: Sequence[ablation.Family],
-    *,
-    illustrated: bool,
-    number: int,
-) -> Section:
-    setting, name = one.setting, f"setting-{number + 1}"
-    own = [f for f in families if f.variants[0].board.panel.setting is setting]
-    tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(own)]
-    if any(arm.done for arm in setting.arms):
-        tables.insert(0, bill_table(setting, f"{name}-bill"))
-    return Section(
-        name,
-        setting.title,
-        apart(setting, settings),
-        tuple(_facts(setting)),
-        tuple(_parts(one, scores, name, illustrated=illustrated)),
-        tuple(tables),
-        tuple(training_figures(setting.arms, name)) if illustrated else (),
-        tuple(_grids(setting)) if illustrated else (),
-        configuration_table(setting, f"{name}-configuration"),
-        "" if illustrated else "Figures and picture grids are drawn for the first settings only; --select narrows.",
-    )
-
-
-def _facts(setting: Setting) -> list[tuple[str, str]]:
-    s = setting.settings
-    return [
-        ("model", setting.model),
-        ("trained reward", f"{setting.reward}, version {version_of(setting)}"),
-        ("training prompts", shown(s.get("sample.prompts"))),
-        ("denoising steps in training", shown(s.get("schedule.steps"))),
-        ("budget", amount(s)),
-    ]
-
-
-def _parts(one: Judged, scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> list[Part]:
-    """Boards by (sampler, split, prompts): the trained reward leads, held-out rewards and pictures follow."""
-    groups: dict[tuple[str, ...], list[Board]] = {}
-    for board in one.boards:
-        key = board.panel.key
-        groups.setdefault((key.sampler, key.split, *board.panel.prompts), []).append(board)
-    return [
-        _part(one, members, scores, f"{name}-{i + 1}", illustrated=illustrated)
-        for i, members in enumerate(groups.values())
-    ]
-
-
-def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> Part:
-    trained = [board for board in boards if board.panel.trained]
-    held_out = [board for board in boards if not board.panel.trained]
-    panel = boards[0].panel
-    tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}") for i, board in enumerate(trained)]
-    if held_out:
-        parts = part_weights(panel.setting.reward)
-        kind = "Parts and held-out rewards" if parts else "Held-out rewards"
-        title = f"{kind}, {panel.key.split} prompts"
-        tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
-    base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
-    tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
-    figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
-    prompts = len(panel.prompts)
-    title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"
-    finding = " ".join(board.finding for board in trained)
-    return Part(
-        title, f"Evaluation sampler: {panel.key.sampler}", finding, tuple(tables), tuple(figures) if illustrated else ()
-    )
-
-
-def _held_out_title(panel: Panel) -> str:
-    role = "a part of the trained sum" if panel.key.reward in part_weights(panel.setting.reward) else "not trained on"
-    return f"{panel.key.reward} (version {panel.key.version}), {role}"
-
-
-def _grids(setting: Setting) -> list[Grid]:
-    """The first finished run of each arm that has a grid."""
-    grids = []
-    for arm in setting.arms:
-        for run in arm.done:
-            path = run.folder.path / "grid.png"
-            if path.is_file():
-                grids.append(Grid(f"{arm.label}, seed {run.seed}", path))
-                break
-    return grids[:MOST_GRIDS]

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sdpo_bench.report.assemble import Report, Section
+from sdpo_bench.report.content import Report, Section
 from sdpo_bench.report.study_view import StudyView
 from sdpo_bench.results.read_results import Notice
 from sdpo_bench.statistics.table import Cell, Group, Row, Table, text_column

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import re
 
-from sdpo_bench.report.assemble import Grid, Report
+from sdpo_bench.report.content import Grid, Report
 from sdpo_bench.report.plots import THEME
 from sdpo_bench.system.console_text import clean
 from sdpo_bench.report.templates import ASSETS, render_template

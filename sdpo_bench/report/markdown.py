@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sdpo_bench.report.assemble import Report, Section
+from sdpo_bench.report.content import Report, Section
 from sdpo_bench.report.study_view import StudyView
 from sdpo_bench.report.templates import render_template
 from sdpo_bench.statistics.table import Cell, Table, table_data, text_column

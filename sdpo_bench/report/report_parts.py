@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from sdpo_bench.errors import UsageError, nearest
-from sdpo_bench.report.assemble import Part, Report, Section
+from sdpo_bench.report.content import Part, Report, Section
 from sdpo_bench.statistics.table import Table, text_column
 
 MAIN, AGAINST, STUDIES = "main", "against", "studies"

@@ -23,7 +23,8 @@ from scipy import stats as scipy_stats
 
 from sdpo_bench.cli.commands.report import render
 from sdpo_bench.errors import UsageError
-from sdpo_bench.report.assemble import Report, Request, build_report
+from sdpo_bench.report.assemble import Request, build_report
+from sdpo_bench.report.content import Report
 from sdpo_bench.report.markdown import as_csv, as_json
 from sdpo_bench.report.tables.ablation import fast_iqm
 from sdpo_bench.results.comparability import amount

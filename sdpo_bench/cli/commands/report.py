@@ -9,8 +9,9 @@ import click
 
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
-from sdpo_bench.report.assemble import Report, Request, build_report, results_sides
+from sdpo_bench.report.assemble import Request, build_report, results_sides
 from sdpo_bench.report.console import make_console, terminal
+from sdpo_bench.report.content import Report
 from sdpo_bench.report.markdown import as_csv, as_json, latex, markdown, md
 from sdpo_bench.report.report_parts import only as select_tables
 from sdpo_bench.report.report_parts import with_columns

@@ -1,0 +1,116 @@
+"""One setting's section of a report: its parts by way of judging, its bill, ablations, figures and grids."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sdpo_bench.report.content import Grid, Part, Section
+from sdpo_bench.report.figures import board_figures, training_figures
+from sdpo_bench.report.tables import ablation
+from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
+from sdpo_bench.report.tables.method_tables import leaderboard, step_table, version_of
+from sdpo_bench.report.tables.run_tables import configuration_table
+from sdpo_bench.results.comparability import Setting, amount, apart, shown
+from sdpo_bench.results.panels import Panel
+from sdpo_bench.results.scoreboard import Board
+from sdpo_bench.reward_formula import part_weights
+from sdpo_bench.statistics.eval_table import Scores
+
+MOST_GRIDS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A setting with its boards, in the order of panels."""
+
+    setting: Setting
+    boards: tuple[Board, ...]
+    base_pictures: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]
+
+
+def section(
+    one: Judged,
+    settings: Sequence[Setting],
+    scores: Mapping[str, Scores],
+    families: Sequence[ablation.Family],
+    *,
+    illustrated: bool,
+    number: int,
+) -> Section:
+    setting, name = one.setting, f"setting-{number + 1}"
+    own = [f for f in families if f.variants[0].board.panel.setting is setting]
+    tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(own)]
+    if any(arm.done for arm in setting.arms):
+        tables.insert(0, bill_table(setting, f"{name}-bill"))
+    return Section(
+        name,
+        setting.title,
+        apart(setting, settings),
+        tuple(_facts(setting)),
+        tuple(_parts(one, scores, name, illustrated=illustrated)),
+        tuple(tables),
+        tuple(training_figures(setting.arms, name)) if illustrated else (),
+        tuple(_grids(setting)) if illustrated else (),
+        configuration_table(setting, f"{name}-configuration"),
+        "" if illustrated else "Figures and picture grids are drawn for the first settings only; --select narrows.",
+    )
+
+
+def _facts(setting: Setting) -> list[tuple[str, str]]:
+    s = setting.settings
+    return [
+        ("model", setting.model),
+        ("trained reward", f"{setting.reward}, version {version_of(setting)}"),
+        ("training prompts", shown(s.get("sample.prompts"))),
+        ("denoising steps in training", shown(s.get("schedule.steps"))),
+        ("budget", amount(s)),
+    ]
+
+
+def _parts(one: Judged, scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> list[Part]:
+    """Boards by (sampler, split, prompts): the trained reward leads, held-out rewards and pictures follow."""
+    groups: dict[tuple[str, ...], list[Board]] = {}
+    for board in one.boards:
+        key = board.panel.key
+        groups.setdefault((key.sampler, key.split, *board.panel.prompts), []).append(board)
+    return [
+        _part(one, members, scores, f"{name}-{i + 1}", illustrated=illustrated)
+        for i, members in enumerate(groups.values())
+    ]
+
+
+def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> Part:
+    trained = [board for board in boards if board.panel.trained]
+    held_out = [board for board in boards if not board.panel.trained]
+    panel = boards[0].panel
+    tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}") for i, board in enumerate(trained)]
+    if held_out:
+        parts = part_weights(panel.setting.reward)
+        kind = "Parts and held-out rewards" if parts else "Held-out rewards"
+        title = f"{kind}, {panel.key.split} prompts"
+        tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
+    base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
+    tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
+    figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
+    prompts = len(panel.prompts)
+    title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"
+    finding = " ".join(board.finding for board in trained)
+    return Part(
+        title, f"Evaluation sampler: {panel.key.sampler}", finding, tuple(tables), tuple(figures) if illustrated else ()
+    )
+
+
+def _held_out_title(panel: Panel) -> str:
+    role = "a part of the trained sum" if panel.key.reward in part_weights(panel.setting.reward) else "not trained on"
+    return f"{panel.key.reward} (version {panel.key.version}), {role}"
+
+
+def _grids(setting: Setting) -> list[Grid]:
+    """The first finished run of each arm that has a grid."""
+    grids = []
+    for arm in setting.arms:
+        for run in arm.done:
+            path = run.folder.path / "grid.png"
+            if path.is_file():
+                grids.append(Grid(f"{arm.label}, seed {run.seed}", path))
+                break
+    return grids[:MOST_GRIDS]
