@@ -12,7 +12,6 @@ from sdpo_bench.cli.options import (
     MOST_AT_ONCE,
     OUT,
     THREADS,
-    Amount,
     Command,
     complete,
 )
@@ -44,7 +43,7 @@ from sdpo_bench.cli.options import (
     show_default=True,
     help="Jobs at a time on this machine.",
 )
-@click.option("--max-hours", type=Amount(0, MOST, min_open=True), help="Save and stop after this time.")
+@click.option("--max-hours", type=click.FloatRange(0, MOST, min_open=True), help="Save and stop after this time.")
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
@@ -67,7 +66,12 @@ from sdpo_bench.cli.options import (
     help="Ray: CPUs of a job.",
 )
 @click.option(
-    "--gpus-per-cell", "gpus", type=Amount(0, MOST_AT_ONCE), default=0.0, show_default=True, help="Ray: GPUs of a job."
+    "--gpus-per-cell",
+    "gpus",
+    type=click.FloatRange(0, MOST_AT_ONCE),
+    default=0.0,
+    show_default=True,
+    help="Ray: GPUs of a job.",
 )
 @click.option(
     "--device",

@@ -63,11 +63,8 @@ def themed(svg: bytes) -> bytes:
 
 
 def grid_uri(grid: Grid) -> str:
-    """A picture grid as a data URI; empty where the file is gone or not a PNG."""
-    try:
-        data = grid.path.read_bytes()
-    except OSError:
-        return ""
+    """A picture grid as a data URI; empty where the file is not a PNG."""
+    data = grid.path.read_bytes()
     return _uri("image/png", data) if data.startswith(PNG_MAGIC) else ""
 
 

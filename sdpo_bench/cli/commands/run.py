@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def run_command(
     label = f"{resolved.config.method.name} on {resolved.reward_name}"
     with launched(pick_device(device)) as processes:
         if processes.is_main:
-            _say_memory(resolved, runtime, processes.count)
+            _show_needed_memory(resolved, runtime, processes.count)
         with Live(label, quiet=not processes.is_main) as live:
             outcome = run_job(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
         if processes.is_main:
@@ -154,7 +153,7 @@ def needed_memory(resolved: Resolved, runtime: Runtime) -> dict[str, Any]:
         return data | {"warning": str(error)}
 
 
-def _say_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> None:
+def _show_needed_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> None:
     """One line on standard error before anything is loaded.
 
     Raises:
@@ -172,12 +171,7 @@ def _say_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> Non
         f"memory: about {memory_estimate.gigabytes(needed.total)} of {memory_estimate.gigabytes(free)} free on {device}"
     )
     text += f", each of {processes} processes" if processes > 1 else ""
-    _say(f"warning: {warning}" if warning else text)
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # as in Live: words on the way are no reason to end
-        click.echo(text, err=True)
+    click.echo(f"warning: {warning}" if warning else text, err=True)
 
 
 def _collapse(resolved: Resolved, outcome: Outcome) -> int | None:
