@@ -15,9 +15,7 @@ from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
-
-COSTS = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
-"""The training bill: attributes of ``Work``, and keys of ``--json``."""
+from sdpo_bench.sweep.tuning import BILL
 
 
 def duration(seconds: float | None) -> str:
@@ -32,7 +30,7 @@ def duration(seconds: float | None) -> str:
 
 def costs_data(work: Work | None) -> dict[str, int | None]:
     """Training bill and evaluation of some work; all None where the budget is a time."""
-    data = {key: getattr(work, key) if work else None for key in COSTS}
+    data = {key: getattr(work, key) if work else None for key in BILL}
     return data | {"evaluation_denoiser_calls": work.outside_forward if work else None}
 
 
@@ -45,9 +43,9 @@ def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     for job in plan.jobs:
         texts = [job.method, job.reward, *([job.variant] if variants else []), str(job.seed)]
         texts += [job.role] if tuned else []
-        costs = [f"{getattr(job.work, key):,}" if job.work else "-" for key in COSTS]
+        costs = [f"{getattr(job.work, key):,}" if job.work else "-" for key in BILL]
         rows.append([*texts, job.state, *costs, duration(job.seconds)])
-    return [*columns, *(key.replace("_", " ") for key in COSTS), "time"], rows
+    return [*columns, *(key.replace("_", " ") for key in BILL), "time"], rows
 
 
 def totals(jobs: Sequence[Job]) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
         return lines
     sums = totals(left)
     if sums["images"] is not None:
-        costs = ", ".join(f"{sums[key]:,} {key.replace('_', ' ')}" for key in COSTS)
+        costs = ", ".join(f"{sums[key]:,} {key.replace('_', ' ')}" for key in BILL)
         lines.append(f"left to do (unfinished jobs counted whole): {costs}")
         lines.append(f"besides, {sums['evaluation_denoiser_calls']:,} denoiser calls to judge the checkpoints")
     if sums["seconds"] is None:

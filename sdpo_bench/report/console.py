@@ -12,9 +12,8 @@ from sdpo_bench.report.content import Report, Section
 from sdpo_bench.report.study_view import StudyView
 from sdpo_bench.results.read_results import Notice
 from sdpo_bench.statistics.table import Cell, Group, Row, Table, text_column
-from sdpo_bench.system.console_text import clean
+from sdpo_bench.system.console_text import PLAIN_WIDTH, clean
 
-PLAIN_WIDTH = 160  # columns where there is no terminal to ask
 GAP = 2
 MOST_NAME = 44  # a longer name of a row is cut: the wide formats have it whole
 

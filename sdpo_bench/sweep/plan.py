@@ -32,6 +32,7 @@ STATES: dict[str, JobState] = {
     "interrupted": "unfinished",
 }
 Role = Literal["reported", "tuning"]
+JobKey = tuple[str, ...]
 RatesOf = Callable[[Resolved], Rates | None]
 
 
@@ -65,7 +66,7 @@ class Job:
         return Group(self.method, self.reward, self.model, self.variant)
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> JobKey:
         """Identity of the job, unchanged when a choice gives it settings and a run id."""
         return (self.role, *self.group, str(self.seed), self.run_id if self.role == "tuning" else "")
 

@@ -17,7 +17,7 @@ from sdpo_bench.errors import Busy, Interrupted, SdpoBenchError, Unwritable
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.sweep.local_executor import Executor, TaskResult
-from sdpo_bench.sweep.plan import Job, Plan, job_state
+from sdpo_bench.sweep.plan import Job, JobKey, Plan, job_state
 from sdpo_bench.sweep.worker import BUSY, FAILED, STOPPED, Task
 from sdpo_bench.system.signals import STOPS
 
@@ -31,20 +31,20 @@ class Progress:
     """State of a sweep, as the views show it."""
 
     plan: Plan
-    todo: list[tuple[str, ...]]
+    todo: list[JobKey]
     """Keys of the jobs of this sweep, in order."""
-    running: dict[tuple[str, ...], float] = field(default_factory=dict)
+    running: dict[JobKey, float] = field(default_factory=dict)
     """Keys and start times."""
-    outcomes: dict[tuple[str, ...], Outcome] = field(default_factory=dict)
-    locked: set[tuple[str, ...]] = field(default_factory=set)
+    outcomes: dict[JobKey, Outcome] = field(default_factory=dict)
+    locked: set[JobKey] = field(default_factory=set)
     """Jobs that another process works on."""
-    reasons: dict[tuple[str, ...], str] = field(default_factory=dict)
+    reasons: dict[JobKey, str] = field(default_factory=dict)
     """Why jobs failed, also where it could not be recorded."""
     ending: str = ""
     """Why running jobs save and end; empty before."""
 
     @property
-    def jobs(self) -> dict[tuple[str, ...], Job]:
+    def jobs(self) -> dict[JobKey, Job]:
         return {job.key: job for job in self.plan.jobs}
 
     def count(self, outcome: str) -> int:
@@ -157,7 +157,7 @@ class Sweep:
             if key not in p.outcomes and key not in p.running:
                 self._start(key, jobs[key])
 
-    def _start(self, key: tuple[str, ...], job: Job) -> None:
+    def _start(self, key: JobKey, job: Job) -> None:
         p = self.progress
         if job.role == "reported" and self._tuning_left(job):
             return
@@ -176,7 +176,7 @@ class Sweep:
         except (SdpoBenchError, OSError) as error:  # the other jobs have their own folders
             self._fail(key, job, TaskResult(task, FAILED, str(error)))
 
-    def _start_job(self, key: tuple[str, ...], job: Job, task: Task) -> None:
+    def _start_job(self, key: JobKey, job: Job, task: Task) -> None:
         p = self.progress
         if task.folder.is_locked:
             p.locked.add(key)
@@ -211,7 +211,7 @@ class Sweep:
         else:
             self._fail(key, job, result)
 
-    def _fail(self, key: tuple[str, ...], job: Job, result: TaskResult) -> None:
+    def _fail(self, key: JobKey, job: Job, result: TaskResult) -> None:
         folder = result.task.folder
         status = folder.known_status
         recorded = str(status["message"]) if status["state"] == "failed" else ""
@@ -226,7 +226,7 @@ class Sweep:
         self.progress.reasons[key] = message
         self._settle(key, "failed", f"failed: {job.label}: {message} (log: {result.task.log})")
 
-    def _settle(self, key: tuple[str, ...], outcome: Outcome, line: str) -> None:
+    def _settle(self, key: JobKey, outcome: Outcome, line: str) -> None:
         self.progress.outcomes[key] = outcome
         self.tell(self.progress, line)
         job = self.progress.jobs[key]

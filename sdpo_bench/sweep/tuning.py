@@ -14,6 +14,7 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.suite import Group, Search
 
 BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
+"""Axes of a training bill; also attributes of ``Work`` and keys of JSON."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from sdpo_bench.results.suite_records import write_record
 from sdpo_bench.runs.run_folder import check_writable
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.sweep.local_executor import Executor, LocalExecutor
-from sdpo_bench.sweep.plan import Job, Plan, filter_jobs, make_plan, record_of
+from sdpo_bench.sweep.plan import Job, JobKey, Plan, filter_jobs, make_plan, record_of
 from sdpo_bench.sweep.scheduler import Progress, Sweep, move_to_replaced
 from sdpo_bench.sweep.suite import Suite, find_suite
 from sdpo_bench.system.console_text import print_table
@@ -95,9 +95,7 @@ def jobs_at_start(plan: Plan, *, only_failed: bool, force: bool) -> Plan:
     return replace(plan, jobs=tuple(jobs))
 
 
-def _sweep(
-    suite: Suite, options: SweepOptions, keys: set[tuple[str, ...]], place: Executor, runtime: Runtime
-) -> Progress:
+def _sweep(suite: Suite, options: SweepOptions, keys: set[JobKey], place: Executor, runtime: Runtime) -> Progress:
     """Sweep the jobs with these keys, which were selected once: a job's state changes while it runs."""
     replaced: list[bool] = []
 

@@ -12,8 +12,8 @@ from sdpo_bench.results.scoreboard import Board
 from sdpo_bench.results.suite_records import SuiteRecord
 from sdpo_bench.statistics import table as t
 from sdpo_bench.sweep.suite import suite_folder
+from sdpo_bench.sweep.tuning import BILL
 
-BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
 STATES = ("done", "failed", "unfinished", "not run")
 
 
