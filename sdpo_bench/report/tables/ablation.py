@@ -49,7 +49,7 @@ class Variant:
     line: Line
 
     @property
-    def cells(self) -> ScoreGrid:
+    def grid(self) -> ScoreGrid:
         return self.board.panel.arms[self.arm.label]
 
 
@@ -119,23 +119,19 @@ def ablation_table(family: Family, name: str) -> t.Table:
         t.Column("difference", f"difference to {shown(reference.value)}"),
         t.Column("adjusted_p", "p (Holm)"),
     )
-    differences = {id(v): _difference(v, reference, endpoint) for v in family.variants[1:]}
+    differences = {v: _difference(v, reference, endpoint) for v in family.variants[1:]}
     p_values = _adjusted(differences)
     rows = []
     for v in family.variants:
-        difference, p = differences.get(id(v)), p_values.get(id(v))
-        rows.append(
-            t.Row(
-                (
-                    t.Cell(shown(v.value), v.value if isinstance(v.value, int | float | str) else shown(v.value)),
-                    t.seeds(len(v.line.seeds), v.board.panel.counts[v.arm.label].total),
-                    *(t.estimate(v.line.scores.get(k), digits) for k in (*steps, *summary)),
-                    t.estimate(difference[0] if difference else None, digits, signed=True),
-                    t.p_value(p),
-                ),
-                base=v is reference,
-            )
+        difference = differences.get(v)
+        cells = (
+            t.Cell(shown(v.value), v.value if isinstance(v.value, int | float | str) else shown(v.value)),
+            t.seeds(len(v.line.seeds), v.board.panel.counts[v.arm.label].total),
+            *(t.estimate(v.line.scores.get(k), digits) for k in (*steps, *summary)),
+            t.estimate(difference[0] if difference else None, digits, signed=True),
+            t.p_value(p_values.get(v)),
         )
+        rows.append(t.Row(cells, base=v is reference))
     return t.Table(
         name,
         _title(family),
@@ -165,16 +161,13 @@ def _notes(family: Family) -> list[str]:
     notes = [f"Rows differ in {family.key} alone; the reference is {shown(first.value)}."]
     if is_setting_key(family.key):
         notes.append(f"{family.key} differs, so these rows are shown side by side but must not be ranked.")
-    return (
-        notes
-        + [note for note in panel_notes(first.board.panel) if not note.startswith("Training seeds")]
-        + (interval_notes(first.board))
-    )
+    notes += [note for note in panel_notes(first.board.panel) if not note.startswith("Training seeds")]
+    return notes + interval_notes(first.board)
 
 
 def _difference(v: Variant, reference: Variant, endpoint: Endpoint) -> tuple[Estimate, float | None] | None:
     """Variant minus reference over the seeds, step counts and images that both have, with its unadjusted p."""
-    a, b = (metric_grid(x.cells, x.board.panel, endpoint) for x in (v, reference))
+    a, b = (metric_grid(x.grid, x.board.panel, endpoint) for x in (v, reference))
     if a is None or b is None or a.steps != b.steps or a.images != b.images:
         return None
     shared = sorted(set(a.seeds) & set(b.seeds))
@@ -184,10 +177,11 @@ def _difference(v: Variant, reference: Variant, endpoint: Endpoint) -> tuple[Est
     return crossed_interval(matrix, v.board.level), paired_test(matrix).p
 
 
-def _adjusted(differences: Mapping[int, tuple[Estimate, float | None] | None]) -> dict[int, float | None]:
-    tests = {key: difference[1] for key, difference in differences.items() if difference is not None}
-    adjusted = holm([1.0 if p is None else p for p in tests.values()])
-    return {key: None if p is None else float(new) for (key, p), new in zip(tests.items(), adjusted)}
+def _adjusted(differences: Mapping[Variant, tuple[Estimate, float | None] | None]) -> dict[Variant, float | None]:
+    """Holm's p of the differences that have one."""
+    p_values = {variant: difference[1] for variant, difference in differences.items() if difference is not None}
+    adjusted = holm([1.0 if p is None else p for p in p_values.values()])
+    return {v: None if p is None else float(new) for (v, p), new in zip(p_values.items(), adjusted)}
 
 
 # -- across rewards ------------------------------------------------------------------------------------------

@@ -137,11 +137,10 @@ def _step_rows(board: Board, endpoints: Sequence[Endpoint]) -> tuple[t.Row, ...]
 # -- footnotes -----------------------------------------------------------------------------------------------
 
 
-def panel_notes(panel: Panel, labels: Iterable[str] | None = None) -> list[str]:
-    """Origin of a panel's scores: all its arms, or those with these labels."""
+def panel_notes(panel: Panel) -> list[str]:
+    """Origin of a panel's scores."""
     key, setting = panel.key, panel.setting
-    shown_arms = [label for label in panel.counts if labels is None or label in set(labels)]
-    seeds = {label: panel.arms[label].seeds for label in shown_arms if label in panel.arms}
+    seeds = {label: panel.arms[label].seeds for label in panel.counts if label in panel.arms}
     images = len(panel.images)
     lines = [
         f"Evaluation: {key.sampler}; {len(panel.prompts)} {key.split} prompts x {images} image{'s' * (images != 1)} a "
@@ -206,10 +205,12 @@ def interval_words(level: float) -> str:
 
 
 def board_cautions(board: Board, labels: Iterable[str] | None = None) -> list[str]:
-    """Missing runs, and the remarks of the estimates."""
+    """Missing runs and the remarks of the estimates: of all arms, or of those with these labels."""
     chosen = set(board.panel.counts if labels is None else labels)
-    counts = [count for label, count in board.panel.counts.items() if label in chosen]
-    lines = [f"{count.words()}." for count in counts if len(count.scored) < count.total]
+    lines = []
+    for label, count in board.panel.counts.items():
+        if label in chosen and len(count.scored) < count.total:
+            lines.append(f"{count.words()}.")
     notes = {}
     for line in board.lines:
         estimate = line.gain or line.scores.get(board.endpoint)
