@@ -1,7 +1,7 @@
-"""Is it faster to run several cells of a sweep at a time, each on its share of the cores, than one after the other?
+"""Is it faster to run several jobs of a sweep at a time, each on its share of the cores, than one after the other?
 
-The same small suite (SDPO on the embedded model, one cell a seed) is swept with one job, which has every core, and with
-N jobs, which have one Nth of them each; the two alternate, so that other work on the machine meets both alike.
+The same small suite (SDPO on the embedded model, one job a seed) is swept with one process, which has every core, and
+with N processes, which have one Nth of them each: both alternate, so that other work meets them alike.
 
     python benchmarks/jobs.py [--jobs 2] [--rounds 3] [--images 512]
 """

@@ -12,7 +12,7 @@ from sdpo_bench.statistics.intervals import ONE_SEED, Estimate
 from sdpo_bench.system.console_text import clean
 
 
-def heading(comparison: Comparison, duel: Duel) -> str:
+def heading(duel: Duel) -> str:
     """Which panel a verdict is about."""
     role = "trained on" if duel.panel.trained else "held out"
     return f"{duel.panel.key.reward} ({role}), {duel.panel.key.split} prompts"
@@ -34,7 +34,7 @@ def duel_table(comparison: Comparison, duel: Duel, name: str) -> t.Table:
     )
     rows = tuple(_row(outcome, digits) for outcome in duel.outcomes)
     group = (t.Group("", rows),)
-    return t.Table(name, heading(comparison, duel), columns, group, tuple(_notes(duel)), tuple(_cautions(duel)))
+    return t.Table(name, heading(duel), columns, group, tuple(_notes(duel)), tuple(_cautions(duel)))
 
 
 def _row(outcome: Outcome, digits: int) -> t.Row:
@@ -102,7 +102,7 @@ def differing_lines(comparison: Comparison) -> list[str]:
 def print_comparison(console: Any, comparison: Comparison) -> None:
     """Verdicts, tables, bills on a rich console without markup."""
     for duel in comparison.duels:
-        console.print(clean(f"{heading(comparison, duel)}: {duel.verdict}."), style="bold")
+        console.print(clean(f"{heading(duel)}: {duel.verdict}."), style="bold")
         for line in primary_lines(comparison, duel):
             console.print(clean(line))
     print_tables(console, [duel_table(comparison, duel, f"duel-{i + 1}") for i, duel in enumerate(comparison.duels)])

@@ -1,4 +1,4 @@
-"""One cell from start to end: train, export the adapter, judge it beside the base model, draw the grid.
+"""One run from start to end: train, export the adapter, judge it beside the base model, draw the grid.
 
 Every step looks at the run folder first, so calling this again does only what is still missing.
 """

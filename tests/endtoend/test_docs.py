@@ -27,7 +27,7 @@ from sdpo_bench.cli.main import cli
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import find, plugins
 from sdpo_bench.report import plots
-from sdpo_bench.sweep.plan import keep, make_plan
+from sdpo_bench.sweep.plan import filter_jobs, make_plan
 from sdpo_bench.sweep.suite import find_suite
 from tools import command_reference
 
@@ -116,7 +116,7 @@ def world(tmp_path_factory):
     patch.setattr(plots, "_svg", lambda fill, size: b"<svg xmlns='http://www.w3.org/2000/svg'/>")  # drawing is dear
     patch.setattr(run_command, "_show_plan", lambda resolved, runtime, as_json: None)
     plan = lru_cache(lambda suite: make_plan(find_suite(suite), top))
-    patch.setattr(sweep, "_dry_run", lambda suite, out, chosen, *_: chosen and keep(plan(suite.name), chosen))
+    patch.setattr(sweep, "_dry_run", lambda suite, out, chosen, *_: chosen and filter_jobs(plan(suite.name), chosen))
     (top / ".local" / "share" / "bash-completion" / "completions").mkdir(parents=True)
     yield SimpleNamespace(top=top, reports=folders, trained=train_small(top / "trained"), done=set())
     patch.undo()
