@@ -45,7 +45,7 @@ def test_progress_that_cannot_be_written_ends_no_sweep(tmp_path, tiny_pipe, monk
         command(["sweep", str(path), "--out", str(out), "--threads", "1"])
 
     assert exit_code(work, tmp_path / "said", FULL) == 0
-    assert "1 of 1 cells done, 0 failed, 0 left" in (tmp_path / "said").read_text()
+    assert "1 of 1 jobs done, 0 failed, 0 left" in (tmp_path / "said").read_text()
 
 
 def test_an_error_that_cannot_be_told_keeps_its_exit_code(tmp_path):
