@@ -14,11 +14,11 @@ def only(report: Report, kinds: Collection[str]) -> Report:
     """The report with these kinds of tables, and the sections that have one.
 
     Args:
-        kinds: of what ``--only`` offers. ``main`` are the tables over all rewards, and those of suites; the others
-            are called as their headings are.
+        kinds: values of ``--only``. ``main`` are the tables over all rewards, and those of suites; the others have the
+            names of their headings.
 
-    Findings stay with their tables and notices stay in any case: what is damaged must be seen. Figures, grids and the
-    list of runs go.
+    Findings stay with their tables, and notices always stay: a reader must see damage. Figures, grids and the list of
+    runs are left out.
     """
     sections = [_section(section, kinds) for section in report.sections]
     return replace(
@@ -64,10 +64,10 @@ def with_columns(report: Report, keys: Sequence[str]) -> Report:
 def _narrow(table: Table, keys: Sequence[str]) -> Table:
     chosen = {i for i, column in enumerate(table.columns) if column.key in keys}
     places = sorted({*chosen, text_column(table)}) if chosen else []
-    groups = [
-        replace(group, rows=tuple(replace(row, cells=tuple(row.cells[i] for i in places)) for row in group.rows))
-        for group in table.groups
-    ]
+    groups = []
+    for group in table.groups:
+        rows = [replace(row, cells=tuple(row.cells[i] for i in places)) for row in group.rows]
+        groups.append(replace(group, rows=tuple(rows)))
     return replace(table, columns=tuple(table.columns[i] for i in places), groups=tuple(groups))
 
 
@@ -88,7 +88,7 @@ def _section(section: Section, kinds: Collection[str]) -> Section:
 
 
 def _without_finding(part: Part) -> Part:
-    """The finding is the leaderboard's: which rank is whose."""
+    """The finding is about the leaderboard's ranks."""
     ranked = any(_kind(table.name).endswith("leaderboard") for table in part.tables)
     return part if ranked else replace(part, finding="")
 

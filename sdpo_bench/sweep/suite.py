@@ -97,7 +97,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite file, read and checked as far as that goes without resolving its jobs."""
+    """A suite file with all checks that need no resolved job."""
 
     name: str
     description: str
@@ -243,7 +243,7 @@ def _tables(data: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
 
 
 def _several(cells: Mapping[str, Any], key: str) -> list[Any]:
-    """One value or a list of them; nothing would be an empty product."""
+    """The values of an axis, of which a file gives one or a list."""
     given = cells.get(key, [])
     values = given if isinstance(given, list) else [given]
     if not values:

@@ -50,7 +50,7 @@ def _state_table(suite: SuiteRecord, runs: Sequence[Run], name: str) -> t.Table:
     counts = dict.fromkeys(STATES, 0)
     for run in suite.reported:
         state = states.get(run)
-        counts["not run" if state is None else state if state in ("done", "failed") else "unfinished"] += 1
+        counts[state if state in ("done", "failed") else "unfinished" if state else "not run"] += 1
     counts["not run"] += suite.waiting
     total = sum(counts.values())
     columns = (t.Column("suite", "suite", numeric=False), t.Column("cells", "jobs"), *(t.Column(s, s) for s in STATES))
