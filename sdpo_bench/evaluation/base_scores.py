@@ -1,9 +1,7 @@
 """The base model's own scores: computed once for each model and sampler, beside the runs that are compared with it."""
 
 from contextlib import nullcontext
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.hashing import canonical, digest
@@ -15,6 +13,9 @@ from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.progress import Watcher
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def base_folder(model: ModelSettings, settings: EvaluationSettings, runtime: Runtime) -> RunFolder:
@@ -41,7 +42,7 @@ def evaluate_base(
     *,
     device: str,
     processes: Processes = ALONE,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Rows of the base model (adapter off), computed once for each model and sampler."""
     run = base_folder(model, settings, runtime)
     record = {

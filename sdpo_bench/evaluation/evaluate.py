@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -33,6 +32,9 @@ from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.signals import preserve_stop, raise_pending_stop
+
+if TYPE_CHECKING:  # a run trains for a while before it needs a table
+    import pandas as pd
 
 KEYS = ["run", "method", "seed", "sampler", "split", "prompt", "image", "steps", "reward", "version"]
 Pair = tuple[str, int]
@@ -86,7 +88,7 @@ def evaluate(
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     search: Candidates | None = None,
     processes: Processes = ALONE,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Complete ``eval.parquet`` of a run for the asked step counts, splits and rewards; returns those rows.
 
     Args:
@@ -137,7 +139,7 @@ def lacking(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scor
     return _lacking(read_rows(run), settings, scorers)
 
 
-def _lacking(known: pd.DataFrame, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
+def _lacking(known: "pd.DataFrame", settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
     absent = [set(_missing(known, settings, scorers, *block)) for block in _blocks(settings)]
     return [scorer for scorer in scorers if any(scorer in wanted for wanted in absent)]
 
@@ -176,7 +178,7 @@ def recorded_table(
     return step_table(before, tuned)
 
 
-def _recorded_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> pd.DataFrame | None:
+def _recorded_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> "pd.DataFrame | None":
     """What :func:`evaluate` would return, where nothing is left for it to do; else ``None``.
 
     Raises:
@@ -189,7 +191,7 @@ def _recorded_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequen
 
 
 def _missing(
-    known: pd.DataFrame,
+    known: "pd.DataFrame",
     settings: EvaluationSettings,
     scorers: Sequence[Scorer],
     split: str,
@@ -217,8 +219,10 @@ def _block(
     micro_batch: int,
     search: Candidates | None,
     processes: Processes,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Sample one split at one step count and score every image with every reward."""
+    import pandas as pd
+
     pairs = [(text, i) for text in texts for i in range(settings.images_per_prompt)]
     frames = []
     for part in my_batches(pairs, micro_batch, processes):
@@ -262,9 +266,11 @@ def sample_images(
 
 
 def _add(
-    known: pd.DataFrame, block: pd.DataFrame, subject: Subject, settings: EvaluationSettings, split: str, steps: int
-) -> pd.DataFrame:
+    known: "pd.DataFrame", block: "pd.DataFrame", subject: Subject, settings: EvaluationSettings, split: str, steps: int
+) -> "pd.DataFrame":
     """Known rows plus the new block, which replaces rows with the same keys; in one fixed order."""
+    import pandas as pd
+
     block = block.assign(
         run=subject.run,
         method=subject.method,
@@ -277,7 +283,7 @@ def _add(
     return both.drop_duplicates(KEYS, keep="last").sort_values(KEYS, ignore_index=True)
 
 
-def select(rows: pd.DataFrame, settings: EvaluationSettings, rewards: Sequence[str]) -> pd.DataFrame:
+def select(rows: "pd.DataFrame", settings: EvaluationSettings, rewards: Sequence[str]) -> "pd.DataFrame":
     """Rows of these evaluation settings and rewards."""
     prompts = splits(settings)
     mine = rows[
@@ -290,24 +296,28 @@ def select(rows: pd.DataFrame, settings: EvaluationSettings, rewards: Sequence[s
     return mine[in_split].reset_index(drop=True)
 
 
-def of_versions(rows: pd.DataFrame, scorers: Sequence[Scorer]) -> pd.DataFrame:
+def of_versions(rows: "pd.DataFrame", scorers: Sequence[Scorer]) -> "pd.DataFrame":
     """Rows by exactly these versions of the rewards; those of others stay in the file and out of the table."""
     wanted = {(scorer.name, scorer.reward.full_version) for scorer in scorers}
     chosen = [pair in wanted for pair in zip(rows.reward, rows.version)]
     return rows[chosen].reset_index(drop=True)
 
 
-def empty_rows() -> pd.DataFrame:
+def empty_rows() -> "pd.DataFrame":
+    import pandas as pd
+
     return pd.DataFrame({name: [] for name in COLUMNS})
 
 
 @preserve_stop()
-def read_rows(run: RunFolder) -> pd.DataFrame:
+def read_rows(run: RunFolder) -> "pd.DataFrame":
     """Evaluation rows of a run, empty where it has not been evaluated.
 
     Raises:
         UsageError: the file is damaged or lacks columns.
     """
+    import pandas as pd
+
     if not run.evaluation.exists():
         return empty_rows()
     try:
@@ -328,7 +338,7 @@ def read_rows(run: RunFolder) -> pd.DataFrame:
     return rows[COLUMNS].astype(dict.fromkeys(NUMBERS, "float64"))
 
 
-def write_rows(run: RunFolder, rows: pd.DataFrame) -> None:
+def write_rows(run: RunFolder, rows: "pd.DataFrame") -> None:
     """Write ``eval.parquet`` in one piece; numbers that came from float32 are stored as such, which halves the file."""
     narrow = rows.assign(**{name: _narrowest(rows[name]) for name in NUMBERS})
     stream = BytesIO()
@@ -336,14 +346,14 @@ def write_rows(run: RunFolder, rows: pd.DataFrame) -> None:
     atomic_write(run.evaluation, sealed(stream.getvalue()))
 
 
-def _narrowest(column: pd.Series) -> pd.Series:
+def _narrowest(column: "pd.Series") -> "pd.Series":
     """The column as float32 where that loses nothing."""
     with np.errstate(over="ignore"):
         single = column.astype("float32")
     return single if single.astype("float64").equals(column.astype("float64")) else column
 
 
-def step_table(base: pd.DataFrame, tuned: pd.DataFrame) -> list[dict[str, Any]]:
+def step_table(base: "pd.DataFrame", tuned: "pd.DataFrame") -> list[dict[str, Any]]:
     """Base against tuned by split, reward and step count, paired over images.
 
     ``standard_error`` is that of the mean paired difference over images: how well this one checkpoint is measured.
