@@ -22,6 +22,7 @@ from sdpo_bench.cli.options import (
 from sdpo_bench.errors import nearest
 from sdpo_bench.settings import MOST_IMAGES
 from sdpo_bench.system.distributed import refuse_several
+from sdpo_bench.system.library_imports import collector_paused
 
 LISTS = ("methods", "rewards", "models", "presets", "suites", "studies", "prompts", "settings", "runs")
 
@@ -103,7 +104,8 @@ def run(**options: Any) -> None:
       sdpo-bench run --reward "emoji-align+emoji-style*0.5" --set "reward.emoji-style.style=noto"
       sdpo-bench run --reward jpeg-compressibility --dry-run
     """
-    from sdpo_bench.cli.commands.run import run_command
+    with collector_paused():
+        from sdpo_bench.cli.commands.run import run_command
 
     run_command(**options)
 

@@ -16,6 +16,7 @@ from sdpo_bench.models.hub import cached_pipeline, find_pipeline
 from sdpo_bench.models.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.system.distributed import local_device
 from sdpo_bench.system.json_toml import parse_json
+from sdpo_bench.system.library_imports import collector_paused
 
 if TYPE_CHECKING:
     from sdpo_bench.models.policy import Policy
@@ -225,9 +226,11 @@ def load_pipeline(settings: "ModelSettings") -> Any:
         UsageError: a local folder that is not a pipeline, or one of another family.
         MissingError: hub weights that are neither cached nor reachable, or damaged files.
     """
-    quiet_libraries()
-    from sdpo_bench.models.pipeline_loading import whole_pipeline
+    with collector_paused():
+        quiet_libraries()
+        from sdpo_bench.models.pipeline_loading import import_libraries, whole_pipeline
 
+        import_libraries()
     return whole_pipeline(pipeline_folder(settings), settings.precision)
 
 

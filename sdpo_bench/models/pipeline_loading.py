@@ -7,6 +7,7 @@ numbers, other in every process, and a tokenizer without its settings cuts no pr
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from sdpo_bench.models.pipeline_files import PipelineFiles, index_of, read_folde
 from sdpo_bench.system.signals import preserve_stop
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@preserve_stop()
+def import_libraries() -> None:
+    """Import what all pipelines and adapters share, which diffusers otherwise does in the middle of loading weights."""
+    import_module("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    import_module("peft")
 
 
 @preserve_stop()

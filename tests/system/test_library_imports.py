@@ -1,0 +1,45 @@
+"""Libraries load late, without the garbage collector, and tables and plots not before they are needed."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from sdpo_bench.system.library_imports import collector_paused
+
+UNTIL_THE_FIRST_CALL = """
+import sys
+import sdpo_bench.cli.commands.run
+early = {"pandas", "pyarrow", "scipy", "matplotlib", "diffusers", "transformers", "peft", "torch._dynamo"}
+assert not early & set(sys.modules), early & set(sys.modules)
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.settings import ModelSettings
+load_policy(ModelSettings(), lora_seed=0).encode(["cat"])
+late = {"pandas", "pyarrow", "matplotlib"}
+assert not late & set(sys.modules), late & set(sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_imports_no_tables_and_plots_before_its_first_denoiser_call():
+    done = subprocess.run([sys.executable, "-c", UNTIL_THE_FIRST_CALL], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_collector_rests_while_libraries_load_and_is_as_before_afterwards():
+    assert gc.isenabled()
+    with pytest.raises(ImportError), collector_paused():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
