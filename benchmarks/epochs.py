@@ -61,16 +61,24 @@ def make_trainer(
     pairs: int,
     reward: str = "jpeg-incompressibility",
     runtime: dict[str, Any] | None = None,
+    policy: Any = None,
+    watch: Callable[[Any], None] = lambda tick: None,
     **settings: Any,
 ) -> Any:
-    """A trainer whose epoch has ``2 * pairs`` images."""
+    """A trainer whose epoch has ``2 * pairs`` images.
+
+    Args:
+        policy: the model with an adapter; loaded from ``model`` if not given.
+        watch: called with a tick now and then.
+    """
     from sdpo_bench.config.resolve import Request, build_method, resolve
     from sdpo_bench.models.catalogue import load_policy
     from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.scoring.make_scorers import make_scorer
+    from sdpo_bench.scoring.scorer import supervise
     from sdpo_bench.seeds import seed_for
     from sdpo_bench.settings import Runtime
-    from sdpo_bench.training.loop import Trainer
+    from sdpo_bench.training.loop import Trainer, run_context
 
     overrides = {
         "schedule.steps": steps,
@@ -83,11 +91,14 @@ def make_trainer(
     config = resolved.config
     run = RunFolder(out / "runs" / resolved.run_id)
     run.create({"kind": "run", "config": resolved.data})
-    policy = load_policy(config.model, lora_seed=seed_for(config.seed, "lora"))
-    scorer = make_scorer(config.reward.name, config.reward.settings, "cpu")
-    scorer.reward.load()
-    how = Runtime(out=out, device="cpu", threads=1, **(runtime or {}))
-    trainer = Trainer(config, how, run, policy, build_method(config, resolved.method), scorer.reward)
+    how = Runtime(**{"out": out, "device": "cpu", "threads": 1} | (runtime or {}))
+    if policy is None:
+        policy = load_policy(config.model, device=how.device, lora_seed=seed_for(config.seed, "lora"))
+    scorer = make_scorer(config.reward.name, config.reward.settings, how.device)
+    scorer.load()
+    context = run_context(config, how, policy, build_method(config, resolved.method))
+    billed = supervise(config.reward.name, scorer.reward, context.ledger)
+    trainer: Any = Trainer(context, config, run, billed, watch)
     policy.on_call = trainer.ledger.charge_call
     trainer.resolved = resolved
     return trainer
@@ -96,7 +107,7 @@ def make_trainer(
 def epoch(trainer: Any) -> None:
     """One epoch as ``train()`` does it."""
     groups = trainer.groups_per_epoch
-    trainer._run_epoch(groups, groups)
+    trainer._epoch(groups, groups)
 
 
 @dataclass(frozen=True)

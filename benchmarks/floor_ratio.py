@@ -52,7 +52,7 @@ def attribute(trainer) -> dict[str, float]:
     profiler = cProfile.Profile(time.process_time)
     profiler.runcall(epochs.epoch, trainer)
     entries = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    whole = next(t for (_, _, name), (_, _, _, t, _) in entries.items() if name == "_run_epoch")
+    whole = next(t for (_, _, name), (_, _, _, t, _) in entries.items() if name == "_epoch")
     shares: dict[str, float] = {}
     for (path, _, name), (_, _, _, total, _) in entries.items():
         if "sdpo_bench" in path and name in HARNESS:

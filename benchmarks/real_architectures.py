@@ -64,8 +64,9 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
     from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
     from sdpo_bench.scoring.make_scorers import make_scorer
+    from sdpo_bench.scoring.scorer import supervise
     from sdpo_bench.settings import Runtime
-    from sdpo_bench.training.loop import Trainer
+    from sdpo_bench.training.loop import Trainer, run_context
 
     resolved = resolve(Request(method="sdpo", reward="jpeg-compressibility", model=str(folder), overrides=settings))
     needed = memory_estimate.estimate(resolved.config, 2, "cpu")
@@ -76,7 +77,8 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
         run.create({"kind": "run", "config": resolved.data})
         policy = load_policy(resolved.config.model, lora_seed=0)
         reward = make_scorer("jpeg-compressibility", {}, "cpu").reward
-        Trainer(resolved.config, runtime, run, policy, resolved.method(resolved.method.Settings()), reward).train()
+        context = run_context(resolved.config, runtime, policy, resolved.method(resolved.method.Settings()))
+        Trainer(context, resolved.config, run, supervise("jpeg-compressibility", reward, context.ledger)).train()
         save_adapter(policy, run.lora)
         load_adapter(policy, run.lora)
     else:
