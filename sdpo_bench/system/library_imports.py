@@ -10,7 +10,7 @@ def collector_paused() -> Iterator[None]:
     """A block of imports without cyclic garbage collection; afterwards it is on again, unless it was off before.
 
     torch, diffusers, transformers and peft create some 800,000 objects that live as long as the process. The collector
-    walks through them a thousand times on the way, which takes a sixth of the CPU time of these imports.
+    walks through them a thousand times on the way, which takes a fifth of the CPU time of these imports.
     """
     before = gc.isenabled()
     gc.disable()
@@ -18,4 +18,12 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if before:
+            _age_all_objects()
             gc.enable()
+
+
+def _age_all_objects() -> None:
+    """Move all objects to the oldest generation; as young ones they would all be walked through three times at once."""
+    if gc.get_freeze_count() == 0:  # what the program has frozen itself stays frozen
+        gc.freeze()
+        gc.unfreeze()

@@ -3,10 +3,16 @@
 import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
 from sdpo_bench.system.library_imports import collector_paused
+
+
+class Node:
+    """An object that can be part of a cycle."""
+
 
 UNTIL_THE_FIRST_CALL = """
 import sys
@@ -43,3 +49,26 @@ def test_a_collector_that_was_off_stays_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_objects_of_the_block_are_old_and_garbage_is_still_found():
+    with collector_paused():
+        module = [[] for _ in range(1000)]
+        cycle = Node()
+        cycle.itself = cycle
+    assert any(found is module for found in gc.get_objects(generation=2))
+    gone = weakref.ref(cycle)
+    del cycle
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_the_program_has_frozen_stays_frozen():
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with collector_paused():
+            pass
+        assert gc.get_freeze_count() >= frozen > 0
+    finally:
+        gc.unfreeze()
