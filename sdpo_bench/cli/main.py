@@ -1,5 +1,6 @@
 """The ``sdpo-bench`` command: thin, with late imports, so that help and lists never wait for torch."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def run(**options: Any) -> None:
       sdpo-bench run --reward "emoji-align+emoji-style*0.5" --set "reward.emoji-style.style=noto"
       sdpo-bench run --reward jpeg-compressibility --dry-run
     """
+    gc.freeze()  # this process loads one model and ends: what its imports leave is never garbage
     with collector_paused():
         from sdpo_bench.cli.commands.run import run_command
 

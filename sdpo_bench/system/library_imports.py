@@ -23,7 +23,11 @@ def collector_paused() -> Iterator[None]:
 
 
 def _age_all_objects() -> None:
-    """Move all objects to the oldest generation; as young ones they would all be walked through three times at once."""
-    if gc.get_freeze_count() == 0:  # what the program has frozen itself stays frozen
-        gc.freeze()
+    """Move all objects to the oldest generation; as young ones they would all be walked through three times at once.
+
+    In a process that has frozen objects (``gc.freeze``) they are frozen too, and never walked through.
+    """
+    freezes = gc.get_freeze_count() > 0
+    gc.freeze()
+    if not freezes:
         gc.unfreeze()

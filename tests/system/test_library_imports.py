@@ -63,12 +63,15 @@ def test_objects_of_the_block_are_old_and_garbage_is_still_found():
     assert gone() is None
 
 
-def test_what_the_program_has_frozen_stays_frozen():
+def test_in_a_process_that_freezes_objects_those_of_the_block_are_frozen_too():
     gc.freeze()
     try:
         frozen = gc.get_freeze_count()
         with collector_paused():
-            pass
-        assert gc.get_freeze_count() >= frozen > 0
+            module = [[] for _ in range(1000)]
+        assert gc.get_freeze_count() >= frozen + len(module)
     finally:
         gc.unfreeze()
+    with collector_paused():
+        pass
+    assert gc.get_freeze_count() == 0
