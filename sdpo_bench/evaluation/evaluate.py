@@ -136,6 +136,8 @@ def lacking(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scor
     Raises:
         UsageError: the file is damaged or lacks columns.
     """
+    if not run.evaluation.exists():
+        return list(scorers)  # without pandas, before a run has trained
     return _lacking(read_rows(run), settings, scorers)
 
 

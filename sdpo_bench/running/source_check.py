@@ -96,6 +96,8 @@ def _differs(hashes: Mapping[str, Any], kind: str, now: str | None) -> bool:
 
 def _of_rows(folder: RunFolder, wanted: Sequence[Scorer]) -> Iterator[Changed]:
     """Rewards whose rows in a folder came from another source than that of rows which are about to join them."""
+    if not folder.evaluation.exists():
+        return
     known, rows = recorded(folder, "rewards"), ev.read_rows(folder)
     scored = set(zip(rows.reward, rows.version))
     for scorer in [part for one in wanted for part in (one.parts if isinstance(one, CompositeScorer) else [one])]:
