@@ -93,14 +93,13 @@ def measure_mode(mode: str, sizes: list[int], model: str, options: dict[str, Any
     """Send the machine's description, then one row for each micro-batch."""
     import torch
 
-    answers.send(describe(options))
     try:
         policy = load(mode, model, options)
     except Exception as error:
         for size in sizes:
             answers.send({"compile": mode, "micro_batch": size, "unmeasured": reason(error)})
         return
-    answers.send(describe(options))  # again: the precision decides about TF32
+    answers.send(describe(options))  # after loading, which decides about TF32
     for size in sizes:
         torch.compiler.reset()  # or the second size is compiled for any size, and the fourth not at all
         with tempfile.TemporaryDirectory() as out:
