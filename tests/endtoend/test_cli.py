@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import preload  # noqa: F401  # what the commands need, imported once for all of them
 import pytest
 import report_factory
 
@@ -22,7 +22,6 @@ from sdpo_bench.config.run_id import training_id, versions_of
 from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
 from sdpo_bench.system import console_text
 
-COMMAND = [sys.executable, "-m", "sdpo_bench"]
 QUICK = [
     "--set",
     "schedule.steps=2",
@@ -46,33 +45,21 @@ QUICK = [
 
 
 def call(*arguments, cwd=None, **environment):
-    """The command in a process of its own: a fresh one where the environment is another, else a forked one."""
-    if environment:
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        )
-    else:
-        done = forked_call([str(word) for word in arguments], cwd)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def forked_call(words, cwd):
-    import sdpo_bench.cli.commands.run  # noqa: F401  (so that no child imports it)
+    """The command in a forked process, with the cached hub files elsewhere where the environment says so."""
+    import huggingface_hub.constants as hub
 
     def work():
         os.chdir(cwd or ".")
-        forked.command(words)
+        os.environ.update(environment)
+        hub.HF_HUB_CACHE = environment.get("HF_HUB_CACHE", hub.HF_HUB_CACHE)  # read when it was imported
+        forked.command([str(word) for word in arguments])
 
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         code = forked.exit_code(work, out, err)
-        return SimpleNamespace(returncode=code, stdout=out.read_text(), stderr=err.read_text())
+        done = SimpleNamespace(returncode=code, stdout=out.read_text(), stderr=err.read_text())
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -602,13 +589,6 @@ def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pip
         )
 
 
-def heed_signals():
-    """A background shell or ``nohup`` leaves SIGINT or SIGHUP ignored for the tests and their children."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
-@pytest.mark.timeout(2700)
 @pytest.mark.parametrize(
     ("sent", "code", "again"),
     [
@@ -622,27 +602,26 @@ def test_an_interrupted_run_says_how_to_resume_and_then_does(tmp_path, tiny_pipe
     """Also where a scheduler repeats its signal."""
     arguments = quick_run(tiny_pipe, tmp_path, few_prompts, "--checkpoint-every", "1")
     arguments[arguments.index("images=8")] = "images=400"
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=heed_signals,
-    )
-    deadline = time.monotonic() + 900  # of a busy machine
+    out, err = tmp_path / "said", tmp_path / "err"
+
+    def work():
+        forked.heed_signals()
+        forked.command([str(word) for word in arguments])
+
+    child = forked.start(work, out, err)
+    ended = None
     try:
-        while not list(tmp_path.rglob("epoch-000002.safetensors")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(sent)
-        while again and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-            process.send_signal(sent)
-        _, said = process.communicate(timeout=900)
+        while not list(tmp_path.rglob("epoch-000002.safetensors")) and ended is None:
+            ended = forked.wait(child, 0.05)
+        while ended is None:
+            os.kill(child, sent)
+            ended = forked.wait(child, 0.001 if again else 240)
     finally:
-        process.kill()
-    assert process.returncode == code, said
+        if ended is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    said = err.read_text()
+    assert ended == code, said
     assert "Go on with" in said
     assert "Traceback" not in said
     (folder,) = [p.parent for p in tmp_path.rglob("train.jsonl")]
@@ -801,11 +780,10 @@ def test_a_full_memory_is_no_defect(tmp_path, monkeypatch, capsys, error):
 
 
 def test_a_broken_place_for_progress_does_not_end_a_run(tmp_path, tiny_pipe, few_prompts):
-    with open("/dev/full", "w") as full:
-        words = quick_run(tiny_pipe, tmp_path, few_prompts, "--json")
-        done = subprocess.run([*COMMAND, *words], stdout=subprocess.PIPE, stderr=full, text=True, timeout=240)
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["trained_now"]
+    words = [str(word) for word in quick_run(tiny_pipe, tmp_path / "out", few_prompts, "--json")]
+    code = forked.exit_code(lambda: forked.command(words), tmp_path / "said", Path("/dev/full"))
+    assert code == 0
+    assert json.loads((tmp_path / "said").read_text())["trained_now"]
 
 
 @pytest.fixture(scope="module")
@@ -818,30 +796,29 @@ def two_methods(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "-m sdpo_bench list settings",
-        "-u -m sdpo_bench list settings",
-        "-m sdpo_bench list runs --json",
-        "-m sdpo_bench report",
-        "-m sdpo_bench compare sdpo ddpo",
-    ],
-)
-def test_a_full_standard_output_is_named(two_methods, words):
+def is_one_line_about_a_full_disk(code, said):
     """One line, not two: what is left in the buffer is not tried again at the exit."""
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, *words.split()],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=600,
-            cwd=two_methods,
-        )
-    assert done.returncode == 3, done.stderr
-    (line,) = done.stderr.splitlines()
+    assert code == 3, said
+    (line,) = said.splitlines()
     assert line.startswith("Error: ") and "No space left on device." in line
+
+
+@pytest.mark.parametrize("words", ["-m sdpo_bench list settings", "-u -m sdpo_bench list settings"])
+def test_a_full_standard_output_is_named(tmp_path, words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, *words.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240, cwd=tmp_path)
+    is_one_line_about_a_full_disk(done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("words", ["list runs --json", "report", "compare sdpo ddpo"])
+def test_a_full_standard_output_is_named_by_commands_that_read_results(two_methods, tmp_path, words):
+    def work():
+        os.chdir(two_methods)
+        forked.command(words.split())
+
+    code = forked.exit_code(work, Path("/dev/full"), tmp_path / "err")
+    is_one_line_about_a_full_disk(code, (tmp_path / "err").read_text())
 
 
 def test_another_full_disk_is_not_taken_for_standard_output(tmp_path, monkeypatch, capsys):
