@@ -1,5 +1,6 @@
 """Shared test machinery: one CPU thread, a tiny pipeline, and rewards and policies that are quick to build."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -9,12 +10,20 @@ from places import HERE, OFFICIAL
 
 from sdpo_bench.system.signals import STOPS
 
+gc.disable()  # until everything is imported
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in ``robustness/`` can be left out by ``-m "not robustness"``."""
     for item in items:
         if HERE / "robustness" in item.path.parents:
             item.add_marker("robustness")
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections pass over what is imported by now: a million objects cost half a second each time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +52,11 @@ def tiny_pipe(official: Path) -> Path:
 @pytest.fixture
 def tiny_policy(tiny_pipe: Path):
     """A fresh policy of the tiny pipeline with a LoRA whose B matrices are not zero, so that it differs from base."""
-    from sdpo_bench.models.catalogue import load_policy
+    from policies import fresh_policy
+
     from sdpo_bench.settings import ModelSettings
 
-    policy = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=1)
+    policy = fresh_policy(ModelSettings(name=str(tiny_pipe)), 1)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in policy.lora_parameters().items():
         if "lora_B" in name:

@@ -69,14 +69,13 @@ def forget_settings(lora: Path) -> None:
     (lora / LORA_SEAL).unlink()
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(
     rank=st.integers(1, 12),
     alpha=st.floats(0.05, 64),
     targets=st.lists(st.sampled_from(MODULES), min_size=1, max_size=4, unique=True),
     precision=st.sampled_from(["fp32", "bf16", "fp16"]),
 )
-@example(rank=4, alpha=4.0, targets=OFFICIAL_TARGETS, precision="fp32")
 @example(rank=8, alpha=4.0, targets=OFFICIAL_TARGETS, precision="fp32")
 @example(rank=4, alpha=16.0, targets=OFFICIAL_TARGETS, precision="bf16")
 @example(rank=3, alpha=0.7, targets=MODULES, precision="fp16")

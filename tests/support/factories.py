@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from policies import fresh_policy
 
 from sdpo_bench.advantages.experience import Experience
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.ledger import Ledger
-from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import find, plugins
 from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
@@ -71,7 +71,7 @@ def make_trainer(resolved: Resolved, out: Path, **runtime: Any) -> Trainer:
     config = resolved.config
     run = RunFolder(out / "runs" / resolved.run_id)
     run.create(resolved.record)
-    policy = load_policy(config.model, lora_seed=seed_for(config.seed, "lora"))
+    policy = fresh_policy(config.model, seed_for(config.seed, "lora"))
     method = make_method(config.method.name, **config.method.settings)
     reward = make_scorer(config.reward.name, config.reward.settings, "cpu").reward
     processes = runtime.pop("processes", ALONE)

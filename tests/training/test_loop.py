@@ -107,7 +107,7 @@ def interrupt_after(trainer, epochs, phase):
 )
 def test_resumed_equals_never_stopped(tiny_pipe, tmp_path, name, phase):
     """The same bytes of train.jsonl and the same weights, wherever the first attempt ended."""
-    resolved = make_resolved(tiny_pipe, name, **{"budget.images": 24})
+    resolved = make_resolved(tiny_pipe, name, **{"sample.images_per_epoch": 4, "budget.images": 12})
     whole = make_trainer(resolved, tmp_path / "whole")
     whole.train()
     stopped = make_trainer(resolved, tmp_path / "stopped", checkpoint_every=3)
