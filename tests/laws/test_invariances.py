@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from factories import LOSS_METHODS, make_method, make_updater, random_experience, sample_groups
+from factories import LOSS_METHODS, make_method, make_updater, mostly_slow, random_experience, sample_groups
 from sdpo_bench import seeds
 from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.rollout.base_log_probs import base_statistics
@@ -24,6 +24,7 @@ from sdpo_bench.training.updater import Updater
 
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = settings(max_examples=100, deadline=None)
+EVERY_LOSS = mostly_slow([(name,) for name in LOSS_METHODS], quick=[("sdpo",), ("sparse_dpo",), ("d3po",)])
 
 
 def reference_of(policy, schedule, trajectories):
@@ -187,7 +188,7 @@ def test_axes_that_only_look_alike_have_different_seeds():
 # -- updates -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LOSS_METHODS)
+@pytest.mark.parametrize("name", EVERY_LOSS)
 def test_ratio_is_one_before_the_first_update(tiny_policy, name):
     method = make_method(name)
     schedule, trajectories = sample_groups(tiny_policy, members=method.members, shared_noise=method.shared_noise)
@@ -212,7 +213,7 @@ def test_a_ratio_that_is_not_one_is_seen(tiny_policy, name, gap):
     assert log.summary()["ratio_at_zero_update"] == pytest.approx(abs(math.expm1(gap)), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", LOSS_METHODS)
+@pytest.mark.parametrize("name", EVERY_LOSS)
 @pytest.mark.parametrize("micro_batch", [3])
 def test_micro_batches_do_not_change_gradients(tiny_policy, name, micro_batch):
     method = make_method(name)
@@ -283,7 +284,7 @@ def test_kl_to_the_base_model_has_the_value_and_the_gradient(tiny_policy, granul
     assert again.summary()["loss"] < 0.7 * log.summary()["loss"]
 
 
-@pytest.mark.parametrize("name", LOSS_METHODS)
+@pytest.mark.parametrize("name", EVERY_LOSS)
 def test_only_the_adapter_learns_and_base_stays_base(tiny_policy, name):
     method = make_method(name)
     frozen = {n: p.detach().clone() for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n}

@@ -1,9 +1,11 @@
 """Small experiments for tests: resolved configurations, trainers and experiences on the tiny pipeline."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from policies import fresh_policy
 
@@ -38,6 +40,12 @@ TRAINED = tuple(n for n in METHODS if n not in SEARCH_METHODS)
 SMALL = {"grpo": {"method.group_size": 4}}
 """Settings that make a method fit into the small experiments here."""
 PROMPTS = ["cat", "dog", "butterfly", "horse", "bee"]
+
+
+def mostly_slow(cases: Sequence[tuple[Any, ...]], quick: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Parameters of a test that says the same of many methods: ``slow``, all but the ``quick`` cases."""
+    assert all(case in cases for case in quick)
+    return [pytest.param(*case, marks=[] if case in quick else pytest.mark.slow) for case in cases]
 
 
 def make_method(name: str, **settings: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from suite_files import SEARCH, finish, finish_job, leave_scores, write_suite
 
-from factories import METHODS, make_resolved, make_trainer
+from factories import METHODS, make_resolved, make_trainer, mostly_slow
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.estimates.time_estimate import (
     Rates,
@@ -25,6 +25,8 @@ from sdpo_bench.settings import ScheduleSettings
 from sdpo_bench.sweep.plan import make_plan, record_of
 from sdpo_bench.sweep.suite import read_suite
 
+TWELVE = {"budget.images": 12}
+
 
 def ledger_of(resolved, tmp_path):
     trainer = make_trainer(resolved, tmp_path)
@@ -34,12 +36,15 @@ def ledger_of(resolved, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [
-        *((name, {"budget.images": 12}) for name in METHODS),
-        ("sdpo", {"budget.reward_calls": 31}),
-        ("sparse_dpo", {"budget.denoiser_calls": 150, "update.inner_epochs": 2}),
-        ("sparse_dpo", {"budget.optimiser_steps": 3}),
-    ],
+    mostly_slow(
+        [
+            *((name, TWELVE) for name in METHODS),
+            ("sdpo", {"budget.reward_calls": 31}),
+            ("sparse_dpo", {"budget.denoiser_calls": 150, "update.inner_epochs": 2}),
+            ("sparse_dpo", {"budget.optimiser_steps": 3}),
+        ],
+        quick=[(name, TWELVE) for name in ("sdpo", "sparse_dpo", "best_of_n")],
+    ),
 )
 def test_the_estimate_is_the_bill(tiny_pipe, tmp_path, name, extra):
     """Also where the last epoch is cut: 12 images are an epoch of 8 and one of 4."""

@@ -73,6 +73,7 @@ def left(folder, scenario):
     return [json.loads(path.read_text()) if path.exists() else None for path in files]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_give_the_numbers_of_one(tiny_pipe, tmp_path, two, method):
     one = trained(method, tmp_path, ALONE, **budget(method))
@@ -91,6 +92,7 @@ def test_two_processes_give_the_numbers_of_one(tiny_pipe, tmp_path, two, method)
     assert results[0]["metrics"]["pictures"] == pytest.approx(one["metrics"]["pictures"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_no_picture_is_sampled_twice_and_none_is_left_out(tiny_pipe, tmp_path, two):
     one = trained("sdpo", tmp_path, ALONE, **BUDGET)["sampled"]
     parts = [result["sampled"] for result in left(two, "sdpo")]
@@ -103,6 +105,7 @@ def test_no_picture_is_sampled_twice_and_none_is_left_out(tiny_pipe, tmp_path, t
     )
 
 
+@pytest.mark.slow
 def test_a_run_begun_by_one_process_is_finished_by_two(two):
     whole, resumed = (load_file(two / name / "weights-0.safetensors") for name in ("sdpo", "resumed"))
     assert all((resumed[n] - w).abs().max() < 1e-3 for n, w in whole.items())
@@ -111,6 +114,7 @@ def test_a_run_begun_by_one_process_is_finished_by_two(two):
     assert bills[0] == bills[1] and len(bills[0]) == 3, "each epoch is logged once, by one process"
 
 
+@pytest.mark.slow
 def test_processes_skip_the_same_fp16_steps_as_one(tmp_path, two):
     """The last epoch has one pair: a process without gradients of its own decides as the other does."""
     one = overflowing(tmp_path, ALONE)["metrics"]
@@ -124,6 +128,7 @@ def test_processes_skip_the_same_fp16_steps_as_one(tmp_path, two):
         assert result["metrics"]["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_trouble_on_one_process_ends_all(two):
     main, other = left(two, "failing")
     assert "process 1 failed: the disk of process 1 is on fire" in main["error"]

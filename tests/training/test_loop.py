@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from factories import GRADIENT_METHODS, TRAINED, make_resolved, make_trainer
+from factories import GRADIENT_METHODS, TRAINED, make_resolved, make_trainer, mostly_slow
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.training import checkpoint
 
@@ -39,9 +39,12 @@ RESUMED = ("sdpo", "ddpo", "d3po", "sparse_dpo", "tdpo", "draft")
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [(name, {}) for name in TRAINED]
-    + [(name, ONE_STEP) for name in (*WAYS, *GRADIENT_METHODS)]
-    + [(name, SKIP_LAST) for name in WAYS],
+    mostly_slow(
+        [(name, {}) for name in TRAINED]
+        + [(name, ONE_STEP) for name in (*WAYS, *GRADIENT_METHODS)]
+        + [(name, SKIP_LAST) for name in WAYS],
+        quick=[("sdpo", {}), ("sparse_dpo", {}), ("draft", {}), ("sdpo", ONE_STEP), ("sdpo", SKIP_LAST)],
+    ),
 )
 def test_the_ledger_counts_every_call(tiny_pipe, tmp_path, monkeypatch, name, extra):
     from sdpo_bench.cli.commands.run import plan
@@ -103,7 +106,10 @@ def interrupt_after(trainer, epochs, phase):
 
 @pytest.mark.parametrize(
     ("name", "phase"),
-    [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in RESUMED)],
+    mostly_slow(
+        [("sdpo", "sampling"), ("sdpo", "scoring"), *((name, "updating") for name in RESUMED)],
+        quick=[("sdpo", "updating"), ("d3po", "updating")],
+    ),
 )
 def test_resumed_equals_never_stopped(tiny_pipe, tmp_path, name, phase):
     """The same bytes of train.jsonl and the same weights, wherever the first attempt ended."""
