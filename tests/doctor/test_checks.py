@@ -15,7 +15,13 @@ from sdpo_bench.rewards.emoji_style import EmojiStyle
 EVERY = [plugin for kind in ("methods", "rewards") for plugin in plugins(kind).values()]
 
 
-@pytest.mark.parametrize("plugin", EVERY, ids=[f"{p.kind}:{p.name}" for p in EVERY])
+def shown(plugin):
+    """A parameter: slow, but for the few that stand for all."""
+    quick = plugin.name in ("sdpo", "d3po", "emoji-align")
+    return pytest.param(plugin, id=f"{plugin.kind}:{plugin.name}", marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("plugin", [shown(plugin) for plugin in EVERY])
 def test_every_plugin_conforms(plugin, monkeypatch):
     monkeypatch.setenv("SDPO_BENCH_REWARD_URL", "http://127.0.0.1:1")  # no service there
     checks = list(check_plugin(plugin))
