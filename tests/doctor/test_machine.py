@@ -108,6 +108,7 @@ def test_a_third_party_package_is_found_run_and_reported(third_party, tiny_pipe,
     assert code == 0 and "reinforce-example" in shown.out and "redness-example" in shown.out
 
 
+@pytest.mark.slow
 def test_a_third_party_package_is_checked_like_a_built_in_one(third_party, capsys):
     for kind, name in (("methods", "reinforce-example"), ("rewards", "redness-example")):
         checks = list(check_plugin(registry.find(kind, name)))

@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin-package"
 
 
@@ -22,6 +24,7 @@ def announce(folder):
     return sum(len(entries) for entries in project["entry-points"].values())
 
 
+@pytest.mark.slow
 def test_the_example_package_passes_its_own_tests(tmp_path):
     assert announce(tmp_path) == 2, "one method, one reward"
     path = os.pathsep.join([str(tmp_path), str(EXAMPLE), *filter(None, [os.environ.get("PYTHONPATH")])])

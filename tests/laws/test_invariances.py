@@ -129,6 +129,7 @@ def test_mean_log_prob_does_not_grow_with_resolution(side, scale, seed):
 # -- seeds -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_two_draws_of_a_run_share_a_seed(monkeypatch, tiny_pipe, tmp_path):
     """Every seed that three epochs of training ask for is asked for once; two seeds of a run share none."""
     from factories import make_resolved, make_trainer

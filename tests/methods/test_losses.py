@@ -165,6 +165,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
 def test_a_named_variant_is_the_method_with_that_setting(tiny_pipe, tmp_path, name, settings):
     """The same log, byte for byte, and the same settings of the preset for its parent."""

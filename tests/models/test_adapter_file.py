@@ -69,6 +69,7 @@ def forget_settings(lora: Path) -> None:
     (lora / LORA_SEAL).unlink()
 
 
+@pytest.mark.slow
 @settings(max_examples=2, deadline=None)
 @given(
     rank=st.integers(1, 12),
@@ -166,6 +167,7 @@ def test_an_adapter_of_an_earlier_version_at_strength_one_is_loaded_as_before(ti
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [False, True], ids=["last", "best"])
 def test_a_run_of_another_strength_is_judged_and_exported_as_it_was_trained(tiny_pipe, tmp_path, monkeypatch, chosen):
     """Its training state is the only witness: what is judged and exported went through a file, the best one twice."""

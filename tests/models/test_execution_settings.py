@@ -108,6 +108,7 @@ def test_only_what_changes_numbers_changes_the_run_id(tiny_pipe):
     assert len({run_id(), run_id(precision="tf32"), run_id(precision="bf16")}) == 3
 
 
+@pytest.mark.slow
 def test_rewards_scored_beside_the_decoder_give_the_same_run(tiny_pipe, tmp_path):
     logs = []
     for overlap in (False, True):

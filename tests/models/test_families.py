@@ -96,6 +96,7 @@ def test_consistency_pictures_are_stock_diffusers(small, guidance, monkeypatch):
     assert (other - theirs).abs().max() > 1e-3, "the UNet hears the new scale"
 
 
+@pytest.mark.slow
 def test_a_run_of_another_shape_end_to_end(shaped, tmp_path):
     """Train, save, evaluate; the bill is the predicted one; stock diffusers shows what the adapter does."""
     # A loss over single steps for one shape, over whole trajectories for the one whose last step draws nothing.
@@ -137,6 +138,7 @@ def check_adapter(folder, lora, lcm):
     assert (ours.latents[:, 0, -1] - tuned).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_low_precision_of_another_shape(shaped, tmp_path):
     """bf16 weights, float32 adapter; SDXL's autoencoder stays float32."""
     trainer = make_trainer(make_resolved(shaped, **{"budget.images": 8, "model.precision": "bf16"}), tmp_path)
@@ -151,6 +153,7 @@ def weights_of(trainer):
     return {name: p.detach().clone() for name, p in trainer.policy.lora_parameters().items()}
 
 
+@pytest.mark.slow
 def test_saving_memory_changes_no_number_and_no_identity(tiny_pipe, tmp_path):
     plain = make_resolved(tiny_pipe)
     lean = make_resolved(tiny_pipe, **{"model.gradient_checkpointing": True, "model.cpu_offload": True})

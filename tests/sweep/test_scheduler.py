@@ -94,6 +94,7 @@ def test_a_done_job_that_has_lost_its_scores_is_judged_again(undisturbed, tmp_pa
     assert sweep(path, out) == 0 and content(out) == content(there)
 
 
+@pytest.mark.slow
 def test_a_failed_job_gives_exit_code_1_and_the_others_go_on(tmp_path, tiny_pipe, capfd):
     path = tiny_suite(tmp_path, tiny_pipe, BROKEN, method='["ddpo"]')
     assert sweep(path, tmp_path / "out", "--jobs", "2", "--json") == 1
@@ -135,6 +136,7 @@ def wait_for(condition, gone=lambda: False):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_started_again_it_reaches_the_same_bytes(undisturbed, tmp_path):
     """SIGKILL of the whole group, three times at moments drawn once and for all."""
     path, whole = undisturbed
@@ -151,6 +153,7 @@ def test_killed_at_random_and_started_again_it_reaches_the_same_bytes(undisturbe
     assert content(out) == content(whole)
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(undisturbed, tmp_path):
     path, whole = undisturbed
     processes = [background(path, tmp_path / "out") for _ in range(2)]

@@ -111,6 +111,7 @@ def test_only_pictures_that_became_flat_end_a_run():
     assert not collapse_guards.all_flat(flat, flat), "a base model that draws nothing else has not collapsed"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
     resolved = make_resolved(tiny_pipe, "ddpo", **SMALL, **{"budget.images": 12, "guard.kl": 1e-12})
     whole = make_trainer(resolved, tmp_path / "whole")
@@ -150,6 +151,7 @@ def test_a_collapse_is_the_first_warning_of_pictures_or_distance(tmp_path):
     assert collapse_guards.collapsed_at(run) == 5
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path, monkeypatch):
     """The reward prefers what comes after the collapse; the choice does not fall for it."""
     from safetensors.torch import load_file

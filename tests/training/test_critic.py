@@ -47,6 +47,7 @@ def test_a_critic_depends_on_the_seed_alone(tiny_policy):
     assert any(not torch.equal(p, critic_of(other)[n]) for n, p in critic_of(first).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["step", "trajectory"])
 def test_a_critic_learns_the_value_of_states(tiny_policy, granularity):
     Regression.granularity = granularity
@@ -139,6 +140,7 @@ class WithState(Regression):
         return Critic(Counting(4 * latent_shape[1] * latent_shape[2]), 1e-2)
 
 
+@pytest.mark.slow
 def test_a_critic_with_state_goes_on_as_if_never_stopped(tiny_pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(factories, "make_method", lambda name, **settings: WithState(None))
     resolved = make_resolved(tiny_pipe, "ddpo")

@@ -144,6 +144,7 @@ def test_a_resumed_run_compares_with_the_returns_of_epochs_before(tiny_pipe, tmp
     assert all(torch.equal(p, weights_of(whole)[n]) for n, p in weights_of(resumed).items())
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_at_most_the_epochs_since_its_checkpoint(tiny_pipe, tmp_path, monkeypatch):
     """As SIGKILL does it: no clean-up runs at all."""
     resolved = make_resolved(tiny_pipe, **{"budget.images": 40})
@@ -187,6 +188,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_pipe, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in weights_of(ranks[1]).items())
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_a_run(tiny_pipe, tmp_path):
     resolved = make_resolved(tiny_pipe)
     numbers = []
