@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Any
 
 from sdpo_bench.estimates.time_estimate import Work
+from sdpo_bench.ledger import limit_text
 from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
+from sdpo_bench.sweep.suite import Round
 from sdpo_bench.sweep.tuning import BILL
 
 
@@ -65,6 +67,8 @@ def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
     if not left:
         return lines
     sums = totals(left)
+    if plan.suite.search and not all(choice.settled for choice in plan.choices):
+        lines += later_rounds(plan.suite.search.rounds)
     if sums["images"] is not None:
         costs = ", ".join(f"{sums[key]:,} {key.replace('_', ' ')}" for key in BILL)
         lines.append(f"left to do (unfinished jobs counted whole): {costs}")
@@ -77,12 +81,23 @@ def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
     return lines
 
 
+def later_rounds(rounds: Sequence[Round]) -> list[str]:
+    """What a search does after its first round, whose jobs are in the plan; one line a round."""
+    lines = []
+    for number, one in enumerate(rounds[1:], 2):
+        axis, amount = next(iter(one.budget.items()))
+        budget = limit_text(amount, axis.removeprefix("budget."))
+        seeds = ", ".join(map(str, one.seeds))
+        lines.append(f"then round {number} of each search: its best {one.keep}, {budget}, training seeds {seeds}")
+    return lines
+
+
 def plan_data(plan: Plan) -> dict[str, Any]:
     """The plan for ``--json``."""
     choices = []
     for choice in plan.choices:
         chosen = dict(choice.chosen.settings) if choice.chosen else None
-        choices.append({"group": list(choice.group), "chosen": chosen, "cost": dict(choice.cost)})
+        choices.append({"group": list(choice.group), "chosen": chosen, "cost": choice.cost})
     return {
         "suite": plan.suite.name,
         "cells": [job_data(job) for job in plan.jobs],

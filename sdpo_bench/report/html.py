@@ -10,7 +10,6 @@ import re
 
 from sdpo_bench.report.content import Grid, Report
 from sdpo_bench.report.plots import THEME
-from sdpo_bench.system.console_text import clean
 from sdpo_bench.report.templates import ASSETS, render_template
 
 DARK = {"ink": "#e8ebee", "muted": "#a0abb6", "rule": "#36414c"}

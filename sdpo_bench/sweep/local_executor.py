@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from sdpo_bench.errors import MissingError
-from sdpo_bench.sweep.worker import FAILED, STOPPED, Said, Task, child
+from sdpo_bench.sweep.worker import FAILED, STOPPED, Task, child
 from sdpo_bench.system.signals import shield_children
 
 START_METHOD = "spawn"

@@ -5,7 +5,7 @@ the sweep plans again whenever a tuning run has ended. Nothing here imports torc
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,16 @@ from sdpo_bench.results.read_results import flat_settings
 from sdpo_bench.results.select_runs import ALIASES, same
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import read_scores
-from sdpo_bench.sweep.suite import Group, Suite
-from sdpo_bench.sweep.tuning import Choice, choice_data, make_choice, tuning_overrides
+from sdpo_bench.sweep.suite import Group, Round, Search, Suite
+from sdpo_bench.sweep.tuning import (
+    Choice,
+    TuningRun,
+    choice_data,
+    read_tuning_run,
+    search_data,
+    search_settings,
+    tuning_overrides,
+)
 
 JobState = Literal["new", "done", "unfinished", "failed", "waiting"]
 """``waiting``: its settings are known once its tuning runs have ended."""
@@ -134,19 +142,27 @@ class _Planner:
         search = self.suite.search
         if search is None:
             return [], ()
-        extra = tuning_overrides(search)
-        jobs, choices = [], []
+        jobs: list[Job] = []
+        choices = []
         for group in self.suite.groups:
-            runs, candidates = [], search.candidates(group.method)
-            if candidates == [{}]:
-                continue  # no key of the grid is one of its own: there is nothing to tune
-            for settings in candidates:
-                overrides = {**_common(self.suite.overrides(group.method, group.variant)), **extra, **settings}
-                job = self.job(group, search.settings.seed, "tuning", overrides)
-                jobs.append(job)
-                runs.append((RunFolder(self.out / "runs" / job.run_id), settings))
-            choices.append(make_choice(group, runs, str(job.settings["reward.name"]), search))
+            if search.axes(group.method):  # else no key of the grid is one of its own: there is nothing to tune
+                own, choice = self._search(group, search)
+                jobs += own
+                choices.append(choice)
         return jobs, tuple(choices)
+
+    def _search(self, group: Group, search: Search) -> tuple[list[Job], Choice]:
+        """The tuning jobs of one group that are known by now, each once, and its choice so far."""
+        jobs: dict[str, Job] = {}
+        common = _common(self.suite.overrides(group.method, group.variant))
+
+        def run_of(settings: Mapping[str, Any], one: Round, seed: int) -> TuningRun:
+            job = self.job(group, seed, "tuning", {**common, **tuning_overrides(search, one), **settings})
+            jobs.setdefault(job.run_id, job)
+            return read_tuning_run(RunFolder(self.out / "runs" / job.run_id), str(job.settings["reward.name"]), search)
+
+        choice = search_settings(group, search, run_of)
+        return list(jobs.values()), choice
 
     def reported(self, group: Group, seed: int, choice: Choice | None) -> Job:
         """A reported job, with the settings that its search has chosen or, before that, those of the first try."""
@@ -157,7 +173,7 @@ class _Planner:
             return self.job(group, seed, "reported", {**overrides, **choice.chosen.settings})
         first = self.job(group, seed, "reported", {**overrides, **choice.candidates[0].settings})
         if choice.settled:
-            return replace(first, run_id="", state="failed", message="all its tuning runs failed: nothing to choose")
+            return replace(first, run_id="", state="failed", message=_nothing_to_choose(choice))
         return replace(first, run_id="", state="waiting", message="after its tuning runs")
 
     def job(self, group: Group, seed: int, role: Role, overrides: dict[str, Any]) -> Job:
@@ -193,6 +209,13 @@ class _Planner:
                 where = f"method {group.method}, reward {group.reward}{variant}"
                 raise UsageError(f"suite '{self.suite.name}', {where}: {error}") from None
         return self._resolved[key]
+
+
+def _nothing_to_choose(choice: Choice) -> str:
+    reasons = sorted({run.out for run in choice.runs if run.out})
+    if not reasons:
+        return "all its tuning runs failed: nothing to choose"
+    return f"no candidate of its search is left: {'; '.join(reasons)}"
 
 
 def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +286,7 @@ def record_of(plan: Plan) -> dict[str, Any]:
         "reported": {c.run_id: c.variant for c in plan.jobs if c.role == "reported" and c.run_id},
         "tuning": [c.run_id for c in plan.jobs if c.role == "tuning"],
         "waiting": sum(c.role == "reported" and not c.run_id for c in plan.jobs),
-        "search": {**asdict(suite.search.settings), "budget": dict(suite.search.budget)} if suite.search else None,
+        "search": search_data(suite.search) if suite.search else None,
         "choices": [choice_data(choice) for choice in plan.choices],
     }
 

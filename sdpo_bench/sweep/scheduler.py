@@ -92,8 +92,8 @@ class Sweep:
         self.replan, self.executor, self.runtime = replan, executor, runtime
         self.deadline, self.tell = deadline, tell
         plan = replan()
-        states = ("failed",) if only_failed else ("new", "unfinished", "failed", "waiting")
-        self.progress = Progress(plan, [job.key for job in plan.jobs if job.state in states])
+        self.states = ("failed",) if only_failed else ("new", "unfinished", "failed", "waiting")
+        self.progress = Progress(plan, [job.key for job in plan.jobs if job.state in self.states])
         self._signals: list[int] = []
         self._stopping = self._killed = False
 
@@ -234,7 +234,13 @@ class Sweep:
             self._replan()
 
     def _replan(self) -> None:
-        self.progress.plan = self.replan()
+        """Plan again; the tuning runs of a search's next round join the jobs, in the order of the plan."""
+        p = self.progress
+        p.plan = self.replan()
+        known = set(p.todo)
+        p.todo = [
+            job.key for job in p.plan.jobs if job.key in known or (job.role == "tuning" and job.state in self.states)
+        ]
 
     @contextmanager
     def _catching(self) -> Iterator[None]:

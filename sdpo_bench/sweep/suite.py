@@ -15,19 +15,30 @@ A suite is a preset (``presets.py``: sections of settings, ``[for.METHOD.section
     images = 2560
     [variants.per-prompt.advantage]          # named alternatives, one job each
     normalisation = "per-prompt"
-    [search]                                 # the same small search for every method (see ``tuning.py``)
+    [search]                                 # the same search for every method (see ``tuning.py``)
     seed = 1000
     steps = [1, 4]
+    extend = ["update.lr"]                   # a value at the end of its list that wins adds the next one
     [search.budget]
     images = 640
     [search.grid.update]
     lr = [1e-3, 4e-3]
     [search.for.sdpo.method]                 # more keys for one method
     clip_range = [1e-4, 1e-3]
+    [search.require]                         # a candidate that falls below the base model here is out
+    reward = "emoji-accuracy"
+    drop = 0.02
+    [[search.rounds]]                        # instead of seed and budget: successive halving
+    seeds = [1000]
+    images = 640
+    [[search.rounds]]
+    keep = 2                                 # the best of the round before, once more with another seed
+    seeds = [1000, 1001]
+    images = 640
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -46,6 +57,19 @@ from sdpo_bench.settings import SECTIONS, Count, Steps
 
 TEXTS = ("description", "reproduces", "departs")
 TABLES = ("cells", "variants", "search", "for")
+SEARCH_KEYS = (
+    "seed",
+    "budget",
+    "rounds",
+    "grid",
+    "for",
+    "require",
+    "steps",
+    "by",
+    "prompts",
+    "images_per_prompt",
+    "extend",
+)
 EVERY = "*"
 JOB_AXES = {"method.name": "method", "reward.name": "reward", "model.name": "model", "seed": "seed"}
 """Settings that are axes of ``[cells]``."""
@@ -57,8 +81,6 @@ SHARED_SECTIONS = ("budget", "eval", "checkpoint")
 class SearchSettings:
     """How hyperparameters are chosen for each method."""
 
-    seed: Annotated[int, Ge(0)]
-    """Training seed of all tuning runs; not among the reported ones."""
     steps: Annotated[tuple[Steps, ...], MinLen(1)]
     """Numbers of denoising steps whose mean score decides."""
     by: Literal["reward", "validation"] = "reward"
@@ -67,6 +89,31 @@ class SearchSettings:
     """Prompt set of ``by = "validation"``."""
     images_per_prompt: Count = 1
     """Images of every prompt and step count."""
+    extend: tuple[str, ...] = ()
+    """Keys whose lists of numbers grow by one value, in the ratio of the last two, where the value at an end wins."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a candidate must keep besides the trained reward.
+
+    Its mean score by ``reward`` at the search's step counts is at least the base model's minus ``drop``.
+    """
+
+    reward: str
+    drop: Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a search by successive halving."""
+
+    seeds: tuple[int, ...]
+    """Training seeds; a candidate's score is the mean over them."""
+    budget: Mapping[str, Any]
+    """One ``budget.AXIS``: what each tuning run may use."""
+    keep: int | None
+    """How many of the round before take part, the best first; None for all."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +121,24 @@ class Search:
     """A grid of settings, alike for every method but for keys that only one has."""
 
     settings: SearchSettings
-    budget: Mapping[str, Any]
-    """One ``budget.AXIS``: what a tuning run may use."""
+    rounds: tuple[Round, ...]
     grid: Mapping[str, tuple[Any, ...]]
     by_method: Mapping[str, Mapping[str, tuple[Any, ...]]]
+    require: Requirement | None = None
 
-    def candidates(self, method: str) -> list[dict[str, Any]]:
-        """Every choice of the method's grid, the last key varying fastest; one empty choice where it has no use for
-        any key of the grid."""
-        axes = {**without_idle(method, self.grid), **self.by_method.get(plugin_tag(method), {})}
-        return [dict(zip(axes, values)) for values in product(*axes.values())]
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All tuning seeds."""
+        return tuple(sorted({seed for one in self.rounds for seed in one.seeds}))
+
+    def axes(self, method: str) -> dict[str, tuple[Any, ...]]:
+        """Values to try by key, without keys that the method has no use for."""
+        return {**without_idle(method, self.grid), **self.by_method.get(plugin_tag(method), {})}
+
+
+def products(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every choice of one value a key, the last key varying fastest; one empty choice where there is no key."""
+    return [dict(zip(axes, values)) for values in product(*axes.values())]
 
 
 class Group(NamedTuple):
@@ -270,10 +325,14 @@ def _method_tag(name: str) -> str:
 
 
 def _search(table: dict[str, Any]) -> Search:
-    budget, grid = _table(table, "budget"), flatten(_table(table, "grid"))
+    _refuse_unknown(table, SEARCH_KEYS, "search.")
+    grid = flatten(_table(table, "grid"))
     by_method = {_method_tag(k): flatten(t) for k, t in _tables(table, "for").items()}
-    valid = [*SearchSettings.__dataclass_fields__, "budget", "grid", "for"]
-    _refuse_unknown(table, valid, "search.")
+    rounds = _rounds(table)
+    require: Requirement | None = None
+    if "require" in table:
+        require = validate(Requirement, _table(table, "require"), "search.require")
+        require = replace(require, reward=find("rewards", require.reward).name)
     for axes in (grid, *by_method.values()):
         for key, values in axes.items():
             if not isinstance(values, list) or not values:
@@ -282,12 +341,56 @@ def _search(table: dict[str, Any]) -> Search:
                 raise UsageError(f"search: {key} is not a hyperparameter of a method.")
     if not grid and not by_method:
         raise UsageError("search: nothing to try. Add [search.grid.update] with e.g. lr = [1e-3, 4e-3].")
-    if len(budget) != 1 or next(iter(budget)) not in AXES:
-        raise UsageError(f"search.budget names one axis, got {budget}. Valid: {', '.join(AXES)}.")
-    lists = {k: tuple(v) for k, v in grid.items()}
-    own = {m: {k: tuple(v) for k, v in axes.items()} for m, axes in by_method.items()}
     settings: SearchSettings = validate(SearchSettings, table, "search")
-    return Search(settings, flatten({"budget": budget}), lists, own)
+    for key in settings.extend:
+        _refuse_unextendable(key, [axes[key] for axes in (grid, *by_method.values()) if key in axes])
+    own = {m: {k: tuple(v) for k, v in axes.items()} for m, axes in by_method.items()}
+    return Search(settings, rounds, {k: tuple(v) for k, v in grid.items()}, own, require)
+
+
+def _rounds(table: dict[str, Any]) -> tuple[Round, ...]:
+    """The rounds of a search: those of ``[[search.rounds]]``, or one by ``seed`` and ``[search.budget]``."""
+    if "rounds" not in table:
+        if "seed" not in table:
+            raise UsageError("search.seed is missing: a training seed that no reported run has. Example: seed = 1000")
+        seed = checked_seed(table.pop("seed"), "search.seed")
+        return (Round((seed,), _budget(_table(table, "budget"), "search.budget"), None),)
+    given = table.pop("rounds")
+    if both := {"seed", "budget"} & set(table):
+        raise UsageError(f"search.{sorted(both)[0]} and [[search.rounds]] say the same: leave one out.")
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+        raise UsageError("search.rounds are tables: [[search.rounds]] with seeds and a budget, e.g. images = 640.")
+    rounds: list[Round] = []
+    for number, one in enumerate(given, 1):
+        where, seeds, keep = f"search.rounds, round {number}", one.pop("seeds", None), one.pop("keep", None)
+        if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+            raise UsageError(f"{where}: got seeds = {seeds!r}. Example: seeds = [1000, 1001]")
+        if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):
+            raise UsageError(f"{where}: got keep = {keep!r}. Example: keep = 4")
+        if (keep is None) != (number == 1):
+            raise UsageError(f"{where}: keep says how many of the round before go on; all but the first need it.")
+        if number > 2 and keep is not None and rounds[-1].keep is not None and keep >= rounds[-1].keep:
+            raise UsageError(f"{where}: keep = {keep} leaves out nobody; the round before has {rounds[-1].keep}.")
+        rounds.append(Round(tuple(checked_seed(seed, where) for seed in seeds), _budget(one, where), keep))
+    return tuple(rounds)
+
+
+def _budget(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if len(table) != 1 or next(iter(table)) not in AXES:
+        raise UsageError(f"{where} names one axis, got {dict(table)}. Valid: {', '.join(AXES)}.")
+    return flatten({"budget": table})
+
+
+def _refuse_unextendable(key: str, lists: Sequence[Sequence[Any]]) -> None:
+    """Only ascending lists of positive numbers have a next value."""
+    for values in lists:
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and v > 0]
+        if len(numbers) < 2 or len(numbers) < len(values) or list(values) != sorted(set(numbers)):
+            raise UsageError(
+                f"search.extend: {key} = {list(values)} has no next value; give ascending numbers above 0."
+            )
+    if not lists:
+        raise UsageError(f"search.extend names {key}, which the search does not try.")
 
 
 def _check(suite: Suite) -> None:
@@ -319,9 +422,9 @@ def _check_search(search: Search, suite: Suite) -> None:
     _refuse_axes("search", search.grid)
     for name, grid in search.by_method.items():
         _refuse_axes(f"search.for.{name}", grid)
-    if search.settings.seed in suite.seeds:
+    if reported := sorted(set(search.seeds) & set(suite.seeds)):
         raise UsageError(
-            f"search.seed = {search.settings.seed} is among the reported seeds; tuning on it would flatter them. "
+            f"search.seed = {reported[0]} is among the reported seeds; tuning on it would flatter them. "
             f"Use another, e.g. {max(suite.seeds) + 1000}."
         )
     if (search.settings.by == "validation") != bool(search.settings.prompts):

@@ -1,31 +1,73 @@
-"""The same small search for every method: tuning runs are ordinary jobs, and their cost stands beside the choice.
+"""The same search for every method: tuning runs are ordinary jobs, and their cost stands beside the choice.
 
 A comparison is as fair as the tuning behind it. Every method gets the same grid (plus keys that only it has), the
-same budget for each candidate and one tuning seed that is never reported; the candidate with the highest mean score
+same budget for each candidate and tuning seeds that are never reported; the candidate with the highest mean score
 wins. What that cost is recorded, not hidden.
+
+A search of several rounds is synchronous successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all
+candidates take part in the first round, the best of a round go on to the next, with more seeds or a larger budget.
+The choice is a pure function of the results folder, so that a search resumes on any executor; the schedulers of
+Optuna and Ray Tune halve asynchronously, in the order in which trials happen to end, and keep a state of their own.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from sdpo_bench.errors import UsageError
 from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.sweep.suite import Group, Search
+from sdpo_bench.statistics.eval_table import Block, PanelKey, read_scores
+from sdpo_bench.sweep.suite import Group, Requirement, Round, Search, products
 
 BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
-"""Axes of a training bill; also attributes of ``Work`` and keys of JSON."""
+EXTENSIONS = 2
+"""How often a grid grows, at most."""
+
+
+@dataclass(frozen=True)
+class TuningRun:
+    """One tuning run and what became of it."""
+
+    run_id: str
+    state: str
+    score: float | None
+    """Mean over prompts, images and step counts; None while there is none, and for a run that is out."""
+    bill: Mapping[str, float]
+    out: str = ""
+    """Why a finished run cannot win."""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ("done", "failed")
+
+
+RunOf = Callable[[Mapping[str, Any], Round, int], TuningRun]
+"""The tuning run of a candidate's settings in a round, with a seed."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of settings and what became of its tuning run."""
+    """One choice of settings, with its runs of every round that it took part in."""
 
-    run_id: str
     settings: Mapping[str, Any]
-    state: str
-    score: float | None
-    """Mean over prompts, images and step counts; None while there is none, and for a run that failed."""
+    rounds: tuple[tuple[TuningRun, ...], ...]
+
+    @property
+    def score(self) -> float | None:
+        """Mean over the seeds of its last round; None while one is missing, or where one failed or is out."""
+        return _mean_score(self.rounds[-1])
+
+    @property
+    def state(self) -> str:
+        """``done``, ``out`` or ``failed``, else the state of the first run that has not ended."""
+        last = self.rounds[-1]
+        for run in last:
+            if not run.ended:
+                return run.state
+        if any(run.state == "failed" for run in last):
+            return "failed"
+        return "out" if self.score is None else "done"
 
 
 @dataclass(frozen=True)
@@ -34,81 +76,194 @@ class Choice:
 
     group: Group
     candidates: tuple[Candidate, ...]
-    cost: Mapping[str, float]
-    """Bill of all tuning runs so far."""
+    settled: bool
+    """Whether no tuning run is still to come."""
+    chosen: Candidate | None
+    """The best of the last round, the first of equals; None before all have ended or where all failed."""
+    on_edge: tuple[str, ...]
+    """Keys whose chosen value is still at an end of its list after the last extension."""
 
     @property
-    def settled(self) -> bool:
-        """Whether no tuning run is still to come."""
-        return all(candidate.state in ("done", "failed") for candidate in self.candidates)
+    def runs(self) -> tuple[TuningRun, ...]:
+        """All tuning runs, each once."""
+        return tuple({run.run_id: run for c in self.candidates for runs in c.rounds for run in runs}.values())
 
     @property
-    def chosen(self) -> Candidate | None:
-        """The best candidate, the first of equals; None before all are settled or where all failed."""
-        scored = [c for c in self.candidates if c.score is not None]
-        return max(scored, key=lambda c: c.score or 0.0) if self.settled and scored else None
+    def cost(self) -> dict[str, float]:
+        """Bill of all tuning runs so far."""
+        return {key: sum(float(run.bill.get(key, 0)) for run in self.runs) for key in BILL}
 
 
-def tuning_overrides(search: Search) -> dict[str, Any]:
-    """Settings of every tuning run besides its candidate: its budget, and an evaluation of just what decides."""
+def search_settings(group: Group, search: Search, run_of: RunOf) -> Choice:
+    """The choice so far; ``run_of`` is asked for every run that the search needs as far as it is known by now."""
+    axes = search.axes(group.method)
+    settings = products(axes)
+    for extension in range(EXTENSIONS + 1):
+        candidates, ranking = _play(search.rounds, settings, run_of)
+        if ranking is None:
+            return Choice(group, candidates, settled=False, chosen=None, on_edge=())
+        if not ranking:
+            break
+        longer = _extended(axes, ranking[0].settings, search.settings.extend)
+        if not longer or extension == EXTENSIONS:
+            return Choice(group, candidates, settled=True, chosen=ranking[0], on_edge=tuple(longer))
+        axes = axes | longer
+        settings += [one for one in products(axes) if one not in settings]
+    return Choice(group, candidates, settled=True, chosen=None, on_edge=())
+
+
+def _play(
+    rounds: Sequence[Round], settings: Sequence[Mapping[str, Any]], run_of: RunOf
+) -> tuple[tuple[Candidate, ...], list[Candidate] | None]:
+    """Every candidate with its runs, and those that are left after the last round, the best first.
+
+    None instead of these while a run of some round has not ended.
+    """
+    played: list[list[tuple[TuningRun, ...]]] = [[] for _ in settings]
+    left = list(range(len(settings)))
+    ended = True
+    for one in rounds:
+        left = left[: one.keep]
+        for place in left:
+            played[place].append(tuple(run_of(settings[place], one, seed) for seed in one.seeds))
+        ended = all(run.ended for place in left for run in played[place][-1])
+        if not ended:
+            break
+        scores = {place: _mean_score(played[place][-1]) for place in left}
+        scored = {place: score for place, score in scores.items() if score is not None}
+        left = sorted(scored, key=lambda place: -scored[place])  # stable: the first of equals
+    candidates = tuple(Candidate(s, tuple(runs)) for s, runs in zip(settings, played))
+    return candidates, [candidates[place] for place in left] if ended else None
+
+
+def _mean_score(runs: Sequence[TuningRun]) -> float | None:
+    scores = [run.score for run in runs]
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known and len(known) == len(scores) else None
+
+
+def _extended(
+    axes: Mapping[str, tuple[Any, ...]], chosen: Mapping[str, Any], keys: Sequence[str]
+) -> dict[str, tuple[Any, ...]]:
+    """Longer lists of the keys whose chosen value is at an end; the new value continues the ratio there."""
+    longer = {}
+    for key in keys:
+        values = axes.get(key, ())
+        if len(values) > 1 and chosen[key] == values[-1]:
+            longer[key] = (*values, _rounded(values[-1] * values[-1] / values[-2]))
+        elif len(values) > 1 and chosen[key] == values[0]:
+            longer[key] = (_rounded(values[0] * values[0] / values[1]), *values)
+    return longer
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def tuning_overrides(search: Search, one: Round) -> dict[str, Any]:
+    """Settings of a round's tuning runs besides their candidate: its budget, and an evaluation of what decides."""
     s = search.settings
     judged = {
         "eval.unseen": "",
-        "eval.rewards": (),
+        "eval.rewards": (search.require.reward,) if search.require else (),
         "eval.steps": s.steps,
         "eval.images_per_prompt": s.images_per_prompt,
     }
     if s.by == "validation":
         judged |= {"eval.train": "", "eval.validation": s.prompts}
-    return {**search.budget, **judged, "checkpoint.choose": "last"}
+    return {**one.budget, **judged, "checkpoint.choose": "last"}
 
 
-def make_choice(
-    group: Group, runs: Sequence[tuple[RunFolder, Mapping[str, Any]]], filed_as: str, search: Search
-) -> Choice:
-    """Read the tuning runs of one group from disk.
+def read_tuning_run(folder: RunFolder, filed_as: str, search: Search) -> TuningRun:
+    """A tuning run from disk.
 
     Args:
         filed_as: name of the trained reward in results, which is not the one asked for where a service computes it.
     """
-    candidates = []
-    cost = dict.fromkeys(BILL, 0.0)
-    for folder, settings in runs:
-        state = folder.known_state
-        score = tuning_score(folder, filed_as, search) if state == "done" else None
-        candidates.append(Candidate(folder.run_id, settings, state, score))
-        bill = clean_bill((last_line(folder.path / "train.jsonl") or {}).get("bill"))
-        cost = {key: cost[key] + float(bill.get(key, 0)) for key in BILL}
-    return Choice(group, tuple(candidates), cost)
+    state = folder.known_state
+    bill = clean_bill((last_line(folder.path / "train.jsonl") or {}).get("bill"))
+    if state != "done":
+        return TuningRun(folder.run_id, state, None, bill)
+    reason = "" if search.require is None else _broken_requirement(folder, search.require, search)
+    score = None if reason else tuning_score(folder, filed_as, search)
+    return TuningRun(folder.run_id, state, score, bill, reason)
+
+
+def _broken_requirement(folder: RunFolder, require: Requirement, search: Search) -> str:
+    """Why a run does not keep what is required besides the trained reward; empty where it does."""
+    own = _judged(folder, require.reward, search)
+    if own is None:
+        return f"it has no scores by {require.reward}"
+    key, block = own
+    base = _base_block(folder, key, search)
+    if base is None:
+        return f"the base model has no scores by {require.reward}"
+    score, least = float(block.scores.mean()), float(base.scores.mean()) - require.drop
+    if score >= least:
+        return ""
+    return f"{require.reward} {score:.3f} is below {least:.3f}, the base model's minus {require.drop:g}"
+
+
+def _base_block(folder: RunFolder, key: PanelKey, search: Search) -> Block | None:
+    """The base model's scores in the same panel, from the folder beside the run's."""
+    model = folder.record()["config"]["model"]
+    for path in sorted(folder.path.parent.glob("base-*")):
+        base = RunFolder(path)
+        try:
+            facts = base.record()["config"]["model"]
+        except UsageError:
+            continue
+        if not base.evaluation.exists() or any(model.get(name, value) != value for name, value in facts.items()):
+            continue
+        block = read_scores(base.evaluation, pictures=False).blocks.get(key)
+        if block is not None and (asked := _asked_part(block, search)) is not None:
+            return asked
+    return None
 
 
 def tuning_score(folder: RunFolder, reward: str, search: Search) -> float | None:
     """Mean score of a finished tuning run at the search's step counts; None if it has none that is finite."""
-    import numpy as np
+    judged = _judged(folder, reward, search)
+    return float(judged[1].scores.mean()) if judged else None
 
-    from sdpo_bench.statistics.eval_table import read_scores
 
+def _judged(folder: RunFolder, reward: str, search: Search) -> tuple[PanelKey, Block] | None:
+    """A run's scores by a reward on the prompts, step counts and images that the search asks for, if all are finite."""
     split = "validation" if search.settings.by == "validation" else "train"
     for key, block in read_scores(folder.evaluation, pictures=False).blocks.items():
-        if key.reward == reward and key.split == split and set(search.settings.steps) <= set(block.steps):
-            images = range(search.settings.images_per_prompt)
-            if not set(images) <= set(block.images):
-                continue
-            scores = block.restrict(search.settings.steps, tuple(images)).scores
-            return float(scores.mean()) if np.isfinite(scores).all() else None
+        if key.reward == reward and key.split == split and (asked := _asked_part(block, search)) is not None:
+            return None if asked.bad else (key, asked)
     return None
+
+
+def _asked_part(block: Block, search: Search) -> Block | None:
+    s = search.settings
+    images = tuple(range(s.images_per_prompt))
+    if not set(s.steps) <= set(block.steps) or not set(images) <= set(block.images):
+        return None
+    return block.restrict(s.steps, images)
+
+
+def search_data(search: Search) -> dict[str, Any]:
+    """How a search was made, as plain data."""
+    rounds = [{"seeds": one.seeds, "budget": dict(one.budget), "keep": one.keep} for one in search.rounds]
+    require = {"reward": search.require.reward, "drop": search.require.drop} if search.require else None
+    return {**asdict(search.settings), "rounds": rounds, "require": require}
 
 
 def choice_data(choice: Choice) -> dict[str, Any]:
     """A choice as plain data, with every candidate and what became of it."""
-    chosen = choice.chosen
-    candidates = [
-        {"run": c.run_id, "settings": dict(c.settings), "state": c.state, "score": c.score} for c in choice.candidates
-    ]
+    candidates = []
+    for one in choice.candidates:
+        rounds = []
+        for runs in one.rounds:
+            rounds.append([{"run": r.run_id, "state": r.state, "score": r.score, "out": r.out} for r in runs])
+        candidates.append({"settings": dict(one.settings), "state": one.state, "score": one.score, "rounds": rounds})
     return {
         **choice.group._asdict(),
         "candidates": candidates,
-        "chosen": dict(chosen.settings) if chosen else None,
-        "score": chosen.score if chosen else None,
-        "cost": dict(choice.cost),
+        "chosen": dict(choice.chosen.settings) if choice.chosen else None,
+        "score": choice.chosen.score if choice.chosen else None,
+        "on_edge": choice.on_edge,
+        "cost": choice.cost,
     }

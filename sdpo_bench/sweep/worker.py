@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sdpo_bench.config.resolve import Request, resolve
-from sdpo_bench.errors import Busy, SdpoBenchError, Unwritable, UsageError, error_text
+from sdpo_bench.errors import Busy, SdpoBenchError, UsageError, error_text
 from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime

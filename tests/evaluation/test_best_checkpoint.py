@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from factories import make_resolved
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation.best_checkpoint import Validator
-from sdpo_bench.running.run_one import make_scorer, run_cell, run_job
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.run_folder import RunFolder, best_row
 from sdpo_bench.runs.saved_adapter import save_adapter

@@ -16,7 +16,7 @@ from sdpo_bench.evaluation.evaluate import evaluation_schedule, read_rows, sampl
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.results.read_results import Run, flat_settings
-from sdpo_bench.running.run_one import make_scorer, run_cell, run_job
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.settings import EvaluationSettings, Runtime

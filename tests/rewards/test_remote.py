@@ -26,7 +26,7 @@ from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.rewards import remote
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.running.live import print_step_table
-from sdpo_bench.running.run_one import make_scorers, run_cell, run_job
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.scoring import http_format
 from sdpo_bench.scoring.make_scorers import make_scorers
 from sdpo_bench.scoring.reward_expression import choose

@@ -12,7 +12,7 @@ from sdpo_bench.cli.commands import run as run_command
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts.prompt_sets import load_prompts, prompt_cache
-from sdpo_bench.running.run_one import run_cell, run_job
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.progress import Watcher

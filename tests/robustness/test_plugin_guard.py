@@ -15,7 +15,7 @@ from sdpo_bench.methods.best_of_n import BestOfN
 from sdpo_bench.methods.ddpo import DDPO
 from sdpo_bench.plugins.registry import Plugin
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
-from sdpo_bench.running.run_one import make_scorer, run_cell, run_job
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import make_scorer
 from sdpo_bench.scoring.scorer import Scorer

@@ -20,7 +20,7 @@ from sdpo_bench.models.catalogue import load_policy, scheduler_config
 from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import make_schedule
-from sdpo_bench.running.run_one import evaluation_scorers, run_cell, run_job
+from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import evaluation_scorers
 from sdpo_bench.scoring.scorer import CompositeScorer

@@ -215,6 +215,31 @@ def test_reported_jobs_start_when_their_own_search_has_ended(tmp_path):
     assert {c.state for c in reported} == {"done"}
 
 
+def test_the_next_round_of_a_search_joins_the_sweep(tmp_path):
+    """Four candidates; the two best once more with seed 10, then the best at the full budget, then what is reported."""
+    rounds = "[[search.rounds]]\nseeds = [9]\nimages = 64\n[[search.rounds]]\nkeep = 2\nseeds = [9, 10]\nimages = 64\n"
+    text = SEARCH.replace("seed = 9\n", "").replace("[search.budget]\nimages = 64\n", "")
+    text = text.replace("lr = [1e-3, 2e-3]", "lr = [1e-3, 2e-3, 4e-3]").replace('["sdpo", "ddpo"]', '["ddpo"]')
+    text = text[: text.index("[search.for")] + rounds + "[[search.rounds]]\nkeep = 1\nseeds = [9]\nimages = 128\n"
+    suite = read_suite(write_suite(tmp_path, text))
+
+    def behave(task):
+        request = task.request
+        score = request.overrides["update.lr"] * (1 if request.seed == 9 else -1)
+        leave_scores(task, score, "emoji-align", [1, 4])
+        return succeed(task)
+
+    made, executor = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    tuning = [c for c in make_plan(suite, tmp_path).jobs if c.role == "tuning"]
+    amounts = [(c.seed, c.settings["update.lr"], c.settings["budget.amount"]) for c in tuning]
+    assert amounts[:3] == [(9, 1e-3, 64), (9, 2e-3, 64), (9, 4e-3, 64)]
+    assert sorted(amounts[3:5]) == [(10, 2e-3, 64), (10, 4e-3, 64)]
+    assert amounts[5:] == [(9, 4e-3, 128)], "equal means: the first of equals in the order of the round before"
+    assert progress.count("done") == 6 + 2 and progress.left == 0
+    assert [("tuning" in label) for label in executor.started] == [True] * 6 + [False] * 2
+
+
 def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
     suite = read_suite(write_suite(tmp_path, SEARCH))
 

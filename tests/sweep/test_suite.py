@@ -178,6 +178,23 @@ BAD_SEARCH = {
         "method.name = ['d3po']",
         "cells.method",
     ),
+    "no tuning seed": ({"seed = 9": ""}, "search.seed is missing", "seed = 1000"),
+    "a round beside a seed": (
+        {"steps": "[1]\n[[search.rounds]]\nseeds = [9]\nimages = 64"},
+        "say the same",
+        "leave one",
+    ),
+    "an unknown required reward": (
+        {"steps": '[1]\n[search.require]\nreward = "emoji-acuracy"\ndrop = 0.1'},
+        "unknown reward 'emoji-acuracy'",
+        "Did you mean 'emoji-accuracy'",
+    ),
+    "a list without a next value": (
+        {"steps": '[1]\nextend = ["update.lr"]', "lr": "[1e-3]"},
+        "no next value",
+        "update.lr",
+    ),
+    "a key to extend that is not tried": ({"steps": '[1]\nextend = ["update.lrr"]'}, "does not try", "update.lrr"),
     "a searched budget": ({"lr": "[1e-3]\n[search.grid.budget]\nimages = [4]"}, "not a hyperparameter", "budget"),
 }
 
@@ -189,6 +206,8 @@ def test_a_wrong_suite_is_refused_before_anything_is_written(tmp_path, capsys, w
     if what in BAD_SEARCH:
         text = SEARCH.replace("seed = [0, 1]", f"seed = {changes.get('cells.seed', '[0, 1]')}")
         changes = {key: value for key, value in changes.items() if key != "cells.seed"}
+    for given in [key for key in changes if " = " in key]:
+        text = text.replace(given, changes.pop(given))
     path = write_suite(tmp_path, text, **changes)
     with pytest.raises(SystemExit) as stop:
         main(["sweep", str(path), "--out", str(tmp_path / "out")])
@@ -197,6 +216,41 @@ def test_a_wrong_suite_is_refused_before_anything_is_written(tmp_path, capsys, w
     assert said in message
     assert hint in message
     assert not (tmp_path / "out").exists()
+
+
+ROUNDS = """
+[[search.rounds]]
+seeds = [9]
+images = 64
+[[search.rounds]]
+keep = 2
+seeds = [9, 10]
+images = 64
+[[search.rounds]]
+keep = 1
+seeds = [9]
+images = 128
+"""
+BAD_ROUNDS = {
+    "no seeds": ("seeds = [9]", "", "round 1: got seeds = None", "seeds = [1000, 1001]"),
+    "a seed twice": ("seeds = [9, 10]", "seeds = [9, 9]", "round 2: got seeds = [9, 9]", "seeds ="),
+    "a reported seed": ("seeds = [9, 10]", "seeds = [9, 1]", "among the reported seeds", "1001"),
+    "nothing kept": ("keep = 2", "keep = 0", "round 2: got keep = 0", "keep = 4"),
+    "no keep": ("keep = 2", "", "round 2: keep says how many", "all but the first"),
+    "as many as before": ("keep = 1", "keep = 2", "round 3: keep = 2 leaves out nobody", "has 2"),
+    "no budget": ("images = 128", "", "round 3 names one axis, got {}", "images"),
+    "an unknown key": ("images = 128", "images = 128\nwhy = 1", "round 3 names one axis", "images"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROUNDS)
+def test_wrong_rounds_of_a_search_are_refused(tmp_path, what):
+    old, new, said, hint = BAD_ROUNDS[what]
+    own = SEARCH.replace("seed = 9\n", "").replace("[search.budget]\nimages = 64\n", "")
+    assert read_suite(write_suite(tmp_path, own + ROUNDS)).search.seeds == (9, 10)
+    with pytest.raises(UsageError) as refused:
+        read_suite(write_suite(tmp_path, own + ROUNDS.replace(old, new, 1)))
+    assert said in str(refused.value) and hint in str(refused.value)
 
 
 def test_methods_that_would_stop_at_different_budgets_are_refused(tmp_path):

@@ -8,20 +8,38 @@ import pandas as pd
 import pytest
 from report_factory import frame
 
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.sweep.tuning import Candidate, Choice, make_choice, tuning_score
+from sdpo_bench.sweep.suite import Group, Requirement, Round, Search, SearchSettings
+from sdpo_bench.sweep.tuning import TuningRun, read_tuning_run, search_settings, tuning_score
 
-GROUP = ("sdpo", "good", "model", "")
-ASKED = SimpleNamespace(settings=SimpleNamespace(by="train", steps=(1, 4), images_per_prompt=2))
+GROUP = Group("sdpo", "good", "model", "")
+ASKED = SimpleNamespace(settings=SimpleNamespace(by="train", steps=(1, 4), images_per_prompt=2), require=None)
+PLACES = "method.clip_range"
 
 
-def choice_of(*scores, states=()):
-    """Candidates named by their place, done unless said otherwise."""
-    named = [
-        Candidate(str(i), {"place": i}, state, score)
-        for i, (score, state) in enumerate(zip(scores, states or ["done"] * len(scores)))
-    ]
-    return Choice(GROUP, tuple(named), {})
+def search_of(values, *rounds, extend=()):
+    """A search over one setting, with one round unless more are given."""
+    settings = SearchSettings(steps=(1,), extend=extend)
+    return Search(settings, rounds or (Round((9,), {}, None),), {PLACES: tuple(values)}, {})
+
+
+def choose(scores, search=None, states=None):
+    """The choice where the run of each value (and seed, where the key has one) scores as said."""
+    search = search or search_of(range(len(scores)))
+    scores = dict(enumerate(scores)) if isinstance(scores, list | tuple) else scores
+    asked = []
+
+    def run_of(settings, one, seed):
+        value = settings[PLACES]
+        asked.append((value, seed, dict(one.budget)))
+        score = scores.get((value, seed), scores.get(value))
+        state = (states or {}).get(value, "done" if score is not None else "failed")
+        return TuningRun(
+            f"{value}-{seed}-{dict(one.budget)}", state, score if state == "done" else None, {"images": 64}
+        )
+
+    return search_settings(GROUP, search, run_of), asked
 
 
 @pytest.mark.parametrize(
@@ -29,14 +47,61 @@ def choice_of(*scores, states=()):
     [((0.2, 0.7, 0.3), 1), ((0.5, 0.7, 0.7), 1), ((-5.0, -2.0, -9.0), 1), ((-1.0, 0.0, -2.0), 1), ((None, -3.0), 1)],
 )
 def test_the_highest_score_is_chosen_and_the_first_of_equals(scores, place):
-    assert choice_of(*scores).chosen.settings == {"place": place}
+    assert choose(scores)[0].chosen.settings == {PLACES: place}
 
 
 def test_nothing_is_chosen_before_all_have_ended():
-    assert choice_of(0.5, None, states=("done", "running")).chosen is None
-    assert choice_of(0.5, None, states=("done", "new")).chosen is None
-    assert choice_of(0.5, None, states=("done", "failed")).chosen.settings == {"place": 0}
-    assert choice_of(None, None, states=("failed", "failed")).chosen is None
+    assert choose((0.5, 0.1), states={1: "running"})[0].chosen is None
+    assert not choose((0.5, 0.1), states={1: "new"})[0].settled
+    assert choose((0.5, None))[0].chosen.settings == {PLACES: 0}
+    all_failed = choose((None, None))[0]
+    assert (all_failed.settled, all_failed.chosen) == (True, None)
+
+
+HALVING = (Round((9,), {"images": 1}, None), Round((9, 10), {"images": 1}, 2), Round((9,), {"images": 5}, 1))
+
+
+def test_the_best_of_a_round_go_on_with_more_seeds_and_a_larger_budget():
+    """By hand: 3 and 2 lead with seed 9; over seeds 9 and 10 they have (8 + 1) / 2 and (7 + 4) / 2, so 2 wins."""
+    scores = {0: 1.0, 1: 5.0, 2: 7.0, 3: 8.0, (3, 10): 1.0, (2, 10): 4.0}
+    choice, asked = choose(scores, search_of(range(4), *HALVING))
+    small, large = {"images": 1}, {"images": 5}
+    first = [(place, 9, small) for place in range(4)]
+    second = [(3, 9, small), (3, 10, small), (2, 9, small), (2, 10, small)]
+    assert asked == [*first, *second, (2, 9, large)]
+    assert choice.chosen.settings == {PLACES: 2}
+    assert [len(candidate.rounds) for candidate in choice.candidates] == [1, 1, 3, 2]
+    assert choice.candidates[3].score == 4.5
+    assert choice.cost["images"] == 64 * 7, "a run that serves two rounds is paid for once"
+
+
+def test_a_later_round_waits_for_the_whole_round_before():
+    choice, asked = choose({0: 1.0, 1: 5.0, 2: 2.0}, search_of(range(3), *HALVING), states={2: "running"})
+    assert {seed for _, seed, _ in asked} == {9} and len(asked) == 3
+    assert not choice.settled
+
+
+def test_a_candidate_with_one_failed_seed_is_out():
+    scores = {0: 1.0, 1: 5.0, 2: 7.0, (2, 10): None}
+    choice, _ = choose(scores, search_of(range(3), *HALVING))
+    assert choice.chosen.settings == {PLACES: 1}
+    assert choice.candidates[2].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("rule", "tried", "chosen", "on_edge"),
+    [
+        (lambda x: -abs(x - 2), [1.0, 2.0, 4.0], 2.0, ()),
+        (lambda x: -abs(x - 8), [1.0, 2.0, 4.0, 8.0, 16.0], 8.0, ()),
+        (lambda x: -abs(x - 0.5), [0.25, 0.5, 1.0, 2.0, 4.0], 0.5, ()),
+        (lambda x: x, [1.0, 2.0, 4.0, 8.0, 16.0], 16.0, (PLACES,)),
+    ],
+)
+def test_a_winner_at_an_end_of_the_list_makes_it_longer_twice_at_most(rule, tried, chosen, on_edge):
+    scores = {2.0**power: rule(2.0**power) for power in range(-5, 9)}
+    choice, _ = choose(scores, search_of([1.0, 2.0, 4.0], extend=(PLACES,)))
+    assert sorted(candidate.settings[PLACES] for candidate in choice.candidates) == tried
+    assert (choice.chosen.settings[PLACES], choice.on_edge) == (chosen, on_edge)
 
 
 def scores_of(cells, reward="good", steps=(1, 2, 4), **options):
@@ -71,7 +136,20 @@ def test_scores_of_a_run_that_is_not_done_do_not_count_and_its_cost_does(tmp_pat
     for state, level, images in (("done", 1.0, 64), ("failed", 9.0, 32), ("done", 2.0, 64)):
         folder = folder_with(tmp_path / str(len(runs)), scores_of(np.full((2, 3, 2), level)), state=state)
         (folder.path / "train.jsonl").write_text(json.dumps({"epoch": 1, "bill": {"images": images}}) + "\n")
-        runs.append((folder, {"place": len(runs)}))
-    found = make_choice(GROUP, runs, "good", ASKED)
-    assert [candidate.score for candidate in found.candidates] == [1.0, None, 2.0]
-    assert (found.chosen.settings, found.cost["images"]) == ({"place": 2}, 160)
+        runs.append(read_tuning_run(folder, "good", ASKED))
+    assert [(run.score, run.bill["images"]) for run in runs] == [(1.0, 64), (None, 32), (2.0, 64)]
+
+
+@pytest.mark.parametrize(("own", "out"), [(0.79, True), (0.81, False)])
+def test_a_run_that_falls_below_the_base_model_by_another_reward_is_out(tmp_path, own, out):
+    """The base model's accuracy is .9 in this panel, and .1 may be lost."""
+    asked = SimpleNamespace(settings=ASKED.settings, require=Requirement("accuracy", 0.1))
+    ones = np.ones((2, 3, 2))
+    folder = folder_with(tmp_path / "run", scores_of(ones), scores_of(ones * own, "accuracy"))
+    folder.create(resolve(Request("sdpo", "emoji-align", "emoji-turbo")).record)
+    for name, facts, level in (("base-a", {"name": "other"}, 0.0), ("base-b", {"name": "emoji-turbo"}, 0.9)):
+        base = folder_with(tmp_path / name, scores_of(ones * level, "accuracy"))
+        (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": facts}}))
+    run = read_tuning_run(folder, "good", asked)
+    assert (run.score is None) == out
+    assert ("accuracy 0.790 is below 0.800" in run.out) == out

@@ -19,8 +19,8 @@ from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set, validate
 from sdpo_bench.plugins.setting_names import unknown_setting
-from sdpo_bench.running.finished_run import FinishedRun, open_finished_run
 from sdpo_bench.prompts.prompt_sets import prompt_cache
+from sdpo_bench.running.finished_run import FinishedRun, open_finished_run
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs.adapter import LORA_FILE, check_seal, exported, require_adapter

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from sdpo_bench.results.suite_records import write_record
 from sdpo_bench.runs.run_folder import check_writable
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.sweep.local_executor import Executor, LocalExecutor
-from sdpo_bench.sweep.plan import Job, JobKey, Plan, filter_jobs, make_plan, record_of
+from sdpo_bench.sweep.plan import Job, Plan, filter_jobs, make_plan, record_of
 from sdpo_bench.sweep.scheduler import Progress, Sweep, move_to_replaced
 from sdpo_bench.sweep.suite import Suite, find_suite
 from sdpo_bench.system.console_text import print_table
@@ -81,8 +82,7 @@ def sweep_command(options: SweepOptions) -> None:
         moved = move_to_replaced(plan, only_failed)
         click.echo(f"{moved} runs moved to {options.out / 'replaced'}; they start from the beginning", err=True)
         plan = jobs_at_start(plan, only_failed=only_failed, force=True)
-    keys = {job.key for job in plan.jobs}
-    progress = _sweep(suite, options, keys, place, runtime)
+    progress = _sweep(suite, options, plan.jobs, place, runtime)
     if _show_outcome(progress, options.as_json):
         sys.exit(1)
 
@@ -95,14 +95,17 @@ def jobs_at_start(plan: Plan, *, only_failed: bool, force: bool) -> Plan:
     return replace(plan, jobs=tuple(jobs))
 
 
-def _sweep(suite: Suite, options: SweepOptions, keys: set[JobKey], place: Executor, runtime: Runtime) -> Progress:
-    """Sweep the jobs with these keys, which were selected once: a job's state changes while it runs."""
+def _sweep(suite: Suite, options: SweepOptions, jobs: Sequence[Job], place: Executor, runtime: Runtime) -> Progress:
+    """Sweep these jobs, which were selected once: a job's state changes while it runs."""
+    keys, groups = {job.key for job in jobs}, {job.group for job in jobs}
     replaced: list[bool] = []
 
     def replan() -> Plan:
         plan = make_plan(suite, options.out)
         replaced.append(write_record(options.out, suite.name, record_of(plan)))
-        return replace(plan, jobs=tuple(job for job in plan.jobs if job.key in keys))
+        # Those of a search's later rounds are known once the earlier ones have ended.
+        chosen = [job for job in plan.jobs if job.key in keys or (job.role == "tuning" and job.group in groups)]
+        return replace(plan, jobs=tuple(chosen))
 
     only_failed = options.only_failed and not options.force
     deadline = time.monotonic() + 3600 * options.max_hours if options.max_hours else None

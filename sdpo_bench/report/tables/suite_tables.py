@@ -77,27 +77,51 @@ def _search_table(suite: SuiteRecord, name: str) -> t.Table:
         *([t.Column("variant", "variant", numeric=False)] if variants else []),
         t.Column("chosen", "chosen", numeric=False),
         t.Column("tried", "tried"),
-        t.Column("failed", "failed"),
+        t.Column("failed", "failed or out"),
         t.Column("score", "tuning score"),
         *(t.Column(key, key.replace("_", " ")) for key in BILL),
     )
     rows = tuple(_search_row(choice, variants) for choice in suite.choices)
     s = suite.search or {}
-    axis, amount = next(iter(s.get("budget", {"": ""}).items()))
     where = f"validation prompts ({s.get('prompts')})" if s.get("by") == "validation" else "the training prompts"
-    notes = (
-        f"Each candidate was trained with seed {s.get('seed')}, which is not reported, for {shown(amount)} "
-        f"{axis.removeprefix('budget.').replace('_', ' ')}; the highest mean score on {where} at "
-        f"{shown(s.get('steps'))} steps was chosen.",
+    notes = [
+        *_round_notes(s),
+        f"The highest mean score on {where} at {shown(s.get('steps'))} steps was chosen.",
         "The bill is that of all tuning runs of the row; it is not part of the bill of the reported runs.",
-    )
-    return t.Table(name, f"{suite.name}: search for settings and its cost", columns, (t.Group("", rows),), notes)
+    ]
+    if require := s.get("require"):
+        least = f"the base model's minus {require['drop']:g}"
+        notes.append(f"A candidate whose {require['reward']} there fell below {least} was out.")
+    if s.get("extend"):
+        notes.append(f"Where an end of the list of {shown(s['extend'])} won, the list grew by its next value.")
+    notes += [
+        f"{c['method']}: the chosen {shown(c['on_edge'])} is still at an end of its list."
+        for c in suite.choices
+        if c.get("on_edge")
+    ]
+    return t.Table(name, f"{suite.name}: search for settings and its cost", columns, (t.Group("", rows),), tuple(notes))
+
+
+def _round_notes(search: Mapping[str, Any]) -> list[str]:
+    """What each round trained, one sentence each."""
+    rounds = search.get("rounds") or [
+        {"seeds": [search.get("seed")], "budget": search.get("budget", {"": ""}), "keep": None}
+    ]
+    notes = []
+    for number, one in enumerate(rounds, 1):
+        axis, amount = next(iter(one["budget"].items()))
+        who = "Each candidate" if one["keep"] is None else f"Round {number}: each of the best {one['keep']}"
+        seeds = f"seed{'s' * (len(one['seeds']) > 1)} {shown(one['seeds'])}, not reported"
+        notes.append(
+            f"{who} was trained with {seeds}, for {shown(amount)} {axis.removeprefix('budget.').replace('_', ' ')}."
+        )
+    return notes
 
 
 def _search_row(choice: Mapping[str, Any], variants: bool) -> t.Row:
     chosen = choice["chosen"]
     words = ", ".join(f"{key} = {shown(value)}" for key, value in chosen.items()) if chosen else "not yet"
-    failed = sum(candidate["state"] == "failed" for candidate in choice["candidates"])
+    failed = sum(candidate["state"] in ("failed", "out") for candidate in choice["candidates"])
     cost = choice["cost"]
     return t.Row(
         (
