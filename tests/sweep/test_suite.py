@@ -15,7 +15,8 @@ from sdpo_bench.sweep.suite import find_suite, read_suite, shipped_suites
 
 ABLATIONS = ("normalisation", "updates", "rewards")
 NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups"}
-NAMES |= {f"{where}-main" for where in ("paper", "embedded")}
+LONG = {"embedded-long", "embedded-long-native", "embedded-long-t20", "embedded-long-t20-native"}
+NAMES |= LONG | {f"{where}-main" for where in ("paper", "embedded")}
 NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
 
@@ -70,6 +71,22 @@ def test_an_ablation_varies_one_setting(plans, where, what, key, values):
     others = [{k: v for k, v in job.settings.items() if k not in (key, "seed")} for job in plan.jobs]
     assert all(other == others[0] for other in others)
     assert len({job.seed for job in plan.jobs}) == (5 if where == "embedded" else 3)
+
+
+@pytest.mark.parametrize(("name", "steps", "updates"), [("embedded-long", 5, 10), ("embedded-long-t20", 20, 40)])
+def test_long_trainings_are_equal_in_images_and_optimiser_steps_and_search(plans, name, steps, updates):
+    """SDPO takes two optimiser steps a denoising step (officially 128 pairs an epoch, 64 a step); DDPO natively two an
+    epoch."""
+    jobs = plans[name].jobs
+    assert {job.settings["schedule.steps"] for job in jobs} == {steps}
+    epochs = {job.work.images / 240 for job in jobs if job.role == "reported"}
+    assert epochs == {jobs[-1].settings["budget.amount"] / 240}
+    assert {job.work.optimiser_steps for job in jobs if job.role == "reported"} == {updates * epochs.pop()}
+    assert {
+        job.method: sum(j.role == "tuning" and j.method == job.method for j in jobs) for job in jobs
+    } == dict.fromkeys(("sdpo", "ddpo", "d3po", "rebel"), 10)
+    native = [job for job in plans[f"{name}-native"].jobs if job.role == "reported"]
+    assert {job.work.optimiser_steps for job in native} == {2 * native[0].work.images / 240}
 
 
 def test_smoke_is_every_method_with_every_embedded_reward_it_can_use(plans):
