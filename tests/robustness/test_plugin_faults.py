@@ -328,6 +328,16 @@ def test_a_pool_that_a_plugin_forks_and_ends_has_nothing_to_say(package):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_process_that_a_plugin_forks_and_forgets_does_not_go_on_with_the_run(package, tiny_pipe):
+    package.install(
+        "rewards",
+        REWARD + "    def load(self):\n        child, Odd.load = os.fork(), lambda self: None\n"
+        "        if child: print('ended with', os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n",
+    )
+    code, said = package.run(tiny_pipe, "--method", "ddpo", "--reward", "odd-one")
+    assert code == 0 and "reward 'odd-one': load() forked a process" in said and "ended with 1" in said, said
+
+
 def test_a_traceback_is_there_for_those_who_ask(package, tiny_pipe):
     package.install("rewards", REWARD + "    def load(self): return {}['x']\n")
     from sdpo_bench.errors import RunFailed
