@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.rollout.replay_step import unique_rows
-from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.rollout.sampling import Trajectories, pick
 from sdpo_bench.rollout.schedule import Schedule, gaussian_kl, gaussian_log_prob
 
 
@@ -22,22 +22,26 @@ def base_statistics(
     g, steps = trajectories.latents.shape[1], trajectories.num_steps
     if not groups:
         return (none := trajectories.log_probs[:0]), none
+    chosen = torch.tensor(list(groups))
     log_probs, kls = [], []
-    for part in torch.tensor(list(groups)).split(max(1, micro_batch // g)):
-        for i in range(steps):
-            rows, inverse = unique_rows(torch.full((len(part),), i), g, trajectories.shared_start)
-            before, after, x0 = (
-                states[part, :, j].flatten(0, 1).to(policy.device)
-                for states, j in ((trajectories.latents, i), (trajectories.latents, i + 1), (trajectories.x0, i))
+    # The states are known, so steps need not wait for each other and share calls.
+    every = torch.arange(len(chosen) * steps)
+    for part in every.split(max(1, micro_batch // g)):
+        group, step = chosen[part // steps], part % steps
+        rows, inverse = unique_rows(step, g, trajectories.shared_start)
+        before, after, x0 = (
+            pick(states, group, at, policy.device).flatten(0, 1)
+            for states, at in (
+                (trajectories.latents, step),
+                (trajectories.latents, step + 1),
+                (trajectories.x0, step),
             )
-            at = torch.full((len(before),), i)
-            output = policy.predict(
-                before[rows], schedule.timesteps[at[rows]], trajectories.conditioning[part[rows // g]]
-            )
-            base = schedule.denoise(output[inverse], before, at)
-            log_probs.append(gaussian_log_prob(after, base.mean, base.std).view(-1, g))
-            mean = schedule.mean_from_original(x0, before, at)
-            kls.append(gaussian_kl(mean, base.mean, base.std).view(-1, g))
-    by_part = [torch.stack(log_probs[k : k + steps], -1) for k in range(0, len(log_probs), steps)]
-    kl_parts = [torch.stack(kls[k : k + steps], -1) for k in range(0, len(kls), steps)]
-    return torch.cat(by_part), torch.cat(kl_parts)
+        )
+        at = step.repeat_interleave(g)
+        output = policy.predict(before[rows], schedule.timesteps[at[rows]], trajectories.conditioning[group[rows // g]])
+        base = schedule.denoise(output[inverse], before, at)
+        log_probs.append(gaussian_log_prob(after, base.mean, base.std))
+        mean = schedule.mean_from_original(x0, before, at)
+        kls.append(gaussian_kl(mean, base.mean, base.std))
+    log_prob, kl = (torch.cat(values).view(len(chosen), steps, g).transpose(1, 2) for values in (log_probs, kls))
+    return log_prob.contiguous(), kl.contiguous()

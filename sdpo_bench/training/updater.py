@@ -8,6 +8,7 @@ order the settings ask for. Log-ratios carry the step weight here, so that no me
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from sdpo_bench.training import reward_gradient
 from sdpo_bench.training.critic import every_value, seeded_critic, state_values
 from sdpo_bench.training.loss_scale import loss_scale
 from sdpo_bench.training.method_loss import HINT, ask_loss, numbers
+from sdpo_bench.training.shared_calls import call_size, calls, even_split, together
 from sdpo_bench.training.update_order import Order, Task, part_of, windows
 
 CRITIC = "critic/"
@@ -100,11 +102,7 @@ class Updater:
             if stop():
                 return True
             fresh, measured = not log.grad_norms, log.grad_square.clone()
-            for task in window:
-                mine = task if experience.rows is None else part_of(task, experience.rows)
-                self._backward(experience, mine, log, fresh)
-                if progress is not None:
-                    progress(len(task.groups))
+            self._accumulate(experience, window, log, fresh, progress)
             self.context.processes.sum_gradients(self.parameters.values())
             if not self._optimiser_step(log):
                 log.grad_square = measured  # its gradients may be infinite
@@ -135,23 +133,40 @@ class Updater:
             log.grad_norms.append(norms[0])
         return not bad
 
-    def _backward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
-        """Accumulate the gradient of one task, in micro-batches of groups."""
-        if self.method.granularity == "step" and len(task.groups):
-            task = self._without_idle_steps(task)
-        if not len(task.groups):
-            return
+    def _accumulate(
+        self,
+        experience: Experience,
+        window: list[Task],
+        log: UpdateLog,
+        fresh: bool,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Accumulate the gradient of one optimiser step; minibatches that are small share their denoiser calls."""
         members = experience.trajectories.latents.shape[1]
-        size = max(1, self.context.micro_batch.size // members)
-        for part in torch.arange(len(task.groups)).split(size):
-            share = task.share * len(part) / len(task.groups)
-            piece = Task(task.groups[part], task.steps[part], share)
+        most = max(1, self.context.micro_batch.size // members)
+        parts = self._parts(experience, window, most)
+        size = call_size(parts, most, self.policy.latent_shape, members)
+        for call in calls(parts, size, experience.trajectories.num_steps, self.method):
             if self.method.signal == "gradient":
-                self._backward_reward(experience, piece, log, fresh)
+                self._backward_reward(experience, call[0], log, fresh)
             elif self.method.granularity == "step":
-                self._backward_step(experience, piece, log, fresh)
+                self._backward_steps(experience, call, log, fresh)
             else:
-                self._backward_trajectory(experience, piece, log, fresh)
+                self._backward_trajectories(experience, call, size, log, fresh)
+            if progress is not None:
+                progress(sum(len(part.groups) for part in call))
+
+    def _parts(self, experience: Experience, window: list[Task], most: int) -> list[Task]:
+        """This process's minibatches of one optimiser step, in parts of at most ``most`` groups that a loss sees."""
+        parts = []
+        for task in window:
+            mine = task if experience.rows is None else part_of(task, experience.rows)
+            if self.method.granularity == "step" and len(mine.groups):
+                mine = self._without_idle_steps(mine)
+            for rows in torch.arange(len(mine.groups)).split(most) if len(mine.groups) else ():
+                share = mine.share * len(rows) / len(mine.groups)
+                parts.append(Task(mine.groups[rows], mine.steps[rows], share))
+        return parts
 
     def _without_idle_steps(self, task: Task) -> Task:
         """Leave out groups whose step has weight 0: they could not move anything, so they are not computed."""
@@ -160,34 +175,63 @@ class Updater:
             return task
         return Task(task.groups[active], task.steps[active], task.share * active.float().mean().item())
 
-    def _backward_step(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
+    def _backward_steps(self, experience: Experience, parts: list[Task], log: UpdateLog, fresh: bool) -> None:
+        """Gradient of the losses of several minibatches, each at one step a group, from one denoiser call."""
+        task = together(parts)
         now = self._pass(experience.trajectories, task.groups, task.steps[:, 0])
         kl = None if now.kl is None else now.kl[..., None]
-        batch = self._minibatch(experience, task, now.log_probs[..., None], kl)
-        self._differentiate(self._checked(ask_loss(self.method, batch), batch, log, fresh) * task.share)
+        self._differentiate(self._losses(experience, parts, now.log_probs[..., None], kl, log, fresh))
         self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
-    def _backward_trajectory(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
-        """Exact gradient of a loss over all steps with one step's graph in memory.
+    def _backward_trajectories(
+        self, experience: Experience, parts: list[Task], size: int, log: UpdateLog, fresh: bool
+    ) -> None:
+        """Exact gradient of losses over all steps with one call's graph in memory, ``size`` groups at one step each.
 
         First all log-probabilities without gradients, then ``d loss / d log_prob`` of each, then every step again
         with its graph and that coefficient (chain rule).
         """
-        trajectories, groups = experience.trajectories, task.groups
-        in_order = torch.arange(trajectories.num_steps).expand(len(groups), -1)
-        task = Task(groups, in_order, task.share)
+        trajectories, num_steps = experience.trajectories, experience.trajectories.num_steps
+        parts = [replace(part, steps=torch.arange(num_steps).expand(len(part.groups), -1)) for part in parts]
+        task = together(parts)
+        groups, steps = task.groups.repeat(num_steps), task.steps.T.flatten()
         with torch.no_grad():
-            passes = [self._pass(trajectories, groups, step) for step in in_order.T]
-        leaf = torch.stack([p.log_probs for p in passes], -1).requires_grad_()
-        kls = [p.kl for p in passes if p.kl is not None]
-        kl_leaf = torch.stack(kls, -1).requires_grad_() if kls else None
-        batch = self._minibatch(experience, task, leaf, kl_leaf)
-        self._differentiate(self._checked(ask_loss(self.method, batch), batch, log, fresh) * task.share)
-        slopes = [leaf.grad] if kl_leaf is None else [leaf.grad, kl_leaf.grad]
-        for i, step in enumerate(in_order.T):
-            self._backward_slopes(trajectories, groups, step, [s if s is None else s[..., i] for s in slopes], log)
-        self._record_ratio(experience, task, leaf.detach(), log, fresh)
+            passes = [self._pass(trajectories, groups[e], steps[e]) for e in even_split(torch.arange(len(steps)), size)]
+        leaves = {"log_probs": _by_group([now.log_probs for now in passes], num_steps)}
+        if kls := [now.kl for now in passes if now.kl is not None]:
+            leaves["kl"] = _by_group(kls, num_steps)
+        self._differentiate(self._losses(experience, parts, leaves["log_probs"], leaves.get("kl"), log, fresh))
+        slopes = {
+            name: leaf.grad.permute(2, 0, 1).flatten(0, 1) for name, leaf in leaves.items() if leaf.grad is not None
+        }
+        # By the step's weight, not by whether its slopes happen to be zero: a bill must not depend on the batch.
+        needed = self.weights[steps] > 0
+        for slope in slopes.values():
+            needed = needed | slope.any(1).to(needed.device)
+        for e in even_split(needed.nonzero()[:, 0], size):
+            now = self._pass(trajectories, groups[e], steps[e])
+            torch.autograd.backward([getattr(now, name) for name in slopes], [slope[e] for slope in slopes.values()])
+            self._record_gradient(now.output, now.output_steps, log)
+        self._record_ratio(experience, task, leaves["log_probs"].detach(), log, fresh)
+
+    def _losses(
+        self,
+        experience: Experience,
+        parts: list[Task],
+        log_probs: Tensor,
+        kl: Tensor | None,
+        log: UpdateLog,
+        fresh: bool,
+    ) -> Tensor:
+        """Sum of the minibatches' losses times their shares; ``log_probs`` and ``kl`` hold their groups in order."""
+        sizes = [len(part.groups) for part in parts]
+        kls = [None] * len(parts) if kl is None else kl.split(sizes)
+        losses = []
+        for part, current, part_kl in zip(parts, log_probs.split(sizes), kls):
+            batch = self._minibatch(experience, part, current, part_kl)
+            losses.append(self._checked(ask_loss(self.method, batch), batch, log, fresh) * part.share)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _backward_reward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
         """Gradient of a loss of the rewards themselves, through the last denoising steps."""
@@ -213,17 +257,6 @@ class Updater:
         self._differentiate(self._checked(ask_loss(method, batch), batch, log, fresh) * task.share)
         for output, steps in outputs:
             self._record_gradient(output, steps, log)
-
-    def _backward_slopes(
-        self, trajectories: Trajectories, groups: Tensor, step: Tensor, slopes: list[Tensor | None], log: UpdateLog
-    ) -> None:
-        # By the step's weight, not by whether these slopes happen to be zero: a bill must not depend on the batch.
-        if not bool((self.weights[step] > 0).any()) and not any(s is not None and bool(s.any()) for s in slopes):
-            return
-        now = self._pass(trajectories, groups, step)
-        pairs = [(v, s) for v, s in zip((now.log_probs, now.kl), slopes) if v is not None and s is not None]
-        torch.autograd.backward([value for value, _ in pairs], [slope for _, slope in pairs])
-        self._record_gradient(now.output, now.output_steps, log)
 
     def _differentiate(self, loss: Tensor) -> None:
         """Autograd meets here what a method has done to its graph."""
@@ -291,6 +324,11 @@ class Updater:
 
 def _at(scale: float | None) -> str:
     return "" if scale is None else f" at loss scale {scale:g}: fp16 overflows. Use --set model.precision=bf16 or fp32"
+
+
+def _by_group(passes: list[Tensor], num_steps: int) -> Tensor:
+    """Values ``[T * b, G]``, one step of all groups after another, as a leaf ``[b, G, T]``."""
+    return torch.cat(passes).unflatten(0, (num_steps, -1)).permute(1, 2, 0).contiguous().requires_grad_()
 
 
 def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:

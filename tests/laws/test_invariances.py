@@ -226,7 +226,7 @@ def test_micro_batches_do_not_change_gradients(tiny_policy, name, micro_batch):
         updater = make_updater(tiny_policy, schedule, method, minibatch=4, micro_batch=size)
         window = next(iter(windows(order_of(4, 3), updater.settings, method.granularity)))
         for task in window:
-            updater._backward(experience, task, UpdateLog(3), fresh=True)
+            updater._accumulate(experience, [task], UpdateLog(3), fresh=True)
         results.append({n: p.grad.clone() for n, p in updater.parameters.items()})
         updater.optimiser.zero_grad(set_to_none=True)
     for parameter, gradient in results[0].items():
@@ -245,7 +245,7 @@ def test_trajectory_gradient_equals_the_direct_one(tiny_policy, name, options):
     experience = random_experience(trajectories, reference)
     updater = make_updater(tiny_policy, schedule, method)
     (task,) = next(iter(windows(order_of(2, 3), updater.settings, "trajectory")))
-    updater._backward(experience, task, UpdateLog(3), fresh=True)
+    updater._accumulate(experience, [task], UpdateLog(3), fresh=True)
     two_pass = {n: p.grad.clone() for n, p in updater.parameters.items()}
     updater.optimiser.zero_grad(set_to_none=True)
     groups = task.groups
@@ -253,7 +253,9 @@ def test_trajectory_gradient_equals_the_direct_one(tiny_policy, name, options):
     in_order = type(task)(groups, torch.arange(3).expand(2, -1), 1.0)
     method.loss(updater._minibatch(experience, in_order, torch.stack(steps, -1), None)).value.backward()
     for name, parameter in updater.parameters.items():
-        assert torch.allclose(parameter.grad, two_pass[name], rtol=1e-4, atol=1e-8), name
+        # The two passes call the denoiser in other batches, so small elements differ by the rounding of large ones.
+        atol = 1e-8 + 1e-4 * parameter.grad.abs().max()
+        assert torch.allclose(parameter.grad, two_pass[name], rtol=1e-4, atol=atol), name
 
 
 @pytest.mark.parametrize("granularity", ["step", "trajectory"])
@@ -387,7 +389,7 @@ def test_leaving_out_steps_of_weight_zero_changes_no_gradient(tiny_policy, monke
     task = next(t for t in tasks if 0 < int((t.steps == 2).sum()) < 4)
     gradients = []
     for _ in range(2):
-        updater._backward(experience, task, UpdateLog(3), fresh=True)
+        updater._accumulate(experience, [task], UpdateLog(3), fresh=True)
         gradients.append({n: p.grad.clone() for n, p in updater.parameters.items()})
         updater.optimiser.zero_grad(set_to_none=True)
         monkeypatch.setattr(Updater, "_without_idle_steps", lambda self, task: task)

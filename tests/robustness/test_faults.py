@@ -152,8 +152,9 @@ def test_gradients_of_a_window_that_ran_out_of_memory_are_forgotten(tiny_pipe, t
     moments have to go as well. To the bit, since all calls are smaller than the halved micro-batch."""
     sizes = {"budget.images": 16, "update.minibatch": 1, "update.accumulation": 2}  # four pairs an epoch
     resolved = make_resolved(tiny_pipe, "sdpo", **few(tmp_path, **sizes))
+    monkeypatch.setattr("sdpo_bench.training.shared_calls.CALL_ELEMENTS", 1)  # a call of its own for each minibatch
     whole = run_job(resolved, Runtime(out=tmp_path / "whole", device="cpu")).run
-    backward, epoch, left_over = Updater._backward, [0], []
+    backward, epoch, left_over = Updater._backward_steps, [0], []
 
     def failing(self, *arguments):
         gradient = sum(float(p.grad.abs().sum()) for p in self.parameters.values() if p.grad is not None)
@@ -162,7 +163,7 @@ def test_gradients_of_a_window_that_ran_out_of_memory_are_forgotten(tiny_pipe, t
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         backward(self, *arguments)
 
-    monkeypatch.setattr(Updater, "_backward", failing)
+    monkeypatch.setattr(Updater, "_backward_steps", failing)
     watcher = Watcher(lambda tick: epoch.__setitem__(0, tick.epoch))
     run = run_job(resolved, Runtime(out=tmp_path / "tight", device="cpu"), watcher).run
     assert left_over, "nothing was left over that could have been forgotten"

@@ -95,7 +95,7 @@ def one_gradient(tiny_pipe, one_step, precision, scale=None):
     with torch.no_grad():
         log_probs = updater._pass(states, first, first).log_probs  # sampled in the same precision: the ratio is 1
     sampled = replace(states, log_probs=log_probs[..., None].expand(1, 2, 50), conditioning=policy.encode(["cat"]))
-    updater._backward(random_experience(sampled), Task(first, first[None], 1 / 128), UpdateLog(50), True)
+    updater._accumulate(random_experience(sampled), [Task(first, first[None], 1 / 128)], UpdateLog(50), True)
     updater.scale.unscale(updater.optimiser)
     return [p.grad for _, p in sorted(updater.parameters.items())]
 
@@ -126,9 +126,9 @@ def test_every_gradient_and_its_log_are_unscaled(tiny_pipe, name):
         task = Task(torch.arange(2), torch.tensor([[0, 1, 2], [2, 1, 0]]), 1.0)
         if updater.method.granularity == "step":
             for slot in range(3):
-                updater._backward(experience, replace(task, steps=task.steps[:, slot : slot + 1]), log, True)
+                updater._accumulate(experience, [replace(task, steps=task.steps[:, slot : slot + 1])], log, True)
         else:
-            updater._backward(experience, task, log, True)
+            updater._accumulate(experience, [task], log, True)
         updater.scale.unscale(updater.optimiser)
         found[precision] = [p.grad for _, p in sorted(updater.parameters.items())], log
     (expected, log32), (ours, log16) = found["fp32"], found["fp16"]

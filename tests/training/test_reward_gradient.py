@@ -48,7 +48,7 @@ def test_draft_s_gradient_equals_autograd_through_the_sampler(tiny_policy, depth
     """Walk the last steps by hand with the noise that was drawn, and differentiate the mean reward."""
     updater, experience = setup(tiny_policy, make_method("draft", steps=depth))
     (task,) = next(iter(_windows(updater)))
-    updater._backward(experience, task, log := UpdateLog(3), fresh=True)
+    updater._accumulate(experience, [task], log := UpdateLog(3), fresh=True)
     ours = gradient_of(updater)
     t, schedule = experience.trajectories, updater.schedule
     state = t.latents[:, 0, 3 - depth]
