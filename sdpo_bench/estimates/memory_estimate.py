@@ -21,6 +21,7 @@ from sdpo_bench.models.catalogue import pipeline_files
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.settings import ModelSettings, RunConfig
+from sdpo_bench.training.shared_calls import CALL_ELEMENTS
 
 RESERVE = 0.1  # of the estimate: kernels' workspaces and fragmentation
 FRAMEWORK = 0.6e9  # the interpreter with its libraries, or a device context
@@ -130,7 +131,7 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
             "decoding": measured["decoding"] * (1 + RESERVE),
         }
     host = {"in CPU memory (offloaded)": resting + trajectories} if offloaded else {}
-    rows = _rows(config, method.members, images, processes)
+    rows = _rows(config, method, images, processes, elements)
     return Estimate(files.parameters, fixed, per_latent, micro_batch, rows, method.members, host)
 
 
@@ -139,12 +140,17 @@ def _graphs(method: Method, config: RunConfig) -> int:
     return method.backprop(config.schedule.steps).depth if method.signal == "gradient" else 1
 
 
-def _rows(config: RunConfig, members: int, images: int, processes: int) -> dict[str, int]:
+def _rows(config: RunConfig, method: Method, images: int, processes: int, elements: int) -> dict[str, int]:
     """Latents of the largest call of each purpose, were the micro-batch unlimited."""
-    minibatch = members * -(-config.update.minibatch // processes)
+    update, members = config.update, method.members
+    minibatch = members * -(-update.minibatch // processes)
+    whole = update.order == "accumulated" or method.granularity == "trajectory"
+    optimiser_step = min(minibatch * update.accumulation, images) * (config.schedule.steps if whole else 1)
+    filled = CALL_ELEMENTS // (elements * members) * members if method.signal != "gradient" else 0
     judged = max((len(texts) for texts in splits(config.eval).values()), default=0) * config.eval.images_per_prompt
     pictures = max(images, -(-judged // processes))
-    return {"training step": minibatch, "sampling": pictures, "decoding": pictures}
+    training = max(minibatch, min(optimiser_step, filled))
+    return {"training step": training, "sampling": pictures, "decoding": pictures}
 
 
 def _measured(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str, float]:

