@@ -1,7 +1,8 @@
 """What the speed and memory measurements share: a 13 M-parameter pipeline, one epoch of a run, and its floor.
 
 The floor of an epoch is the calls it made, and nothing else: the same UNet forward (and backward) passes, decodings and
-reward calls on tensors of the same shapes. It is recorded from a real epoch and replayed without the harness.
+reward calls on tensors of the same shapes. It is recorded from a real epoch, put together to the largest batches that
+give the same gradients, and replayed without the harness.
 """
 
 import time
@@ -57,15 +58,15 @@ def make_trainer(
     method: str,
     out: Path,
     *,
-    steps: int,
-    pairs: int,
+    steps: int | None = None,
+    pairs: int | None = None,
     reward: str = "jpeg-incompressibility",
     runtime: dict[str, Any] | None = None,
     policy: Any = None,
     watch: Callable[[Any], None] = lambda tick: None,
     **settings: Any,
 ) -> Any:
-    """A trainer whose epoch has ``2 * pairs`` images.
+    """A trainer whose epoch has ``2 * pairs`` images at ``steps`` denoising steps; ``None``: as the preset has it.
 
     Args:
         policy: the model with an adapter; loaded from ``model`` if not given.
@@ -80,13 +81,11 @@ def make_trainer(
     from sdpo_bench.settings import Runtime
     from sdpo_bench.training.loop import Trainer, run_context
 
-    overrides = {
-        "schedule.steps": steps,
-        "sample.images_per_epoch": 2 * pairs,
-        "update.minibatch": 4,
-        "update.accumulation": 1,
-        "budget.images": 10**6,
-    } | settings
+    overrides: dict[str, Any] = {"budget.images": 10**6}
+    if steps is not None and pairs is not None:
+        overrides |= {"schedule.steps": steps, "sample.images_per_epoch": 2 * pairs}
+        overrides |= {"update.minibatch": 4, "update.accumulation": 1}
+    overrides |= settings
     resolved = resolve(Request(method=method, model=model, reward=reward, overrides=overrides))
     config = resolved.config
     run = RunFolder(out / "runs" / resolved.run_id)
@@ -118,17 +117,31 @@ class Call:
     arguments: tuple[Any, ...]
     differentiated: bool = False
     adapter: bool = True
+    waits: bool = False
+    """Whether it needs the answer of the call before it, as in sampling and after an optimiser step."""
 
 
 def record(trainer: Any) -> list[Call]:
     """Do an epoch and return its calls."""
     calls: list[Call] = []
+    stepped = False
+    step = trainer.updater.optimiser.step
+
+    def watched_step() -> None:
+        nonlocal stepped
+        step()
+        stepped = True
+
     policy, scorer = trainer.policy, trainer.scorer
     call, decode, reward = policy._call, policy.decode, scorer._call
 
     def watched_call(latents: Any, timesteps: Any, arguments: Any) -> Any:
         off = any(getattr(m, "disable_adapters", False) is True for m in policy.unet.modules())
-        calls.append(Call("unet", (latents.detach(), timesteps, arguments), torch.is_grad_enabled(), not off))
+        nonlocal stepped
+        waits = stepped or trainer.ledger.phase == "rollout"
+        stepped = False
+        inputs = latents.detach(), timesteps, arguments
+        calls.append(Call("unet", inputs, torch.is_grad_enabled(), not off, waits))
         return call(latents, timesteps, arguments)
 
     def watched_decode(latents: Any) -> Any:
@@ -140,11 +153,48 @@ def record(trainer: Any) -> list[Call]:
         return reward(images, prompts)
 
     policy._call, policy.decode, scorer._call = watched_call, watched_decode, watched_reward
+    trainer.updater.optimiser.step = watched_step
     try:
         epoch(trainer)
     finally:
         policy._call, policy.decode, scorer._call = call, decode, reward
+        trainer.updater.optimiser.step = step
     return calls
+
+
+def largest_batches(calls: list[Call], micro_batch: int) -> list[Call]:
+    """The same UNet calls in as few batches of at most ``micro_batch`` latents as give the same gradients.
+
+    Between two calls that have to wait, those of one kind share a batch, whatever the order in which they were made.
+    """
+    found: list[Call] = []
+    stretch: dict[tuple[bool, bool], list[Call]] = {}
+
+    def close() -> None:
+        for alike in stretch.values():
+            found.extend(_joined(alike, micro_batch))
+        stretch.clear()
+
+    for call in calls:
+        if call.kind != "unet":
+            found.append(call)
+            continue
+        if call.waits:
+            close()
+        stretch.setdefault((call.differentiated, call.adapter), []).append(call)
+    close()
+    return found
+
+
+def _joined(calls: list[Call], micro_batch: int) -> list[Call]:
+    latents, timesteps = (torch.cat([call.arguments[i] for call in calls]) for i in (0, 1))
+    named = {k: torch.cat([call.arguments[2][k] for call in calls]) for k in calls[0].arguments[2]}
+    count = -(-len(latents) // micro_batch)
+    pieces = torch.arange(len(latents)).tensor_split(count)
+    return [
+        Call("unet", (latents[p], timesteps[p], {k: v[p] for k, v in named.items()}), c.differentiated, c.adapter)
+        for p, c in zip(pieces, calls[:1] * count)
+    ]
 
 
 def replay(trainer: Any, calls: list[Call]) -> None:
