@@ -35,6 +35,10 @@ class Published(BaseModel):
     steps: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
     scores: Mapping[str, tuple[FiniteFloat, ...]]
     """By method, in the order of ``steps``; ``base`` is the model before training."""
+    images: Annotated[int, Ge(1)] | None = None
+    """Images that the methods were trained on, where several points of a learning curve are published."""
+    agreement: tuple[Annotated[FiniteFloat, Ge(0)], ...] = ()
+    """How far an own score may be off to count as reproduced, in the order of ``steps``; empty for no such claim."""
     split: str = "train"
     notes: tuple[str, ...] = ()
 
@@ -44,6 +48,8 @@ class Published(BaseModel):
             raise ValueError(f"[scores] needs '{BASE}' and at least one method")
         if len(set(self.steps)) < len(self.steps):
             raise ValueError("a number of steps occurs twice")
+        if self.agreement and len(self.agreement) != len(self.steps):
+            raise ValueError(f"'agreement' has {len(self.agreement)} numbers for {len(self.steps)} numbers of steps")
         for method, row in self.scores.items():
             if len(row) != len(self.steps):
                 raise ValueError(f"'{method}' has {len(row)} scores for {len(self.steps)} numbers of steps")

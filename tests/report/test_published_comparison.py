@@ -160,6 +160,46 @@ def test_another_results_folder_and_its_reward_version(out, tmp_path):
     assert any("1 seed" in note for note in found["against-1-shape"].cautions)
 
 
+CURVE = FILE.replace("notes =", "images = 100\nagreement = [0.3, 0.15, 0.15]\nnotes =")
+
+
+@pytest.fixture
+def points(tmp_path):
+    """Two points of a learning curve: at 100 images and, with one more for sdpo, at 3,000."""
+    paths = [tmp_path / "early.toml", tmp_path / "late.toml"]
+    late = CURVE.replace("images = 100", "images = 3000").replace("[2.0, 3.0, 4.0]", "[3.0, 4.0, 5.0]")
+    for path, text in zip(paths, (CURVE, late)):
+        path.write_text(text)
+    return paths
+
+
+def test_the_verdict_counts_what_is_reproduced(out, points):
+    """By hand, as `out` has gains sdpo +2, +1, -1 and ddpo +.5 each over a base model at 0: the base model is 1 off
+    everywhere; sdpo has 2, 1, -1 against 2, 3, 4 there, so it is within tolerance at 1 step; ddpo has .5 against 1.5,
+    1.4, .7, within none (.7 - .5 = .2 > .15). There sdpo gains more than ddpo and d3po; here sdpo and ddpo are not told
+    apart with two seeds."""
+    table = tables(out, points[0])["against-1-scores"]
+    verdict = table.notes[0]
+    assert verdict.startswith("Verdict: base model within tolerance at 0 of 3 step counts; ")
+    assert "sdpo within tolerance at 1 of 3 step counts" in verdict
+    assert "ddpo within tolerance at 0 of 3 step counts" in verdict
+    assert verdict.endswith("Tolerance by steps: 0.3 at 1, 0.15 at 2, 0.15 at 4.")
+    assert "of 1 pairs of methods" in verdict
+
+
+def test_the_nearest_point_of_a_learning_curve_is_compared(out, points):
+    from sdpo_bench.report.tables.published_comparison import nearest_points
+
+    early, late = (find_sides_against(str(path))[0] for path in points)
+    own = replace(early, name="here", agreement={})
+    assert nearest_points([early, late], replace(own, images=1000)) == [early]
+    assert nearest_points([early, late], replace(own, images=2000)) == [late]
+    assert nearest_points([early, late], replace(own, images=None)) == [late]
+    assert nearest_points([early, late], replace(own, images=1000, model="another")) == [late], "shapes: the last"
+    titles = [table.title for table in tables(out, *points).values()]
+    assert len(titles) == 2 and all("images" in title for title in titles)
+
+
 def test_where_nothing_gains_there_are_no_shares(out, published):
     for folder in (out / "runs").glob("*dpo*"):
         edit_scores(folder, lambda rows: rows.__setitem__("score", rows["score"] - 5))
@@ -183,6 +223,7 @@ def test_nothing_in_common_is_an_error_that_names_both(out, published):
         ("base =", "start =", "needs 'base'"),
         ("2.0, 3.0", "nan, 3.0", "finite"),
         ("tolerance", "tollerance", "tolerance"),
+        ("notes", "agreement = [0.1]\nnotes", "1 numbers for 3"),
         ("[scores]", "[scores", "not TOML"),
     ],
 )
@@ -199,8 +240,15 @@ def test_a_mark_that_an_editor_put_at_the_beginning_is_no_error(published):
 
 
 def test_the_shipped_numbers_name_their_source_and_their_error():
-    (found,) = paper()
-    assert found.digitised and found.tolerance == 0.05 and "README" in found.source
+    """Four points of the learning curves in figures/reward_curves.png at 0723ae8."""
+    points = {one.images: one for one in paper()}
+    assert sorted(points) == [10_000, 20_000, 25_600, 29_184]
+    assert all("0723ae8" in one.source and one.digitised for one in points.values())
+    assert {one.agreement for one in points.values()} == {(0.3, 0.15, 0.15, 0.15, 0.15, 0.15)}
+    assert points[10_000].methods == ("sdpo", "ddpo"), "the other two curves were not read there"
+    assert points[25_600].scores["sdpo"] == (7.05, 7.79, 7.94, 8.02, 8.04, 7.97)
+    found = points[29_184]
+    assert found.tolerance == 0.05
     # End points of the official figure: SD-Turbo, aesthetic, T steps in evaluation.
     assert dict(zip(found.steps, found.scores["base"])) == {1: 6.10, 2: 6.04, 4: 5.90, 8: 5.80, 16: 5.66, 50: 5.48}
     assert found.scores["sdpo"][-1] == 8.18 and found.methods == ("sdpo", "ddpo", "rebel", "d3po")
@@ -217,7 +265,7 @@ def test_every_format_has_the_comparison(out):
 
 def test_command_line(out, tmp_path):
     done = CliRunner().invoke(report_cli, ["--results", str(out), "--against", "paper"])
-    assert done.exit_code == 0 and "Against paper: shape of the gains" in done.output
+    assert done.exit_code == 0 and "Against paper at 29,184 images: shape of the gains" in done.output
     wrong = CliRunner().invoke(report_cli, ["--results", str(out), "--against", "papers"])
     assert isinstance(wrong.exception, UsageError) and "Valid: paper, FILE.toml, a results folder" in str(
         wrong.exception

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 from sdpo_bench.report.tables.method_tables import panel_notes
 from sdpo_bench.results.published_numbers import BASE as PUBLISHED_BASE
@@ -50,6 +51,10 @@ class Side:
     notes: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
     prompts: tuple[str, ...] = field(default=(), repr=False)
+    images: float | None = None
+    """Images of training; None where they are not the same for all or not known."""
+    agreement: Mapping[int, float] = field(default_factory=dict)
+    """How far from these scores one may be at each number of steps to have reproduced them."""
 
     @property
     def scale(self) -> str:
@@ -87,7 +92,7 @@ def published_side(published: Published, name: str) -> Side:
         *(f"{name}: {note}." for note in published.notes),
     )
     return Side(
-        name=name,
+        name=f"{name} at {published.images:,} images" if published.images else name,
         model=published.model,
         reward=published.reward,
         version="",
@@ -97,6 +102,8 @@ def published_side(published: Published, name: str) -> Side:
         gains=gains,
         order=order,
         notes=notes,
+        images=published.images,
+        agreement=dict(zip(steps, published.agreement)),
     )
 
 
@@ -129,7 +136,12 @@ def board_side(board: Board, name: str = HERE) -> Side | None:
         notes=tuple(note if name == HERE else f"{name}: {note}" for note in panel_notes(panel)),
         cautions=tuple(cautions),
         prompts=panel.prompts,
+        images=_images(panel.setting.settings),
     )
+
+
+def _images(settings: Mapping[str, Any]) -> float | None:
+    return float(settings["budget.amount"]) if settings.get("budget.axis") == "images" else None
 
 
 def _reading(estimate: Estimate) -> Reading:

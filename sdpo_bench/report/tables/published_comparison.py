@@ -32,7 +32,7 @@ def against_tables(boards: Iterable[Board], others: Sequence[Side]) -> list[t.Ta
     own = [side for side in trained if side is not None]
     tables: list[t.Table] = []
     for side in own:
-        same_split = [other for other in others if other.split == side.split]
+        same_split = nearest_points([other for other in others if other.split == side.split], side)
         for other in [other for other in same_split if side.has_scale_of(other)] or same_split:
             pair, name = Pair(side, other), f"against-{len(tables) + 1}"
             if pair.steps:
@@ -44,6 +44,26 @@ def against_tables(boards: Iterable[Board], others: Sequence[Side]) -> list[t.Ta
             f"{_method_names(others)}. Train one of them, e.g. sdpo-bench run --method sdpo"
         )
     return tables
+
+
+def nearest_points(others: Sequence[Side], own: Side) -> list[Side]:
+    """One point of each learning curve: the one nearest to the own number of training images, else the last.
+
+    The points of a curve have the same model, reward, split and kind of source, and differ in their images.
+    """
+    chosen: list[Side] = []
+    curves: dict[tuple[str, ...], list[Side]] = {}
+    for other in others:
+        if other.images is None or not other.agreement:
+            chosen.append(other)
+        else:
+            curves.setdefault((other.model, other.reward, other.split), []).append(other)
+    for points in curves.values():
+        last = max(points, key=lambda point: point.images or 0)
+        comparable = own.images is not None and own.has_scale_of(last)
+        near = min(points, key=lambda point: abs((point.images or 0) - (own.images or 0)))
+        chosen.append(near if comparable else last)
+    return chosen
 
 
 def _method_names(sides: Iterable[Side]) -> str:
@@ -192,6 +212,7 @@ def _score_table(pair: Pair, name: str) -> t.Table:
     groups = []
     for a, b in rows:
         groups.append(t.Group(a, (_score_row(own, a, steps, digits), _score_row(other, b, steps, digits))))
+    verdict = [_verdict(pair)] if other.agreement else []
     caution = (
         "Same model and reward, but training budget, prompts, images and precision can differ from the source's; the "
         "base model's rows say how far the two evaluations are apart before any training."
@@ -201,10 +222,37 @@ def _score_table(pair: Pair, name: str) -> t.Table:
         f"Against {other.name}: scores, {own.reward} on {own.model}",
         (t.Column("from", "method, from", numeric=False), *step_columns(steps)),
         tuple(groups),
-        (*other.notes, *own.notes),
+        (*verdict, *other.notes, *own.notes),
         (caution, *own.cautions, *other.cautions),
         own.prompts,
     )
+
+
+def _verdict(pair: Pair) -> str:
+    """At how many step counts each row is reproduced, and how many pairs of methods come in the same order."""
+    own, other, steps = pair.own, pair.other, pair.steps
+    parts = []
+    for a, b in [(BASE, BASE), *pair.rows]:
+        shared = [k for k in steps if k in own.scores[a] and k in other.scores[b]]
+        distances = {k: abs(own.scores[a][k].value - other.scores[b][k].value) for k in shared}
+        near = sum(distance <= other.agreement[k] for k, distance in distances.items())
+        parts.append(f"{a} within tolerance at {near} of {len(shared)} step counts")
+    same, total = _same_order(pair)
+    if total:
+        parts.append(f"order reproduced for {same} of {total} pairs of methods")
+    limits = ", ".join(f"{other.agreement[k]:g} at {k}" for k in steps)
+    return f"Verdict: {'; '.join(parts)}. Tolerance by steps: {limits}."
+
+
+def _same_order(pair: Pair) -> tuple[int, int]:
+    """Pairs of methods in the same order on both sides, and pairs that the other side tells apart."""
+    same = total = 0
+    for (a, x), (b, y) in combinations(pair.rows, 2):
+        theirs = pair.other.compare(x, y) if x != y else 0
+        if theirs:
+            total += 1
+            same += pair.own.compare(a, b) == theirs
+    return same, total
 
 
 def _score_row(side: Side, label: str, steps: Sequence[int], digits: int) -> t.Row:
