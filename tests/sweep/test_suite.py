@@ -16,7 +16,7 @@ from sdpo_bench.sweep.suite import find_suite, read_suite, shipped_suites
 ABLATIONS = ("normalisation", "updates", "rewards")
 NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups"}
 LONG = {"embedded-long", "embedded-long-native", "embedded-long-t20", "embedded-long-t20-native"}
-NAMES |= LONG | {f"{where}-main" for where in ("paper", "embedded")}
+NAMES |= LONG | {"paper-figure"} | {f"{where}-main" for where in ("paper", "embedded")}
 NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
 
@@ -35,10 +35,14 @@ def test_every_suite_ships_and_says_what_it_reproduces_and_departs_from(plans):
 
 def test_the_main_suites_are_the_papers_table(plans):
     paper = plans["paper-main"].jobs
-    assert len(paper) == 4 * 4 * 3
+    assert len(paper) == 5 * 4 * 3
     assert {job.settings["schedule.steps"] for job in paper} == {50}
     assert {tuple(job.settings["eval.steps"]) for job in paper} == {(1, 2, 4, 8, 16, 50)}
-    assert {job.method for job in paper} == {"sdpo", "ddpo", "d3po", "sparse_dpo"}
+    assert {job.method for job in paper} == {"sdpo", "ddpo", "d3po", "rebel", "sparse_dpo"}
+    # By the official configurations: DDPO 2 updates an epoch of 256 images, D3PO one a pair, SDPO 2 a denoising step.
+    updates = {job.method: job.work.optimiser_steps for job in paper if job.reward == "aesthetic"}
+    assert updates == {"sdpo": 10_000, "ddpo": 200, "d3po": 12_800, "rebel": 200, "sparse_dpo": 200}
+    assert {job.settings["budget.amount"] for job in plans["paper-figure"].jobs} == {29_184}
     paper_methods = {job.method for job in paper}
     assert paper_methods < {job.method for job in plans["embedded-main"].jobs}
     assert {job.seed for job in plans["embedded-main"].jobs} == set(range(5))
