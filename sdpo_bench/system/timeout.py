@@ -46,17 +46,13 @@ class Deadline:
         def stop(number: int, frame: Any) -> NoReturn:
             raise self._late()
 
-        started = time.monotonic()
         handler = signal.signal(signal.SIGALRM, stop)
-        remaining, interval = signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
         try:
             return function()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
-            if remaining:  # an alarm that somebody else had set goes on
-                left = max(1e-6, remaining - (time.monotonic() - started))
-                signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
 def _can_interrupt() -> bool:
