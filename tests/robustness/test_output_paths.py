@@ -42,21 +42,6 @@ def test_what_a_results_folder_keeps_is_not_written_over(tmp_path, name):
     assert user_file(tmp_path / "results" / "a.json", tmp_path / "results") == tmp_path / "results" / "a.json"
 
 
-@pytest.mark.parametrize("place", ["runs/RUN/run.json", "runs/RUN/lora/new.json", "references/a.json"])
-def test_what_another_results_folder_keeps_is_not_written_over_either(results, tmp_path, place):
-    (run,) = (path.name for path in (results / "runs").iterdir() if path.name.startswith("sdpo"))
-    with pytest.raises(UsageError, match=f"lies among the {place.partition('/')[0]} of '{results}'"):
-        user_file(results / place.replace("RUN", run), tmp_path / "mine")
-    assert user_file(tmp_path / "runs" / "a.json", tmp_path / "mine"), "of some other program"
-
-
-def test_links_in_a_circle_are_refused(tmp_path):
-    (tmp_path / "a.csv").symlink_to(tmp_path / "b.csv")
-    (tmp_path / "b.csv").symlink_to(tmp_path / "a.csv")
-    with pytest.raises(UsageError, match="--out '.*a.csv'"):
-        user_file(tmp_path / "a.csv", tmp_path / "results")
-
-
 @pytest.mark.parametrize("style", ["csv", "html"])
 def test_a_report_replaces_no_pipe_and_no_result(results, tmp_path, style):
     os.mkfifo(tmp_path / f"pipe.{style}")
