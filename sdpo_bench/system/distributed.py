@@ -10,16 +10,15 @@ can still say why.
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdpo_bench.errors import RunFailed, SdpoBenchError, UsageError
-from sdpo_bench.settings import MOST
-from sdpo_bench.system.json_toml import whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PATIENCE = timedelta(hours=24)  # the main process may wait for a lock or draw alone; a dead process is noticed at once
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-NUMBERS = ("WORLD_SIZE", "RANK", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 class Processes:
@@ -239,24 +237,8 @@ class Launched(Processes):
 
 
 def several() -> bool:
-    """Whether a launcher started this process as one of several.
-
-    Raises:
-        UsageError: variables of a launcher that are no numbers.
-    """
-    if not all(name in os.environ for name in VARIABLES):
-        return False
-    return {name: _number(name) for name in NUMBERS if name in os.environ}["WORLD_SIZE"] > 1
-
-
-def _number(name: str) -> int:
-    found = whole_number(os.environ[name], 0, MOST)
-    if found is None:
-        raise UsageError(
-            f"the variable {name}, by which launchers tell processes apart, is {os.environ[name][:40]!a} and no whole "
-            "number. Without a launcher, type: unset WORLD_SIZE"
-        )
-    return found
+    """Whether a launcher started this process as one of several."""
+    return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def local_device(device: str) -> str:
@@ -288,11 +270,7 @@ def launched(device: str) -> Iterator[Processes]:
     except (SdpoBenchError, KeyboardInterrupt) as error:
         if processes.is_main:
             raise
-        _leave(error)
-
-
-def _leave(error: BaseException) -> NoReturn:
-    raise SystemExit(Report.of(0, error).exit_code)
+        sys.exit(Report.of(0, error).exit_code)
 
 
 def refuse_several(command: str) -> None:

@@ -156,14 +156,6 @@ def test_files_of_settings_with_such_numbers_are_refused(tmp_path, text, value):
     assert told(["report", "--against", path], tmp_path, expected=(2,)) == ""
 
 
-@pytest.mark.parametrize("value", ["two", "9" * 5000, "", "-1"])
-def test_a_launchers_variables_are_numbers(tmp_path, monkeypatch, value):
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
-        monkeypatch.setenv(name, value)
-    assert told(["list", "methods"], tmp_path, expected=(2,)) == ""
-    assert "WORLD_SIZE" in (tmp_path / "error").read_text()
-
-
 # -- records of another form ---------------------------------------------------------------------------------
 
 COUNTS = {"images": 3, "forward": {"search": 3}, "rewards": {"emoji-align": 3}}
