@@ -19,7 +19,6 @@ import torch
 
 from factories import make_resolved
 from sdpo_bench.api import NoSettings, Reward
-from sdpo_bench.cli.commands import serve as serve_module
 from sdpo_bench.cli.commands.serve import _listen, make_app, serve_command
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
 from sdpo_bench.evaluation import evaluate as ev
@@ -206,13 +205,13 @@ def test_a_service_refuses_what_is_no_request():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.001, 1.001])
-def test_what_is_no_picture_is_refused_with_its_place(value):
+def test_what_is_no_picture_is_refused(value):
     images = torch.rand(3, 3, 4, 4)
     images[0, 0, 0, 0], images[0, 0, 0, 1], images[2, 1, 2, 3] = 0, 1, value
     with service("exact", Exact()) as (url, _):
         answer = post(url, http_format.pack_request(images, ["a"] * 3))
     assert answer.status_code == 400
-    assert "from 0 to 1; not so images 2 " in answer.json()["error"]
+    assert "finite values from 0 to 1" in answer.json()["error"]
 
 
 def test_deeply_nested_prompts_are_a_wrong_request():
@@ -255,18 +254,6 @@ def test_however_many_clients_stall_their_places_are_free_after_one_time_limit()
             where.close()
 
 
-def test_who_finds_a_long_queue_is_told_at_once_when_to_come_again(monkeypatch):
-    monkeypatch.setattr(serve_module, "QUEUE", 2)
-    good = http_format.pack_request(torch.rand(4, 3, 512, 512), ["a"] * 4)  # 12 MB: more than the way there holds
-    with service("exact", Exact(), body_timeout=600) as (url, _):
-        stalled = [half_a_request(url) for _ in range(serve_module.BODIES + 2)]
-        answer = post(url, good)
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert "busy: 2 requests wait" in answer.json()["error"]
-        for where in stalled:
-            where.close()
-
-
 def test_the_time_is_for_the_way_to_the_reward_and_not_for_the_reward():
     """Two requests that are scored slowly are answered; a third is sent away in time, and not the two for its sake."""
     go, answers = threading.Event(), []
@@ -277,7 +264,8 @@ def test_the_time_is_for_the_way_to_the_reward_and_not_for_the_reward():
             thread.start()
         while not answers and any(thread.is_alive() for thread in threads):
             time.sleep(0.05)
-        assert answers[0].status_code == 503 and "not had its turn in time" in answers[0].json()["error"]
+        assert (answers[0].status_code, answers[0].headers["retry-after"]) == (503, "1")
+        assert "not had its turn in time" in answers[0].json()["error"]
         go.set()
         for thread in threads:
             thread.join(60)

@@ -7,9 +7,7 @@ listens on the loopback address unless told otherwise.
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
@@ -17,7 +15,7 @@ import click
 import torch
 
 from sdpo_bench.api import Reward
-from sdpo_bench.errors import MissingError, RunFailed, UsageError
+from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError, UsageError
 from sdpo_bench.models.catalogue import pick_device
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.parse_settings import parse_set
@@ -27,9 +25,9 @@ from sdpo_bench.scoring.reward_expression import choose
 BODIES = 2
 """Requests held in memory at once: one is scored while the next arrives."""
 QUEUE = 64
-"""Requests that may wait for one of these places; their bodies stay with their senders."""
+"""Connections at once; uvicorn refuses more with status 503."""
 RETRY_AFTER = 1
-"""Seconds after which a client that is refused for want of a place should ask again."""
+"""Seconds after which a client of a busy service should ask again."""
 MiB = 2**20
 
 
@@ -38,9 +36,11 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_time
 
     ``GET /health``; ``GET /info``: name, version, scale, source, settings, commits, limits; ``POST /score``: see
     ``scoring.http_format``. Errors are ``{"error": text}`` with status 400 (not a valid request), 408 (its body has not
-    arrived in time), 413 (too large), 415 (wrong type), 500 (the reward failed) or 503 (no place in time, or too many
-    wait for one: come again). Time is ``body_timeout`` seconds from a request's beginning, its wait for a place and its
-    body's arrival together, so that however many clients stall, all their places are free after that time.
+    arrived in time), 413 (too large), 415 (wrong type), 500 (the reward failed) or 503 (busy: ask again).
+
+    Args:
+        body_timeout: seconds from a request's beginning in which it must get one of :data:`BODIES` places and its body
+            must arrive, so that clients that stall keep no place.
     """
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect, Request
@@ -49,7 +49,7 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_time
 
     about = describe(name, reward, max_bytes)
     worker = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
-    room = Room(BODIES, QUEUE)
+    places = asyncio.Semaphore(BODIES)
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -62,74 +62,35 @@ def make_app(name: str, reward: Reward, *, max_bytes: int = 256 * MiB, body_time
             return JSONResponse({"error": f"the content type must be {http_format.MEDIA_TYPE}."}, 415)
         deadline = asyncio.get_running_loop().time() + body_timeout
         try:
-            async with room.place(deadline):
-                async with asyncio.timeout_at(deadline):
-                    body = await _read(request, max_bytes)
-                if body is None:
-                    return JSONResponse({"error": f"a request may have at most {max_bytes} bytes."}, 413)
-                return await scored(body)
-        except NoPlace as error:
-            return JSONResponse({"error": str(error)}, 503, {"retry-after": str(RETRY_AFTER), "connection": "close"})
+            async with asyncio.timeout_at(deadline):
+                await places.acquire()
         except TimeoutError:
-            said = f"the body has not arrived within {body_timeout:g} s. The service's limit: --body-timeout."
-            return JSONResponse({"error": said}, 408, {"connection": "close"})
+            text = "the service is busy: the request has not had its turn in time. Ask again."
+            return JSONResponse({"error": text}, 503, {"retry-after": str(RETRY_AFTER), "connection": "close"})
+        try:
+            async with asyncio.timeout_at(deadline):
+                body = await _read(request, max_bytes)
+            if body is None:
+                return JSONResponse({"error": f"a request may have at most {max_bytes} bytes."}, 413)
+            return await scored(body)
+        except TimeoutError:
+            text = f"the body has not arrived within {body_timeout:g} s. The service's limit: --body-timeout."
+            return JSONResponse({"error": text}, 408, {"connection": "close"})
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it
+            return Response(status_code=400)
+        finally:
+            places.release()
 
     async def scored(body: bytes) -> Response:
         try:
             answer = await asyncio.get_running_loop().run_in_executor(worker, answer_to, body, reward, about)
-        except UsageError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        except RunFailed as error:
-            return JSONResponse({"error": str(error)}, 500)
-        except Exception as error:
-            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+        except Exception as error:  # also out of memory, which plugin_code passes on
+            text = str(error) if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {error}"
+            return JSONResponse({"error": text}, 400 if isinstance(error, UsageError) else 500)
         return Response(answer, media_type=http_format.MEDIA_TYPE)
 
     routes = [Route("/health", health), Route("/info", info), Route("/score", score, methods=["POST"])]
     return Starlette(routes=routes)
-
-
-class NoPlace(Exception):
-    """The service is busy."""
-
-
-class Room:
-    """Places for requests in memory, given in the order in which they were asked for.
-
-    Args:
-        places: requests that are there at once.
-        queue: requests that may wait.
-    """
-
-    def __init__(self, places: int, queue: int):
-        self._free, self._queue, self._waiting = asyncio.Semaphore(places), queue, 0
-
-    @asynccontextmanager
-    async def place(self, deadline: float) -> AsyncIterator[None]:
-        """A place.
-
-        Args:
-            deadline: time of the event loop until which one is waited for.
-
-        Raises:
-            NoPlace: none has come free by then, or too many wait already.
-        """
-        if self._waiting >= self._queue:
-            raise NoPlace(f"the service is busy: {self._waiting} requests wait. Ask again.")
-        self._waiting += 1
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._free.acquire()
-        except TimeoutError:
-            raise NoPlace("the service is busy: the request has not had its turn in time. Ask again.") from None
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 def describe(name: str, reward: Reward, max_bytes: int) -> dict[str, Any]:
@@ -214,8 +175,8 @@ def serve_command(
         click.echo(f"serving {choice.name}, version {reward.full_version}, on {url} (Ctrl-C stops)")
         click.echo(f"use it with: sdpo-bench run --reward remote --set reward.url={url}", err=True)
         if host not in ("127.0.0.1", "localhost", "::1"):
-            click.echo("warning: no password, no encryption: whoever reaches this address can use it.", err=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+            click.echo("warning: no password, no encryption: anyone who reaches this address can use it.", err=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", limit_concurrency=QUEUE))
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
