@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from math import inf, isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,6 @@ from sdpo_bench.system.json_toml import parse_json
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CONFIGS = (*NETWORKS, "scheduler")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-SIZES = (
-    ("unet", "sample_size", None),
-    ("unet", "in_channels", 4),
-    ("vae", "latent_channels", 4),
-    ("vae", "scaling_factor", 0.18215),
-)
-"""Numbers of a configuration and the defaults of the library that reads it."""
 TEXTS = (".json", ".txt", ".model")
 
 
@@ -65,8 +58,6 @@ def read_folder(folder: Path) -> PipelineFiles:
         raise MissingError(f"the pipeline folder '{folder}' is not whole: {'; '.join(absent)}.")
     configs = {part: _config(folder / part) for part in CONFIGS if (folder / part).is_dir()}
     _refuse_empty(folder)
-    _check_numbers(folder, configs)
-    _check_statistics(folder, configs.get("vae", {}))
     _check_scheduler(folder, configs.get("scheduler", {}))
     parameters = {part: _count(folder / part) for part in NETWORKS if (folder / part).is_dir()}
     return PipelineFiles(configs, parameters)
@@ -106,45 +97,11 @@ def index_of(folder: Path) -> dict[str, Any]:
     return _json(folder / "model_index.json")
 
 
-def _check_numbers(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """What sizes are computed from; where a file names none, the library's own default holds.
-
-    Raises:
-        MissingError: something that is no such number.
-    """
-    for part, key, usual in SIZES:
-        value = configs.get(part, {}).get(key, usual)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int if key != "scaling_factor" else int | float)
-            or not 0 < value < inf
-        ):
-            raise MissingError(
-                f"'{folder / part / 'config.json'}' has {key} = {value!r}; expected a number above 0 (of a square "
-                "picture). Save the pipeline again with save_pretrained, or fetch it again."
-            )
-
-
 def _refuse_empty(folder: Path) -> None:
     """A copy that broke off leaves files of no bytes; a tokenizer without its merges spells every word in letters."""
     empty = [path for path in _loaded_files(folder) if not path.stat().st_size]
     if empty:
         raise MissingError(f"'{empty[0]}' is empty. Copy or fetch the pipeline again.")
-
-
-def _check_statistics(folder: Path, vae: Mapping[str, Any]) -> None:
-    """Means and deviations of the latents, where an autoencoder has them: one finite number for each channel."""
-    channels, keys = vae.get("latent_channels", 4), ("latents_mean", "latents_std")
-    if all(vae.get(key) is None for key in keys):
-        return
-    for key in keys:
-        values = vae.get(key)
-        right = isinstance(values, list) and len(values) == channels
-        if not right or not all(isinstance(v, int | float) and isfinite(v) for v in values or ()):
-            raise MissingError(
-                f"'{folder / 'vae' / 'config.json'}' has {key} = {values!r}; expected one number for each of "
-                f"{channels} channels. Save the pipeline again with save_pretrained, or fetch it again."
-            )
 
 
 def _check_scheduler(folder: Path, scheduler: Mapping[str, Any]) -> None:
@@ -158,12 +115,6 @@ def _check_scheduler(folder: Path, scheduler: Mapping[str, Any]) -> None:
         raise UsageError(
             f"'{folder / 'scheduler'}' is of a flow-matching model ({scheduler['_class_name']}), whose steps have no "
             "noise levels (betas). Use a model that predicts epsilon, v or the sample."
-        )
-    betas, due = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
-    if betas is not None and (not isinstance(betas, list) or len(betas) != due):
-        raise MissingError(
-            f"'{folder / 'scheduler'}' names other trained_betas than the {due} that its num_train_timesteps asks for. "
-            "Save the pipeline again with save_pretrained, or fetch it again."
         )
 
 
