@@ -144,7 +144,7 @@ def load_tokenizers(folder: Path) -> list[Any]:
 
 
 def _check_whole(pipeline: Any, folder: Path) -> None:
-    """Refuse networks without all their weights, and tokenizers that do not fit their encoders.
+    """Refuse networks without all their weights, and tokenizers that do not cut prompts for their encoders.
 
     Raises:
         MissingError: with the part and what is wrong with it.
@@ -185,10 +185,4 @@ def _check_tokenizer(folder: Path, tokenizer: Any, encoder: Mapping[str, Any]) -
         raise MissingError(
             f"the tokenizer in '{folder}' cuts prompts at {longest} tokens, and its text encoder takes {positions}. "
             "Its tokenizer_config.json is missing or damaged (model_max_length)."
-        )
-    tokens, vocabulary = len(tokenizer), encoder.get("vocab_size")
-    if vocabulary and tokens > vocabulary:
-        raise MissingError(
-            f"the tokenizer in '{folder}' has {tokens} tokens and its text encoder knows {vocabulary}: they do not "
-            "belong together. Copy or fetch the pipeline again."
         )
