@@ -141,9 +141,6 @@ class Scorer:
             )
         if scores.is_complex():
             raise RunFailed(f"reward '{self.name}' returned complex numbers; higher is better, so they must be real.")
-        if scores.layout != torch.strided or scores.is_meta or scores.is_quantized:
-            kind = "meta" if scores.is_meta else "quantized" if scores.is_quantized else "sparse"
-            raise RunFailed(f"reward '{self.name}' returned a {kind} tensor; expected a dense one of plain numbers.")
         numbers = scores.detach().cpu().double()
         bad = (~torch.isfinite(numbers)).sum().item()
         if bad:

@@ -159,11 +159,6 @@ REWARDS = {
     "def load(self): raise type('Odd', (BaseException,), {})('x')": "load() raised Odd: x (at plugin.py:",
     "def load(self): raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})": "load() raised Mute: (a text",
     "def __call__(self, images, prompts): raise GeneratorExit('x')": "raised GeneratorExit: x",
-    "def __call__(self, images, prompts): return torch.ones(len(prompts), device='meta')": "returned a meta tensor",
-    "def __call__(self, images, prompts): return torch.ones(len(prompts)).to_sparse()": "returned a sparse tensor",
-    "def __call__(self, images, prompts): return torch.quantize_per_tensor(images[:, 0, 0, 0], .1, 0, torch.qint8)": (
-        "returned a quantized tensor"
-    ),
 }
 
 
