@@ -169,15 +169,11 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
 
 def _refuse_empty_names(request: Request, overrides: Mapping[str, Any]) -> None:
     given = {key: getattr(request, key) for key in ("method", "reward", "model", "preset")}
-    for key, name in (given | {key: overrides.get(key) for key in NAMES}).items():
+    # Empty prompts are a choice only for what is evaluated.
+    given |= {key: overrides.get(key) for key in (*NAMES, "sample.prompts", "checkpoint.prompts")}
+    for key, name in given.items():
         if name is not None and not str(name).strip():
-            raise UsageError(f"{key} is empty. Name one, or leave it out.")
-    for key in ("sample.prompts", "checkpoint.prompts"):  # no prompts are a choice only for what is evaluated
-        if not str(overrides.get(key, "given")).strip():
-            raise UsageError(
-                f"{key} is empty. Valid: a prompt set (sdpo-bench list prompts) or a text file with one prompt a line. "
-                "Name one, or leave it out."
-            )
+            raise UsageError(f"{key} is empty. Name one (sdpo-bench list shows them), or leave it out.")
 
 
 def _check_fixed(method: Plugin, method_class: type[Method], overrides: Mapping[str, Any]) -> None:
