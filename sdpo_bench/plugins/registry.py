@@ -12,6 +12,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from typing import Any
 from sdpo_bench.errors import MissingError, UsageError, error_text, nearest
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import base_class, check_class
-from sdpo_bench.plugins.entry_points import SINGULAR, entry_points
 from sdpo_bench.system.plugin_guard import preserve_process_state
 
 BUILT_IN = "built-in"
+SINGULAR = {"methods": "method", "rewards": "reward", "studies": "study"}
+"""The kinds of plugins, and what one of each is called."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def plugins(kind: str) -> dict[str, Plugin]:
     """
     found: dict[str, Plugin] = {}
     by_tag: dict[str, Plugin] = {}
-    for plugin in [*_builtin(kind), *_third_party(kind)]:
+    for plugin in [*_builtin(kind), *_third_party(kind, tuple(sys.path))]:
         other = by_tag.get(plugin.tag)
         if other:
             raise UsageError(
@@ -119,15 +121,12 @@ def _builtin(kind: str) -> tuple[Plugin, ...]:
     return tuple(plugin for plugin in made if plugin)
 
 
-def _third_party(kind: str) -> tuple[Plugin, ...]:
-    return _announced(kind, tuple(sys.path))
-
-
 @lru_cache(maxsize=8)
-def _announced(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
-    """What is announced on the import ``path``, described by its source once: a plan asks hundreds of times."""
+def _third_party(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """Plugins of the distributions on the import ``path``. Reading all metadata takes longer than resolving a run, and
+    a plan resolves hundreds."""
     result = []
-    for entry in entry_points(kind, path):
+    for entry in metadata.entry_points(group=f"sdpo_bench.{kind}"):
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
         file = _source_path(module)

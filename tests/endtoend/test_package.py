@@ -70,7 +70,7 @@ def test_the_core_imports_no_plugin():
 
 def test_a_name_clash_names_both_owners(monkeypatch):
     twin = registry.find("methods", "sdpo").__class__("SDPO", "methods", "other-package", "other.module", "X", "", None)
-    monkeypatch.setattr(registry, "_third_party", lambda kind: [twin])
+    monkeypatch.setattr(registry, "_third_party", lambda kind, path: [twin])
     with pytest.raises(UsageError, match=r"built-in.*other-package"):
         registry.plugins("methods")
 
