@@ -1,6 +1,6 @@
 """Conformance checks of methods in small runs of the engine, on the embedded model.
 
-What a method's loss does alone is checked on a bandit (``conformance_bandit``).
+What a method's loss does alone is checked on a bandit (``doctor.bandit``).
 """
 
 from collections.abc import Mapping

@@ -50,11 +50,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 def check_fields(plugin: Plugin, loaded: Any, folder: Path) -> None:
-    """Name, version, scale, source and native model are declared; the native model is one that can be asked for."""
-    for name in ("version", "scale", "source", "native_model"):
-        value = getattr(loaded, name, None)
-        require(isinstance(value, str) and value.strip(), f"'{name}' is {value!r}; expected a text.")
-    require(isinstance(loaded.differentiable, bool), f"'differentiable' is {loaded.differentiable!r}.")
+    """The native model is one that can be asked for; the other declarations are checked when a class is loaded."""
     known_model(loaded.native_model)
 
 
