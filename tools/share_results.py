@@ -34,7 +34,7 @@ def share(source: Path, target: Path, grids: tuple[str, ...] = (), seed: int = 0
     """
     if source.resolve() == target.resolve():
         raise UsageError(f"'{target}' is where the results are. Choose another folder")
-    finished = [folder for folder in run_folders(source) if folder.known_state == "done"]
+    finished = [folder for folder in run_folders(source) if folder.state_or_unknown == "done"]
     if not finished:
         raise UsageError(f"no finished run in '{source}'. See: sdpo-bench list runs --results {source}")
     for folder in finished:

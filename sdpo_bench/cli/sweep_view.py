@@ -169,7 +169,7 @@ class SweepView:
 def _live_state(job: Job, plan: Plan) -> list[str]:
     """Phase, share of the budget and last mean reward, from the run folder."""
     folder = RunFolder(plan.out / "runs" / job.run_id)
-    status = folder.known_status
+    status = folder.status_or_unknown
     phase = str(status.get("message", "")) if status.get("state") == "running" else "starting"
     row = last_line(folder.path / "train.jsonl") or {}
     used = clean_bill(row.get("bill")).get(str(job.settings["budget.axis"]))

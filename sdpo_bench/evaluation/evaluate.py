@@ -171,8 +171,8 @@ def recorded_table(
         f"and the results folder '{out}' cannot be written: {refused.strerror}. Go on in a copy of it: "
         f"cp -r {shlex.quote(str(out))} COPY, then the same command for {run.run_id} with --out COPY."
     )
-    if run.known_state != "done":
-        raise Unwritable(f"'{run.run_id}' is not done (state: {run.known_state}), {way_on}", refused.strerror)
+    if run.state_or_unknown != "done":
+        raise Unwritable(f"'{run.run_id}' is not done (state: {run.state_or_unknown}), {way_on}", refused.strerror)
     tuned, before = (_recorded_rows(folder, settings, scorers) for folder in (run, base))
     if tuned is None or before is None:
         name = (run if tuned is None else base).run_id

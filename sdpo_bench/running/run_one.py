@@ -143,7 +143,7 @@ def _record_inputs(cell: _Cell, record: dict[str, Any]) -> None:
     """Record what the run reads, with its folder locked."""
     trainer, run = cell.trainer, cell.trainer.run
     if not made(run):  # a plugin may have been mended since an earlier start failed
-        run.create(record, anew=True)
+        run.create(record, replace=True)
     remember_prompts(run, trainer.config.eval)
     _warn_of_cut_prompts(trainer)
 
@@ -152,7 +152,7 @@ def _record_inputs(cell: _Cell, record: dict[str, Any]) -> None:
 def _finish(cell: _Cell) -> Iterator[None]:
     """Record how the work ends."""
     run = cell.trainer.run
-    finished = not cell.trains and run.known_state == "done"  # what fails now is one more look at it, not the run
+    finished = not cell.trains and run.state_or_unknown == "done"  # what fails now is one more look at it, not the run
     try:
         yield
     except BaseException as error:

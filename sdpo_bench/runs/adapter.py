@@ -33,13 +33,13 @@ def require_adapter(run: RunFolder) -> None:
         if changed := log_changed(run):
             raise UsageError(f"run '{run.run_id}': {changed}")
         return
-    if run.known_state == "done":
+    if run.state_or_unknown == "done":
         raise UsageError(
             f"run '{run.run_id}' is done, but its adapter is not in '{run.lora}': only its scores are here. "
             "sdpo-bench run with the settings of its run.json trains it again"
         )
     raise UsageError(
-        f"run '{run.run_id}' has no trained adapter yet (state: {run.known_state}). Finish it first: the "
+        f"run '{run.run_id}' has no trained adapter yet (state: {run.state_or_unknown}). Finish it first: the "
         "command that began it goes on. See: sdpo-bench list runs"
     )
 

@@ -60,11 +60,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         return self.path / "eval.parquet"
 
-    def create(self, record: Mapping[str, Any], *, anew: bool = False) -> None:
-        """Make the folder and its ``run.json``; a folder that exists keeps its first record, unless ``anew``."""
+    def create(self, record: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Make the folder and its ``run.json``; a folder that exists keeps its first record, unless ``replace``."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if anew or not (self.path / "run.json").exists():
+            if replace or not (self.path / "run.json").exists():
                 atomic_write(self.path / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
         except OSError as error:
             raise MissingError(
@@ -79,7 +79,7 @@ class RunFolder:
             UsageError: missing, damaged, or not with the settings that the run's id was made from.
         """
         path = self.path / "run.json"
-        mend = " Delete 'run.json' and give the run command again: it is written anew."
+        mend = " Delete 'run.json' and give the run command again: it writes the file."
         record = read_object(path, mend)
         if wrong := problem(record):
             raise UsageError(f"'{path}' is damaged: {wrong}.{mend}")
@@ -99,12 +99,12 @@ class RunFolder:
         return state
 
     @property
-    def known_state(self) -> str:
+    def state_or_unknown(self) -> str:
         """The state, or ``unknown`` where the status file is damaged; doing the run again mends that."""
-        return str(self.known_status["state"])
+        return str(self.status_or_unknown["state"])
 
     @property
-    def known_status(self) -> dict[str, Any]:
+    def status_or_unknown(self) -> dict[str, Any]:
         """State, message and more; never an error: one damaged file must not stop what looks after many runs."""
         with suppress(UsageError):
             return {"state": "unknown", "message": ""} | self.status
@@ -126,7 +126,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():
-            if self.known_state != "done":
+            if self.state_or_unknown != "done":
                 self.set_status("failed", message)
 
     # -- append-only logs ------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class RunFolder:
             yield
 
     def _clear_unfinished(self) -> None:
-        """Remove what processes that were killed in mid-write have left; whoever holds the lock is the only writer.
+        """Remove what processes that were killed in mid-write have left; the holder of the lock is the only writer.
 
         Not of ``run.json``, which is written before the lock is taken.
         """

@@ -205,7 +205,7 @@ class Sweep:
         if job_state(folder)[0] == "done":  # even if its process failed afterwards
             failure = f" ({result.message})" if result.message else ""
             self._settle(key, "done", f"done: {job.label} in {seconds:.0f} s{failure}")
-        elif result.code == STOPPED or (self._signals and folder.known_state == "interrupted"):
+        elif result.code == STOPPED or (self._signals and folder.state_or_unknown == "interrupted"):
             # A scheduler's signal to the whole group can end a process after it has saved, before it has sent a report.
             self._settle(key, "stopped", f"stopped: {job.label}")
         else:
@@ -213,7 +213,7 @@ class Sweep:
 
     def _fail(self, key: JobKey, job: Job, result: TaskResult) -> None:
         folder = result.task.folder
-        status = folder.known_status
+        status = folder.status_or_unknown
         recorded = str(status["message"]) if status["state"] == "failed" else ""
         message = result.message or recorded or f"its process ended by exit code {result.code} before the run was done."
         if message != recorded:
@@ -267,7 +267,7 @@ def move_to_replaced(plan: Plan, only_failed: bool) -> int:
         Unwritable: one cannot be moved.
     """
     folders = [RunFolder(plan.out / "runs" / job.run_id) for job in plan.jobs if job.run_id]
-    existing = [f for f in folders if f.path.exists() and (not only_failed or f.known_state == "failed")]
+    existing = [f for f in folders if f.path.exists() and (not only_failed or f.state_or_unknown == "failed")]
     for folder in existing:
         if folder.is_locked:
             raise Busy(f"another process is working on run '{folder.run_id}'. Wait for it, or stop it first.")

@@ -180,7 +180,7 @@ def read_tuning_run(folder: RunFolder, filed_as: str, search: Search) -> TuningR
     Args:
         filed_as: name of the trained reward in results, which is not the one asked for where a service computes it.
     """
-    state = folder.known_state
+    state = folder.state_or_unknown
     bill = clean_bill((last_line(folder.path / "train.jsonl") or {}).get("bill"))
     if state != "done":
         return TuningRun(folder.run_id, state, None, bill)

@@ -647,7 +647,7 @@ def test_a_damaged_evaluation_is_mended_by_the_advice_given(copied, tiny_pipe, f
     run.evaluation.write_bytes(b"")
     done = call(*quick_run(tiny_pipe, out, few_prompts))
     assert done.returncode == 2 and f"sdpo-bench eval {run.run_id}" in done.stderr
-    assert run.known_state == after
+    assert run.state_or_unknown == after
     run.evaluation.unlink()
     done = call("eval", run.run_id, "--out", out)
     assert done.returncode == 0, done.stderr

@@ -148,7 +148,7 @@ def _judge(
             progress=live.evaluation,
             search=run.search(scorers),
         )
-        if exported(folder) and folder.known_state in ("failed", "unknown"):  # its judging had failed
+        if exported(folder) and folder.state_or_unknown in ("failed", "unknown"):  # its judging had failed
             folder.set_status("done", warnings=len(collapse_guards.warnings(folder)))
     return ev.step_table(base_rows, tuned_rows)
 
