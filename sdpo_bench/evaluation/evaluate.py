@@ -24,7 +24,7 @@ from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
 from sdpo_bench.runs.eval_file import read_sealed, sealed
-from sdpo_bench.runs.input_digests import remember_rewards
+from sdpo_bench.runs.input_digests import record_reward_digests
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.scorer import Scorer
@@ -121,7 +121,7 @@ def evaluate(
                 # The bill first: rows that are there have been paid for, a block without rows is done and billed anew.
                 known = _add(known, block, subject, settings, split, k)
                 if processes.is_main:
-                    remember_rewards(run, wanted, scored)
+                    record_reward_digests(run, wanted, scored)
                     write_rows(run, known)
             done += k * len(texts) * settings.images_per_prompt
     finally:

@@ -28,7 +28,7 @@ from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
-from sdpo_bench.runs.input_digests import known_prompts, made, remember_prompts
+from sdpo_bench.runs.input_digests import has_numbers, record_prompt_digests, recorded_prompt_digests
 from sdpo_bench.runs.run_folder import RunFolder, check_writable
 from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
 from sdpo_bench.scoring.make_scorers import evaluation_scorers
@@ -71,7 +71,7 @@ def run_job(
     with prompt_cache():
         run = RunFolder(runtime.out / "runs" / resolved.run_id)
         _refuse_another_run(run)
-        with prompt_cache(known_prompts(run), run.run_id):
+        with prompt_cache(recorded_prompt_digests(run), run.run_id):
             cell = _prepare(resolved, runtime, run, watcher or Watcher(), processes)
             if isinstance(cell, Outcome):
                 return cell
@@ -142,9 +142,9 @@ def _calibrate(cell: _Cell) -> dict[str, Any]:
 def _record_inputs(cell: _Cell, record: dict[str, Any]) -> None:
     """Record what the run reads, with its folder locked."""
     trainer, run = cell.trainer, cell.trainer.run
-    if not made(run):  # a plugin may have been mended since an earlier start failed
+    if not has_numbers(run):  # a plugin may have been mended since an earlier start failed
         run.create(record, replace=True)
-    remember_prompts(run, trainer.config.eval)
+    record_prompt_digests(run, trainer.config.eval)
     _warn_of_cut_prompts(trainer)
 
 

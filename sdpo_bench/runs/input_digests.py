@@ -1,8 +1,8 @@
 """What the numbers of a folder were made from that can change under its name: prompt files, and sources of plugins.
 
 ``inputs.json`` beside the numbers keeps digests: of prompt files by name, of rewards' sources by name and version.
-Whoever adds numbers compares first. What nothing has been made from yet is recorded anew, so that a mistake can be
-mended and tried again.
+They are compared before numbers are added. Before the first number they are replaced, so that a user can correct a
+file and try again.
 """
 
 import json
@@ -22,22 +22,21 @@ FILE = "inputs.json"
 Kind = Literal["prompts", "rewards"]
 
 
-def recorded(folder: RunFolder, kind: Kind) -> dict[str, str]:
+def recorded_digests(folder: RunFolder, kind: Kind) -> dict[str, str]:
     """Digests by name; empty where none were recorded.
 
     Raises:
         UsageError: the file is damaged or cannot be read.
     """
-    found = _read(folder).get(kind, {})
-    return dict(found) if isinstance(found, Mapping) else {}
+    return dict(_read(folder).get(kind, {}))
 
 
-def remember(folder: RunFolder, kind: Kind, digests: Mapping[str, str]) -> None:
+def record_digests(folder: RunFolder, kind: Kind, digests: Mapping[str, str]) -> None:
     """Add digests to a folder whose lock is held; the file is left alone where they are there."""
-    known = recorded(folder, kind)
-    if not digests.items() <= known.items():
-        found = _read(folder) | {kind: known | dict(digests)}
-        atomic_write(folder.path / FILE, json.dumps(found, indent=1, sort_keys=True) + "\n")
+    before = recorded_digests(folder, kind)
+    if not digests.items() <= before.items():
+        content = _read(folder) | {kind: before | dict(digests)}
+        atomic_write(folder.path / FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _read(folder: RunFolder) -> dict[str, Any]:
@@ -48,26 +47,26 @@ def _read(folder: RunFolder) -> dict[str, Any]:
 # -- prompts -------------------------------------------------------------------------------------------------
 
 
-def made(run: RunFolder) -> bool:
+def has_numbers(run: RunFolder) -> bool:
     """Whether there are numbers that inputs went into: a whole epoch, or scores."""
     return bool(run.log()) or run.evaluation.exists()
 
 
-def known_prompts(run: RunFolder) -> dict[str, str]:
+def recorded_prompt_digests(run: RunFolder) -> dict[str, str]:
     """Digests that the user's own prompt files must have for more numbers of a run, for ``prompts.prompt_cache``."""
     if not (run.path / "run.json").exists():
         return {}
     record = run.record()
     trained = {at(record["config"], key): value for key, value in record.get("prompt_files", {}).items()}
-    judged = recorded(run, "prompts") if made(run) else {}
+    judged = recorded_digests(run, "prompts") if has_numbers(run) else {}
     return {os.path.normpath(name): value for name, value in (trained | judged).items()}
 
 
-def remember_prompts(run: RunFolder, settings: EvaluationSettings) -> None:
+def record_prompt_digests(run: RunFolder, settings: EvaluationSettings) -> None:
     """Record what the prompt files hold that a run is judged on; its lock is held."""
     names = [name for name in (settings.train, settings.validation, settings.unseen) if name]
     digests = {os.path.normpath(name): file_digest(name) for name in names}
-    remember(run, "prompts", {name: value for name, value in digests.items() if value})
+    record_digests(run, "prompts", {name: value for name, value in digests.items() if value})
 
 
 # -- rewards -------------------------------------------------------------------------------------------------
@@ -83,7 +82,7 @@ def reward_key(scorer: Scorer) -> str:
     return f"{scorer.name}/{scorer.reward.full_version}"
 
 
-def remember_rewards(folder: RunFolder, scorers: Iterable[Scorer], scored: Collection[tuple[str, str]]) -> None:
+def record_reward_digests(folder: RunFolder, scorers: Iterable[Scorer], scored: Collection[tuple[str, str]]) -> None:
     """Record which sources new rows come from; the folder's lock is held.
 
     Args:
@@ -91,4 +90,4 @@ def remember_rewards(folder: RunFolder, scorers: Iterable[Scorer], scored: Colle
     """
     new = [scorer for scorer in scorers if (scorer.name, scorer.reward.full_version) not in scored]
     digests = {reward_key(scorer): reward_source(scorer) for scorer in new}
-    remember(folder, "rewards", {key: value for key, value in digests.items() if value})
+    record_digests(folder, "rewards", {key: value for key, value in digests.items() if value})

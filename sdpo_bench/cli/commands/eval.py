@@ -24,7 +24,7 @@ from sdpo_bench.running.finished_run import FinishedRun, open_finished_run
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs.adapter import LORA_FILE, check_seal, exported, require_adapter
-from sdpo_bench.runs.input_digests import known_prompts, remember_prompts
+from sdpo_bench.runs.input_digests import record_prompt_digests, recorded_prompt_digests
 from sdpo_bench.runs.run_folder import RunFolder, check_writable, find_run
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter
 from sdpo_bench.scoring.scorer import Scorer
@@ -67,7 +67,7 @@ def eval_command(
     runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)
     results = []
     for folder in folders:
-        with prompt_cache(known_prompts(folder), folder.run_id):
+        with prompt_cache(recorded_prompt_digests(folder), folder.run_id):
             table, trained = _eval_one(folder, {k: v for k, v in changes.items() if v is not None}, rewards, runtime)
         results.append({"run": folder.run_id, "folder": folder.path, "table": table})
         if not as_json:
@@ -137,7 +137,7 @@ def _judge(
     load_adapter(policy, folder.lora)
     subject = ev.Subject(folder.run_id, run.config["method"]["name"], run.config["seed"])
     with folder.locked():
-        remember_prompts(folder, settings)
+        record_prompt_digests(folder, settings)
         tuned_rows = ev.evaluate(
             policy,
             settings,
