@@ -97,8 +97,8 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
     from sdpo_bench.scoring.make_scorers import make_scorer
     from sdpo_bench.scoring.scorer import ask_rewards
 
-    runtime, cell = bench.runtime, bench.trainings.runs[0].cell
-    resolved = resolve(cell.request)
+    runtime = bench.runtime
+    resolved = resolve(bench.trainings.runs[0].job.request)
     config, device = resolved.config, pick_device(runtime.device)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)

@@ -293,7 +293,7 @@ def held_out(trainings: Trainings, arm: Arm, judges: list[str]) -> Matrix | None
 
 def _change(runs: tuple[Trained, ...], measured: Mapping[str, Spread], space: str) -> Matrix | None:
     """Distance minus the base model's, ``[S, P]`` in percent of the base model's mean distance."""
-    tuned = {run.cell.seed: getattr(measured[run.cell.run_id], space) for run in runs if run.cell.run_id in measured}
+    tuned = {run.job.seed: getattr(measured[run.job.run_id], space) for run in runs if run.job.run_id in measured}
     if not tuned:
         return None
     base = getattr(measured[""], space)

@@ -123,7 +123,7 @@ def test_a_study_knows_of_a_training_whose_failure_could_not_be_recorded(tmp_pat
     behave = lambda task: TaskResult(task, FAILED, "why") if task.run_id == first.run_id else succeed(task)  # noqa: E731
     monkeypatch.setattr(study, "LocalExecutor", lambda *arguments, **options: FakeExecutor(behave))
     trainings = study._sweep("mine", [suite], Runtime(out=tmp_path / "out"), 1, ["cpu"])
-    assert [trained.cell.state for trained in trainings.runs] == ["failed", "done"]
+    assert [trained.job.state for trained in trainings.runs] == ["failed", "done"]
     assert trainings.runs[0].why_not == "failed: why"
 
 

@@ -95,7 +95,7 @@ def test_a_ranking_that_turns_round_is_said_to_change(four, tmp_path):
 
 def test_seconds_are_what_the_reference_took(four, tmp_path):
     bench = finished("budget", request(four, seeds=(0, 1)), tmp_path, lambda *_: 0.1)
-    cells = [run.cell for run in bench.trainings.runs if run.cell.variant == "seconds"]
+    cells = [run.job for run in bench.trainings.runs if run.job.variant == "seconds"]
     assert {cell.settings["budget.amount"] for cell in cells} == {12.5}
     assert len(cells) == 6
     found = find("studies", "budget").load()().findings(bench)
@@ -247,8 +247,8 @@ def test_the_onset_of_hacking_is_marked(four, tmp_path, monkeypatch):
     def measured(bench, steps):
         found = {"": diversity.Spread(np.full(prompts, 2.0), np.full(prompts, 1.0))}
         for run in bench.trainings.runs:
-            lost = np.array([-0.5, -0.6, -0.5, -0.4]) if run.cell.variant == "2048" else np.array([0.1, -0.1, 0, 0.0])
-            found[run.cell.run_id] = diversity.Spread(2 + lost + 0.01 * run.cell.seed, np.full(prompts, 1.0))
+            lost = np.array([-0.5, -0.6, -0.5, -0.4]) if run.job.variant == "2048" else np.array([0.1, -0.1, 0, 0.0])
+            found[run.job.run_id] = diversity.Spread(2 + lost + 0.01 * run.job.seed, np.full(prompts, 1.0))
         return found
 
     monkeypatch.setattr(over_optimisation, "measure_all", measured)

@@ -152,7 +152,7 @@ def _command(name: str, size: str, request: StudyRequest, seeds: str, sets: Sequ
 def _states(trainings: Trainings) -> dict[str, int]:
     states: dict[str, int] = {}
     for run in trainings.runs:
-        state = run.cell.state if run.cell.state != "done" or not run.why_not else "diverged"
+        state = run.job.state if run.job.state != "done" or not run.why_not else "diverged"
         states[state] = states.get(state, 0) + 1
     return states
 

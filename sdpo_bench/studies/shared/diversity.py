@@ -45,7 +45,7 @@ def measure_all(bench: Bench, steps: int) -> dict[str, Spread]:
         return {}
     if bench.runtime.threads:
         torch.set_num_threads(bench.runtime.threads)
-    config = resolve(usable[0].cell.request).config
+    config = resolve(usable[0].job.request).config
     policy = load_policy(config.model, device=pick_device(bench.runtime.device), lora_seed=0)
     policy.set_guidance(config.eval.guidance_scale)
     with policy.reference():
@@ -53,7 +53,7 @@ def measure_all(bench: Bench, steps: int) -> dict[str, Spread]:
     for i, run in enumerate(usable):
         bench.say(f"measuring diversity, run {i + 1} of {len(usable)}")
         load_adapter(policy, run.folder.lora)
-        by_run[run.cell.run_id] = _measure(policy, config.eval, steps, bench.runtime.micro_batch)
+        by_run[run.job.run_id] = _measure(policy, config.eval, steps, bench.runtime.micro_batch)
     return by_run
 
 

@@ -153,7 +153,7 @@ def gain_table(
 
 def failure_notes(trainings: Trainings) -> tuple[str, ...]:
     """One caution for each training without usable scores."""
-    return tuple(f"{run.cell.label}: {run.why_not}" for run in trainings.failures())
+    return tuple(f"{run.job.label}: {run.why_not}" for run in trainings.failures())
 
 
 def crossed(matrix: Matrix | None) -> Estimate | None:

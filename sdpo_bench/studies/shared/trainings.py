@@ -54,12 +54,12 @@ def merged_plan(name: str, suites: Sequence[Suite], out: Path, rates: RatesOf = 
     Raises:
         UsageError: as ``make_plan``.
     """
-    cells: dict[tuple[str, ...], Job] = {}
+    jobs: dict[tuple[str, ...], Job] = {}
     for suite in suites:
-        for cell in make_plan(suite, out, rates).jobs:
-            if cells.setdefault(cell.key, cell) is not cell:
-                raise UsageError(f"study '{name}': two of its suites have a cell '{cell.label}'.")
-    return Plan(replace(suites[0], name=name), out, tuple(cells.values()))
+        for job in make_plan(suite, out, rates).jobs:
+            if jobs.setdefault(job.key, job) is not job:
+                raise UsageError(f"study '{name}': two of its suites have a job '{job.label}'.")
+    return Plan(replace(suites[0], name=name), out, tuple(jobs.values()))
 
 
 def reopen(plan: Plan) -> int:
@@ -70,33 +70,33 @@ def reopen(plan: Plan) -> int:
     """
     reopened = 0
     bases = Trainings.of(plan).bases
-    for cell in plan.jobs:
-        if cell.state != "done":
+    for job in plan.jobs:
+        if job.state != "done":
             continue
-        own = read_scores(_folder(plan, cell).evaluation, pictures=False)
-        if not _judged(cell, own) or not any(_judged(cell, base) for base in bases):
-            _folder(plan, cell).set_status("interrupted", "to be judged as a study asks")
+        own = read_scores(_folder(plan, job).evaluation, pictures=False)
+        if not _judged(job, own) or not any(_judged(job, base) for base in bases):
+            _folder(plan, job).set_status("interrupted", "to be evaluated as a study asks")
             reopened += 1
     return reopened
 
 
-def _folder(plan: Plan, cell: Job) -> RunFolder:
-    return RunFolder(plan.out / "runs" / cell.run_id)
+def _folder(plan: Plan, job: Job) -> RunFolder:
+    return RunFolder(plan.out / "runs" / job.run_id)
 
 
-def _judged(cell: Job, scores: Scores) -> bool:
-    names = {str(cell.settings["reward.name"]), *cell.settings["eval.rewards"]}
-    splits = [split for split in ("train", "validation", "unseen") if cell.settings[f"eval.{split}"]]
-    return all(_block_of(cell, scores, name, split) is not None for name in names for split in splits)
+def _judged(job: Job, scores: Scores) -> bool:
+    names = {str(job.settings["reward.name"]), *job.settings["eval.rewards"]}
+    splits = [split for split in ("train", "validation", "unseen") if job.settings[f"eval.{split}"]]
+    return all(_block_of(job, scores, name, split) is not None for name in names for split in splits)
 
 
-def _block_of(cell: Job, scores: Scores, reward: str, split: str) -> tuple[PanelKey, Block] | None:
-    """The scores that the cell's evaluation settings ask for, cut to exactly these.
+def _block_of(job: Job, scores: Scores, reward: str, split: str) -> tuple[PanelKey, Block] | None:
+    """The scores that the job's evaluation settings ask for, cut to exactly these.
 
     Raises:
         UsageError: there are several, by different samplers or reward versions.
     """
-    s = cell.settings
+    s = job.settings
     prompts = tuple(sorted(load_prompts(s[f"eval.{split}"])))
     steps, images = tuple(sorted(s["eval.steps"])), tuple(range(s["eval.images_per_prompt"]))
     matches = [
@@ -109,7 +109,7 @@ def _block_of(cell: Job, scores: Scores, reward: str, split: str) -> tuple[Panel
     ]
     if len(matches) > 1:
         samplers = ", ".join(f"{key.sampler} (version {key.version})" for key, _ in matches)
-        raise UsageError(f"run '{cell.run_id}' was judged in several ways: {samplers}. Use another --results FOLDER.")
+        raise UsageError(f"run '{job.run_id}' was judged in several ways: {samplers}. Use another --results FOLDER.")
     return (matches[0][0], matches[0][1].restrict(steps, images)) if matches else None
 
 
@@ -117,12 +117,12 @@ def _block_of(cell: Job, scores: Scores, reward: str, split: str) -> tuple[Panel
 class Trained:
     """One run, read from its folder."""
 
-    cell: Job
+    job: Job
     folder: RunFolder
 
     @property
     def arm(self) -> Arm:
-        return Arm(self.cell.method, self.cell.reward, self.cell.variant)
+        return Arm(self.job.method, self.job.reward, self.job.variant)
 
     @cached_property
     def scores(self) -> Scores:
@@ -145,8 +145,8 @@ class Trained:
     @property
     def why_not(self) -> str:
         """Why the run's scores cannot be used; empty if they can."""
-        if self.cell.state != "done":
-            return f"{self.cell.state}: {self.cell.message}" if self.cell.message else self.cell.state
+        if self.job.state != "done":
+            return f"{self.job.state}: {self.job.message}" if self.job.message else self.job.state
         return f"diverged: {self.scores.bad} scores are not finite" if self.scores.bad else ""
 
 
@@ -159,7 +159,7 @@ class Trainings:
 
     @classmethod
     def of(cls, plan: Plan) -> "Trainings":
-        return cls(plan.out, tuple(Trained(cell, _folder(plan, cell)) for cell in plan.jobs))
+        return cls(plan.out, tuple(Trained(job, _folder(plan, job)) for job in plan.jobs))
 
     @cached_property
     def arms(self) -> dict[Arm, tuple[Trained, ...]]:
@@ -167,7 +167,7 @@ class Trainings:
         by_arm: dict[Arm, list[Trained]] = {}
         for run in self.runs:
             by_arm.setdefault(run.arm, []).append(run)
-        return {arm: tuple(sorted(runs, key=lambda run: run.cell.seed)) for arm, runs in by_arm.items()}
+        return {arm: tuple(sorted(runs, key=lambda run: run.job.seed)) for arm, runs in by_arm.items()}
 
     @cached_property
     def bases(self) -> list[Scores]:
@@ -183,16 +183,16 @@ class Trainings:
         """
         blocks, key = {}, None
         for run in self.arms[arm]:
-            name = reward or str(run.cell.settings["reward.name"])
-            match = _block_of(run.cell, run.scores, name, "train") if not run.why_not else None
+            name = reward or str(run.job.settings["reward.name"])
+            match = _block_of(run.job, run.scores, name, "train") if not run.why_not else None
             if match is not None:
-                key, blocks[run.cell.seed] = match
+                key, blocks[run.job.seed] = match
         if key is None:
             return None
         for scores in self.bases:
             if key not in scores.blocks:
                 continue
-            base = _block_of(self.arms[arm][0].cell, Scores({key: scores.blocks[key]}), key.reward, "train")
+            base = _block_of(self.arms[arm][0].job, Scores({key: scores.blocks[key]}), key.reward, "train")
             if base is not None:
                 return stack(blocks, key, arm.method), stack({0: base[1]}, key, BASE)
         raise UsageError(f"the base model has no scores by {key.reward} on train prompts. Run the study again.")
