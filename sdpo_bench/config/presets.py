@@ -12,8 +12,6 @@ A preset file looks like this::
     lr = 2e-3
 """
 
-import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.hashing import canonical
 from sdpo_bench.plugins.registry import plugin_tag, plugins
 from sdpo_bench.system.json_toml import parse_toml
 
@@ -125,31 +124,13 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
     """A TOML file that a person may have written; ``kind`` names it in messages.
 
     Raises:
-        UsageError: not TOML, or values that no setting can have. MissingError: not readable.
+        UsageError: not TOML, a number that is not finite, a date or a time. MissingError: not readable.
     """
     try:
-        data = parse_toml(path.read_text(encoding="utf-8-sig"), finite=False)  # some editors begin UTF-8 with a mark
-        _refuse_no_settings(data, f"{kind} file '{path}'")
+        data = parse_toml(path.read_text(encoding="utf-8-sig"))  # some editors begin UTF-8 with a mark
+        canonical(data)  # refuses dates and times
+        return data
     except OSError as error:
         raise MissingError(f"{kind} file '{path}' cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{kind} file '{path}' is not valid TOML: {error}.") from error
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(f"{kind} file '{path}' cannot be used: {error}.") from error
-    return data
-
-
-def _refuse_no_settings(value: Any, where: str, key: str = "") -> None:
-    """TOML has dates and numbers that are none; identities are made of neither."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            _refuse_no_settings(inner, where, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_no_settings(inner, where, key)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{where}: {key} = {value}, expected a finite number.")
-    elif not isinstance(value, str | int | float):
-        raise UsageError(f"{where}: {key} = {value}, but no setting is a date or a time.")

@@ -4,7 +4,6 @@ Every value that reaches a settings class passes through here, a plugin's own in
 said to the person who typed it: its key, what was given, what is valid.
 """
 
-import math
 import re
 import tomllib
 import types
@@ -42,7 +41,7 @@ def parse_set(texts: Sequence[str]) -> dict[str, Any]:
 
 def _toml_value(key: str, text: str) -> Any:
     try:
-        parsed = parse_toml(f"x = {text}", finite=False)
+        parsed = parse_toml(f"x = {text}")
         return parsed["x"] if set(parsed) == {"x"} else text.strip()
     except tomllib.TOMLDecodeError:
         return text.strip()
@@ -62,16 +61,14 @@ def validate(owner: type, values: Mapping[str, Any], section: str) -> Any:
         plain = asdict(found)
     for key, value in plain.items():
         items = value if isinstance(value, tuple) else [value]
-        if any(isinstance(item, float) and not math.isfinite(item) for item in items):
-            raise UsageError(f"{section}.{key}: got {value}, expected a finite number.")
         if any(isinstance(item, int) and abs(item) > MOST for item in items):
             raise UsageError(f"{section}.{key}: got {value}, expected at most {MOST}.")
         try:
             canonical(value)
         except (TypeError, ValueError):
             raise UsageError(
-                f"{section}.{key}: got {short(value)}, which no record of a run can hold. Settings are texts, numbers, "
-                "true, false, None, and tuples or dicts of these."
+                f"{section}.{key}: got {short(value)}, which no record of a run can hold. Settings are texts, finite "
+                "numbers, true, false, None, and tuples or dicts of these."
             ) from None
     return found
 

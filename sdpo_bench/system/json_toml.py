@@ -18,17 +18,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def parse_toml(text: str, *, finite: bool = True) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """The data of a TOML text.
-
-    Args:
-        finite: refuse infinity and NaN; False where the caller checks them by the name of their setting.
 
     Raises:
         tomllib.TOMLDecodeError: not TOML. ValueError: nested too deeply, or a number that is not finite.
     """
     try:
-        return tomllib.loads(text, parse_float=_finite if finite else float)
+        return tomllib.loads(text, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
