@@ -24,7 +24,7 @@ from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.results.select_runs import SPLIT, Selection, select
-from sdpo_bench.runs.adapter import log_changed, timing_changed
+from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import Scores
 from sdpo_bench.statistics.matrices import Endpoint
@@ -139,7 +139,8 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
         elif run.id in scores and scores[run.id].bad:
             bad = scores[run.id].bad
             notices.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
-        notices += [Notice(run.id, text) for text in (log_changed(run.folder), timing_changed(run.folder)) if text]
+        if changed := log_changed(run.folder):
+            notices.append(Notice(run.id, changed))
         notices += [
             Notice(run.id, f"warned {'in ' * (w.epoch > 0)}{w.when}: {w.text}")
             for w in collapse_guards.warnings(run.folder)

@@ -16,11 +16,6 @@ LORA_SEAL = "pytorch_lora_weights.sha256"
 """Digests of the adapter and of the log of its training, as ``sha256sum --check`` reads them."""
 
 
-TIMING = "timing.jsonl"
-TIMING_SEAL = "timing.sha256"
-"""Digest of the timing log; beside it, since identical runs have identical adapters with identical seals."""
-
-
 def require_adapter(run: RunFolder) -> None:
     """A base model's folder, a run that is not finished, scores without weights, the adapter of another run.
 
@@ -65,23 +60,22 @@ def check_seal(folder: Path) -> None:
             f"'{error.filename}' cannot be read: {error.strerror}. See whose it is, and to the disk."
         ) from error
     if folder.parent.name == "candidates":
-        mend = f"Only training anew brings a candidate back: delete '{folder.parents[1]}' and give the same run command"
+        mend = (
+            f"Only a new training brings a candidate back: delete '{folder.parents[1]}' and give the same run command"
+        )
     else:
-        mend = f"Delete the folder '{folder}' and give the same run command again; the adapter is made anew from the"
+        mend = f"Delete the folder '{folder}' and give the same run command again; it makes the adapter from the"
         mend += " last checkpoint"
     raise UsageError(f"'{path}' is damaged: {reason}. {mend}.")
 
 
 def exported(run: RunFolder) -> bool:
-    """Whether training ended and its adapter is there, with the seals that are written last."""
-    with suppress(OSError, ValueError):
-        return "../train.jsonl" in (run.lora / LORA_SEAL).read_text(encoding="utf-8")
-    return False
+    """Whether training ended and its adapter is there, with the seal of the log, which is written last."""
+    return bool(sealed_log(run))
 
 
 def seal_log(run: RunFolder) -> None:
-    """Keep the digests of the finished training's logs, for :func:`log_changed` and :func:`timing_changed`."""
-    atomic_write(run.path / TIMING_SEAL, f"{run.digest(TIMING, run.size(TIMING))}  {TIMING}\n")
+    """Keep the digest of the finished training's log, for :func:`log_changed`."""
     seal = run.lora / LORA_SEAL
     line = f"{run.digest('train.jsonl', run.size('train.jsonl'))}  ../train.jsonl\n"
     atomic_write(seal, seal.read_text(encoding="utf-8") + line)
@@ -98,30 +92,12 @@ def sealed_log(run: RunFolder) -> str:
 
 
 def log_changed(run: RunFolder) -> str:
-    """What to say where the training log is not what it was when training ended; empty where it is."""
+    """The error text where the training log is not what it was when training ended; empty where it is."""
     with suppress(OSError):
         if sealed_log(run) not in ("", run.digest("train.jsonl", run.size("train.jsonl"))):
             return (
                 "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
                 "after training ended, so neither scores nor curves can be trusted. Put the changed file back "
                 f"from a backup, or delete '{run.path}' and give the run command again"
-            )
-    return ""
-
-
-def sealed_timing(run: RunFolder) -> str:
-    """Digest of the finished timing log; empty where it was never sealed."""
-    with suppress(OSError, ValueError):
-        return (run.path / TIMING_SEAL).read_text(encoding="utf-8").partition("  ")[0]
-    return ""
-
-
-def timing_changed(run: RunFolder) -> str:
-    """What to say where the timing log is not what it was when training ended; empty where it is."""
-    with suppress(OSError):
-        if exported(run) and sealed_timing(run) not in ("", run.digest(TIMING, run.size(TIMING))):
-            return (
-                f"its {TIMING} was changed after training ended, so its seconds cannot be trusted (its scores can). "
-                "Put the file back from a backup"
             )
     return ""

@@ -7,7 +7,6 @@ A run is its folder ``<out>/runs/<run id>``::
     status           one JSON line: state (new, running, interrupted, failed, done), message, budget used
     train.jsonl      one line an epoch, numbers only (identical for identical runs)
     timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)
-    timing.sha256    its digest when training ended
     validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
     checkpoints/     what is needed to go on
     lora/            the adapter in diffusers' own format, and its seals (``trained_adapter``)

@@ -657,7 +657,6 @@ def test_a_damaged_evaluation_is_mended_by_the_advice_given(copied, tiny_pipe, f
 def test_a_damaged_status_or_clock_costs_no_result(copied, tiny_pipe, few_prompts):
     out, run = copied
     (run.path / "status").write_text("")
-    (run.path / "timing.sha256").unlink()  # as of an earlier version: it would be put back
     (run.path / "timing.jsonl").write_text('5\n{}\n{"seconds": "x"}\n{"seconds": 2.5}\n')
     done = call(*quick_run(tiny_pipe, out, few_prompts))
     assert done.returncode == 0, done.stderr

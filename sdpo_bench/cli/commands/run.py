@@ -22,7 +22,7 @@ from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.run_one import Outcome, run_job
-from sdpo_bench.runs.adapter import log_changed, timing_changed
+from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.console_text import print_table
@@ -130,7 +130,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
         click.echo(line)
     if candidates := outcome.run.log("validation.jsonl"):
         click.echo(choice_text(candidates, _collapse(resolved, outcome)))
-    for changed in filter(None, (log_changed(outcome.run), timing_changed(outcome.run))):
+    if changed := log_changed(outcome.run):
         click.echo(f"warning: {changed}.")
     for warned in collapse_guards.warnings(outcome.run):
         click.echo(f"warning: {warned.when}: {warned.text}")
