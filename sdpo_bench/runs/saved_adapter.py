@@ -2,21 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
+from sdpo_bench.errors import UsageError
 from sdpo_bench.models.adapter_file import LORA_FILE, METADATA, NAMES, PREFIX, AdapterFile, renamed
 from sdpo_bench.runs.adapter import LORA_SEAL, check_seal
-from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.signals import preserve_stop
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sdpo_bench.models.policy import Policy
 
 
@@ -40,23 +35,18 @@ def save_adapter(policy: "Policy", folder: Path) -> Path:
 def load_adapter(policy: "Policy", folder: Path) -> None:
     """Load an adapter written by :func:`save_adapter` in place of the present one.
 
-    An adapter of an earlier version gets its recorded strength, with a notice.
-
     Raises:
-        UsageError: the file is damaged.
+        UsageError: the file is damaged, or has no LoRA settings.
     """
     check_seal(Path(folder))
-    file = read_adapter(Path(folder))
-    if file.notice:
-        click.echo(f"note: {file.notice}.", err=True)
-    policy.set_adapter(file)
+    policy.set_adapter(read_adapter(Path(folder)))
 
 
 def read_adapter(folder: Path) -> AdapterFile:
-    """The adapter in ``folder``, of this or an earlier version.
+    """The adapter in ``folder``.
 
-    Earlier versions wrote no settings. Such an adapter has the strength in the ``run.json`` of its run, and
-    ``alpha = rank`` where there is none.
+    Raises:
+        UsageError: its file has no LoRA settings.
     """
     from safetensors import safe_open
 
@@ -65,22 +55,9 @@ def read_adapter(folder: Path) -> AdapterFile:
         stored = (file.metadata() or {}).get(METADATA)
         found = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     weights = {renamed(name.removeprefix(PREFIX), back): value for name, value in found.items()}
-    if stored:
-        return AdapterFile(weights, {key.removeprefix(PREFIX): value for key, value in json.loads(stored).items()})
-    return _of_an_earlier_version(folder, weights)
-
-
-def _of_an_earlier_version(folder: Path, weights: "dict[str, Tensor]") -> AdapterFile:
-    modules = sorted({name.split(".lora_")[0] for name in weights})
-    rank = next(len(matrix) for name, matrix in weights.items() if ".lora_A." in name)
-    run = RunFolder(folder.parents[1] if folder.parent.name == "candidates" else folder.parent)
-    model: Mapping[str, Any] = run.record()["config"]["model"] if (run.path / "run.json").exists() else {}
-    alpha = model.get("lora_alpha", rank)
-    notice = ""
-    if alpha != rank:
-        notice = (
-            f"the adapter in '{folder}' was saved by an earlier version, without its lora_alpha. It is applied at the "
-            f"recorded strength, {alpha:g}/{rank}. That version judged it at strength 1: delete '{run.evaluation}' and "
-            f"'{run.path / 'grid.png'}' and give the same run command to have them made again"
+    if not stored:  # without lora_alpha it would be applied at another strength than it was trained with
+        raise UsageError(
+            f"the adapter in '{folder}' has no {METADATA} in its header, so its lora_alpha is unknown. Delete the "
+            "folder and give the same run command again."
         )
-    return AdapterFile(weights, {"r": rank, "lora_alpha": alpha, "target_modules": modules}, notice)
+    return AdapterFile(weights, {key.removeprefix(PREFIX): value for key, value in json.loads(stored).items()})
