@@ -23,7 +23,6 @@ from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
-from sdpo_bench.runs.eval_file import read_sealed, sealed
 from sdpo_bench.runs.input_digests import record_reward_digests
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring import image_statistics
@@ -323,7 +322,7 @@ def read_rows(run: RunFolder) -> "pd.DataFrame":
     if not run.evaluation.exists():
         return empty_rows()
     try:
-        rows = pd.read_parquet(BytesIO(read_sealed(run.evaluation)), page_checksum_verification=True)
+        rows = pd.read_parquet(BytesIO(run.evaluation.read_bytes()), page_checksum_verification=True)
     except PermissionError as error:  # sound, for all that is known
         raise UsageError(f"'{run.evaluation}' cannot be read: {error.strerror}. Ask whose it is.") from error
     except Exception as error:  # pyarrow raises many kinds for a damaged file
@@ -345,7 +344,7 @@ def write_rows(run: RunFolder, rows: "pd.DataFrame") -> None:
     narrow = rows.assign(**{name: _narrowest(rows[name]) for name in NUMBERS})
     stream = BytesIO()
     narrow.to_parquet(stream, index=False, compression="zstd", write_page_checksum=True)
-    atomic_write(run.evaluation, sealed(stream.getvalue()))
+    atomic_write(run.evaluation, stream.getvalue())
 
 
 def _narrowest(column: "pd.Series") -> "pd.Series":

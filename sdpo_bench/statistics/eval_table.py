@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdpo_bench.runs.eval_file import read_sealed
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
@@ -129,7 +128,7 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
         pictures: read the picture statistics too.
     """
     try:
-        columns = _columns(read_sealed(path), PICTURES if pictures else ())
+        columns = _columns(path.read_bytes(), PICTURES if pictures else ())
     except PermissionError as error:  # not readable is not damaged
         return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
     except Exception as error:  # pyarrow raises many kinds for a damaged file
