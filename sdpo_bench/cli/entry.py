@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from typing import NoReturn
 
 import click
@@ -18,9 +17,6 @@ from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.system.distributed import several
 from sdpo_bench.system.signals import STOPS, handle_stops
 from sdpo_bench.system.streams import let_progress_fail
-
-GRACE = 20.0
-"""Seconds in which threads that a plugin has left running may finish."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -59,10 +55,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if arguments is None:
         for number in (signal.SIGINT, *STOPS):  # a repeated one must not change the exit code
             signal.signal(number, signal.SIG_IGN)
-        # A thread that a plugin has left running would keep Python waiting for ever.
-        end = threading.Timer(GRACE, os._exit, [code if isinstance(code, int) else 1])
-        end.daemon = True
-        end.start()
     sys.exit(code)  # type: ignore[arg-type]
 
 
