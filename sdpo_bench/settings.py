@@ -5,13 +5,13 @@ be judged many times), ``Runtime`` (where and how fast) and single fields marked
 are merged is in ``config``.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from sdpo_bench.api import Execution, execution_settings
+from sdpo_bench.api import Execution
 
 DEFAULT_MODEL = "emoji-turbo"
 """The embedded model, which needs no download."""
@@ -30,12 +30,6 @@ Guidance = Annotated[float, Ge(1), Le(1000)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
 Images = Annotated[int, Ge(1), Le(MOST_IMAGES)]
-
-
-def identifying(settings: Any) -> dict[str, Any]:
-    """The settings of one section that can change a number, by name."""
-    hidden = execution_settings(type(settings))
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in hidden}
 
 
 @dataclass(frozen=True)
