@@ -245,22 +245,18 @@ def check_writable(out: Path, *runs: RunFolder) -> None:
     """Fail before any work if results cannot be written, to a results folder or to those of its ``runs`` that exist.
 
     Raises:
-        Unwritable: no permission, a file in the way, or a read-only disk. UsageError: a file in the place of a folder.
+        Unwritable: no permission, a file in the way, or a read-only disk.
     """
-    what = f"the results folder '{out}'"
+    folder = out
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
-        for folder in (out / "runs", *(run.path for run in runs if run.path.exists())):
-            what = f"'{folder}'" if folder != out / "runs" else what
+        for folder in (out, *(run.path for run in runs if run.path.exists())):
             probe = folder / f".probe-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
-        for part in [part for run in runs for part in (run.lora, run.checkpoints)]:
-            if part.exists() and not part.is_dir():
-                raise UsageError(f"'{part}' must be a folder. Delete what is there and give the same command again.")
     except OSError as error:
         raise Unwritable(
-            f"{what} cannot be written: {error.strerror}. Choose another results folder with --out FOLDER.",
+            f"'{folder}' cannot be written: {error.strerror}. Choose another results folder with --out FOLDER.",
             error.strerror,
         ) from error
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sdpo_bench.errors import Unwritable, UsageError
-from sdpo_bench.runs.run_folder import RunFolder, check_writable
+from sdpo_bench.errors import Unwritable
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.training import checkpoint
 
 
@@ -25,13 +25,6 @@ def test_a_file_in_the_place_of_the_checkpoints_is_named(run):
     run.checkpoints.write_text("")
     with pytest.raises(Unwritable, match=r"/run/checkpoints' cannot be written: File exists"):
         checkpoint.write(run, 1, ({}, "{}"))
-
-
-@pytest.mark.parametrize("name", ["lora", "checkpoints"])
-def test_a_file_in_the_place_of_a_folder_is_named_before_a_training(run, name):
-    (run.path / name).write_text("")
-    with pytest.raises(UsageError, match=f"/run/{name}' must be a folder. Delete what is there"):
-        check_writable(run.path.parent, run)
 
 
 def test_what_somebody_has_put_beside_checkpoints_is_none(run):
