@@ -109,7 +109,7 @@ def evaluate(
     try:
         for split, texts, k in blocks:
             raise_pending_stop()
-            wanted = _missing(known, settings, scorers, split, texts, k)
+            wanted = _missing_in_block(known, settings, scorers, split, texts, k)
             if wanted:
                 progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
                 name = f"{sampler_id(settings)}, {split}, {k} steps"
@@ -117,7 +117,7 @@ def evaluate(
                 with search.billed(run, name, images, processes) if search else nullcontext():
                     block = _block(policy, schedules[k], settings, wanted, texts, micro_batch, search, processes)
                 scored = set(zip(known.reward, known.version))
-                # The bill first: rows that are there have been paid for, a block without rows is done and billed anew.
+                # The bill first: rows that are there have been paid for, a block without rows is billed again.
                 known = _add(known, block, subject, settings, split, k)
                 if processes.is_main:
                     record_reward_digests(run, wanted, scored)
@@ -129,7 +129,7 @@ def evaluate(
     return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
 
 
-def lacking(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
+def missing_scorers(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
     """Those of the scorers by which :func:`evaluate` would add rows.
 
     Raises:
@@ -137,11 +137,11 @@ def lacking(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scor
     """
     if not run.evaluation.exists():
         return list(scorers)  # without pandas, before a run has trained
-    return _lacking(read_rows(run), settings, scorers)
+    return _missing_in_rows(read_rows(run), settings, scorers)
 
 
-def _lacking(known: "pd.DataFrame", settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
-    absent = [set(_missing(known, settings, scorers, *block)) for block in _blocks(settings)]
+def _missing_in_rows(known: "pd.DataFrame", settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
+    absent = [set(_missing_in_block(known, settings, scorers, *block)) for block in _blocks(settings)]
     return [scorer for scorer in scorers if any(scorer in wanted for wanted in absent)]
 
 
@@ -186,12 +186,12 @@ def _recorded_rows(run: RunFolder, settings: EvaluationSettings, scorers: Sequen
         UsageError: the file is damaged or lacks columns.
     """
     known = read_rows(run)
-    if _lacking(known, settings, scorers):
+    if _missing_in_rows(known, settings, scorers):
         return None
     return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
 
 
-def _missing(
+def _missing_in_block(
     known: "pd.DataFrame",
     settings: EvaluationSettings,
     scorers: Sequence[Scorer],
@@ -327,9 +327,9 @@ def read_rows(run: RunFolder) -> "pd.DataFrame":
         raise UsageError(f"'{run.evaluation}' cannot be read: {error.strerror}. Ask whose it is.") from error
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise UsageError(f"'{run.evaluation}' is damaged ({error}). Delete it and run: {run.rescoring}") from error
-    lacking = [name for name in COLUMNS if name not in rows.columns]
-    if lacking:
-        raise UsageError(f"'{run.evaluation}' lacks the columns {', '.join(lacking)}.")
+    missing_columns = [name for name in COLUMNS if name not in rows.columns]
+    if missing_columns:
+        raise UsageError(f"'{run.evaluation}' lacks the columns {', '.join(missing_columns)}.")
     own = {run.run_id, run.record().get("run")} if (run.path / "run.json").exists() else {run.run_id}
     if others := sorted(set(rows.run.astype(str)) - own):
         raise UsageError(

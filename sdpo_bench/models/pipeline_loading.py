@@ -116,7 +116,7 @@ def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
             network, report = getattr(transformers, name).from_pretrained(
                 str(folder / part), dtype=dtype, local_files_only=True, output_loading_info=True
             )
-            _refuse_lacking(folder, part, [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+            _refuse_missing(folder, part, [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
             encoders[part] = network
     return encoders
 
@@ -151,7 +151,7 @@ def _check_whole(pipeline: Any, folder: Path) -> None:
     """
     for part in ("unet", "vae"):
         network = getattr(pipeline, part)
-        _refuse_lacking(folder, part, [name for name, p in network.named_parameters() if p.is_meta])
+        _refuse_missing(folder, part, [name for name, p in network.named_parameters() if p.is_meta])
     for part in ("unet", "vae", *TEXT_ENCODERS):
         _refuse_not_finite(folder, part, getattr(pipeline, part, None))
     for suffix in ("", "_2"):
@@ -161,7 +161,7 @@ def _check_whole(pipeline: Any, folder: Path) -> None:
             _check_tokenizer(folder / f"tokenizer{suffix}", tokenizer, encoder.config.to_dict())
 
 
-def _refuse_lacking(folder: Path, part: str, names: list[str]) -> None:
+def _refuse_missing(folder: Path, part: str, names: list[str]) -> None:
     if names:
         raise MissingError(
             f"the weights in '{folder / part}' lack {len(names)} of the network's tensors, e.g. '{min(names)}'. Save "

@@ -312,7 +312,7 @@ def _judge(
     runtime = replace(trainer.runtime, micro_batch=trainer.context.micro_batch.size)
     policy, processes, settings = trainer.policy, trainer.processes, trainer.config.eval
     folders = run, base_folder(config.model, settings, runtime)
-    if processes.is_main and any(ev.lacking(folder, settings, scorers) for folder in folders):
+    if processes.is_main and any(ev.missing_scorers(folder, settings, scorers) for folder in folders):
         run.set_status("running", "evaluating")
     base_rows = evaluate_base(
         policy, config.model, settings, scorers, runtime, watcher, device=device, processes=processes

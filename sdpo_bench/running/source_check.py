@@ -61,7 +61,7 @@ def refuse_changed_plugins(
     Raises:
         UsageError: a third party's plugin has changed.
     """
-    absent = [*ev.lacking(run, settings, scorers), *ev.lacking(base, settings, scorers)]
+    absent = [*ev.missing_scorers(run, settings, scorers), *ev.missing_scorers(base, settings, scorers)]
     wanted = [scorer for scorer in scorers if scorer in absent]
     found = [*_of_run(run, wanted, trains), *_of_rows(run, wanted), *_of_rows(base, wanted)]
     for one in {change.what: change for change in reversed(found)}.values():
