@@ -72,24 +72,24 @@ def run_job(
         run = RunFolder(runtime.out / "runs" / resolved.run_id)
         _refuse_another_run(run)
         with prompt_cache(recorded_prompt_digests(run), run.run_id):
-            cell = _prepare(resolved, runtime, run, watcher or Watcher(), processes)
-            if isinstance(cell, Outcome):
-                return cell
-            _load(cell)
-            references = _calibrate(cell)
+            job = _prepare(resolved, runtime, run, watcher or Watcher(), processes)
+            if isinstance(job, Outcome):
+                return job
+            _load(job)
+            references = _calibrate(job)
             if not processes.is_main:
-                return _work(cell)
-            record = _record(cell, references)
+                return _work(job)
+            record = _record(job, references)
             run.create(record)
             with run.locked():
-                _record_inputs(cell, record)
-                with _finish(cell):
-                    outcome = _work(cell)
+                _record_inputs(job, record)
+                with _finish(job):
+                    outcome = _work(job)
             return outcome
 
 
 @dataclass(frozen=True)
-class _Cell:
+class _PreparedRun:
     """A run that is ready to be worked on; ``trains`` says whether it has no finished adapter yet."""
 
     resolved: Resolved
@@ -103,7 +103,7 @@ class _Cell:
 
 def _prepare(
     resolved: Resolved, runtime: Runtime, run: RunFolder, watcher: Watcher, processes: Processes
-) -> _Cell | Outcome:
+) -> _PreparedRun | Outcome:
     """Refuse whatever can be refused before anything is written; the outcome where nothing can be written."""
     config = resolved.config
     device = pick_device(runtime.device)
@@ -121,27 +121,27 @@ def _prepare(
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
     trains = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and exported(run)))
     trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
-    return _Cell(resolved, trainer, scorers, base, watcher, device, trains)
+    return _PreparedRun(resolved, trainer, scorers, base, watcher, device, trains)
 
 
-def _load(cell: _Cell) -> None:
+def _load(job: _PreparedRun) -> None:
     """Load the rewards, after refusing plugins whose source changed since the run began."""
-    trainer, settings = cell.trainer, cell.trainer.config.eval
-    refuse_changed_plugins(trainer.run, cell.base, settings, cell.scorers, trains=cell.trains, warn=trainer.warn)
-    for scorer in cell.scorers:
+    trainer, settings = job.trainer, job.trainer.config.eval
+    refuse_changed_plugins(trainer.run, job.base, settings, job.scorers, trains=job.trains, warn=trainer.warn)
+    for scorer in job.scorers:
         scorer.load()
 
 
-def _calibrate(cell: _Cell) -> dict[str, Any]:
+def _calibrate(job: _PreparedRun) -> dict[str, Any]:
     """Standardise the parts of weighted sums, equally on all processes; returns what with."""
-    references = cell.trainer.processes.share(lambda: _references(cell.trainer, cell.scorers, cell.watcher))
-    apply(cell.scorers, references)
+    references = job.trainer.processes.share(lambda: _references(job.trainer, job.scorers, job.watcher))
+    apply(job.scorers, references)
     return references
 
 
-def _record_inputs(cell: _Cell, record: dict[str, Any]) -> None:
+def _record_inputs(job: _PreparedRun, record: dict[str, Any]) -> None:
     """Record what the run reads, with its folder locked."""
-    trainer, run = cell.trainer, cell.trainer.run
+    trainer, run = job.trainer, job.trainer.run
     if not has_numbers(run):  # a plugin may have been mended since an earlier start failed
         run.create(record, replace=True)
     record_prompt_digests(run, trainer.config.eval)
@@ -149,10 +149,11 @@ def _record_inputs(cell: _Cell, record: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _finish(cell: _Cell) -> Iterator[None]:
+def _finish(job: _PreparedRun) -> Iterator[None]:
     """Record how the work ends."""
-    run = cell.trainer.run
-    finished = not cell.trains and run.state_or_unknown == "done"  # what fails now is one more look at it, not the run
+    run = job.trainer.run
+    # What fails in a finished run is one more look at it, not the run.
+    finished = not job.trains and run.state_or_unknown == "done"
     try:
         yield
     except BaseException as error:
@@ -215,9 +216,9 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")  # a defect, often of a plugin
 
 
-def _work(cell: _Cell) -> Outcome:
+def _work(job: _PreparedRun) -> Outcome:
     """What all processes of a run do: train a run that has no adapter, then judge it."""
-    trainer, scorers, train = cell.trainer, cell.scorers, cell.trains
+    trainer, scorers, train = job.trainer, job.scorers, job.trains
     config, run, processes = trainer.config, trainer.run, trainer.processes
     if train:
         if processes.is_main:
@@ -227,7 +228,7 @@ def _work(cell: _Cell) -> Outcome:
     search = candidates_of(trainer.method, scorers[0], config.seed)
     for attempt in trainer.attempts(trainer.record_out_of_memory):
         with attempt:
-            table = _judge(trainer, scorers, cell.watcher, cell.device, search)
+            table = _judge(trainer, scorers, job.watcher, job.device, search)
     return Outcome(run, table, train)
 
 
@@ -260,9 +261,9 @@ def _set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _record(cell: _Cell, references: dict[str, Any]) -> dict[str, Any]:
+def _record(job: _PreparedRun, references: dict[str, Any]) -> dict[str, Any]:
     """Content of ``run.json``."""
-    resolved, trainer, scorers, device = cell.resolved, cell.trainer, cell.scorers, cell.device
+    resolved, trainer, scorers, device = job.resolved, job.trainer, job.scorers, job.device
     config, method = resolved.config, trainer.method
     count = trainer.processes.count
     optional: dict[str, Any] = {"processes": count} if count > 1 else {}
