@@ -270,7 +270,7 @@ def run_folders(out: Path) -> list[RunFolder]:
 
 
 def _may_be_a_run(path: Path) -> bool:
-    """What cannot be looked into may be one: whoever asks for it is told why, and nobody else is bothered."""
+    """A folder that cannot be read may be a run: a command that names it explains why, and others go on."""
     try:
         return (path / "run.json").is_file()
     except PermissionError:

@@ -206,7 +206,7 @@ class Launched(Processes):
             self._announce(error)
             raise
         finally:
-            # After trouble the launcher tells everybody to stop; whoever still has something to say may say it.
+            # After a failure the launcher stops all processes; one that still reports its error may finish.
             for number, handler in self._handlers.items():
                 signal.signal(number, signal.SIG_IGN if self._stopping else handler)
             with suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""How the engine tells whoever watches what it is doing; plain data, so that watchers need nothing of the engine."""
+"""Progress reports of the engine as plain data, so that watchers need nothing of the engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

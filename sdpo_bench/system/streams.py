@@ -24,7 +24,7 @@ class Lossy(io.FileIO):
         except OSError as error:
             self.lost = error.strerror or str(error)
             written = None
-        return memoryview(data).nbytes if written is None else written  # None: whoever reads is too slow
+        return memoryview(data).nbytes if written is None else written  # None: the reader is too slow
 
 
 class Log(io.TextIOWrapper):
