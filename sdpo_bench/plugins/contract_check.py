@@ -119,17 +119,17 @@ def base_class(kind: str) -> type:
     return _BASES[kind]
 
 
-def check_class(who: str, base: type, found: type) -> None:
+def check_class(who: str, base: type, plugin_class: type) -> None:
     """Refuse a plugin class that breaks the contract of its ``base`` class.
 
     Raises:
         UsageError: names the plugin (``who``), the attribute, its value and the valid ones.
     """
     for name, requirement in CLASS[base].items():
-        _check(who, name, getattr(found, name, _NONE), requirement)
-    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        _check(who, name, getattr(plugin_class, name, _NONE), requirement)
+    if missing := sorted(getattr(plugin_class, "__abstractmethods__", ())):
         raise UsageError(f"{who} does not define {', '.join(missing)}, which its base class {base.__name__} asks for.")
-    if getattr(found, "signal", "") == "none" and not issubclass(found, Search):
+    if getattr(plugin_class, "signal", "") == "none" and not issubclass(plugin_class, Search):
         raise UsageError(f"{who} has signal = 'none', which belongs to subclasses of sdpo_bench.api.Search.")
 
 

@@ -50,7 +50,7 @@ class Plugin:
         who = f"{SINGULAR[self.kind]} '{self.name}' ({self.owner})"
         try:
             with preserve_process_state():
-                found = getattr(importlib.import_module(self.module), self.class_name)
+                plugin_class = getattr(importlib.import_module(self.module), self.class_name)
         except ModuleNotFoundError as error:
             raise MissingError(
                 f"{who} needs the package '{error.name}'. Install it with: pip install {error.name}"
@@ -61,13 +61,13 @@ class Plugin:
             reason = f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
             raise MissingError(f"{who} cannot be imported: {reason}") from error
         base = base_class(self.kind)
-        if not (isinstance(found, type) and issubclass(found, base)):
+        if not (isinstance(plugin_class, type) and issubclass(plugin_class, base)):
             raise UsageError(
                 f"'{self.module}:{self.class_name}' is not a subclass of {base.__module__}.{base.__name__}."
             )
         with plugin_code(who):
-            check_class(who, base, found)
-        return found
+            check_class(who, base, plugin_class)
+        return plugin_class
 
     @property
     def tag(self) -> str:
@@ -86,7 +86,7 @@ def plugins(kind: str) -> dict[str, Plugin]:
     Raises:
         UsageError: two plugins share a name; the message names both owners.
     """
-    found: dict[str, Plugin] = {}
+    by_name: dict[str, Plugin] = {}
     by_tag: dict[str, Plugin] = {}
     for plugin in [*_builtin(kind), *_third_party(kind, tuple(sys.path))]:
         other = by_tag.get(plugin.tag)
@@ -95,8 +95,8 @@ def plugins(kind: str) -> dict[str, Plugin]:
                 f"two {kind} are called '{plugin.name}': one from {other.owner} ({other.module}), "
                 f"one from {plugin.owner} ({plugin.module}). Uninstall one of them."
             )
-        by_tag[plugin.tag] = found[plugin.name] = plugin
-    return found
+        by_tag[plugin.tag] = by_name[plugin.name] = plugin
+    return by_name
 
 
 def find(kind: str, name: str) -> Plugin:
@@ -117,8 +117,8 @@ def _builtin(kind: str) -> tuple[Plugin, ...]:
     spec = find_spec(f"sdpo_bench.{kind}")
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(f for folder in folders for f in Path(folder).glob("*.py") if not f.name.startswith("_"))
-    made = (_from_source(kind, file, f"sdpo_bench.{kind}.{file.stem}", BUILT_IN) for file in files)
-    return tuple(plugin for plugin in made if plugin)
+    described = (_from_source(kind, file, f"sdpo_bench.{kind}.{file.stem}", BUILT_IN) for file in files)
+    return tuple(plugin for plugin in described if plugin)
 
 
 @lru_cache(maxsize=8)
@@ -129,33 +129,27 @@ def _third_party(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
     for entry in metadata.entry_points(group=f"sdpo_bench.{kind}"):
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
-        file = _source_path(module)
+        file, described = None, None
         try:
-            found = _from_source(kind, file, module, owner, class_name or None) if file else None
-        except (OSError, ValueError, SyntaxError):  # listed all the same; loading it says what is wrong
-            found = None
-        summary = found.summary if found else ""
-        result.append(Plugin(entry.name, kind, owner, module, class_name, summary, file))
+            with preserve_process_state():
+                spec = find_spec(module)  # imports the package around it
+            if spec and spec.origin and spec.origin.endswith(".py"):
+                file = Path(spec.origin)
+                described = _from_source(kind, file, module, owner, class_name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # it is listed all the same; loading it says what is wrong
+            pass
+        result.append(Plugin(entry.name, kind, owner, module, class_name, described.summary if described else "", file))
     return tuple(result)
 
 
-def _source_path(module: str) -> Path | None:
-    try:
-        with preserve_process_state():
-            spec = find_spec(module)  # imports the package around it
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # loading it says why; a list of the others must not depend on it
-        return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
-
-
-def _from_source(kind: str, path: Path, module: str, owner: str, wanted: str | None = None) -> Plugin | None:
+def _from_source(kind: str, path: Path, module: str, owner: str, class_name: str = "") -> Plugin | None:
     """Read the plugin class of a file: the named class, or its last public class that has bases."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.bases and not n.name.startswith("_")]
-    if wanted:
-        classes = [n for n in classes if n.name == wanted]
+    if class_name:
+        classes = [n for n in classes if n.name == class_name]
     if not classes:
         return None
     node = classes[-1]
