@@ -59,14 +59,14 @@ def check_scores(plugin: Plugin, loaded: Any, folder: Path) -> None:
     reward = make(loaded)
     require(isinstance(reward.full_version, str) and reward.full_version, "full_version is not a text.")
     for size in SIZES:
-        given = images(size)
-        original = given.clone()
-        scores = reward(given, list(PROMPTS))
+        pictures = images(size)
+        original = pictures.clone()
+        scores = reward(pictures, list(PROMPTS))
         require(isinstance(scores, Tensor), f"it returned {type(scores).__name__}; expected a tensor.")
         require(scores.shape == (len(PROMPTS),), f"shape {tuple(scores.shape)} for {len(PROMPTS)} images.")
         require(scores.dtype == torch.float32, f"dtype {scores.dtype}; expected float32.")
         require(bool(torch.isfinite(scores).all()), f"scores {scores.tolist()} are not all finite.")
-        require(torch.equal(given, original), "it changes the images it is given.")
+        require(torch.equal(pictures, original), "it changes the images it is given.")
 
 
 def check_process(plugin: Plugin, loaded: Any, folder: Path) -> None:
@@ -78,22 +78,22 @@ def check_process(plugin: Plugin, loaded: Any, folder: Path) -> None:
 def check_determinism(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """The same picture scores the same: called again, by a new instance, and without touching global randomness."""
     first, second = make(loaded), make(loaded)
-    given = images(SIZES[0])
+    pictures = images(SIZES[0])
     with untouched_randomness():
-        once = first(given, list(PROMPTS))
-    require(torch.equal(once, first(given, list(PROMPTS))), "a second call gives other scores.")
-    require(torch.equal(once, second(given, list(PROMPTS))), "a second instance gives other scores.")
+        once = first(pictures, list(PROMPTS))
+    require(torch.equal(once, first(pictures, list(PROMPTS))), "a second call gives other scores.")
+    require(torch.equal(once, second(pictures, list(PROMPTS))), "a second instance gives other scores.")
 
 
 def check_batches(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """Row b depends on image b and prompt b alone: alone, in a batch, or in another order."""
     reward = make(loaded)
-    given = images(SIZES[0])
-    together = reward(given, list(PROMPTS))
-    alone = torch.cat([reward(given[i : i + 1], [PROMPTS[i]]) for i in range(len(PROMPTS))])
+    pictures = images(SIZES[0])
+    together = reward(pictures, list(PROMPTS))
+    alone = torch.cat([reward(pictures[i : i + 1], [PROMPTS[i]]) for i in range(len(PROMPTS))])
     require(close(alone, together), f"alone {alone.tolist()}, in a batch {together.tolist()}.")
     order = [3, 0, 4, 2, 1]
-    mixed = reward(given[order], [PROMPTS[i] for i in order])
+    mixed = reward(pictures[order], [PROMPTS[i] for i in order])
     require(close(mixed, together[order]), "scores change with the order of the batch.")
 
 
@@ -102,11 +102,11 @@ def check_gradient(plugin: Plugin, loaded: Any, folder: Path) -> None:
     if not loaded.differentiable:
         raise NotHere("it does not claim to be differentiable.")
     reward = make(loaded)
-    given = images(SIZES[0]).requires_grad_()
-    scores = reward(given, list(PROMPTS))
+    pictures = images(SIZES[0]).requires_grad_()
+    scores = reward(pictures, list(PROMPTS))
     if not scores.requires_grad:
         raise Nonconforming("it claims to be differentiable, and its scores carry no gradient.")
-    (slope,) = torch.autograd.grad(scores.sum(), given)
+    (slope,) = torch.autograd.grad(scores.sum(), pictures)
     require(bool(torch.isfinite(slope).all()) and bool(slope.any()), "its gradient is zero or not finite.")
 
 

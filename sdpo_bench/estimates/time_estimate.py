@@ -135,12 +135,12 @@ def training_work(resolved: Resolved) -> Work | None:
     limit = Limit(config.budget.axis, config.budget.amount)
     if limit.axis == "seconds":
         return None
-    cost, wanted = cost_of_group(resolved), config.sample.images_per_epoch // method.members
-    probe = cost_of_probe(resolved, wanted) if limit.axis == "denoiser_calls" else 0
-    whole = _epoch(resolved, cost, wanted)
+    cost, groups_per_epoch = cost_of_group(resolved), config.sample.images_per_epoch // method.members
+    probe = cost_of_probe(resolved, groups_per_epoch) if limit.axis == "denoiser_calls" else 0
+    whole = _epoch(resolved, cost, groups_per_epoch)
     # All epochs but the last two are alike, and there can be any number of them.
     work = whole.times(max(0, int(limit.amount // whole.used(limit.axis)) - 1))
-    while groups := limit.groups_left(work, cost, wanted, probe):
+    while groups := limit.groups_left(work, cost, groups_per_epoch, probe):
         share = 1.0
         if limit.axis == "optimiser_steps":
             share = min(1.0, (limit.amount - work.optimiser_steps) / optimiser_steps(config, method, groups))

@@ -170,9 +170,9 @@ def pipeline_folder(settings: "ModelSettings") -> Path:
             else ("Download it where there is a network, or name a local folder with --model FOLDER.")
         )
         return find_pipeline(location, settings.revision, hint=hint)
-    absent = missing_parts(Path(location))
-    if absent:
-        raise MissingError(f"the pipeline folder '{location}' is not whole: {'; '.join(absent)}.")
+    missing = missing_parts(Path(location))
+    if missing:
+        raise MissingError(f"the pipeline folder '{location}' is not whole: {'; '.join(missing)}.")
     return Path(location)
 
 

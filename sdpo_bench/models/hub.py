@@ -104,10 +104,10 @@ def find_pipeline(repo: str, revision: str | None = None, *, hint: str = "") -> 
     if reason is None:
         try:
             folder = _get_pipeline(repo, revision, local_files_only=False)
-            absent = missing_parts(folder)
-            if not absent:
+            missing = missing_parts(folder)
+            if not missing:
                 return folder
-            reason = f"{'; '.join(absent)}."
+            reason = f"{'; '.join(missing)}."
         except Exception as error:  # as in find
             reason = _first_line(error)
     where = f"'{repo}'" + (f" at revision '{revision}'" if revision else "")
@@ -130,9 +130,9 @@ def _get(hubfile: HubFile, revision: str | None, *, local_files_only: bool) -> P
         )
     )
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    absent = [p for p in patterns if not any(fnmatch(name, p) for name in names)]
-    if absent:
-        raise FileNotFoundError(f"the snapshot has no {', '.join(absent)}.")
+    missing = [p for p in patterns if not any(fnmatch(name, p) for name in names)]
+    if missing:
+        raise FileNotFoundError(f"the snapshot has no {', '.join(missing)}.")
     return folder / (hubfile.filename or "")
 
 

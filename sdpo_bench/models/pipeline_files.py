@@ -51,11 +51,11 @@ def read_folder(folder: Path) -> PipelineFiles:
     """A pipeline folder's configurations and sizes.
 
     Raises:
-        UsageError: it is not a pipeline folder. MissingError: a part is absent or damaged.
+        UsageError: it is not a pipeline folder. MissingError: a part is missing or damaged.
     """
-    absent = missing_parts(folder)
-    if absent:
-        raise MissingError(f"the pipeline folder '{folder}' is not whole: {'; '.join(absent)}.")
+    missing = missing_parts(folder)
+    if missing:
+        raise MissingError(f"the pipeline folder '{folder}' is not whole: {'; '.join(missing)}.")
     configs = {part: _config(folder / part) for part in CONFIGS if (folder / part).is_dir()}
     _refuse_empty(folder)
     _check_scheduler(folder, configs.get("scheduler", {}))

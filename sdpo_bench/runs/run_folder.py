@@ -172,8 +172,8 @@ class RunFolder:
     @property
     def seconds(self) -> float:
         """Time of training so far, as far as ``timing.jsonl`` can be read."""
-        found = [row.get("seconds") for row in self.log("timing.jsonl")]
-        total = sum(x for x in found if isinstance(x, int | float))
+        seconds = [row.get("seconds") for row in self.log("timing.jsonl")]
+        total = sum(x for x in seconds if isinstance(x, int | float))
         return total if math.isfinite(total) else 0.0
 
     @property

@@ -53,8 +53,8 @@ def read_adapter(folder: Path) -> AdapterFile:
     back = {theirs: ours for ours, theirs in NAMES.items()}
     with safe_open(str(folder / LORA_FILE), framework="pt") as file:
         stored = (file.metadata() or {}).get(METADATA)
-        found = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    weights = {renamed(name.removeprefix(PREFIX), back): value for name, value in found.items()}
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    weights = {renamed(name.removeprefix(PREFIX), back): value for name, value in tensors.items()}
     if not stored:  # without lora_alpha it would be applied at another strength than it was trained with
         raise UsageError(
             f"the adapter in '{folder}' has no {METADATA} in its header, so its lora_alpha is unknown. Delete the "

@@ -137,10 +137,10 @@ class Launched(Processes):
     # -- meetings --------------------------------------------------------------------------------------------
 
     def gather(self, value: T) -> list[T]:
-        found: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.count
         with self._meeting():
-            self._dist.all_gather_object(found, value)
-        return found
+            self._dist.all_gather_object(values, value)
+        return values
 
     def share(self, make: Callable[[], T]) -> T:
         box: list[Any] = [make() if self.is_main else None]
