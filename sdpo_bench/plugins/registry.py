@@ -129,7 +129,8 @@ def _third_party(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
     for entry in metadata.entry_points(group=f"sdpo_bench.{kind}"):
         module, _, class_name = entry.value.partition(":")
         owner = entry.dist.name if entry.dist else "unknown distribution"
-        file, described = None, None
+        file: Path | None = None
+        described: Plugin | None = None
         try:
             with preserve_process_state():
                 spec = find_spec(module)  # imports the package around it
