@@ -63,8 +63,6 @@ REWARDS = [
     (BATCH, reward(lambda self, x: brightness(x) + 0.1 * (len(x) > 1 and x[0].mean() < 0.65)), "order of the batch"),
     (SLOPE, reward(lambda self, x: brightness(x.detach())), "carry no gradient"),
     (SLOPE, reward(lambda self, x: brightness(x * 0)), "zero or not finite"),
-    ("declared fields", reward(lambda self, x: brightness(x), differentiable="yes"), "'differentiable'"),
-    ("declared fields", reward(lambda self, x: brightness(x), scale=" "), "'scale'"),
 ]
 
 
