@@ -105,7 +105,7 @@ def test_a_command_reads_a_file_once(tiny_pipe, tmp_path, capsys, monkeypatch):
     """Also between the moment that gives the run its id and its beginning."""
     path = tmp_path / "mine.txt"
     path.write_text("cat\ndog\n")
-    monkeypatch.setattr(run_command, "_say_memory", lambda *_: path.write_text("horse\n"))
+    monkeypatch.setattr(run_command, "_show_needed_memory", lambda *_: path.write_text("horse\n"))
     code, _, said = call(capsys, *words(tiny_pipe, tmp_path / "out", path, ""))
     assert code == 0, said
     run = the_run(tmp_path / "out")
