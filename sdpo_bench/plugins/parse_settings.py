@@ -4,7 +4,6 @@ Every value that reaches a settings class passes through here, a plugin's own in
 said to the person who typed it: its key, what was given, what is valid.
 """
 
-import re
 import tomllib
 import types
 import typing
@@ -110,23 +109,10 @@ def _explain(problem: Mapping[str, Any], section: str) -> str:
     if not problem["loc"]:  # of the settings as a whole
         return f"{section}: {problem['msg']}."
     place = f"{section}.{problem['loc'][0]}"
-    if problem["type"] == "missing" and len(problem["loc"]) == 1:
-        return f"{place}: nothing was given, expected a value."
-    return f"{place}: got {problem['input']!r}, expected {_expected(problem)}."
-
-
-def _expected(problem: Mapping[str, Any]) -> str:
-    """What pydantic says was wrong, as what would be right."""
-    limits = problem.get("ctx", {})
-    match problem["type"]:
-        case "too_short":
-            return f"at least {limits['min_length']} item{'s' * (limits['min_length'] != 1)}"
-        case "too_long":
-            return f"at most {limits['max_length']} item{'s' * (limits['max_length'] != 1)}"
-        case "missing":
-            return "more items"
-    message = str(problem["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
-    return re.sub(r"\ba valid (?=[aeiou])", "an ", message).replace("valid ", "")
+    if problem["type"] == "missing":
+        few = f"got {problem['input']!r}, expected more items" if len(problem["loc"]) > 1 else "nothing was given"
+        return f"{place}: {few}."
+    return f"{place}: got {problem['input']!r}. {problem['msg']}."
 
 
 def describe_type(hint: Any) -> str:
