@@ -11,7 +11,7 @@ from report_factory import frame
 from sdpo_bench.evaluation.evaluate import (
     Subject,
     _add,
-    _missing,
+    _missing_in_block,
     empty_rows,
     evaluate,
     evaluation_schedule,
@@ -91,7 +91,7 @@ def test_what_is_missing_is_told_by_version_step_count_split_and_image(settings)
     block = ("train", ["cat", "dog"], 4)
     whole = rows_of(np.zeros((2, 2, 2)), sampler=sampler)
     good, newer, other = scorer("good"), scorer("good", "2"), scorer("better")
-    assert _missing(whole, settings, [good, newer, other], *block) == [newer, other]
+    assert _missing_in_block(whole, settings, [good, newer, other], *block) == [newer, other]
     lacking = (
         rows_of(np.zeros((2, 2, 1)), sampler=sampler),
         rows_of(np.zeros((1, 2, 2)), sampler=sampler, prompts=("cat",)),
@@ -101,7 +101,7 @@ def test_what_is_missing_is_told_by_version_step_count_split_and_image(settings)
         whole.drop(index=whole.index[-1]),
     )
     for rows in lacking:
-        assert _missing(rows, settings, [good], *block) == [good]
+        assert _missing_in_block(rows, settings, [good], *block) == [good]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [3, 3, 1]), (2, [3, 1, 3]), (3, [3, 3, 1]), (8, [1] * 7)])
