@@ -55,14 +55,6 @@ class RunFailed(SdpoBenchError):
     exit_code = 1
 
 
-def error_text(error: BaseException) -> str:
-    """The text of an error, even of one that cannot say it (somebody else's ``__str__`` may raise anything)."""
-    try:
-        return str(error)
-    except Exception as second:
-        return f"(a text that cannot be made: {type(second).__name__})"
-
-
 _NO_MEMORY = (
     "out of memory",
     "not enough memory",
@@ -75,7 +67,7 @@ _NO_MEMORY = (
 
 def says_out_of_memory(error: BaseException) -> bool:
     """Whether an error, of whatever type, is about memory."""
-    text = error_text(error).lower()
+    text = str(error).lower()
     # oneDNN's own words, where nothing follows them; with a description they are about an operation it lacks.
     return (
         isinstance(error, MemoryError) or text == "could not create a primitive" or any(w in text for w in _NO_MEMORY)

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from sdpo_bench.cli.main import cli
-from sdpo_bench.errors import MissingError, SdpoBenchError, error_text, says_out_of_memory
+from sdpo_bench.errors import MissingError, SdpoBenchError, says_out_of_memory
 from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.system.distributed import several
 from sdpo_bench.system.signals import STOPS, handle_stops
@@ -67,7 +67,7 @@ def _exit_code(error: Exception) -> int:
 def _explanation(error: Exception) -> str:
     from sdpo_bench.system.console_text import clean
 
-    text = "\n".join(clean(line) for line in error_text(error).split("\n"))
+    text = "\n".join(clean(line) for line in str(error).split("\n"))
     if isinstance(error, SdpoBenchError):
         return text
     if says_out_of_memory(error):

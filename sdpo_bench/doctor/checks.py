@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdpo_bench.doctor.contract import Nonconforming, NotHere, require
-from sdpo_bench.errors import SdpoBenchError, UsageError, error_text, nearest
+from sdpo_bench.errors import SdpoBenchError, UsageError, nearest
 from sdpo_bench.plugins.contract_check import check_instance
 from sdpo_bench.plugins.registry import Plugin, field_docs, plugin_tag, plugins
 from sdpo_bench.system.plugin_guard import preserve_process_state
@@ -67,11 +67,11 @@ def _run(plugin: Plugin, name: str, work: Callable[[], None]) -> Check:
     except NotHere as reason:
         return Check(plugin.name, plugin.kind, name, "skipped", str(reason))
     except SdpoBenchError as error:
-        return Check(plugin.name, plugin.kind, name, "failed", error_text(error))
+        return Check(plugin.name, plugin.kind, name, "failed", str(error))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may raise anything, and that is a finding
-        return Check(plugin.name, plugin.kind, name, "failed", f"{type(error).__name__}: {error_text(error)}")
+        return Check(plugin.name, plugin.kind, name, "failed", f"{type(error).__name__}: {error}")
     return Check(plugin.name, plugin.kind, name, "ok")
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from sdpo_bench.errors import MissingError, SdpoBenchError, error_text
+from sdpo_bench.errors import MissingError, SdpoBenchError
 from sdpo_bench.models import hub
 from sdpo_bench.models.catalogue import KNOWN, asset_folder, pick_device
 from sdpo_bench.models.pipeline_files import published, read_folder
@@ -141,7 +141,7 @@ def _plugin(area: str, plugin: Plugin) -> Finding:
         with plugin_code("unavailable()"):
             reason = ask()
     except SdpoBenchError as error:
-        return Finding(area, plugin.name, "problem", error_text(error), f"sdpo-bench doctor --plugin {plugin.name}")
+        return Finding(area, plugin.name, "problem", str(error), f"sdpo-bench doctor --plugin {plugin.name}")
     if reason is None:
         return Finding(area, plugin.name, "ok", f"usable ({where})")
     if not isinstance(reason, str):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError, error_text
+from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError
 from sdpo_bench.system.plugin_guard import preserve_process_state
 from sdpo_bench.system.signals import preserve_stop
 from sdpo_bench.system.timeout import DeadlinePassed
@@ -58,7 +58,7 @@ def happened(error: BaseException) -> str:
     """``raised KeyError: 'x'``, or that it ended the program."""
     if isinstance(error, SystemExit):
         return f"ended the program: sys.exit({error.code!r})"
-    return f"raised {type(error).__name__}: {error_text(error)}".removesuffix(": ")
+    return f"raised {type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _place(error: BaseException) -> str:

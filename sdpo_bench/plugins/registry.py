@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.errors import MissingError, UsageError, error_text, nearest
+from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import base_class, check_class
 from sdpo_bench.system.plugin_guard import preserve_process_state
@@ -58,7 +58,7 @@ class Plugin:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin's module may fail in any way
-            reason = f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise MissingError(f"{who} cannot be imported: {reason}") from error
         base = base_class(self.kind)
         if not (isinstance(plugin_class, type) and issubclass(plugin_class, base)):

@@ -12,7 +12,7 @@ import torch
 
 from sdpo_bench.api import Search
 from sdpo_bench.config.resolve import Resolved, build_method
-from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError, error_text
+from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.best_checkpoint import Validator
@@ -213,7 +213,7 @@ def _why(error: BaseException) -> str:
         return str(error)
     if isinstance(error, SystemExit):  # of a plugin: exit code 0 would read as success
         return f"a plugin ended the program: sys.exit({error.code})"
-    return f"{type(error).__name__}: {error_text(error)}".removesuffix(": ")  # a defect, often of a plugin
+    return f"{type(error).__name__}: {error}".removesuffix(": ")  # a defect, often of a plugin
 
 
 def _work(job: _PreparedRun) -> Outcome:

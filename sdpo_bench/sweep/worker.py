@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sdpo_bench.config.resolve import Request, resolve
-from sdpo_bench.errors import Busy, SdpoBenchError, UsageError, error_text
+from sdpo_bench.errors import Busy, SdpoBenchError, UsageError
 from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
@@ -76,7 +76,7 @@ def child(task: Task, reports: Connection) -> NoReturn:
 
 def failure_text(error: BaseException) -> str:
     """The message of an error, with its type where it may be a defect."""
-    text = error_text(error)
+    text = str(error)
     return text if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 

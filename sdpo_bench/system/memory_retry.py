@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from sdpo_bench.errors import RunFailed, error_text, says_out_of_memory
+from sdpo_bench.errors import RunFailed, says_out_of_memory
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Attempt:
                 f"out of memory with --micro-batch {self._size}. The same command with a smaller one goes on from the "
                 "last whole epoch, with the same numbers."
             ) from error
-        self.failed = error_text(error).strip().split("\n")[0][:200] or type(error).__name__
+        self.failed = str(error).strip().split("\n")[0][:200] or type(error).__name__
         return True
 
 

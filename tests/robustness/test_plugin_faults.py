@@ -157,7 +157,6 @@ REWARDS = {
     "def load(self): sys.exit('done')": "load() ended the program: sys.exit('done')",
     "def load(self): open('no/such.bin')": "load() raised FileNotFoundError",
     "def load(self): raise type('Odd', (BaseException,), {})('x')": "load() raised Odd: x (at plugin.py:",
-    "def load(self): raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})": "load() raised Mute: (a text",
     "def __call__(self, images, prompts): raise GeneratorExit('x')": "raised GeneratorExit: x",
 }
 
