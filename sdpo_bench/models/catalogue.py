@@ -143,8 +143,6 @@ def resolve_location(model: BaseModel) -> str:
 
 def quiet_libraries() -> None:
     """Keep the libraries' own progress bars and advice off the terminal; their errors still come through."""
-    import os
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     from diffusers.utils import logging as diffusers_logging

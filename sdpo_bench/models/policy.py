@@ -251,7 +251,9 @@ class Policy:
         with self._at_work(self.vae):
             unscaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
             if getattr(config, "latents_mean", None) is not None:
-                mean, std = (torch.tensor(v).view(1, -1, 1, 1).to(unscaled) for v in _statistics(config))
+                mean, std = (
+                    torch.tensor(v).view(1, -1, 1, 1).to(unscaled) for v in (config.latents_mean, config.latents_std)
+                )
                 unscaled = unscaled * std + mean
             shift = getattr(config, "shift_factor", None) or 0.0
             images = self.vae.decode(unscaled + shift, return_dict=False)[0]
@@ -266,10 +268,6 @@ class Policy:
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
         return self.unet.config.in_channels, self._side, self._side
-
-
-def _statistics(config: Any) -> tuple[Any, Any]:
-    return config.latents_mean, config.latents_std
 
 
 def picture_stride(pipeline: Any) -> int:
