@@ -15,7 +15,7 @@ from sdpo_bench.cli.commands.sweep import collect, measured_rates, model_key, re
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.cli.sweep_view import SweepView, plan_data, plan_table, plan_text
 from sdpo_bench.config.resolve import Resolved
-from sdpo_bench.errors import Unwritable, UsageError
+from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import Rates
 from sdpo_bench.models.catalogue import check_devices
 from sdpo_bench.plugins.conflicts import refuse_idle_devices, refuse_what_a_study_owns
@@ -24,7 +24,7 @@ from sdpo_bench.plugins.registry import find
 from sdpo_bench.report.console import make_console, print_study
 from sdpo_bench.report.markdown import csv_tables, study_data
 from sdpo_bench.report.study_view import study_view
-from sdpo_bench.results.study_record import StudyRecord, read_study, study_file, study_folder, write_study
+from sdpo_bench.results.study_record import StudyRecord, study_file, study_folder, write_study
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.run_folder import check_writable
 from sdpo_bench.seeds import LARGEST
@@ -56,7 +56,7 @@ def study_command(
     micro_batch: int,
     as_json: bool,
 ) -> None:
-    """``sdpo-bench study``. Where its folder cannot be written, a finished study is shown all the same."""
+    """``sdpo-bench study``."""
     plugin = find("studies", name)
     study: Study = plugin.load()()
     request = StudyRequest(parse_size(size), model, rewards, preset, parse_seeds(seeds), parse_set(sets))
@@ -68,14 +68,7 @@ def study_command(
     if dry_run:
         _dry_run(study, design, request, folder, jobs, device.split(",")[0], threads, micro_batch, as_json)
         return
-    try:
-        check_writable(folder)
-    except Unwritable:
-        record = read_study(out, plugin.name, variant_of(request))
-        if record is None:
-            raise
-        _show(record, out, as_json)
-        return
+    check_writable(folder)
     started = time.monotonic()
     devices = check_devices(device)
     runtime = Runtime(folder.resolve(), devices[0], micro_batch, threads=threads)
