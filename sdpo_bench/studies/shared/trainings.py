@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.plugins.conflicts import refuse_what_a_study_owns
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, at, read_scores, stack
@@ -41,7 +40,6 @@ def study_suite(
     """
     chosen = dict(cells) | ({"preset": preset} if preset else {})
     suite = make_suite(name, {"cells": chosen, **tables})
-    refuse_what_a_study_owns(overrides)
     own = set(suite.variant_keys)
     if clash := own & set(overrides):
         raise UsageError(f"--set {sorted(clash)[0]}: this study varies that setting itself.")
