@@ -34,9 +34,9 @@ class Bandit:
     that follows the reward's own gradient gets it through the actions: they move with the mean. A critic says 0.
     """
 
-    def __init__(self, method: Method, seed: int = 0):
+    def __init__(self, method: Method):
         self.method = method
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(0)
         self.start = torch.zeros(WIDTH)
         self.target = torch.ones(WIDTH)
         self.mean = self.start.clone().requires_grad_()
@@ -103,21 +103,20 @@ def _rows(batch: Minibatch, rows: slice) -> Minibatch:
     return replace(batch, **cut)
 
 
-def _moved(bandit: Bandit) -> tuple[Tensor, list[Minibatch]]:
+def _moved(bandit: Bandit) -> list[Minibatch]:
     """Minibatches of a policy that has moved a little away from the one that sampled."""
     actions = bandit.actions()
     old = bandit.mean.detach().clone()
     with torch.no_grad():
         bandit.mean += 0.01 * torch.randn(WIDTH, generator=bandit.generator)
-    return old, bandit.batches(actions, old)
+    return bandit.batches(actions, old)
 
 
 def check_loss(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """A finite scalar that carries gradients, the same when asked again, leaving its input and randomness alone."""
     method = make(loaded)
     bandit = Bandit(method)
-    _, batches = _moved(bandit)
-    for batch in batches:
+    for batch in _moved(bandit):
         originals = {k: v.detach().clone() for k, v in vars(batch).items() if isinstance(v, Tensor)}
         with untouched_process(), untouched_randomness():
             first = method.loss(batch)
@@ -141,7 +140,7 @@ def check_batch_size(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """The loss is a mean over groups: one minibatch equals the average of its parts, in value and in gradient."""
     method = make(loaded)
     bandit = Bandit(method)
-    for batch in _moved(bandit)[1]:
+    for batch in _moved(bandit):
         whole = method.loss(batch).value
         parts = [(size, _rows(batch, slice(at, at + size))) for at, size in ((0, 1), (1, 15), (16, 48))]
         split = torch.stack([size / GROUPS * method.loss(part).value for size, part in parts]).sum()
