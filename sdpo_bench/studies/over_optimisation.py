@@ -22,7 +22,7 @@ from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.diversity import IMAGES, Spread, measure_all
-from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, mean_of, scaled
+from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, mean_of
 from sdpo_bench.sweep.suite import Suite
 
 TRAINED = ("emoji-align", "emoji-style", "jpeg-compressibility")
@@ -152,7 +152,7 @@ class _View:
         self.judges = _judges(bench.request)
         matrices: dict[str, Matrix | None] = {}
         for images, arm in self.arms.items():
-            matrices[f"trained {images}"] = standardised(self.trainings, arm, reward)
+            matrices[f"trained {images}"] = self.trainings.standardised_gain(arm, reward=reward)
             matrices[f"held-out {images}"] = held_out(self.trainings, arm, _held_out(reward, self.judges))
         self.gains = family(matrices)
         self.diversity: dict[str, Contrast] = {}
@@ -246,7 +246,7 @@ class _View:
             series.append(line("onset of hacking", [self.onset], [at_onset]))
         each = []
         for judge in self.judges:
-            gains = [standardised(self.trainings, arm, judge) for arm in self.arms.values()]
+            gains = [self.trainings.standardised_gain(arm, reward=judge) for arm in self.arms.values()]
             each.append(banded(judge, x, [tr.crossed(gain) for gain in gains]))
         spread = [banded(words, x, self._estimates(self.diversity, space)) for space, words in SPACES.items()]
         longest = {"sdpo": self.arms[max(x)]}
@@ -276,16 +276,9 @@ def onset(gains: Mapping[str, Contrast], budgets: list[int]) -> int | None:
     return None
 
 
-def standardised(trainings: Trainings, arm: Arm, judge: str) -> Matrix | None:
-    """Gain by a reward in standard deviations of the base model's images."""
-    gain = trainings.gain(arm, reward=judge)
-    spread = trainings.spread(arm, reward=judge) if gain else math.nan
-    return scaled(gain, 1 / spread) if spread > 0 else None
-
-
 def held_out(trainings: Trainings, arm: Arm, judges: list[str]) -> Matrix | None:
     """Mean of the standardised gains by rewards that were not trained on."""
-    gains = [gain for judge in judges if (gain := standardised(trainings, arm, judge)) is not None]
+    gains = [gain for judge in judges if (gain := trainings.standardised_gain(arm, reward=judge)) is not None]
     if not gains:
         return None
     return Matrix(np.mean([gain.values for gain in gains], axis=0), gains[0].seeds, gains[0].prompts)
@@ -308,7 +301,7 @@ def _matrix_table(bench: Bench, views: list[_View]) -> t.Table:
     gains = {}
     for view in views:
         for judge in judges:
-            gains[f"{view.reward} > {judge}"] = standardised(bench.trainings, view.arms[most], judge)
+            gains[f"{view.reward} > {judge}"] = bench.trainings.standardised_gain(view.arms[most], reward=judge)
     contrasts = family(gains)
     columns = (t.Column("trained", "trained on", numeric=False), *(t.Column(j, f"scored with {j}") for j in judges))
     rows = []

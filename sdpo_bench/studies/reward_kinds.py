@@ -15,7 +15,7 @@ from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, li
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
-from sdpo_bench.studies.shared.trainings import Arm, Trainings, scaled
+from sdpo_bench.studies.shared.trainings import Arm, Trainings
 from sdpo_bench.sweep.suite import Suite
 
 METHODS = ("sdpo", "ddpo", "d3po")
@@ -134,8 +134,7 @@ def clean_gain(trainings: Trainings, method: str, kind: str, clean: str) -> Matr
     arm, judge = arm_of(method, kind), JPEG_REWARD if kind == JPEG else clean
     if kind == DELAYED and method != "sdpo":
         return None  # the same runs as plain: they count once in the family
-    gain = trainings.gain(arm, reward=judge)
-    return scaled(gain, 1 / trainings.spread(arm, reward=judge)) if gain is not None else None
+    return trainings.standardised_gain(arm, reward=judge)
 
 
 def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
@@ -213,7 +212,7 @@ def _plot(trainings: Trainings, clean: str) -> Plot:
             cells = trainings.grids(arm, judge) if kind != DELAYED or method == "sdpo" else None
             if cells:
                 steps = cells[0].steps
-                gains = [scaled(trainings.gain(arm, k, judge), 1 / trainings.spread(arm, k, judge)) for k in steps]
+                gains = [trainings.standardised_gain(arm, k, judge) for k in steps]
                 series.append(banded(kind, steps, [tr.crossed(gain) for gain in gains]))
         charts.append(Chart(method, "denoising steps", "gain, base model's sd", series, steps=True, zero=True))
     caption = (

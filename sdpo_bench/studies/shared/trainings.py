@@ -209,6 +209,11 @@ class Trainings:
         grids = self.grids(arm, reward)
         return float(at(grids[1], endpoint).per_image().std(ddof=1)) if grids else math.nan
 
+    def standardised_gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "") -> Matrix | None:
+        """:meth:`gain` in standard deviations of the base model's images; None where these do not vary."""
+        gain, spread = self.gain(arm, endpoint, reward), self.spread(arm, endpoint, reward)
+        return replace(gain, values=gain.values * (1 / spread)) if gain is not None and spread > 0 else None
+
     def pictures(self, arm: Arm, statistic: str) -> tuple[float, float]:
         """A picture statistic averaged over usable runs and step counts: the arm's and the base model's."""
         tuned = [_picture(run.scores, statistic) for run in self.arms[arm] if not run.why_not]
@@ -247,10 +252,3 @@ def difference(a: Matrix | None, b: Matrix | None, name: str = "") -> Matrix | N
     return Matrix(
         a.values[rows[0]] - b.values[rows[1]], seeds, a.prompts, a.measure, name or f"{a.name} - {b.name}", note
     )
-
-
-def scaled(matrix: Matrix | None, factor: float) -> Matrix | None:
-    """The matrix in other units."""
-    if matrix is None or not math.isfinite(factor):
-        return None
-    return replace(matrix, values=matrix.values * factor)
