@@ -176,7 +176,7 @@ class Method(ABC):
     @abstractmethod
     def loss(self, batch: Minibatch) -> Loss:
         """Loss of one minibatch. Must not touch global state or draw random numbers; what a process has only one of
-        (``process_state``) is put back afterwards."""
+        (``plugin_guard``) is put back afterwards."""
 
 
 class Search(Method):

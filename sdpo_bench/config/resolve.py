@@ -2,7 +2,7 @@
 
 Layers, later ones winning: defaults of the settings classes, of the base model, of the method, the preset, the user's
 own ``--set`` and flags. Keys are ``section.key``; plugins' own settings are ``method.key`` and ``reward.key``.
-What they come to is validated once (``setting_values``), and what does not fit together is refused here.
+What they come to is validated once (``parse_settings``), and what does not fit together is refused here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,7 +99,7 @@ class Resolved:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` says of the run itself; its id can be computed from it again (``run_record``)."""
+        """What ``run.json`` says of the run itself; its id can be computed from it again (``config.run_id``)."""
         return {
             "kind": "run",
             "run": self.run_id,

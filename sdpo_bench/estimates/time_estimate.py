@@ -1,7 +1,7 @@
 """What a run will cost: its bill from the settings alone, and the time from measured rates.
 
 Images, reward calls, denoiser calls and optimiser steps are counted as the ledger will count them, epoch by epoch to
-the cut last one. Time is an estimate from a short measurement (``machine_rates``). No torch here.
+the cut last one. Time is an estimate from a short measurement (``measure_speed``). No torch here.
 """
 
 import json
@@ -55,7 +55,7 @@ class Work:
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
 
     def used(self, axis: str) -> float:
-        """Amount on one axis of ``budget.AXES`` but the time."""
+        """Amount on one axis of ``ledger.AXES`` but the time."""
         return float(getattr(self, axis))
 
     def times(self, n: int) -> "Work":
@@ -165,7 +165,7 @@ def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0) -> W
 
 
 def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
-    """Optimiser steps of one epoch of ``groups`` groups (``order.windows``)."""
+    """Optimiser steps of one epoch of ``groups`` groups (``update_order.windows``)."""
     minibatches = -(-groups // config.update.minibatch)
     windows = -(-minibatches // config.update.accumulation)
     shuffled = config.update.order == "step-shuffled" and method.granularity == "step"

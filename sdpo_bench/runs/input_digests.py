@@ -53,7 +53,7 @@ def has_numbers(run: RunFolder) -> bool:
 
 
 def recorded_prompt_digests(run: RunFolder) -> dict[str, str]:
-    """Digests that the user's own prompt files must have for more numbers of a run, for ``prompts.prompt_cache``."""
+    """Digests that the user's own prompt files must have for more numbers of a run (``prompt_sets.prompt_cache``)."""
     if not (run.path / "run.json").exists():
         return {}
     record = run.record()

@@ -3,13 +3,13 @@
 A run is its folder ``<out>/runs/<run id>``::
 
     run.json         resolved settings, where each came from, versions, git commit, plugin hashes, hardware
-    inputs.json      digests of files that went into the numbers and can change under their names (``inputs``)
+    inputs.json      digests of files that went into the numbers and can change under their names (``input_digests``)
     status           one JSON line: state (new, running, interrupted, failed, done), message, budget used
     train.jsonl      one line an epoch, numbers only (identical for identical runs)
     timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)
     validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
     checkpoints/     what is needed to go on
-    lora/            the adapter in diffusers' own format, and its seals (``trained_adapter``)
+    lora/            the adapter in diffusers' own format, and its seals (``adapter``)
     warnings.jsonl   one line a warning: collapse, doubtful updates, memory (only where there was one)
     eval.parquet     one row an image, reward and step count
     grid.png         the same prompts and noise, base beside tuned

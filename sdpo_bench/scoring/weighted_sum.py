@@ -2,7 +2,7 @@
 
 Rewards have scales of their own (a cosine near 0.25 beside a rating near 5.5), so weights mean nothing before the
 parts are standardised: ``sum of weight x (score - mean) / std``. Mean and standard deviation are those of the *base
-model's* pictures, measured once before training (``calibration``) and then fixed. Statistics that follow the policy
+model's* pictures, measured once before training (``reward_scale``) and then fixed. Statistics that follow the policy
 would move the goal while it is learnt; constants from a paper would belong to somebody else's prompts.
 """
 
@@ -81,7 +81,7 @@ class Composite(Reward):
         self.weights: dict[str, float] = {name: weight for name, weight, _ in parts}
         self.basis = basis
         self.statistics: Mapping[str, tuple[float, float]] | None = None
-        """Mean and standard deviation of each part over the base model's pictures; set by ``calibration``."""
+        """Mean and standard deviation of each part over the base model's pictures; set by ``reward_scale``."""
 
     def load(self) -> "Composite":
         """Load every part."""

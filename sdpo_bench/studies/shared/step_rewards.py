@@ -38,7 +38,7 @@ def by_similarity(truth: np.ndarray, similarity: np.ndarray, rows: np.ndarray, *
     """``r_i = sum_q R_q s_qi / sum_q s_qi`` from queries at ``rows [n, Q]``, which keep their exact rewards.
 
     Args:
-        clamp: negative similarities count as 0, equal weights where none is left (``dense.predicted_rewards``).
+        clamp: negative similarities count as 0, equal weights where none is left (``dense_rewards.predicted_rewards``).
     """
     weights = np.take_along_axis(similarity, rows[:, None, :], axis=2)
     if clamp:
