@@ -31,13 +31,11 @@ def _plugins(kind: str) -> Listing:
 
 
 def _models(out: Path) -> Listing:
-    from sdpo_bench.models.catalogue import KNOWN, asset_folder
+    from sdpo_bench.models.catalogue import KNOWN
 
     rows = []
     for model in KNOWN.values():
-        embedded = model.location.startswith("asset:")
-        here = asset_folder(model.location.removeprefix("asset:")).is_dir() if embedded else None
-        where = "in the package" if here else "missing from the package" if embedded else f"hub: {model.location}"
+        where = "in the package" if model.location.startswith("asset:") else f"hub: {model.location}"
         rows.append([model.name, where, model.native_reward, model.summary])
     return ["name", "weights", "own reward", "what"], rows
 
