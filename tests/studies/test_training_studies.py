@@ -11,6 +11,7 @@ from study_factory import findings, finished, row
 
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
+from sdpo_bench.plugins.conflicts import refuse_what_a_study_owns
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.results.study_record import read_studies
 from sdpo_bench.runs.run_folder import RunFolder
@@ -276,10 +277,12 @@ def test_nothing_can_be_held_out_from_a_single_foreign_reward():
 
 
 def test_a_study_owns_what_it_compares():
+    for key in ("budget.images", "seed"):
+        with pytest.raises(UsageError, match=f"--set {key}"):
+            refuse_what_a_study_owns({key: 1})
     study = find("studies", "normalisation").load()()
-    for key in ("budget.images", "seed", "advantage.normalisation"):
-        with pytest.raises(UsageError, match="--set"):
-            study.design(StudyRequest(overrides={key: 1}))
+    with pytest.raises(UsageError, match="--set advantage.normalisation"):
+        study.design(StudyRequest(overrides={"advantage.normalisation": 1}))
     with pytest.raises(UsageError, match="one reward"):
         study.design(StudyRequest(rewards=("emoji-align", "emoji-style")))
 
