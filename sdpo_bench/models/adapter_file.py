@@ -40,6 +40,8 @@ class AdapterFile:
     """Float32 matrices by peft's names: ``MODULE.lora_A.weight`` ``[rank, in, ..]``, ``lora_B`` ``[out, rank, ..]``."""
     config: dict[str, Any]
     """``r``, ``lora_alpha`` and ``target_modules`` of peft's ``LoraConfig``."""
+    notice: str = ""
+    """What to tell of a file without settings that is applied at the strength of its run's record."""
 
     def to_bytes(self) -> bytes:
         """Content of the file; the same adapter gives the same bytes."""

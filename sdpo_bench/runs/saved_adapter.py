@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sdpo_bench.errors import UsageError
+import click
+
 from sdpo_bench.models.adapter_file import LORA_FILE, METADATA, NAMES, PREFIX, AdapterFile, renamed
 from sdpo_bench.runs.adapter import LORA_SEAL, check_seal
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.signals import preserve_stop
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sdpo_bench.models.policy import Policy
 
 
@@ -35,18 +40,23 @@ def save_adapter(policy: "Policy", folder: Path) -> Path:
 def load_adapter(policy: "Policy", folder: Path) -> None:
     """Load an adapter written by :func:`save_adapter` in place of the present one.
 
+    An adapter of an earlier version gets its recorded strength, with a notice.
+
     Raises:
-        UsageError: the file is damaged, or has no LoRA settings.
+        UsageError: the file is damaged.
     """
     check_seal(Path(folder))
-    policy.set_adapter(read_adapter(Path(folder)))
+    file = read_adapter(Path(folder))
+    if file.notice:
+        click.echo(f"note: {file.notice}.", err=True)
+    policy.set_adapter(file)
 
 
 def read_adapter(folder: Path) -> AdapterFile:
-    """The adapter in ``folder``.
+    """The adapter in ``folder``, of this or an earlier version.
 
-    Raises:
-        UsageError: its file has no LoRA settings.
+    Earlier versions wrote no settings. Such an adapter has the strength in the ``run.json`` of its run, and
+    ``alpha = rank`` where there is none.
     """
     from safetensors import safe_open
 
@@ -55,9 +65,22 @@ def read_adapter(folder: Path) -> AdapterFile:
         stored = (file.metadata() or {}).get(METADATA)
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     weights = {renamed(name.removeprefix(PREFIX), back): value for name, value in tensors.items()}
-    if not stored:  # without lora_alpha it would be applied at another strength than it was trained with
-        raise UsageError(
-            f"the adapter in '{folder}' has no {METADATA} in its header, so its lora_alpha is unknown. Delete the "
-            "folder and give the same run command again."
+    if stored:
+        return AdapterFile(weights, {key.removeprefix(PREFIX): value for key, value in json.loads(stored).items()})
+    return _of_an_earlier_version(folder, weights)
+
+
+def _of_an_earlier_version(folder: Path, weights: "dict[str, Tensor]") -> AdapterFile:
+    modules = sorted({name.split(".lora_")[0] for name in weights})
+    rank = next(len(matrix) for name, matrix in weights.items() if ".lora_A." in name)
+    run = RunFolder(folder.parents[1] if folder.parent.name == "candidates" else folder.parent)
+    model: Mapping[str, Any] = run.record()["config"]["model"] if (run.path / "run.json").exists() else {}
+    alpha = model.get("lora_alpha", rank)
+    notice = ""
+    if alpha != rank:
+        notice = (
+            f"the adapter in '{folder}' was saved by an earlier version, without its lora_alpha. It is applied at the "
+            f"recorded strength, {alpha:g}/{rank}. That version judged it at strength 1: delete '{run.evaluation}' and "
+            f"'{run.path / 'grid.png'}' and give the same run command to have them made again"
         )
-    return AdapterFile(weights, {key.removeprefix(PREFIX): value for key, value in json.loads(stored).items()})
+    return AdapterFile(weights, {"r": rank, "lora_alpha": alpha, "target_modules": modules}, notice)

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from factories import make_resolved
 from sdpo_bench.cli.commands.eval import export_command
-from sdpo_bench.errors import UsageError
 from sdpo_bench.models.adapter_file import METADATA
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.policy import ADAPTER, Policy
 from sdpo_bench.running import run_one
 from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.adapter import LORA_FILE, LORA_SEAL
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.training import checkpoint
@@ -59,7 +59,7 @@ def stock_outputs(folder, lora, dtype=torch.float32) -> torch.Tensor:
 
 
 def forget_settings(lora: Path) -> None:
-    """Write the file as other tools do: weights alone, and diffusers' own conversion of their names."""
+    """The file as earlier versions wrote it: weights alone, and diffusers' own conversion of their names."""
     convert = {name: name for name in load_file(lora / LORA_FILE)}
     for name in convert:
         if name.startswith("unet.conv_in."):
@@ -124,12 +124,47 @@ def test_the_same_adapter_gives_the_same_bytes(tiny_policy, tmp_path):
     assert len(contents) == 1
 
 
-def test_an_adapter_without_its_settings_is_refused(tiny_pipe, tmp_path):
-    """Its strength is unknown: alpha = rank would be another policy."""
-    save_adapter(trained(tiny_pipe, rank=8, alpha=4.0), tmp_path)
-    forget_settings(tmp_path)
-    with pytest.raises(UsageError, match="lora_alpha is unknown"):
-        load_adapter(load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9), tmp_path)
+def old_run(tiny_pipe, out: Path, policy: Policy, **model) -> RunFolder:
+    """A finished run whose adapter is as earlier versions saved it."""
+    resolved = make_resolved(tiny_pipe, **{f"model.{key}": value for key, value in model.items()})
+    run = RunFolder(out / "runs" / resolved.run_id)
+    run.create(resolved.record)
+    run.set_status("done")
+    for folder in (run.lora, run.path / "candidates" / "epoch-000001"):
+        save_adapter(policy, folder)
+        forget_settings(folder)
+    return run
+
+
+@pytest.mark.parametrize(("rank", "targets"), [(8, OFFICIAL_TARGETS), (1, ("to_q", "conv_in"))])
+def test_an_adapter_of_an_earlier_version_has_its_recorded_strength(tiny_pipe, tmp_path, capsys, rank, targets):
+    policy = trained(tiny_pipe, rank=rank, targets=targets)
+    run = old_run(tiny_pipe, tmp_path, policy, lora_rank=rank)
+    for folder in (run.lora, run.path / "candidates" / "epoch-000001"):
+        other = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
+        load_adapter(other, folder)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"recorded strength, 4/{rank}" in said and "eval.parquet" in said
+        assert torch.equal(outputs(other), outputs(policy))
+    export_command(run.run_id, tmp_path / "exported", False, tmp_path)
+    assert f"recorded strength, 4/{rank}" in capsys.readouterr().err
+    assert torch.equal(stock_outputs(tiny_pipe, tmp_path / "exported"), outputs(policy))
+    save_adapter(other, tmp_path / "new")
+    load_adapter(other, tmp_path / "new")
+    assert not capsys.readouterr().err
+    assert torch.equal(outputs(other), outputs(policy))
+
+
+def test_an_adapter_of_an_earlier_version_at_strength_one_is_loaded_as_before(tiny_pipe, tmp_path, capsys):
+    policy = trained(tiny_pipe)
+    run = old_run(tiny_pipe, tmp_path, policy)
+    save_adapter(policy, tmp_path / "alone")
+    forget_settings(tmp_path / "alone")  # no run.json says anything
+    for folder in (run.lora, tmp_path / "alone"):
+        other = load_policy(ModelSettings(name=str(tiny_pipe), lora_rank=2), lora_seed=9)
+        load_adapter(other, folder)
+        assert torch.equal(outputs(other), outputs(policy))
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.slow

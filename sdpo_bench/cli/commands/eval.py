@@ -166,6 +166,8 @@ def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
         raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
     check_seal(folder.lora)
     adapter = read_adapter(folder.lora)
+    if adapter.notice:
+        click.echo(f"note: {adapter.notice}.", err=True)
     destination.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(destination, adapter.to_bytes())
     model: ModelSettings = validate(ModelSettings, folder.record()["config"]["model"], "model")
