@@ -6,10 +6,11 @@ effects; the number of images is never the number of observations. ``docs/statis
 coverage.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats as distributions
+from scipy.special import stdtr, stdtrit
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.statistics.matrices import Matrix
@@ -48,7 +49,7 @@ class Estimate:
         distance = abs(self.value - null)
         if self.standard_error == 0:
             return 1.0 if distance == 0 else 0.0
-        return float(2 * distributions.t.sf(distance / self.standard_error, self.df))
+        return float(2 * stdtr(self.df, -distance / self.standard_error))
 
     def clipped(self, low: float, high: float) -> "Estimate":
         """The interval clipped to the possible values (a win rate lies in [0, 1])."""
@@ -145,6 +146,18 @@ def crossed_interval(m: Matrix, level: float = 0.95) -> Estimate:
     return _t_interval(m, mean, float(np.sqrt(variance)), df, level, "seeds and prompts")
 
 
+def crossed_p_values(matrices: Sequence[Matrix]) -> list[float | None]:
+    """``crossed_interval(m).p_value()`` of each matrix, all of one shape, in one calculation."""
+    if not matrices or 1 in matrices[0].values.shape:
+        return [crossed_interval(m).p_value() for m in matrices]
+    mean, variance, df = crossed_moments(np.stack([m.values for m in matrices]))
+    error = np.sqrt(variance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stdtr(df, -np.abs(mean) / error)
+    certain = np.where(mean == 0, 1.0, 0.0)
+    return [float(value) for value in np.where(error == 0, certain, p)]
+
+
 def seed_interval(m: Matrix, level: float = 0.95) -> Estimate:
     """Secondary interval, "on this prompt set": Student's t over the S seed means.
 
@@ -164,7 +177,7 @@ def seed_interval(m: Matrix, level: float = 0.95) -> Estimate:
 
 def _t_interval(m: Matrix, value: float, error: float, df: float, level: float, kind: str) -> Estimate:
     check_level(level)
-    half = float(distributions.t.ppf((1 + level) / 2, df)) * error
+    half = float(stdtrit(df, (1 + level) / 2)) * error
     note = "; ".join(part for part in (m.note, *_cautions(m, value, error)) if part)
     n_seeds, n_prompts = m.values.shape
     return Estimate(value, value - half, value + half, level, n_seeds, n_prompts, error, df, kind, note)

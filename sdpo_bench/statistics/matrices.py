@@ -125,10 +125,13 @@ def paired(a: Matrix, b: Matrix) -> Matrix:
             )
     _refuse_other_labels("prompts", a.name, a.prompts, b.name, b.prompts)
     _refuse_other_labels("seeds", a.name, a.seeds, b.name, b.seeds)
-    seeds = [b.seeds.index(seed) for seed in a.seeds]
-    prompts = [b.prompts.index(prompt) for prompt in a.prompts]
+    other = b.values
+    if (a.seeds, a.prompts) != (b.seeds, b.prompts):
+        place = {prompt: i for i, prompt in enumerate(b.prompts)}
+        seeds = [b.seeds.index(seed) for seed in a.seeds]
+        other = other[np.ix_(seeds, [place[prompt] for prompt in a.prompts])]
     notes = dict.fromkeys(text for text in (a.note, b.note) if text)
-    values = a.values - b.values[np.ix_(seeds, prompts)]
+    values = a.values - other
     return Matrix(values, a.seeds, a.prompts, a.measure, f"{a.name} - {b.name}", "; ".join(notes))
 
 
@@ -138,7 +141,10 @@ def compare(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _refuse_other_labels(what: str, name_a: str, a: Sequence[Any], name_b: str, b: Sequence[Any]) -> None:
-    only_a, only_b = [x for x in a if x not in set(b)], [x for x in b if x not in set(a)]
+    if a == b:
+        return
+    labels_a, labels_b = set(a), set(b)
+    only_a, only_b = [x for x in a if x not in labels_b], [x for x in b if x not in labels_a]
     sides = [f"only in {name}: {_listed(labels)}" for name, labels in ((name_a, only_a), (name_b, only_b)) if labels]
     if sides:
         raise UsageError(f"cannot pair {name_a} with {name_b}: their {what} differ ({', '.join(sides)})")

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.statistics.intervals import ONE_SEED, Estimate, check_level, crossed_interval, seed_interval
+from sdpo_bench.statistics.intervals import ONE_SEED, Estimate, check_level, crossed_p_values, seed_interval
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, paired
 
 SIGN_FLIP_FROM = 6
@@ -121,7 +121,7 @@ def rank_with_ties(matrices: Mapping[str, Matrix], *, level: float = 0.95) -> di
     while left := [name for name in names if name not in ranks]:
         leader, *others = left
         differences = [paired(matrices[name], matrices[leader]) for name in others]
-        adjusted = holm([crossed_interval(difference).p_value() for difference in differences])
+        adjusted = holm(crossed_p_values(differences))
         behind = {name for name, p in zip(others, adjusted) if p < 1 - level}
         ranks |= dict.fromkeys((name for name in left if name not in behind), len(ranks) + 1)
     return ranks

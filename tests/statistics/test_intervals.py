@@ -13,6 +13,7 @@ from sdpo_bench.statistics.intervals import (
     Estimate,
     crossed_interval,
     crossed_moments,
+    crossed_p_values,
     effect_size,
     image_standard_error,
     mean_squares,
@@ -275,3 +276,17 @@ def test_more_images_do_not_make_a_method_more_certain():
     once = crossed_interval(reduced(make_grid(scores, steps=(1,)), 1))
     many = crossed_interval(reduced(make_grid(np.repeat(scores, 10, axis=3), steps=(1,)), 1))
     assert numbers(many) == pytest.approx(numbers(once))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 4), (3, 1)])
+def test_p_values_of_many_matrices_are_those_of_each(shape):
+    values = np.random.default_rng(0).normal(0.5, 1, (3, *shape))
+    matrices = [_matrix(x) for x in (*values, np.zeros(shape), np.ones(shape))]
+    expected = [crossed_interval(m).p_value() for m in matrices]
+    assert crossed_p_values(matrices) == expected
+    assert shape[0] == 1 or expected[3:] == [1.0, 0.0]  # identical values: no doubt left either way
+
+
+def _matrix(values):
+    seeds, prompts = values.shape
+    return Matrix(values, tuple(range(seeds)), tuple(map(str, range(prompts))))
