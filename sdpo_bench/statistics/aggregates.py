@@ -31,6 +31,13 @@ def iqm(gains: object) -> float:
     return float(trim_mean(finite(gains, "gains"), 0.25, axis=None))
 
 
+def iqms(samples: np.ndarray) -> np.ndarray:
+    """:func:`iqm` of each sample, ``[n, ...] -> [n]``, without its checks."""
+    values = np.sort(samples.reshape(len(samples), -1), axis=1)
+    cut = values.shape[1] // 4
+    return np.asarray(values[:, cut : values.shape[1] - cut].mean(axis=1))
+
+
 def probability_of_improvement(a: object, b: object) -> float:
     """Chance that a run of A beats a run of B, ties one half: Mann-Whitney U/(nm), averaged over rewards.
 
@@ -50,7 +57,7 @@ def probability_of_improvement(a: object, b: object) -> float:
 
 def stratified_bootstrap(
     gains: object,
-    statistic: Callable[[np.ndarray], float] = iqm,
+    statistic: Callable[[np.ndarray], np.ndarray] = iqms,
     *,
     seed: int,
 ) -> Estimate:
@@ -60,7 +67,7 @@ def stratified_bootstrap(
         gains: ``[R, S, ...]``: R strata (rewards trained for separately), S seeds, then whatever shares the
             training seed (methods, step counts, other rewards of the same run). Seeds are drawn with
             replacement within each stratum; the trailing axes follow jointly.
-        statistic: from an array of that shape to one number.
+        statistic: from ``n`` arrays of that shape, ``[n, R, S, ...]``, to one number each, ``[n]``.
         seed: of the resampling; the same seed and data give the same interval.
 
     Raises:
@@ -70,11 +77,11 @@ def stratified_bootstrap(
     if values.ndim < 2:
         raise UsageError(f"a bootstrap needs gains [strata, seeds, ...], got {values.shape}")
     strata, n_seeds = values.shape[:2]
-    value = float(statistic(values))
+    value = float(statistic(values[None])[0])
     if n_seeds == 1:
         return Estimate(value, None, None, LEVEL, 1, None, None, None, "bootstrap", ONE_SEED)
     draws = np.random.default_rng(seed).integers(n_seeds, size=(RESAMPLES, strata, n_seeds))
-    statistics = np.array([statistic(values[np.arange(strata)[:, None], draw]) for draw in draws])
+    statistics = statistic(values[np.arange(strata)[:, None], draws])
     low, high = np.quantile(statistics, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     few = n_seeds < DESCRIPTIVE_BELOW
     note = f"descriptive: {n_seeds} seeds, fewer than {DESCRIPTIVE_BELOW}" if few else ""

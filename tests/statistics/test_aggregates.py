@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.statistics.aggregates import iqm, probability_of_improvement, stratified_bootstrap
+from sdpo_bench.statistics.aggregates import iqm, iqms, probability_of_improvement, stratified_bootstrap
 
 
 def test_iqm_cuts_a_quarter_at_each_end_of_all_values():
@@ -36,11 +36,21 @@ def test_probability_of_improvement_averages_over_rewards():
         probability_of_improvement([[1, 2]], [[1, 2, 3]])
 
 
+def means(samples):
+    return samples.mean(axis=tuple(range(1, samples.ndim)))
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 99))
+def test_the_interquartile_means_of_many_samples_are_those_of_each(seeds, strata, seed):
+    samples = np.random.default_rng(seed).normal(size=(5, strata, seeds))
+    assert iqms(samples).tolist() == pytest.approx([iqm(sample) for sample in samples], rel=1e-12)
+
+
 def test_bootstrap_is_a_function_of_its_seed():
     gains = np.random.default_rng(0).normal(size=(2, 12))
-    found = stratified_bootstrap(gains, np.mean, seed=1)
-    assert found == stratified_bootstrap(gains, np.mean, seed=1)
-    assert found.low != stratified_bootstrap(gains, np.mean, seed=2).low
+    found = stratified_bootstrap(gains, means, seed=1)
+    assert found == stratified_bootstrap(gains, means, seed=1)
+    assert found.low != stratified_bootstrap(gains, means, seed=2).low
     assert found.low < found.value == gains.mean() < found.high
     assert (found.kind, found.note) == ("bootstrap", "")
 
@@ -48,7 +58,7 @@ def test_bootstrap_is_a_function_of_its_seed():
 def test_bootstrap_matches_the_normal_theory_of_a_mean():
     # 40 seeds, one stratum: the bootstrap error of a mean is sd(ddof=0)/sqrt(n)
     gains = np.random.default_rng(4).normal(size=(1, 40))
-    found = stratified_bootstrap(gains, np.mean, seed=0)
+    found = stratified_bootstrap(gains, means, seed=0)
     error = gains.std() / np.sqrt(40)
     assert found.standard_error == pytest.approx(error, rel=0.06)
     expected = (gains.mean() - 1.96 * error, gains.mean() + 1.96 * error)
@@ -60,12 +70,13 @@ def test_bootstrap_draws_seeds_within_strata_and_everything_else_jointly():
     gains += np.arange(2)[:, None, None, None] * 100 + np.arange(3)[None, :, None, None]
     seen = []
 
-    def record(sample):
-        seen.append(sample.copy())
-        return 0.0
+    def record(samples):
+        seen.append(samples.copy())
+        return means(samples)
 
     stratified_bootstrap(gains, record, seed=0)
-    draws = np.array(seen[1:])
+    value, draws = seen
+    assert (value == gains).all()
     assert len(draws) == 2000
     assert (draws == draws[..., :1, :1]).all()  # one seed for all methods and step counts
     assert (draws[:, 0] < 100).all()
@@ -78,9 +89,9 @@ def test_bootstrap_draws_seeds_within_strata_and_everything_else_jointly():
 def test_the_bootstraps_error_is_the_standard_deviation_of_its_resamples():
     seen = []
 
-    def record(sample):
-        seen.append(sample.mean())
-        return seen[-1]
+    def record(samples):
+        seen.extend(means(samples))
+        return means(samples)
 
     found = stratified_bootstrap(np.arange(12.0)[None], record, seed=0)
     assert len(seen) == 2001, "the data themselves, then the resamples"
@@ -91,7 +102,7 @@ def test_bootstrap_is_descriptive_below_ten_seeds_and_absent_with_one():
     gains = np.random.default_rng(0).normal(size=(3, 10))
     found = stratified_bootstrap(gains, seed=0)  # of the interquartile mean, unless told otherwise
     assert (found.value, found.note) == (iqm(gains), "")
-    assert stratified_bootstrap(gains[:, :9], np.mean, seed=0).note == "descriptive: 9 seeds, fewer than 10"
+    assert stratified_bootstrap(gains[:, :9], means, seed=0).note == "descriptive: 9 seeds, fewer than 10"
     single = stratified_bootstrap(gains[:, :1], seed=0)
     assert (single.low, single.note) == (None, "1 seed, no interval")
 
