@@ -7,6 +7,7 @@ the same results are equal, byte for byte.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.report.content import Report
@@ -72,7 +73,7 @@ def build_report(results: Results, request: Request) -> Report:
     return Report(
         "sdpo-bench report",
         tuple(_summary(chosen, settings)),
-        (*_main(chosen, boards, scores, request), *beside),
+        (*_main(chosen, judged, scores, request), *beside),
         sections,
         runs_table(settings),
         versions_table(chosen.runs),
@@ -162,20 +163,29 @@ def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
 
 
 def _main(
-    chosen: Results, boards: Sequence[Board], scores: Mapping[str, Scores], request: Request
+    chosen: Results, judged: Sequence[Judged], scores: Mapping[str, Scores], request: Request
 ) -> Iterator[t.Table]:
     """Each suite's tables, then those of settings with runs that belong to no suite."""
+    by_arms = {_arms(one.setting): one for one in judged}
 
     def boards_of(runs: Sequence[Run]) -> list[Board]:
-        judged = _judge_all(group_settings(runs)[0], scores, chosen.bases, request)
-        return [board for one in judged for board in one.boards]
+        settings, _ = group_settings(runs)
+        parts = [setting for setting in settings if _arms(setting) not in by_arms]
+        by_arms.update((_arms(one.setting), one) for one in _judge_all(parts, scores, chosen.bases, request))
+        return [board for setting in settings for board in by_arms[_arms(setting)].boards]
 
     present = {run.id for run in chosen.runs}
     suites = [suite for suite in chosen.suites if not present.isdisjoint(suite.reported)]
     for suite in suites:
         yield from suite_tables(suite, chosen.runs, boards_of)
     covered = {run for suite in suites for run in suite.reported}
+    boards = [board for one in judged for board in one.boards]
     yield from main_tables([board for board in boards if not _runs(board) <= covered])
+
+
+def _arms(setting: Setting) -> tuple[Any, ...]:
+    """What a setting's boards depend on: a suite with all of its runs has the same ones."""
+    return (setting.id, setting.title, *((arm.label, *(run.id for run in arm.runs)) for arm in setting.arms))
 
 
 def _runs(board: Board) -> set[str]:

@@ -51,6 +51,8 @@ class Board:
     base: Line | None
     notes: tuple[str, ...]
     level: float
+    leaders: Mapping[Endpoint, frozenset[str]]
+    """Rows not told apart from the best, by step count and at ``endpoint``; empty where ranks cannot be shown."""
 
     @property
     def finding(self) -> str:
@@ -100,16 +102,19 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
     adjusted = []
     ranks: dict[str, int] = {}
     notes: list[str] = []
+    leaders: dict[Endpoint, frozenset[str]] = {}
     if panel.trained:  # held-out rewards are described, not tested
         lines = _adjust(lines, panel, endpoint)
         ranks, notes = _ranks(panel, endpoint, level)
+        leaders = {step: _leaders(_ranks(panel, step, level)[0]) for step in panel.steps}
+        leaders[endpoint] = _leaders(ranks)
     for line in lines:
         rank = ranks.get(line.label)
         tied = rank is not None and list(ranks.values()).count(rank) > 1
         adjusted.append(replace(line, rank=rank, tied=tied))
     base = _base_line(panel, ranks, endpoint, level)
     order = sorted(adjusted, key=lambda line: (line.rank or len(ranks) + 1, -_height(line, endpoint), line.label))
-    return Board(panel, endpoint, tuple(order), base, tuple(notes), level)
+    return Board(panel, endpoint, tuple(order), base, tuple(notes), level, leaders)
 
 
 def _height(line: Line, endpoint: Endpoint) -> float:
@@ -201,6 +206,10 @@ def _ranks(panel: Panel, endpoint: Endpoint, level: float) -> tuple[dict[str, in
     return rank_with_ties(matrices, level=level), notes
 
 
+def _leaders(ranks: Mapping[str, int]) -> frozenset[str]:
+    return frozenset(label for label, rank in ranks.items() if rank == 1)
+
+
 def _base_line(panel: Panel, ranks: Mapping[str, int], endpoint: Endpoint, level: float) -> Line | None:
     """The base model has scores and a rank, but no training seed and so no interval of its own."""
     if panel.base is None:
@@ -238,8 +247,3 @@ def _gain_words(line: Line, where: str) -> str:
     place = f" {where}" if where else ""
     gain = replace(line.gain, note="").words()
     return f"{line.label} gains {gain} over the base model{place}."
-
-
-def step_leaders(panel: Panel, endpoint: Endpoint, level: float) -> set[str]:
-    """Rows that are not told apart from the best at one endpoint; empty where ranks cannot be shown."""
-    return {label for label, rank in _ranks(panel, endpoint, level)[0].items() if rank == 1}

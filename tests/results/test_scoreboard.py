@@ -8,7 +8,7 @@ from evaluation_grids import make_grid
 from scipy import stats as scipy_stats
 
 from sdpo_bench.results.panels import Panel
-from sdpo_bench.results.scoreboard import base_spread, grid_win_rate, scoreboard, step_leaders
+from sdpo_bench.results.scoreboard import base_spread, grid_win_rate, scoreboard
 from sdpo_bench.statistics.eval_table import BASE, PanelKey
 from sdpo_bench.statistics.intervals import crossed_interval
 from sdpo_bench.statistics.matrices import Matrix, Measure, ScoreGrid
@@ -127,9 +127,9 @@ def test_the_finding_in_words(arms, said):
 def test_leaders_at_one_step_count():
     """At 1 step a leads alone, at 4 steps b does: the step counts move them by 3 and -3."""
     arms = [cells_of("a", AHEAD, steps=(3, -3)), cells_of("b", AHEAD), cells_of("d", LOW)]
-    panel = panel_of(*arms)
-    assert (step_leaders(panel, 1, 0.95), step_leaders(panel, 4, 0.95)) == ({"a"}, {"b"})
-    assert step_leaders(panel_of(cells_of("a", three(-1, 0, 1.5))), 1, 0.95) == {"a", BASE}
+    leaders = scoreboard(panel_of(*arms)).leaders
+    assert (leaders[1], leaders[4]) == ({"a"}, {"b"})
+    assert scoreboard(panel_of(cells_of("a", three(-1, 0, 1.5)))).leaders[1] == {"a", BASE}
 
 
 def test_win_rate_is_the_crossed_interval_of_wins_cut_to_possible_values():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from sdpo_bench.results.comparability import Setting, amount, shown
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
-from sdpo_bench.results.scoreboard import Board, Line, endpoint_words, step_leaders
+from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE
 from sdpo_bench.statistics.matrices import Endpoint
@@ -124,11 +124,12 @@ def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable
 
 def _step_rows(board: Board, endpoints: Sequence[Endpoint]) -> tuple[t.Row, ...]:
     digits = score_digits(board)
-    leaders = {k: step_leaders(board.panel, k, board.level) for k in endpoints} if board.panel.trained else {}
     lines = [*([board.base] if board.base else []), *sorted(board.lines, key=lambda line: line.label)]
     rows = []
     for line in lines:
-        scores = [t.estimate(line.scores.get(k), digits, strong=line.label in leaders.get(k, ())) for k in endpoints]
+        scores = [
+            t.estimate(line.scores.get(k), digits, strong=line.label in board.leaders.get(k, ())) for k in endpoints
+        ]
         cells = (t.word(line.label), *scores, t.estimate(line.gain, digits, signed=True))
         rows.append(t.Row(cells, base=line.label == BASE))
     return tuple(rows)
