@@ -6,7 +6,6 @@ the same results are equal, byte for byte.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from sdpo_bench.errors import UsageError
@@ -19,7 +18,6 @@ from sdpo_bench.report.tables.main_table import main_tables
 from sdpo_bench.report.tables.published_comparison import against_tables
 from sdpo_bench.report.tables.run_tables import runs_table, versions_table
 from sdpo_bench.report.tables.suite_tables import suite_tables
-from sdpo_bench.results import read_results
 from sdpo_bench.results.comparability import Setting, group_settings
 from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
@@ -97,18 +95,11 @@ def results_sides(results: Results, name: str) -> list[Side]:
 def _judge_all(
     settings: Sequence[Setting], scores: Mapping[str, Scores], bases: Sequence[Run], request: Request
 ) -> list[Judged]:
-    """Boards of each setting; several processes share the settings of very many runs."""
-    parts = []
-    for setting in settings:
-        runs = [run for arm in setting.arms for run in arm.runs]
-        own_scores = {run.id: scores[run.id] for run in runs if run.id in scores}
-        parts.append((setting, own_scores, base_scores(setting, bases, scores)))
-    many = len(scores) >= read_results.MANY and len(settings) > 1
-    return read_results.shared_map(partial(_judge, request=request), parts, many=many)
+    """Boards of each setting."""
+    return [_judge(setting, scores, base_scores(setting, bases, scores), request) for setting in settings]
 
 
-def _judge(part: tuple[Setting, Mapping[str, Scores], Scores], request: Request) -> Judged:
-    setting, scores, base = part
+def _judge(setting: Setting, scores: Mapping[str, Scores], base: Scores, request: Request) -> Judged:
     panels = panels_of(setting, scores, base.blocks)
     splits = request.selection.get(SPLIT)
     chosen = [panel for panel in panels if not splits or panel.key.split in splits]

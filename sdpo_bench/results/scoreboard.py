@@ -15,7 +15,7 @@ from sdpo_bench.results.panels import Panel
 from sdpo_bench.statistics.eval_table import BASE, at, only_seeds, only_steps, reduced
 from sdpo_bench.statistics.intervals import ONE_SEED, Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid, compare, paired
-from sdpo_bench.statistics.ranking import ENDPOINT_WORDS, holm, paired_test, rank_with_ties
+from sdpo_bench.statistics.ranking import ENDPOINT_WORDS, holm, paired_tests, rank_with_ties
 from sdpo_bench.system.json_toml import whole_number
 
 PRIMARY: Endpoint = "mean"
@@ -181,7 +181,8 @@ def grid_win_rate(a: ScoreGrid, b: ScoreGrid, level: float) -> Estimate:
 def _adjust(lines: Sequence[Line], panel: Panel, endpoint: Endpoint) -> list[Line]:
     """Lines with Holm-adjusted p over the declared family; a method without a test counts with p = 1."""
     gains = {line.label: difference_to_base(panel, panel.arms[line.label], endpoint) for line in lines}
-    tests = {label: paired_test(gain).p for label, gain in gains.items() if gain is not None}
+    tested = {label: gain for label, gain in gains.items() if gain is not None}
+    tests = {label: test.p for label, test in zip(tested, paired_tests(list(tested.values())))}
     adjusted = dict(zip(tests, holm(list(tests.values())).tolist()))
     return [replace(line, adjusted_p=None if tests.get(line.label) is None else adjusted[line.label]) for line in lines]
 

@@ -46,24 +46,44 @@ def paired_test(difference: Matrix) -> PairedTest:
     Args:
         difference: ``paired(a, b)``.
     """
-    means = difference.seed_means
-    n_seeds = len(means)
-    if n_seeds == 1:
-        return PairedTest(None, f"no test ({ONE_SEED})", None, 1)
-    if n_seeds < SIGN_FLIP_FROM:
-        return PairedTest(seed_interval(difference).p_value(), "paired t test", 0.0, n_seeds)
+    return paired_tests([difference])[0]
+
+
+def paired_tests(differences: Sequence[Matrix]) -> list[PairedTest]:
+    """:func:`paired_test` of each; those with equally many seeds share the sign patterns, which take longest."""
+    tests: list[PairedTest | None] = [None] * len(differences)
+    by_seeds: dict[int, list[int]] = {}
+    for i, difference in enumerate(differences):
+        n_seeds = len(difference.seeds)
+        if n_seeds == 1:
+            tests[i] = PairedTest(None, f"no test ({ONE_SEED})", None, 1)
+        elif n_seeds < SIGN_FLIP_FROM:
+            tests[i] = PairedTest(seed_interval(difference).p_value(), "paired t test", 0.0, n_seeds)
+        else:
+            by_seeds.setdefault(n_seeds, []).append(i)
+    for n_seeds, places in by_seeds.items():
+        p_values = _sign_flip_p(np.stack([differences[i].seed_means for i in places]))
+        exact = 2**n_seeds <= RESAMPLES
+        smallest = 2 / 2**n_seeds if exact else 2 / (RESAMPLES + 1)
+        name = f"{'exact' if exact else 'random'} sign-flip test"
+        for i, p in zip(places, p_values):
+            tests[i] = PairedTest(float(p), name, smallest, n_seeds)
+    return [test for test in tests if test is not None]
+
+
+def _sign_flip_p(means: np.ndarray) -> np.ndarray:
+    """p values ``[n]`` of seed means ``[n, S]``."""
     result = scipy_stats.permutation_test(
         (means,),
         np.mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
+        batch=1000,  # patterns at a time, which bounds memory
+        axis=1,
         rng=np.random.default_rng(0),
     )
-    exact = 2**n_seeds <= RESAMPLES
-    smallest = 2 / 2**n_seeds if exact else 2 / (RESAMPLES + 1)
-    name = f"{'exact' if exact else 'random'} sign-flip test"
-    return PairedTest(float(result.pvalue), name, smallest, n_seeds)
+    return np.asarray(result.pvalue)
 
 
 def _p_values(p: Sequence[float | None]) -> np.ndarray:

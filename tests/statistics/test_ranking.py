@@ -13,6 +13,7 @@ from sdpo_bench.statistics.ranking import (
     benjamini_hochberg,
     holm,
     paired_test,
+    paired_tests,
     rank_with_ties,
     verdict,
 )
@@ -213,3 +214,10 @@ def test_verdict_needs_estimates_of_one_level():
     other = crossed_interval(make_matrix(np.eye(3)), 0.9)
     with pytest.raises(UsageError, match="same level"):
         verdict({1: estimate(1), 2: other}, "sdpo", "ddpo")
+
+
+def test_tests_of_several_differences_are_those_of_each():
+    rng = np.random.default_rng(0)
+    differences = [with_seed_means(*rng.normal(0.3, 1, n)) for n in (7, 1, 15, 3, 7, 15, 15)]
+    assert paired_tests(differences) == [paired_test(difference) for difference in differences]
+    assert paired_tests([]) == []
