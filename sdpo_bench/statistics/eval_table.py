@@ -7,6 +7,7 @@ as problems.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,15 +138,16 @@ def read_scores(path: Path, *, pictures: bool = True) -> Scores:
     return _panels(columns)
 
 
-class Coded(NamedTuple):
-    """A column of labels: ``labels`` sorted, ``codes [n]`` point into them."""
+class Labels(NamedTuple):
+    """A column of labels as the file has it: number ``codes[i]`` of ``values`` stands in row ``i``."""
 
-    labels: list[Any]
-    codes: np.ndarray
+    values: tuple[Any, ...]
+    codes: bytes
+    """int64."""
 
 
 def _columns(content: bytes, optional: Sequence[str]) -> dict[str, Any]:
-    """Label columns as :class:`Coded`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
+    """Label columns as :class:`Labels`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
     import pyarrow.parquet as parquet
 
     text, needed = ["run", *PANEL_COLUMNS, "prompt"], ["run", *PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
@@ -167,22 +169,69 @@ def _columns(content: bytes, optional: Sequence[str]) -> dict[str, Any]:
     return columns
 
 
-def _text(column: Any) -> Coded:
+def _text(column: Any) -> Labels:
     if not hasattr(column.type, "index_type"):  # written without a dictionary
         column = column.dictionary_encode()
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    labels = [str(label) for label in chunk.dictionary.to_pylist()]
-    order = sorted(range(len(labels)), key=labels.__getitem__)
-    place = np.empty(len(labels), dtype=np.int64)
-    place[order] = np.arange(len(labels))
-    return Coded([labels[i] for i in order], place[chunk.indices.to_numpy()])
+    values = tuple(str(label) for label in chunk.dictionary.to_pylist())
+    return Labels(values, chunk.indices.to_numpy().astype(np.int64).tobytes())
 
 
-def _whole(values: np.ndarray, name: str) -> Coded:
+def _whole(values: np.ndarray, name: str) -> Labels:
     if not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"the column {name} must hold whole numbers")
-    labels, codes = np.unique(values, return_inverse=True)
-    return Coded(labels.tolist(), codes)
+    return Labels((), values.astype(np.int64).tobytes())
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where the rows of one panel go in its array."""
+
+    key: PanelKey
+    rows: np.ndarray
+    """``[n]`` indices into the file."""
+    flat: np.ndarray
+    """``[n]`` positions in the flat array ``[P, K, I]``."""
+    labels: tuple[tuple[Any, ...], ...]
+    """Of the three axes."""
+    counts: np.ndarray
+    """``[P, K, I]`` rows of each entry."""
+
+
+@lru_cache(maxsize=16)
+def _places(panel_columns: tuple[Labels, ...], axes: tuple[Labels, ...]) -> tuple[Place, ...]:
+    """Places of the panels of a file. The runs of a suite have the same labels, so they share these."""
+    labels, codes = _in_order(panel_columns)
+    axis_labels, axis_codes = _in_order(axes)
+    shape = [len(values) for values in labels]
+    flat, inverse = _used(np.ravel_multi_index(codes, shape), int(np.prod(shape)))
+    places = []
+    for number, code in enumerate(flat):
+        key = PanelKey(*(values[i] for values, i in zip(labels, np.unravel_index(code, shape))))
+        rows = np.flatnonzero(inverse == number)
+        parts = [_used(own[rows], len(values)) for own, values in zip(axis_codes, axis_labels)]
+        present = tuple(tuple(values[i] for i in part[0]) for values, part in zip(axis_labels, parts))
+        size = tuple(len(values) for values in present)
+        entries = np.ravel_multi_index([part[1] for part in parts], size)
+        counts = np.bincount(entries, minlength=int(np.prod(size))).reshape(size)
+        places.append(Place(key, rows, entries, present, counts))
+    return tuple(places)
+
+
+def _in_order(columns: Sequence[Labels]) -> tuple[list[list[Any]], list[np.ndarray]]:
+    """Labels of each column, sorted, and the codes ``[n]`` that point into them."""
+    labels, codes = [], []
+    for column in columns:
+        own = np.frombuffer(column.codes, dtype=np.int64)
+        if column.values:
+            order = sorted(range(len(column.values)), key=column.values.__getitem__)
+            labels.append([column.values[i] for i in order])
+            codes.append(np.argsort(order)[own])
+        else:  # numbers stand for themselves
+            values, own = np.unique(own, return_inverse=True)
+            labels.append(values.tolist())
+            codes.append(own)
+    return labels, codes
 
 
 def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,38 +241,29 @@ def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _panels(columns: dict[str, Any]) -> Scores:
-    coded = [columns[name] for name in PANEL_COLUMNS]
     if not len(columns["score"]):
         return Scores(problems=("eval.parquet has no rows",))
-    shape = [len(column.labels) for column in coded]
-    flat, inverse = _used(np.ravel_multi_index([c.codes for c in coded], shape), int(np.prod(shape)))
     scores, problems = Scores(), []
-    for number, code in enumerate(flat):
-        places = np.unravel_index(code, shape)
-        key = PanelKey(*(column.labels[place] for column, place in zip(coded, places)))
-        in_panel = inverse == number
-        block, problem = _block({name: columns[name] for name in AXIS_COLUMNS}, columns["score"], in_panel)
+    labels = [tuple(columns[name] for name in names) for names in (PANEL_COLUMNS, AXIS_COLUMNS)]
+    for place in _places(*labels):
+        key = place.key
+        block, problem = _block(place, columns["score"])
         if problem:
             problems.append(f"{key.reward}, {key.split} prompts: {problem}")
         if block is not None:
             scores.blocks[key] = block
             if (key.sampler, key.split) not in scores.pictures:
-                scores.pictures[key.sampler, key.split] = _pictures(columns, in_panel)
-    return Scores(scores.blocks, scores.pictures, tuple(problems), runs=tuple(columns["run"].labels))
+                scores.pictures[key.sampler, key.split] = _pictures(place, columns)
+    return Scores(scores.blocks, scores.pictures, tuple(problems), runs=tuple(sorted(columns["run"].values)))
 
 
-def _block(axes: dict[str, Coded], score: np.ndarray, in_panel: np.ndarray) -> tuple[Block | None, str]:
-    parts = [_used(axes[name].codes[in_panel], len(axes[name].labels)) for name in AXIS_COLUMNS]
-    labels = [tuple(axes[name].labels[i] for i in part[0]) for name, part in zip(AXIS_COLUMNS, parts)]
-    shape = tuple(len(axis_labels) for axis_labels in labels)
-    flat = np.ravel_multi_index([part[1] for part in parts], shape)
-    counts = np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
-    if (counts > 1).any():
-        return None, f"{int((counts > 1).sum())} images are scored more than once, so none of them counts"
-    grid = np.full(shape, np.nan).ravel()
-    grid[flat] = score[in_panel]
-    block = Block(grid.reshape(shape), *labels)
-    return (block, "") if (counts == 1).all() else _complete_part(block, counts == 1)
+def _block(place: Place, score: np.ndarray) -> tuple[Block | None, str]:
+    if (repeated := place.counts > 1).any():
+        return None, f"{int(repeated.sum())} images are scored more than once, so none of them counts"
+    grid = np.full(place.counts.size, np.nan)
+    grid[place.flat] = score[place.rows]
+    block = Block(grid.reshape(place.counts.shape), *place.labels)
+    return (block, "") if place.counts.all() else _complete_part(block, place.counts == 1)
 
 
 def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str]:
@@ -242,13 +282,12 @@ def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str
     return block.restrict(steps, block.images), f"{missing}; left out: {left_out} steps"
 
 
-def _pictures(columns: dict[str, Any], in_panel: np.ndarray) -> dict[str, dict[int, float]]:
-    steps = columns["steps"].codes[in_panel]
-    counts = np.bincount(steps, minlength=len(columns["steps"].labels))
-    present = [(step, i) for i, step in enumerate(columns["steps"].labels) if counts[i]]
+def _pictures(place: Place, columns: dict[str, Any]) -> dict[str, dict[int, float]]:
+    steps = np.unravel_index(place.flat, place.counts.shape)[1]
+    counts = np.bincount(steps)
     by_statistic = {}
     for name in PICTURES:
         if name in columns:
-            means = np.bincount(steps, columns[name][in_panel], len(counts)) / np.maximum(counts, 1)
-            by_statistic[name] = {int(step): float(means[i]) for step, i in present}
+            means = np.bincount(steps, columns[name][place.rows]) / counts
+            by_statistic[name] = dict(zip(place.labels[1], means.tolist()))
     return by_statistic
