@@ -7,6 +7,7 @@ the training seed alone. ``panels`` judges finished arms.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from sdpo_bench.api import execution_settings
@@ -22,11 +23,13 @@ only moves memory about."""
 MOST_LABEL_KEYS = 3
 
 
+@cache
 def is_setting_key(key: str) -> bool:
     """Whether runs with different values of ``key`` have separate tables."""
     return _matches_any(key, SETTING_KEYS)
 
 
+@cache
 def is_free_key(key: str) -> bool:
     """Whether runs of one arm may differ in ``key``."""
     return _matches_any(key, FREE_KEYS)

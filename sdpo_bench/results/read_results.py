@@ -8,6 +8,7 @@ Nothing here imports torch.
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -141,9 +142,10 @@ def load_results(out: Path) -> Results:
     runs: list[Run] = []
     bases: list[Run] = []
     notices = [Notice(name, problem) for name, problem in unread]
+    sections: dict[str, Any] = {}
     for path in _folders(root):
         try:
-            run, kind = _read_run(Path(path))
+            run, kind = _read_run(Path(path), sections)
         except (UsageError, OSError) as error:
             notices.append(Notice(Path(path).name, _why_unread(RunFolder(Path(path)), error)))
             continue
@@ -182,7 +184,8 @@ def _why_unread(folder: RunFolder, error: Exception) -> str:
     return f"failed before training began: {message}" if state == "failed" and message else str(error)
 
 
-def _read_run(path: Path) -> tuple[Run, str]:
+def _read_run(path: Path, sections: dict[str, Any]) -> tuple[Run, str]:
+    """A run and its kind. Thousands of records have equal sections, e.g. hardware: ``sections`` keeps each once."""
     try:
         path.name.encode()
     except UnicodeEncodeError:
@@ -198,7 +201,8 @@ def _read_run(path: Path) -> tuple[Run, str]:
         if isinstance(settings.get(key), dict | list):
             raise UsageError(f"'{path / 'run.json'}' is damaged: {key} is {str(settings[key])[:40]}.")
     state, message = _status(folder)
-    return Run(folder, record, settings, state, message), kind
+    shared = {sys.intern(key): sections.setdefault(repr(value), value) for key, value in record.items()}
+    return Run(folder, shared, settings, state, message), kind
 
 
 def _status(folder: RunFolder) -> tuple[str, str]:
@@ -226,7 +230,7 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
             continue
         nested = values.get("settings") if section in ("method", "reward") else None
         own = {k: v for k, v in values.items() if not (isinstance(nested, dict) and k == "settings")}
-        flat |= {f"{section}.{key}": value for key, value in (own | (nested or {})).items()}
+        flat |= {sys.intern(f"{section}.{key}"): value for key, value in (own | (nested or {})).items()}
     files = record.get("prompt_files")
     digests = {f"{key}.digest": value for key, value in files.items()} if isinstance(files, dict) else {}
     if record.get("model_digest"):
