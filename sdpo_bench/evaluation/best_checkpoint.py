@@ -102,7 +102,7 @@ class Validator:
         folder = self._adapter(self.chosen["epoch"])
         if not (folder / LORA_FILE).exists():
             raise UsageError(
-                f"the chosen adapter '{folder}' is gone, and only training anew brings it back. "
+                f"the chosen adapter '{folder}' is gone, and only a new training brings it back. "
                 f"Delete '{self.run.path}' and give the same command again."
             )
         return folder

@@ -107,7 +107,7 @@ class Candidates:
         like = lambda x: (x.shape, x.dtype, x.device) == (fresh.shape, fresh.dtype, fresh.device)  # noqa: E731
         if not isinstance(noise, Tensor) or not like(noise):
             got = f"{noise.dtype} {tuple(noise.shape)} on {noise.device}" if isinstance(noise, Tensor) else type(noise)
-            raise RunFailed(f"{who} gave {got}; {fresh.dtype} {tuple(fresh.shape)} on {fresh.device} is due.")
+            raise RunFailed(f"{who} gave {got}; expected {fresh.dtype} {tuple(fresh.shape)} on {fresh.device}.")
         if not torch.isfinite(noise).all():
             raise RunFailed(f"{who} gave noise that is NaN or infinite.")
         return noise

@@ -68,7 +68,7 @@ def refuse_changed_plugins(
         if one.third_party:
             version = "give the changed one a version of its own, " if one.version else ""
             raise UsageError(
-                f"{one.text}: what is added now would not be comparable. Put the file back, {version}or begin anew "
+                f"{one.text}: what is added now would not be comparable. Put the file back, {version}or start again "
                 "with another --out FOLDER."
             )
         warn(f"{one.text}; its numbers should be the same")

@@ -31,7 +31,7 @@ from sdpo_bench.training.updater import CRITIC, Updater
 KEEP = 2
 FORMAT = 2
 OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-UNREADABLE = "It may be sound, so training does not begin anew: make it readable, or delete it to go back behind it."
+UNREADABLE = "It may be sound, so training does not start again: make it readable, or delete it to go back behind it."
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def latest(run: RunFolder) -> tuple[Path | None, list[str]]:
         refuse_changed(run, _seals(header), f"when checkpoint '{path.name}' was written")
         return path, warnings
     if warnings or run.log():
-        warnings.append(f"there is no checkpoint to go on from in '{run.checkpoints}': the run begins anew.")
+        warnings.append(f"there is no checkpoint to go on from in '{run.checkpoints}': the run starts again.")
     return None, warnings
 
 

@@ -26,14 +26,14 @@ def seeded_critic(method: Method, policy: Policy, num_steps: int, seed: int) -> 
 def _check(critic: object, who: str) -> None:
     if not isinstance(critic, Critic) or not isinstance(critic.network, torch.nn.Module):
         got = type(critic.network if isinstance(critic, Critic) else critic).__name__
-        raise RunFailed(f"{who} gave {got}; sdpo_bench.api.Critic with a torch.nn.Module, or None, is due.")
+        raise RunFailed(f"{who} gave {got}; expected sdpo_bench.api.Critic with a torch.nn.Module, or None.")
     if not any(True for _ in critic.network.parameters()):
         raise RunFailed(f"{who} gave a network without parameters, which cannot learn.")
     state = (*critic.network.parameters(), *critic.network.buffers())
     if any(torch.nn.parameter.is_lazy(value) for value in state):
-        raise RunFailed(f"{who} gave a lazy network; its sizes are due, e.g. Linear(4, 1) for LazyLinear(1).")
+        raise RunFailed(f"{who} gave a lazy network; expected one with sizes, e.g. Linear(4, 1) for LazyLinear(1).")
     if isinstance(critic.lr, bool) or not isinstance(critic.lr, int | float) or not 0 < critic.lr < float("inf"):
-        raise RunFailed(f"{who} gave lr = {critic.lr!r}; a number above 0 is due.")
+        raise RunFailed(f"{who} gave lr = {critic.lr!r}; expected a number above 0.")
 
 
 def state_values(network: torch.nn.Module, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def state_values(network: torch.nn.Module, trajectories: Trajectories, groups: T
         values = network(states.flatten(0, 2), at.flatten())
     if not isinstance(values, Tensor) or values.numel() != at.numel():
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise RunFailed(f"{who} gave {got} for {at.numel()} states; a tensor of shape ({at.numel()},) is due.")
+        raise RunFailed(f"{who} gave {got} for {at.numel()} states; expected a tensor of shape ({at.numel()},).")
     return values.reshape(at.shape)
 
 

@@ -196,7 +196,7 @@ class Trainer:
                 self.warn(warned.text)
 
     def warn(self, text: str) -> None:
-        """Tell whoever watches."""
+        """Pass a warning to the progress display."""
         epoch = f"epoch {self.epoch}: " if self.epoch else ""
         self.watch(self._tick("warning", {"warning": f"{epoch}{text}"}))
 

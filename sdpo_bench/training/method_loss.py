@@ -41,9 +41,9 @@ def _versions(batch: Minibatch) -> dict[str, int]:
 def _check(loss: object, name: str) -> None:
     if not isinstance(loss, Loss) or not isinstance(loss.value, Tensor):
         got = type(loss.value if isinstance(loss, Loss) else loss).__name__
-        raise RunFailed(f"method '{name}': loss() gave {got}; sdpo_bench.api.Loss with a tensor is due. {HINT}")
+        raise RunFailed(f"method '{name}': loss() gave {got}; expected sdpo_bench.api.Loss with a tensor. {HINT}")
     if what := _no_loss(loss.value):
-        raise RunFailed(f"method '{name}': its loss has {what}; a scalar that carries a gradient is due. {HINT}")
+        raise RunFailed(f"method '{name}': its loss has {what}; expected a scalar that carries a gradient. {HINT}")
     if not isinstance(loss.metrics, Mapping) or not all(isinstance(key, str) for key in loss.metrics):
         raise RunFailed(f"method '{name}': its metrics are no dict of numbers by name. {HINT}")
     if taken := OWN_KEYS.intersection(loss.metrics):
@@ -82,5 +82,5 @@ def numbers(method: Method, loss: Loss) -> dict[str, Tensor]:
 
 
 def _no_number(method: Method, key: str, got: str) -> RunFailed:
-    text = f"its metric '{key}' is {got}; a finite number is due"
+    text = f"its metric '{key}' is {got}; expected a finite number"
     return RunFailed(f"method '{type(method).__name__}': {text}. {HINT}")

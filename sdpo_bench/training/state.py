@@ -1,6 +1,6 @@
 """Where a training stands: its last whole epoch, kept in memory and in checkpoints.
 
-However a training ends, the last whole epoch is what stays, and a half one leaves no trace; whoever goes on from it, in
+However a training ends, the last whole epoch is what stays, and a half one leaves no trace; training that goes on from it, in
 this process or in another, does as one that was never stopped.
 """
 

@@ -197,7 +197,7 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(copy, tmp_path):
     shutil.rmtree(run.checkpoints)
     path, warnings = checkpoint.latest(run)
     assert path is None and warnings == [
-        f"there is no checkpoint to go on from in '{run.checkpoints}': the run begins anew."
+        f"there is no checkpoint to go on from in '{run.checkpoints}': the run starts again."
     ]
     make_trainer(resolved, out).train()
     assert (run.path / "train.jsonl").read_bytes() == whole
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_trained_over(copy, monkeypatch)
             raise error
 
         monkeypatch.setattr(Path, "open", refuse)
-        with pytest.raises(MissingError, match=f"cannot be read: {error.strerror}.*does not begin anew"):
+        with pytest.raises(MissingError, match=f"cannot be read: {error.strerror}.*does not start again"):
             checkpoint.latest(run)
 
 

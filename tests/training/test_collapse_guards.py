@@ -124,7 +124,7 @@ def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
     told = []
     again.watch = lambda tick: told.append(tick.metrics["warning"]) if tick.phase == "warning" else None
     again.train()
-    assert "the run begins anew" in told[0]
+    assert "the run starts again" in told[0]
     assert len(told) == 2, "the epochs that are done again warn again"
     expected = (whole.run.path / "warnings.jsonl").read_bytes()
     assert json.loads(expected)["guard"] == "kl"
