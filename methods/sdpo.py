@@ -7,10 +7,16 @@ Where each equation lives, in the order of one epoch (i = 0 is the noisiest deno
    last and anchor step.
 2. Discounted returns and their normalisation (paper: "stepwise advantage estimates"): ``discounted_returns`` and
    ``Normaliser`` in ``sdpo_bench/advantages/normalise.py``. G_i = r_i + gamma G_{i+1};
-   A_i = (G_i - mean) / (std + 1e-6), with the mean and standard deviation of one prompt at one step.
-3. Order of updates (paper: "step-shuffled gradient updates"): ``windows`` in ``sdpo_bench/training/update_order.py``.
-   Each minibatch is updated at one denoising step at a time, so an epoch takes T times more optimiser steps.
-4. The clipped regression loss on a pair (paper, eq. 13): :meth:`SDPO.loss` in this file.
+   A_i = (G_i - mean) / (std + 1e-6), with the mean and standard deviation of one prompt at one step; of all prompts of
+   the batch at that step until the prompt's buffer holds ``min_count`` returns, as in the official code.
+3. Order of updates (paper: "step-shuffled gradient updates"): ``windows`` in ``sdpo_bench/training/update_order.py``;
+   the permutations are drawn by ``Trainer._order`` in ``sdpo_bench/training/loop.py``. Each minibatch is updated at one
+   denoising step at a time, so an epoch takes T times more optimiser steps.
+4. The clipped regression loss on a pair (paper, eq. 13): :meth:`SDPO.loss` in this file. Its importance ratios are the
+   log-ratios of the current to the sampling policy.
+
+The log-probability of one denoising step is ``gaussian_log_prob`` in ``sdpo_bench/rollout/gaussian_step.py``, its mean
+and standard deviation are those of the sampler (``rollout/ddim.py``, ``rollout/lcm.py``).
 
 Items 1 to 3 belong to the shared engine, so that any method can use them. ``sdpo_sparse`` and ``sdpo_full`` replace
 item 1, ``sdpo_accumulated`` replaces item 3. The paper's symbols: lambda is ``temporal_discount``, eta is
@@ -62,7 +68,7 @@ class SDPO(Method):
         """mean max(u, c), u = (w (r_a - r_b) - (A_a - A_b))^2, c the same with both r clamped (paper, eq. 13)."""
         assert batch.advantages is not None
         weight = self.settings.temporal_discount**batch.steps / self.settings.log_scale
-        log_ratio = batch.log_probs - batch.old_log_probs
+        log_ratio = batch.log_probs - batch.old_log_probs  # of the importance ratio
         target = batch.advantages[:, 0] - batch.advantages[:, 1]
         unclipped = (weight * (log_ratio[:, 0] - log_ratio[:, 1]) - target) ** 2
         clip = self.settings.clip_range

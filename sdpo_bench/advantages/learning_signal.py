@@ -1,6 +1,6 @@
-"""What is learnt from sampled trajectories: rewards, advantages, log-probabilities of the base model, and the metrics.
+"""The learning signal of sampled trajectories: rewards, advantages, log-probabilities of the base model, and metrics.
 
-Statistics are over the groups of all processes of a run, what is handed to the updates over this one's own.
+Statistics cover the groups of all processes of a run; the experience for the updates covers this process's own groups.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Signals:
-    """Asks for rewards and compares them.
+    """Queries rewards and turns them into advantages.
 
     Attributes:
         settings: of the advantages; ``None`` for methods that do without.

@@ -1,8 +1,9 @@
 """Find plugins without importing them, and import exactly the one that is asked for.
 
-Built-in plugins are the files of three folders; third parties announce theirs through the entry-point groups
-``sdpo_bench.methods``, ``sdpo_bench.rewards`` and ``sdpo_bench.studies``. Listing reads names and first docstring lines
-from the source text, so ``sdpo-bench list`` needs no torch. The rest of the package knows plugins by name only.
+Built-in plugins are the files of three folders (``methods/``, ``rewards/``, ``sdpo_bench/studies/``); third parties
+announce theirs through the entry-point groups ``sdpo_bench.methods``, ``sdpo_bench.rewards`` and
+``sdpo_bench.studies``. Listing reads names and first docstring lines from the source text, so ``sdpo-bench list``
+needs no torch. The rest of the package knows plugins by name only.
 """
 
 import ast

@@ -122,7 +122,7 @@ class Schedule(ABC):
         step speaks in a policy gradient. At few steps the last one drowns the others.
         """
 
-    def undecided(self) -> set[int]:
+    def deterministic_steps(self) -> set[int]:
         """Steps that are deterministic by the family's own design: they draw nothing, so they have log-probability 0
         by convention (:func:`gaussian_log_prob`) and are not trained (``schedule.step_weights``)."""
         return set()
@@ -137,8 +137,8 @@ def gaussian_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
     The mean (not the sum) makes it independent of resolution; ``value`` is an action already taken, so no gradient
     flows through it (official ``ddim_step_with_logprob``). A row whose standard deviation is exactly 0 draws nothing:
-    its log-probability is 0 and carries no gradient. Such steps are refused by the lint unless the sampler's design
-    has them.
+    its log-probability is 0 and carries no gradient. ``lint`` rejects such steps unless the sampler has them by
+    design (:meth:`Schedule.deterministic_steps`).
     """
     random = std != 0
     safe = torch.where(random, std, torch.ones_like(std))

@@ -93,7 +93,7 @@ class LCM(Schedule):
         }
         return alpha_prev.sqrt() * self.out.double() * per_output[self.prediction_type] / self.std(torch.float64)
 
-    def undecided(self) -> set[int]:
+    def deterministic_steps(self) -> set[int]:
         return set() if self.std_floor else {self.num_steps - 1}
 
     def zero_std_advice(self) -> str:

@@ -1,6 +1,7 @@
 """Denoising as a Markov decision process: pick a sampler family, lint its steps, weigh them.
 
-The families stand in modules of their own (``ddim``, ``lcm``) and share the contract of ``denoising``.
+The families stand in modules of their own (``ddim``, ``lcm``) and share the contract of ``gaussian_step.Schedule``.
+A new one is a file beside them, an entry of :data:`SAMPLERS` and a name in ``settings`` (CONTRIBUTING.md).
 """
 
 from collections.abc import Mapping
@@ -102,7 +103,7 @@ def lint(schedule: Schedule, *, needs_log_prob: bool) -> list[str]:
 
 def _refuse_zero_std(schedule: Schedule) -> None:
     still = {i for i, value in enumerate(schedule.std().tolist()) if not value > SMALLEST_STD}
-    bad = sorted(still - schedule.undecided())
+    bad = sorted(still - schedule.deterministic_steps())
     if len(still) < schedule.num_steps and not bad:
         return
     if schedule.eta == 0:
@@ -118,11 +119,11 @@ def _refuse_zero_std(schedule: Schedule) -> None:
 
 
 def step_weights(schedule: Schedule, rule: str) -> Tensor:
-    """Weight of each step's log-ratio in the loss, float32 ``[T]``; 0 for steps that draw nothing.
+    """Weight of each step's log-ratio in the loss, float32 ``[T]``; 0 for deterministic steps.
 
     ``official``: 1 everywhere. ``skip-last``: 0 for the last step, whose noise cannot change the reward of the
     predicted original. ``equal-gain``: inverse to :meth:`Schedule.gains`, mean 1 over the steps that draw, so that
-    steps speak equally loudly.
+    all steps contribute equally to the gradient.
     """
     steps = schedule.num_steps
     random = schedule.std() > 0

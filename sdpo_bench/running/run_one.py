@@ -54,12 +54,12 @@ class Outcome:
 def run_job(
     resolved: Resolved, runtime: Runtime, watcher: Watcher | None = None, processes: Processes = ALONE
 ) -> Outcome:
-    """Do whatever is missing of a run and return its table.
+    """Complete the missing steps of a run and return its table.
 
     Args:
         processes: who does it together, on a results folder that all of them see; the main one writes.
 
-    Where the results folder cannot be written, a run that is done is shown all the same. Prompt files are read once.
+    Where the results folder cannot be written, a finished run is still shown. Prompt files are read once.
 
     Raises:
         UsageError: a prompt file that the run was judged on before was changed since, or its record was.

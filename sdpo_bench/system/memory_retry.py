@@ -92,7 +92,7 @@ def halving(work: Callable[[int], T], micro_batch: int, halved: Callable[[int, s
     """``work(micro_batch)``, tried again with half the micro-batch as often as it runs out of memory.
 
     Args:
-        work: does its thing with a micro-batch; everything it has begun is thrown away when it is called again.
+        work: runs with the given micro-batch; what an attempt that failed has begun is thrown away.
         halved: called before each new attempt, with the new micro-batch and what to tell the user.
 
     Raises:

@@ -1,7 +1,7 @@
 """Where a training stands: its last whole epoch, kept in memory and in checkpoints.
 
-However a training ends, the last whole epoch is what stays, and a half one leaves no trace; training that goes on from it, in
-this process or in another, does as one that was never stopped.
+However a training ends, the last whole epoch is kept and a half one leaves no trace. A training that goes on from it,
+in this process or in another, does as one that was never stopped.
 """
 
 from pathlib import Path

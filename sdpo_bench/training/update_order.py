@@ -14,7 +14,10 @@ from sdpo_bench.settings import UpdateSettings
 
 @dataclass(frozen=True)
 class Order:
-    """Order of one inner epoch: ``groups [N]`` a permutation of groups, ``steps [N, T]`` one of steps a group."""
+    """Order of one inner epoch: ``groups [N]`` permutes the groups, ``steps [N, T]`` the denoising steps of each group.
+
+    ``Trainer._order`` draws them.
+    """
 
     groups: Tensor
     steps: Tensor

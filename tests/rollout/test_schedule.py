@@ -159,3 +159,13 @@ def test_equal_gain_weights_make_steps_equally_loud():
 def test_values_out_of_range(steps, options):
     with pytest.raises(UsageError):
         make_schedule(SD_TURBO, steps, **options)
+
+
+def test_the_sampler_settings_name_every_family():
+    from typing import get_args, get_type_hints
+
+    from sdpo_bench.rollout.schedule import SAMPLERS
+    from sdpo_bench.settings import EvaluationSettings, ScheduleSettings
+
+    for kind in (ScheduleSettings, EvaluationSettings):
+        assert set(get_args(get_type_hints(kind)["sampler"])) == set(SAMPLERS)

@@ -1,4 +1,4 @@
-"""The tables of one setting: leaderboard, scores by step count, the bill, picture statistics.
+"""The tables of one setting: leaderboard and scores by step count (the bill and picture statistics: ``cost_tables``).
 
 Every table carries its own footnotes, so that it can be cut out of a report without losing what a reader must know:
 sampler, scheduler settings, seeds, prompts, images, reward version, and what the interval is.
