@@ -16,7 +16,7 @@ from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
-from sdpo_bench.sweep.suite import Round
+from sdpo_bench.sweep.search import Round
 from sdpo_bench.sweep.tuning import BILL
 
 

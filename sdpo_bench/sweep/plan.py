@@ -19,7 +19,8 @@ from sdpo_bench.results.read_results import flat_settings
 from sdpo_bench.results.select_runs import ALIASES, same
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import read_scores
-from sdpo_bench.sweep.suite import Group, Round, Search, Suite
+from sdpo_bench.sweep.search import Round, Search
+from sdpo_bench.sweep.suite import Group, Suite
 from sdpo_bench.sweep.tuning import (
     Choice,
     TuningRun,

@@ -18,7 +18,8 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import Block, PanelKey, read_scores
-from sdpo_bench.sweep.suite import Group, Requirement, Round, Search, products
+from sdpo_bench.sweep.search import Requirement, Round, Search, products
+from sdpo_bench.sweep.suite import Group
 
 BILL = ("images", "denoiser_calls", "reward_calls", "optimiser_steps")
 EXTENSIONS = 2

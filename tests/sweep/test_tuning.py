@@ -10,7 +10,8 @@ from report_factory import frame
 
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.sweep.suite import Group, Requirement, Round, Search, SearchSettings
+from sdpo_bench.sweep.search import Requirement, Round, Search, SearchSettings
+from sdpo_bench.sweep.suite import Group
 from sdpo_bench.sweep.tuning import TuningRun, read_tuning_run, search_settings, tuning_score
 
 GROUP = Group("sdpo", "good", "model", "")
