@@ -26,13 +26,11 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.report.assemble import Request, build_report
 from sdpo_bench.report.content import Report
 from sdpo_bench.report.markdown import as_csv, as_json
-from sdpo_bench.report.tables.ablation import fast_iqm
 from sdpo_bench.results.comparability import amount
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.run_list import list_runs
 from sdpo_bench.results.scoreboard import parse_metric
 from sdpo_bench.results.select_runs import parse_select
-from sdpo_bench.statistics.aggregates import iqm
 from sdpo_bench.statistics.eval_table import PanelKey, read_scores, reduced, stack
 
 
@@ -586,13 +584,6 @@ def test_select_by_method_seed_and_setting(out):
 def test_select_refusals(out, select, words):
     with pytest.raises(UsageError, match=words):
         report_of(out, select)
-
-
-def test_fast_iqm_is_the_iqm():
-    rng = np.random.default_rng(0)
-    for n in (1, 2, 3, 4, 5, 8, 11):
-        values = rng.normal(size=(2, n))
-        assert fast_iqm(values) == pytest.approx(iqm(values))
 
 
 def test_select_split(out):

@@ -90,7 +90,7 @@ def test_guidance_as_an_input_of_the_network_has_one_branch():
     """A consistency model is told its guidance; others are called twice, with and without the prompt."""
     for name, branches in (("lcm-dreamshaper-v7", 1), ("sd-turbo", 2)):
         sampler = {"schedule.sampler": "lcm"} if branches == 1 else {}
-        overrides = {"model.guidance_scale": 8, "schedule.steps": 4, "sample.images_per_epoch": 64, **sampler}
+        overrides = {"model.guidance_scale": 8, "schedule.steps": 4, "sample.images_per_epoch": 128, **sampler}
         resolved = resolve(Request("ddpo", "aesthetic", name, overrides=overrides))
         assert cost_of_group(resolved).forward == branches * (4 + 4 - (branches == 1))
 
