@@ -173,7 +173,8 @@ def _refuse_empty_names(request: Request, overrides: Mapping[str, Any]) -> None:
     given |= {key: overrides.get(key) for key in (*NAMES, "sample.prompts", "checkpoint.prompts")}
     for key, name in given.items():
         if name is not None and not str(name).strip():
-            raise UsageError(f"{key} is empty. Name one (sdpo-bench list shows them), or leave it out.")
+            kind = "prompts" if key.endswith("prompts") else f"{key.partition('.')[0]}s"
+            raise UsageError(f"{key} is empty. Name one, or leave it out. See: sdpo-bench list {kind}")
 
 
 def _check_fixed(method: Plugin, method_class: type[Method], overrides: Mapping[str, Any]) -> None:

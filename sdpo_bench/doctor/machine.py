@@ -144,6 +144,10 @@ def _plugin(area: str, plugin: Plugin) -> Finding:
         return Finding(area, plugin.name, "problem", str(error), f"sdpo-bench doctor --plugin {plugin.name}")
     if reason is None:
         return Finding(area, plugin.name, "ok", f"usable ({where})")
+    if not isinstance(reason, str):
+        return Finding(
+            area, plugin.name, "problem", f"unavailable() returned {type(reason).__name__}; expected a text or None"
+        )
     text, _, mend = reason.partition("; type: ")
     return Finding(area, plugin.name, "note", f"{text} ({where})", mend)
 

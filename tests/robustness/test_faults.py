@@ -209,7 +209,7 @@ def test_numbers_that_are_none_end_a_run_with_its_last_good_checkpoint(tiny_pipe
     [
         (lambda total: total, r"loss\(\) gave Tensor; expected sdpo_bench.api.Loss with a tensor"),
         (lambda total: Loss(1.0), r"loss\(\) gave float"),
-        (lambda total: Loss(total * torch.ones(2)), r"its loss has shape \(2,\); a scalar"),
+        (lambda total: Loss(total * torch.ones(2)), r"its loss has shape \(2,\); expected a scalar"),
         (lambda total: Loss(total.detach()), "its loss has no gradient"),
         (lambda total: Loss(total, {"epoch": total}), "'epoch' is the log's own name"),
     ],

@@ -197,13 +197,13 @@ METHODS = {
     "def loss(self, batch): raise Broken('x')": "loss() raised Broken: x (at plugin.py:",
     "def loss(self, batch): return replace(super().loss(batch), metrics=None)": "metrics are no dict",
     "def loss(self, batch): return replace(super().loss(batch), metrics={1: 2.0})": "metrics are no dict",
-    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': 'b'})": "'a' is str; a finite number",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': 'b'})": "'a' is str; expected a finite",
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': batch.rewards})": "'a' is of shape (",
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': float('nan')})": "'a' is nan",
     "def loss(self, batch): return replace(super().loss(batch), metrics={'a': torch.tensor(1e400)})": "'a' is inf",
-    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': 10**400})": "'a' is int; a finite number",
+    "def loss(self, batch): return replace(super().loss(batch), metrics={'a': 10**400})": "'a' is int; expected a",
     "def loss(self, batch):\n    found = super().loss(batch)\n    found.value.backward()\n    return found": (
-        "the gradient of its loss raised RuntimeError: Trying to backward"
+        "loss() raised RuntimeError: Trying to backward"  # where another minibatch shares its denoiser call
     ),
     "kept = 0\ndef loss(self, batch):\n    found = super().loss(batch)\n    Odd.kept = found.value + Odd.kept\n"
     "    return replace(found, value=Odd.kept)": "the gradient of its loss raised RuntimeError: Trying to backward",

@@ -172,7 +172,7 @@ def test_a_critic_without_sizes_is_refused(tiny_policy):
             return Critic(torch.nn.LazyLinear(1), 1e-2)
 
     schedule, _ = sample_groups(tiny_policy)
-    with pytest.raises(RunFailed, match="gave a lazy network; its sizes are due"):
+    with pytest.raises(RunFailed, match="gave a lazy network; expected one with sizes"):
         make_updater(tiny_policy, schedule, Lazy(None))
 
 
