@@ -83,5 +83,5 @@ def test_a_reward_setting_of_that_kind_comes_first():
 @pytest.mark.parametrize("key", ["sample.prompts", "checkpoint.prompts"])
 @pytest.mark.parametrize("choose", ["last", "validation"])
 def test_prompts_that_are_empty_are_refused_with_what_is_valid(key, choose):
-    with pytest.raises(UsageError, match=rf"^{key} is empty. Name one .*, or leave it out.$"):
+    with pytest.raises(UsageError, match=rf"^{key} is empty. Name one, or leave it out. See: sdpo-bench list prompts$"):
         resolve(Request(overrides={key: "", "checkpoint.choose": choose}))
