@@ -165,7 +165,7 @@ def test_a_method_that_ends_the_program_has_not_succeeded(tiny_pipe, tmp_path, m
         (lambda loss: replace(loss, value=loss.value.repeat(2)), r"its loss has shape \(2,\)"),
         (lambda loss: replace(loss, value=loss.value.detach()), "its loss has no gradient"),
         (lambda loss: replace(loss, value=loss.value * 1j), "its loss has complex numbers"),
-        (lambda loss: replace(loss, metrics={"a": torch.tensor(1j)}), "its metric 'a' is Tensor; a finite number"),
+        (lambda loss: replace(loss, metrics={"a": torch.tensor(1j)}), "its metric 'a' is Tensor; expected a finite"),
         (lambda loss: replace(loss, metrics={"epoch": torch.tensor(99.0)}), "'epoch' is the log's own name"),
     ],
 )
