@@ -83,11 +83,8 @@ class Choice:
     """The best of the last round, the first of equals; None before all have ended or where all failed."""
     on_edge: tuple[str, ...]
     """Keys whose chosen value is still at an end of its list after the last extension."""
-
-    @property
-    def runs(self) -> tuple[TuningRun, ...]:
-        """All tuning runs, each once."""
-        return tuple({run.run_id: run for c in self.candidates for runs in c.rounds for run in runs}.values())
+    runs: tuple[TuningRun, ...]
+    """Every tuning run once, those of candidates too that a longer list has pushed out of a later round."""
 
     @property
     def cost(self) -> dict[str, float]:
@@ -99,18 +96,18 @@ def search_settings(group: Group, search: Search, run_of: RunOf) -> Choice:
     """The choice so far; ``run_of`` is asked for every run that the search needs as far as it is known by now."""
     axes = search.axes(group.method)
     settings = products(axes)
+    runs: dict[str, TuningRun] = {}
+    longer: dict[str, tuple[Any, ...]] = {}
     for extension in range(EXTENSIONS + 1):
         candidates, ranking = _play(search.rounds, settings, run_of)
-        if ranking is None:
-            return Choice(group, candidates, settled=False, chosen=None, on_edge=())
-        if not ranking:
-            break
-        longer = _extended(axes, ranking[0].settings, search.settings.extend)
+        runs |= {run.run_id: run for one in candidates for tried in one.rounds for run in tried}
+        longer = _extended(axes, ranking[0].settings, search.settings.extend) if ranking else {}
         if not longer or extension == EXTENSIONS:
-            return Choice(group, candidates, settled=True, chosen=ranking[0], on_edge=tuple(longer))
+            break
         axes = axes | longer
         settings += [one for one in products(axes) if one not in settings]
-    return Choice(group, candidates, settled=True, chosen=None, on_edge=())
+    chosen = ranking[0] if ranking else None
+    return Choice(group, candidates, ranking is not None, chosen, tuple(longer), tuple(runs.values()))
 
 
 def _play(

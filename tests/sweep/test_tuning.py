@@ -141,6 +141,18 @@ def test_scores_of_a_run_that_is_not_done_do_not_count_and_its_cost_does(tmp_pat
     assert [(run.score, run.bill["images"]) for run in runs] == [(1.0, 64), (None, 32), (2.0, 64)]
 
 
+def test_the_cost_counts_runs_that_a_longer_list_has_made_idle():
+    """2 wins the first time, with a second run of 1 beside it; 4 and 8 then push 1 and 2 out of the second round."""
+    scores = {1.0: 1.0, 2.0: 2.0, 4.0: 4.0, 8.0: 3.0}
+    rounds = (Round((9,), {"images": 1}, None), Round((9,), {"images": 5}, 2))
+    choice, asked = choose(scores, search_of([1.0, 2.0], *rounds, extend=(PLACES,)))
+    assert choice.chosen.settings == {PLACES: 4.0}
+    assert [len(candidate.rounds) for candidate in choice.candidates] == [1, 1, 2, 2]
+    # First round: 1, 2, 4, 8. Second round: 1 and 2, then 2 and 4, then 4 and 8.
+    assert choice.cost["images"] == 64 * (4 + 4)
+    assert len({(value, images["images"]) for value, _, images in asked}) == 8
+
+
 @pytest.mark.parametrize(("own", "out"), [(0.79, True), (0.81, False)])
 def test_a_run_that_falls_below_the_base_model_by_another_reward_is_out(tmp_path, own, out):
     """The base model's accuracy is .9 in this panel, and .1 may be lost."""
