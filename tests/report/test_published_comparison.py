@@ -191,7 +191,9 @@ def test_the_nearest_point_of_a_learning_curve_is_compared(out, points):
     from sdpo_bench.report.tables.published_comparison import nearest_points
 
     early, late = (find_sides_against(str(path))[0] for path in points)
-    own = replace(early, name="here", agreement={})
+    own = replace(early, name="here", publication="", agreement={})
+    other = replace(late, publication="Another paper")
+    assert nearest_points([early, late, other], replace(own, images=1000)) == [early, other]
     assert nearest_points([early, late], replace(own, images=1000)) == [early]
     assert nearest_points([early, late], replace(own, images=2000)) == [late]
     assert nearest_points([early, late], replace(own, images=None)) == [late]

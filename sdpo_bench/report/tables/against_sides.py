@@ -51,6 +51,8 @@ class Side:
     notes: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
     prompts: tuple[str, ...] = field(default=(), repr=False)
+    publication: str = ""
+    """Title of what was published; empty for a results folder."""
     images: float | None = None
     """Images of training; None where they are not the same for all or not known."""
     agreement: Mapping[int, float] = field(default_factory=dict)
@@ -102,6 +104,7 @@ def published_side(published: Published, name: str) -> Side:
         gains=gains,
         order=order,
         notes=notes,
+        publication=published.publication,
         images=published.images,
         agreement=dict(zip(steps, published.agreement)),
     )

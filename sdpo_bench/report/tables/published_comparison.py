@@ -49,15 +49,16 @@ def against_tables(boards: Iterable[Board], others: Sequence[Side]) -> list[t.Ta
 def nearest_points(others: Sequence[Side], own: Side) -> list[Side]:
     """One point of each learning curve: the one nearest to the own number of training images, else the last.
 
-    The points of a curve have the same model, reward, split and kind of source, and differ in their images.
+    The points of a curve have the same publication, model, reward and split, and differ in their images.
     """
     chosen: list[Side] = []
     curves: dict[tuple[str, ...], list[Side]] = {}
     for other in others:
-        if other.images is None or not other.agreement:
+        if other.images is None or not other.publication:
             chosen.append(other)
         else:
-            curves.setdefault((other.model, other.reward, other.split), []).append(other)
+            curve = (other.publication, other.model, other.reward, other.split)
+            curves.setdefault(curve, []).append(other)
     for points in curves.values():
         last = max(points, key=lambda point: point.images or 0)
         comparable = own.images is not None and own.has_scale_of(last)
