@@ -17,6 +17,7 @@ from sdpo_bench.cli.options import (
     OUT,
     REWARD_TIMEOUT,
     THREADS,
+    Amount,
     Command,
     complete,
 )
@@ -214,7 +215,7 @@ def doctor(**options: Any) -> None:
 @click.option("--max-mib", type=click.IntRange(1, 2**14), default=256, show_default=True, help="Largest request body.")
 @click.option(
     "--body-timeout",
-    type=click.FloatRange(0, MOST, min_open=True),
+    type=Amount(0, MOST, min_open=True),
     default=60,
     show_default=True,
     metavar="SECONDS",

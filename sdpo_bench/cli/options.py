@@ -16,6 +16,16 @@ MOST_AT_ONCE = 1024
 """Processes, CPU threads or GPUs of one command: more than machines have."""
 
 
+class Amount(click.FloatRange):
+    """A range of numbers without NaN, which no comparison finds outside of any: the limit would never be reached."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
 def results_option(*names: str) -> Callable[..., Any]:
     """The option of the results folder under these names."""
     return click.option(
@@ -50,7 +60,7 @@ CHECKPOINT_EVERY = click.option(
 )
 REWARD_TIMEOUT = click.option(
     "--reward-timeout",
-    type=click.FloatRange(0, MOST),
+    type=Amount(0, MOST),
     default=1800,
     show_default=True,
     metavar="SECONDS",

@@ -12,6 +12,7 @@ from sdpo_bench.cli.options import (
     MOST_AT_ONCE,
     OUT,
     THREADS,
+    Amount,
     Command,
     complete,
 )
@@ -43,7 +44,7 @@ from sdpo_bench.cli.options import (
     show_default=True,
     help="Jobs at a time on this machine.",
 )
-@click.option("--max-hours", type=click.FloatRange(0, MOST, min_open=True), help="Save and stop after this time.")
+@click.option("--max-hours", type=Amount(0, MOST, min_open=True), help="Save and stop after this time.")
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
@@ -68,7 +69,7 @@ from sdpo_bench.cli.options import (
 @click.option(
     "--gpus-per-cell",
     "gpus",
-    type=click.FloatRange(0, MOST_AT_ONCE),
+    type=Amount(0, MOST_AT_ONCE),
     default=0.0,
     show_default=True,
     help="Ray: GPUs of a job.",

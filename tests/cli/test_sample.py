@@ -95,6 +95,7 @@ def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch
         (("nothing", *common), "no run 'nothing'"),
         (("sdpo", *common, "--steps", "x"), "--steps takes"),
         (("sdpo", *common, "--out", tmp_path / "x.gif"), "--out is a PNG file"),
+        (("sdpo", *common, "--steps", "1,2", "--images", 251), "a grid of 1,004 pictures .* at most 1,000 fit"),
         (("sdpo", *common, "--out", tmp_path / "pipe.png"), "is no regular file"),
         (("sdpo", *common, "--out", results / "runs" / "x.png"), "lies among the runs"),
         (("sdpo", "--results", results, "--prompt", "  "), "--prompt is empty"),

@@ -180,6 +180,7 @@ WRONG = [
     (["run", "--method", "d3po", "--set", "advantage.gamma=0.5"], "no effect", "advantage.gamma"),
     (["run", "--method", "sparse_dpo", "--set", "update.order=step-shuffled"], "whole trajectories", "accumulated"),
     (["run", "--set", "model.lora_targets=conv9"], "fit no module", "to_q"),
+    (["run", "--reward-timeout", "nan"], "nan", "not in the range"),
     (["run", "--preset", "typo.toml"], "[for.ddop]", "Did you mean 'ddpo'"),
     (
         ["run", "--preset", "away.toml"],
@@ -195,6 +196,8 @@ WRONG = [
     (["study", "x", "--jobs", "1025"], "'--jobs': 1025 is not in the range", "1<=x<=1024"),
     (["serve-reward", "x", "--max-mib", "16385"], "'--max-mib': 16385 is not in the range", "1<=x<=16384"),
     (["serve-reward", "x", "--body-timeout", "inf"], "inf is not in the range", MOST),
+    (["sweep", "smoke", "--max-hours", "nan"], "nan", "not in the range"),
+    (["serve-reward", "jpeg-compressibility", "--body-timeout", "nan"], "nan", "not in the range"),
     (["sweep", "smoke", "--jobs", "3", "--device", "cpu,,cpu"], "unknown device ''", "Valid: auto, cpu, cuda"),
     (["study", "reward-prediction", "--size", "tiny", "--device", "tpu"], "unknown device 'tpu'", "Valid: auto"),
     (["rum"], "no command 'rum'", "run"),

@@ -9,6 +9,9 @@ from sdpo_bench.runs.run_folder import RunFolder, find_run
 from sdpo_bench.system.json_toml import whole_number
 from sdpo_bench.system.output_paths import user_file
 
+MOST_PICTURES = 1000
+"""Of one grid: all of them are in memory at once, 3 MiB each at 512 x 512 pixels."""
+
 
 def sample_command(
     *,
@@ -33,6 +36,11 @@ def sample_command(
     target = user_file(out, results)
     target.parent.mkdir(parents=True, exist_ok=True)
     chosen = list(dict.fromkeys(texts))
+    if (pictures := 2 * len(chosen) * images * len(counts)) > MOST_PICTURES:
+        raise UsageError(
+            f"a grid of {pictures:,} pictures (base and tuned, prompts x images x step counts); at most "
+            f"{MOST_PICTURES:,} fit. Give fewer --images, --prompt or --steps, and sample several times."
+        )
     draw(folder, chosen, counts, images, target, device=device, threads=threads, micro_batch=micro_batch)
     click.echo(str(out))
 
