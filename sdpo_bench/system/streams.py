@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,18 @@ from typing import Any
 class Lossy(io.FileIO):
     """A file that takes whatever it is given; what cannot be written is dropped."""
 
-    lost = ""
-    """Why something was dropped, in the system's words."""
-
     def write(self, data: Any) -> int:
-        try:
+        written = None
+        with suppress(OSError):
             written = super().write(data)
-        except OSError as error:
-            self.lost = error.strerror or str(error)
-            written = None
         return memoryview(data).nbytes if written is None else written  # None: the reader is too slow
 
 
 class Log(io.TextIOWrapper):
     """UTF-8, a line at a time; never fails."""
 
-    def __init__(self, raw: Lossy, lost: str = ""):
+    def __init__(self, raw: Lossy):
         super().__init__(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-        self._raw, self._lost = raw, lost
-
-    @property
-    def lost(self) -> str:
-        """Why there is no log, or not the whole of it; empty where nothing was lost."""
-        return self._lost or self._raw.lost
 
 
 @contextmanager
@@ -46,8 +35,8 @@ def open_log(path: Path) -> Iterator[Log]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         log = Log(Lossy(path, "a"))
-    except OSError as error:
-        log = Log(Lossy(os.devnull, "w"), error.strerror or str(error))
+    except OSError:
+        log = Log(Lossy(os.devnull, "w"))
     with log:
         yield log
 
