@@ -19,6 +19,7 @@ from sdpo_bench.evaluation.best_checkpoint import Validator
 from sdpo_bench.evaluation.inference_search import Candidates, candidates_of
 from sdpo_bench.evaluation.picture_grid import draw_grid, grid_prompts
 from sdpo_bench.evaluation.reward_scale import apply, calibrate
+from sdpo_bench.evaluation.score_rows import step_table
 from sdpo_bench.hashing import canonical
 from sdpo_bench.models.catalogue import load_policy, pick_device
 from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
@@ -342,4 +343,4 @@ def _judge(
             micro_batch=runtime.micro_batch,
             search=search,
         )
-    return ev.step_table(base_rows, tuned_rows)
+    return step_table(base_rows, tuned_rows)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation import evaluate as ev
+from sdpo_bench.evaluation.score_rows import read_rows
 from sdpo_bench.plugins.registry import BUILT_IN, Plugin, find
 from sdpo_bench.runs.input_digests import has_numbers, recorded_digests, reward_key, reward_source
 from sdpo_bench.runs.provenance import reward_hash, source_hash
@@ -98,7 +99,7 @@ def _of_rows(folder: RunFolder, wanted: Sequence[Scorer]) -> Iterator[Changed]:
     """Rewards whose rows in a folder came from another source than that of rows which are about to join them."""
     if not folder.evaluation.exists():
         return
-    known, rows = recorded_digests(folder, "rewards"), ev.read_rows(folder)
+    known, rows = recorded_digests(folder, "rewards"), read_rows(folder)
     scored = set(zip(rows.reward, rows.version))
     for scorer in [part for one in wanted for part in (one.parts if isinstance(one, CompositeScorer) else [one])]:
         before, now, version = known.get(reward_key(scorer)), reward_source(scorer), scorer.reward.full_version

@@ -80,7 +80,7 @@ def test_the_best_candidate_is_the_result_and_nothing_else_changes(tiny_pipe, pr
 
 
 def test_validation_scores_never_reach_the_evaluation_file(tiny_pipe, prompts):
-    from sdpo_bench.evaluation.evaluate import read_rows
+    from sdpo_bench.evaluation.score_rows import read_rows
 
     folder = run(choosing(tiny_pipe, prompts), prompts / "a")
     assert set(read_rows(folder)["prompt"]) == {"cat", "dog"}

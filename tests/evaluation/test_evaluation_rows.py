@@ -12,17 +12,15 @@ from sdpo_bench.evaluation.evaluate import (
     Subject,
     _add,
     _missing_in_block,
-    empty_rows,
     evaluate,
     evaluation_schedule,
     my_batches,
     of_versions,
-    read_rows,
     sample_images,
     sampler_id,
     select,
-    step_table,
 )
+from sdpo_bench.evaluation.score_rows import empty_rows, read_rows, step_table
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.make_scorers import make_scorer

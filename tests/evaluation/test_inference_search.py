@@ -12,8 +12,9 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import run_work
-from sdpo_bench.evaluation.evaluate import evaluation_schedule, read_rows, sample_images
+from sdpo_bench.evaluation.evaluate import evaluation_schedule, sample_images
 from sdpo_bench.evaluation.inference_search import Candidates
+from sdpo_bench.evaluation.score_rows import read_rows
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.results.read_results import Run, flat_settings
 from sdpo_bench.running.run_one import run_job

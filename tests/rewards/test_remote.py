@@ -22,6 +22,7 @@ from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.cli.commands.serve import _listen, make_app, serve_command
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
 from sdpo_bench.evaluation import evaluate as ev
+from sdpo_bench.evaluation.score_rows import step_table
 from sdpo_bench.rewards import remote
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.running.live import print_step_table
@@ -145,7 +146,7 @@ def test_two_versions_of_a_reward_are_two_blocks_of_a_table(capsys):
             for v, p, x in [("1", "a", 1.0), ("1", "b", 2.0), ("2", "a", 100.0)]
         ]
     )
-    table = ev.step_table(rows, rows.assign(score=rows.score + 1))
+    table = step_table(rows, rows.assign(score=rows.score + 1))
     assert [(row["version"], row["images"], row["base"]) for row in table] == [("1", 2, 1.5), ("2", 1, 100.0)]
     first = SimpleNamespace(name=JPEG, reward=SimpleNamespace(full_version="1"))
     assert ev.of_versions(rows, [first]).score.tolist() == [1.0, 2.0]

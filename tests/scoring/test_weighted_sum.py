@@ -14,8 +14,8 @@ from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.estimates.time_estimate import Rates, reward_keys, run_work, seconds
 from sdpo_bench.evaluation import reward_scale
 from sdpo_bench.evaluation.base_scores import base_folder
-from sdpo_bench.evaluation.evaluate import read_rows
 from sdpo_bench.evaluation.reward_scale import calibrate
+from sdpo_bench.evaluation.score_rows import read_rows
 from sdpo_bench.models.catalogue import load_policy, scheduler_config
 from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
 from sdpo_bench.rollout.sampling import Noise, sample

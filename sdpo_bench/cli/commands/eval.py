@@ -13,6 +13,7 @@ from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.reward_scale import calibrate
+from sdpo_bench.evaluation.score_rows import step_table
 from sdpo_bench.models.catalogue import known_model, pick_device, resolve_location
 from sdpo_bench.models.cut_prompts import judged, read_by
 from sdpo_bench.models.policy import Policy
@@ -150,7 +151,7 @@ def _judge(
         )
         if exported(folder) and folder.state_or_unknown in ("failed", "unknown"):  # its judging had failed
             folder.set_status("done", warnings=len(collapse_guards.warnings(folder)))
-    return ev.step_table(base_rows, tuned_rows)
+    return step_table(base_rows, tuned_rows)
 
 
 def _warn(text: str) -> None:
