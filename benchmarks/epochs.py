@@ -136,7 +136,7 @@ def record(trainer: Any) -> list[Call]:
     call, decode, reward = policy._call, policy.decode, scorer._call
 
     def watched_call(latents: Any, timesteps: Any, arguments: Any) -> Any:
-        off = any(getattr(m, "disable_adapters", False) is True for m in policy.unet.modules())
+        off = any(getattr(m, "disable_adapters", False) is True for m in policy.denoiser.modules())
         nonlocal stepped
         waits = stepped or trainer.ledger.phase == "rollout"
         stepped = False
@@ -199,7 +199,7 @@ def _joined(calls: list[Call], micro_batch: int) -> list[Call]:
 
 def replay(trainer: Any, calls: list[Call]) -> None:
     """The calls alone."""
-    unet, vae, reward = trainer.policy.unet, trainer.policy.vae, trainer.scorer.reward
+    unet, vae, reward = trainer.policy.denoiser, trainer.policy.vae, trainer.scorer.reward
     for call in calls:
         with trainer.policy.reference() if not call.adapter else nullcontext():
             if call.kind == "unet":
@@ -213,7 +213,7 @@ def replay(trainer: Any, calls: list[Call]) -> None:
             else:
                 with torch.no_grad():
                     vae.decode(*call.arguments) if call.kind == "decode" else reward(*call.arguments)
-    trainer.policy.unet.zero_grad(set_to_none=True)
+    trainer.policy.denoiser.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def measure_mode(mode: str, sizes: list[int], model: str, options: dict[str, Any
             except Exception as error:
                 numbers = {"unmeasured": reason(error)}
         answers.send({"compile": mode, "micro_batch": size} | numbers)
-        policy.unet.zero_grad(set_to_none=True)
+        policy.denoiser.zero_grad(set_to_none=True)
         release(options["device"])
 
 
@@ -125,7 +125,7 @@ def load(mode: str, model: str, options: dict[str, Any]) -> Any:
     settings = ModelSettings(name=model, precision=options["precision"], compile=backend)
     policy = load_policy(settings, device=options["device"], lora_seed=0)
     if mode == "reduce-overhead":
-        policy.unet.compile(mode="reduce-overhead")
+        policy.denoiser.compile(mode="reduce-overhead")
     return policy
 
 

@@ -91,16 +91,16 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def check_epoch(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """An epoch changes the LoRA weights and nothing else, starts at ratio 1, and its bill is complete and predicted."""
     trainer = make_trainer(small_run(plugin, loaded, epochs=1), folder)
-    unet = trainer.policy.unet
-    frozen = {name: p.detach().clone() for name, p in unet.named_parameters() if "lora_" not in name}
+    denoiser = trainer.policy.denoiser
+    frozen = {name: p.detach().clone() for name, p in denoiser.named_parameters() if "lora_" not in name}
     before = adapter(trainer)
     rows: list[int] = []
-    hook = unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    hook = denoiser.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     try:
         trainer.train()
     finally:
         hook.remove()
-    changed = [name for name, p in unet.named_parameters() if name in frozen and not torch.equal(p, frozen[name])]
+    changed = [name for name, p in denoiser.named_parameters() if name in frozen and not torch.equal(p, frozen[name])]
     require(not changed, f"frozen weights changed: {', '.join(changed[:3])}.")
     require(not same(before, adapter(trainer)), "no LoRA weight changed in a whole epoch.")
     finite = all(bool(torch.isfinite(value).all()) for value in adapter(trainer).values())

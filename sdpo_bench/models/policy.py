@@ -55,7 +55,7 @@ class Policy:
         cpu_offload: bool = False,
     ):
         self.pipeline = pipeline
-        self.unet: Any = pipeline.unet
+        self.denoiser: Any = pipeline.unet
         self.vae = pipeline.vae
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
@@ -103,7 +103,7 @@ class Policy:
         backends = list_backends(exclude_tags=())
         if backend not in backends:
             raise UsageError(f"unknown torch.compile backend '{backend}' in model.compile.{nearest(backend, backends)}")
-        self.unet.compile(backend=backend)
+        self.denoiser.compile(backend=backend)
 
     # -- adapter ---------------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class Policy:
 
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
         try:
-            self.unet.add_adapter(config, adapter_name=ADAPTER)
+            self.denoiser.add_adapter(config, adapter_name=ADAPTER)
         except ValueError as error:
             raise UsageError(
                 f"LoRA targets {list(targets)} fit no module of this UNet. "
@@ -131,7 +131,7 @@ class Policy:
 
     def lora_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: LoRA matrices only, float32."""
-        return {name: p for name, p in self.unet.named_parameters() if "lora_" in name}
+        return {name: p for name, p in self.denoiser.named_parameters() if "lora_" in name}
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -148,7 +148,7 @@ class Policy:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         if not self._adapted:
-            self._adapted = [m for m in self.unet.modules() if isinstance(m, BaseTunerLayer)]
+            self._adapted = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
         for layer in self._adapted:
             layer.enable_adapters(on)
 
@@ -158,7 +158,7 @@ class Policy:
         return AdapterFile(weights, self._lora_config())
 
     def _lora_config(self) -> dict[str, Any]:
-        config = self.unet.peft_config[ADAPTER]
+        config = self.denoiser.peft_config[ADAPTER]
         return {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
 
     def set_adapter(self, file: AdapterFile) -> None:
@@ -168,9 +168,9 @@ class Policy:
         of the base model.
         """
         self._adapted = []
-        if getattr(self.unet, "peft_config", None):
-            self.unet.delete_adapters(ADAPTER)
-        self.unet.load_lora_adapter(file.weights, prefix=None, adapter_name=ADAPTER, metadata=dict(file.config))
+        if getattr(self.denoiser, "peft_config", None):
+            self.denoiser.delete_adapters(ADAPTER)
+        self.denoiser.load_lora_adapter(file.weights, prefix=None, adapter_name=ADAPTER, metadata=dict(file.config))
         for name, parameter in self.lora_parameters().items():
             # Again from the file: the library has rounded them to the type of the base weights.
             parameter.data = file.weights[name.replace(f".{ADAPTER}.", ".")].to(self.device)
@@ -191,7 +191,7 @@ class Policy:
     @property
     def _distilled_width(self) -> int:
         """Width of the guidance embedding of a guidance-distilled UNet, 0 for others."""
-        return int(getattr(self.unet.config, "time_cond_proj_dim", None) or 0)
+        return int(getattr(self.denoiser.config, "time_cond_proj_dim", None) or 0)
 
     # -- text, denoiser, pictures ----------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Policy:
             embedding = self.pipeline.get_guidance_scale_embedding(weight, embedding_dim=self._distilled_width)
             inputs["timestep_cond"] = embedding.to(self.device, self.dtype).expand(len(latents), -1)
         with self._autocast():
-            output = self.unet(
+            output = self.denoiser(
                 latents.to(self.device, self.dtype), timesteps.to(self.device), return_dict=False, **inputs
             )[0]
         return output.float()
@@ -267,7 +267,7 @@ class Policy:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
-        return self.unet.config.in_channels, self._side, self._side
+        return self.denoiser.config.in_channels, self._side, self._side
 
 
 def picture_stride(pipeline: Any) -> int:

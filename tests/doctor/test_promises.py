@@ -132,7 +132,7 @@ def no_step(self, log):
 
 def melting(self, log, step=Updater._optimiser_step):
     step(self, log)
-    next(p for name, p in self.policy.unet.named_parameters() if "lora_" not in name).data.add_(1)
+    next(p for name, p in self.policy.denoiser.named_parameters() if "lora_" not in name).data.add_(1)
 
 
 EPOCH, RESUME = "only LoRA changes, ratio 1, ledger", "determinism, resume, save and load"

@@ -46,7 +46,7 @@ def test_published_sizes():
 
 def saved_bytes(policy):
     """Bytes of the tensors that a real forward pass of one latent keeps for its backward pass."""
-    weights = {p.untyped_storage().data_ptr() for p in policy.unet.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in policy.denoiser.parameters()}
     kept = {}
 
     def pack(tensor):

@@ -142,7 +142,7 @@ def test_seeds_search_differently_and_micro_batches_do_not(tiny_policy):
 
 def test_every_call_is_on_the_bill(tiny_policy, monkeypatch):
     counts = {"rows": 0, "images": 0}
-    tiny_policy.unet.register_forward_hook(lambda m, i, o: counts.update(rows=counts["rows"] + len(i[0])))
+    tiny_policy.denoiser.register_forward_hook(lambda m, i, o: counts.update(rows=counts["rows"] + len(i[0])))
     settings = EvaluationSettings(steps=(3,))
     search = searched(tiny_policy, make_method("best_of_n", n=5), settings, steps=3)[1]
     bill = search.ledger.bill()

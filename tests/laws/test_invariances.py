@@ -290,7 +290,7 @@ def test_kl_to_the_base_model_has_the_value_and_the_gradient(tiny_policy, granul
 @pytest.mark.parametrize("name", EVERY_LOSS)
 def test_only_the_adapter_learns_and_base_stays_base(tiny_policy, name):
     method = make_method(name)
-    frozen = {n: p.detach().clone() for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n}
+    frozen = {n: p.detach().clone() for n, p in tiny_policy.denoiser.named_parameters() if "lora_" not in n}
     latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
     conditioning = tiny_policy.encode(["cat", "dog"])
     with tiny_policy.reference():
@@ -300,8 +300,8 @@ def test_only_the_adapter_learns_and_base_stays_base(tiny_policy, name):
     updater = make_updater(tiny_policy, schedule, method, lr=1e-2)
     adapter = {n: p.detach().clone() for n, p in updater.parameters.items()}
     updater.inner_epoch(random_experience(trajectories, reference), order_of(4, 3), UpdateLog(3))
-    assert all(torch.equal(p, frozen[n]) for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n)
-    assert all(p.grad is None for n, p in tiny_policy.unet.named_parameters() if "lora_" not in n)
+    assert all(torch.equal(p, frozen[n]) for n, p in tiny_policy.denoiser.named_parameters() if "lora_" not in n)
+    assert all(p.grad is None for n, p in tiny_policy.denoiser.named_parameters() if "lora_" not in n)
     assert any(not torch.equal(p, adapter[n]) for n, p in updater.parameters.items())
     with tiny_policy.reference():
         assert torch.equal(tiny_policy.predict(latents, times, conditioning), before)

@@ -170,7 +170,7 @@ def make_golden(official, tiny_pipe, name):
     settings = ModelSettings(name=str(tiny_pipe), guidance_scale=defaults["guidance"])
     policy = load_policy(settings)
     if name == "d3po":  # the official script loads half-precision weights whatever the setting
-        for part in (policy.unet, policy.pipeline.text_encoder):
+        for part in (policy.denoiser, policy.pipeline.text_encoder):
             for parameter in part.parameters():
                 parameter.data = parameter.data.half().float()
     policy.add_lora(4, 4, settings.lora_targets, seed=0)

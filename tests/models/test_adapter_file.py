@@ -98,7 +98,7 @@ def test_every_lora_setting_survives_saving_and_loading(tiny_pipe, rank, alpha, 
         whole = load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=9)
         load_adapter(whole, lora)
         assert torch.equal(stock_outputs(tiny_pipe, lora), outputs(whole))
-        assert other.unet.peft_config[ADAPTER].target_modules == set(targets)
+        assert other.denoiser.peft_config[ADAPTER].target_modules == set(targets)
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(8, 4.0), (4, 16.0), (1, 4.0)])

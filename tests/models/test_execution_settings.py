@@ -23,7 +23,7 @@ def step(policy):
     output = policy.predict(latents, torch.tensor([900, 100]), policy.encode(["cat", "dog"]))
     output.square().mean().backward()
     gradients = {name: p.grad for name, p in policy.lora_parameters().items()}
-    policy.unet.zero_grad()
+    policy.denoiser.zero_grad()
     return output.detach(), gradients
 
 
@@ -52,7 +52,7 @@ def test_faster_and_leaner_gives_the_same_numbers(tiny_pipe, plain, name):
 
 def test_it_really_happens(tiny_pipe):
     policy = load_policy(ModelSettings(name=str(tiny_pipe), channels_last=True), lora_seed=0)
-    weights = [p for p in policy.unet.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    weights = [p for p in policy.denoiser.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert weights and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     with pytest.raises(UsageError, match="Did you mean 'inductor'"):
         load_policy(ModelSettings(name=str(tiny_pipe), compile="inductr"))

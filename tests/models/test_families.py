@@ -144,7 +144,7 @@ def test_low_precision_of_another_shape(shaped, tmp_path):
     trainer = make_trainer(make_resolved(shaped, **{"budget.images": 8, "model.precision": "bf16"}), tmp_path)
     trainer.train()
     policy = trainer.policy
-    assert policy.unet.conv_in.weight.dtype == torch.bfloat16
+    assert policy.denoiser.conv_in.weight.dtype == torch.bfloat16
     assert {p.dtype for p in policy.lora_parameters().values()} == {torch.float32}
     assert policy.vae.dtype == (torch.float32 if shaped.name == "sdxl" else torch.bfloat16)
 
@@ -164,7 +164,7 @@ def test_saving_memory_changes_no_number_and_no_identity(tiny_pipe, tmp_path):
     import diffusers.models.unets.unet_2d_blocks as blocks
 
     for trainer in trainers:
-        for module in trainer.policy.unet.modules():
+        for module in trainer.policy.denoiser.modules():
             if isinstance(module, blocks.ResnetBlock2D):
                 module.register_forward_pre_hook(lambda m, i, t=trainer: recomputed.append(t))
         trainer.train()

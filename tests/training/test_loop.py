@@ -17,7 +17,7 @@ def weights_of(trainer):
 def count_calls(monkeypatch, trainer):
     """Rows that really pass through the UNet, and images that really reach the reward."""
     counts = {"rows": 0, "images": 0}
-    trainer.policy.unet.register_forward_hook(
+    trainer.policy.denoiser.register_forward_hook(
         lambda m, inputs, output: counts.update(rows=counts["rows"] + len(inputs[0]))
     )
     score = trainer.scorer.reward.__class__.__call__
