@@ -46,16 +46,16 @@ class ModelSettings:
     dynamic loss scale, as the official code does."""
     guidance_scale: Guidance = 1.0
     """Guidance, in sampling and training alike; 1 is none (SDPO). Classifier-free, or an input of a guidance-distilled
-    UNet as an embedding."""
+    denoiser as an embedding."""
     resolution: Annotated[int, Ge(8), Le(8192)] | None = None
     """Side of the pictures in pixels; unset: the model's own. SDXL models also take it as an input."""
     gradient_checkpointing: Execution[bool] = False
-    """Recompute the UNet's activations in the backward pass: less memory, a third more time, the same numbers."""
+    """Recompute the denoiser's activations in the backward pass: less memory, a third more time, equal numbers."""
     channels_last: Execution[bool] = False
-    """Keep UNet and autoencoder in the memory order that tensor cores read: faster convolutions on GPUs in half
+    """Keep denoiser and autoencoder in the memory order that tensor cores read: faster convolutions on GPUs in half
     precision, the same numbers up to rounding."""
     compile: Execution[str] = ""
-    """Backend of ``torch.compile`` for the UNet, e.g. ``inductor``; empty: not compiled. Takes minutes at the start,
+    """Backend of ``torch.compile`` for the denoiser, e.g. ``inductor``; empty: not compiled. Takes minutes at the start,
     gives the same numbers up to rounding."""
     cpu_offload: Execution[bool] = False
     """Text encoders, autoencoder and trajectories wait in CPU memory while they have nothing to do: less device memory,
@@ -65,7 +65,8 @@ class ModelSettings:
     lora_alpha: Positive = 4.0
     """Scale of the adapter times rank (official code: equal to the rank)."""
     lora_targets: Annotated[tuple[str, ...], MinLen(1)] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Modules of the UNet that get an adapter (official code: attention projections)."""
+    """Modules of the denoiser that get an adapter (official code: attention projections); a transformer's default is
+    that of its family."""
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The adapter, under the name that diffusers looks for."""
 METADATA = "lora_adapter_metadata"
 """Key of the header under which diffusers looks for the LoRA settings, as JSON."""
-PREFIX = "unet."
 NAMES = {".lora_A.": ".lora.down.", ".lora_B.": ".lora.up."}
-"""Peft's names of the two matrices, and diffusers'.
+"""Peft's names of the two matrices, and diffusers' for those of a UNet; transformers have peft's in their files too.
 
 Diffusers' own conversion leaves out top-level modules (``conv_in``), and its loader drops the rest of a file that has
 both kinds of names.
@@ -40,6 +39,8 @@ class AdapterFile:
     """Float32 matrices by peft's names: ``MODULE.lora_A.weight`` ``[rank, in, ..]``, ``lora_B`` ``[out, rank, ..]``."""
     config: dict[str, Any]
     """``r``, ``lora_alpha`` and ``target_modules`` of peft's ``LoraConfig``."""
+    part: str = "unet"
+    """The pipeline's part that carries the adapter: ``unet`` or ``transformer``."""
     notice: str = ""
     """What to tell of a file without settings that is applied at the strength of its run's record."""
 
@@ -47,8 +48,9 @@ class AdapterFile:
         """Content of the file; the same adapter gives the same bytes."""
         from safetensors.torch import save
 
-        settings = {PREFIX + key: value for key, value in self.config.items()}
-        weights = {PREFIX + renamed(name, NAMES): value.contiguous() for name, value in self.weights.items()}
+        names = NAMES if self.part == "unet" else {}
+        settings = {f"{self.part}.{key}": value for key, value in self.config.items()}
+        weights = {f"{self.part}.{renamed(name, names)}": value.contiguous() for name, value in self.weights.items()}
         # The only entry of the header: safetensors writes several in random order. No loader needs its "format".
         return save(weights, metadata={METADATA: json.dumps(settings, sort_keys=True)})
 

@@ -1,4 +1,4 @@
-"""Known base models, and loading of any Stable-Diffusion-family pipeline by name, folder or hub id.
+"""Known base models, and loading of any pipeline of the supported families by name, folder or hub id.
 
 A base model brings facts that the rest must not guess: where its weights are, which reward and prompts belong to it,
 and which scheduler settings its training used.
@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.models.families import FAMILIES, Family
+from sdpo_bench.models.families.flux import Flux
+from sdpo_bench.models.families.sd3 import StableDiffusion3
+from sdpo_bench.models.families.stable_diffusion import OneEncoder
+from sdpo_bench.models.families.zimage import ZImage
 from sdpo_bench.models.hub import cached_pipeline, find_pipeline
 from sdpo_bench.models.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.system.distributed import local_device
@@ -29,7 +34,8 @@ class BaseModel:
 
     ``location`` is a folder inside the package (``asset:NAME``), a local folder or a hub id. ``defaults`` are settings
     of a run that this model changes, below presets and the user's own. ``family`` says where those of a local folder
-    come from; empty where the model's own name says it.
+    come from; empty where the model's own name says it. ``gated`` repositories ask for a hub login and a licence that
+    is accepted on their page.
     """
 
     name: str
@@ -38,11 +44,19 @@ class BaseModel:
     native_reward: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     family: str = ""
+    licence: str = ""
+    gated: bool = False
 
     @property
     def source(self) -> str:
         """Where its defaults come from, as a run records it."""
         return f"the folder's family: {self.family}" if self.family else f"model {self.name}"
+
+    @property
+    def fetch_hint(self) -> str:
+        """What to type where the weights are missing."""
+        login = f"accept the licence on https://huggingface.co/{self.location} and log in (hf auth login), then "
+        return f"On a machine with network: {login if self.gated else ''}sdpo-bench fetch {self.name}"
 
 
 _PUBLISHED_SCHEDULE = {"schedule.spacing": "trailing", "eval.spacing": "trailing"}
@@ -57,6 +71,21 @@ _CONSISTENCY = {
 
 # Guidance 8 is what the authors of LCM sample with; as an embedding of the UNet it costs no second evaluation.
 _EMBEDDED_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
+
+_TRANSFORMER = {"eval.unseen": "complex-animals", "model.precision": "bf16"}
+
+# Adversarial and step distillation: 4 steps are what the authors sample with, and guidance is 1 (none).
+_FEW_STEPS = {"schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
+
+# The stock pipeline of Stable Diffusion 3 takes its scheduler's own sigmas, the others 1 to 1/T.
+_SD3_SIGMAS = {"schedule.spacing": "linspace", "eval.spacing": "linspace"}
+
+
+def _lora(family: type[Family]) -> dict[str, Any]:
+    """The adapter's default modules; Stable Diffusion's are those of the settings themselves."""
+    targets = family.lora_targets
+    return {} if targets == OneEncoder.lora_targets else {"model.lora_targets": targets}
+
 
 KNOWN: dict[str, BaseModel] = {
     model.name: model
@@ -90,6 +119,48 @@ KNOWN: dict[str, BaseModel] = {
             "hpsv2",
             _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals", "model.precision": "bf16"},
         ),
+        BaseModel(
+            "sd3.5-large-turbo",
+            "stabilityai/stable-diffusion-3.5-large-turbo",
+            "SD3.5 large turbo, 8.1 B-parameter transformer, three text encoders, 4 steps without guidance, 1024x1024 "
+            "pixels; needs a GPU of 48 GB and 28 GB of weights",
+            "hpsv2",
+            _TRANSFORMER | _FEW_STEPS | _lora(StableDiffusion3) | _SD3_SIGMAS,
+            licence="Stability AI Community",
+            gated=True,
+        ),
+        BaseModel(
+            "sd3.5-medium",
+            "stabilityai/stable-diffusion-3.5-medium",
+            "SD3.5 medium (the model of Flow-GRPO), 2.2 B-parameter transformer, three text encoders, 40 steps with "
+            "guidance 4.5, 1024x1024 pixels; needs a GPU and 16 GB of weights",
+            "pickscore",
+            _TRANSFORMER
+            | _lora(StableDiffusion3)
+            | _SD3_SIGMAS
+            | {"eval.steps": (4, 10, 40), "model.guidance_scale": 4.5, "eval.guidance_scale": 4.5},
+            licence="Stability AI Community",
+            gated=True,
+        ),
+        BaseModel(
+            "flux.1-schnell",
+            "black-forest-labs/FLUX.1-schnell",
+            "FLUX.1 schnell, 11.9 B-parameter transformer, CLIP and T5, 1 to 4 steps without guidance, 1024x1024 "
+            "pixels; needs a GPU of 80 GB and 34 GB of weights",
+            "hpsv2",
+            _TRANSFORMER | _FEW_STEPS | _lora(Flux),
+            licence="Apache-2.0",
+            gated=True,
+        ),
+        BaseModel(
+            "z-image-turbo",
+            "Tongyi-MAI/Z-Image-Turbo",
+            "Z-Image-Turbo, 6.2 B-parameter transformer, Qwen3 text encoder, 8 steps without guidance, 1024x1024 "
+            "pixels; needs a GPU of 48 GB and 33 GB of weights",
+            "hpsv2",
+            _TRANSFORMER | _FEW_STEPS | _lora(ZImage) | {"schedule.steps": 8},
+            licence="Apache-2.0",
+        ),
     )
 }
 
@@ -105,7 +176,7 @@ def known_model(name: str) -> BaseModel:
     if os.path.isdir(name):  # which takes any text, however long
         return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
-        return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE)
+        return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE | _hub_adapter(name))
     raise UsageError(
         f"unknown model '{name}': not a known name, not a folder, not a hub id (owner/name).{nearest(name, KNOWN)} "
         "See: sdpo-bench list models"
@@ -113,13 +184,30 @@ def known_model(name: str) -> BaseModel:
 
 
 def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
-    """Settings that a local folder's scheduler and UNet files ask for, and the family that they show, in words."""
+    """Settings that a local folder's files ask for, and the family that they show, in words."""
+    if transformer := _network(folder / "transformer" / "config.json"):
+        return _PUBLISHED_SCHEDULE | _lora(type(transformer)), transformer.name
     if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
         return _PUBLISHED_SCHEDULE, ""
     if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
         return _CONSISTENCY | _EMBEDDED_GUIDANCE, "latent consistency model"
     # Such as a model with a consistency LoRA merged into it: guidance would be classifier-free and cost an evaluation.
     return _CONSISTENCY, "latent consistency model without guidance embedding"
+
+
+def _hub_adapter(name: str) -> dict[str, Any]:
+    """The default adapter of a hub pipeline that is in the cache; of others nothing is known before their download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "transformer/config.json")
+    family = _network(Path(path)) if isinstance(path, str) else None
+    return _lora(type(family)) if family else {}
+
+
+def _network(config: Path) -> Family | None:
+    """The family whose transformer the file is of; None where there is none."""
+    network = _entry(config, "_class_name")
+    return next((family for family in FAMILIES if family.network == network), None)
 
 
 def _entry(path: Path, key: str) -> Any:
@@ -163,7 +251,7 @@ def pipeline_folder(settings: "ModelSettings") -> Path:
     location = resolve_location(model)
     if not Path(location).is_dir():
         hint = (
-            f"On a machine with network: sdpo-bench fetch {model.name}"
+            model.fetch_hint
             if model.name in KNOWN
             else ("Download it where there is a network, or name a local folder with --model FOLDER.")
         )
@@ -272,8 +360,14 @@ def set_float32_products(precision: str, device: str) -> None:
 
 
 def scheduler_config(policy: "Policy") -> dict[str, Any]:
-    """The pipeline's scheduler settings as plain data."""
-    return dict(policy.pipeline.scheduler.config)
+    """The pipeline's scheduler settings as plain data, ``_class_name`` among them.
+
+    Of flow-matching models also ``image_seq_len``, the tokens of a picture at the policy's resolution: a dynamic shift
+    of the noise levels depends on it.
+    """
+    scheduler = policy.pipeline.scheduler
+    settings = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
+    return settings | ({"image_seq_len": policy.image_tokens} if policy.family.flow else {})
 
 
 def check_devices(text: str) -> list[str]:

@@ -4,15 +4,20 @@ Stock pipelines drop it without an error, so a run on long prompts trains and ju
 module finds the prompts that are cut, and those that are one and the same to the model, and words the warning.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.models.catalogue import local_folder
-from sdpo_bench.models.pipeline_files import TOKENIZERS
+from sdpo_bench.models.families import Configs, Family, configs_of
+from sdpo_bench.models.pipeline_files import read_folder
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig
 from sdpo_bench.system.console_text import clean
+
+if TYPE_CHECKING:
+    from sdpo_bench.models.policy import Policy
 
 GUARD = "prompts"
 """Name of the warning in ``warnings.jsonl``."""
@@ -20,6 +25,15 @@ SHOWN = 5
 """Groups of equal prompts that a warning names; ``doctor --prompts`` names all."""
 ENDS = 60
 """Characters of a long prompt that are shown, from its beginning and from its end."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer, the most tokens that the model takes of it, and the text that it is given for a prompt."""
+
+    tokenizer: Any
+    limit: int
+    text: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)
@@ -74,17 +88,17 @@ def _quoted(text: str) -> str:
     return f"'{text}'" if len(text) <= 2 * ENDS else f"'{text[:ENDS]} ... {text[-ENDS:]}'"
 
 
-def read_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> Reading:
-    """How a model with these tokenizers (one or more) reads prompts; each different prompt counts once."""
+def read_prompts(readers: Sequence[Reader], prompts: Iterable[str]) -> Reading:
+    """How a model with these readers (one or more) reads prompts; each different prompt counts once."""
     texts = list(dict.fromkeys(prompts))
     cut: set[str] = set()
     tokens: dict[str, tuple[Any, ...]] = dict.fromkeys(texts, ())
-    for tokenizer in tokenizers:
-        limit = tokenizer.model_max_length
-        whole = tokenizer(texts, verbose=False).input_ids
+    for reader in readers:
+        given = [reader.text(text) for text in texts]
+        whole = reader.tokenizer(given, verbose=False).input_ids
         # As stock pipelines call it: padding counts too, since a pad token may be a word of the prompt.
-        read = tokenizer(texts, padding="max_length", max_length=limit, truncation=True).input_ids
-        cut |= {text for text, ids in zip(texts, whole) if len(ids) > limit}
+        read = reader.tokenizer(given, padding="max_length", max_length=reader.limit, truncation=True).input_ids
+        cut |= {text for text, ids in zip(texts, whole) if len(ids) > reader.limit}
         for text, ids in zip(texts, read):
             tokens[text] += tuple(ids)
     groups: dict[tuple[Any, ...], list[str]] = {}
@@ -92,16 +106,26 @@ def read_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> Reading:
         groups.setdefault(tokens[text], []).append(text)
     return Reading(
         len(texts),
-        min(tokenizer.model_max_length for tokenizer in tokenizers),
+        min(reader.limit for reader in readers),
         tuple(text for text in texts if text in cut),
         tuple(tuple(group) for group in groups.values() if len(group) > 1),
     )
 
 
-def read_by(pipeline: Any, prompts: Iterable[str]) -> Reading:
-    """How a loaded pipeline reads prompts."""
-    tokenizers = [getattr(pipeline, part, None) for part in TOKENIZERS]
-    return read_prompts([tokenizer for tokenizer in tokenizers if tokenizer is not None], prompts)
+def make_readers(family: Family, configs: Configs, tokenizers: Mapping[str, Any]) -> list[Reader]:
+    """The readers of a model of that family, from its tokenizers by part."""
+    lengths = {part: tokenizer.model_max_length for part, tokenizer in tokenizers.items()}
+    limits = family.prompt_limits(configs, lengths)
+    return [
+        Reader(tokenizers[part], limit, partial(family.as_read, tokenizers[part])) for part, limit in limits.items()
+    ]
+
+
+def read_by(policy: "Policy", prompts: Iterable[str]) -> Reading:
+    """How a loaded model reads prompts."""
+    found = {part: getattr(policy.pipeline, part, None) for part in policy.family.tokenizers}
+    tokenizers = {part: tokenizer for part, tokenizer in found.items() if tokenizer is not None}
+    return read_prompts(make_readers(policy.family, configs_of(policy.pipeline), tokenizers), prompts)
 
 
 def read_from_files(model: ModelSettings, prompts: Iterable[str]) -> Reading | None:
@@ -113,8 +137,11 @@ def read_from_files(model: ModelSettings, prompts: Iterable[str]) -> Reading | N
     from sdpo_bench.models.pipeline_loading import load_tokenizers
 
     folder = local_folder(model)
-    tokenizers = load_tokenizers(folder) if folder else []
-    return read_prompts(tokenizers, prompts) if tokenizers else None
+    tokenizers = load_tokenizers(folder) if folder else {}
+    if not folder or not tokenizers:
+        return None
+    files = read_folder(folder)
+    return read_prompts(make_readers(files.family(str(folder)), files.configs, tokenizers), prompts)
 
 
 def prompts_of_run(config: RunConfig) -> list[str]:

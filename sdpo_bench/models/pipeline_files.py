@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.models.families import Family, family_of
 from sdpo_bench.system.json_toml import parse_json
 
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 CONFIGS = (*NETWORKS, "scheduler")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 TEXTS = (".json", ".txt", ".model")
 
 
@@ -31,11 +32,28 @@ class PipelineFiles:
         configs: configuration of each part of :data:`CONFIGS` that the pipeline has.
         parameters: number of parameters of each network.
         measured: memory of one latent, of known models (see ``sdpo_bench.estimates.memory_estimate``).
+        pipeline: class of the pipeline, where a folder names it.
+        stored_bytes: bytes of a number in the published weights, by network; 4 where nothing else is said.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
     parameters: Mapping[str, int]
     measured: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: str = ""
+    stored_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def download_bytes(self) -> int:
+        """Approximate size of the published weights."""
+        return sum(number * self.stored_bytes.get(part, 4) for part, number in self.parameters.items())
+
+    def family(self, location: str) -> Family:
+        """The family of the pipeline; ``location`` names it in messages.
+
+        Raises:
+            UsageError: one that is not supported.
+        """
+        return family_of(self.configs, location, self.pipeline)
 
 
 def published(name: str) -> PipelineFiles | None:
@@ -44,7 +62,8 @@ def published(name: str) -> PipelineFiles | None:
     if not path.is_file():
         return None
     data = json.loads(path.read_text(encoding="utf-8"))
-    return PipelineFiles(data["configs"], data["parameters"], data.get("measured", {}))
+    stored_bytes = data.get("stored_bytes", {})
+    return PipelineFiles(data["configs"], data["parameters"], data.get("measured", {}), stored_bytes=stored_bytes)
 
 
 def read_folder(folder: Path) -> PipelineFiles:
@@ -60,7 +79,7 @@ def read_folder(folder: Path) -> PipelineFiles:
     _refuse_empty(folder)
     _check_scheduler(folder, configs.get("scheduler", {}))
     parameters = {part: _count(folder / part) for part in NETWORKS if (folder / part).is_dir()}
-    return PipelineFiles(configs, parameters)
+    return PipelineFiles(configs, parameters, pipeline=str(index_of(folder).get("_class_name", "")))
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -110,11 +129,6 @@ def _check_scheduler(folder: Path, scheduler: Mapping[str, Any]) -> None:
         raise MissingError(
             f"'{folder / 'scheduler'}' does not name its scheduler (_class_name). Save the pipeline again with "
             "save_pretrained, or fetch it again."
-        )
-    if "FlowMatch" in str(scheduler["_class_name"]) or scheduler.get("use_flow_sigmas"):
-        raise UsageError(
-            f"'{folder / 'scheduler'}' is of a flow-matching model ({scheduler['_class_name']}), whose steps have no "
-            "noise levels (betas). Use a model that predicts epsilon, v or the sample."
         )
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, says_out_of_memory
-from sdpo_bench.models.pipeline_files import PipelineFiles, index_of, read_folder
+from sdpo_bench.models.families import Family
+from sdpo_bench.models.pipeline_files import index_of, read_folder
 from sdpo_bench.system.signals import preserve_stop
-
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @preserve_stop()
@@ -40,16 +39,19 @@ def whole_pipeline(folder: Path, precision: str) -> Any:
     from sdpo_bench.models.policy import DTYPES
 
     files = read_folder(folder)
-    _check_family(files, str(folder))
+    family = files.family(str(folder))
+    family.check(files.configs, str(folder))
     dtypes = {"default": DTYPES[precision], "vae": torch.float32}
-    given: dict[str, Any] = {"safety_checker": None} if len(files.parameters) < 4 else {}
+    given: dict[str, Any] = {"safety_checker": None} if family.encoders == ("text_encoder",) and not family.flow else {}
+    index = index_of(folder)
+    given |= {part: None for part in family.optional if not any(index.get(part) or ())}
     with _pipeline_at_fault(folder):
-        given |= _text_encoders(folder, DTYPES[precision])
+        given |= _text_encoders(folder, family, DTYPES[precision])
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder), dtype=dtypes if precision != "fp32" else torch.float32, local_files_only=True, **given
         )
-        _check_parts(pipeline, str(folder))
-        _check_whole(pipeline, folder)
+        _check_parts(pipeline, family, str(folder))
+        _check_whole(pipeline, family, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -73,32 +75,20 @@ def _pipeline_at_fault(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_family(files: PipelineFiles, location: str) -> None:
-    """Refuse what has the parts of a Stable Diffusion pipeline and another task or another conditioning."""
-    unet, vae = files.configs.get("unet", {}), files.configs.get("vae", {})
-    channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
-    added = unet.get("addition_embed_type")
-    supported = (None, "text_time")
-    if channels != latent or added not in supported or unet.get("class_embed_type"):
-        raise UsageError(
-            f"'{location}' is not a plain text-to-image pipeline: its UNet takes {channels} channels for latents of "
-            f"{latent}, added conditioning '{added}', class conditioning '{unet.get('class_embed_type')}'. Inpainting "
-            "and image-conditioned models are not supported."
-        )
-
-
-def _check_parts(pipeline: Any, location: str) -> None:
-    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not getattr(pipeline, part, None)]
-    # SDXL's second ones; other pipelines have no such attribute.
-    missing += [part for part in ("text_encoder_2", "tokenizer_2") if getattr(pipeline, part, part) is None]
+def _check_parts(pipeline: Any, family: Family, location: str) -> None:
+    parts = [family.denoiser, "vae", *family.encoders, *family.tokenizers]
+    # A second encoder that the pipeline's class has and its files lack.
+    parts += [part for part in pipeline.components if part.startswith(("text_encoder", "tokenizer"))]
+    found = {part: getattr(pipeline, part, None) for part in parts if part not in family.optional}
+    missing = [part for part, value in found.items() if value is None]
     if missing:
         raise UsageError(
             f"'{location}' holds a {type(pipeline).__name__} without {', '.join(missing)}; "
-            "a Stable-Diffusion-family pipeline with a UNet is needed."
+            f"a pipeline of {family.name} needs them."
         )
 
 
-def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
+def _text_encoders(folder: Path, family: Family, dtype: Any) -> dict[str, Any]:
     """The text encoders that a pipeline's index names, by part; only their own library says what it found in the file.
 
     Args:
@@ -110,7 +100,7 @@ def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
     import transformers
 
     encoders = {}
-    for part in TEXT_ENCODERS:
+    for part in family.encoders:
         library, name = (index_of(folder).get(part) or ("", ""))[:2]
         if library == "transformers":
             network, report = getattr(transformers, name).from_pretrained(
@@ -121,8 +111,8 @@ def _text_encoders(folder: Path, dtype: Any) -> dict[str, Any]:
     return encoders
 
 
-def load_tokenizers(folder: Path) -> list[Any]:
-    """The tokenizers that a pipeline's index names, without its networks.
+def load_tokenizers(folder: Path) -> dict[str, Any]:
+    """The tokenizers that a pipeline's index names, by part, without its networks.
 
     Raises:
         UsageError: no pipeline folder. MissingError: damaged files, or a tokenizer that does not fit its encoder.
@@ -130,35 +120,34 @@ def load_tokenizers(folder: Path) -> list[Any]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is for those who load networks
     import transformers
 
-    files, tokenizers = read_folder(folder), []
-    for suffix in ("", "_2"):
-        library, name = (index_of(folder).get(f"tokenizer{suffix}") or ("", ""))[:2]
+    files = read_folder(folder)
+    family, tokenizers = files.family(str(folder)), {}
+    for part, encoder in zip(family.tokenizers, family.encoders):
+        library, name = (index_of(folder).get(part) or ("", ""))[:2]
         if library != "transformers":
             continue
-        place = folder / f"tokenizer{suffix}"
         with _pipeline_at_fault(folder):
-            tokenizer = getattr(transformers, name).from_pretrained(str(place), local_files_only=True)
-            _check_tokenizer(place, tokenizer, files.configs.get(f"text_encoder{suffix}", {}))
-        tokenizers.append(tokenizer)
+            tokenizer = getattr(transformers, name).from_pretrained(str(folder / part), local_files_only=True)
+            if part in family.self_cutting:
+                _check_tokenizer(folder / part, tokenizer, files.configs.get(encoder, {}))
+        tokenizers[part] = tokenizer
     return tokenizers
 
 
-def _check_whole(pipeline: Any, folder: Path) -> None:
+def _check_whole(pipeline: Any, family: Family, folder: Path) -> None:
     """Refuse networks without all their weights, and tokenizers that do not cut prompts for their encoders.
 
     Raises:
         MissingError: with the part and what is wrong with it.
     """
-    for part in ("unet", "vae"):
+    for part in (family.denoiser, "vae"):
         network = getattr(pipeline, part)
         _refuse_missing(folder, part, [name for name, p in network.named_parameters() if p.is_meta])
-    for part in ("unet", "vae", *TEXT_ENCODERS):
+    for part in (family.denoiser, "vae", *family.encoders):
         _refuse_not_finite(folder, part, getattr(pipeline, part, None))
-    for suffix in ("", "_2"):
-        tokenizer = getattr(pipeline, f"tokenizer{suffix}", None)
-        encoder = getattr(pipeline, f"text_encoder{suffix}", None)
-        if tokenizer is not None and encoder is not None:
-            _check_tokenizer(folder / f"tokenizer{suffix}", tokenizer, encoder.config.to_dict())
+    for part, encoder in zip(family.tokenizers, family.encoders):
+        if part in family.self_cutting:
+            _check_tokenizer(folder / part, getattr(pipeline, part), getattr(pipeline, encoder).config.to_dict())
 
 
 def _refuse_missing(folder: Path, part: str, names: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""The policy: a Stable-Diffusion-family pipeline whose UNet carries one LoRA adapter.
+"""The policy: a text-to-image pipeline whose denoiser (a UNet or a transformer) carries one LoRA adapter.
 
 The rest of the package needs these verbs: ``encode`` prompts, ``predict`` the model output of a batch of latents,
-``decode`` latents to images, ``adapter`` and ``set_adapter`` for the LoRA weights. The reference model is the same UNet
-with the adapter off, so it costs no memory. Every denoiser call passes through ``predict`` and is reported to
+``decode`` latents to images, ``adapter`` and ``set_adapter`` for the LoRA weights. The reference model is the same
+denoiser with the adapter off, so it costs no memory. Every denoiser call passes through ``predict`` and is reported to
 ``on_call``, which is how the ledger stays exact.
 """
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.models.adapter_file import AdapterFile
-from sdpo_bench.models.conditioning import Conditioning, text_shape
+from sdpo_bench.models.conditioning import Conditioning, join_rows
+from sdpo_bench.models.families import configs_of, family_of
 
 __all__ = ["Conditioning", "Policy"]
 
@@ -28,18 +29,18 @@ class Policy:
     """A pipeline, its LoRA adapter, and the only door to the denoiser.
 
     Args:
-        pipeline: a loaded ``StableDiffusionPipeline``, ``StableDiffusionXLPipeline`` or relative.
+        pipeline: a loaded pipeline of one of the families (``families``).
         guidance_scale: 1.0 means no classifier-free guidance (one denoiser evaluation a latent), more means two.
-            A guidance-distilled UNet (``time_cond_proj_dim``) takes the scale as an input and is evaluated once.
+            A guidance-distilled denoiser takes the scale as an input and is evaluated once.
         precision: compute dtype of the frozen weights; LoRA weights and log-probabilities stay float32.
         resolution: side of the pictures in pixels; ``None`` is the model's own.
-        gradient_checkpointing: recompute the UNet's activations in the backward pass instead of keeping them.
-        channels_last: memory order of UNet and autoencoder; the same numbers up to rounding.
+        gradient_checkpointing: recompute the denoiser's activations in the backward pass instead of keeping them.
+        channels_last: memory order of denoiser and autoencoder; the same numbers up to rounding.
         cpu_offload: text encoders and autoencoder wait in CPU memory and visit the device only while they work;
             trajectories wait there too.
 
     Raises:
-        UsageError: a resolution that the autoencoder's and the UNet's strides do not divide.
+        UsageError: a family that is not known, or a resolution that its strides do not divide.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Policy:
         cpu_offload: bool = False,
     ):
         self.pipeline = pipeline
-        self.denoiser: Any = pipeline.unet
+        configs = configs_of(pipeline)
+        self.family = family_of(configs, pipeline.name_or_path or type(pipeline).__name__)
+        self.denoiser: Any = getattr(pipeline, self.family.denoiser)
         self.vae = pipeline.vae
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
@@ -63,20 +66,27 @@ class Policy:
         self.on_call: Callable[[int], None] | None = None
         self._cache: dict[str, Conditioning] = {}
         self._adapted: list[Any] = []
-        self._text = text_shape(pipeline)
-        self._side = latent_side(pipeline, resolution)
+        self._side = self.family.latent_side(configs, resolution)
+        self._stride = self.family.stride(configs)
+        self._channels = self.family.channels(configs)
+        self.image_tokens = self.family.image_tokens(configs, self._side)
+        self._embeds_guidance = self.family.embeds_guidance(configs)
         self._offload = cpu_offload
-        encoders = [getattr(pipeline, name) for name in self._text.encoders]
-        for part in (*encoders, pipeline.vae, pipeline.unet):
+        for part in (*self._encoders, self.vae, self.denoiser):
             part.requires_grad_(False).eval()
-            resting = "cpu" if cpu_offload and part is not pipeline.unet else self.device
-            upcast = part is pipeline.vae and self._text.upcast_vae(pipeline)
+            resting = "cpu" if cpu_offload and part is not self.denoiser else self.device
+            upcast = part is self.vae and self.family.upcast_vae(configs)
             part.to(resting, torch.float32 if upcast else self.dtype)
         if channels_last:
-            for network in (pipeline.unet, pipeline.vae):
+            for network in (self.denoiser, self.vae):
                 network.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
+            self.denoiser.enable_gradient_checkpointing()
+
+    @property
+    def _encoders(self) -> list[Any]:
+        parts = [getattr(self.pipeline, name) for name in self.family.encoders]
+        return [part for part in parts if part is not None]
 
     @contextmanager
     def _at_work(self, *parts: nn.Module) -> Iterator[None]:
@@ -93,7 +103,7 @@ class Policy:
                     part.to("cpu")
 
     def compile(self, backend: str) -> None:
-        """Compile the UNet's forward and backward passes, adapter included, at their first use.
+        """Compile the denoiser's forward and backward passes, adapter included, at their first use.
 
         Raises:
             UsageError: no such backend of ``torch.compile``.
@@ -111,7 +121,7 @@ class Policy:
         """Add a fresh adapter: A ~ N(0, 1/rank), B = 0 (diffusers' "gaussian"), drawn from ``seed`` alone.
 
         Raises:
-            UsageError: no module of the UNet matches ``targets``.
+            UsageError: no module of the denoiser matches ``targets``.
         """
         from peft import LoraConfig
 
@@ -120,8 +130,8 @@ class Policy:
             self.denoiser.add_adapter(config, adapter_name=ADAPTER)
         except ValueError as error:
             raise UsageError(
-                f"LoRA targets {list(targets)} fit no module of this UNet. "
-                "Set model.lora_targets; Stable Diffusion's attention has to_q, to_k, to_v, to_out.0."
+                f"LoRA targets {list(targets)} fit no module of this {self.family.network}. "
+                f"Set model.lora_targets; {self.family.name}'s default is {', '.join(self.family.lora_targets)}."
             ) from error
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in sorted(self.lora_parameters().items()):
@@ -144,7 +154,7 @@ class Policy:
             self._switch(True)
 
     def _switch(self, on: bool) -> None:
-        """As the UNet's own ``enable_adapters``, which walks through every module each time."""
+        """As the denoiser's own ``enable_adapters``, which walks through every module each time."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         if not self._adapted:
@@ -155,7 +165,7 @@ class Policy:
     def adapter(self) -> AdapterFile:
         """The adapter as it is now: float32 weights on the CPU, with rank, alpha and targets."""
         weights = {name.replace(f".{ADAPTER}.", "."): p.detach().cpu() for name, p in self.lora_parameters().items()}
-        return AdapterFile(weights, self._lora_config())
+        return AdapterFile(weights, self._lora_config(), self.family.denoiser)
 
     def _lora_config(self) -> dict[str, Any]:
         config = self.denoiser.peft_config[ADAPTER]
@@ -186,12 +196,7 @@ class Policy:
     @property
     def branches(self) -> int:
         """Denoiser evaluations of one latent: 2 with classifier-free guidance, else 1."""
-        return 2 if self.guidance_scale > 1 and not self._distilled_width else 1
-
-    @property
-    def _distilled_width(self) -> int:
-        """Width of the guidance embedding of a guidance-distilled UNet, 0 for others."""
-        return int(getattr(self.denoiser.config, "time_cond_proj_dim", None) or 0)
+        return 2 if self.guidance_scale > 1 and not self._embeds_guidance else 1
 
     # -- text, denoiser, pictures ----------------------------------------------------------------------------
 
@@ -202,39 +207,33 @@ class Policy:
             return Conditioning({})
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._cache]
         if missing:
-            encoders = [getattr(self.pipeline, name) for name in self._text.encoders]
-            size = self._side * picture_stride(self.pipeline)
-            with self._at_work(*encoders):
+            size = self._side * self._stride
+            with self._at_work(*self._encoders):
                 for prompt in missing:
-                    self._cache[prompt] = self._text.encode(
+                    self._cache[prompt] = self.family.encode(
                         self.pipeline, prompt, device=self.device, guided=self.branches > 1, size=size
                     )
         return Conditioning.join([self._cache[prompt] for prompt in prompts])
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Model output ``[n, C, h, w]`` float32 for latents ``[n, C, h, w]`` at int64 timesteps ``[n]``.
+        """Model output ``[n, C, h, w]`` float32 for latents ``[n, C, h, w]`` at timesteps ``[n]``.
 
-        With guidance both branches are evaluated, and both are charged.
+        The timesteps are the schedule's own: int64, or float32 ``1000 sigma`` of flow-matching models, whose output is
+        the velocity ``eps - x0``. With guidance both branches are evaluated, and both are charged.
         """
         if conditioning.negative is None:
             return self._call(latents, timesteps, conditioning.positive)
-        both = {k: torch.cat([conditioning.negative[k], v]) for k, v in conditioning.positive.items()}
+        both = join_rows([conditioning.negative, conditioning.positive])
         output = self._call(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
         unconditional, conditional = output.chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def _call(self, latents: Tensor, timesteps: Tensor, arguments: dict[str, Tensor]) -> Tensor:
+    def _call(self, latents: Tensor, timesteps: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         if self.on_call is not None:
             self.on_call(len(latents))
-        inputs = self._text.arguments(arguments)
-        if self._distilled_width:
-            weight = torch.tensor([self.guidance_scale - 1.0])  # as stock diffusers tells it
-            embedding = self.pipeline.get_guidance_scale_embedding(weight, embedding_dim=self._distilled_width)
-            inputs["timestep_cond"] = embedding.to(self.device, self.dtype).expand(len(latents), -1)
+        latents, timesteps = latents.to(self.device, self.dtype), timesteps.to(self.device)
         with self._autocast():
-            output = self.denoiser(
-                latents.to(self.device, self.dtype), timesteps.to(self.device), return_dict=False, **inputs
-            )[0]
+            output = self.family.predict(self.denoiser, latents, timesteps, tensors, self.guidance_scale)
         return output.float()
 
     def _autocast(self) -> Any:
@@ -244,19 +243,12 @@ class Policy:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[n, 3, H, W]`` float32 in [0, 1] of scaled latents ``[n, C, h, w]``; differentiable."""
-        config = self.vae.config
         if not len(latents):
-            side = latents.shape[-1] * picture_stride(self.pipeline)
+            side = latents.shape[-1] * self._stride
             return torch.empty(0, 3, side, side)
         with self._at_work(self.vae):
-            unscaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
-            if getattr(config, "latents_mean", None) is not None:
-                mean, std = (
-                    torch.tensor(v).view(1, -1, 1, 1).to(unscaled) for v in (config.latents_mean, config.latents_std)
-                )
-                unscaled = unscaled * std + mean
-            shift = getattr(config, "shift_factor", None) or 0.0
-            images = self.vae.decode(unscaled + shift, return_dict=False)[0]
+            unscaled = self.family.unscaled(self.vae, latents.to(self.device, self.vae.dtype))
+            images = self.vae.decode(unscaled, return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @property
@@ -267,25 +259,4 @@ class Policy:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
-        return self.denoiser.config.in_channels, self._side, self._side
-
-
-def picture_stride(pipeline: Any) -> int:
-    """Pixels on the side of one latent element."""
-    return int(pipeline.vae_scale_factor)
-
-
-def latent_side(pipeline: Any, resolution: int | None) -> int:
-    """Side of the latents for pictures of ``resolution`` pixels, or of the model's own.
-
-    Raises:
-        UsageError: not a multiple of what the autoencoder and the UNet halve.
-    """
-    if resolution is None:
-        return int(pipeline.unet.config.sample_size)
-    stride = picture_stride(pipeline)
-    step = stride * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-    if resolution % step:
-        near = max(step, round(resolution / step) * step)
-        raise UsageError(f"model.resolution = {resolution} is not a multiple of {step}. Use {near}.")
-    return resolution // stride
+        return self._channels, self._side, self._side

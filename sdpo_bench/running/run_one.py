@@ -167,7 +167,7 @@ def _finish(job: _PreparedRun) -> Iterator[None]:
 
 def _warn_of_cut_prompts(trainer: Trainer) -> None:
     """Once a run; stock pipelines cut prompts too, so it is no reason to refuse."""
-    text = read_by(trainer.policy.pipeline, prompts_of_run(trainer.config)).warning
+    text = read_by(trainer.policy, prompts_of_run(trainer.config)).warning
     if text and collapse_guards.record_once(trainer.run, collapse_guards.Warned(0, GUARD, text)):
         trainer.warn(text)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sdpo_bench.models.adapter_file import LORA_FILE, METADATA, NAMES, PREFIX, AdapterFile, renamed
+from sdpo_bench.models.adapter_file import LORA_FILE, METADATA, NAMES, AdapterFile, renamed
 from sdpo_bench.runs.adapter import LORA_SEAL, check_seal
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.system.files import atomic_write
@@ -64,9 +64,12 @@ def read_adapter(folder: Path) -> AdapterFile:
     with safe_open(str(folder / LORA_FILE), framework="pt") as file:
         stored = (file.metadata() or {}).get(METADATA)
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    weights = {renamed(name.removeprefix(PREFIX), back): value for name, value in tensors.items()}
+    part = next(iter(tensors)).partition(".")[0]
+    prefix = f"{part}."
+    weights = {renamed(name.removeprefix(prefix), back): value for name, value in tensors.items()}
     if stored:
-        return AdapterFile(weights, {key.removeprefix(PREFIX): value for key, value in json.loads(stored).items()})
+        config = {key.removeprefix(prefix): value for key, value in json.loads(stored).items()}
+        return AdapterFile(weights, config, part)
     return _of_an_earlier_version(folder, weights)
 
 
@@ -83,4 +86,4 @@ def _of_an_earlier_version(folder: Path, weights: "dict[str, Tensor]") -> Adapte
             f"recorded strength, {alpha:g}/{rank}. That version judged it at strength 1: delete '{run.evaluation}' and "
             f"'{run.path / 'grid.png'}' and give the same run command to have them made again"
         )
-    return AdapterFile(weights, {"r": rank, "lora_alpha": alpha, "target_modules": modules}, notice)
+    return AdapterFile(weights, {"r": rank, "lora_alpha": alpha, "target_modules": modules}, notice=notice)

@@ -18,9 +18,8 @@ from sdpo_bench.settings import ModelSettings
 def traced(folder, **settings):
     model = ModelSettings(name=str(folder), **settings)
     files = pipeline_files(model)
-    return activations.trace(
-        canonical_json(activations.make_task(files, model, memory_estimate.latent_side(files, model)))
-    )
+    side = files.family(str(folder)).latent_side(files.configs, model.resolution)
+    return activations.trace(canonical_json(activations.make_task(files, model, side)))
 
 
 def test_parameters_are_counted_without_loading(tiny_pipe):

@@ -11,7 +11,7 @@ from finished_run import call, words_of
 
 from sdpo_bench.errors import MissingError
 from sdpo_bench.models.catalogue import load_policy
-from sdpo_bench.models.cut_prompts import Reading, read_by, read_from_files, read_prompts
+from sdpo_bench.models.cut_prompts import Reader, Reading, read_by, read_from_files, read_prompts
 from sdpo_bench.models.pipeline_loading import load_tokenizers
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import ModelSettings
@@ -69,7 +69,7 @@ def test_prompts_named_as_the_same_are_those_that_the_pipeline_encodes_equally(m
         encoded = policy.encode([prompt]).positive
         groups[b"".join(value.numpy().tobytes() for value in encoded.values())].append(prompt)
     expected = tuple(tuple(group) for group in groups.values() if len(group) > 1)
-    reading = read_by(policy.pipeline, prompts)
+    reading = read_by(policy, prompts)
     assert reading.same == expected and any(LONG + "red" in group for group in expected)
 
 
@@ -79,7 +79,8 @@ def test_any_of_two_tokenizers_cuts_and_the_smallest_limit_is_named(sdxl):
     reading = read(sdxl, ten, eighteen, other)
     assert (reading.limit, reading.cut) == (12, (eighteen, other))
     assert reading.same == (), "the first tokenizer still tells them apart"
-    assert read_prompts(load_tokenizers(sdxl)[::-1], [ten, eighteen, other]) == reading
+    readers = [Reader(tokenizer, tokenizer.model_max_length) for tokenizer in load_tokenizers(sdxl).values()]
+    assert read_prompts(readers[::-1], [ten, eighteen, other]) == reading
 
 
 def test_a_long_prompt_is_shown_by_its_ends_and_without_control_characters():

@@ -101,7 +101,7 @@ def _eval_one(
         return ev.recorded_table(folder, base, settings, scorers, refused), run.reward
     refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=_warn)
     policy = run.load_policy(device)
-    if warning := read_by(policy.pipeline, judged(settings)).warning:
+    if warning := read_by(policy, judged(settings)).warning:
         _warn(warning)
     with Live(folder.run_id) as live:
         reference = run.record.get("reward_reference", {})

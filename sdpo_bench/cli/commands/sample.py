@@ -87,7 +87,7 @@ def draw(
         torch.set_num_threads(threads)
     device = pick_device(device)
     policy = run.load_policy(device)
-    if warning := read_by(policy.pipeline, prompts).warning:
+    if warning := read_by(policy, prompts).warning:
         click.echo(f"warning: {warning}", err=True)
     load_adapter(policy, folder.lora)
     policy.set_guidance(run.evaluation.guidance_scale)

@@ -1,0 +1,290 @@
+"""Denoisers that are transformers: latents and pictures of stock diffusers, adapters that it loads, refusals.
+
+The pipelines are small, with random weights, in the architecture of the published ones. Every comparison is with the
+stock pipeline of the installed diffusers; the Euler steps stand here, so that nothing but the model is compared.
+"""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.models.adapter_file import METADATA
+from sdpo_bench.models.catalogue import load_policy, scheduler_config
+from sdpo_bench.models.cut_prompts import read_by, read_from_files
+from sdpo_bench.models.families import FAMILIES
+from sdpo_bench.runs.adapter import LORA_FILE
+from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
+from sdpo_bench.settings import ModelSettings
+from tools.random_pipeline import SMALL_FLOW, write_pipeline
+
+PROMPTS = ["a cat", "the other dog, and a third one that is longer"]
+SIDE = 16
+STEPS = 3
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Pipeline folders by shape, written when they are first asked for."""
+    written = {}
+
+    def folder(shape):
+        if shape not in written:
+            written[shape] = write_pipeline(SMALL_FLOW[shape], tmp_path_factory.mktemp("flow") / shape)
+        return written[shape]
+
+    return folder
+
+
+@pytest.fixture(params=sorted(SMALL_FLOW))
+def shape(request):
+    return request.param
+
+
+def settings(folder, **changes):
+    return ModelSettings(name=str(folder), **({"resolution": SIDE} | changes))
+
+
+def stock(folder, dtype=torch.float32):
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if "without-t5" in str(folder) else {}
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def arguments(shape, guidance):
+    """The stock pipeline's own words for a guidance of that scale (1 is none)."""
+    if shape == "flux-dev":
+        return {"guidance_scale": guidance}
+    if shape == "flux-schnell":  # the authors' code reads 256 tokens where the pipeline's default is 512
+        return {"true_cfg_scale": guidance, "negative_prompt": [""] * len(PROMPTS), "max_sequence_length": 256}
+    if shape == "zimage":
+        return {"guidance_scale": guidance - 1}
+    return {"guidance_scale": guidance}
+
+
+def stock_latents(pipeline, shape, start, guidance, side=SIDE):
+    """Latents ``[n, C, h, w]`` that the stock pipeline returns."""
+    packs = shape.startswith("flux")
+    given = pipeline._pack_latents(start, *start.shape) if packs else start
+    latents = pipeline(
+        list(PROMPTS),  # Z-Image writes its template into the list
+        height=side,
+        width=side,
+        num_inference_steps=STEPS,
+        latents=given.clone(),
+        output_type="latent",
+        **arguments(shape, guidance),
+    ).images
+    return pipeline._unpack_latents(latents, side, side, pipeline.vae_scale_factor) if packs else latents
+
+
+@torch.no_grad()
+def euler(policy, scheduler, start):
+    """``x' = x + v (s' - s)`` over the noise levels that the stock pipeline has set."""
+    conditioning = policy.encode(PROMPTS)
+    x = start
+    for i, time in enumerate(scheduler.timesteps):
+        v = policy.predict(x, time.expand(len(x)), conditioning)
+        x = x + v * (scheduler.sigmas[i + 1] - scheduler.sigmas[i])
+    return x
+
+
+def noise(policy, seed=3):
+    return torch.randn(len(PROMPTS), *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_latents_are_stock_diffusers(folders, shape, guidance):
+    """Encoders, packing, positions, pooled embeddings, guidance, masks of prompts of different lengths."""
+    pipeline = stock(folders(shape))
+    policy = load_policy(settings(folders(shape), guidance_scale=guidance))
+    assert policy.branches == (2 if guidance > 1 and shape != "flux-dev" else 1)
+    start = noise(policy)
+    theirs = stock_latents(pipeline, shape, start, guidance)
+    ours = euler(policy, pipeline.scheduler, start)
+    assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+    other = load_policy(settings(folders(shape), guidance_scale=5.0))
+    assert (euler(other, pipeline.scheduler, start) - theirs).abs().max() > 1e-3, "guidance is heard"
+
+
+def test_pictures_are_stock_diffusers(folders, shape):
+    """Scaling and shift of the autoencoder."""
+    pipeline = stock(folders(shape))
+    policy = load_policy(settings(folders(shape)))
+    start = noise(policy)
+    latents = stock_latents(pipeline, shape, start, 1.0)
+    given = pipeline._pack_latents(start, *start.shape) if shape.startswith("flux") else start
+    theirs = pipeline(
+        list(PROMPTS),  # Z-Image writes its template into the list
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        latents=given,
+        output_type="pt",
+        **arguments(shape, 1.0),
+    ).images
+    ours = policy.decode(latents)
+    assert ours.shape == (2, 3, SIDE, SIDE) and ours.std() > 0.01
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_a_row_does_not_depend_on_the_others(folders, shape):
+    """Prompts of other lengths in the batch change nothing but the rounding."""
+    policy = load_policy(settings(folders(shape), guidance_scale=3.0))
+    start, times = noise(policy), torch.tensor([900.0, 300.0])
+    with torch.no_grad():
+        together = policy.predict(start, times, policy.encode(PROMPTS))
+        swapped = policy.predict(start.flip(0), times.flip(0), policy.encode(PROMPTS)[torch.tensor([1, 0])]).flip(0)
+        alone = [policy.predict(start[[i]], times[[i]], policy.encode([PROMPTS[i]])) for i in range(2)]
+    assert (together - torch.cat(alone)).abs().max() < 1e-5
+    assert (together - swapped).abs().max() < 1e-5
+    assert together.dtype == torch.float32
+
+
+def trained(folder, **changes):
+    """A policy whose adapter is not zero, at the family's own targets."""
+    policy = load_policy(settings(folder, **changes))
+    policy.add_lora(4, 8.0, policy.family.lora_targets, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in policy.lora_parameters().items():
+        if "lora_B" in name:
+            parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return policy
+
+
+def test_stock_diffusers_loads_the_adapter_and_gives_the_same_latents(folders, shape, tmp_path):
+    policy = trained(folders(shape))
+    save_adapter(policy, tmp_path)
+    pipeline = stock(folders(shape))
+    start = noise(policy)
+    base = stock_latents(pipeline, shape, start, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of keys that are left over
+        pipeline.load_lora_weights(str(tmp_path), weight_name=LORA_FILE)
+    theirs = stock_latents(pipeline, shape, start, 1.0)
+    ours = euler(policy, pipeline.scheduler, start)
+    assert (theirs - base).abs().max() > 1e-2, "the adapter does something"
+    assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+    with policy.reference():
+        assert (euler(policy, pipeline.scheduler, start) - base).abs().max() < 2e-5 * base.abs().max()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_adapter_survives_saving_and_loading(folders, shape, tmp_path, precision):
+    policy = trained(folders(shape), precision=precision)
+    save_adapter(policy, tmp_path)
+    file = read_adapter(tmp_path)
+    assert file.part == "transformer" and file.config["lora_alpha"] == 8.0
+    other = load_policy(settings(folders(shape), precision=precision), lora_seed=9)
+    load_adapter(other, tmp_path)
+    before, after = policy.lora_parameters(), other.lora_parameters()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in after.items())
+    start, times = noise(policy), torch.tensor([900.0, 300.0])
+    with torch.no_grad():
+        ours = [p.predict(start, times, p.encode(PROMPTS)) for p in (policy, other)]
+    assert torch.equal(*ours)
+    save_adapter(other, tmp_path / "again")
+    assert (tmp_path / "again" / LORA_FILE).read_bytes() == (tmp_path / LORA_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"precision": "bf16"}], ids=str)
+def test_every_lora_matrix_is_trained(folders, shape, changes):
+    policy = trained(folders(shape), **changes)
+    output = policy.predict(noise(policy), torch.tensor([900.0, 300.0]), policy.encode(PROMPTS))
+    output.square().mean().backward()
+    silent = [name for name, p in policy.lora_parameters().items() if p.grad is None or not p.grad.any()]
+    # The text side of the last joint block of SD3 gives no output, so its matrices have none.
+    last = f"transformer_blocks.{SMALL_FLOW[shape]['transformer'].get('num_layers', 1) - 1}.attn.add_q"
+    assert [name for name in silent if not name.startswith(last)] == []
+
+
+def test_memory_savings_change_no_number(folders, shape):
+    plain, lean = (
+        trained(folders(shape), **changes) for changes in ({}, {"gradient_checkpointing": True, "cpu_offload": True})
+    )
+    outputs = [p.predict(noise(p), torch.tensor([900.0, 300.0]), p.encode(PROMPTS)) for p in (plain, lean)]
+    assert torch.equal(*outputs)
+
+
+def test_the_scheduler_settings_name_their_class_and_the_tokens_of_a_picture(folders, shape):
+    """Latents of 8 x 8 in patches of 2 x 2 are 16 tokens; the shift from them is the stock pipeline's."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    config = scheduler_config(load_policy(settings(folders(shape))))
+    assert config["_class_name"] == "FlowMatchEulerDiscreteScheduler"
+    assert config["image_seq_len"] == 16
+    larger = load_policy(settings(folders(shape), resolution=32))
+    assert (scheduler_config(larger)["image_seq_len"], larger.latent_shape) == (64, (4, 16, 16))
+    if shape == "flux-dev":
+        pipeline = stock(folders(shape))
+        stock_latents(pipeline, shape, noise(larger), 1.0, side=32)
+        theirs = pipeline.scheduler.sigmas.clone()
+        mu = calculate_shift(64, 256, 4096, 0.5, 1.15)
+        pipeline.scheduler.set_timesteps(sigmas=[1, 2 / 3, 1 / 3], mu=mu)
+        assert torch.equal(theirs, pipeline.scheduler.sigmas)
+
+
+def test_a_resolution_between_the_patches_is_refused(folders, shape):
+    with pytest.raises(UsageError, match=r"model.resolution = 18 is not a multiple of 4. Use 16"):
+        load_policy(settings(folders(shape), resolution=18))
+
+
+def test_a_picture_larger_than_the_positions_is_refused(folders):
+    """16 x 16 positions of patches of 4 pixels."""
+    with pytest.raises(UsageError, match=r"model.resolution = 68 is more than this model's 64"):
+        load_policy(settings(folders("sd3"), resolution=68))
+
+
+def edited(folder, target, path, **changes):
+    copy = shutil.copytree(folder, target / "pipe")
+    file = copy / path
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "said"),
+    [
+        ("transformer/config.json", {"_class_name": "PixArtTransformer2DModel"}, "Supported: Stable Diffusion"),
+        ("transformer/config.json", {"in_channels": 32}, "takes 8 channels for latents of 4"),
+        ("model_index.json", {"_class_name": "FluxFillPipeline"}, "a FluxFillPipeline; of FLUX.1, FluxPipeline is"),
+    ],
+)
+def test_pipelines_of_other_tasks_are_refused_in_one_line(folders, tmp_path, path, change, said):
+    folder = edited(folders("flux-dev"), tmp_path, path, **change)
+    with pytest.raises(UsageError) as error:
+        load_policy(settings(folder))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_family_is_named_in_the_refusal(folders, tmp_path):
+    folder = edited(folders("zimage"), tmp_path, "transformer/config.json", _class_name="Other")
+    with pytest.raises(UsageError) as error:
+        load_policy(settings(folder))
+    assert all(family.name in str(error.value) and family.network in str(error.value) for family in FAMILIES)
+
+
+def test_prompts_are_cut_where_the_longest_tokenizer_cuts_them(folders, shape):
+    """The tiny tokenizers spell in letters; CLIP's 32 tokens do not cut what T5 reads."""
+    limits = {"sd3": 256, "sd3-without-t5": 32, "flux-schnell": 256, "flux-dev": 512, "zimage": 512}
+    prompts = ["a cat", "z" * 300, "z" * 600]
+    folder = folders(shape)
+    reading = read_by(load_policy(settings(folder)), prompts)
+    assert reading == read_from_files(settings(folder), prompts)
+    assert reading.limit == limits[shape]
+    assert reading.cut == tuple(p for p in prompts if len(p) > limits[shape])
+
+
+def test_the_header_names_the_part_as_diffusers_does(folders, tmp_path):
+    from safetensors import safe_open
+
+    save_adapter(trained(folders("flux-dev")), tmp_path)
+    with safe_open(str(tmp_path / LORA_FILE), framework="pt") as file:
+        assert json.loads(file.metadata()[METADATA])["transformer.r"] == 4
+        assert all(name.startswith("transformer.") and ".lora_" in name for name in file.keys())  # noqa: SIM118
