@@ -105,7 +105,6 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def unet_flops() -> dict[str, float]:
     """FLOPs of SD-Turbo's UNet for one latent, forward alone and with the backward pass to its adapter."""
-    import diffusers
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,15 +116,16 @@ def unet_flops() -> dict[str, float]:
     assert files is not None
     task = activations.make_task(files, ModelSettings(name="sd-turbo"), 64)
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel.from_config(files.configs["unet"]).requires_grad_(False).eval()
+        unet = activations.make_network(files.configs["unet"], "UNet2DConditionModel")
         adapter = activations.add_adapter(unet, task)
     found = {"adapter": float(adapter)}
     with FakeTensorMode():
         activations.give_storage(unet, torch.float32)
-        told = activations.make_arguments(unet.config, 64, torch.float32)
+        family = files.family("sd-turbo")
+        arguments = activations.make_arguments(family, files.configs, 64, torch.float32)
         for name, grad in (("forward", False), ("forward and backward", True)):
             with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad):
-                output = unet(**told, return_dict=False)[0]
+                output = family.predict(unet, *arguments, guidance=1.0)
                 if grad:
                     output.sum().backward()
             found[name] = float(counter.get_total_flops())

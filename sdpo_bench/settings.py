@@ -55,8 +55,8 @@ class ModelSettings:
     """Keep denoiser and autoencoder in the memory order that tensor cores read: faster convolutions on GPUs in half
     precision, the same numbers up to rounding."""
     compile: Execution[str] = ""
-    """Backend of ``torch.compile`` for the denoiser, e.g. ``inductor``; empty: not compiled. Takes minutes at the start,
-    gives the same numbers up to rounding."""
+    """Backend of ``torch.compile`` for the denoiser, e.g. ``inductor``; empty: not compiled. Takes minutes at the
+    start, gives the same numbers up to rounding."""
     cpu_offload: Execution[bool] = False
     """Text encoders, autoencoder and trajectories wait in CPU memory while they have nothing to do: less device memory,
     the same numbers."""

@@ -1,15 +1,17 @@
 """Measure what one latent of each known model costs in memory, and write it beside the model's architecture.
 
-    python -m tools.measure_architectures
+    python -m tools.measure_architectures [NAME ...]
 
+Parameters are counted where a file has none yet.
 Only shapes are computed (see ``sdpo_bench.estimates.activations``); it takes minutes.
 Needed again when diffusers changes its networks.
 """
 
 import json
+import sys
 from pathlib import Path
 
-from sdpo_bench.estimates.activations import make_task, trace
+from sdpo_bench.estimates.activations import make_network, make_task, trace
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.models.pipeline_files import PipelineFiles
 from sdpo_bench.settings import ModelSettings
@@ -20,11 +22,14 @@ FOLDER = Path(__file__).parent.parent / "sdpo_bench" / "assets" / "architectures
 def measure(files: PipelineFiles) -> dict:
     """Adapter parameters by rank, and bytes by precision, with and without gradient checkpointing."""
     found: dict = {}
+    family = files.family("this model")
     for name, precision in (("fp32", "fp32"), ("half", "bf16")):
         sizes = {}
         for kind, recompute in (("training", False), ("checkpointed", True)):
-            settings = ModelSettings(precision=precision, gradient_checkpointing=recompute)
-            task = make_task(files, settings, files.configs["unet"]["sample_size"])
+            settings = ModelSettings(
+                precision=precision, gradient_checkpointing=recompute, lora_targets=family.lora_targets
+            )
+            task = make_task(files, settings, family.native_side(files.configs))
             traced = trace(canonical_json(task))
             sizes |= {kind: traced["training"], "sampling": traced["sampling"], "decoding": traced["decoding"]}
             found["adapter_per_rank"] = traced["adapter"] // settings.lora_rank
@@ -32,9 +37,33 @@ def measure(files: PipelineFiles) -> dict:
     return found
 
 
+def count(configs: dict) -> dict[str, int]:
+    """Parameters of each network, made without storage; text encoders name their class of transformers."""
+    import torch
+    import transformers
+
+    found = {}
+    for part, config in configs.items():
+        if part == "scheduler":
+            continue
+        with torch.device("meta"):
+            if part.startswith("text_encoder"):
+                kind = getattr(transformers, config["_class_name"])
+                network = kind(kind.config_class(**{k: v for k, v in config.items() if k != "_class_name"}))
+            else:
+                network = make_network(config, "UNet2DConditionModel" if part == "unet" else "AutoencoderKL")
+        found[part] = sum(p.numel() for p in network.parameters())
+    return found
+
+
 def main() -> None:
+    chosen = sys.argv[1:]
     for path in sorted(FOLDER.glob("*.json")):
+        if chosen and path.stem not in chosen:
+            continue
         data = json.loads(path.read_text())
+        if "parameters" not in data:
+            data["parameters"] = count(data["configs"])
         data["measured"] = measure(PipelineFiles(data["configs"], data["parameters"]))
         path.write_text(json.dumps(data, indent=1) + "\n")
         print(path.stem, data["measured"], flush=True)

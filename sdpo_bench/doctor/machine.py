@@ -161,7 +161,7 @@ def _models(device: str) -> Iterator[Finding]:
             yield _embedded(model.name, asset_folder(name))
             continue
         files = published(model.name)
-        size = gigabytes(4.0 * sum(files.parameters.values())) if files else "unknown size"
+        size = gigabytes(files.download_bytes) if files else "unknown size"
         if hub.cached_pipeline(model.location):
             yield Finding("model", model.name, "ok", f"cached; {_memory(model.name, device)}")
         else:

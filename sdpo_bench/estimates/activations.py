@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from sdpo_bench.models.families import Configs, Family, family_of
 from sdpo_bench.models.pipeline_files import PipelineFiles
 from sdpo_bench.settings import ModelSettings
 
@@ -17,9 +18,10 @@ WIDTH = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 
 
 def make_task(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str, Any]:
+    family = files.family(model.name)
+    networks = {part: files.configs[part] for part in (family.denoiser, "vae")}
     return {
-        "unet": files.configs["unet"],
-        "vae": files.configs["vae"],
+        "configs": networks | {part: {} for part in family.encoders if part in files.configs},
         "side": side,
         "rank": model.lora_rank,
         "targets": list(model.lora_targets),
@@ -31,44 +33,59 @@ def make_task(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str
 @lru_cache(maxsize=16)
 def trace(task_json: str) -> dict[str, int]:
     """Adapter parameters, and bytes alive at the peak of a training step, sampling and decoding, for one latent."""
-    import diffusers
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     task = json.loads(task_json)
     dtype = {4: torch.float32, 2: torch.bfloat16}[WIDTH[task["precision"]]]
+    configs = task["configs"]
+    family = family_of(configs, "this model")
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel.from_config(task["unet"]).requires_grad_(False).eval()
-        vae_class = getattr(diffusers, task["vae"].get("_class_name", "AutoencoderKL"))
-        vae = vae_class.from_config(task["vae"]).requires_grad_(False).eval()
-        adapter = add_adapter(unet, task)
+        denoiser = make_network(configs[family.denoiser], family.network)
+        vae = make_network(configs["vae"], "AutoencoderKL")
+        adapter = add_adapter(denoiser, task)
     with FakeTensorMode():
-        for network in (unet, vae):
+        for network in (denoiser, vae):
             give_storage(network, dtype)
-        arguments = make_arguments(unet.config, task["side"], dtype)
-        training = _peak(unet, lambda: _training_step(unet, arguments, dtype, task["checkpointing"]))
-        latent = torch.empty(1, int(unet.config.in_channels), task["side"], task["side"], dtype=dtype)
+        arguments = make_arguments(family, configs, task["side"], dtype)
+
+        def forward() -> torch.Tensor:
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                return family.predict(denoiser, *arguments, guidance=1.0)
+
+        # Backward only where it recomputes: else the peak is at its beginning.
+        backward = task["checkpointing"]
+        training = _peak(denoiser, lambda: forward().float().sum().backward() if backward else forward())
         with torch.no_grad():
-            sampling = _peak(unet, lambda: _training_step(unet, arguments, dtype, recompute=False))
-            decoding = _peak(vae, lambda: vae.decode(latent, return_dict=False))
+            sampling = _peak(denoiser, forward)
+            latents = family.unscaled(vae, arguments[0])
+            decoding = _peak(vae, lambda: vae.decode(latents, return_dict=False))
     return {"adapter": adapter, "training": training, "sampling": sampling, "decoding": decoding}
 
 
-def add_adapter(unet: Any, task: Mapping[str, Any]) -> int:
+def make_network(config: Mapping[str, Any], default: str) -> Any:
+    """A frozen network of diffusers; ``default`` is its class where the configuration names none."""
+    import diffusers
+
+    kind = getattr(diffusers, config.get("_class_name", default))
+    return kind.from_config(config).requires_grad_(False).eval()
+
+
+def add_adapter(denoiser: Any, task: Mapping[str, Any]) -> int:
     from peft import LoraConfig
 
     if task["checkpointing"]:
-        unet.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
     config = LoraConfig(r=task["rank"], target_modules=task["targets"], init_lora_weights=False)
     try:
-        unet.add_adapter(config)
+        denoiser.add_adapter(config)
     except ValueError:
         return 0  # targets that fit nothing are refused, with advice, where the adapter is really made
-    return sum(p.numel() for name, p in unet.named_parameters() if "lora_" in name)
+    return sum(p.numel() for name, p in denoiser.named_parameters() if "lora_" in name)
 
 
 def give_storage(network: Any, dtype: Any) -> None:
-    """Replace parameters without a device by ones that pretend to be on the CPU (inside a FakeTensorMode)."""
+    """Replace parameters and buffers without a device by ones that seem to be on the CPU (in a FakeTensorMode)."""
     import torch
 
     for module in network.modules():
@@ -76,37 +93,19 @@ def give_storage(network: Any, dtype: Any) -> None:
             if old is not None:
                 new = torch.empty(old.shape, dtype=torch.float32 if old.requires_grad else dtype)
                 module._parameters[name] = torch.nn.Parameter(new, requires_grad=old.requires_grad)
+        for name, old in list(module._buffers.items()):
+            if old is not None and old.is_meta:
+                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)
 
 
-def make_arguments(config: Any, side: int, dtype: Any) -> dict[str, Any]:
+def make_arguments(family: Family, configs: Configs, side: int, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Latents, timesteps and conditioning of one latent, at the longest prompt."""
     import torch
 
-    width = config.cross_attention_dim
-    width = width if isinstance(width, int) else width[0]
-    arguments: dict[str, Any] = {
-        "sample": torch.empty(1, config.in_channels, side, side, dtype=dtype),
-        "timestep": torch.empty(1, dtype=torch.int64),
-        "encoder_hidden_states": torch.empty(1, 77, width, dtype=dtype),
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        arguments["added_cond_kwargs"] = {
-            "text_embeds": torch.empty(1, pooled, dtype=dtype),
-            "time_ids": torch.empty(1, 6, dtype=dtype),
-        }
-    if config.time_cond_proj_dim:
-        arguments["timestep_cond"] = torch.empty(1, config.time_cond_proj_dim, dtype=dtype)
-    return arguments
-
-
-def _training_step(unet: Any, arguments: Mapping[str, Any], dtype: Any, recompute: bool) -> None:
-    """Forward with gradients; backward only where it recomputes, since else the peak is at its beginning."""
-    import torch
-
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        output = unet(**arguments, return_dict=False)[0]
-    if recompute:
-        output.float().sum().backward()
+    latents = torch.empty(1, family.channels(configs), side, side, dtype=dtype)
+    timesteps = torch.empty(1, dtype=torch.float32 if family.flow else torch.int64)
+    shapes = family.text_shapes(configs)
+    return latents, timesteps, {name: torch.empty(1, *shape, dtype=dtype) for name, shape in shapes.items()}
 
 
 def _peak(network: Any, work: Callable[[], Any]) -> int:

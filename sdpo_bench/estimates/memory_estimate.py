@@ -105,11 +105,12 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
     files = pipeline_files(config.model)
     if files is None:
         return None
-    side = latent_side(files, config.model)
+    family = files.family(config.model.name)
+    side = family.latent_side(files.configs, config.model.resolution)
     kind = device.partition(":")[0]
     resting, working = _weights(files, config.model)
     # A trajectory holds T + 1 states, T predicted originals and as much step noise while it is sampled.
-    elements = int(files.configs["unet"].get("in_channels", 4)) * side**2
+    elements = family.channels(files.configs) * side**2
     images = -(-config.sample.images_per_epoch // processes)
     trajectories = 4 * images * (3 * config.schedule.steps + 1) * elements
     offloaded = resting > 0 and kind != "cpu"
@@ -122,7 +123,7 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
     per_latent: dict[str, float] = {}
     if sum(files.parameters.values()) >= MEASURED_FROM:
         measured = _measured(files, config.model, side)
-        guided = config.model.guidance_scale > 1 and not files.configs["unet"].get("time_cond_proj_dim")
+        guided = config.model.guidance_scale > 1 and not family.embeds_guidance(files.configs)
         fixed["adapter and optimiser"] = measured["adapter"] * ADAPTER_BYTES
         branches = 2 if guided else 1
         per_latent = {
@@ -155,36 +156,30 @@ def _rows(config: RunConfig, method: Method, images: int, processes: int, elemen
 
 def _measured(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str, float]:
     """Adapter parameters, and bytes of a training step, sampling and decoding for one latent: known, or traced now."""
-    shipped = published(model.name)
-    if shipped is None or not shipped.measured or model.lora_targets != ModelSettings.lora_targets:
+    shipped, family = published(model.name), files.family(model.name)
+    if shipped is None or not shipped.measured or model.lora_targets != family.lora_targets:
         return dict(trace(canonical_json(make_task(files, model, side))))
     sizes = shipped.measured["fp32" if WIDTH[model.precision] == 4 else "half"]
-    scale = (side / shipped.configs["unet"]["sample_size"]) ** 2
+    native = family.native_side(shipped.configs)
+    scale = family.activation_units(shipped.configs, side) / family.activation_units(shipped.configs, native)
     training = sizes["checkpointed" if model.gradient_checkpointing else "training"]
     return {
         "adapter": shipped.measured["adapter_per_rank"] * model.lora_rank,
         "training": training * scale,
         "sampling": sizes["sampling"] * scale,
-        "decoding": sizes["decoding"] * scale,
+        "decoding": sizes["decoding"] * (side / native) ** 2,
     }
-
-
-def latent_side(files: PipelineFiles, model: ModelSettings) -> int:
-    """Side of a latent at the model's or the asked resolution."""
-    vae = files.configs["vae"]
-    levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or (64,)
-    return model.resolution // 2 ** (len(levels) - 1) if model.resolution else files.configs["unet"]["sample_size"]
 
 
 def _weights(files: PipelineFiles, model: ModelSettings) -> tuple[float, float]:
     """Bytes of weights that rest on the CPU and that work on the device (with the largest visitor of the resting)."""
-    width = WIDTH[model.precision]
-    wide = "text_encoder_2" in files.parameters and files.configs["vae"].get("force_upcast", True)
+    width, family = WIDTH[model.precision], files.family(model.name)
+    wide = family.upcast_vae(files.configs)
     sizes = {k: n * (4 if k == "vae" and wide else width) for k, n in files.parameters.items()}
     if not model.cpu_offload:
         return 0.0, float(sum(sizes.values()))
     encoders = sum(v for k, v in sizes.items() if k.startswith("text_encoder"))
-    return float(encoders + sizes["vae"]), float(sizes["unet"] + max(encoders, sizes["vae"]))
+    return float(encoders + sizes["vae"]), float(sizes[family.denoiser] + max(encoders, sizes["vae"]))
 
 
 def available_bytes(device: str) -> float:

@@ -78,11 +78,11 @@ def trained_steps(schedule: ScheduleSettings, rule: str) -> list[float]:
 
 @lru_cache(maxsize=32)
 def is_guided(model: ModelSettings) -> bool:
-    """Whether a denoiser call has two branches: guidance above 1, and not as an input of the network (LCM)."""
+    """Whether a denoiser call has two branches: guidance above 1, and not as an input of it (LCM, FLUX.1 dev)."""
     if model.guidance_scale <= 1:
         return False
     files = pipeline_files(model)
-    return not (files and files.configs.get("unet", {}).get("time_cond_proj_dim"))
+    return not (files and files.family(model.name).embeds_guidance(files.configs))
 
 
 def make_method(resolved: Resolved) -> Any:

@@ -20,24 +20,11 @@ from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
 from sdpo_bench.settings import ModelSettings
-from tools.random_pipeline import SMALL_FLOW, write_pipeline
+from tools.random_pipeline import SMALL_FLOW
 
 PROMPTS = ["a cat", "the other dog, and a third one that is longer"]
 SIDE = 16
 STEPS = 3
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """Pipeline folders by shape, written when they are first asked for."""
-    written = {}
-
-    def folder(shape):
-        if shape not in written:
-            written[shape] = write_pipeline(SMALL_FLOW[shape], tmp_path_factory.mktemp("flow") / shape)
-        return written[shape]
-
-    return folder
 
 
 @pytest.fixture(params=sorted(SMALL_FLOW))

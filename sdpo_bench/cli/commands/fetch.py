@@ -56,11 +56,13 @@ def _items(name: str) -> list[Item]:
 
 
 def _pipeline(name: str) -> list[Item]:
-    location = KNOWN[name].location
+    model = KNOWN[name]
+    location = model.location
     if location.startswith("asset:"):
         return []
     files = published(name)
-    # Repositories hold float32 weights, which is what the pipeline's own download takes.
-    size = 4 * sum(files.parameters.values()) if files else 0
+    size = files.download_bytes if files else 0
     here = cached_pipeline(location) is not None
-    return [Item(name, location, size, here, partial(find_pipeline, location, hint=HINT))]
+    facts = [location, *([f"licence {model.licence}"] if model.licence else []), *(["gated"] if model.gated else [])]
+    hint = model.fetch_hint if model.gated else HINT
+    return [Item(name, ", ".join(facts), size, here, partial(find_pipeline, location, hint=hint))]

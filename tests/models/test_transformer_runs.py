@@ -1,0 +1,75 @@
+"""Runs on small transformer pipelines: trained by methods of two kinds, saved, evaluated, loaded again."""
+
+import pytest
+import torch
+
+from factories import make_resolved, make_trainer
+from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.families import FAMILIES
+from sdpo_bench.rollout.group_cost import group_cost
+from sdpo_bench.rollout.schedule import SAMPLERS
+from sdpo_bench.running.run_one import run_job
+from sdpo_bench.runs.adapter import LORA_FILE
+from sdpo_bench.runs.saved_adapter import load_adapter
+from sdpo_bench.settings import ModelSettings, Runtime
+from tools.random_pipeline import SMALL_FLOW
+
+pytestmark = pytest.mark.skipif("flow" not in SAMPLERS, reason="there is no sampler for flow-matching models")
+
+
+def small_run(folder, method="sdpo", **overrides):
+    return make_resolved(folder, method, **({"model.resolution": 16, "budget.images": 8} | overrides))
+
+
+def test_a_folder_of_a_family_gets_its_sampler_and_its_adapter(folders):
+    chosen = resolve(Request(model=str(folders("sd3")), reward="jpeg-compressibility"))
+    assert (chosen.config.schedule.sampler, chosen.config.eval.sampler) == ("flow", "flow")
+    assert "attn.add_k_proj" in chosen.config.model.lora_targets
+    assert chosen.sources["model.lora_targets"] == "the folder's family: Stable Diffusion 3"
+    own = {"model.lora_targets": "to_q"}
+    chosen = resolve(Request(model=str(folders("sd3")), reward="jpeg-compressibility", overrides=own))
+    assert chosen.config.model.lora_targets == ("to_q",)
+
+
+@pytest.mark.parametrize("method", ["sdpo", "grpo"])
+@pytest.mark.parametrize("shape", sorted(SMALL_FLOW))
+def test_an_epoch_changes_the_adapter_alone_and_costs_what_was_predicted(folders, tmp_path, shape, method):
+    resolved = small_run(folders(shape), method)
+    trainer = make_trainer(resolved, tmp_path)
+    frozen = {n: p.detach().clone() for n, p in trainer.policy.denoiser.named_parameters() if "lora_" not in n}
+    before = {n: p.detach().clone() for n, p in trainer.policy.lora_parameters().items()}
+    trainer.train()
+    assert all(torch.equal(p, frozen[n]) for n, p in trainer.policy.denoiser.named_parameters() if n in frozen)
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.policy.lora_parameters().items())
+    (row,) = trainer.run.log()
+    assert row["ratio_at_zero_update"] < 1e-5
+    cost = group_cost(trainer.method, [1.0, 1.0, 0.0], inner_epochs=1, guided=False)  # the last step draws nothing
+    assert row["bill"]["backward"] == 8 // trainer.method.members * cost.backward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["sd3", "flux-dev", "zimage"])
+def test_a_run_end_to_end(folders, tmp_path, shape):
+    """Guided, in bf16 weights too; the exported adapter gives the tuned outputs when it is loaded again."""
+    overrides = {"model.guidance_scale": 2.0, "eval.guidance_scale": 2.0, "update.lr": 0.05}
+    outcome = run_job(small_run(folders(shape), **overrides), Runtime(tmp_path, "cpu"))
+    assert {r["steps"] for r in outcome.table} == {1, 2}
+    assert (outcome.run.lora / LORA_FILE).stat().st_size > 0
+    settings = ModelSettings(name=str(folders(shape)), resolution=16)
+    base, tuned = load_policy(settings), load_policy(settings, lora_seed=0)
+    load_adapter(tuned, outcome.run.lora)
+    latents = torch.randn(1, *base.latent_shape)
+    with torch.no_grad():
+        outputs = [p.predict(latents, torch.tensor([500.0]), p.encode(["a cat"])) for p in (base, tuned)]
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sd3.5-large-turbo", "sd3.5-medium", "flux.1-schnell", "z-image-turbo"])
+def test_known_transformers_resolve_to_their_own_settings(name):
+    chosen = resolve(Request(model=name, reward="jpeg-compressibility")).config
+    assert chosen.schedule.sampler == chosen.eval.sampler == "flow"
+    assert chosen.schedule.steps == {"sd3.5-medium": 10, "z-image-turbo": 8}.get(name, 4)
+    assert chosen.schedule.spacing == chosen.eval.spacing == ("linspace" if name.startswith("sd3") else "trailing")
+    assert chosen.model.guidance_scale == (4.5 if name == "sd3.5-medium" else 1.0)
+    assert chosen.model.lora_targets in {family.lora_targets for family in FAMILIES}
