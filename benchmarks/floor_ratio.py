@@ -32,7 +32,7 @@ HARNESS = (
     "_record_gradient",
     "_record_ratio",
     "denoise",
-    "gaussian_log_prob",
+    "log_prob",
     "gaussian_kl",
     "pick",
     "unique_rows",

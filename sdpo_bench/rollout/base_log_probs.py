@@ -8,7 +8,7 @@ from torch import Tensor
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.rollout.replay_step import unique_rows
 from sdpo_bench.rollout.sampling import Trajectories, pick
-from sdpo_bench.rollout.schedule import Schedule, gaussian_kl, gaussian_log_prob
+from sdpo_bench.rollout.schedule import Schedule, gaussian_kl
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def base_statistics(
         at = step.repeat_interleave(g)
         output = policy.predict(before[rows], schedule.timesteps[at[rows]], trajectories.conditioning[group[rows // g]])
         base = schedule.denoise(output[inverse], before, at)
-        log_probs.append(gaussian_log_prob(after, base.mean, base.std))
+        log_probs.append(schedule.log_prob(after, base))
         mean = schedule.mean_from_original(x0, before, at)
         kls.append(gaussian_kl(mean, base.mean, base.std))
     log_prob, kl = (torch.cat(values).view(len(chosen), steps, g).transpose(1, 2) for values in (log_probs, kls))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdpo_bench.rollout.gaussian_step import (
     Denoised,
+    DiffusionSchedule,
     PrevRule,
-    Schedule,
     Spacing,
     StepOptions,
     column,
@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {"steps_offset": 1, "set_alpha_to_one": False, "clip_
 
 
 @dataclass(frozen=True)
-class DDIM(Schedule):
+class DDIM(DiffusionSchedule):
     """DDIM with noise ``eta``; the previous timestep is the next entry of the list, or the official ``t - N // T``."""
 
     sampler = "ddim"

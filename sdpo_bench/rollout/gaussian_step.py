@@ -59,21 +59,13 @@ class Schedule(ABC):
     """A fixed list of T denoising steps.
 
     Attributes:
-        timesteps: int64 ``[T]``, descending.
-        prev_timesteps: int64 ``[T]``, where each step lands; -1 stands for "fully denoised" (alpha = 1).
-        alpha_t, alpha_prev: float32 ``[T]``, cumulative alpha products at those timesteps.
-        eta: 0 is deterministic DDIM, 1 is ancestral (DDPM-like) noise.
-        std_floor: lower bound of the step's standard deviation; 0 leaves it as computed.
+        timesteps: ``[T]``, descending, as the denoiser takes them: int64 of a diffusion model.
+        eta: noise of the steps, 0 is deterministic.
         resolved: every scheduler setting that made these numbers, for the record of a run.
     """
 
     timesteps: Tensor
-    prev_timesteps: Tensor
-    alpha_t: Tensor
-    alpha_prev: Tensor
     eta: float
-    prediction_type: PredictionType
-    std_floor: float
     resolved: Mapping[str, Any]
 
     sampler: ClassVar[str]
@@ -122,14 +114,48 @@ class Schedule(ABC):
         step speaks in a policy gradient. At few steps the last one drowns the others.
         """
 
+    def log_prob(self, value: Tensor, step: Denoised) -> Tensor:
+        """Log-probability ``[n]`` of the latents ``value [n, C, h, w]`` under a step (:func:`gaussian_log_prob`)."""
+        return gaussian_log_prob(value, step.mean, step.std)
+
     def deterministic_steps(self) -> set[int]:
         """Steps that are deterministic by the family's own design: they draw nothing, so they have log-probability 0
         by convention (:func:`gaussian_log_prob`) and are not trained (``schedule.step_weights``)."""
         return set()
 
+    def warnings(self) -> list[str]:
+        """What is legal but odd about these steps, in words."""
+        return []
+
     def zero_std_advice(self) -> str:
         """What to change where steps have standard deviation 0."""
         return "Set a floor, e.g. --set schedule.std_floor=0.01."
+
+
+@dataclass(frozen=True)
+class DiffusionSchedule(Schedule):
+    """Steps between the noise levels of a model that was trained with betas.
+
+    Attributes:
+        prev_timesteps: int64 ``[T]``, where each step lands; -1 stands for "fully denoised" (alpha = 1).
+        alpha_t, alpha_prev: float32 ``[T]``, cumulative alpha products at those timesteps.
+        std_floor: lower bound of the step's standard deviation; 0 leaves it as computed.
+    """
+
+    prev_timesteps: Tensor
+    alpha_t: Tensor
+    alpha_prev: Tensor
+    prediction_type: PredictionType
+    std_floor: float
+
+    def warnings(self) -> list[str]:
+        off_grid = (self.prev_timesteps[:-1] != self.timesteps[1:]).sum().item()
+        if not off_grid:
+            return []
+        return [
+            f"{off_grid} of {self.num_steps} steps land beside the next timestep of the list "
+            "(schedule.prev_timestep = 'official'; 'grid' lands on it)."
+        ]
 
 
 def gaussian_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:

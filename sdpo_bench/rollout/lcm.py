@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.rollout.gaussian_step import Denoised, Schedule, StepOptions, column, predicted_original, read_scheduler
+from sdpo_bench.rollout.gaussian_step import (
+    Denoised,
+    DiffusionSchedule,
+    StepOptions,
+    column,
+    predicted_original,
+    read_scheduler,
+)
 
 # Of stock LCMScheduler and of the published LCM_Dreamshaper_v7.
 DEFAULTS: dict[str, Any] = {"original_inference_steps": 50, "timestep_scaling": 10.0, "clip_sample": False}
 
 
 @dataclass(frozen=True)
-class LCM(Schedule):
+class LCM(DiffusionSchedule):
     """The consistency model's own sampler.
 
     Attributes:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.rollout.sampling import Trajectories, pick
-from sdpo_bench.rollout.schedule import Schedule, gaussian_kl, gaussian_log_prob
+from sdpo_bench.rollout.schedule import Schedule, gaussian_kl
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def step_pass(
         output.retain_grad()
         ledger.backward += len(rows) * policy.branches
     denoised = schedule.denoise(output[inverse], before, at)
-    log_probs = gaussian_log_prob(after, denoised.mean, denoised.std).view(b, g)
+    log_probs = schedule.log_prob(after, denoised).view(b, g)
     if not with_kl:
         return StepPass(log_probs, None, output, at[rows])
     with policy.reference(), ledger.during("reference"):

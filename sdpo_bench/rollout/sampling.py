@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdpo_bench import seeds
 from sdpo_bench.models.policy import Conditioning, Policy
-from sdpo_bench.rollout.schedule import Denoised, Schedule, gaussian_log_prob
+from sdpo_bench.rollout.schedule import Denoised, Schedule
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def replay(
     n, g = start.shape[:2]
     latents, x0s, log_probs = [start.to(policy.storage)], [], []
     for step, following in _walk(policy, schedule, start, step_noise, conditioning, shared_start, micro_batch):
-        log_probs.append(gaussian_log_prob(following.flatten(0, 1), step.mean, step.std).view(n, g))
+        log_probs.append(schedule.log_prob(following.flatten(0, 1), step).view(n, g))
         x0s.append(step.x0.view_as(following).to(policy.storage))
         latents.append(following.to(policy.storage))
     return Trajectories(

@@ -92,13 +92,7 @@ def lint(schedule: Schedule, *, needs_log_prob: bool) -> list[str]:
         raise UsageError(f"this schedule repeats timesteps at {len(times)} steps: {times[:8]} ...")
     if needs_log_prob:
         _refuse_zero_std(schedule)
-    off_grid = (schedule.prev_timesteps[:-1] != schedule.timesteps[1:]).sum().item()
-    if off_grid:
-        return [
-            f"{off_grid} of {len(times)} steps land beside the next timestep of the list "
-            "(schedule.prev_timestep = 'official'; 'grid' lands on it)."
-        ]
-    return []
+    return schedule.warnings()
 
 
 def _refuse_zero_std(schedule: Schedule) -> None:
