@@ -5,7 +5,7 @@ be judged many times), ``Runtime`` (where and how fast) and single fields marked
 are merged is in ``config``.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,7 @@ Guidance = Annotated[float, Ge(1), Le(1000)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
 Images = Annotated[int, Ge(1), Le(MOST_IMAGES)]
+Sigma = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,44 @@ class ScheduleSettings:
 
     steps: Steps = 50
     """T (paper: 50)."""
-    sampler: Literal["ddim", "lcm"] = "ddim"
-    """Sampler family: stochastic DDIM (the paper's), or a latent consistency model's own multistep sampler, whose last
-    step is deterministic and therefore not trained (unless ``std_floor`` makes it random)."""
+    sampler: Literal["ddim", "lcm", "flow"] = "ddim"
+    """Sampler family: stochastic DDIM (the paper's); a latent consistency model's own multistep sampler, whose last
+    step is deterministic and therefore not trained (unless ``std_floor`` makes it random); or the Euler steps of a
+    flow-matching model, whose last step is never trained. Such a model chooses ``flow`` by itself."""
     eta: NonNegative = 1.0
-    """Noise of a DDIM step, 0 deterministic to 1 ancestral (paper: 1)."""
+    """Noise of a step. DDIM: 0 deterministic to 1 ancestral (paper: 1). Flow models: the noise level of ``sde``, 0.7
+    unless set (Flow-GRPO and MixGRPO: 0.7; Flow-GRPO-Fast: 0.8); at most 1 under ``cps``."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-    """Placement of timesteps (SD-Turbo: trailing)."""
+    """Placement of timesteps (SD-Turbo: trailing). Flow models: sigmas 1 to 1/T (``trailing``: FLUX, Qwen-Image,
+    Z-Image) or the scheduler's own (``linspace``: Stable Diffusion 3, which chooses it by itself), then shifted."""
     prev_timestep: Literal["grid", "official"] = "grid"
     """Where a step lands: the next timestep of the list, or the official ``t - 1000 // T``."""
     std_floor: NonNegative = 0.0
     """Lower bound of a step's standard deviation; 0 refuses schedules with deterministic steps."""
+    sde: Literal["cps", "flow", "dance", "ode"] = "cps"
+    """How a flow model's steps become random: coefficients-preserving (Flow-CPS), Flow-GRPO's SDE, DanceGRPO's, or not
+    at all (``ode``: for methods without log-probabilities). CPS is the one that keeps few steps at their noise
+    level."""
+    sde_steps: str = "all"
+    """Which of a flow model's steps are random and trained: ``all`` but the last, ``first:K``, ``random:W`` (drawn for
+    each epoch) or ``window:W:EPOCHS`` (moves on by one step every EPOCHS, 25 if left out). The others follow the
+    ODE."""
+    cps_log_prob: Literal["gaussian", "official"] = "gaussian"
+    """Log-probability of a CPS step: the Gaussian's, or the official code's ``-(x' - mean)^2`` without ``1/(2 std^2)``,
+    whose clip ranges mean something else."""
+    sigmas: tuple[Sigma, ...] = ()
+    """A distilled flow model's own list of sigmas, descending, one a step, before the scheduler's shift; empty: by
+    ``spacing``."""
+
+
+FLOW_SETTINGS = ("sde", "sde_steps", "cps_log_prob", "sigmas")
+"""Settings of the schedule that only the sampler ``flow`` has."""
+
+
+def schedule_data(schedule: ScheduleSettings) -> dict[str, Any]:
+    """A schedule as its identity has it: without settings that its sampler does not have."""
+    data = asdict(schedule)
+    return {key: value for key, value in data.items() if schedule.sampler == "flow" or key not in FLOW_SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -169,12 +197,14 @@ class EvaluationSettings:
     """Images of every prompt and step count."""
     rewards: tuple[str, ...] = ()
     """Rewards scored besides the trained one (held-out scores)."""
-    sampler: Literal["ddim", "lcm"] = "ddim"
-    """Family of the evaluation sampler."""
+    sampler: Literal["ddim", "lcm", "flow"] = "ddim"
+    """Family of the evaluation sampler; a flow-matching model chooses ``flow`` by itself."""
     eta: NonNegative = 1.0
-    """Noise of the evaluation sampler."""
+    """Noise of the evaluation sampler. Flow models: 0, the deterministic ODE, unless set; above 0 it is that of CPS."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     """Placement of its timesteps."""
+    sigmas: tuple[Sigma, ...] = ()
+    """A distilled flow model's own sigmas, used at the number of steps that is its length; others by ``spacing``."""
     guidance_scale: Guidance = 1.0
     """Its classifier-free guidance."""
     image: Literal["sample", "predicted"] = "sample"

@@ -15,10 +15,11 @@ from sdpo_bench.config import batch_geometry
 from sdpo_bench.config.compatibility import check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.config.run_id import training_id
+from sdpo_bench.config.sampler_fit import check_samplers, flow_defaults
 from sdpo_bench.errors import UsageError
 from sdpo_bench.hashing import canonical
 from sdpo_bench.ledger import AXES
-from sdpo_bench.models.catalogue import known_model, model_digest
+from sdpo_bench.models.catalogue import KNOWN, BaseModel, known_model, model_digest
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import check_backprop, check_instance
 from sdpo_bench.plugins.parse_settings import validate
@@ -28,7 +29,7 @@ from sdpo_bench.prompts.prompt_sets import file_digest
 from sdpo_bench.scoring.reward_expression import Choice, choose
 from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.seeds import checked_seed
-from sdpo_bench.settings import DEFAULT_MODEL, SECTIONS, PluginChoice, RunConfig
+from sdpo_bench.settings import DEFAULT_MODEL, SECTIONS, ModelSettings, PluginChoice, RunConfig, schedule_data
 
 DEFAULT_METHOD = "sdpo"
 NAMES = ("method.name", "reward.name", "model.name")
@@ -64,7 +65,10 @@ class Resolved:
         without settings that are marked :data:`sdpo_bench.api.Execution` (those are ``config.reward.settings``).
         """
         reward = {"name": self.reward_name, "settings": self.described.identity_settings}
-        data: dict[str, Any] = canonical(asdict(self.config) | {"reward": reward})
+        plain = asdict(self.config) | {"reward": reward, "schedule": schedule_data(self.config.schedule)}
+        if not self.config.eval.sigmas:
+            del plain["eval"]["sigmas"]  # as in records from before the setting
+        data: dict[str, Any] = canonical(plain)
         return {key: value for key, value in data.items() if key != "checkpoint" or value is not None}
 
     @cached_property
@@ -132,6 +136,7 @@ def resolve(request: Request) -> Resolved:
     chosen = build_method(config, method_class)
     config = batch_geometry.fit(config, chosen.members, sources)
     check_fit(config, chosen, sources)
+    check_samplers(config, chosen, sources)
     check_gradient(config, chosen, reward)
     return Resolved(config, sources, preset.name if preset else "", method_class, reward)
 
@@ -154,10 +159,8 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     preset = preset or automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}
     method_class = method.load()
-    layers = [
-        (model.source, dict(model.defaults)),
-        (f"method {method.name}", dict(method_class.defaults)),
-    ]
+    layers = [*_model_layers(model, overrides.get("model.revision")), (f"method {method.name}", method_class.defaults)]
+    layers = [(source, dict(layer)) for source, layer in layers]
     if preset:
         layers.append((f"preset {preset.name}", preset.settings_for(method_class.variant_of, method.name)))
     layers.append((f"method {method.name}", dict(method_class.fixed)))
@@ -165,6 +168,16 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     names = {"method.name": method.name, "reward.name": reward.name, "model.name": model.name}
     layers += [("names", names), ("you", overrides | own)]
     return [(source, _budget(layer)) for source, layer in layers], method, reward, preset
+
+
+def _model_layers(model: BaseModel, revision: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Defaults that a model's files ask for and those it is known with, which win where it is known by name."""
+    own = model.source, model.defaults
+    flow = flow_defaults(ModelSettings(model.name, str(revision) if revision else None))
+    if not flow:
+        return [own]
+    by_files = "the model's scheduler: flow matching", flow
+    return [by_files, own] if model.name in KNOWN else [own, by_files]
 
 
 def _refuse_empty_names(request: Request, overrides: Mapping[str, Any]) -> None:

@@ -6,30 +6,31 @@ A dry run and a study ask for them without a trainer.
 from typing import Any
 
 from sdpo_bench.api import Method
+from sdpo_bench.config.sampler_fit import needs_log_prob
 from sdpo_bench.rollout.schedule import Schedule, lint, make_schedule
-from sdpo_bench.settings import RunConfig
+from sdpo_bench.rollout.sde_steps import random_steps
+from sdpo_bench.settings import RunConfig, ScheduleSettings
 
 
-def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method) -> Schedule:
-    """The schedule of the training trajectories, checked for finite log-probabilities where the method needs them.
+def training_schedule(config: RunConfig, scheduler: dict[str, Any], method: Method, epoch: int = 0) -> Schedule:
+    """The schedule of an epoch's trajectories, checked for finite log-probabilities where the method needs them.
+
+    It is the same in every epoch, unless a flow model's window of random steps moves.
 
     Raises:
         UsageError: from the lint.
     """
     s = config.schedule
-    schedule = make_schedule(
-        scheduler,
-        s.steps,
-        sampler=s.sampler,
-        eta=s.eta,
-        spacing=s.spacing,
-        prev_timestep=s.prev_timestep,
-        std_floor=s.std_floor,
-    )
+    options = schedule_options(s, seed=config.seed, epoch=epoch)
+    schedule = make_schedule(scheduler, s.steps, sampler=s.sampler, **options)
     lint(schedule, needs_log_prob=needs_log_prob(method))
     return schedule
 
 
-def needs_log_prob(method: Method) -> bool:
-    """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
-    return method.signal in ("advantage", "preference")
+def schedule_options(settings: ScheduleSettings, *, seed: int = 0, epoch: int = 0) -> dict[str, Any]:
+    """The settings of a schedule as options of ``make_schedule``."""
+    names = ["eta", "spacing", "prev_timestep", "std_floor"]
+    if settings.sampler != "flow":
+        return {name: getattr(settings, name) for name in names}
+    options = {name: getattr(settings, name) for name in (*names, "sde", "cps_log_prob", "sigmas")}
+    return options | {"random_steps": random_steps(settings.sde_steps, settings.steps, seed=seed, epoch=epoch)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sdpo_bench.config.sampler_fit import check_evaluation
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.evaluation.score_rows import COLUMNS, KEYS, read_rows, step_table, write_rows
@@ -49,7 +50,7 @@ class Subject:
 def sampler_id(settings: EvaluationSettings) -> str:
     """What the evaluation sampler is, in words; rows with different samplers never share a table."""
     family = sampler_family(settings.sampler)
-    steps = family.describe(StepOptions(settings.eta, settings.spacing))
+    steps = family.describe(StepOptions(settings.eta, settings.spacing, sigmas=settings.sigmas))
     return f"{steps} guidance={settings.guidance_scale:g} {settings.image} bank={settings.noise_bank}"
 
 
@@ -63,10 +64,16 @@ def splits(settings: EvaluationSettings) -> dict[str, list[str]]:
 
 
 def evaluation_schedule(policy: Policy, settings: EvaluationSettings, steps: int) -> Schedule:
-    """Schedule of a k-step run of the evaluation sampler."""
-    schedule = make_schedule(
-        scheduler_config(policy), steps, sampler=settings.sampler, eta=settings.eta, spacing=settings.spacing
-    )
+    """Schedule of a k-step run of the evaluation sampler; a list of sigmas serves the step count that is its length.
+
+    Raises:
+        UsageError: a step count that the model does not have, or a sampler that is not its own.
+    """
+    check_evaluation(settings)
+    options: dict[str, Any] = {"eta": settings.eta, "spacing": settings.spacing}
+    if len(settings.sigmas) == steps:
+        options["sigmas"] = settings.sigmas
+    schedule = make_schedule(scheduler_config(policy), steps, sampler=settings.sampler, **options)
     lint(schedule, needs_log_prob=False)
     return schedule
 

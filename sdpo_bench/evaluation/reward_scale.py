@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdpo_bench import seeds
 from sdpo_bench.advantages.epoch_metrics import correlation
+from sdpo_bench.config.training_schedule import schedule_options
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models.catalogue import scheduler_config
 from sdpo_bench.models.policy import Policy
@@ -132,14 +133,9 @@ def _score(
     scorer: CompositeScorer, policy: Policy, basis: Basis, pairs: Sequence[tuple[str, int]], micro_batch: int
 ) -> Parts:
     s = basis.schedule
-    schedule = make_schedule(
-        scheduler_config(policy),
-        s.steps,
-        eta=s.eta,
-        spacing=s.spacing,
-        prev_timestep=s.prev_timestep,
-        std_floor=s.std_floor,
-    )
+    # Of the families without sigmas DDIM draws the pictures, so that the scales of earlier runs stay.
+    sampler = "flow" if s.sampler == "flow" else "ddim"
+    schedule = make_schedule(scheduler_config(policy), s.steps, sampler=sampler, **schedule_options(s))
     prompts = [prompt for prompt, _ in pairs]
     names = [f"{prompt}\n{number}" for prompt, number in pairs]
     with policy.reference() if policy.lora_parameters() else nullcontext():

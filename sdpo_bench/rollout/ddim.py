@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdpo_bench.rollout.flow_scheduler import check_sampler
 from sdpo_bench.rollout.gaussian_step import (
     Denoised,
     DiffusionSchedule,
@@ -17,10 +18,13 @@ from sdpo_bench.rollout.gaussian_step import (
     column,
     predicted_original,
     read_scheduler,
+    refuse_foreign_options,
 )
 
 # DDIM's own defaults (True, True) would clamp x0 and make the last step deterministic; these are SD-Turbo's.
 DEFAULTS: dict[str, Any] = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+
+OPTIONS = ("eta", "spacing", "prev_timestep", "std_floor")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class DDIM(DiffusionSchedule):
     def build(cls, scheduler_config: Mapping[str, Any], steps: int, options: StepOptions) -> Self:
         from diffusers import DDIMScheduler
 
+        check_sampler(scheduler_config, cls.sampler)
+        refuse_foreign_options(cls.sampler, options, OPTIONS)
         config, overruled = read_scheduler(scheduler_config, DEFAULTS, steps, options)
         total = int(config["num_train_timesteps"])
         alphas = DDIMScheduler(**config).alphas_cumprod
@@ -40,7 +46,8 @@ class DDIM(DiffusionSchedule):
         last = -1 if config["set_alpha_to_one"] else 0
         prev = _previous(timesteps, total, options.prev_timestep, last)
         alpha_prev = torch.where(prev >= 0, alphas[prev.clamp(min=0)], torch.ones(()))
-        resolved = config | {"sampler": cls.sampler, "steps": steps, "overruled": overruled} | vars(options)
+        resolved = config | {"sampler": cls.sampler, "steps": steps, "overruled": overruled}
+        resolved |= {name: getattr(options, name) for name in OPTIONS}
         return cls(
             timesteps=timesteps,
             prev_timesteps=prev,

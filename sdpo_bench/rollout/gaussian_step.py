@@ -1,13 +1,13 @@
 """One denoising step as a Gaussian policy over the next latents: what every sampler family has in common.
 
-A family (``ddim``, ``lcm``) says where each step lands, its mean and its standard deviation; everything else that a
-policy-gradient method needs of a sampler follows from that, in float32 or float64, as pure functions of tensors.
+A family (``ddim``, ``lcm``, ``flow``) says where each step lands, its mean and its standard deviation; everything else
+that a policy-gradient method needs of a sampler follows from that, in float32 or float64, as pure functions of tensors.
 Index ``i = 0..T-1`` counts steps in sampling order, ``i = 0`` being the noisiest.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -18,6 +18,8 @@ from sdpo_bench.errors import UsageError
 
 Spacing = Literal["trailing", "leading", "linspace"]
 PrevRule = Literal["grid", "official"]
+Sde = Literal["cps", "flow", "dance", "ode"]
+LogProbForm = Literal["gaussian", "official"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 # What every family takes from a pipeline's scheduler file, with the value used where the file is silent.
@@ -37,12 +39,19 @@ FORCED: dict[str, Any] = {"clip_sample": False, "thresholding": False}
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The user's side of a schedule; see :class:`sdpo_bench.settings.ScheduleSettings`."""
+    """The user's side of a schedule; see :class:`sdpo_bench.settings.ScheduleSettings`.
+
+    ``random_steps`` are the steps that draw noise in the epoch at hand (``sde_steps.random_steps``), None all that can.
+    """
 
     eta: float = 1.0
     spacing: Spacing = "trailing"
     prev_timestep: PrevRule = "grid"
     std_floor: float = 0.0
+    sde: Sde = "cps"
+    random_steps: Sequence[int] | None = None
+    cps_log_prob: LogProbForm = "gaussian"
+    sigmas: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Schedule(ABC):
     """A fixed list of T denoising steps.
 
     Attributes:
-        timesteps: ``[T]``, descending, as the denoiser takes them: int64 of a diffusion model.
+        timesteps: ``[T]``, descending, as the denoiser takes them: int64 of a diffusion model, float32 of a flow model.
         eta: noise of the steps, 0 is deterministic.
         resolved: every scheduler setting that made these numbers, for the record of a run.
     """
@@ -122,6 +131,13 @@ class Schedule(ABC):
         """Steps that are deterministic by the family's own design: they draw nothing, so they have log-probability 0
         by convention (:func:`gaussian_log_prob`) and are not trained (``schedule.step_weights``)."""
         return set()
+
+    def decision_steps(self) -> Tensor:
+        """Steps among which an epoch's order of updates is drawn, int64 ascending.
+
+        All of them, though a consistency model's last one has weight 0: orders of earlier runs stay as they were.
+        """
+        return torch.arange(self.num_steps)
 
     def warnings(self) -> list[str]:
         """What is legal but odd about these steps, in words."""
@@ -212,6 +228,22 @@ def read_scheduler(
         raise UsageError(f"unknown prediction type '{config['prediction_type']}' in the model's scheduler file.")
     overruled = {k: scheduler_config[k] for k, value in FORCED.items() if scheduler_config.get(k, value) != value}
     return config | {k: v for k, v in FORCED.items() if k in config}, overruled
+
+
+def refuse_foreign_options(sampler: str, options: StepOptions, known: Sequence[str], why: str = "") -> None:
+    """Options of other samplers, which would have no effect on this one.
+
+    Args:
+        known: names of the options that this sampler has.
+        why: what it does instead, in words.
+
+    Raises:
+        UsageError: names the first such option.
+    """
+    plain = StepOptions()
+    for name, value in vars(options).items():
+        if name not in known and value != getattr(plain, name):
+            raise UsageError(f"the sampler '{sampler}' has no {name} (got {value}){why}. Leave {name} out.")
 
 
 def column(values: Tensor, index: Tensor, like: Tensor) -> Tensor:

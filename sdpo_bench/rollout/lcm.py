@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.errors import UsageError
+from sdpo_bench.rollout.flow_scheduler import check_sampler
 from sdpo_bench.rollout.gaussian_step import (
     Denoised,
     DiffusionSchedule,
@@ -21,6 +22,7 @@ from sdpo_bench.rollout.gaussian_step import (
     column,
     predicted_original,
     read_scheduler,
+    refuse_foreign_options,
 )
 
 # Of stock LCMScheduler and of the published LCM_Dreamshaper_v7.
@@ -44,8 +46,10 @@ class LCM(DiffusionSchedule):
     def build(cls, scheduler_config: Mapping[str, Any], steps: int, options: StepOptions) -> Self:
         from diffusers import LCMScheduler
 
+        check_sampler(scheduler_config, cls.sampler)
         config, overruled = read_scheduler(scheduler_config, DEFAULTS, steps, options)
-        _refuse_options(options)
+        why = ": it re-injects fresh noise at its own timesteps"
+        refuse_foreign_options(cls.sampler, options, ("std_floor",), why)
         if steps > config["original_inference_steps"]:
             raise UsageError(
                 f"{steps} steps asked for; this consistency model was distilled on "
@@ -108,14 +112,3 @@ class LCM(DiffusionSchedule):
             "A consistency model's last step is deterministic, so at one step there is nothing to learn from. Use "
             "schedule.steps of 2 or more, or make the last step random, e.g. --set schedule.std_floor=0.01."
         )
-
-
-def _refuse_options(options: StepOptions) -> None:
-    """Options of other samplers, which would have no effect here."""
-    plain = StepOptions(std_floor=options.std_floor)
-    for name, value in vars(options).items():
-        if value != getattr(plain, name):
-            raise UsageError(
-                f"the sampler 'lcm' has no {name} (got {value}): it re-injects fresh noise at its own timesteps. "
-                f"Leave {name} out, or use sampler=ddim."
-            )

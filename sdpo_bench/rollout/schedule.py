@@ -1,7 +1,8 @@
 """Denoising as a Markov decision process: pick a sampler family, lint its steps, weigh them.
 
-The families stand in modules of their own (``ddim``, ``lcm``) and share the contract of ``gaussian_step.Schedule``.
-A new one is a file beside them, an entry of :data:`SAMPLERS` and a name in ``settings`` (CONTRIBUTING.md).
+The families stand in modules of their own (``ddim``, ``lcm``, ``flow``) and share the contract of
+``gaussian_step.Schedule``. A new one is a file beside them, an entry of :data:`SAMPLERS` and a name in ``settings``
+(CONTRIBUTING.md).
 """
 
 from collections.abc import Mapping
@@ -12,11 +13,10 @@ from torch import Tensor
 
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.rollout.ddim import DDIM, spaced_timesteps
+from sdpo_bench.rollout.flow import Flow
 from sdpo_bench.rollout.gaussian_step import (
     Denoised,
-    PrevRule,
     Schedule,
-    Spacing,
     StepOptions,
     gaussian_kl,
     gaussian_log_prob,
@@ -37,7 +37,7 @@ __all__ = [
     "step_weights",
 ]
 
-SAMPLERS: dict[str, type[Schedule]] = {family.sampler: family for family in (DDIM, LCM)}
+SAMPLERS: dict[str, type[Schedule]] = {family.sampler: family for family in (DDIM, LCM, Flow)}
 
 
 def sampler_family(name: str) -> type[Schedule]:
@@ -52,28 +52,22 @@ def sampler_family(name: str) -> type[Schedule]:
 
 
 def make_schedule(
-    scheduler_config: Mapping[str, Any],
-    steps: int,
-    *,
-    sampler: str = "ddim",
-    eta: float = 1.0,
-    spacing: Spacing = "trailing",
-    prev_timestep: PrevRule = "grid",
-    std_floor: float = 0.0,
+    scheduler_config: Mapping[str, Any], steps: int, *, sampler: str = "ddim", **options: Any
 ) -> Schedule:
     """The schedule of ``steps`` denoising steps for a model trained with ``scheduler_config``.
 
     Args:
-        scheduler_config: the pipeline's scheduler settings (any Stable-Diffusion-family scheduler file).
-        sampler: family, a key of :data:`SAMPLERS`; ``spacing``, ``eta`` and ``prev_timestep`` are DDIM's alone.
-        prev_timestep: ``"grid"`` lands on the next timestep of the list; ``"official"`` on ``t - N // T``, which is
-            what the published code does and which leaves the list where T does not divide N.
+        scheduler_config: the pipeline's scheduler settings (any Stable-Diffusion-family or flow-matching file).
+        sampler: family, a key of :data:`SAMPLERS`.
+        options: fields of :class:`StepOptions`. ``prev_timestep = "grid"`` lands on the next timestep of the list,
+            ``"official"`` on ``t - N // T``, which is what the published code does and which leaves the list where T
+            does not divide N.
 
     Raises:
-        UsageError: a step count outside the model's range, a negative eta, an unknown prediction type, or an option
-            that this sampler does not have.
+        UsageError: a model of another kind than the sampler's, a step count outside the model's range, a negative eta,
+            an unknown prediction type, or an option that this sampler does not have.
     """
-    return sampler_family(sampler).build(scheduler_config, steps, StepOptions(eta, spacing, prev_timestep, std_floor))
+    return sampler_family(sampler).build(scheduler_config, steps, StepOptions(**options))
 
 
 SMALLEST_STD = 1e-6

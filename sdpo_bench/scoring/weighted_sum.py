@@ -7,7 +7,7 @@ would move the goal while it is learnt; constants from a paper would belong to s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -18,7 +18,7 @@ from sdpo_bench.hashing import digest
 from sdpo_bench.models.catalogue import model_digest
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.reward_formula import sum_name
-from sdpo_bench.settings import ModelSettings, ScheduleSettings
+from sdpo_bench.settings import ModelSettings, ScheduleSettings, schedule_data
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class Basis:
         if content := model_digest(self.model.name):
             model["digest"] = content
         texts = load_prompts(self.prompts)
-        return digest({"model": model, "schedule": asdict(self.schedule), "prompts": texts}, 8)
+        return digest({"model": model, "schedule": schedule_data(self.schedule), "prompts": texts}, 8)
 
 
 @dataclass(frozen=True)

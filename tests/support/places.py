@@ -15,3 +15,5 @@ torch.set_num_threads(1)
 HERE = Path(__file__).parents[1]
 OFFICIAL = Path(os.environ.get("SDPO_BENCH_FIXTURES", HERE / "fixtures" / "official"))
 """Numbers computed by the official implementations."""
+FLOW = Path(os.environ.get("SDPO_BENCH_FLOW_FIXTURES", HERE / "fixtures" / "flow"))
+"""Numbers computed by the official implementations of flow-matching methods."""

@@ -10,6 +10,7 @@ import click
 
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.config.resolve import Request, Resolved, resolve
+from sdpo_bench.config.sampler_fit import planning_scheduler
 from sdpo_bench.config.training_schedule import training_schedule
 from sdpo_bench.errors import MissingError
 from sdpo_bench.estimates import memory_estimate
@@ -199,7 +200,7 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     """
     config, method = resolved.config, make_method(resolved)
     files = pipeline_files(config.model)
-    scheduler = dict(files.configs.get("scheduler", {})) if files else {}
+    scheduler = planning_scheduler(files, config.schedule.sampler)
     training_schedule(config, scheduler, method)  # refuses what cannot be trained on
     initial = INITIAL if config.model.precision == "fp16" and method.signal != "none" else None
     return {

@@ -1,0 +1,166 @@
+"""Whether the samplers of a run fit its model, its method and each other, from files and settings alone.
+
+A flow-matching model has velocities and sigmas, the others have noise levels; a schedule of the one kind means nothing
+on the other. The scheduler file of the pipeline says which kind a model is, before anything is loaded. No torch here.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from sdpo_bench.api import Method
+from sdpo_bench.errors import SdpoBenchError, UsageError
+from sdpo_bench.models.catalogue import KNOWN, local_folder
+from sdpo_bench.models.pipeline_files import PipelineFiles, published
+from sdpo_bench.plugins.registry import plugins
+from sdpo_bench.rollout.flow_scheduler import EULER, check_options, check_sampler, check_sigmas, is_flow
+from sdpo_bench.rollout.sde_steps import random_steps
+from sdpo_bench.settings import FLOW_SETTINGS, EvaluationSettings, ModelSettings, RunConfig, ScheduleSettings
+from sdpo_bench.system.json_toml import parse_json
+
+NOISE_LEVEL = 0.7
+"""Default ``schedule.eta`` of flow models: Flow-GRPO's and MixGRPO's noise level."""
+
+STEPS = 10
+"""Default ``schedule.steps`` of flow models: Flow-GRPO's in training."""
+
+
+def needs_log_prob(method: Method | type[Method]) -> bool:
+    """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
+    return method.signal in ("advantage", "preference")
+
+
+def scheduler_file(settings: ModelSettings) -> dict[str, Any]:
+    """The scheduler settings of a model's pipeline; empty where its files are not on this machine, or damaged.
+
+    A damaged file is reported when the model is loaded.
+    """
+    if settings.name in KNOWN and (files := published(settings.name)):
+        return dict(files.configs.get("scheduler", {}))
+    return _read(settings, "scheduler/scheduler_config.json")
+
+
+def _read(settings: ModelSettings, path: str) -> dict[str, Any]:
+    folder = local_folder(settings)
+    try:
+        return dict(parse_json((folder / path).read_text(encoding="utf-8"))) if folder else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def flow_defaults(settings: ModelSettings) -> dict[str, Any]:
+    """Settings that a flow-matching model asks for by its files; empty for any other model.
+
+    Training is stochastic (CPS), evaluation is the ODE, as such models are used. A scheduler that is stochastic itself
+    (``stochastic_sampling``: fresh noise on every prediction) is CPS at eta 1 in both.
+    """
+    scheduler = scheduler_file(settings)
+    if not is_flow(scheduler):
+        return {}
+    fresh = bool(scheduler.get("stochastic_sampling"))
+    defaults = {"schedule.sampler": "flow", "schedule.steps": STEPS, "schedule.eta": 1.0 if fresh else NOISE_LEVEL}
+    defaults |= {"eval.sampler": "flow", "eval.eta": 1.0 if fresh else 0.0}
+    if str(_read(settings, "model_index.json").get("_class_name", "")).startswith("StableDiffusion3"):
+        defaults |= {"schedule.spacing": "linspace", "eval.spacing": "linspace"}
+    if scheduler.get("shift_terminal"):
+        defaults["eval.steps"] = (2, 4, 8, 16, 50)
+    return defaults
+
+
+def planning_scheduler(files: PipelineFiles | None, sampler: str) -> dict[str, Any]:
+    """Scheduler settings that are enough to lint a schedule before the model is loaded.
+
+    Which steps are trained does not depend on the number of image tokens, which only the loaded model tells.
+    """
+    scheduler = dict(files.configs.get("scheduler", {})) if files else {}
+    if sampler != "flow":
+        return scheduler
+    return {"_class_name": EULER, "image_seq_len": scheduler.get("base_image_seq_len", 256)} | scheduler
+
+
+def check_samplers(config: RunConfig, method: Method, sources: Mapping[str, str]) -> None:
+    """Samplers of training and evaluation, and settings that only flow models have.
+
+    Raises:
+        UsageError: names the setting to change and a value that works.
+    """
+    scheduler = scheduler_file(config.model)
+    if scheduler:
+        check_sampler(scheduler, config.schedule.sampler, "schedule.sampler")
+        check_sampler(scheduler, config.eval.sampler, "eval.sampler")
+    _check_training(config.schedule, config.method.name, method, sources)
+    check_evaluation(config.eval)
+    if scheduler.get("shift_terminal"):
+        _refuse_one_step(config)
+
+
+def _check_training(schedule: ScheduleSettings, name: str, method: Method, sources: Mapping[str, str]) -> None:
+    if schedule.sampler != "flow":
+        plain = ScheduleSettings()
+        idle = [f"schedule.{key}" for key in FLOW_SETTINGS if getattr(schedule, key) != getattr(plain, key)]
+        if idle:
+            raise UsageError(
+                f"{', '.join(idle)}: only flow-matching models have it, and schedule.sampler = {schedule.sampler}. "
+                "Leave it out, or use a flow-matching --model."
+            )
+        return
+    check_options(schedule)
+    check_sigmas(schedule.sigmas, (schedule.steps,), "schedule.sigmas")
+    random_steps(schedule.sde_steps, schedule.steps, seed=0, epoch=0)  # refuses what is no rule, or too long
+    if schedule.sde == "ode":
+        idle = [key for key in ("schedule.eta", "schedule.sde_steps") if sources.get(key) == "you"]
+        if idle:
+            raise UsageError(
+                f"{', '.join(idle)} would have no effect: schedule.sde = ode draws no noise. Leave it out."
+            )
+    if needs_log_prob(method):
+        _refuse_no_likelihood(schedule, name)
+
+
+def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:
+    """A method that learns from log-probabilities needs a step that is random, and the last one never is."""
+    if schedule.sde == "ode" or schedule.eta == 0:
+        cause = "schedule.sde = ode" if schedule.sde == "ode" else "schedule.eta = 0"
+        problem, way_on = f"{cause} draws no noise", "--set schedule.sde=cps, or schedule.eta above 0"
+    elif schedule.steps == 1:
+        problem, way_on = "one denoising step is the last one, which is never random", "--set schedule.steps=2 or more"
+    else:
+        return
+    raise UsageError(
+        f"{name} learns from log-probabilities, and {problem}. Use {way_on}, or a method that follows the reward's "
+        f"gradient: {', '.join(_gradient_methods()) or '(none installed)'}."
+    )
+
+
+def _gradient_methods() -> list[str]:
+    """Names of the methods that train without log-probabilities."""
+    names = []
+    for plugin in plugins("methods").values():
+        with suppress(SdpoBenchError):  # what cannot be loaded is no advice
+            if plugin.load().signal == "gradient":
+                names.append(plugin.name)
+    return sorted(names)
+
+
+def check_evaluation(settings: EvaluationSettings) -> None:
+    """Options of the evaluation sampler that it does not have.
+
+    Raises:
+        UsageError: names the setting and what works.
+    """
+    if settings.sampler == "flow":
+        check_options(settings, "eval.")
+        check_sigmas(settings.sigmas, settings.steps, "eval.sigmas")
+    elif settings.sigmas:
+        raise UsageError(
+            f"eval.sigmas: only flow-matching models have them, and eval.sampler = {settings.sampler}. Leave it out."
+        )
+
+
+def _refuse_one_step(config: RunConfig) -> None:
+    for key, steps in (("schedule.steps", (config.schedule.steps,)), ("eval.steps", config.eval.steps)):
+        if 1 in steps:
+            raise UsageError(
+                f"{key} has 1 step: the model's scheduler stretches its sigmas from 1 to shift_terminal, which takes "
+                f"two. Use --set {key}=2 or more."
+            )

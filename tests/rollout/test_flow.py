@@ -1,0 +1,307 @@
+"""Sampling of flow-matching models: diffusers' sigmas, three stochastic rules, and which steps are trained."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.rollout.schedule import gaussian_kl, gaussian_log_prob, lint, make_schedule, step_weights
+
+EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+STATIC = EULER | {"shift": 3.0}
+# FLUX.1-dev's scheduler file, and Qwen-Image's.
+FLUX = EULER | {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+}
+QWEN = FLUX | {"max_image_seq_len": 8192, "max_shift": 0.9, "shift": 1.0, "shift_terminal": 0.02}
+
+
+def flow(steps, config=STATIC, **options):
+    return make_schedule(config, steps, sampler="flow", **{"eta": 0.7} | options)
+
+
+def stock(config):
+    known = {key: value for key, value in config.items() if key not in ("_class_name", "image_seq_len")}
+    return FlowMatchEulerDiscreteScheduler(**known)
+
+
+def explicit(steps):
+    """Sigmas that FLUX's pipeline gives to its scheduler."""
+    return np.linspace(1.0, 1 / steps, steps)
+
+
+def states(steps, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(steps, 4, 3, 3, dtype=dtype, generator=generator) for _ in range(3)]
+
+
+@given(steps=st.integers(1, 1000), spacing=st.sampled_from(["trailing", "linspace"]))
+@settings(max_examples=60, deadline=None)
+def test_sigmas_of_a_static_shift_are_those_of_diffusers(steps, spacing):
+    """The two ways in which pipelines ask for them: FLUX's explicit list, and the scheduler's own (SD3)."""
+    scheduler = stock(STATIC)
+    if spacing == "linspace":
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(sigmas=explicit(steps))
+    schedule = flow(steps, spacing=spacing)
+    assert torch.equal(schedule.sigmas, scheduler.sigmas)
+    assert torch.equal(schedule.timesteps, scheduler.timesteps)
+    assert schedule.sigmas[-1] == 0 and schedule.timesteps.dtype == torch.float32
+
+
+@pytest.mark.parametrize("config", [FLUX, QWEN, FLUX | {"time_shift_type": "linear"}], ids=["flux", "qwen", "linear"])
+@pytest.mark.parametrize("tokens", [64, 1024, 4096])
+def test_sigmas_of_a_dynamic_shift_are_those_of_the_flux_pipeline(config, tokens):
+    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    shift = calculate_shift(tokens, *(config[key] for key in keys))
+    for steps in (2, 4, 8, 28, 50):
+        scheduler = stock(config)
+        scheduler.set_timesteps(sigmas=explicit(steps), mu=shift)
+        schedule = flow(steps, config | {"image_seq_len": tokens})
+        assert torch.equal(schedule.sigmas, scheduler.sigmas)
+        assert torch.equal(schedule.timesteps, scheduler.timesteps)
+        assert schedule.resolved["mu"] == shift
+
+
+def test_a_list_of_sigmas_is_shifted_like_any_other():
+    given_sigmas = (1.0, 0.6509, 0.4374, 0.2932)
+    scheduler = stock(STATIC)
+    scheduler.set_timesteps(sigmas=list(given_sigmas))
+    assert torch.equal(flow(4, sigmas=given_sigmas).sigmas, scheduler.sigmas)
+
+
+def test_published_sigmas():
+    """FLUX.1-schnell in four steps (shift 1) and Stable Diffusion 3 in four (shift 3, applied twice)."""
+    assert flow(4, EULER | {"shift": 1.0}).sigmas.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    published = [1.0, 0.8577, 0.6022, 0.0089, 0.0]
+    assert flow(4, spacing="linspace").sigmas.tolist() == pytest.approx(published, abs=1e-4)
+
+
+def test_the_ode_is_the_step_of_diffusers_to_the_last_bit():
+    for options in (
+        {"sde": "ode"},
+        {"sde": "cps", "eta": 0.0},
+        {"sde": "flow", "eta": 0.0},
+        {"sde": "dance", "eta": 0.0},
+    ):
+        scheduler, schedule = stock(STATIC), flow(5, **options)
+        scheduler.set_timesteps(sigmas=explicit(5))
+        sample, outputs, _ = states(5, torch.float32)
+        current = sample[:1]
+        for i, t in enumerate(scheduler.timesteps):
+            theirs = scheduler.step(outputs[i : i + 1], t, current).prev_sample
+            step = schedule.denoise(outputs[i : i + 1], current, torch.tensor([i]))
+            assert torch.equal(step.mean, theirs) and step.std.item() == 0
+            current = theirs
+
+
+def test_cps_at_eta_1_throws_fresh_noise_on_the_prediction():
+    """Mean (1 - s') x0^ and standard deviation s': the sampler of a consistency model."""
+    schedule = flow(4, eta=1.0)
+    sample, output, _ = states(4)
+    step = schedule.denoise(output, sample, torch.arange(4))
+    sigma, after = schedule.sigmas[:-1].double(), schedule.sigmas[1:].double()
+    column = lambda values: values.view(-1, 1, 1, 1)  # noqa: E731
+    original = sample - column(sigma) * output
+    assert torch.allclose(step.x0, original, rtol=1e-12)
+    assert torch.allclose(step.mean, (1 - column(after)) * original, atol=1e-12)
+    assert torch.allclose(step.std.flatten(), after, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
+def test_cps_stays_at_the_noise_level_of_the_next_step(eta):
+    """Coefficients of x0 and of independent noise: 1 - s' and s', whatever eta (Flow-CPS, the paper's claim)."""
+    schedule = flow(6, eta=eta)
+    for i in range(5):
+        s, after = schedule.sigmas[i].double(), schedule.sigmas[i + 1].double()
+        # x = (1 - s) x0 + s eps with a perfect model, v = eps - x0: of x0 = 1, eps = 0 and of x0 = 0, eps = 1.
+        of_signal, of_noise = (
+            schedule.denoise(torch.full((1, 1, 1, 1), v), torch.full((1, 1, 1, 1), x), torch.tensor([i]))
+            for v, x in ((-1.0, float(1 - s)), (1.0, float(s)))
+        )
+        assert of_signal.mean.item() == pytest.approx(float(1 - after), abs=1e-6)
+        spread = math.hypot(of_noise.mean.item(), of_noise.std.item())
+        assert spread == pytest.approx(float(after), abs=1e-6)
+
+
+def test_the_flow_rule_by_hand():
+    """Shift 1, T = 4, eta 0.7: sigmas 1, .75, .5, .25. At s = 1 the denominator takes sigmas[1] = .75."""
+    schedule = flow(4, EULER, sde="flow")
+    scales = [0.7 * (1 / 0.25) ** 0.5, 0.7 * (0.75 / 0.25) ** 0.5, 0.7 * (0.5 / 0.5) ** 0.5]
+    assert schedule.std().tolist() == pytest.approx([*(a * 0.5 for a in scales), 0.0], rel=1e-6)
+    x, v = 2.0, -1.0
+    a = scales[1]
+    mean = x * (1 + a**2 * -0.25 / 1.5) + v * (1 + a**2 * 0.25 / 1.5) * -0.25
+    step = schedule.denoise(torch.full((1, 1, 1, 1), v), torch.full((1, 1, 1, 1), x), torch.tensor([1]))
+    assert step.mean.item() == pytest.approx(mean, rel=1e-6)
+    assert flow(4, EULER, sde="dance").std().tolist() == pytest.approx([0.35, 0.35, 0.35, 0.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("sde", ["cps", "flow", "dance", "ode"])
+def test_the_mean_follows_from_the_predicted_original(sde):
+    schedule = flow(6, sde=sde)
+    sample, output, _ = states(6)
+    step = schedule.denoise(output, sample, torch.arange(6))
+    again = schedule.mean_from_original(step.x0, sample, torch.arange(6))
+    assert torch.allclose(again, step.mean, atol=1e-10)
+
+
+@pytest.mark.parametrize("sde", ["cps", "flow", "dance"])
+def test_the_log_probability_is_the_normal_density_and_the_last_step_has_none(sde):
+    schedule = flow(5, sde=sde)
+    sample, output, value = states(5)
+    output.requires_grad_()
+    step = schedule.denoise(output, sample, torch.arange(5))
+    log_prob = schedule.log_prob(value, step)
+    normal = torch.distributions.Normal(step.mean[:4], step.std[:4].expand_as(step.mean[:4]))
+    assert torch.allclose(log_prob[:4], normal.log_prob(value[:4]).mean((1, 2, 3)), rtol=1e-9)
+    (slope,) = torch.autograd.grad(log_prob.sum(), output)
+    assert log_prob[4] == 0 and not slope[4].any() and slope[:4].abs().amin(0).max() > 0
+
+
+@pytest.mark.parametrize("form", ["gaussian", "official"])
+def test_the_official_form_drops_the_variance_and_the_constants(form):
+    schedule = flow(5, cps_log_prob=form)
+    sample, output, value = states(5)
+    step = schedule.denoise(output, sample, torch.arange(5))
+    gaussian = gaussian_log_prob(value, step.mean, step.std)[:4]
+    squared = -((value - step.mean) ** 2).mean((1, 2, 3))[:4]
+    std = step.std[:4].flatten()
+    constants = -std.log() - 0.5 * math.log(2 * math.pi)
+    assert torch.allclose(gaussian, squared / (2 * std**2) + constants, rtol=1e-9)
+    assert torch.allclose(schedule.log_prob(value, step)[:4], gaussian if form == "gaussian" else squared, rtol=1e-9)
+    assert schedule.log_prob(value, step)[4] == 0
+
+
+@pytest.mark.parametrize(("sde", "form"), [("cps", "gaussian"), ("cps", "official"), ("flow", "gaussian")])
+def test_gains_are_the_gradient_of_the_log_probability(sde, form):
+    schedule = flow(5, sde=sde, cps_log_prob=form)
+    sample, output, noise = states(5)
+    output.requires_grad_()
+    step = schedule.denoise(output, sample, torch.arange(5))
+    value = step.mean + step.std * noise
+    (slope,) = torch.autograd.grad(schedule.log_prob(value, step).sum(), output)
+    expected = schedule.gains().view(-1, 1, 1, 1) * noise.abs() / 36
+    assert torch.allclose(slope[:4].abs(), expected[:4], rtol=1e-6)
+    weights = step_weights(schedule, "equal-gain").double()
+    heard = (weights * schedule.gains())[:4]
+    assert weights[4] == 0 and weights[:4].mean().item() == pytest.approx(1, abs=1e-6)
+    assert heard.max() / heard.min() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["gaussian", "official"])
+def test_log_probabilities_do_not_depend_on_the_resolution(form):
+    """The same pixels four times over have the same mean log-density."""
+    schedule = flow(4, cps_log_prob=form)
+    sample, output, value = states(4)
+    tile = lambda x: x.repeat(1, 1, 2, 2)  # noqa: E731
+    small = schedule.log_prob(value, schedule.denoise(output, sample, torch.arange(4)))
+    large = schedule.log_prob(tile(value), schedule.denoise(tile(output), tile(sample), torch.arange(4)))
+    assert torch.allclose(small, large, rtol=1e-12)
+
+
+def test_only_steps_of_the_window_are_random_and_trained():
+    schedule, full = flow(6, random_steps=range(1, 3)), flow(6)
+    assert (schedule.std() > 0).tolist() == [False, True, True, False, False, False]
+    assert schedule.decision_steps().tolist() == [1, 2]
+    assert full.decision_steps().tolist() == [0, 1, 2, 3, 4]
+    lint(schedule, needs_log_prob=True)
+    for rule in ("official", "skip-last", "equal-gain"):
+        assert (step_weights(schedule, rule) > 0).tolist() == [False, True, True, False, False, False]
+    sample, output, _ = states(6)
+    ode = flow(6, sde="ode").denoise(output, sample, torch.arange(6))
+    window, every = (s.denoise(output, sample, torch.arange(6)) for s in (schedule, full))
+    assert torch.equal(window.mean[[0, 3, 4, 5]], ode.mean[[0, 3, 4, 5]])
+    assert torch.equal(window.mean[1:3], every.mean[1:3])
+    assert not gaussian_kl(window.mean, window.mean + 1, window.std)[[0, 3, 4, 5]].any()
+
+
+def test_a_schedule_without_a_random_step_is_refused_where_log_probabilities_are_needed():
+    for schedule, said in ((flow(1), "steps of 2 or more"), (flow(4, sde="ode"), "sde=cps"), (flow(4, eta=0.0), "eta")):
+        lint(schedule, needs_log_prob=False)
+        with pytest.raises(UsageError, match=said):
+            lint(schedule, needs_log_prob=True)
+
+
+def test_a_perfect_model_reaches_the_image_under_every_rule():
+    """v = (x - x0) / s: whatever noise was drawn on the way, the last step lands on x0."""
+    target = torch.randn(1, 4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for sde in ("cps", "flow", "dance", "ode"):
+        schedule, current = flow(8, sde=sde), torch.ones_like(target)
+        for i in range(8):
+            output = (current - target) / schedule.sigmas[i]
+            step = schedule.denoise(output, current, torch.tensor([i]))
+            current = step.mean + step.std * torch.randn_like(target)
+        assert torch.allclose(current, target, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        (STATIC, {"eta": 1.1}, "at most 1 under sde = cps"),
+        (STATIC, {"eta": -0.1}, "0 or more"),
+        (STATIC, {"spacing": "leading"}, "trailing and linspace"),
+        (STATIC, {"std_floor": 0.1}, "no std_floor"),
+        (STATIC, {"prev_timestep": "official"}, "no prev_timestep"),
+        (STATIC, {"sde": "flow", "cps_log_prob": "official"}, "belongs to sde = cps"),
+        (STATIC, {"sigmas": (1.0, 0.5)}, "has 2 values"),
+        (STATIC, {"sigmas": (1.0, 0.5, 0.5, 0.1)}, "must descend"),
+        (EULER | {"shift": 0.0}, {}, "shift is above 0"),
+        (EULER | {"invert_sigmas": True}, {}, "invert_sigmas"),
+        (FLUX, {}, "image_seq_len"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, {}, "names FlowMatchHeunDiscreteScheduler"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, {}, "names UniPCMultistepScheduler"),
+        ({"_class_name": "DDIMScheduler"}, {}, "needs a flow-matching model"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(config, options, said):
+    with pytest.raises(UsageError, match=said):
+        flow(4, config, **options)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "lcm"])
+def test_samplers_with_noise_levels_refuse_a_flow_model_and_its_options(sampler):
+    with pytest.raises(UsageError, match="is a flow-matching model"):
+        make_schedule(STATIC, 4, sampler=sampler)
+    for options in ({"sde": "flow"}, {"sigmas": (1.0,)}, {"random_steps": range(1)}, {"cps_log_prob": "official"}):
+        with pytest.raises(UsageError, match="has no"):
+            make_schedule({}, 4, sampler=sampler, **options)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")
+def test_one_step_of_a_stretched_schedule_has_no_sigmas():
+    """diffusers divides 0 by 0 there."""
+    with pytest.raises(UsageError, match="another number of steps"):
+        flow(1, QWEN | {"image_seq_len": 256})
+
+
+def test_what_made_the_steps_is_recorded():
+    recorded = flow(4, FLUX | {"image_seq_len": 1024}).resolved
+    assert recorded["sampler"] == "flow" and recorded["sde"] == "cps" and recorded["image_seq_len"] == 1024
+    assert recorded["sigmas"] == flow(4, FLUX | {"image_seq_len": 1024}).sigmas.tolist()
+
+
+def test_float32_log_probabilities_are_those_of_float64():
+    """Also at sigmas close to 0, where a coefficient divides by sigma."""
+    for sde in ("cps", "flow", "dance"):
+        schedule = flow(28, spacing="linspace", sde=sde)
+        sample, output, noise = states(28)
+        exact = schedule.denoise(output, sample, torch.arange(28))
+        value = exact.mean + exact.std * noise
+        single = schedule.denoise(output.float(), sample.float(), torch.arange(28))
+        gap = schedule.log_prob(value.float(), single) - schedule.log_prob(value, exact)
+        assert gap.abs().max() < 2e-4
+        assert replace(schedule).std().dtype == torch.float32

@@ -1,0 +1,56 @@
+"""Windows of random steps: which steps draw noise in which epoch."""
+
+import pytest
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps
+
+
+def at(rule, steps=6, seed=0, epoch=0):
+    return list(random_steps(rule, steps, seed=seed, epoch=epoch))
+
+
+def test_the_last_step_is_never_random():
+    assert at("all") == [0, 1, 2, 3, 4]
+    assert at("all", steps=1) == []
+    assert at("first:2") == [0, 1]
+    for epoch in range(200):
+        assert 5 not in at("random:2", epoch=epoch) and 5 not in at("window:3:1", epoch=epoch)
+
+
+def test_a_window_slides_by_one_step_and_begins_again():
+    """MixGRPO's progressive strategy: 25 iterations at one place unless set."""
+    starts = [at("window:3:1", epoch=epoch)[0] for epoch in range(8)]
+    assert starts == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert [at("window:3", epoch=epoch)[0] for epoch in (0, 24, 25, 49, 50, 74, 75)] == [0, 0, 1, 1, 2, 2, 0]
+    assert at("window:3:1", epoch=1) == [1, 2, 3]
+
+
+def test_a_random_window_is_drawn_for_each_epoch_from_the_seed():
+    places = [tuple(at("random:2", seed=3, epoch=epoch)) for epoch in range(400)]
+    assert places == [tuple(at("random:2", seed=3, epoch=epoch)) for epoch in range(400)]
+    assert set(places) == {(i, i + 1) for i in range(4)}
+    assert max(places.count(place) for place in set(places)) < 150
+    assert places != [tuple(at("random:2", seed=4, epoch=epoch)) for epoch in range(400)]
+
+
+def test_only_moving_windows_change_by_epoch():
+    assert [changes_by_epoch(rule) for rule in ("all", "first:2", "random:2", "window:2", "window:2:5")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("rule", ["first:6", "random:6", "window:9", "window:6:3"])
+def test_a_window_longer_than_the_random_steps_is_refused(rule):
+    with pytest.raises(UsageError, match="do not fit into 6 denoising steps"):
+        at(rule)
+
+
+@pytest.mark.parametrize("rule", ["", "first", "first:0", "random:-1", "window:2:0", "some", "all:2", "window:2:3:4"])
+def test_what_is_no_rule_is_refused(rule):
+    with pytest.raises(UsageError, match="expected all, first:K"):
+        at(rule)
