@@ -11,12 +11,12 @@ from sdpo_bench.system.distributed import Processes
 from sdpo_bench.system.memory_retry import MicroBatch
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunContext:
     """Parts that the trainer, the learning signal and the updater all use.
 
     Attributes:
-        schedule: of the training's denoising steps.
+        schedule: denoising steps of the present epoch; the trainer changes it where a window of random steps moves.
         ledger: the training bill.
         processes: train this run together; each does its own groups, the main one writes.
         runtime: settings that change no number; the micro-batch in use is ``micro_batch``.

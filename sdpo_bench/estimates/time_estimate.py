@@ -13,12 +13,17 @@ from typing import Any
 
 from sdpo_bench.api import Search
 from sdpo_bench.config.resolve import Resolved, build_method
+from sdpo_bench.config.sampler_fit import needs_log_prob
 from sdpo_bench.ledger import Cost, Limit
 from sdpo_bench.models.catalogue import pipeline_files
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
+from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps
 from sdpo_bench.scoring.reward_expression import choose, same_reward
 from sdpo_bench.settings import ModelSettings, RunConfig, ScheduleSettings
+
+ONE_BY_ONE = 1000
+"""Most epochs that are counted one by one, where a moving window of random steps gives them different costs."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,12 @@ class Work:
         return self.forward + self.backward
 
 
-def trained_steps(schedule: ScheduleSettings, rule: str) -> list[float]:
-    """Which steps ``schedule.step_weights`` gives a weight above 0, as 1 and 0."""
+def trained_steps(schedule: ScheduleSettings, rule: str, *, seed: int = 0, epoch: int = 0) -> list[float]:
+    """Which steps ``schedule.step_weights`` gives a weight above 0 in an epoch, as 1 and 0."""
+    if schedule.sampler == "flow":
+        moving = random_steps(schedule.sde_steps, schedule.steps, seed=seed, epoch=epoch)
+        chosen = moving if schedule.sde != "ode" and schedule.eta > 0 else ()
+        return [float(i in chosen) for i in range(schedule.steps)]
     last = 1.0
     if schedule.sampler == "lcm" and not schedule.std_floor:
         last = 0.0  # it draws nothing
@@ -90,10 +99,10 @@ def make_method(resolved: Resolved) -> Any:
     return build_method(resolved.config, resolved.method)
 
 
-def cost_of_group(resolved: Resolved) -> Cost:
-    """What one prompt group of a run costs."""
+def cost_of_group(resolved: Resolved, epoch: int = 0) -> Cost:
+    """What one prompt group of a run costs in an epoch; only a moving window of random steps tells epochs apart."""
     config = resolved.config
-    weights = trained_steps(config.schedule, config.update.step_weight)
+    weights = trained_steps(config.schedule, config.update.step_weight, seed=config.seed, epoch=epoch)
     return group_cost(
         make_method(resolved),
         weights,
@@ -135,16 +144,20 @@ def training_work(resolved: Resolved) -> Work | None:
     limit = Limit(config.budget.axis, config.budget.amount)
     if limit.axis == "seconds":
         return None
-    cost, groups_per_epoch = cost_of_group(resolved), config.sample.images_per_epoch // method.members
+    groups_per_epoch = config.sample.images_per_epoch // method.members
     probe = cost_of_probe(resolved, groups_per_epoch) if limit.axis == "denoiser_calls" else 0
-    whole = _epoch(resolved, cost, groups_per_epoch)
-    # All epochs but the last two are alike, and there can be any number of them.
-    work = whole.times(max(0, int(limit.amount // whole.used(limit.axis)) - 1))
-    while groups := limit.groups_left(work, cost, groups_per_epoch, probe):
+    work, epoch = Work(), 0
+    moving = config.schedule.sampler == "flow" and changes_by_epoch(config.schedule.sde_steps)
+    whole = _epoch(resolved, cost_of_group(resolved), groups_per_epoch)
+    if not moving or limit.amount // whole.used(limit.axis) > ONE_BY_ONE:
+        # All epochs but the last two are alike, and there can be any number of them.
+        work = whole.times(max(0, int(limit.amount // whole.used(limit.axis)) - 1))
+    while groups := limit.groups_left(work, cost := cost_of_group(resolved, epoch), groups_per_epoch, probe):
         share = 1.0
         if limit.axis == "optimiser_steps":
             share = min(1.0, (limit.amount - work.optimiser_steps) / optimiser_steps(config, method, groups))
         work += _epoch(resolved, cost, groups, share)
+        epoch += moving
     return work
 
 
@@ -169,7 +182,10 @@ def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
     minibatches = -(-groups // config.update.minibatch)
     windows = -(-minibatches // config.update.accumulation)
     shuffled = config.update.order == "step-shuffled" and method.granularity == "step"
-    return windows * (config.schedule.steps if shuffled else 1) * config.update.inner_epochs
+    slots = config.schedule.steps
+    if config.schedule.sampler == "flow" and needs_log_prob(method):
+        slots = int(sum(trained_steps(config.schedule, "official")))
+    return windows * (slots if shuffled else 1) * config.update.inner_epochs
 
 
 def evaluation_work(resolved: Resolved) -> Work:

@@ -19,7 +19,8 @@ from sdpo_bench.advantages.learning_signal import Signals
 from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.api import Method
-from sdpo_bench.config.training_schedule import needs_log_prob, training_schedule
+from sdpo_bench.config.sampler_fit import needs_log_prob
+from sdpo_bench.config.training_schedule import training_schedule
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.ledger import Cost, Ledger, Limit, limit_text
 from sdpo_bench.models.catalogue import scheduler_config
@@ -27,7 +28,8 @@ from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import draw_prompts, load_prompts
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
 from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
-from sdpo_bench.rollout.schedule import step_weights
+from sdpo_bench.rollout.schedule import Schedule, step_weights
+from sdpo_bench.rollout.sde_steps import changes_by_epoch
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import RunConfig, Runtime
@@ -78,10 +80,10 @@ class Trainer:
     ):
         self.context, self.config, self.run, self.scorer = context, config, run, scorer
         self.watch, self.validator = watch, validator
-        self.policy, self.schedule, self.method = context.policy, context.schedule, context.method
+        self.policy, self.method = context.policy, context.method
         self.ledger, self.processes, self.runtime = context.ledger, context.processes, context.runtime
         self.prompts = load_prompts(config.sample.prompts)
-        self.weights = step_weights(self.schedule, config.update.step_weight)
+        self.weights = self._step_weights()
         if needs_log_prob(self.method) and not bool((self.weights > 0).any()):
             raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
         self.limit = Limit(config.budget.axis, config.budget.amount)
@@ -92,6 +94,11 @@ class Trainer:
         self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, self.processes)
         self.groups_per_epoch = config.sample.images_per_epoch // self.method.members
         self._refuse_small_budget()
+
+    @property
+    def schedule(self) -> Schedule:
+        """Denoising steps of the present epoch."""
+        return self.context.schedule
 
     @property
     def epoch(self) -> int:
@@ -116,7 +123,7 @@ class Trainer:
         wanted = self.groups_per_epoch
         try:
             self._refuse_collapse()
-            while groups := self._groups_left(wanted):
+            while groups := self._groups_of_epoch(wanted):
                 raise_pending_stop()
                 before = self.ledger.used(self.limit.axis)
                 self._validate(last=False)
@@ -161,6 +168,21 @@ class Trainer:
                 self.validator.after_epoch(self.epoch, last=last)
         self.state.seal_logs()
         self.policy.on_call = self.ledger.charge_call
+
+    def _groups_of_epoch(self, wanted: int) -> int:
+        """Set the denoising steps of the next epoch, and count the groups that the budget is enough for.
+
+        The steps are a function of settings and epoch alone, so that a resumed run has the same.
+        """
+        schedule = self.config.schedule
+        if schedule.sampler == "flow" and changes_by_epoch(schedule.sde_steps):
+            scheduler = scheduler_config(self.policy)
+            self.context.schedule = training_schedule(self.config, scheduler, self.method, self.epoch)
+            self.weights = self.updater.weights = self._step_weights()
+        return self._groups_left(wanted)
+
+    def _step_weights(self) -> Tensor:
+        return step_weights(self.schedule, self.config.update.step_weight)
 
     def _groups_left(self, wanted: int) -> int:
         cost, overhead = self._costs(wanted)
@@ -306,7 +328,10 @@ class Trainer:
     def _order(self, groups: int, inner: int) -> Order:
         """Samples and, independently for each group, steps in a fresh random order."""
         axes = (self.config.seed, "order", self.epoch, inner)
-        steps = [seeds.permutation(self.schedule.num_steps, *axes, "steps", g) for g in range(groups)]
+        trained = torch.arange(self.schedule.num_steps)
+        if needs_log_prob(self.method):
+            trained = self.schedule.decision_steps()
+        steps = [trained[seeds.permutation(len(trained), *axes, "steps", g)] for g in range(groups)]
         return Order(seeds.permutation(groups, *axes, "groups"), torch.stack(steps))
 
     def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:

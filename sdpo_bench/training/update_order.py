@@ -14,7 +14,9 @@ from sdpo_bench.settings import UpdateSettings
 
 @dataclass(frozen=True)
 class Order:
-    """Order of one inner epoch: ``groups [N]`` permutes the groups, ``steps [N, T]`` the denoising steps of each group.
+    """Order of one inner epoch: ``groups [N]`` permutes the groups, ``steps [N, K]`` the denoising steps of each group.
+
+    K is T, or the number of random steps of a flow model where log-probabilities are learnt from.
 
     ``Trainer._order`` draws them.
     """

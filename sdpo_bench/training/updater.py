@@ -21,6 +21,7 @@ from sdpo_bench.errors import RunFailed
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.rollout.replay_step import StepPass, step_pass
 from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import UpdateSettings
 from sdpo_bench.training import reward_gradient
@@ -37,7 +38,7 @@ class Updater:
     """Turns experience into optimiser steps on the LoRA weights.
 
     Args:
-        weights: ``[T]``, weight of each denoising step.
+        weights: ``[T]``, weight of each denoising step in the present epoch.
         scorer: the trained reward, for methods that follow its gradient.
         seed: the run's seed, for the critic.
     """
@@ -51,8 +52,7 @@ class Updater:
         seed: int = 0,
     ):
         self.context, self.settings, self.weights, self.scorer = context, settings, weights, scorer
-        self.policy, self.schedule, self.method = context.policy, context.schedule, context.method
-        self.ledger = context.ledger
+        self.policy, self.method, self.ledger = context.policy, context.method, context.ledger
         policy, method = context.policy, context.method
         lora = policy.lora_parameters()
         groups: list[dict[str, Any]] = [{"params": list(lora.values())}]
@@ -72,6 +72,11 @@ class Updater:
             fused=policy.device.type in ("cpu", "cuda"),
         )
         self.scale = loss_scale(policy.dtype, policy.device)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Denoising steps of the present epoch."""
+        return self.context.schedule
 
     @property
     def buffers(self) -> dict[str, Tensor]:
