@@ -211,6 +211,23 @@ class EvaluationSettings:
     """Decode the sample that a k-step run returns, or the predicted original of its last step."""
     noise_bank: Annotated[int, Ge(0)] = 0
     """Number of the noise bank; equal numbers give every method and the base model the same noise."""
+    every: Annotated[int, Ge(0)] = 0
+    """Epochs between two points of the learning curve; 0: no curve. The base model and the last epoch are always
+    points. Measured beside the training bill; changes no number of the training."""
+    curve_steps: Annotated[tuple[Steps, ...], MinLen(1)] = (1, 4)
+    """Numbers of denoising steps of a point."""
+    curve_images_per_prompt: Images = 1
+    """Images of every prompt and step count of a point."""
+    curve_prompts: Annotated[int, Ge(0)] = 0
+    """Most prompts of the train split and of the unseen split in a point, drawn from a fixed seed; 0: all of them."""
+    curve_rewards: tuple[str, ...] = ()
+    """Held-out rewards of a point besides the trained one; cheap ones, since every point asks them."""
+
+
+CURVE_KEYS = frozenset(f"eval.{name}" for name in EvaluationSettings.__dataclass_fields__ if "curve_" in name) | {
+    "eval.every"
+}
+"""Settings of the learning curve, which is measured during training."""
 
 
 @dataclass(frozen=True)

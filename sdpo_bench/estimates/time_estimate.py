@@ -20,7 +20,7 @@ from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
 from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps
 from sdpo_bench.scoring.reward_expression import choose, same_reward
-from sdpo_bench.settings import ModelSettings, RunConfig, ScheduleSettings
+from sdpo_bench.settings import MOST, ModelSettings, RunConfig, ScheduleSettings
 
 ONE_BY_ONE = 1000
 """Most epochs that are counted one by one, where a moving window of random steps gives them different costs."""
@@ -53,7 +53,7 @@ class Work:
     decoded: int = 0
     """Images decoded for rewards in training."""
     outside_forward: int = 0
-    """Denoiser calls of evaluation and of choosing the checkpoint."""
+    """Denoiser calls of evaluation, learning curve and choosing the checkpoint."""
     outside_images: int = 0
 
     def __add__(self, other: "Work") -> "Work":
@@ -203,21 +203,40 @@ def choice_work(config: RunConfig, work: Work | None, method: Any) -> Work:
     c = config.checkpoint
     if c is None or work is None:
         return Work()
-    groups = -(-work.images // method.members)
-    epochs = -(-groups // (config.sample.images_per_epoch // method.members))
+    epochs = _epochs(config, work, method)
     candidates = epochs // c.every + (epochs % c.every > 0)
     images = candidates * len(load_prompts(c.prompts)) * c.images_per_prompt
     branches = 2 if config.eval.guidance_scale > 1 else 1
     return Work(outside_forward=branches * images * sum(c.steps), outside_images=images * len(c.steps))
 
 
+def curve_work(config: RunConfig, work: Work | None, method: Any) -> Work:
+    """Measuring the points of a run's learning curve, the base model's included."""
+    e = config.eval
+    if not e.every or work is None or method.signal == "none":
+        return Work()
+    epochs = _epochs(config, work, method)
+    points = 1 + epochs // e.every + (epochs % e.every > 0)
+    prompts = sum(min(len(load_prompts(name)), e.curve_prompts or MOST) for name in (e.train, e.unseen) if name)
+    images = points * prompts * e.curve_images_per_prompt
+    branches = 2 if e.guidance_scale > 1 else 1
+    return Work(outside_forward=branches * images * sum(e.curve_steps), outside_images=images * len(e.curve_steps))
+
+
+def _epochs(config: RunConfig, work: Work, method: Any) -> int:
+    """Epochs of a training with this bill, the last of which may be cut."""
+    groups = -(-work.images // method.members)
+    return -(-groups // (config.sample.images_per_epoch // method.members))
+
+
 def run_work(resolved: Resolved) -> Work | None:
-    """Training, choice of the checkpoint and evaluation of one run; None for a budget of seconds."""
+    """Training, choice of the checkpoint, learning curve and evaluation of one run; None for a budget of seconds."""
     training = training_work(resolved)
     if training is None:
         return None
-    config = resolved.config
-    return training + choice_work(config, training, make_method(resolved)) + evaluation_work(resolved)
+    config, method = resolved.config, make_method(resolved)
+    outside = choice_work(config, training, method) + curve_work(config, training, method)
+    return training + outside + evaluation_work(resolved)
 
 
 def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:

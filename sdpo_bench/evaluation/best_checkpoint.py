@@ -5,8 +5,6 @@ its own. Each candidate leaves one line in ``validation.jsonl``; its adapter is 
 cost of the choice stands in that log, beside the training bill and not in it.
 """
 
-import json
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation import evaluate as ev
+from sdpo_bench.evaluation.mean_scores import evaluation_guidance, mean_scores
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.adapter import LORA_FILE
@@ -23,7 +22,6 @@ from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
-from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
@@ -89,9 +87,8 @@ class Validator:
 
     def forget_after(self, epoch: int) -> None:
         """Drop candidates of epochs that a resumed run will do again."""
-        kept = [row for row in self.rows if row.get("epoch", math.inf) <= epoch]
-        if self.processes.is_main and (self.run.path / LOG).exists():
-            atomic_write(self.run.path / LOG, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+        if self.processes.is_main:
+            self.run.forget_after(LOG, epoch)
 
     def best_adapter(self) -> Path:
         """Folder of the best candidate's adapter.
@@ -116,12 +113,8 @@ class Validator:
         return self.run.path / "candidates" / f"epoch-{epoch:06d}"
 
     def _judge(self) -> dict[str, Any]:
-        guidance = self.policy.guidance_scale
-        self.policy.set_guidance(self.sampler.guidance_scale)
-        try:
+        with evaluation_guidance(self.policy, self.sampler):
             by_steps = {str(k): self._mean_score(k) for k in self.settings.steps}
-        finally:
-            self.policy.set_guidance(guidance)
         branches = 2 if self.sampler.guidance_scale > 1 else 1
         return {
             "score": sum(by_steps.values()) / len(by_steps),
@@ -132,9 +125,5 @@ class Validator:
 
     def _mean_score(self, steps: int) -> float:
         self.watcher.evaluation(f"checkpoint on {self.settings.prompts}, {steps} steps", 0, 1)
-        scores: list[float] = []
-        size = self.micro_batch.size
-        for part in ev.my_batches(self.pairs, size, self.processes):
-            images = ev.sample_images(self.policy, self.schedules[steps], self.sampler, part, size)
-            scores += self.scorer(images, [text for text, _ in part]).tolist()
-        return math.fsum(score for part in self.processes.gather(scores) for score in part) / len(self.pairs)
+        size, schedule = self.micro_batch.size, self.schedules[steps]
+        return mean_scores(self.policy, schedule, self.sampler, [self.scorer], self.pairs, size, self.processes)[0]

@@ -17,6 +17,7 @@ from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.best_checkpoint import Validator
 from sdpo_bench.evaluation.inference_search import Candidates, candidates_of
+from sdpo_bench.evaluation.learning_curve import CurveRecorder
 from sdpo_bench.evaluation.picture_grid import draw_grid, grid_prompts
 from sdpo_bench.evaluation.reward_scale import apply, calibrate
 from sdpo_bench.evaluation.score_rows import step_table
@@ -32,7 +33,7 @@ from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
 from sdpo_bench.runs.input_digests import has_numbers, record_prompt_digests, recorded_prompt_digests
 from sdpo_bench.runs.run_folder import RunFolder, check_writable
 from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
-from sdpo_bench.scoring.make_scorers import evaluation_scorers
+from sdpo_bench.scoring.make_scorers import curve_scorers, evaluation_scorers
 from sdpo_bench.scoring.scorer import Scorer, supervise
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import Runtime
@@ -96,10 +97,19 @@ class _PreparedRun:
     resolved: Resolved
     trainer: Trainer
     scorers: list[Scorer]
+    """Of the evaluation, the trained reward first."""
+    curve_scorers: list[Scorer]
+    """Of the learning curve; empty without one."""
     base: RunFolder
     watcher: Watcher
     device: str
     trains: bool
+
+    @property
+    def every_scorer(self) -> list[Scorer]:
+        """Scorers of the evaluation, and those of the curve with rewards that the evaluation lacks."""
+        known = [scorer.reward for scorer in self.scorers]
+        return self.scorers + [scorer for scorer in self.curve_scorers if scorer.reward not in known]
 
 
 def _prepare(
@@ -121,22 +131,23 @@ def _prepare(
         ev.evaluation_schedule(policy, config.eval, steps)
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
     trains = processes.share(lambda: not ((run.lora / LORA_FILE).exists() and exported(run)))
-    trainer = _trainer(resolved, runtime, run, policy, scorers[0], watcher, processes)
-    return _PreparedRun(resolved, trainer, scorers, base, watcher, device, trains)
+    points = curve_scorers(config, scorers, device, runtime.reward_timeout) if trains and config.eval.every else []
+    trainer = _trainer(resolved, runtime, run, policy, scorers[0], points, watcher, processes)
+    return _PreparedRun(resolved, trainer, scorers, points, base, watcher, device, trains)
 
 
 def _load(job: _PreparedRun) -> None:
     """Load the rewards, after refusing plugins whose source changed since the run began."""
     trainer, settings = job.trainer, job.trainer.config.eval
     refuse_changed_plugins(trainer.run, job.base, settings, job.scorers, trains=job.trains, warn=trainer.warn)
-    for scorer in job.scorers:
+    for scorer in job.every_scorer:
         scorer.load()
 
 
 def _calibrate(job: _PreparedRun) -> dict[str, Any]:
     """Standardise the parts of weighted sums, equally on all processes; returns what with."""
-    references = job.trainer.processes.share(lambda: _references(job.trainer, job.scorers, job.watcher))
-    apply(job.scorers, references)
+    references = job.trainer.processes.share(lambda: _references(job.trainer, job.every_scorer, job.watcher))
+    apply(job.every_scorer, references)
     return references
 
 
@@ -289,6 +300,7 @@ def _trainer(
     run: RunFolder,
     policy: Policy,
     scorer: Scorer,
+    points: list[Scorer],
     watcher: Watcher,
     processes: Processes,
 ) -> Trainer:
@@ -303,7 +315,10 @@ def _trainer(
     validator = None
     if chosen:
         validator = Validator(policy, chosen, config.eval, unbilled, run, context.micro_batch, watcher, processes)
-    return Trainer(context, config, run, billed, watcher.train, validator)
+    curve = None
+    if points and method.signal != "none":
+        curve = CurveRecorder(policy, config.eval, points, run, context.micro_batch, watcher, processes)
+    return Trainer(context, config, run, billed, watcher.train, validator, curve)
 
 
 def _judge(

@@ -8,13 +8,14 @@ A run is its folder ``<out>/runs/<run id>``::
     train.jsonl      one line an epoch, numbers only (identical for identical runs)
     timing.jsonl     one line an epoch, seconds and throughput (differs from machine to machine)
     validation.jsonl one line a candidate, where the best checkpoint on validation prompts is the result
+    curve.jsonl      one line a point of the learning curve: mean scores of the policy so far, and what it had cost
     checkpoints/     what is needed to go on
     lora/            the adapter in diffusers' own format, and its seals (``adapter``)
     warnings.jsonl   one line a warning: collapse, doubtful updates, memory (only where there was one)
     eval.parquet     one row an image, reward and step count
     grid.png         the same prompts and noise, base beside tuned
 
-Every file but the two append-only logs is written to a temporary name, synced and renamed.
+Every file but the append-only logs is written to a temporary name, synced and renamed.
 """
 
 import hashlib
@@ -34,6 +35,7 @@ from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.lock import lock
 
 VALIDATION = "validation.jsonl"
+CURVE = "curve.jsonl"
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
 
@@ -168,6 +170,12 @@ class RunFolder:
                     if isinstance(row, dict):
                         rows.append(row)
         return rows
+
+    def forget_after(self, name: str, epoch: int) -> None:
+        """Drop the lines of a log that belong to epochs which a resumed run will do again."""
+        if (self.path / name).exists():
+            kept = [row for row in self.log(name) if row.get("epoch", math.inf) <= epoch]
+            atomic_write(self.path / name, "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
 
     @property
     def seconds(self) -> float:

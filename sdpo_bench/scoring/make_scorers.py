@@ -43,3 +43,24 @@ def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> li
     trained = config.reward.name
     held_out = [(name, dict[str, Any]()) for name in config.eval.rewards if not same_reward(name, trained)]
     return make_scorers([(trained, config.reward.settings), *held_out], basis, device, timeout)
+
+
+def curve_scorers(config: RunConfig, evaluation: Sequence[Scorer], device: str, timeout: float = 0) -> list[Scorer]:
+    """The trained reward, then the held-out ones of the learning curve.
+
+    They have a cache of their own, so that a point of the curve changes no answer of another scorer.
+
+    Args:
+        evaluation: scorers of the evaluation, the trained reward first. Their rewards are used again where the curve
+            names them; others are new and not loaded yet.
+    """
+    basis, cache = Basis(config.model, config.schedule, config.sample.prompts), ScoreCache()
+    rewards = {evaluation[0].name: evaluation[0].reward}
+    for name in config.eval.curve_rewards:
+        known = [scorer for scorer in evaluation if same_reward(name, scorer.name)]
+        if known:
+            rewards.setdefault(known[0].name, known[0].reward)
+        else:
+            choice = choose(name)
+            rewards.setdefault(choice.name, choice.make({}, device, basis))
+    return [supervise(name, reward, cache=cache, timeout=timeout) for name, reward in rewards.items()]

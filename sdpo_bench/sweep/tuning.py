@@ -166,6 +166,7 @@ def tuning_overrides(search: Search, one: Round) -> dict[str, Any]:
         "eval.rewards": (search.require.reward,) if search.require else (),
         "eval.steps": s.steps,
         "eval.images_per_prompt": s.images_per_prompt,
+        "eval.every": 0,
     }
     if s.by == "validation":
         judged |= {"eval.train": "", "eval.validation": s.prompts}

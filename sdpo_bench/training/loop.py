@@ -38,7 +38,7 @@ from sdpo_bench.system.memory_retry import Attempt, MicroBatch
 from sdpo_bench.system.progress import Tick
 from sdpo_bench.system.signals import raise_pending_stop
 from sdpo_bench.training import checkpoint, collapse_guards
-from sdpo_bench.training.state import TrainingState, Validator
+from sdpo_bench.training.state import Curve, TrainingState, Validator
 from sdpo_bench.training.update_order import Order
 from sdpo_bench.training.updater import Updater
 
@@ -67,6 +67,7 @@ class Trainer:
         scorer: the trained reward, charged to the context's ledger.
         watch: called with a :class:`Tick` now and then.
         validator: judges candidates for the best checkpoint; None where the last one is taken.
+        curve: measures the points of the learning curve; None where there is none.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class Trainer:
         scorer: Scorer,
         watch: Callable[[Tick], None] = lambda tick: None,
         validator: Validator | None = None,
+        curve: Curve | None = None,
     ):
         self.context, self.config, self.run, self.scorer = context, config, run, scorer
-        self.watch, self.validator = watch, validator
+        self.watch, self.validator, self.curve = watch, validator, curve
         self.policy, self.method = context.policy, context.method
         self.ledger, self.processes, self.runtime = context.ledger, context.processes, context.runtime
         self.prompts = load_prompts(config.sample.prompts)
@@ -91,7 +93,7 @@ class Trainer:
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
         self.signals = Signals(context, a, scorer, self.normaliser)
         self.updater = Updater(context, config.update, self.weights, scorer, config.seed)
-        self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, self.processes)
+        self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, curve, self.processes)
         self.groups_per_epoch = config.sample.images_per_epoch // self.method.members
         self._refuse_small_budget()
 
@@ -126,7 +128,7 @@ class Trainer:
             while groups := self._groups_of_epoch(wanted):
                 raise_pending_stop()
                 before = self.ledger.used(self.limit.axis)
-                self._validate(last=False)
+                self._judge(last=False)
                 started = time.monotonic()
                 for attempt in self.attempts(self._begin_epoch_again):
                     with attempt:
@@ -136,7 +138,7 @@ class Trainer:
                 self._refuse_collapse()
                 if self.epoch % self.runtime.checkpoint_every == 0:
                     self.state.save()
-            self._validate(last=True)
+            self._judge(last=True)
         finally:
             # However the loop ends, the last whole epoch is what stays; a half one leaves no trace.
             self.policy.on_call = None
@@ -157,15 +159,18 @@ class Trainer:
                 "the budget on another axis."
             )
 
-    def _validate(self, *, last: bool) -> None:
-        """Judge the present checkpoint if it is a candidate; never part of the training bill."""
+    def _judge(self, *, last: bool) -> None:
+        """Judge the present policy if it is a candidate or a point of the curve; never part of the training bill."""
         self.state.check_logs()
-        if self.validator is None:
+        if self.validator is None and self.curve is None:
             return
         self.policy.on_call = None
         for attempt in self.attempts(self.record_out_of_memory):
             with attempt:
-                self.validator.after_epoch(self.epoch, last=last)
+                if self.validator is not None:
+                    self.validator.after_epoch(self.epoch, last=last)
+                if self.curve is not None:
+                    self.curve.after_epoch(self.epoch, self.ledger, last=last)
         self.state.seal_logs()
         self.policy.on_call = self.ledger.charge_call
 

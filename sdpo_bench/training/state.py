@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdpo_bench.advantages.normalise import Normaliser
+from sdpo_bench.ledger import Ledger
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.system.distributed import Processes
@@ -27,6 +28,14 @@ class Validator(Protocol):
     def clear(self) -> None: ...
 
 
+class Curve(Protocol):
+    """Measures the points of the learning curve (``learning_curve.CurveRecorder``)."""
+
+    def after_epoch(self, epoch: int, bill: Ledger, *, last: bool) -> None: ...
+
+    def forget_after(self, epoch: int) -> None: ...
+
+
 class TrainingState:
     """What a run's training keeps and goes back to; only the main process writes.
 
@@ -35,6 +44,7 @@ class TrainingState:
         normaliser: holds the buffers of past rewards.
         scorer: remembers the scores of pictures.
         validator: has judged candidates; None where there are none.
+        curve: has measured points; None where there is no learning curve.
     """
 
     def __init__(
@@ -44,10 +54,11 @@ class TrainingState:
         normaliser: Normaliser,
         scorer: Scorer,
         validator: Validator | None,
+        curve: Curve | None,
         processes: Processes,
     ):
         self.run, self.updater, self.normaliser, self.scorer = run, updater, normaliser, scorer
-        self.validator, self.processes = validator, processes
+        self.validator, self.curve, self.processes = validator, curve, processes
         self.epoch = 0
         """Whole epochs so far."""
         self.first: dict[str, Any] = {}
@@ -87,8 +98,9 @@ class TrainingState:
             for name in ("train.jsonl", "timing.jsonl"):
                 self.run.truncate(name, progress.logs[name][0] if progress else 0)
             collapse_guards.forget_after(self.run, progress.epoch if progress else 0)
-        if self.validator is not None:
-            self.validator.forget_after(progress.epoch if progress else 0)
+        for judge in (self.validator, self.curve):
+            if judge is not None:
+                judge.forget_after(progress.epoch if progress else 0)
         if progress:
             self.epoch = self._saved_epoch = progress.epoch
             rows = self.processes.share(self.run.log)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.runs.run_folder import VALIDATION, RunFolder
+from sdpo_bench.runs.run_folder import CURVE, VALIDATION, RunFolder
 
-LOGS = ("train.jsonl", "timing.jsonl", VALIDATION)
+LOGS = ("train.jsonl", "timing.jsonl", VALIDATION, CURVE)
 Seals = Mapping[str, tuple[int, str]]
 """Length in bytes and SHA-256 of each log; an empty digest is not checked."""
 

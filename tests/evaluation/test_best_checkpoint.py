@@ -167,7 +167,7 @@ def test_the_first_candidate_is_judged_even_after_a_collapse(judged):
 def test_a_score_is_the_mean_over_all_pictures_of_all_processes(tiny_policy, prompts, monkeypatch):
     """Here "a bee" twice with 5 + 0 and 5 + 10 at 1 step, 3 more at 3 steps; "a horse" elsewhere with 1 and 2."""
     settings = CheckpointSettings("validation", str(prompts / "held.txt"), steps=(1, 3), images_per_prompt=2)
-    two = SimpleNamespace(rank=0, count=2, is_main=True, gather=lambda scores: [scores, [1.0, 2.0]])
+    two = SimpleNamespace(rank=0, count=2, is_main=True, gather=lambda rows: [rows, [[1.0], [2.0]]])
     scorer = lambda images, texts: images + torch.tensor([float(len(text)) for text in texts])  # noqa: E731
     judge = Validator(
         tiny_policy, settings, EvaluationSettings(), scorer, RunFolder(prompts / "run"), MicroBatch(64), Watcher(), two

@@ -58,6 +58,7 @@ def test_killed_inside_each_kind_of_write(command, never_killed, tmp_path):
     kills = [
         "before fsync train.jsonl",
         "before fsync .epoch-000001",
+        "before fsync curve.jsonl",
         "before fsync .pytorch_lora",
         "before unlink epoch-000001.safetensors",
         "before fsync .eval.parquet",

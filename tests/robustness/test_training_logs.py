@@ -37,6 +37,7 @@ def stopped(tiny_pipe, tmp_path_factory):
     make_trainer(resolved, out / "whole").train()
     trainer = make_trainer(resolved, out / "stopped", checkpoint_every=1)
     trainer.run.append("validation.jsonl", {"epoch": 1, "score": 3.0})
+    trainer.run.append("curve.jsonl", {"epoch": 1, "scores": []})
     stop_in(trainer, 2)
     return resolved, out / "stopped", (out / "whole" / "runs" / resolved.run_id / "train.jsonl").read_bytes()
 
@@ -82,7 +83,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "timing.jsonl", "validation.jsonl"])
+@pytest.mark.parametrize("name", ["train.jsonl", "timing.jsonl", "validation.jsonl", "curve.jsonl"])
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_changed_log_is_refused_before_anything_is_lost(copy, damage, name):
     resolved, out, run, whole = copy

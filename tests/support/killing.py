@@ -5,6 +5,7 @@ after it), and every denoiser call. A write that is cut short leaves what a dyin
 file, or part of a log's last line.
 """
 
+import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ SETTINGS = {
     "checkpoint.choose": "validation",
     "checkpoint.every": 1,
     "checkpoint.steps": 1,
+    "eval.every": 2,
+    "eval.curve_steps": 1,
 }
 
 
@@ -117,13 +120,23 @@ def command_of(folder: Path, pipeline: Path) -> Callable[[Path, int], list[str]]
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Bytes of all results, of the run and of its base model."""
-    return {
-        f"{folder.name}/{name}": (folder / name).read_bytes()
-        for folder in sorted((out / "runs").iterdir())
-        for name in RESULTS
-        if (folder / name).exists()
-    }
+    """Bytes of all results, of the run and of its base model; of the learning curve all but the times."""
+    found: dict[str, bytes] = {}
+    for folder in sorted((out / "runs").iterdir()):
+        for name in RESULTS:
+            if (folder / name).exists():
+                found[f"{folder.name}/{name}"] = (folder / name).read_bytes()
+        if (folder / "curve.jsonl").exists():
+            found[f"{folder.name}/curve.jsonl"] = json.dumps(curve_without_times(RunFolder(folder))).encode()
+    return found
+
+
+def curve_without_times(run: RunFolder) -> list[dict[str, Any]]:
+    """The points of a run's learning curve without the seconds, which differ from one training to the next."""
+    points = run.log("curve.jsonl")
+    for point in points:
+        del point["seconds"], point["cost"]["seconds"]
+    return points
 
 
 def finish(

@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from factories import make_resolved, make_trainer
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.running.run_one import run_job
+from sdpo_bench.settings import Runtime
 from sdpo_bench.system.distributed import launched
 from sdpo_bench.training import updater
 from sdpo_bench.training.loss_scale import Fp16Scale
@@ -24,6 +26,7 @@ from sdpo_bench.training.loss_scale import Fp16Scale
 PIPE = OFFICIAL / "tiny_pipe"
 BUDGET, SHORT = {"budget.images": 18}, {"budget.images": 10}
 """The last epoch has one pair: one process has nothing to do in it."""
+CURVE = {"eval.every": 2, "eval.curve_steps": "1,2", "eval.curve_prompts": 5}
 
 
 def budget(method):
@@ -47,6 +50,13 @@ def trained(method, out, processes, **extra):
     weights = {name: p.detach().clone() for name, p in trainer.updater.parameters.items()}
     save_file(weights, str(out / f"weights-{processes.rank}.safetensors"))
     return {"sampled": sampled, "bill": trainer.ledger.bill(), "metrics": trainer.state.last}
+
+
+def with_curve(out, processes):
+    """A whole run with a learning curve: its training log, adapter and points are in ``out``."""
+    resolved = make_resolved(PIPE, **BUDGET, **CURVE)
+    run_job(resolved, Runtime(out=out, device="cpu"), processes=processes)
+    return {"run": resolved.run_id}
 
 
 def overflowing(out, processes):
@@ -90,6 +100,8 @@ def main(rank, count, port, folder, *scenarios):
                 elif scenario == "resumed":
                     # Begun by one process (the test), finished by these.
                     result = trained("sdpo", folder / "resumed", processes, **BUDGET)
+                elif scenario == "curve":
+                    result = with_curve(folder / scenario, processes)
                 elif scenario == "overflowing":
                     result = overflowing(folder / scenario, processes)
                 else:

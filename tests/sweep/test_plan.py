@@ -16,6 +16,7 @@ from sdpo_bench.estimates.time_estimate import (
     cost_of_group,
     evaluation_work,
     make_method,
+    run_work,
     seconds,
     single_key,
     trained_steps,
@@ -148,6 +149,18 @@ def test_choosing_a_checkpoint_is_paid_for():
     work = choice_work(resolved.config, training_work(resolved), make_method(resolved))
     assert work.outside_images == 3 * prompts * 2 * 2
     assert work.outside_forward == 3 * prompts * 2 * 5
+
+
+def test_the_points_of_a_learning_curve_are_counted():
+    """24 images are three epochs: points at the base model, after two epochs and after the last one."""
+    settings = {"eval.every": 2, "eval.curve_steps": "1,4", "eval.curve_images_per_prompt": 3, "eval.curve_prompts": 5}
+    common = {"budget.images": 24, "sample.images_per_epoch": 8, "update.minibatch": 4, "eval.unseen": "few-animals"}
+    with_curve, without = (resolve(Request("sdpo", "emoji-align", overrides=common | more)) for more in (settings, {}))
+    extra_images = run_work(with_curve).outside_images - run_work(without).outside_images
+    extra_calls = run_work(with_curve).outside_forward - run_work(without).outside_forward
+    assert extra_images == 3 * (5 + 5) * 3 * 2
+    assert extra_calls == 3 * (5 + 5) * 3 * (1 + 4)
+    assert with_curve.run_id == without.run_id
 
 
 def test_states_are_facts_about_folders(tmp_path):

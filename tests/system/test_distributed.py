@@ -15,17 +15,27 @@ import torch
 from safetensors.torch import load_file
 
 from factories import make_resolved, make_trainer
+from killing import curve_without_times
 from sdpo_bench.errors import MissingError, RunFailed, UsageError
 from sdpo_bench.running.run_one import run_job
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.distributed import ALONE, Launched, Processes, Report, local_device, refuse_several
 from sdpo_bench.training.update_order import Task, part_of
-from several import BUDGET, budget, overflowing, trained
+from several import BUDGET, budget, overflowing, trained, with_curve
 
 HERE = Path(__file__).parents[1] / "support"
 # A loss of single steps, one of whole trajectories with a reference, and rewards asked for in the updates.
 METHODS = ("sdpo", "sparse_dpo", "draft")
-SCENARIOS = (*METHODS, "overflowing", "resumed", "stopped", "failing", "killed")  # the last one kills a process
+SCENARIOS = (
+    *METHODS,
+    "overflowing",
+    "resumed",
+    "curve",
+    "stopped",
+    "failing",
+    "killed",
+)  # the last one kills a process
 
 
 def free_port():
@@ -112,6 +122,19 @@ def test_a_run_begun_by_one_process_is_finished_by_two(two):
     rows = [next((two / name / "runs").iterdir()).joinpath("train.jsonl").read_text() for name in ("sdpo", "resumed")]
     bills = [[json.loads(line)["bill"] for line in text.splitlines()] for text in rows]
     assert bills[0] == bills[1] and len(bills[0]) == 3, "each epoch is logged once, by one process"
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_learning_curve_of_one(tmp_path, two):
+    one = RunFolder(tmp_path / "runs" / with_curve(tmp_path, ALONE)["run"])
+    both = RunFolder(two / "curve" / "runs" / one.run_id)
+    points = curve_without_times(one), curve_without_times(both)
+    assert [[p["epoch"] for p in curve] for curve in points] == [[0, 2, 3]] * 2, "each point once, by one process"
+    for mine, theirs in zip(*points):
+        scores = mine.pop("scores"), theirs.pop("scores")
+        assert mine == theirs, "the same bills, and the same cost of measuring"
+        means = [[entry.pop("mean") for entry in part] for part in scores]
+        assert scores[0] == scores[1] and means[0] == pytest.approx(means[1], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from sdpo_bench.runs.input_digests import record_prompt_digests, recorded_prompt
 from sdpo_bench.runs.run_folder import RunFolder, check_writable, find_run
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter
 from sdpo_bench.scoring.scorer import Scorer
-from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
+from sdpo_bench.settings import CURVE_KEYS, EvaluationSettings, ModelSettings, Runtime
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.memory_retry import halving
 from sdpo_bench.system.output_paths import user_file
@@ -63,6 +63,8 @@ def eval_command(
             raise UsageError(f"--set {key}: only eval.* settings can change here; training is done.")
         if key not in (valid := [f"eval.{field.name}" for field in fields(EvaluationSettings)]):
             raise unknown_setting(key, valid)
+        if key in CURVE_KEYS:
+            raise UsageError(f"--set {key}: the learning curve is measured during training, which is done.")
         changes[key.removeprefix("eval.")] = value
     folders = [find_run(out, name) for name in runs]
     runtime = Runtime(out, device, micro_batch, threads=threads, reward_timeout=reward_timeout)
