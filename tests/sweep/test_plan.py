@@ -24,7 +24,7 @@ from sdpo_bench.estimates.time_estimate import (
 )
 from sdpo_bench.settings import ScheduleSettings
 from sdpo_bench.sweep.plan import make_plan, record_of
-from sdpo_bench.sweep.suite import read_suite
+from sdpo_bench.sweep.suite import find_suite, read_suite
 
 TWELVE = {"budget.images": 12}
 
@@ -264,6 +264,23 @@ def test_tuning_runs_choose_no_checkpoint(tmp_path):
     jobs = make_plan(read_suite(write_suite(tmp_path, SEARCH + choosing)), tmp_path).jobs
     found = {(c.role, c.settings.get("checkpoint.choose", "last")) for c in jobs}
     assert found == {("tuning", "last"), ("reported", "validation")}
+
+
+def test_tuning_runs_measure_no_curve_and_keep_their_ids(tmp_path):
+    """The suite of a search that has ended can ask for learning curves of the reported runs."""
+    plain = make_plan(read_suite(write_suite(tmp_path, SEARCH)), tmp_path).jobs
+    curved = make_plan(read_suite(write_suite(tmp_path, SEARCH + "\n[eval]\nevery = 10\n")), tmp_path).jobs
+    assert [job.run_id for job in curved] == [job.run_id for job in plain]
+    assert {(job.role, job.settings["eval.every"]) for job in curved} == {("tuning", 0), ("reported", 10)}
+
+
+@pytest.mark.parametrize(("name", "points"), [("embedded-long", 12), ("embedded-long-t20", 12)])
+def test_the_long_suites_measure_about_eleven_points(name, points):
+    """The base model, every tenth or fifth of 107 or 54 epochs, and the last one."""
+    suite = find_suite(name)
+    assert find_suite(f"{name}-native").common == suite.common
+    epochs = suite.common["budget.images"] / suite.common["sample.images_per_epoch"]
+    assert 1 + epochs // suite.common["eval.every"] + 1 == points
 
 
 def test_a_failed_candidate_is_never_chosen_and_all_failed_is_said(searching, tmp_path):
