@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, RESULTS, THREADS, Command, complete
+from sdpo_bench.ledger import AXES
 from sdpo_bench.settings import MOST_IMAGES
 
 SELECT = click.option(
@@ -24,7 +25,7 @@ METRIC = click.option(
     show_default=True,
     help="Primary endpoint: mean over step counts, area under the step curve, or a number of steps.",
 )
-ONLY = ("main", "against", "leaderboard", "held-out", "pictures", "bill", "ablation", "studies")
+ONLY = ("main", "against", "leaderboard", "held-out", "pictures", "bill", "ablation", "learning-curve", "studies")
 FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 
 
@@ -38,6 +39,19 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
     help="One more ablation table: runs that differ in this setting alone, one row a value; repeatable.",
 )
 @METRIC
+@click.option(
+    "--axis",
+    type=click.Choice(AXES),
+    default="images",
+    show_default=True,
+    help="Cost of training in which learning curves are timed to a level.",
+)
+@click.option(
+    "--reach",
+    type=float,
+    metavar="RISE",
+    help="That level, as a rise over the base model's mean score [default: half of the best method's final rise].",
+)
 @click.option(
     "--against",
     multiple=True,
@@ -74,6 +88,7 @@ def report(**options: Any) -> None:
       sdpo-bench report --format html
       sdpo-bench report --out tables.tex --select reward=hpsv2 --metric 1
       sdpo-bench report --group-by update.lr --select method=sdpo
+      sdpo-bench report --only learning-curve --axis denoiser_calls --reach 0.1
       sdpo-bench report --against paper
       sdpo-bench report --only leaderboard --columns rank,method,gain --format markdown
       sdpo-bench report --format all --out my-report

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdpo_bench.errors import UsageError
+from sdpo_bench.ledger import Axis
 from sdpo_bench.report.content import Report
 from sdpo_bench.report.sections import Judged, section
 from sdpo_bench.report.study_view import study_view
 from sdpo_bench.report.tables import ablation
 from sdpo_bench.report.tables.against_sides import Side, board_side
+from sdpo_bench.report.tables.curve_tables import CurveOptions
 from sdpo_bench.report.tables.main_table import main_tables
 from sdpo_bench.report.tables.published_comparison import against_tables
 from sdpo_bench.report.tables.run_tables import runs_table, versions_table
 from sdpo_bench.report.tables.suite_tables import suite_tables
 from sdpo_bench.results.comparability import Setting, group_settings
+from sdpo_bench.results.learning_curves import CurvePanel, curve_panels
 from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
@@ -42,6 +45,10 @@ class Request:
     group_by: tuple[str, ...] = ()
     endpoint: Endpoint = PRIMARY
     level: float = 0.95
+    axis: Axis = "images"
+    """What the cost of training is counted in where methods are timed to a level."""
+    reach: float | None = None
+    """That level, as a rise over the base model; None: half of the best method's final one."""
     against: tuple[Side, ...] = ()
     """Sides to compare with: published numbers or other results folders."""
 
@@ -60,25 +67,39 @@ def build_report(results: Results, request: Request) -> Report:
     judged = _judge_all(settings, scores, chosen.bases, request)
     settings = [one.setting for one in judged]
     _check_metric(judged, request)
-    notices = sorted({*chosen.notices, *repeated, *problems, *_run_notices(chosen.runs, scores)})
+    curves, unusable = _curves(settings, request)
+    notices = sorted({*chosen.notices, *repeated, *problems, *unusable, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
     families = _families(boards, request)
     beside = against_tables(boards, request.against) if request.against else []
     most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
-    sections = tuple(
-        section(one, settings, scores, families, illustrated=i < most, number=i) for i, one in enumerate(judged)
-    )
+    options = CurveOptions(request.axis, request.reach, request.level)
+    sections = []
+    for i, (one, panels) in enumerate(zip(judged, curves, strict=True)):
+        illustrated = i < most
+        sections.append(section(one, settings, scores, families, panels, options, illustrated=illustrated, number=i))
     return Report(
         "sdpo-bench report",
         tuple(_summary(chosen, settings)),
         (*_main(chosen, judged, scores, request), *beside),
-        sections,
+        tuple(sections),
         runs_table(settings),
         versions_table(chosen.runs),
         tuple(notices),
         "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
         tuple(study_view(record) for record in chosen.studies),
     )
+
+
+def _curves(settings: Sequence[Setting], request: Request) -> tuple[list[list[CurvePanel]], list[Notice]]:
+    """Learning curves of each setting in the selected splits, and what is wrong with curves that cannot be used."""
+    splits = request.selection.get(SPLIT)
+    found, problems = [], []
+    for setting in settings:
+        panels, notices = curve_panels(setting)
+        found.append([panel for panel in panels if not splits or panel.key.split in splits])
+        problems += notices
+    return found, problems
 
 
 def results_sides(results: Results, name: str) -> list[Side]:

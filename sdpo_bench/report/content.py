@@ -7,6 +7,7 @@ from sdpo_bench.report.figures import Figure
 from sdpo_bench.report.study_view import StudyView
 from sdpo_bench.results.read_results import Notice
 from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.chart import Chart
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Section:
     facts: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
     tables: tuple[t.Table, ...]
-    """Bill and ablations."""
+    """Bill, ablations and learning curves."""
     figures: tuple[Figure, ...]
     grids: tuple[Grid, ...]
     configuration: t.Table
     omitted: str = ""
     """What a large report omits."""
+    charts: tuple[tuple[str, tuple[Chart, ...]], ...] = ()
+    """Content of figures as data, each with a heading, for readers that draw for themselves."""
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from sdpo_bench.ledger import Axis
 from sdpo_bench.report import plots
 from sdpo_bench.results.comparability import Arm
+from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.results.scoreboard import Board, base_spread, difference_to_base, endpoint_words, matrix_at
 from sdpo_bench.statistics.chart import Chart, Dot, Series, band
+from sdpo_bench.statistics.curves import mean_curve
 from sdpo_bench.statistics.eval_table import BASE
 from sdpo_bench.statistics.intervals import crossed_interval, seed_interval
 
+CURVE_AXES: tuple[tuple[Axis, str], ...] = (
+    ("images", "images sampled"),
+    ("denoiser_calls", "denoiser calls"),
+    ("optimiser_steps", "optimiser steps"),
+    ("seconds", "seconds of training"),
+)
 BUDGETS = (("images", "images sampled"), ("reward_calls", "reward calls"), ("denoiser_calls", "denoiser calls"))
 DIAGNOSTICS = (
     ("kl_to_base", "KL to the base model"),
@@ -239,3 +248,31 @@ def _share_series(logs: Logs) -> list[Series]:
             mean = np.mean(np.asarray(shares, dtype=float), axis=0)
             lines.append(Series(label, list(range(len(mean))), mean.tolist()))
     return lines
+
+
+# -- learning curves -----------------------------------------------------------------------------------------
+
+
+def curve_figure(panel: CurvePanel, level: float, name: str) -> Figure:
+    """The learning curves of a panel, mean over step counts, against each way of counting the cost."""
+    shown = list(panel.arms)[: plots.MOST_SERIES]
+    several = any(len(curves[MEAN]) > 1 for curves in panel.arms.values())
+    bands = f"bands: {100 * level:g} % intervals over training seeds" if several else "1 seed, no bands"
+    return Figure(
+        name,
+        f"Learning curves, {panel.key.split} prompts: rise of {panel.key.reward} over the base model, mean over step "
+        f"counts, against the cost of training; {bands}.{_left_out(len(panel.arms) - len(shown))}",
+        lambda: plots.draw_charts(
+            curve_charts(panel, MEAN, level, shown), plots.style_of(shown, BASE), columns=2, size=(5.4, 3.0)
+        ),
+        wide=True,
+    )
+
+
+def curve_charts(panel: CurvePanel, steps: int, level: float, labels: Sequence[str]) -> list[Chart]:
+    """Learning curves at a step count, a chart for each way of counting the cost."""
+    charts = []
+    for axis, words in CURVE_AXES:
+        series = [mean_curve(label, panel.arms[label][steps], axis, level) for label in labels]
+        charts.append(Chart(f"Against {words}", words, f"rise of {panel.key.reward}", series, zero=True))
+    return charts

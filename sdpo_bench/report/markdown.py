@@ -15,6 +15,7 @@ from markupsafe import Markup
 from sdpo_bench.report.content import Report, Section
 from sdpo_bench.report.study_view import StudyView
 from sdpo_bench.report.templates import render_template
+from sdpo_bench.statistics.chart import chart_data
 from sdpo_bench.statistics.table import Cell, Table, table_data, text_column
 from sdpo_bench.system.console_text import clean
 from sdpo_bench.system.json_toml import json_text
@@ -175,6 +176,7 @@ def _section_data(section: Section) -> dict[str, Any]:
         }
         for part in section.parts
     ]
+    charts = [{"title": title, "charts": [chart_data(chart) for chart in group]} for title, group in section.charts]
     return {
         "title": section.title,
         "reason": section.reason,
@@ -182,4 +184,5 @@ def _section_data(section: Section) -> dict[str, Any]:
         "parts": parts,
         "tables": [table_data(table) for table in section.tables],
         "configuration": table_data(section.configuration),
+        **({"charts": charts} if charts else {}),
     }

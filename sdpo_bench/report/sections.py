@@ -1,18 +1,22 @@
 """One setting's section of a report: its parts by way of judging, its bill, ablations, figures and grids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdpo_bench.report.content import Grid, Part, Section
-from sdpo_bench.report.figures import board_figures, training_figures
+from sdpo_bench.report.figures import board_figures, curve_charts, curve_figure, training_figures
 from sdpo_bench.report.tables import ablation
 from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
+from sdpo_bench.report.tables.curve_tables import CurveOptions, curve_table, steps_words
 from sdpo_bench.report.tables.method_tables import leaderboard, step_table, version_of
 from sdpo_bench.report.tables.run_tables import configuration_table
 from sdpo_bench.results.comparability import Setting, amount, apart, shown
+from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import Board
 from sdpo_bench.reward_formula import part_weights
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.eval_table import Scores
 
 MOST_GRIDS = 6
@@ -32,6 +36,8 @@ def section(
     settings: Sequence[Setting],
     scores: Mapping[str, Scores],
     families: Sequence[ablation.Family],
+    curves: Sequence[CurvePanel],
+    curve_options: CurveOptions,
     *,
     illustrated: bool,
     number: int,
@@ -41,6 +47,8 @@ def section(
     tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(own)]
     if any(arm.done for arm in setting.arms):
         tables.insert(0, bill_table(setting, f"{name}-bill"))
+    tables += _curve_tables(setting, curves, curve_options, name)
+    drawn = [curve_figure(panel, curve_options.level, f"{name}-learning-{i + 1}") for i, panel in enumerate(curves)]
     return Section(
         name,
         setting.title,
@@ -48,11 +56,29 @@ def section(
         tuple(_facts(setting)),
         tuple(_parts(one, scores, name, illustrated=illustrated)),
         tuple(tables),
-        tuple(training_figures(setting.arms, name)) if illustrated else (),
+        (*drawn, *training_figures(setting.arms, name)) if illustrated else (),
         tuple(_grids(setting)) if illustrated else (),
         configuration_table(setting, f"{name}-configuration"),
         "" if illustrated else "Figures and picture grids are drawn for the first settings only; --select narrows.",
+        tuple(_curve_data(curves, curve_options.level)),
     )
+
+
+def _curve_tables(setting: Setting, panels: Sequence[CurvePanel], options: CurveOptions, name: str) -> list[t.Table]:
+    """A table for each sampler and split."""
+    groups: dict[tuple[str, str], list[CurvePanel]] = {}
+    for panel in panels:
+        groups.setdefault((panel.key.sampler, panel.key.split), []).append(panel)
+    named = enumerate(groups.values(), 1)
+    return [curve_table(setting, members, options, f"{name}-learning-curve-{i}") for i, members in named]
+
+
+def _curve_data(panels: Sequence[CurvePanel], level: float) -> Iterator[tuple[str, tuple[Chart, ...]]]:
+    """Every learning curve of a setting as data."""
+    for panel in panels:
+        for steps in (MEAN, *panel.steps):
+            title = f"learning curve, {panel.key.split} prompts, {panel.key.reward}, {steps_words(panel, steps)}"
+            yield title, tuple(curve_charts(panel, steps, level, list(panel.arms)))
 
 
 def _facts(setting: Setting) -> list[tuple[str, str]]:

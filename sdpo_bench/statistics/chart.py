@@ -47,3 +47,12 @@ def band(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[np.
     grid = np.unique(np.concatenate([np.asarray(x, dtype=float) for x, _ in curves]))
     grid = grid[(grid >= start) & (grid <= end)]
     return grid, np.stack([np.interp(grid, x, y) for x, y in curves])
+
+
+def chart_data(chart: Chart) -> dict[str, object]:
+    """The chart as plain data for JSON."""
+    series = []
+    for line in chart.series:
+        named = {"x": line.x, "y": line.y, "low": line.low, "high": line.high}
+        series.append({"label": line.label, **{key: list(values) for key, values in named.items()}})
+    return {"title": chart.title, "x_label": chart.x_label, "y_label": chart.y_label, "series": series}

@@ -211,3 +211,33 @@ def edit_scores(folder: Path, change: Any) -> None:
     rows = pd.read_parquet(folder / "eval.parquet")
     change(rows)
     rows.to_parquet(folder / "eval.parquet", index=False)
+
+
+def add_curve(folder: Path, rises: Any, *, splits: Any = ("train",), steps: Any = (1, 4), base: float = -1.0) -> None:
+    """Give a run the learning curve of a training that had 64 images between two points.
+
+    Args:
+        rises: over the base model, one a point, the first for the base model itself; at every step count, ten times as
+            high at the last of them.
+    """
+    record = json.loads((folder / "run.json").read_text())
+    reward, _, version = record["reward_version"].partition("/")
+    lines = []
+    for i, rise in enumerate(rises):
+        scores = [
+            {
+                "split": split,
+                "steps": k,
+                "sampler": SAMPLER,
+                "images": 3,
+                "pictures": "0123456789",
+                "reward": reward,
+                "version": version,
+                "mean": base + rise * (10 if k == steps[-1] else 1),
+            }
+            for split in splits
+            for k in steps
+        ]
+        cost = {"images": 64 * i, "denoiser_calls": 1920 * i, "reward_calls": 192 * i, "optimiser_steps": 10 * i}
+        lines.append({"epoch": 5 * i, **cost, "seconds": 30.0 * i, "cost": {}, "scores": scores})
+    (folder / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -9,6 +9,7 @@ import click
 
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
+from sdpo_bench.ledger import Axis
 from sdpo_bench.report.assemble import Request, build_report, results_sides
 from sdpo_bench.report.console import make_console, terminal
 from sdpo_bench.report.content import Report
@@ -54,13 +55,18 @@ def report_command(
     against: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
     columns: str | None = None,
+    axis: Axis = "images",
+    reach: float | None = None,
 ) -> None:
     """``sdpo-bench report``."""
     if out == Path("-"):
         raise UsageError("--out - names no file. Leave --out out: text forms go to standard output, e.g. --format json")
     style = _style(style, out)
     sides = tuple(side for name in against for side in find_sides_against(name))
-    request = Request(parse_select(select), group_by, parse_metric(metric), against=sides)
+    if reach is not None and not 0 < reach < float("inf"):
+        raise UsageError(f"--reach {reach}: a rise over the base model is a positive number. Example: --reach 0.1")
+    endpoint = parse_metric(metric)
+    request = Request(parse_select(select), group_by, endpoint, axis=axis, reach=reach, against=sides)
     report = build_report(load_results(results), request)
     if only:
         report = select_tables(report, only)
