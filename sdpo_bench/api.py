@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RewardMode = Literal["sparse", "predicted", "full"]
 RewardGuard = Literal["convex", "official"]
-Granularity = Literal["step", "trajectory"]
+Granularity = Literal["step", "trajectory", "noised", "sample"]
 Signal = Literal["advantage", "preference", "gradient", "none"]
 
 
@@ -49,6 +49,8 @@ class Minibatch:
     """What the loss sees: ``b`` groups of ``G`` members at ``K`` steps (1, or all T for trajectory-level losses).
 
     Methods with ``signal = "gradient"`` see no log-probabilities (K = 0) but ``final_rewards`` that carry gradients.
+    Those with ``granularity = "noised"`` or ``"sample"`` need no likelihood and see none: ``log_probs`` and
+    ``old_log_probs`` have K = 0, the rest has one step or, for samples, none.
 
     All tensors are float32 on one device. Log-probabilities are means over latent dimensions (nats per element) and
     already carry the engine's step weight: ``log_probs - old_log_probs`` and ``log_probs - ref_log_probs`` are the
@@ -77,6 +79,34 @@ class Minibatch:
     with a :meth:`Method.critic`."""
     old_values: "Tensor | None" = None
     """``[b, G, K]`` the same as it was when the epoch was sampled."""
+    noised: "Noised | None" = None
+    """Final samples with fresh noise; only for methods with ``granularity = "noised"``."""
+    samples: "Tensor | None" = None
+    """``[b, G, C, h, w]`` final latents, which carry gradients; only with ``granularity = "sample"``."""
+    ref_samples: "Tensor | None" = None
+    """``[b, G, C, h, w]`` final latents of the base model from the same noise; only with ``granularity = "sample"``
+    and ``needs_reference``."""
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Final samples with fresh noise on them, and what the model takes each of them for (its predicted original).
+
+    The latents that the model sees are ``(1 - level) clean + level noise`` times a factor that its own noise schedule
+    has, so ``(that - original) / level`` is the velocity of flow matching for every kind of model, and the difference
+    of two velocities is that of their originals, divided by ``level``. Tensors are float32 ``[b, G, C, h, w]``.
+    """
+
+    clean: "Tensor"
+    """The final samples."""
+    original: "Tensor"
+    """Under the current policy; carries gradients."""
+    level: "Tensor"
+    """``[b, 1, 1, 1, 1]`` in (0, 1]: the noise level of the denoising step ``steps`` of each group."""
+    old_original: "Tensor | None" = None
+    """Under the policy that sampled; only for methods with ``needs_old``."""
+    ref_original: "Tensor | None" = None
+    """Under the base model; only for methods with ``needs_reference``."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +149,10 @@ class Method(ABC):
     final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
     """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
     granularity: ClassVar[Granularity] = "step"
-    """``step``: the loss of one step needs that step alone; ``trajectory``: it needs the sum over all steps."""
+    """``step``: the loss of one step needs that step alone; ``trajectory``: it needs the sum over all steps. Two kinds
+    of loss need no likelihood, so they fit every sampler and a single step: ``noised`` looks at final samples with
+    fresh noise at the level of one denoising step (:class:`Noised`), ``sample`` differentiates the final latents
+    through the last steps (:meth:`backprop`)."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings of the engine that the method changes unless the user says otherwise, e.g. ``update.order``."""
 
@@ -146,7 +179,23 @@ class Method(ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss reads ``ref_log_probs``; costs one call of the base model for each sampled step."""
+        """Whether the loss reads ``ref_log_probs``, ``noised.ref_original`` or ``ref_samples``; costs one call of the
+        base model for each sampled step, or for each sample of each update (``noised``)."""
+        return False
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the loss reads ``noised.old_original``; costs one call for each sample of each update."""
+        return False
+
+    def old_decay(self, epoch: int) -> float:
+        """Share of its own weights that the policy that samples keeps after epoch ``epoch`` (from 1); the rest comes
+        from the policy that learns. 0: each epoch is sampled by the newest policy. Only with ``needs_old``."""
+        return 0.0
+
+    @property
+    def same_fresh_noise(self) -> bool:
+        """Whether the members of a group get the same fresh noise (``granularity = "noised"``)."""
         return False
 
     @property
@@ -170,7 +219,8 @@ class Method(ABC):
         return None
 
     def backprop(self, num_steps: int) -> Backprop:
-        """Which steps the reward's gradient flows through; only asked where ``signal = "gradient"``."""
+        """Which steps the gradient flows through; only asked where ``signal = "gradient"`` or ``granularity =
+        "sample"``."""
         return Backprop()
 
     @abstractmethod

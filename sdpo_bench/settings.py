@@ -274,6 +274,17 @@ class GuardSettings:
 
 
 @dataclass(frozen=True)
+class EmaSettings:
+    """Exponential moving average of the adapter, which is what a run delivers where it keeps one: evaluation, export
+    and the choice of a checkpoint look at the average, sampling and learning at the newest weights."""
+
+    decay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share that the average keeps at each optimiser step; 0: no average (SDPO; Flow-GRPO and DiffusionNFT: 0.9)."""
+    warmup: bool = True
+    """Keep at most (1 + n) / (10 + n) at step n, so that the untrained adapter is forgotten."""
+
+
+@dataclass(frozen=True)
 class Runtime:
     """Where and how fast; changes no number."""
 
@@ -318,6 +329,8 @@ class RunConfig:
     guard: GuardSettings = GuardSettings()
     checkpoint: CheckpointSettings | None = None
     """None: the last checkpoint, so that nothing about a choice is part of the identity."""
+    ema: EmaSettings | None = None
+    """None: no average is kept, so that nothing about one is part of the identity."""
 
 
 SECTIONS: dict[str, type] = {
@@ -330,4 +343,5 @@ SECTIONS: dict[str, type] = {
     "eval": EvaluationSettings,
     "checkpoint": CheckpointSettings,
     "guard": GuardSettings,
+    "ema": EmaSettings,
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sdpo_bench.rollout.sampling import Trajectories
+from sdpo_bench.rollout.sampling import Noise, Trajectories
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Experience:
     advantages: Tensor | None = None
     ref_log_probs: Tensor | None = None
     old_values: Tensor | None = None
+    ref_samples: Tensor | None = None
+    """``[N, G, C, h, w]`` final latents of the base model from the same noise, where the method reads them."""
+    names: tuple[int, ...] = ()
+    """Global number of each group that is here; it names the noise that updates draw."""
+    fresh: Noise | None = None
+    """Where that noise comes from."""
     rows: Tensor | None = None
     """int64: row of each group of the epoch, -1 where another process has it; ``None``: all are here, in order."""
 

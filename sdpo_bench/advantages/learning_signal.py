@@ -122,11 +122,13 @@ class Signals:
     def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
         """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
         groups otherwise): sum over steps of the mean over latent elements, nats."""
-        chosen = [row for row, g in enumerate(mine.tolist()) if self.context.method.needs_reference or g < PROBE_GROUPS]
-        phase = "reference" if self.context.method.needs_reference else "diagnostic"
+        method = self.context.method
+        whole = method.needs_reference and method.granularity in ("step", "trajectory")
+        chosen = [row for row, g in enumerate(mine.tolist()) if whole or g < PROBE_GROUPS]
+        phase = "reference" if whole else "diagnostic"
         context = self.context
         policy, size = context.policy, context.micro_batch.size
         with context.ledger.during(phase), policy.reference():  # type: ignore[arg-type]
             log_probs, kl = base_statistics(policy, context.schedule, trajectories, chosen, size)
         kl = self.context.processes.rows(kl, mine[chosen])
-        return (log_probs if self.context.method.needs_reference else None), float(kl.sum(-1).mean())
+        return (log_probs if whole else None), float(kl.sum(-1).mean())

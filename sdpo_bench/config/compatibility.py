@@ -31,10 +31,10 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
             f"advantage.normalisation = group compares the members of a group, and {config.method.name} samples one. "
             "Use per-step-prompt, per-prompt, per-step, batch or none."
         )
-    if method.granularity == "trajectory" and config.update.order != "accumulated":
+    if method.granularity in ("trajectory", "sample") and config.update.order != "accumulated":
         raise UsageError(
-            f"{config.method.name}'s loss needs whole trajectories, so the update order can only be 'accumulated'. "
-            "Use --set update.order=accumulated."
+            f"{config.method.name}'s loss needs whole trajectories or final samples, so the update order can "
+            "only be 'accumulated'. Use --set update.order=accumulated."
         )
     batch_geometry.check(config, method.members)
     for name in (config.sample.prompts, config.eval.train, config.eval.validation, config.eval.unseen):
@@ -87,11 +87,11 @@ def idle_settings(method: type[Method] | Method) -> tuple[str, ...]:
     idle: tuple[str, ...] = ()
     if method.signal != "advantage":
         idle += ("advantage.",)
-    if method.signal == "gradient":
+    if method.signal == "gradient" or method.granularity in ("noised", "sample"):
         idle += ("update.step_weight",)
     if method.signal == "none":
         # Schedule, prompts and budget stay: they say with which runs it is compared.
-        idle += ("update.", "checkpoint.", "sample.images_per_epoch", "sample.draw")
+        idle += ("update.", "checkpoint.", "ema.", "sample.images_per_epoch", "sample.draw")
     return idle
 
 

@@ -234,6 +234,8 @@ def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, rewa
         built["advantage"] = None
     if built["checkpoint"].choose == "last" or method_class.signal == "none":
         built["checkpoint"] = None
+    if not built["ema"].decay or method_class.signal == "none":
+        built["ema"] = None
     return RunConfig(seed=checked_seed(seed), **choices, **built), method_class
 
 

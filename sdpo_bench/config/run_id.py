@@ -22,6 +22,8 @@ def training_id(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     chosen = config.get("checkpoint")
     free_sections = ("eval",) if chosen and chosen["choose"] == "before-collapse" else ("eval", "guard")
     training = {key: value for key, value in config.items() if key not in free_sections}
+    if training.get("ema", ...) is None:
+        del training["ema"]  # runs without an average keep the ids they had before there was one
     free = execution_settings(ModelSettings)
     training["model"] = {key: value for key, value in training["model"].items() if key not in free}
     return run_id(training, versions=versions)

@@ -26,8 +26,9 @@ STEPS = 10
 
 
 def needs_log_prob(method: Method | type[Method]) -> bool:
-    """Whether the method learns from log-probabilities of steps (not from the reward's own gradient, nor nothing)."""
-    return method.signal in ("advantage", "preference")
+    """Whether the method learns from log-probabilities of steps (not from noised samples, samples, the reward's own
+    gradient, nor nothing)."""
+    return method.signal in ("advantage", "preference") and method.granularity in ("step", "trajectory")
 
 
 def scheduler_file(settings: ModelSettings) -> dict[str, Any]:

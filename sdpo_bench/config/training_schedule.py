@@ -5,9 +5,12 @@ A dry run and a study ask for them without a trainer.
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sdpo_bench.api import Method
 from sdpo_bench.config.sampler_fit import needs_log_prob
-from sdpo_bench.rollout.schedule import Schedule, lint, make_schedule
+from sdpo_bench.rollout.schedule import Schedule, lint, make_schedule, step_weights
 from sdpo_bench.rollout.sde_steps import random_steps
 from sdpo_bench.settings import RunConfig, ScheduleSettings
 
@@ -34,3 +37,11 @@ def schedule_options(settings: ScheduleSettings, *, seed: int = 0, epoch: int = 
         return {name: getattr(settings, name) for name in names}
     options = {name: getattr(settings, name) for name in (*names, "sde", "cps_log_prob", "sigmas")}
     return options | {"random_steps": random_steps(settings.sde_steps, settings.steps, seed=seed, epoch=epoch)}
+
+
+def trained_weights(schedule: Schedule, method: Method, rule: str) -> Tensor:
+    """Weight of each step's log-ratio ``[T]``; 1 everywhere for methods without likelihood, which train at the noise
+    level of every step, deterministic ones included."""
+    if method.granularity in ("noised", "sample"):
+        return torch.ones(schedule.num_steps)
+    return step_weights(schedule, rule)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Loss, Method, Minibatch, Noised
 from sdpo_bench.doctor.contract import require, untouched_process, untouched_randomness
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import Plugin
@@ -63,6 +63,8 @@ class Bandit:
         """Minibatches as the engine makes them: single steps, whole trajectories, or rewards with their gradient."""
         if self.method.signal == "gradient":
             return [self._differentiable(actions + (self.mean - old_mean))]
+        if self.method.granularity in ("noised", "sample"):
+            return self._without_likelihood(actions, old_mean)
         rewards, final = self.rewards(actions)
         signal = final[..., None].expand_as(rewards) if self.method.reward_mode == "sparse" else rewards
         advantages = (signal - signal.mean((0, 1))) / (signal.std((0, 1)) + 1e-6)
@@ -94,12 +96,39 @@ class Bandit:
             none, none, None, None, none, self.rewards(actions)[1], torch.zeros(GROUPS, 0, dtype=torch.int64), STEPS
         )
 
+    def _without_likelihood(self, actions: Tensor, old_mean: Tensor) -> list[Minibatch]:
+        """Final samples are the last actions; the model takes each for its mean, whatever the noise."""
+        method = self.method
+        final = -((actions[:, :, -1] - self.target) ** 2).mean(-1)
+        advantages = (final - final.mean()) / (final.std() + 1e-6)
+        clean = actions[:, :, -1, :, None, None]
+        none, steps = final.new_zeros(*final.shape, 0), torch.zeros(GROUPS, 1, dtype=torch.int64)
+        batch = Minibatch(none, none, None, None, final[..., None], final, steps, STEPS)
+        if method.signal == "advantage":
+            batch = replace(batch, advantages=advantages[..., None])
+        if method.granularity == "sample":
+            moved = clean + (self.mean - old_mean)[:, None, None]
+            return [replace(batch, samples=moved, ref_samples=clean - old_mean[:, None, None])]
+        seen = lambda mean: mean[:, None, None].expand_as(clean)  # noqa: E731
+        noised = Noised(
+            clean,
+            seen(self.mean),
+            torch.full((GROUPS, 1, 1, 1, 1), 0.5),
+            seen(old_mean.detach()) if method.needs_old else None,
+            seen(self.start) if method.needs_reference else None,
+        )
+        return [replace(batch, noised=noised)]
+
     def loss(self, actions: Tensor, old_mean: Tensor) -> Tensor:
         return torch.stack([self.method.loss(b).value for b in self.batches(actions, old_mean)]).mean()
 
 
 def _rows(batch: Minibatch, rows: slice) -> Minibatch:
     cut: dict[str, Any] = {k: v[rows] for k, v in vars(batch).items() if isinstance(v, Tensor)}
+    if batch.noised is not None:
+        cut["noised"] = replace(
+            batch.noised, **{k: v[rows] for k, v in vars(batch.noised).items() if isinstance(v, Tensor)}
+        )
     return replace(batch, **cut)
 
 
@@ -150,7 +179,13 @@ def check_batch_size(plugin: Plugin, loaded: Any, folder: Path) -> None:
 
 
 def check_bandit_loss(plugin: Plugin, loaded: Any, folder: Path) -> None:
-    """On one fixed set of actions, gradient steps make the loss fall."""
+    """On one fixed set of actions, gradient steps make the loss fall.
+
+    Losses without likelihood have targets and weights without gradient that move with the policy, so their value says
+    nothing: for them the optimum alone is looked at.
+    """
+    if loaded.granularity in ("noised", "sample"):
+        return
     bandit = Bandit(make(loaded))
     actions, old = bandit.actions(), bandit.mean.detach().clone()
     before = bandit.loss(actions, old)

@@ -138,16 +138,22 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
 
 def _graphs(method: Method, config: RunConfig) -> int:
     """Denoising steps whose graphs a training step holds: all of a gradient through the sampler, else one."""
-    return method.backprop(config.schedule.steps).depth if method.signal == "gradient" else 1
+    through = method.signal == "gradient" or method.granularity == "sample"
+    return method.backprop(config.schedule.steps).depth if through else 1
+
+
+def _one_part_a_call(method: Method) -> bool:
+    """Whether each minibatch makes its own denoiser calls (``shared_calls.calls``)."""
+    return method.signal == "gradient" or method.granularity == "sample"
 
 
 def _rows(config: RunConfig, method: Method, images: int, processes: int, elements: int) -> dict[str, int]:
     """Latents of the largest call of each purpose, were the micro-batch unlimited."""
     update, members = config.update, method.members
     minibatch = members * -(-update.minibatch // processes)
-    whole = update.order == "accumulated" or method.granularity == "trajectory"
+    whole = update.order == "accumulated" or method.granularity in ("trajectory", "sample")
     optimiser_step = min(minibatch * update.accumulation, images) * (config.schedule.steps if whole else 1)
-    filled = CALL_ELEMENTS // (elements * members) * members if method.signal != "gradient" else 0
+    filled = CALL_ELEMENTS // (elements * members) * members if not _one_part_a_call(method) else 0
     judged = max((len(texts) for texts in splits(config.eval).values()), default=0) * config.eval.images_per_prompt
     pictures = max(images, -(-judged // processes))
     training = max(minibatch, min(optimiser_step, filled))

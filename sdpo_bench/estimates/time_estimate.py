@@ -181,7 +181,7 @@ def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
     """Optimiser steps of one epoch of ``groups`` groups (``update_order.windows``)."""
     minibatches = -(-groups // config.update.minibatch)
     windows = -(-minibatches // config.update.accumulation)
-    shuffled = config.update.order == "step-shuffled" and method.granularity == "step"
+    shuffled = config.update.order == "step-shuffled" and method.granularity in ("step", "noised")
     slots = config.schedule.steps
     if config.schedule.sampler == "flow" and needs_log_prob(method):
         slots = int(sum(trained_steps(config.schedule, "official")))

@@ -6,7 +6,7 @@ denoiser with the adapter off, so it costs no memory. Every denoiser call passes
 ``on_call``, which is how the ledger stays exact.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -152,6 +152,21 @@ class Policy:
                 yield
         finally:
             self._switch(True)
+
+    @contextmanager
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside this context the adapter has other weights (by parameter name, same shapes), and no gradients."""
+        own = {name: parameter.data for name, parameter in self.lora_parameters().items()}
+        self._place(weights)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._place(own)
+
+    def _place(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.lora_parameters().items():
+            parameter.data = weights[name]
 
     def _switch(self, on: bool) -> None:
         """As the denoiser's own ``enable_adapters``, which walks through every module each time."""

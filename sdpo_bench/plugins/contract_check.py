@@ -89,6 +89,8 @@ INSTANCE: dict[type, dict[str, Requirement]] = {
         "shared_noise": SWITCH,
         "needs_reference": SWITCH,
         "needs_kl": SWITCH,
+        "needs_old": SWITCH,
+        "same_fresh_noise": SWITCH,
         "reward_mode": one_of(*get_args(RewardMode)),
         "reward_guard": one_of(*get_args(RewardGuard)),
     },

@@ -100,6 +100,13 @@ class Flow(Schedule):
         from_sample, from_original = (column(c, index, sample) for c in (on_sample + per_sigma, -per_sigma))
         return from_sample * sample + from_original * x0
 
+    def noise_levels(self) -> Tensor:
+        return self.sigmas[:-1]
+
+    def add_noise(self, clean: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        sigma = column(self.sigmas, index, clean)
+        return (1 - sigma) * clean + sigma * noise
+
     @cached_property
     def _gaussians(self) -> tuple[Tensor, Tensor, Tensor]:
         """``c_x``, ``c_v`` and standard deviation of every step, float64 ``[T]``."""

@@ -127,6 +127,15 @@ class Schedule(ABC):
         """Log-probability ``[n]`` of the latents ``value [n, C, h, w]`` under a step (:func:`gaussian_log_prob`)."""
         return gaussian_log_prob(value, step.mean, step.std)
 
+    @abstractmethod
+    def noise_levels(self) -> Tensor:
+        """Noise level of each step's state in the coordinates of flow matching, float32 ``[T]`` in (0, 1]; 1 is noise
+        alone."""
+
+    @abstractmethod
+    def add_noise(self, clean: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """State of step ``index [n]`` for final samples and noise ``[n, C, h, w]``."""
+
     def deterministic_steps(self) -> set[int]:
         """Steps that are deterministic by the family's own design: they draw nothing, so they have log-probability 0
         by convention (:func:`gaussian_log_prob`) and are not trained (``schedule.step_weights``)."""
@@ -163,6 +172,15 @@ class DiffusionSchedule(Schedule):
     alpha_prev: Tensor
     prediction_type: PredictionType
     std_floor: float
+
+    def noise_levels(self) -> Tensor:
+        """As :meth:`Schedule.noise_levels`: sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar))."""
+        signal, spread = self.alpha_t.sqrt(), (1 - self.alpha_t).sqrt()
+        return spread / (signal + spread)
+
+    def add_noise(self, clean: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        alpha = column(self.alpha_t, index, clean)
+        return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
     def warnings(self) -> list[str]:
         off_grid = (self.prev_timesteps[:-1] != self.timesteps[1:]).sum().item()

@@ -27,6 +27,10 @@ def group_cost(
         return _backprop_cost(method, steps, inner_epochs, branches, calls_per_image)
     rows = [step_rows(method, i) for i in range(steps)]
     sampled = sum(rows)
+    if method.granularity in ("noised", "sample"):
+        forward, backward = _likelihood_free_calls(method, steps, sampled, inner_epochs)
+        rewards = reward_queries(method, steps) * calls_per_image
+        return Cost(members, forward * branches, backward * branches, rewards)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
     forward = sampled + inner_epochs * trained
     if method.granularity == "trajectory":
@@ -42,6 +46,15 @@ def group_cost(
         backward=inner_epochs * trained * branches,
         rewards=reward_queries(method, steps) * calls_per_image,
     )
+
+
+def _likelihood_free_calls(method: Method, steps: int, sampled: int, inner_epochs: int) -> tuple[int, int]:
+    """Forward and backward calls of one group: sampling, and each update with what it compares with."""
+    if method.granularity == "noised":
+        trained = inner_epochs * steps * method.members
+        return sampled + trained * (1 + method.needs_old + method.needs_reference), trained
+    trained = inner_epochs * method.backprop(steps).depth * method.members
+    return sampled * (1 + method.needs_reference) + trained, trained
 
 
 def _backprop_cost(method: Method, steps: int, inner_epochs: int, branches: int, calls_per_image: int) -> Cost:
@@ -71,6 +84,6 @@ def reward_queries(method: Method, steps: int) -> int:
 
 def probe_cost(method: Method, steps: int, groups: int, *, guided: bool) -> int:
     """Denoiser calls an epoch for measuring the KL to the base model, outside the groups' own cost."""
-    if method.needs_reference:
+    if method.needs_reference and method.granularity in ("step", "trajectory"):
         return 0
     return min(PROBE_GROUPS, groups) * sum(step_rows(method, i) for i in range(steps)) * (2 if guided else 1)

@@ -74,6 +74,11 @@ class Noise:
         ]
         return torch.stack([torch.stack(row) for row in rows])
 
+    def fresh(self, shape: tuple[int, ...], group: seeds.Axis, members: int, step: int, *, shared: bool) -> Tensor:
+        """``[G, C, h, w]`` noise for the final samples of one group at the level of step ``step``."""
+        drawn = [seeds.normal(shape, *self.axes, "fresh", step, group, m) for m in range(1 if shared else members)]
+        return torch.stack(drawn).expand(members, *shape)
+
 
 @torch.no_grad()
 def rollout(

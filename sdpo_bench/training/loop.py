@@ -5,7 +5,7 @@ of its resolved configuration, wherever and however often it was interrupted.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.api import Method
 from sdpo_bench.config.sampler_fit import needs_log_prob
-from sdpo_bench.config.training_schedule import training_schedule
+from sdpo_bench.config.training_schedule import trained_weights, training_schedule
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.ledger import Cost, Ledger, Limit, limit_text
 from sdpo_bench.models.catalogue import scheduler_config
@@ -28,7 +28,7 @@ from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import draw_prompts, load_prompts
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
 from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
-from sdpo_bench.rollout.schedule import Schedule, step_weights
+from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.rollout.sde_steps import changes_by_epoch
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.scorer import Scorer
@@ -92,7 +92,7 @@ class Trainer:
         a = config.advantage
         self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
         self.signals = Signals(context, a, scorer, self.normaliser)
-        self.updater = Updater(context, config.update, self.weights, scorer, config.seed)
+        self.updater = Updater(context, config.update, self.weights, scorer, config.seed, config.ema)
         self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, curve, self.processes)
         self.groups_per_epoch = config.sample.images_per_epoch // self.method.members
         self._refuse_small_budget()
@@ -166,7 +166,7 @@ class Trainer:
             return
         self.policy.on_call = None
         for attempt in self.attempts(self.record_out_of_memory):
-            with attempt:
+            with attempt, self.updater.result():
                 if self.validator is not None:
                     self.validator.after_epoch(self.epoch, last=last)
                 if self.curve is not None:
@@ -187,7 +187,7 @@ class Trainer:
         return self._groups_left(wanted)
 
     def _step_weights(self) -> Tensor:
-        return step_weights(self.schedule, self.config.update.step_weight)
+        return trained_weights(self.schedule, self.method, self.config.update.step_weight)
 
     def _groups_left(self, wanted: int) -> int:
         cost, overhead = self._costs(wanted)
@@ -265,12 +265,15 @@ class Trainer:
         experience, metrics = self.signals.of(trajectories, mine, groups)
         if self.method.signal != "gradient":
             experience = replace(experience, old_values=self.updater.sampled_values(trajectories))
+        experience = replace(experience, names=tuple(mine.tolist()), ref_samples=self._base_samples(trajectories, mine))
         clock.lap("reward_seconds")
         log, stop = UpdateLog(self.schedule.num_steps), self._stop()
         for inner in range(self.config.update.inner_epochs):
             order = self._order(groups, inner) if inner else first
+            experience = replace(experience, fresh=Noise((self.config.seed, "fresh", self.epoch, inner)))
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
+        self.updater.end_epoch(self.epoch + 1)
         metrics |= self._update_metrics(log)
         clock.lap("update_seconds")
         self._settle(before, remembered)
@@ -298,19 +301,32 @@ class Trainer:
         config = self.config
         rule = config.sample.draw
         drawn = draw_prompts(self.prompts, wanted, seed=config.seed, epoch=self.epoch, rule=rule)
-        with self.ledger.during("rollout"):
-            trajectories = rollout(
-                self.policy,
-                self.schedule,
-                [drawn[g] for g in mine.tolist()],
-                Noise((config.seed, "train", self.epoch)),
-                groups=mine.tolist(),
-                members=self.method.members,
-                shared_noise=self.method.shared_noise,
-                micro_batch=self.context.micro_batch.size,
-            )
+        prompts = [drawn[g] for g in mine.tolist()]
+        with self.ledger.during("rollout"), self.updater.sampling():
+            trajectories = self._rollout(prompts, mine)
         self.ledger.images += groups * self.method.members
         return trajectories
+
+    def _rollout(self, prompts: Sequence[str], mine: Tensor) -> Trajectories:
+        """Trajectories of the present policy from the epoch's own noise."""
+        return rollout(
+            self.policy,
+            self.schedule,
+            prompts,
+            Noise((self.config.seed, "train", self.epoch)),
+            groups=mine.tolist(),
+            members=self.method.members,
+            shared_noise=self.method.shared_noise,
+            micro_batch=self.context.micro_batch.size,
+        )
+
+    def _base_samples(self, trajectories: Trajectories, mine: Tensor) -> Tensor | None:
+        """Final latents of the base model from the same noise, for methods whose loss reads them."""
+        if not (self.method.granularity == "sample" and self.method.needs_reference):
+            return None
+        with self.ledger.during("reference"), self.policy.reference():
+            base = self._rollout(trajectories.prompts, mine)
+        return base.latents[:, :, -1] if self.method.final_image == "sample" else base.x0[:, :, -1]
 
     def _stop(self) -> Callable[[], bool]:
         """Whether the budget ends between two optimiser steps; only these two axes can."""

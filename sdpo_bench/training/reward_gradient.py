@@ -27,7 +27,7 @@ def last_steps(order: Tensor, window: int) -> Tensor:
     return order.gather(1, eligible.int().argmax(1, keepdim=True))[:, 0]
 
 
-def final_images(
+def final_latents(
     policy: Policy,
     schedule: Schedule,
     trajectories: Trajectories,
@@ -37,10 +37,11 @@ def final_images(
     image: Literal["sample", "predicted"],
     on_step: OnStep,
 ) -> Tensor:
-    """Images ``[b * G, 3, H, W]`` whose graph reaches back through ``plan.depth`` steps to the adapter.
+    """Final latents ``[b * G, C, h, w]`` whose graph reaches back through ``plan.depth`` steps to the adapter.
 
     Args:
         last: int64 ``[b]``, the last differentiated step of each group.
+        image: the sample, or the predicted original of the last differentiated step.
         on_step: told the model output ``[b * G, C, h, w]`` of each step, and its step numbers ``[b * G]``.
     """
     members = trajectories.latents.shape[1]
@@ -57,4 +58,4 @@ def final_images(
         before, x0 = state(trajectories.latents, first + k), state(trajectories.x0, first + k)
         noise = state(trajectories.latents, first + k + 1) - schedule.mean_from_original(x0, before, at)
         current = step.mean + noise
-    return policy.decode(current if image == "sample" else step.x0)
+    return current if image == "sample" else step.x0

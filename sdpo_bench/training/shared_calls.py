@@ -27,10 +27,10 @@ def call_size(parts: Sequence[Task], most: int, latent_shape: tuple[int, int, in
 def calls(parts: Sequence[Task], size: int, num_steps: int, method: Method) -> Iterator[list[Task]]:
     """The minibatches of each call, in their order and in calls of about equal size.
 
-    A method that follows a reward's gradient has one minibatch a call. A loss over whole trajectories counts each
+    A method that differentiates samples has one minibatch a call. A loss over whole trajectories counts each
     group once a step; where that is more than ``size``, its steps are spread over several calls later.
     """
-    if method.signal == "gradient":
+    if method.signal == "gradient" or method.granularity == "sample":
         yield from ([part] for part in parts)
         return
     each = num_steps if method.granularity == "trajectory" else 1

@@ -49,13 +49,13 @@ def windows(order: Order, settings: UpdateSettings, granularity: str) -> Iterato
 
     ``step-shuffled``: for every slot of the step permutation, windows of ``accumulation`` minibatches at that slot, so
     T times more optimiser steps. ``accumulated``: windows of ``accumulation`` minibatches over all slots (the order of
-    DDPO and D3PO). Trajectory-level losses take each minibatch with all steps at once. An epoch that was cut to fit a
-    budget ends with a smaller window in which every sample keeps the same weight.
+    DDPO and D3PO). Losses of whole trajectories or of samples take each minibatch with all steps at once. An epoch that
+    was cut to fit a budget ends with a smaller window in which every sample keeps the same weight.
     """
     chunks = order.groups.split(settings.minibatch)
     whole = [chunks[i : i + settings.accumulation] for i in range(0, len(chunks), settings.accumulation)]
     slots = order.steps.shape[1]
-    if granularity == "trajectory":
+    if granularity in ("trajectory", "sample"):
         for window in whole:
             total = sum(len(chunk) for chunk in window)
             yield [Task(chunk, order.steps[chunk], len(chunk) / total) for chunk in window]

@@ -7,7 +7,8 @@ order the settings ask for. Log-ratios carry the step weight here, so that no me
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from sdpo_bench.advantages.experience import Experience, UpdateLog
 from sdpo_bench.advantages.run_context import RunContext
-from sdpo_bench.api import Loss, Minibatch
+from sdpo_bench.api import Loss, Minibatch, Noised
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.plugins.call import plugin_code
+from sdpo_bench.rollout.noised_pass import noised_pass
 from sdpo_bench.rollout.replay_step import StepPass, step_pass
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.rollout.schedule import Schedule
+from sdpo_bench.rollout.trailing_weights import TrailingWeights, average_keep
 from sdpo_bench.scoring.scorer import Scorer
-from sdpo_bench.settings import UpdateSettings
+from sdpo_bench.settings import EmaSettings, UpdateSettings
 from sdpo_bench.training import reward_gradient
 from sdpo_bench.training.critic import every_value, seeded_critic, state_values
 from sdpo_bench.training.loss_scale import loss_scale
@@ -32,6 +35,7 @@ from sdpo_bench.training.shared_calls import call_size, calls, even_split, toget
 from sdpo_bench.training.update_order import Order, Task, part_of, windows
 
 CRITIC = "critic/"
+OLD, EMA = FOLLOWERS = ("old/", "ema/")
 
 
 class Updater:
@@ -41,6 +45,7 @@ class Updater:
         weights: ``[T]``, weight of each denoising step in the present epoch.
         scorer: the trained reward, for methods that follow its gradient.
         seed: the run's seed, for the critic.
+        ema: of the moving average; None: none is kept.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Updater:
         weights: Tensor,
         scorer: Scorer | None = None,
         seed: int = 0,
+        ema: EmaSettings | None = None,
     ):
         self.context, self.settings, self.weights, self.scorer = context, settings, weights, scorer
         self.policy, self.method, self.ledger = context.policy, context.method, context.ledger
@@ -72,6 +78,11 @@ class Updater:
             fused=policy.device.type in ("cpu", "cuda"),
         )
         self.scale = loss_scale(policy.dtype, policy.device)
+        self.old = TrailingWeights.of(lora) if method.needs_old else None
+        """Adapter of the policy that samples, where it is not the one that learns."""
+        self.ema = TrailingWeights.of(lora) if ema else None
+        """Average of the adapter's weights over the updates, where a run asks for it."""
+        self.ema_settings, self.averaged = ema, 0
 
     @property
     def schedule(self) -> Schedule:
@@ -82,6 +93,15 @@ class Updater:
     def buffers(self) -> dict[str, Tensor]:
         """What the critic keeps besides its weights (running means, counters), by name (prefix :data:`CRITIC`)."""
         return {CRITIC + name: value for name, value in self.critic.named_buffers()} if self.critic else {}
+
+    @property
+    def followers(self) -> dict[str, Tensor]:
+        """Adapter weights that follow the learning ones, by name (prefixes :data:`FOLLOWERS`)."""
+        found: dict[str, Tensor] = {}
+        for prefix, follower in ((OLD, self.old), (EMA, self.ema)):
+            if follower is not None:
+                found |= {prefix + name: value for name, value in follower.weights.items()}
+        return found
 
     def fingerprint(self) -> str:
         """Hash of everything that learns or is kept, to tell whether processes still agree."""
@@ -124,6 +144,7 @@ class Updater:
         bad = [norm for norm in norms if not math.isfinite(norm)]
         if not bad:
             self.optimiser.step()
+            self._follow()
         self.optimiser.zero_grad(set_to_none=True)
         used, can_go_on = self.scale.factor, self.scale.update()
         log.loss_scale = self.scale.factor
@@ -137,6 +158,38 @@ class Updater:
         else:
             log.grad_norms.append(norms[0])
         return not bad
+
+    def _follow(self) -> None:
+        """The average follows each update. Skipped steps change nothing, so they do not count."""
+        if self.ema is None or self.ema_settings is None:
+            return
+        self.averaged += 1
+        keep = average_keep(self.ema_settings.decay, self.averaged, warmup=self.ema_settings.warmup)
+        self.ema.follow(self.policy.lora_parameters(), keep)
+
+    def end_epoch(self, epoch: int) -> None:
+        """The policy that samples comes nearer to the one that learns after epoch ``epoch`` (from 1)."""
+        if self.old is not None:
+            self.old.follow(self.policy.lora_parameters(), self.method.old_decay(epoch))
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside this context the policy is the one that samples."""
+        with self.policy.using(self.old.weights) if self.old else nullcontext():
+            yield
+
+    @contextmanager
+    def result(self) -> Iterator[None]:
+        """Inside this context the policy is the one that a run delivers: its moving average where it keeps one."""
+        with self.policy.using(self.ema.weights) if self.ema else nullcontext():
+            yield
+
+    @torch.no_grad()
+    def deliver(self) -> None:
+        """After the training: give the policy the weights that the run delivers."""
+        if self.ema is not None:
+            for name, parameter in self.policy.lora_parameters().items():
+                parameter.copy_(self.ema.weights[name])
 
     def _accumulate(
         self,
@@ -154,6 +207,10 @@ class Updater:
         for call in calls(parts, size, experience.trajectories.num_steps, self.method):
             if self.method.signal == "gradient":
                 self._backward_reward(experience, call[0], log, fresh)
+            elif self.method.granularity == "noised":
+                self._backward_noised(experience, call, log)
+            elif self.method.granularity == "sample":
+                self._backward_samples(experience, call[0], log)
             elif self.method.granularity == "step":
                 self._backward_steps(experience, call, log, fresh)
             else:
@@ -188,6 +245,81 @@ class Updater:
         self._differentiate(self._losses(experience, parts, now.log_probs[..., None], kl, log, fresh))
         self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
+
+    def _backward_noised(self, experience: Experience, parts: list[Task], log: UpdateLog) -> None:
+        """Gradient of the losses of several minibatches of noised samples, each at one level a group, from one call."""
+        task = together(parts)
+        assert experience.fresh is not None
+        now = noised_pass(
+            self.policy,
+            self.schedule,
+            experience.trajectories,
+            task.groups,
+            task.steps[:, 0],
+            self.ledger,
+            method=self.method,
+            noise=experience.fresh,
+            names=[experience.names[row] for row in task.groups.tolist()],
+            old=self.old.weights if self.old else None,
+        )
+        losses, start = [], 0
+        for part in parts:
+            rows = slice(start, start + len(part.groups))
+            batch = replace(
+                self._without_likelihood(experience, part.groups, part.steps), noised=_rows(now.noised, rows)
+            )
+            losses.append(self._checked(ask_loss(self.method, batch), batch, log, False) * part.share)
+            start = rows.stop
+        self._differentiate(torch.stack(losses).sum())
+        self._record_gradient(now.output, now.output_steps, log)
+
+    def _backward_samples(self, experience: Experience, task: Task, log: UpdateLog) -> None:
+        """Gradient of a loss of the final latents themselves, through the last denoising steps."""
+        groups, outputs = task.groups, []
+        plan = self.method.backprop(experience.trajectories.num_steps)
+
+        def on_step(output: Tensor, steps: Tensor) -> None:
+            output.retain_grad()
+            self.ledger.backward += len(output) * self.policy.branches
+            outputs.append((output, steps))
+
+        last = reward_gradient.last_steps(task.steps, plan.window)
+        with self.ledger.during("update"):
+            samples = reward_gradient.final_latents(
+                self.policy,
+                self.schedule,
+                experience.trajectories,
+                groups,
+                last,
+                plan,
+                self.method.final_image,
+                on_step,
+            )
+        batch = replace(
+            self._without_likelihood(experience, groups, task.steps[:, :0]),
+            samples=samples.unflatten(0, (len(groups), -1)),
+            ref_samples=None if experience.ref_samples is None else experience.ref_samples[groups].to(samples),
+        )
+        self._differentiate(self._checked(ask_loss(self.method, batch), batch, log, False) * task.share)
+        for output, steps in outputs:
+            self._record_gradient(output, steps, log)
+
+    def _without_likelihood(self, experience: Experience, groups: Tensor, steps: Tensor) -> Minibatch:
+        """Rewards and advantages of ``groups [b]`` at ``steps [b, K]``, and log-probabilities of no step."""
+        device = self.policy.device
+        groups, steps = groups.to(device), steps.to(device)
+        final = experience.final_rewards.to(device)[groups]
+        advantages = experience.advantages
+        return Minibatch(
+            log_probs=final.new_zeros(*final.shape, 0),
+            old_log_probs=final.new_zeros(*final.shape, 0),
+            ref_log_probs=None,
+            advantages=None if advantages is None else take(advantages, groups, steps),
+            rewards=take(experience.rewards, groups, steps),
+            final_rewards=final,
+            steps=steps,
+            num_steps=experience.trajectories.num_steps,
+        )
 
     def _backward_trajectories(
         self, experience: Experience, parts: list[Task], size: int, log: UpdateLog, fresh: bool
@@ -252,9 +384,10 @@ class Updater:
         plan = method.backprop(trajectories.num_steps)
         last = reward_gradient.last_steps(task.steps, plan.window)
         with self.ledger.during("update"):
-            images = reward_gradient.final_images(
+            latents = reward_gradient.final_latents(
                 self.policy, self.schedule, trajectories, groups, last, plan, method.final_image, on_step
             )
+            images = self.policy.decode(latents)
         prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
         rewards = self.scorer.differentiable(images, prompts).to(images.device).view(len(groups), members)
         log.rewards.append(rewards.detach().cpu())
@@ -329,6 +462,12 @@ class Updater:
 
 def _at(scale: float | None) -> str:
     return "" if scale is None else f" at loss scale {scale:g}: fp16 overflows. Use --set model.precision=bf16 or fp32"
+
+
+def _rows(noised: Noised, rows: slice) -> Noised:
+    """Some groups of a minibatch."""
+    part: dict[str, Any] = {name: None if value is None else value[rows] for name, value in vars(noised).items()}
+    return Noised(**part)
 
 
 def _by_group(passes: list[Tensor], num_steps: int) -> Tensor:

@@ -30,14 +30,23 @@ from sdpo_bench.training.updater import Updater
 METHODS = tuple(plugins("methods"))
 """Every method that is found."""
 LOADED = {name: find("methods", name).load() for name in METHODS}
-LOSS_METHODS = tuple(n for n, m in LOADED.items() if not m.variant_of and m.signal in ("advantage", "preference"))
+LIKELIHOOD_FREE = tuple(n for n, m in LOADED.items() if m.granularity in ("noised", "sample"))
+"""Methods whose loss sees samples, noised or as they are."""
+LOSS_METHODS = tuple(
+    n
+    for n, m in LOADED.items()
+    if not m.variant_of and m.signal in ("advantage", "preference") and n not in LIKELIHOOD_FREE
+)
 """Methods with a loss of log-probabilities of their own."""
 GRADIENT_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "gradient")
 """Methods that follow the reward's own gradient."""
 SEARCH_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "none")
 """Methods that train nothing."""
 TRAINED = tuple(n for n in METHODS if n not in SEARCH_METHODS)
-SMALL = {"grpo": {"method.group_size": 4}}
+SMALL = {
+    **{name: {"method.group_size": 4} for name in ("grpo", "nft", "awm", "dgpo")},
+    "drpo": {"method.group_size": 4, "method.anchors": 2},
+}
 """Settings that make a method fit into the small experiments here."""
 PROMPTS = ["cat", "dog", "butterfly", "horse", "bee"]
 
