@@ -1,0 +1,77 @@
+"""Advantage-weighted matching (AWM), Xue et al. 2025, arXiv 2509.25050.
+
+The policy gradient of Flow-GRPO with the flow-matching loss in place of the log-probability: minus the squared error
+of the velocity on a re-noised sample stands for how likely the policy makes that sample.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+from torch import Tensor
+
+from sdpo_bench.api import Loss, Method, Minibatch, Noised
+from sdpo_bench.methods.ddpo import clipped_policy_gradient
+
+POWER = 0.25
+"""p of the generalised Huber weighting."""
+
+
+@dataclass(frozen=True)
+class AWMSettings:
+    """Settings of AWM's own."""
+
+    group_size: Annotated[int, Ge(2)] = 8
+    """G: images of one prompt that are compared with each other (paper: 24)."""
+    clip_range: Annotated[float, Ge(0)] = 1e-5
+    """PPO clip range of exp(difference of surrogates) (Flow-Factory: 1e-5); 0: no clipping."""
+    weighting: Literal["uniform", "level", "level-squared", "huber", "generalised-huber"] = "level"
+    """Surrogate log-probability of an error e at noise level t: -e, -t e, -t^2 e, -t (sqrt(e + 1e-10) - 1e-5) or
+    -t ((e + 1e-10)^p - 1e-10^p) / p with p = 0.25 (Flow-Factory)."""
+    kl_weight: Annotated[float, Ge(0)] = 0.1
+    """Weight of the squared difference of velocities to the base model; 0 computes none."""
+
+
+class AWM(Method):
+    """Clipped policy gradient on minus the flow-matching error of re-noised samples (advantage-weighted matching)."""
+
+    Settings = AWMSettings
+    settings: AWMSettings
+    granularity = "noised"
+    needs_old = True
+    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0, "advantage.normalisation": "group"}
+
+    @property
+    def members(self) -> int:
+        return self.settings.group_size
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.settings.kl_weight > 0
+
+    def loss(self, batch: Minibatch) -> Loss:
+        """mean max(-A rho, -A clip(rho)), rho = exp(w (e_old - e)), e = |v - (noise - clean)|^2 on the same noise."""
+        seen = batch.noised
+        assert seen is not None and seen.old_original is not None and batch.advantages is not None
+        kind, level = self.settings.weighting, seen.level.flatten(1)
+        now = surrogate(velocity_error(seen, seen.original), level, kind)
+        gap = now - surrogate(velocity_error(seen, seen.old_original), level, kind)
+        gain = clipped_policy_gradient(batch.advantages, gap[..., None], self.settings.clip_range)
+        if seen.ref_original is None:
+            return gain
+        drift = ((seen.original - seen.ref_original) / seen.level).square().mean()
+        return Loss(gain.value + self.settings.kl_weight * drift, {**gain.metrics, "drift": drift.detach()})
+
+
+def surrogate(error: Tensor, level: Tensor, kind: str) -> Tensor:
+    """What stands for a log-probability: minus a function of the error ``[b, G]`` at noise levels ``[b, 1]``."""
+    if kind == "huber":
+        return -level * ((error + 1e-10).sqrt() - 1e-5)
+    if kind == "generalised-huber":
+        return -level / POWER * ((error + 1e-10) ** POWER - 1e-10**POWER)
+    return -error * level ** {"uniform": 0, "level": 1, "level-squared": 2}[kind]
+
+
+def velocity_error(seen: Noised, original: Tensor) -> Tensor:
+    """``[b, G]`` mean squared error of the velocity: that of the predicted original over the squared noise level."""
+    return ((original - seen.clean) / seen.level).square().flatten(2).mean(-1)

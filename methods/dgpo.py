@@ -1,0 +1,59 @@
+"""DGPO (direct group preference optimisation), Luo et al. 2025, arXiv 2510.08425.
+
+A preference loss between the better and the worse images of a group, on re-noised samples: the flow-matching error
+relative to the base model stands for a log-likelihood ratio, as in Diffusion-DPO. All members share their fresh noise.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+
+from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.methods.awm import velocity_error
+
+
+@dataclass(frozen=True)
+class DGPOSettings:
+    """Settings of DGPO's own."""
+
+    group_size: Annotated[int, Ge(2)] = 8
+    """G: images of one prompt that are compared with each other (paper: 24)."""
+    beta: Annotated[float, Gt(0)] = 100.0
+    """How sharply the group's preference saturates (Flow-Factory: 10 to 100 with the base model as reference)."""
+    clip_range: Annotated[float, Ge(0)] = 0.0
+    """Samples that have already moved this far from the policy that sampled, in the direction of their advantage, get
+    no gradient; 0: all do. The measure is exp(e_old - e)."""
+
+
+class DGPO(Method):
+    """Group preference loss on flow-matching errors relative to the base model (DGPO)."""
+
+    Settings = DGPOSettings
+    settings: DGPOSettings
+    granularity = "noised"
+    needs_reference = True
+    same_fresh_noise = True
+    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0, "advantage.normalisation": "group"}
+
+    @property
+    def members(self) -> int:
+        return self.settings.group_size
+
+    @property
+    def needs_old(self) -> bool:
+        return self.settings.clip_range > 0
+
+    def loss(self, batch: Minibatch) -> Loss:
+        """mean sigmoid(S) A_i e_i, S = sum_j A_j beta (e_j - e_ref,j) / G without gradient, e the velocity's error."""
+        seen = batch.noised
+        assert seen is not None and seen.ref_original is not None and batch.advantages is not None
+        advantage = batch.advantages[..., 0]
+        error, ref_error = velocity_error(seen, seen.original), velocity_error(seen, seen.ref_original)
+        if seen.old_original is not None:
+            ratio, clip = (velocity_error(seen, seen.old_original) - error).exp().detach(), self.settings.clip_range
+            done = torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
+            error = torch.where(done, error.detach(), error)
+        preference = (advantage * self.settings.beta * (error - ref_error)).mean(1, keepdim=True).detach().sigmoid()
+        return Loss((preference * advantage * error).mean(), {"preference": preference.mean()})

@@ -1,0 +1,76 @@
+"""DrPO (drifting preference optimisation), arXiv 2606.02521; official code UGVly/DrPO (src/drpo/drift.py).
+
+The samples of a prompt drift towards the best of their group and away from the worst, in the space of the final
+latents: every sample gets a target that its attraction and repulsion give, and the loss is the squared distance to it.
+The gradient flows through the last denoising step, the reward needs none. A second, weaker drift towards samples of the
+base model from the same noise keeps the policy near them. The paper trains SD-Turbo at one step with features of a
+masked autoencoder; latents need no further network.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+
+from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.methods._drift import drift_loss
+
+
+@dataclass(frozen=True)
+class DrPOSettings:
+    """Settings of DrPO's own."""
+
+    group_size: Annotated[int, Ge(2)] = 16
+    """G: images of one prompt (official: 16)."""
+    anchors: Annotated[int, Ge(1)] = 8
+    """How many of the best attract and how many of the worst repel (official: 8); at most half of the group."""
+    anchor_weight: Annotated[float, Gt(0)] = 3000.0
+    """Weight of an anchor beside 1 of an ordinary sample (official: 3000)."""
+    radii: tuple[Annotated[float, Gt(0)], ...] = (0.02, 0.05, 0.2)
+    """How far attraction and repulsion reach, in units of the mean distance (official)."""
+    reference_weight: Annotated[float, Ge(0)] = 0.2
+    """Weight of the drift towards the base model's samples (official: 0.2); 0 computes none."""
+    reference_radius: Annotated[float, Gt(0)] = 1e-5
+    """Radius of that drift (official: 1e-5)."""
+
+
+class DrPO(Method):
+    """Samples drift towards the best and away from the worst of their group in latent space (DrPO)."""
+
+    Settings = DrPOSettings
+    settings: DrPOSettings
+    signal = "preference"
+    granularity = "sample"
+    final_image = "predicted"
+    defaults = {"update.order": "accumulated"}
+
+    @property
+    def members(self) -> int:
+        return self.settings.group_size
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.settings.reference_weight > 0
+
+    def loss(self, batch: Minibatch) -> Loss:
+        """Drift loss of each group by itself, plus the weighted drift to the base model's samples; mean over groups."""
+        assert batch.samples is not None
+        settings, count = self.settings, min(self.settings.anchors, self.settings.group_size // 2)
+        weight, total, drift = settings.anchor_weight, [], []
+        for b, generated in enumerate(batch.samples.flatten(2)):
+            anchors = generated.detach()
+            ranked = batch.final_rewards[b].argsort(descending=True)
+            best, worst = anchors[ranked[:count]], anchors[ranked[-count:]]
+            total.append(drift_loss(generated[None], best[None], worst[None], weight, weight, settings.radii))
+            if batch.ref_samples is not None:
+                base, radii = batch.ref_samples[b].flatten(1), (settings.reference_radius,)
+                own = anchors[None]
+                drift.append(
+                    drift_loss(generated[None], base[None], own, weight, weight, radii, mask_negative_self=True)
+                )
+        value = torch.cat(total).mean()
+        if not drift:
+            return Loss(value)
+        reference = torch.cat(drift).mean()
+        return Loss(value + settings.reference_weight * reference, {"reference_drift": reference.detach()})
