@@ -23,7 +23,8 @@ METRIC = click.option(
     "--metric",
     default="mean",
     show_default=True,
-    help="Primary endpoint: mean over step counts, area under the step curve, or a number of steps.",
+    help="Primary endpoint: mean over step counts, few (mean over 1, 2 and 4 steps), area under the step curve, or a "
+    "number of steps.",
 )
 ONLY = ("main", "against", "leaderboard", "held-out", "pictures", "bill", "ablation", "learning-curve", "studies")
 FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
@@ -53,6 +54,12 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
     help="That level, as a rise over the base model's mean score [default: half of the best method's final rise].",
 )
 @click.option(
+    "--reference",
+    default="",
+    metavar="METHOD",
+    help="Method that the others are compared with [default: sdpo, or the best where it is missing].",
+)
+@click.option(
     "--against",
     multiple=True,
     metavar="paper|PATH",
@@ -67,7 +74,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 @click.option(
     "--columns",
     metavar="KEY[,KEY]",
-    help="Only these columns, by their names in CSV, e.g. rank,method,mean,gain; tables without any are left out.",
+    help="Only these columns, by their names in CSV, e.g. letters,mean,gain; tables without any are left out.",
 )
 @click.option(
     "--format", "style", type=click.Choice(FORMATS), help="[default: from the name given to --out, else terminal]"
@@ -90,7 +97,7 @@ def report(**options: Any) -> None:
       sdpo-bench report --group-by update.lr --select method=sdpo
       sdpo-bench report --only learning-curve --axis denoiser_calls --reach 0.1
       sdpo-bench report --against paper
-      sdpo-bench report --only leaderboard --columns rank,method,gain --format markdown
+      sdpo-bench report --only leaderboard --columns letters,mean,gain --format markdown
       sdpo-bench report --format all --out my-report
     """
     from sdpo_bench.cli.commands.report import report_command

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.ledger import Axis
 from sdpo_bench.report.content import Report
 from sdpo_bench.report.sections import Judged, section
@@ -29,7 +29,7 @@ from sdpo_bench.results.select_runs import SPLIT, Selection, select
 from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import Scores
-from sdpo_bench.statistics.matrices import Endpoint
+from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint
 from sdpo_bench.training import collapse_guards
 
 MOST_ILLUSTRATED = 8
@@ -49,6 +49,8 @@ class Request:
     """What the cost of training is counted in where methods are timed to a level."""
     reach: float | None = None
     """That level, as a rise over the base model; None: half of the best method's final one."""
+    reference: str = ""
+    """Label of the method that differences are measured against; by default SDPO, or the best where it is missing."""
     against: tuple[Side, ...] = ()
     """Sides to compare with: published numbers or other results folders."""
 
@@ -67,6 +69,7 @@ def build_report(results: Results, request: Request) -> Report:
     judged = _judge_all(settings, scores, chosen.bases, request)
     settings = [one.setting for one in judged]
     _check_metric(judged, request)
+    _check_reference(judged, request)
     curves, unusable = _curves(settings, request)
     notices = sorted({*chosen.notices, *repeated, *problems, *unusable, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
@@ -127,16 +130,35 @@ def _judge(setting: Setting, scores: Mapping[str, Scores], base: Scores, request
     if splits and panels and not chosen:
         valid = sorted({panel.key.split for panel in panels})
         raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
-    boards = tuple(scoreboard(panel, request.endpoint, level=request.level) for panel in chosen)
+    boards = tuple(
+        scoreboard(panel, request.endpoint, level=request.level, reference=request.reference) for panel in chosen
+    )
     return Judged(setting, boards, base.pictures)
 
 
 def _check_metric(judged: Iterable[Judged], request: Request) -> None:
     boards = [board for one in judged for board in one.boards]
+    _check_few(boards, request)
     steps = {step for board in boards for step in board.panel.steps}
     if steps and not isinstance(request.endpoint, str) and request.endpoint not in steps:
         raise UsageError(
-            f"no run has scores at {request.endpoint} steps. Valid: mean, area, {', '.join(map(str, sorted(steps)))}."
+            f"no run has scores at {request.endpoint} steps. Valid: mean, few, area, "
+            f"{', '.join(map(str, sorted(steps)))}."
+        )
+
+
+def _check_few(boards: Sequence[Board], request: Request) -> None:
+    """Raises UsageError for the few-step mean where no table can have it."""
+    if request.endpoint == "few" and boards and not any(set(FEW_STEPS) <= set(board.panel.common) for board in boards):
+        raise UsageError("--metric few: no table has scores at 1, 2 and 4 steps. sdpo-bench eval RUN --steps 1,2,4")
+
+
+def _check_reference(judged: Iterable[Judged], request: Request) -> None:
+    """Raises UsageError for a reference that no table has."""
+    labels = {label for one in judged for board in one.boards for label in board.panel.arms}
+    if request.reference and labels and request.reference not in labels:
+        raise UsageError(
+            f"--reference: no table has a method '{request.reference}'.{nearest(request.reference, labels)}"
         )
 
 

@@ -40,7 +40,7 @@ def with_columns(report: Report, keys: Sequence[str]) -> Report:
         UsageError: no key, or one that no table has.
     """
     if not keys:
-        raise UsageError("--columns names no column. Example: --columns rank,method,gain")
+        raise UsageError("--columns names no column. Example: --columns letters,mean,gain")
     valid = list(dict.fromkeys(column.key for _, table in report.tables for column in table.columns))
     for key in keys:
         if key not in valid:
@@ -88,7 +88,7 @@ def _section(section: Section, kinds: Collection[str]) -> Section:
 
 
 def _without_finding(part: Part) -> Part:
-    """The finding is about the leaderboard's ranks."""
+    """The finding is about the leaderboard."""
     ranked = any(_kind(table.name).endswith("leaderboard") for table in part.tables)
     return part if ranked else replace(part, finding="")
 

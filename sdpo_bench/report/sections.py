@@ -10,6 +10,7 @@ from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.report.tables.curve_tables import CurveOptions, curve_table, steps_words
 from sdpo_bench.report.tables.method_tables import leaderboard, step_table, version_of
 from sdpo_bench.report.tables.run_tables import configuration_table
+from sdpo_bench.report.tables.verdict import verdict_words
 from sdpo_bench.results.comparability import Setting, amount, apart, shown
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.results.panels import Panel
@@ -119,7 +120,7 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
     figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
     prompts = len(panel.prompts)
     title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"
-    finding = " ".join(board.finding for board in trained)
+    finding = verdict_words(trained, held_out)
     return Part(
         title, f"Evaluation sampler: {panel.key.sampler}", finding, tuple(tables), tuple(figures) if illustrated else ()
     )

@@ -84,6 +84,11 @@ class Run:
         return last_line(self.folder.path / "train.jsonl") or {}
 
     @cached_property
+    def first_epoch(self) -> dict[str, Any]:
+        """The first line of the training log, whose pictures are the base model's; empty before the first epoch."""
+        return first_line(self.folder.path / "train.jsonl") or {}
+
+    @cached_property
     def bill(self) -> dict[str, Any]:
         """Cost of training so far, or a search's cost of evaluation; empty before the first epoch."""
         return self.search_bill or clean_bill(self.last_epoch.get("bill"))
@@ -247,6 +252,14 @@ def last_line(path: Path) -> dict[str, Any] | None:
                 row = parse_json(line)
                 if isinstance(row, dict):
                     return row
+    return None
+
+
+def first_line(path: Path) -> dict[str, Any] | None:
+    """The first line of a log; ``None`` where it is missing or no JSON table."""
+    with suppress(OSError, ValueError), open(path, "rb") as stream:
+        row = parse_json(stream.readline())
+        return row if isinstance(row, dict) else None
     return None
 
 

@@ -13,8 +13,11 @@ import numpy as np
 
 from sdpo_bench.errors import UsageError
 
-Endpoint = int | Literal["mean", "area"]
-"""One step count, the mean over all step counts, or the mean over log2(steps): see :func:`step_weights`."""
+Endpoint = int | Literal["few", "mean", "area"]
+"""One step count, the mean over few or all step counts, or the mean over log2(steps): see :func:`step_weights`."""
+FEW_STEPS = (1, 2, 4)
+"""The few-step regime, which the paper is about: step counts of the few-step mean. Evaluations at other further step
+counts share it, while their means over all step counts are not comparable."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,20 @@ class ScoreGrid:
 def step_weights(steps: Sequence[int], endpoint: Endpoint) -> np.ndarray:
     """``[K]`` weights, summing to 1, that turn the scores at ``steps`` (ascending) into the endpoint.
 
-    ``"mean"`` weighs each step count alike. ``"area"`` is the trapezoid rule over ``x = log2(steps)`` divided
-    by the range of ``x``: the mean height of the score-over-steps curve, in reward units, where each doubling
-    of the step count counts alike. With one step count every endpoint is that score.
+    ``"mean"`` weighs each step count alike, ``"few"`` those of :data:`FEW_STEPS` alone. ``"area"`` is the trapezoid
+    rule over ``x = log2(steps)`` divided by the range of ``x``: the mean height of the score-over-steps curve, in
+    reward units, where each doubling of the step count counts alike. With one step count, mean and area are that score.
 
     Raises:
-        UsageError: step counts not ascending, not distinct or below 1.
+        UsageError: step counts not ascending, not distinct or below 1, or ``"few"`` without :data:`FEW_STEPS`.
     """
     x = np.asarray(steps, dtype=np.float64)
     if x.ndim != 1 or len(x) == 0 or x[0] < 1 or (np.diff(x) <= 0).any():
         raise UsageError(f"step counts must be distinct, ascending and at least 1, got {list(steps)}")
+    if endpoint == "few":
+        if not set(FEW_STEPS) <= set(steps):
+            raise UsageError(f"the few-step mean needs scores at 1, 2 and 4 steps, got {', '.join(map(str, steps))}")
+        return np.array([k in FEW_STEPS for k in steps]) / len(FEW_STEPS)
     if endpoint != "area" or len(x) == 1:
         return np.full(len(x), 1 / len(x))
     x = np.log2(x)

@@ -19,7 +19,8 @@ SIGN_FLIP_FROM = 6
 """With fewer seeds a two-sided sign-flip test cannot fall below .05 (2 / 2**5 = .0625)."""
 RESAMPLES = 9999
 """Sign patterns drawn at most; up to 13 seeds all 2**S are enumerated and p is exact."""
-ENDPOINT_WORDS: dict[Literal["mean", "area"], str] = {
+ENDPOINT_WORDS: dict[Literal["few", "mean", "area"], str] = {
+    "few": "on the few-step mean (1, 2 and 4 steps)",
     "mean": "on the mean over step counts",
     "area": "on the area under the step curve",
 }

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +87,16 @@ def test_leaderboard_by_hand(out):
     variance = (3 + 0.27) / 9
     df = variance**2 / ((3 / 9) ** 2 / 2 + (0.27 / 9) ** 2 / 2)
     assert score.high - score.value == pytest.approx(scipy_stats.t.ppf(0.975, df) * np.sqrt(variance))
-    # Three seeds: a paired t test of 1, 2, 3 and of 0.5, 0.4, 0.6, adjusted by Holm over both methods.
+    # Without differences between prompts the crossed p is that of a t test of 1, 2, 3 and of 0.5, 0.4, 0.6; Holm.
     p = [scipy_stats.ttest_1samp(x, 0).pvalue for x in ([1, 2, 3], [0.5, 0.4, 0.6])]
     assert cell(table, "ddpo", "adjusted_p").value == pytest.approx(2 * p[1])
     assert cell(table, "sdpo", "adjusted_p").value == pytest.approx(p[0])
-    assert cell(table, "sdpo", "win_rate").value == 1
+    # Minus sdpo: -0.5, -1.6, -2.4 for ddpo and -1, -2, -3 for the base model.
+    assert cell(table, "ddpo", "difference").value == pytest.approx(-1.5)
+    p = [scipy_stats.ttest_1samp(x, 0).pvalue for x in ([-0.5, -1.6, -2.4], [-1, -2, -3])]
+    adjusted = [2 * min(p), max(*p, 2 * min(p))]
+    assert sorted(cell(table, label, "difference_p").value for label in ("ddpo", "base model")) == adjusted
+    assert cell(table, "sdpo", "difference_p").value is None
     assert cell(table, "base model", "steps_1").value == pytest.approx(0)
 
 
@@ -111,7 +117,7 @@ def test_metric_moves_the_primary_endpoint(tmp_path):
     first = {}
     for metric in ("mean", "1"):
         table = table_of(report_of(tmp_path, endpoint=parse_metric(metric)), "leaderboard-1")
-        first[metric] = table.rows[0].cells[1].text
+        first[metric] = table.rows[0].cells[0].text
         gain = cell(table, "sdpo", "gain").value
         assert gain == pytest.approx(11 / 3 + 0.01 if metric == "mean" else 1.01)
     assert first == {"mean": "sdpo", "1": "ddpo"}
@@ -127,21 +133,21 @@ def test_a_base_model_with_more_prompts_is_paired_by_prompt(tmp_path):
     assert cell(table, "base model", "mean").value == pytest.approx(20, abs=0.2)  # without the ant
 
 
-def test_the_base_model_stands_at_its_rank(tmp_path):
+def test_rows_stand_by_score_and_the_base_model_has_no_letter(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0, 0])))
     for seed in (0, 1, 2):
         make_run(tmp_path, "sdpo", seed, spread([5 + 0.01 * seed] * 3))
         make_run(tmp_path, "d3po", seed, spread([-1 - 0.01 * seed] * 3))
     table = table_of(report_of(tmp_path), "leaderboard-1")
     assert [(row.cells[0].text, row.cells[1].text) for row in table.rows] == [
-        ("1", "sdpo"),
-        ("2", "base model"),
-        ("3", "d3po"),
+        ("sdpo", "a"),
+        ("base model", "-"),
+        ("d3po", "b"),
     ]
     assert {c.key for c, found in zip(table.columns, table.rows[0].cells) if found.strong} == {"method", "mean"}
 
 
-def test_equal_methods_share_a_rank(tmp_path):
+def test_equal_methods_share_a_letter(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0, 0])))
     rng = np.random.default_rng(0)
     for seed in range(5):
@@ -149,7 +155,7 @@ def test_equal_methods_share_a_rank(tmp_path):
             make_run(tmp_path, method, seed, spread([5, 5, 5]) + rng.normal(0, 0.3, (3, 3, 2)))
     report = report_of(tmp_path)
     table = table_of(report, "leaderboard-1")
-    assert [row.cells[0].text for row in table.rows] == ["1=", "1=", "3"]
+    assert [row.cells[1].text for row in table.rows] == ["a", "a", "-"]
     assert table.rows[2].base
     assert "not told apart from it" in report.sections[0].parts[0].finding
 
@@ -164,7 +170,8 @@ def test_main_table_has_base_methods_and_a_block_a_reward(out):
         ["base model", "ddpo", "sdpo"],
         ["base model", "sdpo"],
     ]
-    assert [column.key for column in table.columns] == ["method", "steps_1", "steps_2", "steps_4", "mean", "gain"]
+    columns = ["method", "steps_1", "steps_2", "steps_4", "mean", "gain", "adjusted_p", "diversity"]
+    assert [column.key for column in table.columns] == columns
     across = table_of(report, "across-1")
     assert cell(across, "sdpo", "seeds").value == 3
     # Gains 1, 2, 3 in the base model's standard deviation and 1, 1, 1 likewise: IQM of 6 values cuts one at each end.
@@ -263,7 +270,7 @@ def test_editing_one_score_changes_its_cells_and_nothing_else(out):
     assert tables == {"main-1", "setting-1-1-leaderboard-1"}
     assert {row for _, row, _ in changed} == {"ddpo"}
     columns = {column for _, _, column in changed}
-    assert columns == {"steps_2", "gain", "mean", "area", "adjusted_p"}
+    assert columns == {"steps_2", "gain", "mean", "area", "adjusted_p", "difference"}
     # One of 3 prompts, 2 images and 3 seeds: the mean of 2 steps rises by 0.9 / 18.
     found = cell(table_of(report, "leaderboard-1"), "ddpo", "steps_2").value
     assert found == pytest.approx(0.5 + 0.9 / 18)
@@ -316,7 +323,7 @@ def test_unlike_evaluations_are_kept_apart(out, other):
 def test_arms_of_one_method_are_named_by_what_differs(out):
     for seed in (0, 1):
         make_run(out, "sdpo", seed, spread([4, 4, 4]), **{"method.reward": "full"})
-    names = [row.cells[1].text for row in table_of(report_of(out), "leaderboard-1").rows]
+    names = [row.cells[0].text for row in table_of(report_of(out), "leaderboard-1").rows]
     assert set(names) == {"sdpo (reward=full)", "sdpo (reward=predicted)", "ddpo", "base model"}
 
 
@@ -484,7 +491,7 @@ def test_diverged_and_failed_runs_are_counted(out, bad):
     assert "state is 'failed' (black images)" in notices(report)
 
 
-def test_one_seed_has_no_interval_and_no_rank(tmp_path):
+def test_one_seed_has_no_interval_and_no_letter(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0, 0])))
     make_run(tmp_path, "sdpo", 0, spread([1, 1, 1]))
     make_run(tmp_path, "ddpo", 0, spread([2, 2, 2]))
@@ -493,18 +500,18 @@ def test_one_seed_has_no_interval_and_no_rank(tmp_path):
     assert cell(table, "sdpo", "seeds").text == "1 seed, no interval"
     gain = cell(table, "sdpo", "gain")
     assert (gain.text, gain.low, gain.high) == ("+1.000", None, None)
-    assert all(row.cells[0].text == "-" for row in table.rows)
+    assert all(row.cells[1].text == "-" for row in table.rows)
     assert cell(table, "sdpo", "adjusted_p").value is None
     assert "1 seed, no interval" in " ".join(table.all_notes)
-    assert "No ranks" in " ".join(table.cautions)
+    assert "No letters" in " ".join(table.cautions)
 
 
-def test_one_seed_beside_several_is_not_ranked(out):
+def test_one_seed_beside_several_has_no_letter(out):
     make_run(out, "d3po", 0, spread([9, 9, 9]))
     table = table_of(report_of(out), "leaderboard-1")
-    assert cell(table, "d3po", "rank").value is None
-    assert cell(table, "sdpo", "rank").value == 1
-    assert "Not ranked, because they have fewer than two seeds at this endpoint: d3po." in table.cautions
+    assert cell(table, "d3po", "letters").value is None
+    assert cell(table, "sdpo", "letters").value == "a"
+    assert "No letter, because of fewer than two seeds at this endpoint: d3po." in table.cautions
 
 
 def test_missing_base_model_leaves_gains_out(tmp_path):
@@ -527,7 +534,7 @@ def test_incomplete_step_counts_are_left_out(out):
     assert "2 of 18 images have no score; left out: 4 steps" in notices(report)
     assert cell(table, "ddpo", "steps_4").value is None
     assert cell(table, "sdpo", "steps_4").value == pytest.approx(2)
-    assert "mean and area: over 1, 2 steps, which every row has." in table.notes
+    assert any(note.startswith("mean and area: over 1, 2 steps, which every row has.") for note in table.notes)
 
 
 def test_fewer_images_of_one_run_are_used_for_all(out):
@@ -554,8 +561,35 @@ def test_unknown_metric(metric):
 
 
 def test_metric_without_scores(out):
-    with pytest.raises(UsageError, match=r"no run has scores at 3 steps. Valid: mean, area, 1, 2, 4"):
+    with pytest.raises(UsageError, match=r"no run has scores at 3 steps. Valid: mean, few, area, 1, 2, 4"):
         report_of(out, endpoint=3)
+
+
+def test_the_reference_is_chosen_by_name(out):
+    table = table_of(report_of(out, reference="ddpo"), "leaderboard-1")
+    assert cell(table, "sdpo", "difference").value == pytest.approx(1.5)
+    assert next(c.title for c in table.columns if c.key == "difference") == "minus ddpo"
+    with pytest.raises(UsageError, match="--reference: no table has a method 'dppo'. Did you mean 'sdpo'"):
+        report_of(out, reference="dppo")
+
+
+def test_the_few_step_mean_stands_beside_the_mean_over_all_step_counts(tmp_path):
+    steps = (1, 2, 4, 8)
+    make_base(tmp_path, base_frame(spread([0, 0, 0, 0]), steps=steps))
+    for seed in (0, 1, 2):
+        make_run(tmp_path, "sdpo", seed, frames=[partial(frame, spread([1, 2, 6, 11]), steps=steps)])
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert (cell(table, "sdpo", "few").value, cell(table, "sdpo", "mean").value) == pytest.approx((3, 5))
+    assert any("Not comparable with means over other step counts; the few-step mean" in note for note in table.notes)
+    few = table_of(report_of(tmp_path, endpoint="few"), "leaderboard-1")
+    assert cell(few, "sdpo", "gain").value == pytest.approx(3)
+
+
+def test_the_few_step_mean_is_refused_without_its_step_counts(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0]), steps=(2, 4)))
+    make_run(tmp_path, "sdpo", 0, frames=[partial(frame, spread([1, 2]), steps=(2, 4))])
+    with pytest.raises(UsageError, match="--metric few: no table has scores at 1, 2 and 4 steps"):
+        report_of(tmp_path, endpoint="few")
 
 
 # -- select --------------------------------------------------------------------------------------------------

@@ -365,7 +365,7 @@ def test_terminal_tables_fit_and_carry_no_control_characters(report, width):
     assert "reversed" in text and "break" in text  # from a run's message
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e]", text)
     board = next(table for _, table in report.tables if table.name.endswith("leaderboard-1"))
-    for column, found in zip(board.columns, next(row for row in board.rows if row.cells[1].text == "sdpo").cells):
+    for column, found in zip(board.columns, next(row for row in board.rows if row.cells[0].text == "sdpo").cells):
         assert column.title in text
         assert found.text in text
 
@@ -449,7 +449,7 @@ def test_a_part_of_a_report_has_the_tables_asked_for_and_no_other(hostile, tmp_p
     two = run("--results", hostile, "--only", "bill", "--only", "leaderboard", "--format", "json").stdout
     assert sorted(table_names(json.loads(two))) == sorted(names["bill"] + names["leaderboard"])
     text = run("--results", hostile, "--only", "leaderboard", "--format", "markdown").stdout
-    assert "| rank | method |" in text
+    assert "| method | letters |" in text
     assert "Runs" not in text and "Notices" in text  # what is damaged stays in sight
     page = tmp_path / "part.html"
     run("--results", hostile, "--only", "leaderboard", "--out", page)
@@ -462,7 +462,9 @@ def test_columns_are_chosen_by_their_names_in_csv(hostile):
     assert {row["column"] for row in rows} == {"gain", "method"}
     whole = run("--results", hostile, "--only", "leaderboard", "--format", "csv").stdout
     assert rows == [row for row in csv.DictReader(io.StringIO(whole)) if row["column"] in ("gain", "method")]
-    bill = run("--results", hostile, "--only", "bill", "--only", "leaderboard", "--columns", "rank", "--format", "json")
+    bill = run(
+        "--results", hostile, "--only", "bill", "--only", "leaderboard", "--columns", "letters", "--format", "json"
+    )
     names = table_names(json.loads(bill.stdout))
     assert names and all("leaderboard" in name for name in names)
     with pytest.raises(UsageError, match=r"no table of this report has 'gian'. Did you mean .*Valid: .*gain"):

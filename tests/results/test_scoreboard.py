@@ -1,4 +1,4 @@
-"""The numbers behind a table of methods, by hand: one family of tests, ranks over shared seeds, the level asked for."""
+"""The numbers behind a table of methods, by hand: families of tests, letters over shared seeds, the level asked for."""
 
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ from sdpo_bench.results.scoreboard import base_spread, grid_win_rate, scoreboard
 from sdpo_bench.statistics.eval_table import BASE, PanelKey
 from sdpo_bench.statistics.intervals import crossed_interval
 from sdpo_bench.statistics.matrices import Matrix, Measure, ScoreGrid
+from sdpo_bench.statistics.ranking import holm
 
 PROMPTS, STEPS = ("bee", "cat"), (1, 4)
 
@@ -38,90 +39,108 @@ def lines_of(board):
     return {line.label: line for line in board.lines}
 
 
+def crossed_p(*values, prompts=(0.0, 0.0)):
+    """Of the mean of a seed x prompt table whose entries are seed + prompt."""
+    return crossed_interval(Matrix(np.add.outer(values, prompts), range(len(values)), PROMPTS)).p_value()
+
+
 def test_a_method_of_one_seed_stays_in_the_family_as_one_that_shows_nothing():
-    """Holm over three methods, of paired t tests of seed means; differences between prompts are no part of these."""
+    """Holm over three methods, of the p values that belong to the intervals beside them."""
     arms = [cells_of("a", three(1, 2, 3), (-0.5, 0.5)), cells_of("b", three(1, 1.1, 1.2), (-0.5, 0.5))]
     found = lines_of(scoreboard(panel_of(*arms, cells_of("c", {0: 9.0}))))
-    p = {"a": scipy_stats.ttest_1samp([1, 2, 3], 0).pvalue, "b": scipy_stats.ttest_1samp([1, 1.1, 1.2], 0).pvalue}
-    assert found["b"].adjusted_p == pytest.approx(3 * p["b"])
-    assert found["a"].adjusted_p == pytest.approx(2 * p["a"])
+    p = {"a": crossed_p(1, 2, 3, prompts=(-0.5, 0.5)), "b": crossed_p(1, 1.1, 1.2, prompts=(-0.5, 0.5))}
+    first, second = sorted(p, key=p.get)
+    assert found[first].adjusted_p == pytest.approx(3 * p[first])
+    assert found[second].adjusted_p == pytest.approx(max(2 * p[second], 3 * p[first]))
+    assert found["a"].gain.p_value() == pytest.approx(p["a"])
     assert found["c"].adjusted_p is None
 
 
-def test_held_out_rewards_are_described_and_not_tested():
+def test_of_held_out_rewards_only_the_gains_are_tested():
     arms = [cells_of("a", three(5.0, 5.1, 5.2)), cells_of("b", three(1.0, 1.1, 1.2))]
     board = scoreboard(panel_of(*arms, reward="another"))
-    assert [(line.label, line.rank, line.adjusted_p) for line in board.lines] == [("a", None, None), ("b", None, None)]
+    assert [(line.label, line.letters, line.difference) for line in board.lines] == [("a", "", None), ("b", "", None)]
     assert board.lines[0].gain.value == pytest.approx(5.1)
-    assert (board.base.rank, board.notes) == (None, ())
+    assert board.lines[0].adjusted_p == pytest.approx(2 * crossed_p(5.0, 5.1, 5.2))
+    assert (board.leaders, board.notes) == ({}, ())
     trained = scoreboard(panel_of(*arms))
-    assert all(line.rank is not None and line.adjusted_p is not None for line in trained.lines)
+    assert all(line.letters and line.adjusted_p is not None for line in trained.lines)
 
 
-def test_every_interval_and_the_ranks_have_the_level_asked_for():
+def test_every_interval_and_the_letters_have_the_level_asked_for():
     """Gains of 1, 2, 3 differ from 0 with p = .074: shown at 80 %, not at 95 %."""
     panel = panel_of(cells_of("a", three(1, 2, 3)))
-    for level, ranks in ((0.95, (1, 1)), (0.8, (1, 2))):
+    for level, leaders in ((0.95, {"a", BASE}), (0.8, {"a"})):
         board = scoreboard(panel, level=level)
         (line,) = board.lines
         half = scipy_stats.t.ppf((1 + level) / 2, 2) / 3**0.5
         for found in (line.gain, line.scores[1], line.scores["mean"]):
             assert (found.low, found.value, found.high) == pytest.approx((2 - half, 2, 2 + half))
-        assert line.win_rate.level == level
-        assert (line.rank, board.base.rank) == ranks
-        assert (line.tied, board.base.tied) == (ranks[1] == 1,) * 2
+        assert board.leaders["mean"] == leaders
+        assert (line.letters, board.base.letters) == ("a", "")  # the base model has none
 
 
-def test_methods_that_share_one_seed_have_no_ranks():
+def test_methods_that_share_one_seed_have_no_letters():
     board = scoreboard(panel_of(cells_of("a", {0: 5.0, 1: 5.1}), cells_of("b", {1: 1.0, 2: 1.1})))
-    assert [line.rank for line in board.lines] == [None, None]
-    assert board.notes == ("No ranks: the methods share fewer than two training seeds; run the same seeds for each.",)
+    assert [line.letters for line in board.lines] == ["", ""]
+    assert board.notes == ("No letters: the methods share fewer than two training seeds; run the same seeds for each.",)
 
 
-def test_ranks_use_the_seeds_that_all_ranked_methods_have():
-    """With its seed 0 the method b would lead."""
-    arms = [cells_of("a", {1: 2.0, 2: 2.1, 3: 2.2}), cells_of("b", {0: 99.0, 1: 1.0, 2: 1.1, 3: 1.2})]
+def test_letters_use_the_seeds_that_all_lettered_methods_have():
+    """With its seed 0 the method b would not be told apart."""
+    arms = [cells_of("a", {1: 2.0, 2: 2.1, 3: 2.2}), cells_of("b", {0: 5.0, 1: 1.0, 2: 1.1, 3: 1.2})]
     board = scoreboard(panel_of(*arms))
-    assert {line.label: line.rank for line in board.lines} == {"a": 1, "b": 2}
-    assert board.notes == ("Ranks use the training seeds that all ranked methods have: 1, 2, 3.",)
+    assert {line.label: line.letters for line in board.lines} == {"a": "a", "b": "b"}
+    assert board.notes == ("Letters use the training seeds that all lettered methods have: 1, 2, 3.",)
 
 
-def test_rows_come_by_rank_then_by_score_and_those_without_a_rank_last():
+def test_rows_come_by_score_the_base_model_among_them():
     """The method c has the highest score and one seed; a and b are not told apart."""
     arms = [
         cells_of("a", three(5.0, 5.4, 5.2)),
         cells_of("b", three(5.3, 5.1, 5.5)),
         cells_of("c", {0: 9.0}),
-        cells_of("d", three(1.0, 1.1, 1.2)),
+        cells_of("d", three(-1.0, -1.1, -1.2)),
     ]
     board = scoreboard(panel_of(*arms))
-    assert [(line.label, line.rank, line.tied) for line in board.lines] == [
-        ("b", 1, True),
-        ("a", 1, True),
-        ("d", 3, False),
-        ("c", None, False),
+    assert [(line.label, line.letters) for line in board.rows] == [
+        ("c", ""),
+        ("b", "a"),
+        ("a", "a"),
+        (BASE, ""),
+        ("d", "b"),
     ]
-    assert (board.base.rank, board.base.tied) == (4, False)
-
-
-AHEAD, ALIKE, ALIKE_TOO, LOW = three(5.0, 5.1, 5.2), three(4.8, 5.3, 5.1), three(5.2, 4.8, 5.25), three(1.0, 1.1, 1.2)
 
 
 @pytest.mark.parametrize(
-    ("arms", "said"),
+    ("labels", "asked_for", "reference"),
     [
-        ({"a": AHEAD, "d": LOW}, "a is ahead of all others at 4 steps. a gains 5.1 ["),
-        ({"a": AHEAD, "b": ALIKE, "d": LOW}, "a leads at 4 steps; b is not told apart from it. a gains 5.1 ["),
-        ({"a": AHEAD, "b": ALIKE, "c": ALIKE_TOO}, "a leads at 4 steps; c and b are not told apart from it. a gains"),
-        ({"a": three(-1, 0, 1.5), "b": three(1, 0, -1.6)}, "No method is told apart from the base model at 4 steps."),
-        ({"a": three(-1, 0, 1.5), "d": three(-9, -9.1, -9.2)}, "No method is ahead of the base model at 4 steps."),
-        ({"d": three(-1, -1.1, -1.2)}, "No method is ahead of the base model at 4 steps."),
-        ({"a": {0: 3.0}}, "No ranks: 1 seed, no interval, so no difference between methods can be shown. a gains 3 (1"),
+        (("sdpo", "x", "y"), "", "sdpo"),
+        (("sdpo", "x", "y"), "y", "y"),
+        (("sdpo", "x", "y"), "absent", "sdpo"),
+        (("w", "x", "y"), "", "w"),  # without SDPO the best
     ],
 )
-def test_the_finding_in_words(arms, said):
-    found = scoreboard(panel_of(*(cells_of(label, by_seed) for label, by_seed in arms.items())), 4).finding
-    assert found.startswith(said)
+def test_differences_to_the_reference_are_one_family(labels, asked_for, reference):
+    """Every other row, the base model (0 everywhere) too, minus the reference."""
+    values = dict(zip(labels, ((3.0, 3.1, 3.5), (1.0, 1.3, 0.9), (2.0, 2.6, 2.1))))
+    board = scoreboard(panel_of(*(cells_of(m, three(*v)) for m, v in values.items())), reference=asked_for)
+    assert board.reference == reference
+    rows = {line.label: line for line in board.rows}
+    assert (rows[reference].difference, rows[reference].difference_p) == (None, None)
+    apart = {m: np.subtract(v, values[reference]) for m, v in {**values, BASE: (0, 0, 0)}.items() if m != reference}
+    p = {label: crossed_p(*difference) for label, difference in apart.items()}
+    for (label, difference), adjusted in zip(apart.items(), holm(list(p.values()))):
+        assert rows[label].difference.value == pytest.approx(difference.mean())
+        assert rows[label].difference_p == pytest.approx(adjusted)
+
+
+def test_the_few_step_mean_needs_all_of_its_steps():
+    assert scoreboard(panel_of(cells_of("a", three(1, 2, 3)))).lines[0].few_gain is None  # judged at 1 and 4 steps
+    assert "few" not in scoreboard(panel_of(cells_of("a", three(1, 2, 3)))).lines[0].scores
+
+
+AHEAD, LOW = three(5.0, 5.1, 5.2), three(1.0, 1.1, 1.2)
 
 
 def test_leaders_at_one_step_count():

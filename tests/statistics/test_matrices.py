@@ -33,6 +33,14 @@ def test_area_is_the_trapezoid_over_doublings():
     assert step_weights([4], "area").tolist() == [1.0]
 
 
+def test_the_few_step_mean_is_the_same_whatever_else_was_judged():
+    scores = np.array([1.0, 3.0, 8.0, 100.0]).reshape(1, 1, 4, 1)  # (1 + 3 + 8) / 3 = 4
+    assert reduced(make_grid(scores, steps=(1, 2, 4, 50)), "few").values == pytest.approx(4)
+    assert reduced(make_grid(scores[:, :, :3], steps=(1, 2, 4)), "few").values == pytest.approx(4)
+    with pytest.raises(UsageError, match="needs scores at 1, 2 and 4 steps, got 1, 4"):
+        step_weights([1, 4], "few")
+
+
 def test_area_refuses_step_counts_below_one():
     with pytest.raises(UsageError, match="at least 1"):
         step_weights([0, 2], "area")

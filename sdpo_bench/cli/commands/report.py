@@ -50,6 +50,7 @@ def report_command(
     select: tuple[str, ...],
     group_by: tuple[str, ...],
     metric: str,
+    reference: str,
     style: str | None,
     out: Path | None,
     against: tuple[str, ...] = (),
@@ -65,8 +66,15 @@ def report_command(
     sides = tuple(side for name in against for side in find_sides_against(name))
     if reach is not None and not 0 < reach < float("inf"):
         raise UsageError(f"--reach {reach}: a rise over the base model is a positive number. Example: --reach 0.1")
-    endpoint = parse_metric(metric)
-    request = Request(parse_select(select), group_by, endpoint, axis=axis, reach=reach, against=sides)
+    request = Request(
+        parse_select(select),
+        group_by,
+        parse_metric(metric),
+        axis=axis,
+        reach=reach,
+        reference=reference,
+        against=sides,
+    )
     report = build_report(load_results(results), request)
     if only:
         report = select_tables(report, only)

@@ -135,7 +135,7 @@ def board_side(board: Board, name: str = HERE) -> Side | None:
         methods={arm.label: arm.method for arm in panel.setting.arms if arm.label in panel.arms},
         scores=scores,
         gains=gains,
-        order=_order({line.label: line.rank for line in board.lines}),
+        order=_order(board),
         notes=tuple(note if name == HERE else f"{name}: {note}" for note in panel_notes(panel)),
         cautions=tuple(cautions),
         prompts=panel.prompts,
@@ -153,11 +153,7 @@ def _reading(estimate: Estimate) -> Reading:
     return Reading(estimate.value, (estimate.high - estimate.low) / 2)
 
 
-def _order(ranks: Mapping[str, int | None]) -> dict[tuple[str, str], int]:
-    """By shared ranks: methods that are not told apart have the same one."""
-    order = {}
-    for a, b in combinations(ranks, 2):
-        rank_a, rank_b = ranks[a], ranks[b]
-        if rank_a is not None and rank_b is not None:
-            order[a, b] = (rank_a < rank_b) - (rank_a > rank_b)
-    return order
+def _order(board: Board) -> dict[tuple[str, str], int]:
+    """Pairs that are told apart; the lines of a board stand best first."""
+    labels = [line.label for line in board.lines]
+    return {(a, b): 1 for a, b in combinations(labels, 2) if frozenset((a, b)) in board.apart}

@@ -15,6 +15,11 @@ OCCASIONAL = (
     ("reward_backward", "reward gradients", "Scores differentiated"),
 )
 
+DIVERSITY_NOTE = (
+    "diversity: root mean square distance of two sampled pictures in the last epoch of training (base model: in the "
+    "first epoch, before any update), mean over runs, no interval."
+)
+
 
 def bill_table(setting: Setting, name: str) -> t.Table:
     """Cost of a run of each arm: means over its finished runs."""
@@ -127,6 +132,19 @@ def picture_table(
         "colour, and KL divergence of the sampling policy from the base model (nats per latent element, all steps).",
     ]
     return t.Table(name, f"Pictures, {panel.key.split} prompts", columns, (t.Group("", tuple(rows)),), tuple(notes))
+
+
+def diversity(setting: Setting) -> dict[str, float | None]:
+    """Diversity of the sampled pictures by row: methods in their last epoch, the base model in the first epochs.
+
+    Nothing was updated before the first epoch, so its pictures are the base model's.
+    """
+    by_row = {}
+    for arm in setting.arms:
+        by_row[arm.label] = _mean(_part(run.last_epoch, "pictures").get("diversity") for run in arm.done)
+    first = [_part(run.first_epoch, "pictures") for arm in setting.arms for run in arm.done]
+    by_row[BASE] = _mean(pictures.get("diversity") for pictures in first)
+    return by_row
 
 
 def _picture_cells(pictures: Sequence[Mapping[str, Mapping[int, float]]], panel: Panel) -> list[t.Cell]:

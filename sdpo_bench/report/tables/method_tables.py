@@ -4,15 +4,16 @@ Every table carries its own footnotes, so that it can be cut out of a report wit
 sampler, scheduler settings, seeds, prompts, images, reward version, and what the interval is.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from sdpo_bench.report.tables.cost_tables import DIVERSITY_NOTE, diversity
 from sdpo_bench.results.comparability import Setting, amount, shown
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE
-from sdpo_bench.statistics.matrices import Endpoint
+from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint
 
 SCHEDULER_KEYS = (
     "prediction_type",
@@ -28,9 +29,14 @@ SCHEDULER_KEYS = (
     "steps",
 )
 SUMMARIES: tuple[tuple[Endpoint, str, str], ...] = (
+    ("few", "few-step mean", "Mean over 1, 2 and 4 steps"),
     ("mean", "mean", "Mean over step counts"),
     ("area", "area", "Mean height of the score curve over log2(steps)"),
 )
+
+
+TITLES = {key: title for key, title, _ in SUMMARIES}
+P_WORDS = "p: of the t interval beside it, so over seeds and prompts, adjusted by Holm."
 
 
 def score_digits(board: Board) -> int:
@@ -48,22 +54,26 @@ def step_columns(steps: Iterable[int]) -> list[t.Column]:
 
 
 def leaderboard(board: Board, name: str) -> t.Table:
-    """Methods by rank: scores at every step count, summaries, and the gain over the base model."""
+    """Methods by score: every step count, summaries, gain over the base model, difference to the reference, letters."""
     steps, digits, where = board.panel.steps, score_digits(board), endpoint_words(board.endpoint)
     columns = [
-        t.Column("rank", "rank", help=f"Ties share a rank: not told apart {where}"),
         t.Column("method", "method", numeric=False),
+        t.Column("letters", "letters", numeric=False, help=f"Methods that share one are not told apart {where}"),
         t.Column("seeds", "seeds"),
         *step_columns(steps),
         *(t.Column(key, title, help=text) for key, title, text in _summaries(board)),
         t.Column("gain", "gain over base", help=f"Paired difference to the base model {where}"),
         t.Column("adjusted_p", "p (Holm)", help="Of the gain, over all methods of this table"),
-        t.Column("win_rate", "wins against base", help=f"Share of paired images that score higher, {where}"),
+        t.Column("difference", f"minus {board.reference}", help=f"Paired difference to {board.reference} {where}"),
+        t.Column("difference_p", "p (Holm) of it", help="Of that difference, over all other rows of this table"),
+        t.Column(
+            "diversity", "diversity", help="Of the pictures of the last epoch of training; base model: first epoch"
+        ),
     ]
-    lines = sorted([*board.lines, *([board.base] if board.base else [])], key=lambda line: line.rank or 10**6)
-    rows = tuple(_leader_row(board, line, steps, digits) for line in lines)
+    spread = diversity(board.panel.setting)
+    rows = tuple(_leader_row(board, line, steps, digits, spread) for line in board.rows)
     title = f"{board.panel.key.reward}, {board.panel.key.split} prompts"
-    notes = (*panel_notes(board.panel), *interval_notes(board))
+    notes = (*panel_notes(board.panel), *interval_notes(board), *_test_notes(board), DIVERSITY_NOTE)
     cautions = (*board.notes, *board_cautions(board))
     return t.Table(name, title, tuple(columns), (t.Group("", rows),), notes, cautions, board.panel.prompts)
 
@@ -71,20 +81,31 @@ def leaderboard(board: Board, name: str) -> t.Table:
 def _summaries(board: Board) -> list[tuple[str, str, str]]:
     if len(board.panel.common) < 2:
         return []
-    return [(str(key), title, text) for key, title, text in SUMMARIES]
+    return [(str(key), title, text) for key, title, text in SUMMARIES if key != "few" or has_few(board.panel)]
 
 
-def _leader_row(board: Board, line: Line, steps: Sequence[int], digits: int) -> t.Row:
-    top = line.rank == 1
-    summaries: list[Endpoint] = ["mean", "area"] if _summaries(board) else []
+def has_few(panel: Panel) -> bool:
+    """Whether a panel has a few-step mean beside its mean over all step counts, which is another one."""
+    return set(FEW_STEPS) < set(panel.common)
+
+
+def _leader_row(
+    board: Board, line: Line, steps: Sequence[int], digits: int, spread: Mapping[str, float | None]
+) -> t.Row:
+    top = line.label in board.leaders.get(board.endpoint, ())
+    summaries: list[Endpoint] = [
+        key for key, _, _ in SUMMARIES if str(key) in {name for name, _, _ in _summaries(board)}
+    ]
     cells = [
-        t.Cell(f"{line.rank}{'=' * line.tied}", line.rank) if line.rank else t.Cell(t.DASH),
         t.word(line.label, strong=top),
+        t.word(line.letters),
         _seeds(board.panel, line),
         *(t.estimate(line.scores.get(k), digits, strong=top and k == board.endpoint) for k in (*steps, *summaries)),
         t.estimate(line.gain, digits, signed=True),
         t.p_value(line.adjusted_p),
-        t.share(line.win_rate),
+        t.estimate(line.difference, digits, signed=True),
+        t.p_value(line.difference_p),
+        t.number(spread.get(line.label), 3),
     ]
     return t.Row(tuple(cells), base=line.label == BASE)
 
@@ -105,32 +126,36 @@ def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable
         heading: of a board's block.
     """
     steps = sorted({step for board in boards for step in board.panel.steps})
-    endpoint = boards[0].endpoint
-    summary: list[Endpoint] = [endpoint] if isinstance(endpoint, str) and len(steps) > 1 else []
+    endpoint, trained = boards[0].endpoint, any(board.panel.trained for board in boards)
+    summary: list[Endpoint] = ["few"] if all(has_few(board.panel) for board in boards) else []
+    summary += [endpoint] if isinstance(endpoint, str) and len(steps) > 1 and endpoint not in summary else []
     columns = (
         t.Column("method", "method", numeric=False),
         *step_columns(steps),
-        *(t.Column(str(key), str(key)) for key in summary),
+        *(t.Column(str(key), TITLES[key]) for key in summary),
         t.Column("gain", "gain over base", help=f"Paired difference to the base model {endpoint_words(endpoint)}"),
+        t.Column("adjusted_p", "p (Holm)", help="Of the gain, over the methods of the block"),
+        *([t.Column("diversity", "diversity")] if trained else []),
     )
-    groups = tuple(t.Group(heading(board), _step_rows(board, [*steps, *summary])) for board in boards)
+    groups = tuple(t.Group(heading(board), _step_rows(board, [*steps, *summary], trained)) for board in boards)
     notes = [note for b in boards for note in (*panel_notes(b.panel), *interval_notes(b))]
-    if any(board.panel.trained for board in boards):
-        notes.append("Bold: not told apart from the best of its column, each column on its own.")
+    if trained:
+        notes += ["Bold: not told apart from the best of its column, each column on its own.", DIVERSITY_NOTE]
     cautions = tuple(dict.fromkeys(note for b in boards for note in board_cautions(b)))
     prompts = sorted({prompt for board in boards for prompt in board.panel.prompts})
     return t.Table(name, title, columns, groups, tuple(dict.fromkeys(notes)), cautions, tuple(prompts))
 
 
-def _step_rows(board: Board, endpoints: Sequence[Endpoint]) -> tuple[t.Row, ...]:
-    digits = score_digits(board)
+def _step_rows(board: Board, endpoints: Sequence[Endpoint], diverse: bool) -> tuple[t.Row, ...]:
+    digits, spread = score_digits(board), diversity(board.panel.setting) if diverse else {}
     lines = [*([board.base] if board.base else []), *sorted(board.lines, key=lambda line: line.label)]
     rows = []
     for line in lines:
         scores = [
             t.estimate(line.scores.get(k), digits, strong=line.label in board.leaders.get(k, ())) for k in endpoints
         ]
-        cells = (t.word(line.label), *scores, t.estimate(line.gain, digits, signed=True))
+        gain = (t.estimate(line.gain, digits, signed=True), t.p_value(line.adjusted_p))
+        cells = (t.word(line.label), *scores, *gain, *([t.number(spread.get(line.label), 3)] if diverse else []))
         rows.append(t.Row(cells, base=line.label == BASE))
     return tuple(rows)
 
@@ -153,7 +178,11 @@ def panel_notes(panel: Panel) -> list[str]:
         lines.append(f"Scheduler in training: {scheduler}.")
     if panel.common and len(panel.steps) > 1:
         several = "s" * (panel.common != (1,))
-        lines.append(f"mean and area: over {', '.join(map(str, panel.common))} step{several}, which every row has.")
+        few = "; the few-step mean (1, 2 and 4 steps) is" if has_few(panel) else ""
+        lines.append(
+            f"mean and area: over {', '.join(map(str, panel.common))} step{several}, which every row has. Not "
+            f"comparable with means over other step counts{few}."
+        )
     return lines + [f"{note[0].upper()}{note[1:]}." for note in panel.notes]
 
 
@@ -194,7 +223,20 @@ def interval_notes(board: Board) -> list[str]:
     several = [line for line in board.lines if len(line.seeds) > 1]
     if not several:
         return ["1 seed, no interval: how a method varies from one training to the next is not known."]
-    return [f"{interval_words(board.level)} Gains and wins are paired on prompt and noise."]
+    return [f"{interval_words(board.level)} Gains and differences are paired on prompt and noise. {P_WORDS}"]
+
+
+def _test_notes(board: Board) -> list[str]:
+    """Families of the tests of a leaderboard."""
+    if not any(line.letters for line in board.lines):
+        return []
+    rows = sum(bool(line.letters) for line in board.lines) + (board.base is not None)
+    return [
+        f"Rows by score {endpoint_words(board.endpoint)}. Families of p: the gains of all methods; the differences of "
+        f"all rows to {board.reference}. Letters (Piepho 2004): methods that share one are not told apart, Holm over "
+        f"the {rows * (rows - 1) // 2} pairs of rows. That is a larger family: a method can share a letter with "
+        f"{board.reference} although its difference to it is shown."
+    ]
 
 
 def interval_words(level: float) -> str:
