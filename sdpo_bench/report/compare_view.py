@@ -18,6 +18,13 @@ def heading(duel: Duel) -> str:
     return f"{duel.panel.key.reward} ({role}), {duel.panel.key.split} prompts"
 
 
+WIN_WORDS = (
+    "wins: how often an image of the first side scores higher than the second side's image of the same training seed, "
+    "prompt, step count and noise, ties one half. It conditions on that image and does not see by how much: a side can "
+    "win most images and have the lower mean."
+)
+
+
 def duel_table(comparison: Comparison, duel: Duel, name: str) -> t.Table:
     """A, B and their paired difference at every step count and over all."""
     a, b = comparison.a.name, comparison.b.name
@@ -30,7 +37,6 @@ def duel_table(comparison: Comparison, duel: Duel, name: str) -> t.Table:
         t.Column("difference", f"{a} - {b}"),
         t.Column("win_rate", f"wins of {a}"),
         t.Column("exploratory_p", "p (BH)"),
-        t.Column("adjusted_p", "p (Holm)"),
     )
     rows = tuple(_row(outcome, digits) for outcome in duel.outcomes)
     group = (t.Group("", rows),)
@@ -47,7 +53,6 @@ def _row(outcome: Outcome, digits: int) -> t.Row:
             t.estimate(outcome.difference, digits, signed=True),
             t.share(outcome.win_rate),
             t.p_value(outcome.exploratory_p),
-            t.p_value(outcome.adjusted_p),
         )
     )
 
@@ -56,10 +61,8 @@ def _notes(duel: Duel) -> list[str]:
     notes = panel_notes(duel.panel)
     if duel.primary.difference.n_seeds > 1:
         notes.append(interval_words(duel.primary.difference.level))
-        notes.append(
-            "p (BH): Benjamini-Hochberg over all rows, which the verdict rests on. p (Holm): family-wise over the step "
-            "counts; the mean or area is one test of its own."
-        )
+        notes.append("p (BH): of the interval beside it, Benjamini-Hochberg over all rows, which the verdict rests on.")
+    notes.append(WIN_WORDS)
     return notes
 
 
@@ -70,7 +73,7 @@ def _cautions(duel: Duel) -> list[str]:
 
 
 def primary_lines(comparison: Comparison, duel: Duel) -> list[str]:
-    """The primary endpoint in full sentences: difference, size, win rate, and the test over seeds."""
+    """The primary endpoint in full sentences: difference, its p and size, and the interval over seeds."""
     difference, where = duel.primary.difference, endpoint_words(duel.primary.endpoint)
     lines = [f"{comparison.a.name} - {comparison.b.name} {where}: {_bare(difference)}"]
     if duel.effect is not None:
@@ -78,10 +81,11 @@ def primary_lines(comparison: Comparison, duel: Duel) -> list[str]:
     if difference.n_seeds == 1 and duel.image_error is not None:
         text = f"Standard error over the images of these two checkpoints: {duel.image_error:.2g}."
         return [*lines, f"{text} It says nothing about the methods ({ONE_SEED})."]
-    if duel.test.p is not None:
-        low, high = duel.seed_level.low, duel.seed_level.high
-        interval = f"[{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
-        lines.append(f"On this prompt set, over seeds alone: {interval}, {duel.test.name} p = {duel.test.p:.2g}.")
+    if duel.primary.p is not None:
+        lines[0] += f"; p = {duel.primary.p:.2g} of this one comparison"
+    low, high = duel.seed_level.low, duel.seed_level.high
+    if low is not None and high is not None:
+        lines.append(f"On this prompt set, over seeds alone: [{low:.3g}, {high:.3g}].")
     return lines
 
 
@@ -138,7 +142,7 @@ def _duel_data(comparison: Comparison, duel: Duel) -> dict[str, Any]:
         "seeds": list(_seeds(comparison, duel)),
         "primary": _outcome_data(duel.primary),
         "effect_size": duel.effect.value if duel.effect else None,
-        "test": {"name": duel.test.name, "p": duel.test.p, "smallest_p": duel.test.smallest_p},
+        "test": {"name": "t test over seeds and prompts", "p": duel.primary.p, "smallest_p": 0.0},
         "seed_level_interval": [duel.seed_level.low, duel.seed_level.high],
         "endpoints": [_outcome_data(outcome) for outcome in duel.outcomes],
         "notes": [*_cautions(duel), *_notes(duel)],

@@ -36,6 +36,19 @@ class Contrast:
         return "up" if self.up else "down" if self.down else "unclear"
 
     @property
+    def words(self) -> str:
+        """The label; where only the interval excludes 0, with the interval and the adjusted p."""
+        return self.label + self.interval_words
+
+    @property
+    def interval_words(self) -> str:
+        """Interval and adjusted p in brackets where only the interval excludes 0; else empty."""
+        e = self.estimate
+        if self.shown or self.adjusted_p is None or not e.excludes_zero:
+            return ""
+        return f" ({e.value:+.3g}, interval [{e.low:.3g}, {e.high:.3g}], but adjusted p = {self.adjusted_p:.2g})"
+
+    @property
     def up(self) -> bool:
         return self.shown and self.estimate.value > 0
 
@@ -76,11 +89,11 @@ def outcome_sentences(contrasts: Iterable[Contrast], templates: Mapping[str, str
     """One sentence for each outcome that occurs, in the order of the templates.
 
     Args:
-        templates: by ``Contrast.outcome``; ``{names}`` stands for the labels of the contrasts that have it.
+        templates: by ``Contrast.outcome``; ``{names}`` stands for the contrasts that have it (:attr:`Contrast.words`).
     """
     contrasts, sentences = list(contrasts), []
     for outcome, template in templates.items():
-        names = [contrast.label for contrast in contrasts if contrast.outcome == outcome]
+        names = [contrast.words for contrast in contrasts if contrast.outcome == outcome]
         if names:
             sentences.append(template.format(names=listed(names)))
     return sentences

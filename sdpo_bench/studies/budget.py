@@ -5,16 +5,15 @@ optimiser steps where another takes few, so the same methods are compared once f
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations
 
 from sdpo_bench.estimates.time_estimate import training_work
 from sdpo_bench.ledger import AXES
 from sdpo_bench.results.study_findings import Findings, Plot
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
+from sdpo_bench.statistics.letters import letter_display
 from sdpo_bench.statistics.matrices import Matrix
-from sdpo_bench.statistics.ranking import rank_with_ties
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference, mean_of
@@ -50,7 +49,7 @@ class Budget(Study):
                 "Endpoint: mean over step counts of the gain over the base model.",
                 "Family: every pair of methods on every axis; crossed intervals of the paired difference, Holm. The "
                 "ranking changes where a pair is shown one way round on one axis and the other way on another.",
-                "Ranks on one axis show ties (Holm-adjusted intervals against the best).",
+                "Letters on one axis: methods that share one are not told apart in that family.",
             ),
             tuple(suites),
         )
@@ -69,10 +68,10 @@ class Budget(Study):
             for a, b in combinations(by_method, 2):
                 differences[f"{axis}: {a} - {b}"] = difference(by_method[a], by_method[b])
         pairs = family(differences)
-        ranks = {axis: rank_with_ties(_common_seeds(by_method)) for axis, by_method in gains.items() if by_method}
+        letters = {axis: letters_on(axis, by_method, pairs) for axis, by_method in gains.items() if by_method}
         return Findings(
-            (*conclusion(ranks, pairs), *seed_caution(pairs.values())),
-            (_rank_table(trainings, ranks, reward), _pair_table(axes, pairs)),
+            (*conclusion(letters, pairs), *seed_caution(pairs.values())),
+            (_axis_table(trainings, letters, reward), _pair_table(axes, pairs)),
             (_plot(trainings, reward),),
         )
 
@@ -98,34 +97,33 @@ def _gains(trainings: Trainings, axis: str, reward: str) -> dict[str, Matrix]:
     return {arm.method: gain for arm in arms if (gain := trainings.gain(arm)) is not None}
 
 
-def _common_seeds(gains: Mapping[str, Matrix]) -> dict[str, Matrix]:
-    """Matrices cut to the seeds that all have, so that they can be paired; the first one alone without any."""
-    shared = set.intersection(*(set(gain.seeds) for gain in gains.values()))
-    seeds = tuple(seed for seed in next(iter(gains.values())).seeds if seed in shared)
-    if not seeds:
-        return dict(list(gains.items())[:1])
-    cut = {}
-    for method, gain in gains.items():
-        values = gain.values[[gain.seeds.index(seed) for seed in seeds]]
-        cut[method] = replace(gain, values=values, seeds=seeds, name=method, note="")
-    return cut
+def letters_on(axis: str, gains: Mapping[str, Matrix], pairs: Mapping[str, Contrast]) -> dict[str, str]:
+    """Letters of the methods on one axis, the highest mean gain first; from the family of all pairs and axes."""
+    apart = set()
+    for a, b in combinations(gains, 2):
+        contrast = pairs.get(f"{axis}: {a} - {b}")
+        if contrast is not None and contrast.shown:
+            apart.add(frozenset((a, b)))
+    return letter_display(sorted(gains, key=lambda method: -gains[method].values.mean()), apart)
 
 
-def order(ranks: Mapping[str, int]) -> str:
-    """``sdpo > d3po = ddpo``; those that tie stand by name, so that equal findings read alike."""
-    methods = sorted(ranks, key=lambda method: (ranks[method], method))
-    text = methods[0]
-    for before, after in pairwise(methods):
-        text += f" {'=' if ranks[before] == ranks[after] else '>'} {after}"
-    return text
+def order(letters: Mapping[str, str]) -> str:
+    """Methods with their letters, highest mean first; by name where none is told apart, so that these read alike."""
+    if len(set(letters.values())) == 1:
+        names = sorted(letters)
+        return f"{listed(names)} are not told apart" if len(names) > 1 else f"{names[0]} alone"
+    return ", ".join(f"{method} {own}" for method, own in letters.items())
 
 
-def conclusion(ranks: Mapping[str, Mapping[str, int]], pairs: Mapping[str, Contrast]) -> list[str]:
+def conclusion(letters: Mapping[str, Mapping[str, str]], pairs: Mapping[str, Contrast]) -> list[str]:
     """The order on each axis, and whether any pair is shown both ways round."""
     by_order: dict[str, list[str]] = {}
-    for axis, by_method in ranks.items():
+    for axis, by_method in letters.items():
         by_order.setdefault(order(by_method), []).append(axis.replace("_", " "))
     texts = [f"At equal {listed(axes)}: {words}." for words, axes in by_order.items()]
+    open_pairs = [c.words.replace("_", " ") for c in pairs.values() if c.interval_words]
+    if open_pairs:
+        texts.append(f"Not shown, though the interval excludes 0: {'; '.join(open_pairs)}.")
     axes: dict[str, dict[str, list[str]]] = {}
     for label, contrast in pairs.items():
         axis, _, pair = label.partition(": ")
@@ -142,13 +140,14 @@ def conclusion(ranks: Mapping[str, Mapping[str, int]], pairs: Mapping[str, Contr
         return texts
     if len(by_order) > 1:
         return [*texts, "What is shown differs between axes, but no pair of methods is shown both ways round."]
-    return [*texts, "The ranking does not depend on the axis here."] if texts else ["Nothing can be compared."]
+    same = "The same is shown on every axis, which does not say that the axis makes no difference."
+    return [*texts, same] if texts else ["Nothing can be compared."]
 
 
-def _rank_table(trainings: Trainings, ranks: Mapping[str, Mapping[str, int]], reward: str) -> t.Table:
+def _axis_table(trainings: Trainings, letters: Mapping[str, Mapping[str, str]], reward: str) -> t.Table:
     columns = (
         t.Column("method", "method", numeric=False),
-        t.Column("rank", "rank"),
+        t.Column("letters", "letters", numeric=False, help="Methods that share one are not told apart"),
         t.Column("gain", "mean gain"),
         *(t.Column(axis, axis.replace("_", " ")) for axis in BILL),
         t.Column("seconds", "seconds"),
@@ -156,7 +155,7 @@ def _rank_table(trainings: Trainings, ranks: Mapping[str, Mapping[str, int]], re
     )
     groups = []
     for axis in dict.fromkeys(arm.variant for arm in trainings.arms):
-        rows = [_rank_row(trainings, Arm(m, reward, axis), ranks.get(axis, {})) for m in METHODS]
+        rows = [_axis_row(trainings, Arm(m, reward, axis), letters.get(axis, {})) for m in METHODS]
         groups.append(t.Group(f"equal {axis.replace('_', ' ')}", tuple(rows)))
     notes = (
         "Gain over the base model, mean over step counts, ± half its 95 % crossed interval; bill: mean over runs. "
@@ -172,12 +171,12 @@ def _rank_table(trainings: Trainings, ranks: Mapping[str, Mapping[str, int]], re
     )
 
 
-def _rank_row(trainings: Trainings, arm: Arm, ranks: Mapping[str, int]) -> t.Row:
-    runs, rank = trainings.arms[arm], ranks.get(arm.method)
-    gain = t.estimate(tr.crossed(trainings.gain(arm)), 3, signed=True, strong=rank == 1)
+def _axis_row(trainings: Trainings, arm: Arm, letters: Mapping[str, str]) -> t.Row:
+    runs, own = trainings.arms[arm], letters.get(arm.method, "")
+    gain = t.estimate(tr.crossed(trainings.gain(arm)), 3, signed=True, strong="a" in own)
     counts = [t.count(amount) for amount in tr.mean_bill(runs, BILL)]
     seconds = t.number(tr.mean_seconds(runs), 1)
-    return t.Row((t.word(arm.method), t.count(rank), gain, *counts, seconds, tr.seeds_cell(runs)))
+    return t.Row((t.word(arm.method), t.word(own), gain, *counts, seconds, tr.seeds_cell(runs)))
 
 
 def _pair_table(axes: list[str], pairs: Mapping[str, Contrast]) -> t.Table:

@@ -158,7 +158,8 @@ def _kind_sentence(contrasts: Mapping[str, Contrast], kind: str) -> str:
         ("down", "makes the pictures of {} worse"),
         ("unclear", "no gain is shown for {}"),
     ):
-        methods = [method for method, contrast in by_method.items() if contrast.outcome == outcome]
+        own = [(method, contrast) for method, contrast in by_method.items() if contrast.outcome == outcome]
+        methods = [method + contrast.interval_words for method, contrast in own]
         if methods:
             parts.append(words.format(listed(methods)))
     expected = METHODS if kind != DELAYED else ("sdpo",)  # for the others, delayed is the same as plain

@@ -243,7 +243,7 @@ def _versus(contrasts: Mapping[int, Contrast], words: str) -> str:
     verdicts = {"down": "better than", "up": "worse than", "unclear": "not shown to differ from"}
     texts = []
     for outcome, verdict in verdicts.items():
-        steps = [n for n, contrast in contrasts.items() if contrast.outcome == outcome]
+        steps = [f"{n}{c.interval_words}" for n, c in contrasts.items() if c.outcome == outcome]
         if steps:
             texts.append(f"{verdict} {words} at T = {listed(steps)}")
     return "it is " + ", ".join(texts)

@@ -11,7 +11,7 @@ from typing import Any
 from sdpo_bench.errors import UsageError
 from sdpo_bench.results.study_findings import Findings
 from sdpo_bench.statistics import table as t
-from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, seed_caution
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
@@ -172,7 +172,8 @@ def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
     for words in COMPARISONS:
         if contrast := contrasts.get(words):
             verdict = VERDICTS[contrast.outcome]
-            texts.append(f"At {words} the step-shuffled order {verdict}: {contrast.estimate.words()}.")
+            estimate = contrast.estimate.words() + contrast.interval_words
+            texts.append(f"At {words} the step-shuffled order {verdict}: {estimate}.")
     images, both = contrasts.get("equal images"), contrasts.get("equal images and optimiser steps")
     if images and both:
         texts.append(_together(images, both))
@@ -181,7 +182,10 @@ def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
         better = "better" if contrasts[f"{words}, {GENERALISATION}"].up else "worse"
         texts.append(f"At {words} its gain carries over {better} to step counts other than the trained one.")
     if not shown:
-        texts.append("No difference is shown in how the gain carries over to other step counts.")
+        labels = [f"{w}, {GENERALISATION}" for w in COMPARISONS]
+        near = [c.words for label in labels if (c := contrasts.get(label)) and c.interval_words]
+        more = f" (though of {listed(near)})" if near else ""
+        texts.append(f"How the gain carries over to other step counts is not shown to depend on the order{more}.")
     return texts
 
 

@@ -1,6 +1,7 @@
 """``compare`` pairs like with like, refuses the rest by name, and says no more than the data show."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_the_test_is_of_the_primary_endpoint(out):
     gaps = np.array([0.5, 1.6, 2.4])
     for endpoint, shift in (("mean", 1 / 3), (1, 1), (4, 0)):
         (duel,) = compared(out, "sdpo", "ddpo", endpoint=endpoint).duels
-        assert duel.test.p == pytest.approx(scipy_stats.ttest_1samp(gaps + shift, 0).pvalue), endpoint
+        assert duel.primary.p == pytest.approx(scipy_stats.ttest_1samp(gaps + shift, 0).pvalue), endpoint
 
 
 def test_the_effect_is_in_the_base_models_spread_at_the_primary_endpoint(tmp_path):
@@ -153,12 +154,31 @@ def test_verdict_in_words(tmp_path):
         make_run(tmp_path, "sdpo", seed, spread([5, 5, 1]) + rng.normal(0, 0.2, (3, 3, 2)))
         make_run(tmp_path, "ddpo", seed, spread([1, 1, 1]) + rng.normal(0, 0.2, (3, 3, 2)))
     comparison = compared(tmp_path, "sdpo", "ddpo")
-    expected = "sdpo is better at 1, 2 steps and on the mean over step counts; no difference shown at 4 steps"
+    expected = "sdpo is better at 1, 2 steps and on the mean over step counts; a difference is not shown at 4 steps"
     assert comparison.duels[0].verdict == expected
     printed = run("sdpo", "ddpo", "--results", tmp_path).stdout
     assert printed.startswith(f"emoji-align (trained on), train prompts: {expected}.")
     for row in outcomes(comparison).values():  # the column says the same as the words
         assert (row.exploratory_p < 0.05) == (row.endpoint != 4)
+
+
+def test_one_p_value_stands_in_the_sentence_of_the_primary_endpoint(out):
+    text = " ".join(run("sdpo", "ddpo", "--results", out).stdout.split())
+    (duel,) = compared(out, "sdpo", "ddpo").duels
+    assert f"; p = {duel.primary.p:.2g} of this one comparison" in text
+    assert "On this prompt set, over seeds alone: [" in text and "t test p" not in text
+    assert "wins: how often an image of the first side scores higher than the second side's image of the same" in text
+
+
+def test_the_few_step_mean_is_a_row_where_more_was_judged(tmp_path):
+    steps = (1, 2, 4, 8)
+    for seed in A:
+        make_run(tmp_path, "sdpo", seed, frames=[partial(frame, spread([3, 3, 3, 7]) + A[seed], steps=steps)])
+        make_run(tmp_path, "ddpo", seed, frames=[partial(frame, spread([1, 2, 3, 0]) + B[seed], steps=steps)])
+    found = outcomes(compared(tmp_path, "sdpo", "ddpo"))
+    assert list(found) == [1, 2, 4, 8, "few", "mean"]
+    assert found["few"].difference.value == pytest.approx(1.5 + 1)  # 2, 1 and 0 more at 1, 2 and 4 steps
+    assert found["mean"].difference.value == pytest.approx(1.5 + 2.5)
 
 
 def test_base_model_as_a_side(out):
@@ -225,7 +245,7 @@ def test_json_and_bills(out):
     assert panel["seeds"] == [0, 1, 2]
     assert panel["prompts"] == 3
     assert panel["primary"]["difference"] == pytest.approx(1.5 + 1 / 3)
-    assert panel["test"]["name"] == "paired t test"
+    assert panel["test"] == {"name": "t test over seeds and prompts", "p": panel["primary"]["p"], "smallest_p": 0.0}
     rows = data["bill"]["groups"][0]["rows"]
     assert [row["method"]["text"] for row in rows] == ["sdpo", "ddpo"]
     assert rows[0]["denoiser_calls"]["value"] == 3840

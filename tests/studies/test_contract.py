@@ -100,6 +100,19 @@ def test_a_conclusion_is_chosen_by_the_adjusted_test():
     assert found["up"].adjusted_p == pytest.approx(3 * p[0])  # Holm's first step, family of three
 
 
+def test_an_interval_without_its_adjusted_p_has_both_in_the_sentence():
+    # Gains of 0.2, 0.3, 0.4 by seed: p = .035 alone, .07 in a family of two
+    seeds = np.array([0.2, 0.3, 0.4])
+    near = Matrix(np.add.outer(seeds, np.zeros(4)), (0, 1, 2), tuple("abcd"))
+    found = contrasts.family({"near": near, "open": constant(0)})
+    p = crossed_interval(near).p_value()
+    low, high = crossed_interval(near).low, crossed_interval(near).high
+    assert low > 0 and p < 0.05 < 2 * p
+    words = f"near (+0.3, interval [{low:.3g}, {high:.3g}], but adjusted p = {2 * p:.2g})"
+    assert contrasts.outcome_sentences(found.values(), {"unclear": "{names}"}) == [f"{words} and open"]
+    assert contrasts.family({"near": near})["near"].words == "near"
+
+
 def test_one_seed_shows_nothing():
     found = contrasts.family({"up": constant(1, seeds=1)})
     assert not found["up"].shown

@@ -26,7 +26,7 @@ from sdpo_bench.statistics.aggregates import RESAMPLES, probability_of_improveme
 from sdpo_bench.statistics.eval_table import only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Endpoint, ScoreGrid, paired
-from sdpo_bench.statistics.ranking import holm, paired_test
+from sdpo_bench.statistics.ranking import holm
 
 ABLATIONS = {
     "advantage.normalisation": "what a return is compared with",
@@ -174,7 +174,8 @@ def _difference(v: Variant, reference: Variant, endpoint: Endpoint) -> tuple[Est
     if not shared:
         return None
     matrix = paired(reduced(only_seeds(a, shared), endpoint), reduced(only_seeds(b, shared), endpoint))
-    return crossed_interval(matrix, v.board.level), paired_test(matrix).p
+    estimate = crossed_interval(matrix, v.board.level)
+    return estimate, estimate.p_value()
 
 
 def _adjusted(differences: Mapping[Variant, tuple[Estimate, float | None] | None]) -> dict[Variant, float | None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.report.tables.cost_tables import bill_table
+from sdpo_bench.report.tables.method_tables import has_few
 from sdpo_bench.results.comparability import Arm, differences
 from sdpo_bench.results.compare_names import Side
 from sdpo_bench.results.panels import Panel, base_scores, panels_of
@@ -20,7 +21,7 @@ from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE, Scores, only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval, effect_size, image_standard_error, seed_interval
 from sdpo_bench.statistics.matrices import Endpoint, ScoreGrid, paired
-from sdpo_bench.statistics.ranking import PairedTest, benjamini_hochberg, holm, paired_test, verdict
+from sdpo_bench.statistics.ranking import benjamini_hochberg, holm, verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,8 @@ class Outcome:
     exploratory_p: float | None = None
     """Benjamini-Hochberg over all endpoints shown: the basis of the verdict."""
     adjusted_p: float | None = None
-    """Holm's over the step counts; for a summary endpoint, one test declared beforehand, the p value itself."""
+    """Holm's over the step counts and the few-step mean; for the primary endpoint, one test declared beforehand, the p
+    value itself if it is a summary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +48,8 @@ class Duel:
 
     panel: Panel
     outcomes: tuple[Outcome, ...]
-    """Step counts ascending, then the primary endpoint if it is a summary."""
+    """Step counts ascending, the few-step mean, then the primary endpoint if it is a summary."""
     primary: Outcome
-    test: PairedTest
     seed_level: Estimate
     """The primary difference on this prompt set: interval over seed means."""
     effect: Estimate | None
@@ -135,13 +136,14 @@ def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> D
     grid_a, grid_b = _grid_of(panel, a), _grid_of(panel, b)
     assert grid_a is not None and grid_b is not None
     grid_a, grid_b, left_out = _common_seeds(grid_a, grid_b)
-    steps = [k for k in grid_a.steps if k in grid_b.steps]
-    if not steps or (not isinstance(endpoint, str) and endpoint not in steps):
+    steps: list[Endpoint] = [k for k in grid_a.steps if k in grid_b.steps]
+    if not steps or metric_grid(grid_a, panel, endpoint) is None or metric_grid(grid_b, panel, endpoint) is None:
         raise UsageError(
             f"{a.name} and {b.name} share no scores {endpoint_words(endpoint)}. {a.name} has "
             f"{', '.join(map(str, grid_a.steps))} steps, {b.name} has {', '.join(map(str, grid_b.steps))}."
         )
     summaries = [endpoint] if isinstance(endpoint, str) and len(steps) > 1 else []
+    steps += ["few"] if has_few(panel) and endpoint != "few" else []
     outcomes = _adjusted(*([_outcome(panel, grid_a, grid_b, k, level) for k in keys] for keys in (steps, summaries)))
     primary = next((o for o in outcomes if o.endpoint == endpoint), outcomes[0])
     difference = _difference(panel, grid_a, grid_b, endpoint)
@@ -154,7 +156,6 @@ def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> D
         panel,
         tuple(outcomes),
         primary,
-        paired_test(difference),
         seed_interval(difference, level),
         effect_size(primary.difference, spread) if spread else None,
         error,
