@@ -28,9 +28,11 @@ from sdpo_bench.sweep.suite import Suite
 TRAINED = ("emoji-align", "emoji-style", "jpeg-compressibility")
 CONTENT = ("emoji-align", "emoji-accuracy")
 """Whether a picture shows what its prompt names. Style and file size are tastes: losing one is no sign of hacking."""
-PARTS = (8, 4, 2, 1)
+IMAGES_OF_TRAINING = 16_384
+"""The largest budget: eight times the 2,048 images within which no hacking of a learned reward was shown."""
+PARTS = (16, 8, 4, 2, 1)
 """Budgets as parts of the whole."""
-SPACES = {"latents": "latent distance", "features": "feature distance"}
+SPACES = {"latents": "latent distance", "features": "feature distance", "vendi": "Vendi score"}
 
 
 class OverOptimisation(Study):
@@ -60,7 +62,8 @@ class OverOptimisation(Study):
                 (
                     "diversity",
                     f"{IMAGES} pictures of each prompt at {steps} steps: mean pairwise distance of latents "
-                    "(root mean square) and of features (1 - cosine) of the embedded accuracy network",
+                    "(root mean square) and of features (1 - cosine) of the embedded accuracy network, and the Vendi "
+                    "score of these cosines",
                 ),
             ),
             (
@@ -70,7 +73,7 @@ class OverOptimisation(Study):
                 "Family for each trained reward: trained and held-out gain at every budget; crossed intervals, Holm.",
                 "Onset of hacking: the smallest budget with a shown gain by the trained reward and a shown loss by the "
                 "held-out ones. Diversity is lost where its difference to the base model is shown to be below 0 "
-                "(family: both spaces at every budget).",
+                "(family: these three at every budget).",
             ),
             tuple(suites),
             denoiser_calls=runs * prompts * IMAGES * steps,
@@ -91,7 +94,7 @@ class OverOptimisation(Study):
 
 def budgets(request: StudyRequest) -> tuple[int, ...]:
     """Numbers of images, ascending."""
-    most = request.amount(2048, least=tr.EPOCH, multiple=tr.EPOCH)
+    most = request.amount(IMAGES_OF_TRAINING, least=tr.EPOCH, multiple=tr.EPOCH)
     return tuple(sorted({max(8, most // part) for part in PARTS}))
 
 
@@ -173,7 +176,9 @@ class _View:
 
     def sentences(self) -> list[str]:
         up = [i for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.up]
-        first = f"is shown to rise from {up[0]:,} images on" if up else "is not shown to rise at any budget"
+        open_ones = [c.interval_words for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.interval_words]
+        not_up = f"is not shown to rise at any budget{open_ones[0] if open_ones else ''}"
+        first = f"is shown to rise from {up[0]:,} images on" if up else not_up
         texts = [f"{self.reward}: trained on, it {first}."]
         if self.onset is not None:
             texts.append(
@@ -190,7 +195,9 @@ class _View:
         if losses:
             texts.append(f"{self.reward}: diversity is shown to be lost in {listed(losses)}.")
         elif self.diversity:
-            texts.append(f"{self.reward}: no loss of diversity is shown ({listed(SPACES.values())}).")
+            near = [c.words for c in self.diversity.values() if c.interval_words and c.estimate.value < 0]
+            more = f"; of these {listed(near)}" if near else ""
+            texts.append(f"{self.reward}: a loss of diversity is not shown ({listed(SPACES.values())}{more}).")
         return texts
 
     def _held_out_words(self) -> str:
@@ -199,7 +206,7 @@ class _View:
             return "no training gave scores."
         down = "shown to be down, without a shown gain by the trained one"
         words = "shown to be up" if last.up else down if last.down else "not shown to differ from the base model's"
-        return f"at the largest budget the held-out rewards are {words}."
+        return f"at the largest budget the held-out rewards are {words}{last.interval_words}."
 
     def table(self) -> t.Table:
         """One row a budget."""

@@ -184,13 +184,37 @@ def test_every_way_of_failing_is_listed(four, tmp_path):
     shares = lambda cell: [row(share=[0.1, 0.1, 0.8])]  # noqa: E731
     asked = StudyRequest(overrides={"eval.train": str(four), "eval.steps": "1,10"})
     found = findings("extreme-steps", asked, tmp_path, gain, fail=fail, contrast=flat, log=shares)
-    assert has(found, "sdpo, trained at T = 1: no gain shown at its own T.")
+    assert has(found, "sdpo is shown to gain, trained and judged at T = 10.")
+    assert has(found, "sdpo, trained and judged at T = 1: neither a gain nor a loss is shown.")
+    assert not has(found, "fails")
     assert has(found, "sdpo, trained at T = 10: worse than the base model at 1 steps.")
     assert has(found, "sdpo, trained at T = 10: flat pictures (contrast 0.05, base model 0.2).")
     assert has(found, "ddpo, trained at T = 10: 1 of 3 runs gave no scores (failed: the loss is nan).")
     assert has(found, "sdpo: one step has most of the gradient at T = 10.")
     assert any("the loss is nan" in caution for caution in table(found, "own").cautions)
     assert extreme_steps._largest_share(()) == (0.0, 0)
+
+
+def test_trainings_have_equal_images_up_to_50_steps_and_fewer_above():
+    design = find("studies", "extreme-steps").load()().design(StudyRequest())
+    images = {}
+    for suite in design.suites:
+        for settings in suite.variants.values():
+            images[settings["schedule.steps"]] = suite.common["budget.images"]
+    assert images == {1: 2048, 2: 2048, 4: 2048, 10: 2048, 20: 2048, 50: 2048, 100: 512, 200: 512}
+    short = find("studies", "extreme-steps").load()().design(StudyRequest(overrides={"eval.steps": "1,50"}))
+    assert len(short.suites) == 1
+
+
+def test_the_family_of_extreme_steps_is_a_method_at_one_number_of_images(four, tmp_path):
+    asked = StudyRequest(overrides={"eval.train": str(four), "eval.steps": "1,10,100"})
+    bench = finished("extreme-steps", asked, tmp_path, lambda cell, reward, k: 0.2)
+    arms = {(m, k): Arm(m, "emoji-align", f"T{k}") for m in extreme_steps.METHODS for k in (1, 10, 100)}
+    own = extreme_steps.own_gains(bench.trainings, arms)
+    for method in extreme_steps.METHODS:
+        p = {k: own[f"{method} at T = {k}"].estimate.p_value() for k in (1, 10, 100)}
+        assert own[f"{method} at T = 100"].adjusted_p == pytest.approx(p[100])  # alone in its family
+        assert min(own[f"{method} at T = {k}"].adjusted_p for k in (1, 10)) == pytest.approx(2 * min(p[1], p[10]))
 
 
 # -- normalisation -------------------------------------------------------------------------------------------
@@ -236,32 +260,35 @@ def test_pairwise_distances_by_hand():
     found = diversity.pairwise(latents, features)
     assert found.latents.tolist() == pytest.approx([4 / 3])  # 2, 0 and 2
     assert found.features.tolist() == pytest.approx([2 / 3])  # 1, 0 and 1
+    # Two alike and one at a right angle: eigenvalues 2/3, 1/3 and 0.
+    assert found.vendi.tolist() == pytest.approx([(2 / 3) ** (-2 / 3) * (1 / 3) ** (-1 / 3)])
 
 
 def test_the_onset_of_hacking_is_marked(four, tmp_path, monkeypatch):
     def gain(cell, reward, k):
         if reward == cell.reward:
             return 1.0
-        return -1.0 if cell.reward == "jpeg-compressibility" and int(cell.variant) >= 1024 else 0.3
+        return -1.0 if cell.reward == "jpeg-compressibility" and int(cell.variant) >= 4096 else 0.3
 
     prompts = 4
 
     def measured(bench, steps):
-        found = {"": diversity.Spread(np.full(prompts, 2.0), np.full(prompts, 1.0))}
+        found = {"": diversity.Spread(np.full(prompts, 2.0), np.full(prompts, 1.0), np.full(prompts, 3.0))}
         for run in bench.trainings.runs:
-            lost = np.array([-0.5, -0.6, -0.5, -0.4]) if run.job.variant == "2048" else np.array([0.1, -0.1, 0, 0.0])
-            found[run.job.run_id] = diversity.Spread(2 + lost + 0.01 * run.job.seed, np.full(prompts, 1.0))
+            lost = np.array([-0.5, -0.6, -0.5, -0.4]) if run.job.variant == "16384" else np.array([0.1, -0.1, 0, 0.0])
+            latents = 2 + lost + 0.01 * run.job.seed
+            found[run.job.run_id] = diversity.Spread(latents, np.full(prompts, 1.0), np.full(prompts, 3.0))
         return found
 
     monkeypatch.setattr(over_optimisation, "measure_all", measured)
     found = findings("over-optimisation", request(four), tmp_path, gain)
-    assert has(found, "jpeg-compressibility: HACKED from 1,024 images on")
+    assert has(found, "jpeg-compressibility: HACKED from 4,096 images on")
     assert has(found, "emoji-align: no onset of hacking is shown", "held-out rewards are shown to be up")
-    assert has(found, "emoji-align: diversity is shown to be lost in latent distance from 2,048 images on")
+    assert has(found, "emoji-align: diversity is shown to be lost in latent distance from 16,384 images on")
     rows = table(found, "budget-jpeg-compressibility").rows
-    assert [r.cells[-2].text for r in rows] == ["-", "-", "onset of hacking", "-"]
+    assert [r.cells[-2].text for r in rows] == ["-", "-", "onset of hacking", "-", "-"]
     charts = next(p for p in found.plots if p.name == "jpeg-compressibility").charts
-    assert [s.x for s in charts[0].series if s.label == "onset of hacking"] == [[1024]]
+    assert [s.x for s in charts[0].series if s.label == "onset of hacking"] == [[4096]]
     matrix = table(found, "matrix").rows[2]
     assert matrix.cells[3].value > 0 > matrix.cells[1].value
 

@@ -1,4 +1,7 @@
-"""How different the pictures of one prompt are: sampled from every run of a study and compared in two spaces."""
+"""How different the pictures of one prompt are: sampled from every run of a study and compared in two spaces.
+
+Mean distances cannot tell two clusters from an even spread; the Vendi score can.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench.runs.saved_adapter import load_adapter
+from sdpo_bench.statistics.vendi import vendi_score
 from sdpo_bench.studies.shared.contract import Bench
 
 IMAGES = 4
@@ -14,14 +18,15 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean pairwise distance of each prompt's pictures, ``[P]`` by space."""
+    """Diversity of each prompt's pictures, ``[P]``: mean pairwise distance by space, Vendi score of the features."""
 
     latents: np.ndarray
     features: np.ndarray
+    vendi: np.ndarray
 
 
 def pairwise(latents: np.ndarray, features: np.ndarray) -> Spread:
-    """Distances within prompts.
+    """Distances and Vendi score within prompts.
 
     Args:
         latents: ``[P, I, D]``; features: ``[P, I, F]``.
@@ -30,7 +35,7 @@ def pairwise(latents: np.ndarray, features: np.ndarray) -> Spread:
     gaps = latents[:, pairs[0]] - latents[:, pairs[1]]
     unit = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
     cosines = (unit[:, pairs[0]] * unit[:, pairs[1]]).sum(-1)
-    return Spread(np.sqrt((gaps**2).mean(-1)).mean(1), 1 - cosines.mean(1))
+    return Spread(np.sqrt((gaps**2).mean(-1)).mean(1), 1 - cosines.mean(1), vendi_score(unit @ unit.swapaxes(1, 2)))
 
 
 def measure_all(bench: Bench, steps: int) -> dict[str, Spread]:

@@ -14,7 +14,7 @@ from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart, Series, band
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
-from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint, Matrix
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.trainings import Arm, Trained, Trainings, difference, mean_of, study_suite
 from sdpo_bench.sweep.suite import Suite
@@ -130,9 +130,11 @@ def gain_table(
         if grids := trainings.grids(arm):
             all_steps |= set(grids[0].steps)
     steps = sorted(all_steps)
+    few = set(FEW_STEPS) < all_steps
     columns = (
         t.Column("arm", "arm", numeric=False),
         *(t.Column(f"k{k}", f"{k} step{'s' * (k != 1)}", help="gain over the base model") for k in steps),
+        *([t.Column("few", "few-step mean", help="1, 2 and 4 steps")] if few else []),
         t.Column("mean", "mean"),
         t.Column("against", f"minus {reference}", help="paired difference of the mean gain"),
         t.Column("p", "Holm p"),
@@ -140,13 +142,16 @@ def gain_table(
     )
     rows = []
     for label, arm in arms.items():
-        gains = [*(crossed(trainings.gain(arm, k)) for k in steps), crossed(trainings.gain(arm))]
+        endpoints: list[Endpoint] = [*steps, *(["few"] if few else []), "mean"]
+        gains = [crossed(trainings.gain(arm, k)) for k in endpoints]
         cells = [t.estimate(gain, 3, signed=True) for gain in gains]
         contrast, seeds = contrast_cells(against.get(label)), seeds_cell(trainings.arms[arm])
         rows.append(t.Row((t.word(label), *cells, *contrast, seeds), label == reference))
     notes = (
         "Gain over the base model in reward units on the same prompts and noise, ± half its 95 % crossed interval "
         "over seeds and prompts. Bold: shown to differ from the reference (grey row) after Holm's adjustment.",
+        f"mean: over {', '.join(map(str, steps))} steps; not comparable with means over other step counts"
+        f"{', as in suites; the few-step mean (1, 2 and 4 steps) is' if few else ''}.",
     )
     return t.plain_table("gains", title, columns, rows, notes, failure_notes(trainings))
 
