@@ -84,6 +84,18 @@ def cli(context: click.Context, debug: bool) -> None:
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting (sdpo-bench list settings); repeatable."
 )
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Settings from a .toml or .yaml file, or the run.json of a run to repeat; options and --set go before it.",
+)
+@click.option(
+    "--write-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write all settings to a .toml or .yaml file for --config.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and the cost, do nothing.")
 @OUT
 @DEVICE
@@ -105,6 +117,8 @@ def run(**options: Any) -> None:
       sdpo-bench run --set update.lr=2e-3 --set eval.steps=1,4
       sdpo-bench run --reward "emoji-align+emoji-style*0.5" --set "reward.emoji-style.style=noto"
       sdpo-bench run --reward jpeg-compressibility --dry-run
+      sdpo-bench run --method ddpo --dry-run --write-config my.toml
+      sdpo-bench run --config my.toml --seed 1
     """
     gc.freeze()  # this process loads one model and ends: what its imports leave is never garbage
     with collector_paused():

@@ -1,8 +1,9 @@
 """From what a person asked for to one fully resolved run configuration, knowing where every value came from.
 
-Layers, later ones winning: defaults of the settings classes, of the base model, of the method, the preset, the user's
-own ``--set`` and flags. Keys are ``section.key``; plugins' own settings are ``method.key`` and ``reward.key``.
-What they come to is validated once (``parse_settings``), and what does not fit together is refused here.
+Layers, later ones winning: defaults of the settings classes, of the base model, of the method, the preset, a run
+file, the user's own ``--set`` and flags. Keys are ``section.key``; plugins' own settings are ``method.key`` and
+``reward.key``. What they come to is validated once (``parse_settings``), and what does not fit together is refused
+here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from sdpo_bench.api import Method, Reward
 from sdpo_bench.config import batch_geometry
 from sdpo_bench.config.compatibility import check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
+from sdpo_bench.config.run_file import RunFile
 from sdpo_bench.config.run_id import training_id
 from sdpo_bench.config.sampler_fit import check_samplers, flow_defaults
 from sdpo_bench.errors import UsageError
@@ -33,6 +35,8 @@ from sdpo_bench.settings import DEFAULT_MODEL, SECTIONS, ModelSettings, PluginCh
 
 DEFAULT_METHOD = "sdpo"
 NAMES = ("method.name", "reward.name", "model.name")
+FROM_FILE = ""
+"""Mark of the layer of a run file, which knows the origin of each of its settings."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Request:
     preset: str | None = None
     seed: int | None = None
     overrides: Mapping[str, Any] | None = None
+    file: RunFile | None = None
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,13 @@ def resolve(request: Request) -> Resolved:
     sources: dict[str, str] = {}
     for source, layer in layers:
         merged |= layer
-        sources |= dict.fromkeys(layer, source)
-    config, method_class = _build(merged, sources, method, reward)
+        of_file = request.file if source == FROM_FILE else None
+        sources |= {key: of_file.source(key) if of_file else source for key in layer}
+    places = _places(request.file, layers[-1][1]) if request.file else {}
+    try:
+        config, method_class = _build(merged, sources, places, method, reward)
+    except UsageError as error:
+        raise UsageError(_with_places(str(error), places)) from error
     chosen = build_method(config, method_class)
     config = batch_geometry.fit(config, chosen.members, sources)
     check_fit(config, chosen, sources)
@@ -141,22 +151,37 @@ def resolve(request: Request) -> Resolved:
     return Resolved(config, sources, preset.name if preset else "", method_class, reward)
 
 
+def _places(file: RunFile, overrides: Mapping[str, Any]) -> dict[str, str]:
+    """Where the run file has each setting that nothing on the command line replaces."""
+    return {key: file.place(key) for key in file.settings if key not in overrides}
+
+
+def _with_places(text: str, places: Mapping[str, str]) -> str:
+    """An error text whose lines begin with settings, with the place of those that a run file has."""
+    lines = [(line, places.get(line.partition(":")[0])) for line in text.split("\n")]
+    return "\n".join(f"{line} ({place})" if place else line for line, place in lines)
+
+
 def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin, Choice, Preset | None]:
-    overrides = dict(request.overrides or {})
-    _refuse_empty_names(request, overrides)
-    preset = find_preset(request.preset) if request.preset is not None else None
+    overrides, file = dict(request.overrides or {}), dict(request.file.settings if request.file else {})
+    _refuse_empty_names(request, file | overrides)
+    preset_name = request.preset or (request.file.preset if request.file else None)
+    preset = find_preset(preset_name) if preset_name is not None else None
     base = preset.common if preset else {}
 
     def pick(key: str, given: str | None, default: str) -> str:
-        """The name under ``key``: from ``--set``, else from an option, else from the preset."""
-        return str(overrides.pop(key, None) or given or base.get(key) or default)
+        """The name under ``key``: from ``--set``, else from an option, the run file, the preset."""
+        own = file.pop(key, None)
+        return str(overrides.pop(key, None) or given or own or base.get(key) or default)
 
     method = find("methods", pick("method.name", request.method, DEFAULT_METHOD))
-    wanted_reward = overrides.get("reward.name") or request.reward or base.get("reward.name")
+    named = [overrides.get("reward.name"), request.reward, file.get("reward.name"), base.get("reward.name")]
+    wanted_reward = next((name for name in named if name), None)
     fallback_model = choose(str(wanted_reward)).native_model if wanted_reward else DEFAULT_MODEL
     model = known_model(pick("model.name", request.model, fallback_model))
     reward = choose(pick("reward.name", request.reward, model.native_reward or "jpeg-compressibility"))
-    preset = preset or automatic_preset(model.name, reward.name)
+    if preset is None and not (request.file and request.file.record):  # a record leaves nothing to a preset
+        preset = automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}
     method_class = method.load()
     layers = [*_model_layers(model, overrides.get("model.revision")), (f"method {method.name}", method_class.defaults)]
@@ -164,9 +189,9 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     if preset:
         layers.append((f"preset {preset.name}", preset.settings_for(method_class.variant_of, method.name)))
     layers.append((f"method {method.name}", dict(method_class.fixed)))
-    _check_fixed(method, method_class, overrides)
+    _check_fixed(method, method_class, file | overrides)
     names = {"method.name": method.name, "reward.name": reward.name, "model.name": model.name}
-    layers += [("names", names), ("you", overrides | own)]
+    layers += [("names", names), (FROM_FILE, file), ("you", overrides | own)]
     return [(source, _budget(layer)) for source, layer in layers], method, reward, preset
 
 
@@ -212,7 +237,9 @@ def _budget(layer: dict[str, Any]) -> dict[str, Any]:
     return layer | {"budget.axis": axes[0], "budget.amount": amount}
 
 
-def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, reward: Choice) -> tuple[RunConfig, Any]:
+def _build(
+    merged: dict[str, Any], sources: dict[str, str], places: Mapping[str, str], method: Plugin, reward: Choice
+) -> tuple[RunConfig, Any]:
     method_class = method.load()
     owners: dict[str, type] = SECTIONS | {"method": method_class.Settings}
     valid = {name: [f.name for f in fields(owner)] for name, owner in owners.items()}
@@ -223,7 +250,7 @@ def _build(merged: dict[str, Any], sources: dict[str, str], method: Plugin, rewa
         section, _, name = key.partition(".")
         if section in ("method", "reward") and name == "name":
             continue
-        _check_key(key, valid, sources.get(key, ""))
+        _check_key(key, valid, places.get(key) or sources.get(key, ""))
         tables[section][name] = value
     built: dict[str, Any] = {name: validate(owner, tables[name], name) for name, owner in owners.items()}
     choices: dict[str, Any] = {

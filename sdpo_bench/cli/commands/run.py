@@ -11,8 +11,9 @@ import click
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.config.sampler_fit import planning_scheduler
+from sdpo_bench.config.run_file import RunFile, read_run_file, replaced_settings, run_file_text
 from sdpo_bench.config.training_schedule import training_schedule
-from sdpo_bench.errors import MissingError
+from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.estimates import memory_estimate
 from sdpo_bench.estimates.time_estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.evaluation import evaluate as ev
@@ -28,6 +29,8 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.console_text import print_table
 from sdpo_bench.system.distributed import launched
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.output_paths import user_file
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
 from sdpo_bench.training.bill_text import (
@@ -52,6 +55,8 @@ def run_command(
     seed: int | None,
     budget: str | None,
     sets: tuple[str, ...],
+    config_file: Path | None,
+    write_config: Path | None,
     dry_run: bool,
     out: Path,
     device: str,
@@ -65,10 +70,16 @@ def run_command(
     """``sdpo-bench run``."""
     overrides = parse_set(sets)
     _refuse_contradictions(overrides, method=method, reward=reward, model=model, seed=seed, budget=budget)
+    file = read_run_file(config_file) if config_file else None
+    if file:
+        flags = {"method.name": method, "reward.name": reward, "model.name": model, "preset": preset, "seed": seed}
+        _say_replaced(file, overrides, flags, budget)
     if budget:
         axis, amount = parse_budget(budget)
         overrides[f"budget.{axis}"] = amount
-    resolved = resolve(Request(method, reward, model, preset, seed, overrides))
+    resolved = resolve(Request(method, reward, model, preset, seed, overrides, file))
+    if write_config:
+        _write_config(resolved, write_config, config_file, out)
     runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards)
     if dry_run:
         _show_plan(resolved, runtime, as_json)
@@ -94,6 +105,34 @@ def _refuse_contradictions(
         typed = f"--budget {budget}"
         given |= {f"budget.{axis}": (typed, amount), "budget.amount": (typed, amount), "budget.axis": (typed, axis)}
     refuse_two_values(overrides, given)
+
+
+def _say_replaced(file: RunFile, overrides: Mapping[str, Any], flags: Mapping[str, Any], budget: str | None) -> None:
+    """One line on standard error for each setting of the file that the command line replaces."""
+    given = {key: (f"--set {key}={value}", value) for key, value in overrides.items()}
+    given |= {key: (f"--{key.removesuffix('.name')} {name}", name) for key, name in flags.items() if name is not None}
+    if budget:
+        axis, amount = parse_budget(budget)
+        given[f"budget.{axis}"] = (f"--budget {budget}", amount)
+    for line in replaced_settings(file, given):
+        click.echo(line, err=True)
+
+
+def _write_config(resolved: Resolved, target: Path, read: Path | None, out: Path) -> None:
+    """Write the resolved settings as a run file.
+
+    Raises:
+        UsageError: no file that may be written, or the one that was read. MissingError: it cannot be written.
+    """
+    path = user_file(target, out, "--write-config")
+    if read and path == read.resolve():
+        raise UsageError(f"--write-config {target} would replace the file that --config reads. Choose another.")
+    text = run_file_text(resolved.config, resolved.method, resolved.run_id, target)
+    try:
+        atomic_write(path, text)
+    except Unwritable as error:
+        raise MissingError(f"'{target}' cannot be written: {error.strerror}. Choose another file.") from error
+    click.echo(f"settings: {target}", err=True)
 
 
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
