@@ -80,6 +80,7 @@ def cli(context: click.Context, debug: bool) -> None:
     "--preset", shell_complete=complete("presets"), help="Preset name or TOML file [default: the one that fits]."
 )
 @click.option("--seed", type=click.IntRange(0), help="Training seed, at most 2**63 - 1 [default: 0].")
+@click.option("--seeds", help="Several training seeds, one run after the other, e.g. 0-4 or 0,2,5.")
 @click.option("--budget", help="Where training stops: AXIS=AMOUNT, e.g. images=3000 or reward_calls=5k.")
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting (sdpo-bench list settings); repeatable."
@@ -96,7 +97,8 @@ def cli(context: click.Context, debug: bool) -> None:
     metavar="FILE",
     help="Write all settings to a .toml or .yaml file for --config.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved settings and the cost, do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print settings, cost, time, memory and missing weights, do nothing.")
+@click.option("--for-gpu", metavar="MEMORY", help="With --dry-run: plan for a GPU that is not here, e.g. 40GB.")
 @OUT
 @DEVICE
 @THREADS
@@ -119,6 +121,8 @@ def run(**options: Any) -> None:
       sdpo-bench run --reward jpeg-compressibility --dry-run
       sdpo-bench run --method ddpo --dry-run --write-config my.toml
       sdpo-bench run --config my.toml --seed 1
+      sdpo-bench run --method ddpo --seeds 0-4
+      sdpo-bench run --reward hpsv2 --dry-run --for-gpu 40GB
     """
     gc.freeze()  # this process loads one model and ends: what its imports leave is never garbage
     with collector_paused():
@@ -293,6 +297,7 @@ for _command in (
     study_commands.study,
     report_commands.report,
     report_commands.compare,
+    report_commands.show,
     report_commands.sample,
 ):
     cli.add_command(_command)

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from sdpo_bench.errors import UsageError
+from sdpo_bench.seeds import LARGEST
 from sdpo_bench.settings import MOST
-from sdpo_bench.system.json_toml import json_text
+from sdpo_bench.system.json_toml import json_text, whole_number
 
 MOST_AT_ONCE = 1024
 """Processes, CPU threads or GPUs of one command: more than machines have."""
@@ -103,6 +105,28 @@ def _refuse_empty(context: click.Context, parameter: click.Parameter, typed: Any
     what = parameter.opts[0] if option else parameter.make_metavar(context)
     leave = " Leave the option out for its default." if option else ""
     raise click.UsageError(f"{what} is empty (a shell variable that is not set?).{leave}", context)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``"0,2,5"`` or ``"0-4"`` as numbers.
+
+    Raises:
+        UsageError: not whole numbers within the limits, one of them twice, or too many.
+    """
+    seeds: list[int] = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        first, dash, last = word.partition("-")
+        low = whole_number(first.strip(), 0, LARGEST)
+        high = whole_number(last.strip(), 0, LARGEST) if dash else low
+        if low is None or high is None or not 0 <= high - low < MOST_AT_ONCE:
+            raise UsageError(_SEEDS.format(text))
+        seeds += range(low, high + 1)
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(_SEEDS.format(text))
+    return tuple(seeds)
+
+
+_SEEDS = "--seeds: got '{}', expected different whole numbers from 0 to 2**63 - 1, e.g. --seeds 0,2,5 or --seeds 0-4."
 
 
 def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

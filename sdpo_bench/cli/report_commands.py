@@ -1,4 +1,4 @@
-"""Commands that read finished runs: ``report``, ``compare`` and ``sample``. Registered by ``cli``.
+"""Commands that read finished runs: ``report``, ``compare``, ``show`` and ``sample``. Registered by ``cli``.
 
 ``--results`` is the results folder here (``--out`` in the commands that write into it), because ``--out`` is where a
 report or a picture goes.
@@ -129,6 +129,23 @@ def compare(**options: Any) -> None:
     from sdpo_bench.cli.commands.report import compare_command
 
     compare_command(**options)
+
+
+@click.command(cls=Command)
+@click.argument("run_name", metavar="RUN", shell_complete=complete("runs"))
+@RESULTS
+@JSON
+def show(run_name: str, results: Path, as_json: bool) -> None:
+    """One run: settings that are not defaults, bill, scores, curves and files.
+
+    \b
+    Examples:
+      sdpo-bench show sdpo-emoji_align-emoji_turbo-s0-ed3fe7c964
+      sdpo-bench show RUN --json
+    """
+    from sdpo_bench.cli.commands.show import show_command
+
+    show_command(run_name, results, as_json)
 
 
 @click.command(cls=Command)

@@ -18,16 +18,7 @@ from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
 from sdpo_bench.sweep.search import Round
 from sdpo_bench.sweep.tuning import BILL
-
-
-def duration(seconds: float | None) -> str:
-    """``1 h 05 min``, ``7 min``, ``12 s``; a dash where it is not known."""
-    if seconds is None:
-        return "-"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+from sdpo_bench.system.console_text import duration
 
 
 def costs_data(work: Work | None) -> dict[str, int | None]:

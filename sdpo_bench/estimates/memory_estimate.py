@@ -198,8 +198,11 @@ def available_bytes(device: str) -> float:
     return float(psutil.virtual_memory().available)
 
 
-def check(needed: Estimate, available: float, model: ModelSettings) -> str | None:
+def check(needed: Estimate, available: float, model: ModelSettings, where: str = "are free here") -> str | None:
     """A warning where a run will hardly fit, ``None`` where it will.
+
+    Args:
+        where: end of the sentence about the available memory.
 
     Raises:
         MissingError: not even one latent at a time fits.
@@ -214,7 +217,7 @@ def check(needed: Estimate, available: float, model: ModelSettings) -> str | Non
     if WIDTH[model.precision] == 4:
         advice.append("--set model.precision=bf16")
     fitting = needed.largest_micro_batch(available)
-    head = f"this run needs about {gigabytes(needed.total)}, and {gigabytes(available)} are free here."
+    head = f"this run needs about {gigabytes(needed.total)}, and {gigabytes(available)} {where}."
     if fitting < 1:
         raise MissingError(
             f"{head} Even with --micro-batch 1 it needs {gigabytes(needed.least)}. "

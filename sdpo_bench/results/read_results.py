@@ -149,12 +149,11 @@ def load_results(out: Path) -> Results:
     notices = [Notice(name, problem) for name, problem in unread]
     sections: dict[str, Any] = {}
     for path in _folders(root):
-        try:
-            run, kind = _read_run(Path(path), sections)
-        except (UsageError, OSError) as error:
-            notices.append(Notice(Path(path).name, _why_unread(RunFolder(Path(path)), error)))
-            continue
-        (bases if kind == "base" else runs).append(run)
+        found = read_run(Path(path), sections)
+        if isinstance(found, Notice):
+            notices.append(found)
+        else:
+            (bases if found[1] == "base" else runs).append(found[0])
     if not runs and not notices and not studies:
         raise UsageError(f"no runs in '{out}'. Start one with: sdpo-bench run")
     suites, broken = read_records(out)
@@ -187,6 +186,18 @@ def _why_unread(folder: RunFolder, error: Exception) -> str:
     """The reason from the status of a run that failed before it wrote a record, else the error."""
     state, message = _status(folder)
     return f"failed before training began: {message}" if state == "failed" and message else str(error)
+
+
+def read_run(path: Path, sections: dict[str, Any] | None = None) -> tuple[Run, str] | Notice:
+    """A run and its kind, ``run`` or ``base``; or why its folder cannot be used.
+
+    Args:
+        sections: equal sections of the records that were read before, shared between runs.
+    """
+    try:
+        return _read_run(path, {} if sections is None else sections)
+    except (UsageError, OSError) as error:
+        return Notice(path.name, _why_unread(RunFolder(path), error))
 
 
 def _read_run(path: Path, sections: dict[str, Any]) -> tuple[Run, str]:

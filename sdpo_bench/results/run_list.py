@@ -16,8 +16,21 @@ from sdpo_bench.results.comparability import MODEL_KEYS
 from sdpo_bench.results.panels import SPLITS
 from sdpo_bench.results.read_results import Run, foreign_run_ids, load_results, read_many
 from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores, read_scores
+from sdpo_bench.system.console_text import duration
 
-COLUMNS = ["run", "state", "budget used", "score - base", "judged by", "message"]
+COLUMNS = [
+    "run",
+    "state",
+    "date",
+    "duration",
+    "method",
+    "reward",
+    "seed",
+    "budget used",
+    "score - base",
+    "judged by",
+    "message",
+]
 
 
 @dataclass(frozen=True)
@@ -34,21 +47,21 @@ def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
         results = load_results(out)
     except UsageError:
         return COLUMNS, []
-    bases = _base_panels(results.bases)
+    bases = base_panels(results.bases)
     evaluated = [run for run in results.runs if run.folder.evaluation.exists()]
     evaluations = read_many([run.folder.evaluation for run in evaluated], pictures=False)
     scores = {run.id: one for run, one in zip(evaluated, evaluations) if not foreign_run_ids(run, one)}
     rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
-    rows += [
-        [n.where, "damaged" if "damaged" in n.text else "not used", None, None, None, n.text] for n in results.notices
-    ]
+    for notice in results.notices:
+        state = "damaged" if "damaged" in notice.text else "not used"
+        rows.append([notice.where, state, *[None] * (len(COLUMNS) - 3), notice.text])
     return COLUMNS, sorted(rows, key=lambda row: row[0])
 
 
 Bases = Mapping[tuple[Any, ...], Mapping[PanelKey, Block]]
 
 
-def _base_panels(bases: Sequence[Run]) -> Bases:
+def base_panels(bases: Sequence[Run]) -> Bases:
     by_model: dict[tuple[Any, ...], dict[PanelKey, Block]] = {}
     for base in bases:
         model = tuple(base.settings.get(key) for key in MODEL_KEYS)
@@ -68,7 +81,18 @@ def _row(run: Run, evaluated: Scores | None, bases: Bases) -> list[Any]:
     message = "; ".join(text for text in (run.message, *problems) if text)
     value = round(number.value, 4) if number else None
     judged = f"{number.key.reward}, {number.key.split}" if number else None
-    return [run.id, run.state, budget_used(run), value, judged, message]
+    names = [run.method, run.reward, run.seed]
+    return [run.id, run.state, date_of(run), duration_of(run), *names, budget_used(run), value, judged, message]
+
+
+def date_of(run: Run) -> str | None:
+    """When the run began, e.g. ``2026-11-26 01:57`` (UTC); None where its record does not say."""
+    return str(run.record.get("created", ""))[:16].replace("T", " ") or None
+
+
+def duration_of(run: Run) -> str | None:
+    """Time of training so far; None before the first epoch."""
+    return duration(run.seconds) if run.seconds else None
 
 
 def budget_used(run: Run) -> str | None:

@@ -29,6 +29,16 @@ def number(value: float, digits: int = 3) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def duration(seconds: float | None) -> str:
+    """``1 h 05 min``, ``7 min``, ``12 s``; a dash where it is not known."""
+    if seconds is None:
+        return "-"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """A table on standard output, numbers right-aligned; on a narrow terminal a paragraph for each row."""
     from rich.console import Console

@@ -114,7 +114,7 @@ def world(tmp_path_factory):
         patch.syspath_prepend(str(place))
     folders = [reported(top / "one"), reported(top / "two", reward="hpsv2"), reported(top / "three", variants=True)]
     patch.setattr(plots, "_svg", lambda fill, size: b"<svg xmlns='http://www.w3.org/2000/svg'/>")  # drawing is dear
-    patch.setattr(run_command, "_show_plan", lambda resolved, runtime, as_json: None)
+    patch.setattr(run_command, "show_plan", lambda *_, **__: None)
     plan = lru_cache(lambda suite: make_plan(find_suite(suite), top))
     patch.setattr(sweep, "_dry_run", lambda suite, chosen, options: chosen and filter_jobs(plan(suite.name), chosen))
     (top / ".local" / "share" / "bash-completion" / "completions").mkdir(parents=True)

@@ -162,7 +162,7 @@ def test_what_cannot_fit_is_refused_and_what_fits_in_parts_is_told_how():
 
 
 def test_a_dry_run_shows_it_and_a_run_is_refused_before_loading(tiny_pipe, tmp_path, monkeypatch, capsys):
-    from sdpo_bench.cli.commands.run import needed_memory
+    from sdpo_bench.cli.run_plan import needed_memory
     from sdpo_bench.settings import Runtime
 
     needs = needed_memory(make_resolved(tiny_pipe), Runtime(tmp_path, "cpu"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from factories import SEARCH_METHODS, make_method, make_resolved
-from sdpo_bench.cli.commands.run import plan
 from sdpo_bench.cli.entry import main
+from sdpo_bench.cli.run_plan import plan
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import run_work

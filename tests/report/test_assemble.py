@@ -630,12 +630,16 @@ def test_select_split(out):
 
 
 def test_list_runs_gives_state_budget_and_headline(out):
-    make_run(out, "d3po", 0, None, state="failed", message="black images")
+    created = {"created": "2026-01-02T03:04:05Z"}
+    make_run(out, "d3po", 0, None, state="failed", message="black images", record=created)
     damaged = make_run(out, "d3po", 1, spread([1, 1, 1]))
     (damaged / "run.json").write_text("{")
     columns, rows = list_runs(out)
-    assert columns == ["run", "state", "budget used", "score - base", "judged by", "message"]
-    by_run = {row[0].rsplit("-", 1)[0]: row[1:] for row in rows}
+    assert columns[:7] == ["run", "state", "date", "duration", "method", "reward", "seed"]
+    assert columns[7:] == ["budget used", "score - base", "judged by", "message"]
+    assert rows[0][2:7] == ["2026-01-02 03:04", "60 s", "d3po", "emoji-align", 0]
+    assert rows[-1][2:7] == [None, "60 s", "sdpo", "emoji-align", 2]
+    by_run = {row[0].rsplit("-", 1)[0]: [row[1], *row[7:]] for row in rows}
     prefix = "-emoji_align-emoji_turbo-s"
     assert by_run[f"sdpo{prefix}1"] == ["done", "128 of 128 images", 2.0, "emoji-align, train", ""]
     assert by_run[f"d3po{prefix}0"] == ["failed", "128 of 128 images", None, None, "black images"]
@@ -650,7 +654,7 @@ def test_list_runs_gives_state_budget_and_headline(out):
 def test_budgets_of_seconds_are_not_rounded_away(tmp_path, seconds, limit, shown):
     folder = make_run(tmp_path, **{"budget.axis": "seconds", "budget.amount": limit})
     (folder / "timing.jsonl").write_text(f'{{"epoch": 1, "seconds": {seconds}}}\n' * 2)
-    assert list_runs(tmp_path)[1][0][2] == f"{shown} seconds"
+    assert list_runs(tmp_path)[1][0][7] == f"{shown} seconds"
     run = load_results(tmp_path).runs[0]
     assert amount(run.settings) == f"{shown.split()[-1]} seconds"
 
@@ -660,8 +664,8 @@ def test_headline_needs_the_same_prompts_and_images(tmp_path):
     base = np.concatenate([np.full((1, 3, 2), 50.0), spread([0, 1, 2])])
     make_base(tmp_path, base_frame(base, prompts=("ant", *PROMPTS), steps=STEPS))
     folder = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
-    assert list_runs(tmp_path)[1][0][3] == pytest.approx(1)
+    assert list_runs(tmp_path)[1][0][8] == pytest.approx(1)
     edit_scores(folder, lambda rows: rows.loc.__setitem__((rows.index[0], "score"), float("nan")))
     row = list_runs(tmp_path)[1][0]
-    assert row[3] is None
-    assert "diverged: 1 scores" in row[5]
+    assert row[8] is None
+    assert "diverged: 1 scores" in row[10]

@@ -300,7 +300,7 @@ def test_a_resumed_sum_equals_one_that_never_stopped(tiny_pipe, tmp_path):
 
 def test_a_budget_of_reward_calls_counts_every_part(tiny_pipe, tmp_path):
     """DDPO asks once an image: two parts make 2 calls an image, so 21 calls allow 10 images."""
-    from sdpo_bench.cli.commands.run import plan
+    from sdpo_bench.cli.run_plan import plan
 
     resolved = sum_run(tiny_pipe, **{"budget.reward_calls": 21})
     trainer = calibrated_trainer(resolved, tmp_path)

@@ -47,7 +47,7 @@ RESUMED = ("sdpo", "ddpo", "d3po", "sparse_dpo", "tdpo", "draft")
     ),
 )
 def test_the_ledger_counts_every_call(tiny_pipe, tmp_path, monkeypatch, name, extra):
-    from sdpo_bench.cli.commands.run import plan
+    from sdpo_bench.cli.run_plan import plan
 
     resolved = make_resolved(tiny_pipe, name, **extra)
     trainer = make_trainer(resolved, tmp_path)

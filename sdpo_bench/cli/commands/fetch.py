@@ -34,7 +34,7 @@ def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
     Raises:
         UsageError: a name that is neither a reward nor a base model. MissingError: the hub cannot be reached.
     """
-    items = [item for name in names for item in _items(name)]
+    items = [item for name in names for item in items_of(name)]
     for item in items:
         state = "cached" if item.cached else f"{item.size / 1e9:.2f} GB" if item.size else "size unknown"
         click.echo(f"{item.owner}: {item.label} ({state})")
@@ -45,7 +45,12 @@ def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
         item.download()
 
 
-def _items(name: str) -> list[Item]:
+def items_of(name: str) -> list[Item]:
+    """The downloads of a reward or a known base model.
+
+    Raises:
+        UsageError: neither of them.
+    """
     if name in KNOWN:
         return _pipeline(name)
     rewards = plugins("rewards")

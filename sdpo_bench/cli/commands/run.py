@@ -1,34 +1,32 @@
 """``sdpo-bench run``: its plan, its memory, its outcome; imported only when it is called, since it needs torch."""
 
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sdpo_bench.cli.options import echo_json
+from sdpo_bench.cli.options import echo_json, parse_seeds
+from sdpo_bench.cli.run_plan import parse_memory, show_plan
 from sdpo_bench.config.resolve import Request, Resolved, resolve
-from sdpo_bench.config.sampler_fit import planning_scheduler
 from sdpo_bench.config.run_file import RunFile, read_run_file, replaced_settings, run_file_text
-from sdpo_bench.config.training_schedule import training_schedule
-from sdpo_bench.errors import MissingError, Unwritable, UsageError
+from sdpo_bench.errors import MissingError, RunFailed, Unwritable, UsageError
 from sdpo_bench.estimates import memory_estimate
-from sdpo_bench.estimates.time_estimate import epoch_work, evaluation_work, make_method
 from sdpo_bench.evaluation import evaluate as ev
-from sdpo_bench.ledger import limit_text, parse_budget
-from sdpo_bench.models.catalogue import pick_device, pipeline_files
-from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
+from sdpo_bench.ledger import parse_budget
+from sdpo_bench.models.catalogue import pick_device
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.run_one import Outcome, run_job
 from sdpo_bench.runs.adapter import log_changed
-from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
-from sdpo_bench.system.console_text import print_table
-from sdpo_bench.system.distributed import launched
+from sdpo_bench.system.console_text import number, print_table
+from sdpo_bench.system.distributed import Processes, launched
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file
 from sdpo_bench.system.progress import Watcher
@@ -43,7 +41,6 @@ from sdpo_bench.training.bill_text import (
     search_lines,
     skipped_steps,
 )
-from sdpo_bench.training.loss_scale import INITIAL
 
 
 def run_command(
@@ -53,11 +50,13 @@ def run_command(
     model: str | None,
     preset: str | None,
     seed: int | None,
+    seeds: str | None,
     budget: str | None,
     sets: tuple[str, ...],
     config_file: Path | None,
     write_config: Path | None,
     dry_run: bool,
+    for_gpu: str | None,
     out: Path,
     device: str,
     threads: int,
@@ -70,6 +69,8 @@ def run_command(
     """``sdpo-bench run``."""
     overrides = parse_set(sets)
     _refuse_contradictions(overrides, method=method, reward=reward, model=model, seed=seed, budget=budget)
+    several = _several_seeds(seeds, seed, overrides)
+    gpu_bytes = _planned_gpu(for_gpu, dry_run, device)
     file = read_run_file(config_file) if config_file else None
     if file:
         flags = {"method.name": method, "reward.name": reward, "model.name": model, "preset": preset, "seed": seed}
@@ -77,21 +78,73 @@ def run_command(
     if budget:
         axis, amount = parse_budget(budget)
         overrides[f"budget.{axis}"] = amount
-    resolved = resolve(Request(method, reward, model, preset, seed, overrides, file))
+    request = Request(method, reward, model, preset, several[0] if several else seed, overrides, file)
+    resolved = resolve(request)
     if write_config:
         _write_config(resolved, write_config, config_file, out)
     runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards)
     if dry_run:
-        _show_plan(resolved, runtime, as_json)
+        show_plan(resolved, runtime, as_json, seeds=several, file=file, gpu_bytes=gpu_bytes)
         return
-    label = f"{resolved.config.method.name} on {resolved.reward_name}"
     with launched(pick_device(device)) as processes:
         if processes.is_main:
             _show_needed_memory(resolved, runtime, processes.count)
-        with Live(label, quiet=not processes.is_main) as live:
-            outcome = run_job(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
+        if several:
+            runs = [resolve(replace(request, seed=one)) for one in several]
+            run_seeds(runs, runtime, processes, as_json)
+            return
+        outcome = run_with_progress(resolved, runtime, processes)
         if processes.is_main:
             _show_outcome(resolved, outcome, as_json)
+
+
+def run_with_progress(resolved: Resolved, runtime: Runtime, processes: Processes) -> Outcome:
+    """Do one run and show its progress."""
+    label = f"{resolved.config.method.name} on {resolved.reward_name}"
+    with Live(label, quiet=not processes.is_main) as live:
+        return run_job(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
+
+
+def run_seeds(runs: Sequence[Resolved], runtime: Runtime, processes: Processes, as_json: bool) -> None:
+    """One run after the other, and one summary; a run that fails alone stops none of the others.
+
+    Raises:
+        RunFailed: at the end, where a run has failed.
+    """
+    outcomes: dict[int, Outcome | RunFailed] = {}
+    for count, resolved in enumerate(runs, 1):
+        seed = resolved.config.seed
+        if processes.is_main:
+            click.echo(f"run {count} of {len(runs)}, seed {seed}: {resolved.run_id}", err=True)
+        try:
+            outcomes[seed] = run_with_progress(resolved, runtime, processes)
+        except RunFailed as error:
+            if processes.count > 1:  # the others may be in the middle of the run
+                raise
+            click.echo(f"seed {seed} failed: {error}", err=True)
+            outcomes[seed] = error
+    if processes.is_main:
+        show_seeds(runs, outcomes, as_json)
+    if failed := [seed for seed, outcome in outcomes.items() if isinstance(outcome, RunFailed)]:
+        raise RunFailed(f"{len(failed)} of {len(runs)} runs failed: seed {', '.join(map(str, failed))}.")
+
+
+def _several_seeds(seeds: str | None, seed: int | None, overrides: Mapping[str, Any]) -> tuple[int, ...]:
+    """The seeds of ``--seeds``; empty where one run is asked for."""
+    if seeds is None:
+        return ()
+    if seed is not None or "seed" in overrides:
+        raise UsageError(f"--seeds {seeds} and a single seed contradict each other. Give one of them.")
+    return parse_seeds(seeds)
+
+
+def _planned_gpu(for_gpu: str | None, dry_run: bool, device: str) -> float | None:
+    """Memory in bytes of the GPU of ``--for-gpu``."""
+    if for_gpu is None:
+        return None
+    if not dry_run or device != "auto":
+        raise UsageError("--for-gpu plans for a GPU that is not here: give it with --dry-run and without --device.")
+    return parse_memory(for_gpu)
 
 
 def _refuse_contradictions(
@@ -136,8 +189,7 @@ def _write_config(resolved: Resolved, target: Path, read: Path | None, out: Path
 
 
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
-    rows = outcome.run.log()
-    bill = add_bills([rows[-1]["bill"] if rows else {}, search_bill(outcome.run.path)])
+    rows, bill = outcome.run.log(), bill_of(outcome)
     seconds = outcome.run.seconds
     if as_json:
         echo_json(
@@ -179,18 +231,71 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     click.echo(str(outcome.run.path))
 
 
-def needed_memory(resolved: Resolved, runtime: Runtime) -> dict[str, Any]:
-    """Estimated memory of a run on its device as plain data, with a warning where it will hardly fit."""
-    model, device = resolved.config.model, pick_device(runtime.device)
-    needed = memory_estimate.estimate(resolved.config, runtime.micro_batch, device)
-    if needed is None:
-        return {"unknown": f"the architecture of '{model.name}' is not known before it is fetched"}
-    free = memory_estimate.available_bytes(device)
-    data = needed.as_data() | {"device": device, "free_bytes": free}
-    try:
-        return data | {"warning": memory_estimate.check(needed, free, model)}
-    except MissingError as error:
-        return data | {"warning": str(error)}
+def bill_of(outcome: Outcome) -> dict[str, Any]:
+    """The bill of a run's training, or of a search."""
+    rows = outcome.run.log()
+    return add_bills([rows[-1]["bill"] if rows else {}, search_bill(outcome.run.path)])
+
+
+def gain_of(outcome: Outcome, reward: str) -> float | None:
+    """Tuned minus base under the trained reward, mean over step counts, on the first split; None without scores."""
+    rows = [row for row in outcome.table if row["reward"] == reward]
+    splits = {row["split"] for row in rows}
+    split = next((name for name in ("train", "validation", "unseen") if name in splits), None)
+    differences = [row["difference"] for row in rows if row["split"] == split]
+    return sum(differences) / len(differences) if differences else None
+
+
+def show_seeds(runs: Sequence[Resolved], outcomes: Mapping[int, Outcome | RunFailed], as_json: bool) -> None:
+    """The summary of ``--seeds``: one row a run, the mean over seeds, the whole bill."""
+    method, reward = runs[0].config.method.name, runs[0].reward_name
+    done = {seed: outcome for seed, outcome in outcomes.items() if isinstance(outcome, Outcome)}
+    gains = {seed: gain_of(outcome, reward) for seed, outcome in done.items()}
+    known = [gain for gain in gains.values() if gain is not None]
+    mean = statistics.fmean(known) if known else None
+    spread = statistics.stdev(known) if len(known) > 1 else None
+    bill, seconds = add_bills(map(bill_of, done.values())), sum(one.run.seconds for one in done.values())
+    if as_json:
+        cells = [
+            {
+                "run": resolved.run_id,
+                "seed": resolved.config.seed,
+                "state": "done" if resolved.config.seed in done else "failed",
+                "gain": gains.get(resolved.config.seed),
+                "table": done[resolved.config.seed].table if resolved.config.seed in done else [],
+            }
+            for resolved in runs
+        ]
+        summary = {"mean_gain": mean, "standard_deviation": spread, "bill": bill, "training_seconds": seconds}
+        echo_json({"runs": cells, **summary})
+        return
+    rows = [
+        [
+            str(one.config.seed),
+            number(_or_nan(gains.get(one.config.seed))),
+            _state(outcomes[one.config.seed]),
+            one.run_id,
+        ]
+        for one in runs
+    ]
+    print_table(["seed", "score - base", "state", "run"], rows, title=f"{method} on {reward}, mean over step counts")
+    if mean is not None:
+        spread_text = (
+            f", standard deviation over {len(known)} training seeds {spread:.3f}" if spread is not None else ""
+        )
+        click.echo(f"score - base: {mean:+.3f}{spread_text}")
+    click.echo(bill_text(bill, seconds))
+    click.echo(f"interval and verdict: sdpo-bench compare {method} base")
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _state(outcome: Outcome | RunFailed) -> str:
+    if isinstance(outcome, RunFailed):
+        return "failed"
+    return "done" if outcome.trained_now else "done before"
 
 
 def _show_needed_memory(resolved: Resolved, runtime: Runtime, processes: int = 1) -> None:
@@ -229,96 +334,3 @@ def choice_text(candidates: list[dict[str, Any]], collapse: int | None = None) -
         f"{f', before the collapse in epoch {collapse}' if collapse else ''}; "
         f"choosing took {calls:,} more denoiser calls and {rewards:,} more reward calls"
     )
-
-
-def plan(resolved: Resolved) -> dict[str, Any]:
-    """Cost of a run before it starts, from its settings alone.
-
-    Raises:
-        UsageError: a schedule that the method cannot be trained on.
-    """
-    config, method = resolved.config, make_method(resolved)
-    files = pipeline_files(config.model)
-    scheduler = planning_scheduler(files, config.schedule.sampler)
-    training_schedule(config, scheduler, method)  # refuses what cannot be trained on
-    initial = INITIAL if config.model.precision == "fp16" and method.signal != "none" else None
-    return {
-        "run": resolved.run_id,
-        "preset": resolved.preset,
-        "budget": asdict(config.budget),
-        "cost_per_epoch": epoch_work(resolved),
-        "precision": {"dtype": config.model.precision, "initial_loss_scale": initial},
-    } | ({"search": asdict(evaluation_work(resolved))} if method.signal == "none" else {})
-
-
-def precision_text(dtype: str, initial_loss_scale: float | None) -> str:
-    """Compute dtype of a run, and whether its gradients are scaled."""
-    scaled = f", gradients scaled (initial scale {initial_loss_scale:.0f})" if initial_loss_scale else ""
-    return f"precision: {dtype}{scaled}"
-
-
-def _show_plan(resolved: Resolved, runtime: Runtime, as_json: bool) -> None:
-    run = RunFolder(runtime.out / "runs" / resolved.run_id)
-    needs = needed_memory(resolved, runtime)
-    reading = read_from_files(resolved.config.model, prompts_of_run(resolved.config))
-    data = plan(resolved) | {
-        "memory": needs,
-        "prompts": reading.as_data() if reading else None,
-        "state": run.state,
-        "config": resolved.data,
-        "sources": resolved.sources,
-    }
-    if as_json:
-        echo_json(data)
-        return
-    rows = [[key, value, resolved.sources.get(key, "default")] for key, value in flat_settings(resolved)]
-    print_table(["setting", "value", "from"], rows, title=f"{resolved.run_id} ({run.state})")
-    costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
-    print_table(["one epoch costs", ""], costs)
-    _print_memory(needs)
-    if reading and reading.warning:
-        click.echo(f"warning: {reading.warning}")
-    click.echo(precision_text(**data["precision"]))
-    if "search" in data:
-        calls, images = data["search"]["outside_forward"], data["search"]["outside_images"]
-        rewards = images * len(resolved.reward.parts)
-        click.echo(
-            f"trains nothing and uses none of the budget; its evaluation samples {images:,} candidates with "
-            f"{calls:,} denoiser calls and {rewards:,} reward calls; nothing was run (--dry-run)"
-        )
-        return
-    budget = resolved.config.budget
-    click.echo(f"stops at {limit_text(budget.amount, budget.axis)}; nothing was run (--dry-run)")
-
-
-def _print_memory(needs: dict[str, Any]) -> None:
-    if "unknown" in needs:
-        click.echo(f"memory: {needs['unknown']}")
-        return
-    many = needs["latents_in_a_call"]
-    per = {f"{name}, {many[name]} at once": many[name] * size for name, size in needs["bytes_per_latent"].items()}
-    parts = needs["fixed_bytes"] | per | {"at the peak": needs["peak_bytes"]} | needs["host_bytes"]
-    rows = [[name, memory_estimate.gigabytes(size)] for name, size in parts.items()]
-    print_table(
-        [f"memory on {needs['device']} (estimate)", ""],
-        [*rows, ["free now", memory_estimate.gigabytes(needs["free_bytes"])]],
-    )
-    if needs["warning"]:
-        click.echo(f"warning: {needs['warning']}")
-
-
-def flat_settings(resolved: Resolved) -> list[tuple[str, str]]:
-    """``section.key`` and value of every setting of a run."""
-    result = [("seed", str(resolved.config.seed))]
-    for section, values in resolved.data.items():
-        if not isinstance(values, dict):
-            continue
-        if section == "reward":  # all settings, those outside the identity too
-            values = {"name": resolved.config.reward.name, "settings": resolved.config.reward.settings}
-        nested = values if section not in ("method", "reward") else {"name": values["name"], **values["settings"]}
-        result += [(f"{section}.{key}", _text(value)) for key, value in nested.items()]
-    return result
-
-
-def _text(value: Any) -> str:
-    return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sdpo_bench.cli.commands.sweep import collect, measured_rates, model_key, resume_command
-from sdpo_bench.cli.options import echo_json
+from sdpo_bench.cli.options import echo_json, parse_seeds
 from sdpo_bench.cli.sweep_view import SweepView, plan_data, plan_table, plan_text
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import UsageError
@@ -27,7 +27,6 @@ from sdpo_bench.report.study_view import study_view
 from sdpo_bench.results.study_record import StudyRecord, study_file, study_folder, write_study
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.run_folder import check_writable
-from sdpo_bench.seeds import LARGEST
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest, design_facts, parse_size, variant_of
 from sdpo_bench.studies.shared.trainings import Trainings, merged_plan, reopen
@@ -36,7 +35,6 @@ from sdpo_bench.sweep.plan import Plan
 from sdpo_bench.sweep.scheduler import Sweep
 from sdpo_bench.sweep.suite import Suite
 from sdpo_bench.system.console_text import print_table
-from sdpo_bench.system.json_toml import whole_number
 
 
 def study_command(
@@ -115,21 +113,6 @@ def _refuse_idle(name: str, design: Design, overrides: Mapping[str, Any], jobs: 
         raise UsageError(f"--jobs {jobs}: '{name}' trains nothing, so there is one job. Leave it out.")
     if idle := [key for key in overrides if key.startswith(("update.", "checkpoint.", "guard."))]:
         raise UsageError(f"--set {idle[0]}: '{name}' trains nothing, so it would have no effect. Leave it out.")
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """``"0,1,2"`` as numbers.
-
-    Raises:
-        UsageError: not whole numbers within the limits, or one of them twice.
-    """
-    numbers = [whole_number(word.strip(), 0, LARGEST) for word in text.split(",") if word.strip()]
-    seeds = tuple(number for number in numbers if number is not None)
-    if len(set(seeds)) < len(numbers):
-        raise UsageError(
-            f"--seeds: got '{text}', expected different whole numbers from 0 to 2**63 - 1, e.g. --seeds 0,1,2."
-        )
-    return seeds
 
 
 def _command(name: str, size: str, request: StudyRequest, seeds: str, sets: Sequence[str]) -> str:

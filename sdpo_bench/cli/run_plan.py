@@ -1,0 +1,266 @@
+"""``sdpo-bench run --dry-run``: settings, cost, time, memory and missing weights of a run that is not started."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import click
+
+from sdpo_bench.cli.commands.fetch import items_of
+from sdpo_bench.cli.options import echo_json
+from sdpo_bench.cli.sweep_view import costs_data
+from sdpo_bench.config.differences import differs_from_default
+from sdpo_bench.config.resolve import Resolved
+from sdpo_bench.config.run_file import RunFile
+from sdpo_bench.config.sampler_fit import planning_scheduler
+from sdpo_bench.config.training_schedule import training_schedule
+from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError
+from sdpo_bench.estimates import memory_estimate
+from sdpo_bench.estimates.time_estimate import (
+    Rates,
+    epoch_work,
+    evaluation_work,
+    make_method,
+    reward_keys,
+    run_work,
+    seconds,
+)
+from sdpo_bench.ledger import limit_text
+from sdpo_bench.models.catalogue import KNOWN, pick_device, pipeline_files
+from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
+from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.scoring.reward_expression import choose
+from sdpo_bench.settings import ModelSettings, Runtime
+from sdpo_bench.sweep.tuning import BILL
+from sdpo_bench.system.console_text import duration, print_table
+from sdpo_bench.training.loss_scale import INITIAL
+
+ON_CPU = 8  # latents in a call that is timed: a CPU is as fast with few
+UNITS = {"GB": 1e9, "GIB": 2**30, "MB": 1e6, "MIB": 2**20}
+
+
+def parse_memory(text: str) -> float:
+    """``"40GB"`` in bytes; GB, GiB, MB and MiB are understood.
+
+    Raises:
+        UsageError: not a positive amount of memory.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(GB|GiB|MB|MiB)\s*", text, re.IGNORECASE)
+    size = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
+    if not size:
+        raise UsageError(f"--for-gpu takes the memory of a GPU, got '{text}'. Example: --for-gpu 40GB")
+    return size
+
+
+def needed_memory(resolved: Resolved, runtime: Runtime, gpu_bytes: float | None = None) -> dict[str, Any]:
+    """Estimated memory of a run on its device as plain data, with a warning where it will hardly fit.
+
+    Args:
+        gpu_bytes: memory of a GPU that is not in this machine, to plan for.
+    """
+    model, device = resolved.config.model, "cuda" if gpu_bytes else pick_device(runtime.device)
+    needed = memory_estimate.estimate(resolved.config, runtime.micro_batch, device)
+    if needed is None:
+        return {"unknown": f"the architecture of '{model.name}' is not known before it is fetched"}
+    free = gpu_bytes or memory_estimate.available_bytes(device)
+    data = needed.as_data() | {"device": "a GPU" if gpu_bytes else device, "free_bytes": free}
+    where = "are there" if gpu_bytes else "are free here"
+    try:
+        return data | {"warning": memory_estimate.check(needed, free, model, where)}
+    except MissingError as error:
+        return data | {"warning": str(error)}
+
+
+def plan(resolved: Resolved) -> dict[str, Any]:
+    """Cost of a run before it starts, from its settings alone.
+
+    Raises:
+        UsageError: a schedule that the method cannot be trained on.
+    """
+    config, method = resolved.config, make_method(resolved)
+    files = pipeline_files(config.model)
+    scheduler = planning_scheduler(files, config.schedule.sampler)
+    training_schedule(config, scheduler, method)  # refuses what cannot be trained on
+    initial = INITIAL if config.model.precision == "fp16" and method.signal != "none" else None
+    return {
+        "run": resolved.run_id,
+        "preset": resolved.preset,
+        "budget": asdict(config.budget),
+        "cost_per_epoch": epoch_work(resolved),
+        "cost": costs_data(run_work(resolved)),
+        "precision": {"dtype": config.model.precision, "initial_loss_scale": initial},
+    } | ({"search": asdict(evaluation_work(resolved))} if method.signal == "none" else {})
+
+
+def precision_text(dtype: str, initial_loss_scale: float | None) -> str:
+    """Compute dtype of a run, and whether its gradients are scaled."""
+    scaled = f", gradients scaled (initial scale {initial_loss_scale:.0f})" if initial_loss_scale else ""
+    return f"precision: {dtype}{scaled}"
+
+
+def missing_weights(resolved: Resolved) -> dict[str, Any]:
+    """Rewards and base model whose weights are not in the hub cache, and the known size of the downloads in bytes."""
+    config = resolved.config
+    names = [config.model.name] if config.model.name in KNOWN else []
+    for reward in (config.reward.name, *config.eval.rewards):
+        names += [plugin.name for plugin, _ in choose(reward).parts]
+    items = {name: [item for item in items_of(name) if not item.cached] for name in dict.fromkeys(names)}
+    size = sum(item.size for several in items.values() for item in several)
+    return {"names": [name for name, missing in items.items() if missing], "bytes": size}
+
+
+def expected_seconds(resolved: Resolved, runtime: Runtime, missing: Sequence[str]) -> tuple[float | None, str]:
+    """Time of a run on this machine, from a few calls that are timed now, and why it is not known.
+
+    Args:
+        missing: names of weights that are not here; then nothing is timed.
+    """
+    if missing:
+        return None, f"the weights of {', '.join(missing)} are not here"
+    try:
+        device = pick_device(runtime.device)
+        keys = tuple(sorted(reward_keys(resolved)[1]))
+        rates = _rates(json.dumps(asdict(resolved.config.model)), keys, device, runtime.threads, runtime.micro_batch)
+    except SdpoBenchError as error:
+        return None, str(error)
+    return seconds(resolved, run_work(resolved), rates), ""
+
+
+@lru_cache
+def _rates(model: str, rewards: tuple[str, ...], device: str, threads: int, micro_batch: int) -> Rates:
+    import torch
+
+    from sdpo_bench.estimates.measure_speed import measure
+
+    if threads:
+        torch.set_num_threads(threads)
+    settings = validate(ModelSettings, json.loads(model), "model")
+    batch = min(ON_CPU, micro_batch) if device == "cpu" else micro_batch
+    return measure(settings, [json.loads(key) for key in rewards], device, batch)
+
+
+def show_plan(
+    resolved: Resolved,
+    runtime: Runtime,
+    as_json: bool,
+    *,
+    seeds: Sequence[int] = (),
+    file: RunFile | None = None,
+    gpu_bytes: float | None = None,
+) -> None:
+    """Print what a run, or one run a seed, would do.
+
+    Args:
+        resolved: of the first seed.
+        seeds: of all runs; empty: one run.
+        gpu_bytes: memory of a GPU to plan for that is not in this machine.
+    """
+    run = RunFolder(runtime.out / "runs" / resolved.run_id)
+    needs = needed_memory(resolved, runtime, gpu_bytes)
+    reading = read_from_files(resolved.config.model, prompts_of_run(resolved.config))
+    missing = missing_weights(resolved)
+    time, why = (None, "a GPU that is not here") if gpu_bytes else expected_seconds(resolved, runtime, missing["names"])
+    data = plan(resolved) | {
+        "memory": needs,
+        "missing_weights": missing,
+        "seconds": time,
+        "no_time_because": why,
+        "prompts": reading.as_data() if reading else None,
+        "state": run.state,
+        "config": resolved.data,
+        "sources": resolved.sources,
+    }
+    data |= {"seeds": list(seeds)} if seeds else {}
+    if as_json:
+        echo_json(data)
+        return
+    _print_settings(resolved, run.state, file)
+    if len(seeds) > 1:
+        click.echo(f"one run for each of the seeds {', '.join(map(str, seeds))}; this is the first")
+    costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
+    print_table(["one epoch costs", ""], costs)
+    _print_memory(needs)
+    if reading and reading.warning:
+        click.echo(f"warning: {reading.warning}")
+    click.echo(precision_text(**data["precision"]))
+    for line in _cost_lines(data, len(seeds) or 1):
+        click.echo(line)
+    if "search" in data:
+        calls, images = data["search"]["outside_forward"], data["search"]["outside_images"]
+        rewards = images * len(resolved.reward.parts)
+        click.echo(
+            f"trains nothing and uses none of the budget; its evaluation samples {images:,} candidates with "
+            f"{calls:,} denoiser calls and {rewards:,} reward calls; nothing was run (--dry-run)"
+        )
+        return
+    budget = resolved.config.budget
+    click.echo(f"stops at {limit_text(budget.amount, budget.axis)}; nothing was run (--dry-run)")
+
+
+def _print_settings(resolved: Resolved, state: str, file: RunFile | None) -> None:
+    """Two tables: the settings that are not their classes' defaults, then the others."""
+    own: list[list[str]] = []
+    usual: list[list[str]] = []
+    for key, value, shown in flat_settings(resolved):
+        source = resolved.sources.get(key, "default")
+        place = file.place(key) if file and source == "you" and key in file.settings else source
+        (own if differs_from_default(key, value, source) else usual).append([key, shown, place])
+    print_table(["setting", "value", "from"], own, title=f"{resolved.run_id} ({state})")
+    print_table(["setting at its default", "value", "from"], usual)
+
+
+def _cost_lines(data: Mapping[str, Any], runs: int) -> list[str]:
+    """Cost and time of the whole run, and the command that fetches what is missing."""
+    each = " each" if runs > 1 else ""
+    lines = []
+    if data["cost"]["images"] is not None and "search" not in data:
+        costs = ", ".join(f"{data['cost'][key]:,} {key.replace('_', ' ')}" for key in BILL)
+        judged = f"{data['cost']['evaluation_denoiser_calls']:,}"
+        lines.append(f"the whole run costs{each} {costs}; besides, {judged} denoiser calls to judge it")
+    if data["seconds"] is None:
+        lines.append(f"time: not known: {data['no_time_because']}")
+    else:
+        total = f", {duration(runs * data['seconds'])} for {runs} runs" if runs > 1 else ""
+        lines.append(f"time: about {duration(data['seconds'])}{each}{total} (measured here)")
+    if names := data["missing_weights"]["names"]:
+        size = data["missing_weights"]["bytes"]
+        known = f" (about {size / 1e9:.1f} GB)" if size else ""
+        lines.append(f"missing weights{known}: sdpo-bench fetch {' '.join(names)}")
+    return lines
+
+
+def _print_memory(needs: dict[str, Any]) -> None:
+    if "unknown" in needs:
+        click.echo(f"memory: {needs['unknown']}")
+        return
+    many = needs["latents_in_a_call"]
+    per = {f"{name}, {many[name]} at once": many[name] * size for name, size in needs["bytes_per_latent"].items()}
+    parts = needs["fixed_bytes"] | per | {"at the peak": needs["peak_bytes"]} | needs["host_bytes"]
+    rows = [[name, memory_estimate.gigabytes(size)] for name, size in parts.items()]
+    print_table(
+        [f"memory on {needs['device']} (estimate)", ""],
+        [*rows, ["free now", memory_estimate.gigabytes(needs["free_bytes"])]],
+    )
+    if needs["warning"]:
+        click.echo(f"warning: {needs['warning']}")
+
+
+def flat_settings(resolved: Resolved) -> list[tuple[str, Any, str]]:
+    """``section.key``, value and its text of every setting of a run."""
+    result = [("seed", resolved.config.seed)]
+    for section, values in resolved.data.items():
+        if not isinstance(values, dict):
+            continue
+        if section == "reward":  # all settings, those outside the identity too
+            values = {"name": resolved.config.reward.name, "settings": resolved.config.reward.settings}
+        nested = values if section not in ("method", "reward") else {"name": values["name"], **values["settings"]}
+        result += [(f"{section}.{key}", value) for key, value in nested.items()]
+    return [(key, value, _text(value)) for key, value in result]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)

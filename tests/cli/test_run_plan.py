@@ -1,0 +1,92 @@
+"""``run --dry-run``: what comes first, cost and time of the whole run, missing weights, a GPU that is not here."""
+
+import json
+
+import pytest
+from finished_run import call
+
+from sdpo_bench.cli import run_plan
+from sdpo_bench.cli.run_plan import parse_memory
+from sdpo_bench.errors import UsageError
+from sdpo_bench.estimates.time_estimate import Rates
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """One second a forward call, three with a gradient, and all else free."""
+    monkeypatch.setattr(run_plan, "_rates", lambda *_: Rates(1.0, 3.0, 0.0, 0.0))
+
+
+def plan(capsys, *words):
+    code, out, err = call(capsys, "run", "--dry-run", *words)
+    assert (code, err) == (0, "")
+    return out
+
+
+def test_the_whole_run_is_counted_and_timed(capsys):
+    data = json.loads(plan(capsys, "--budget", "images=640", "--json"))
+    # Half of an epoch's images are the second members of pairs; ten epochs of 64 images.
+    assert data["cost"]["images"] == 640 == 10 * data["cost_per_epoch"]["images"]
+    forward, backward = (10 * data["cost_per_epoch"][f"denoiser_{way}"] for way in ("forward", "backward"))
+    assert data["cost"]["denoiser_calls"] == forward + backward
+    judged = data["cost"]["evaluation_denoiser_calls"]
+    assert data["seconds"] == (forward - backward) + 3 * backward + judged
+
+
+def test_several_seeds_cost_several_times_as_much(capsys):
+    one = json.loads(plan(capsys, "--json"))["seconds"]
+    text = plan(capsys, "--seeds", "0-4")
+    assert f"each, {run_plan.duration(5 * one)} for 5 runs" in text
+    assert "one run for each of the seeds 0, 1, 2, 3, 4;" in text
+
+
+def test_settings_that_are_not_defaults_come_first(capsys):
+    text = plan(capsys, "--set", "update.lr=3e-3")
+    own, usual = text.split("setting at its default")
+    assert "update.lr" in own and "method.name" in own and "schedule.steps" in own  # 5 in the preset, 50 by default
+    assert "update.betas" in usual and "update.betas" not in own
+
+
+def test_missing_weights_of_model_and_rewards_are_one_command(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    text = plan(capsys, "--reward", "hpsv2", "--set", "eval.rewards=pickscore,imagereward")
+    (line,) = [line for line in text.splitlines() if line.startswith("missing weights")]
+    assert line.endswith("sdpo-bench fetch sd-turbo hpsv2 pickscore imagereward")
+    assert "time: not known: the weights of sd-turbo, hpsv2, pickscore, imagereward are not here" in text
+
+
+def test_nothing_is_missing_for_the_embedded_model(capsys):
+    assert "missing weights" not in plan(capsys)
+
+
+def test_a_gpu_that_is_not_here_can_be_planned_for(capsys):
+    small = json.loads(plan(capsys, "--reward", "hpsv2", "--for-gpu", "8GB", "--json"))["memory"]
+    large = json.loads(plan(capsys, "--reward", "hpsv2", "--for-gpu", "140GB", "--json"))["memory"]
+    assert (small["free_bytes"], large["free_bytes"]) == (8e9, 140e9)
+    assert "--micro-batch" in small["warning"] and "8.0 GB are there" in small["warning"]
+    assert large["warning"] is None
+
+
+def test_sizes_of_memory():
+    assert parse_memory("40GB") == 40e9
+    assert parse_memory("24 GiB") == 24 * 2**30
+    for text in ("40", "GB", "0GB", "-1GB", "40TB"):
+        with pytest.raises(UsageError, match="Example: --for-gpu 40GB"):
+            parse_memory(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--for-gpu", "40GB"], "give it with --dry-run"),
+        (["--for-gpu", "40GB", "--dry-run", "--device", "cpu"], "without --device"),
+        (["--seeds", "0-1", "--seed", "3", "--dry-run"], "contradict each other"),
+        (["--seeds", "0-1", "--set", "seed=3", "--dry-run"], "contradict each other"),
+        (["--seeds", "4-0", "--dry-run"], "expected different whole numbers"),
+        (["--seeds", "0,1,0-2", "--dry-run"], "expected different whole numbers"),
+        (["--seeds", "a", "--dry-run"], "expected different whole numbers"),
+    ],
+)
+def test_options_that_do_not_go_together(capsys, words, said):
+    code, _, err = call(capsys, "run", *words)
+    assert code == 2 and said in err
