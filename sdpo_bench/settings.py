@@ -307,6 +307,23 @@ class Runtime:
     """Score one batch in a thread while the next is decoded: worth it where the reward is elsewhere than the model."""
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab", "mlflow"]
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """Experiment trackers beside a run; they change no number and are no part of its identity."""
+
+    to: tuple[TrackerName, ...] = ()
+    """Trackers, as ``--track``; each needs the extra of its name."""
+    project: str = "sdpo-bench"
+    """Project (of MLflow: experiment) that runs are collected in."""
+    name: str = ""
+    """Name of the run in the tracker; empty: the run id."""
+    images: bool = True
+    """Track the picture grid of base beside tuned, where the tracker takes pictures."""
+
+
 @dataclass(frozen=True)
 class PluginChoice:
     """A plugin by name, with its settings as validated plain data."""

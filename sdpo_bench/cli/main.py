@@ -2,7 +2,7 @@
 
 import gc
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -22,7 +22,7 @@ from sdpo_bench.cli.options import (
     complete,
 )
 from sdpo_bench.errors import nearest
-from sdpo_bench.settings import MOST_IMAGES
+from sdpo_bench.settings import MOST_IMAGES, TrackerName
 from sdpo_bench.system.distributed import refuse_several
 from sdpo_bench.system.library_imports import collector_paused
 
@@ -97,6 +97,12 @@ def cli(context: click.Context, debug: bool) -> None:
     metavar="FILE",
     help="Write all settings to a .toml or .yaml file for --config.",
 )
+@click.option(
+    "--track",
+    multiple=True,
+    type=click.Choice(get_args(TrackerName)),
+    help="Also send curves, scores and pictures to this tracker; repeatable. Settings: track.*",
+)
 @click.option("--dry-run", is_flag=True, help="Print settings, cost, time, memory and missing weights, do nothing.")
 @click.option("--for-gpu", metavar="MEMORY", help="With --dry-run: plan for a GPU that is not here, e.g. 40GB.")
 @OUT
@@ -122,6 +128,7 @@ def run(**options: Any) -> None:
       sdpo-bench run --method ddpo --dry-run --write-config my.toml
       sdpo-bench run --config my.toml --seed 1
       sdpo-bench run --method ddpo --seeds 0-4
+      sdpo-bench run --track tensorboard --set track.project=my-project
       sdpo-bench run --reward hpsv2 --dry-run --for-gpu 40GB
     """
     gc.freeze()  # this process loads one model and ends: what its imports leave is never garbage

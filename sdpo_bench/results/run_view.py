@@ -11,6 +11,7 @@ import numpy as np
 from sdpo_bench.config.differences import differs_from_default
 from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run, foreign_run_ids, read_run
 from sdpo_bench.results.run_list import base_panels, shared_part
+from sdpo_bench.runs.log_numbers import numbers_of
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import read_scores
 
@@ -95,20 +96,10 @@ def curve_points(run: Run) -> Iterator[Point]:
         for row in run.folder.log(name):
             bill = row.get("bill")
             place = {**(bill if isinstance(bill, dict) else {}), "epoch": row.get("epoch")}
-            for metric, value in _numbers(row, ""):
+            for metric, value in numbers_of(row):
                 if not metric.startswith("bill.") and metric not in AXES:
                     epoch, images, calls = (place.get(axis) for axis in ("epoch", "images", "denoiser_calls"))
                     yield Point(epoch, images, calls, prefix + metric, value)
-
-
-def _numbers(row: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            yield from _numbers({str(i): one for i, one in enumerate(value)}, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield prefix + key, float(value)
 
 
 def files_of(folder: RunFolder) -> dict[str, Path]:

@@ -58,7 +58,7 @@ class Live:
     def tick(self, tick: Tick) -> None:
         """Show training progress: epoch, budget, reward."""
         if tick.phase == "warning":
-            self._print(f"warning: {tick.metrics['warning']}")
+            self.warn(tick.metrics["warning"])
             return
         reward = tick.metrics.get("reward_mean")
         doing = f"epoch {tick.epoch} done" if tick.phase == "epoch" else f"epoch {tick.epoch + 1} {tick.phase}"
@@ -66,6 +66,10 @@ class Live:
         text += f", {used_text(tick.used)}/{limit_text(tick.limit, tick.axis)}"
         text += f", reward {reward:.4g}" if reward is not None else ""
         self._show(text, tick.used, tick.limit, tick.phase == "epoch")
+
+    def warn(self, text: str) -> None:
+        """Show a warning."""
+        self._print(f"warning: {text}")
 
     def evaluation(self, text: str, done: int, total: int) -> None:
         """Show evaluation progress in denoiser calls."""

@@ -27,6 +27,7 @@ from sdpo_bench.cli.main import cli
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import find, plugins
 from sdpo_bench.report import plots
+from sdpo_bench.running import tracking
 from sdpo_bench.sweep.plan import filter_jobs, make_plan
 from sdpo_bench.sweep.suite import find_suite
 from tools import command_reference
@@ -115,6 +116,7 @@ def world(tmp_path_factory):
     folders = [reported(top / "one"), reported(top / "two", reward="hpsv2"), reported(top / "three", variants=True)]
     patch.setattr(plots, "_svg", lambda fill, size: b"<svg xmlns='http://www.w3.org/2000/svg'/>")  # drawing is dear
     patch.setattr(run_command, "show_plan", lambda *_, **__: None)
+    patch.setattr(tracking, "find_spec", lambda name: name)  # the pages name trackers that are not installed here
     plan = lru_cache(lambda suite: make_plan(find_suite(suite), top))
     patch.setattr(sweep, "_dry_run", lambda suite, chosen, options: chosen and filter_jobs(plan(suite.name), chosen))
     (top / ".local" / "share" / "bash-completion" / "completions").mkdir(parents=True)
@@ -277,7 +279,7 @@ def check_own(argv: list[str], block: Block, world, monkeypatch) -> None:
             return check_names(argv, where)
         argv = [re.sub(r"^(sdpo-emoji_align-emoji_turbo-s0)-\w{10}$", r"\1", word) for word in argv]
         several(argv, world.reports, monkeypatch, where)
-    elif name in ("eval", "sample", "export") and block.marker != "needs the hub":
+    elif name in ("eval", "sample", "export", "show") and block.marker != "needs the hub":
         run = next((world.trained / "results" / "runs").glob("sdpo-*")).name
         argv = [run if word in ("RUN", "A") or word.startswith("sdpo-") else word for word in argv if word != "B"]
         argv = [re.sub(r"^((?:\d+,)*)(?:50|100)$", r"\g<1>5", word) for word in argv]  # step counts that take long

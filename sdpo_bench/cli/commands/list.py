@@ -71,10 +71,10 @@ def _settings(out: Path) -> Listing:
     from typing import get_type_hints
 
     from sdpo_bench.plugins.parse_settings import describe_type
-    from sdpo_bench.settings import SECTIONS
+    from sdpo_bench.settings import SECTIONS, TrackSettings
 
     rows: list[list[Any]] = []
-    for section, owner in SECTIONS.items():
+    for section, owner in (SECTIONS | {"track": TrackSettings}).items():
         docs, hints = field_docs(owner), get_type_hints(owner, include_extras=True)
         for field in fields(owner):
             default = "" if field.default is MISSING else field.default

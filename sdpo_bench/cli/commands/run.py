@@ -23,13 +23,14 @@ from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.run_one import Outcome, run_job
+from sdpo_bench.running.tracking import Tracking, replaced_trackers, split_settings, track_settings
 from sdpo_bench.runs.adapter import log_changed
-from sdpo_bench.settings import Runtime
+from sdpo_bench.settings import Runtime, TrackSettings
 from sdpo_bench.system.console_text import number, print_table
 from sdpo_bench.system.distributed import Processes, launched
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file
-from sdpo_bench.system.progress import Watcher
+from sdpo_bench.system.progress import Tick, Watcher
 from sdpo_bench.training import collapse_guards
 from sdpo_bench.training.bill_text import (
     add_bills,
@@ -55,6 +56,7 @@ def run_command(
     sets: tuple[str, ...],
     config_file: Path | None,
     write_config: Path | None,
+    track: tuple[str, ...],
     dry_run: bool,
     for_gpu: str | None,
     out: Path,
@@ -67,14 +69,20 @@ def run_command(
     as_json: bool,
 ) -> None:
     """``sdpo-bench run``."""
-    overrides = parse_set(sets)
+    tracked, overrides = split_settings(parse_set(sets))
     _refuse_contradictions(overrides, method=method, reward=reward, model=model, seed=seed, budget=budget)
     several = _several_seeds(seeds, seed, overrides)
     gpu_bytes = _planned_gpu(for_gpu, dry_run, device)
     file = read_run_file(config_file) if config_file else None
     if file:
         flags = {"method.name": method, "reward.name": reward, "model.name": model, "preset": preset, "seed": seed}
+        filed, others = split_settings(file.settings)
+        file = replace(file, settings=others)
         _say_replaced(file, overrides, flags, budget)
+        if line := replaced_trackers(track, filed):
+            click.echo(f"{line} of {file.place('track.to')}", err=True)
+        tracked = filed | tracked
+    trackers = track_settings(tracked, track)
     if budget:
         axis, amount = parse_budget(budget)
         overrides[f"budget.{axis}"] = amount
@@ -91,21 +99,35 @@ def run_command(
             _show_needed_memory(resolved, runtime, processes.count)
         if several:
             runs = [resolve(replace(request, seed=one)) for one in several]
-            run_seeds(runs, runtime, processes, as_json)
+            run_seeds(runs, runtime, trackers, processes, as_json)
             return
-        outcome = run_with_progress(resolved, runtime, processes)
+        outcome = run_with_progress(resolved, runtime, trackers, processes)
         if processes.is_main:
             _show_outcome(resolved, outcome, as_json)
 
 
-def run_with_progress(resolved: Resolved, runtime: Runtime, processes: Processes) -> Outcome:
-    """Do one run and show its progress."""
+def run_with_progress(resolved: Resolved, runtime: Runtime, trackers: TrackSettings, processes: Processes) -> Outcome:
+    """Do one run, show its progress and tell the trackers."""
     label = f"{resolved.config.method.name} on {resolved.reward_name}"
-    with Live(label, quiet=not processes.is_main) as live:
-        return run_job(resolved, runtime, Watcher(live.tick, live.evaluation), processes)
+    if not processes.is_main:
+        trackers = replace(trackers, to=())
+    with (
+        Live(label, quiet=not processes.is_main) as live,
+        Tracking(trackers, resolved, runtime.out, live.warn) as tracking,
+    ):
+
+        def tick(one: Tick) -> None:
+            live.tick(one)
+            tracking.tick(one)
+
+        outcome = run_job(resolved, runtime, Watcher(tick, live.evaluation), processes)
+        tracking.finish(outcome.table)
+        return outcome
 
 
-def run_seeds(runs: Sequence[Resolved], runtime: Runtime, processes: Processes, as_json: bool) -> None:
+def run_seeds(
+    runs: Sequence[Resolved], runtime: Runtime, trackers: TrackSettings, processes: Processes, as_json: bool
+) -> None:
     """One run after the other, and one summary; a run that fails alone stops none of the others.
 
     Raises:
@@ -117,7 +139,7 @@ def run_seeds(runs: Sequence[Resolved], runtime: Runtime, processes: Processes, 
         if processes.is_main:
             click.echo(f"run {count} of {len(runs)}, seed {seed}: {resolved.run_id}", err=True)
         try:
-            outcomes[seed] = run_with_progress(resolved, runtime, processes)
+            outcomes[seed] = run_with_progress(resolved, runtime, trackers, processes)
         except RunFailed as error:
             if processes.count > 1:  # the others may be in the middle of the run
                 raise

@@ -1,0 +1,279 @@
+"""Experiment trackers beside a run, through accelerate's tracker classes: TensorBoard, W&B, Trackio, SwanLab, MLflow.
+
+A tracker only reads what the run has logged, so it changes no number and is no part of a run's identity. One that fails
+is switched off with one warning, and the run goes on. Names of what is tracked::
+
+    train/NAME, time/NAME        every number of an epoch, in train.jsonl and timing.jsonl
+    bill/NAME                    the bill so far
+    eval/REWARD/SPLIT/STEPS/...  base, tuned and difference at the end
+    pictures                     the grid of base beside tuned, at the end
+
+The resolved settings are stored once. Trackers write below ``<out>/trackers`` and stay offline unless the user's
+environment says otherwise. A resumed run goes on in the same tracker run.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, get_args
+
+from sdpo_bench.config.resolve import Resolved
+from sdpo_bench.errors import MissingError
+from sdpo_bench.hashing import digest
+from sdpo_bench.plugins.conflicts import same_value
+from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.plugins.setting_names import unknown_setting
+from sdpo_bench.runs.log_numbers import numbers_of
+from sdpo_bench.runs.run_folder import RunFolder, read_object
+from sdpo_bench.settings import TrackerName, TrackSettings
+from sdpo_bench.system.files import atomic_write
+from sdpo_bench.system.plugin_guard import preserve_process_state
+from sdpo_bench.system.progress import Tick
+
+LOGS = {"train.jsonl": "train/", "timing.jsonl": "time/"}
+"""Logs of a run with one line an epoch, and the beginning of their names in a tracker."""
+NAMES: tuple[str, ...] = get_args(TrackerName)
+GRID = "pictures"
+
+
+def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``track.*`` settings without their section, and all others."""
+    tracked = {key.removeprefix("track."): value for key, value in values.items() if key.startswith("track.")}
+    return tracked, {key: value for key, value in values.items() if not key.startswith("track.")}
+
+
+def track_settings(values: Mapping[str, Any], names: Sequence[str] = ()) -> TrackSettings:
+    """Settings of trackers, checked before anything is loaded.
+
+    Args:
+        values: ``track.*`` without the section.
+        names: trackers of ``--track``; empty: those of ``track.to``.
+
+    Raises:
+        UsageError: an unknown setting or tracker. MissingError: a tracker whose package is not installed.
+    """
+    valid = [f"track.{name}" for name in TrackSettings.__dataclass_fields__]
+    for key in values:
+        if f"track.{key}" not in valid:
+            raise unknown_setting(f"track.{key}", valid)
+    given = dict(values) | ({"to": list(names)} if names else {})
+    settings: TrackSettings = validate(TrackSettings, given, "track")
+    for name in settings.to:
+        if find_spec(name) is None:
+            raise MissingError(
+                f"tracker '{name}' needs the package '{name}'. Install it with: pip install 'sdpo-bench[{name}]'"
+            )
+    return settings
+
+
+@dataclass
+class _Tracker:
+    """One tracker of a run: accelerate's object, and what it has been told."""
+
+    name: str
+    backend: Any
+    told: dict[str, Any]
+    """``epoch``: the last one; ``finished``: whether scores and pictures were sent; ``id``: that of MLflow."""
+
+
+class Tracking:
+    """The trackers of one run; use as a context manager.
+
+    Args:
+        warn: called with the text of a warning.
+    """
+
+    def __init__(self, settings: TrackSettings, resolved: Resolved, out: Path, warn: Callable[[str], None]):
+        self.settings, self.resolved, self.warn = settings, resolved, warn
+        self.run = RunFolder(out / "runs" / resolved.run_id)
+        self.folder = out / "trackers"
+        self.name = settings.name or resolved.run_id
+        self._trackers: list[_Tracker] | None = None
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._each(lambda tracker: tracker.backend.finish())
+        self._trackers = []
+
+    def tick(self, tick: Tick) -> None:
+        """Track a completed epoch."""
+        if tick.phase == "epoch":
+            self._each(self._send_epochs)
+
+    def finish(self, table: Sequence[Mapping[str, Any]]) -> None:
+        """Track what an earlier process has not, the scores and the picture grid.
+
+        Args:
+            table: rows of base against tuned (``score_rows.step_table``).
+        """
+        self._each(self._send_epochs)
+        self._each(lambda tracker: self._send_scores(tracker, table))
+
+    def _each(self, work: Callable[[_Tracker], None]) -> None:
+        """Do something with every tracker; one that fails is left out from then on."""
+        if not self.settings.to:
+            return
+        if self._trackers is None:
+            self._trackers = [one for name in self.settings.to if (one := self._start(name))]
+        self._trackers = [tracker for tracker in self._trackers if self._works(tracker, work)]
+
+    def _works(self, tracker: _Tracker, work: Callable[[_Tracker], None]) -> bool:
+        try:
+            with preserve_process_state():
+                work(tracker)
+                self._remember(tracker)
+        except Exception as error:  # a tracker may fail in any way
+            self._give_up(tracker.name, error)
+            return False
+        return True
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        self.warn(f"tracker '{name}' failed and is off for this run: {reason}")
+
+    def _start(self, name: str) -> _Tracker | None:
+        try:
+            with preserve_process_state():
+                told = self._told(name)
+                backend = _backend(name, self.settings.project, self.name, self.folder, self.run.run_id, told)
+                tracker = _Tracker(name, backend, told)
+                if "epoch" not in told:
+                    backend.store_init_configuration(_flat(self.resolved.data))
+                    told["epoch"] = 0
+                return tracker
+        except Exception as error:
+            self._give_up(name, error)
+            return None
+
+    def _send_epochs(self, tracker: _Tracker) -> None:
+        """The epochs of the logs that the tracker has not been told of."""
+        rows: dict[int, dict[str, float]] = {}
+        for log, prefix in LOGS.items():
+            for row in self.run.log(log):
+                rest = {key: value for key, value in row.items() if key not in ("epoch", "bill")}
+                values = {prefix + name: number for name, number in numbers_of(rest, "/")}
+                values |= {f"bill/{name}": number for name, number in numbers_of(row.get("bill", {}), "/")}
+                rows.setdefault(int(row["epoch"]), {}).update(values)
+        for epoch in sorted(rows):
+            if epoch > tracker.told["epoch"]:
+                tracker.backend.log(rows[epoch], step=epoch)
+                tracker.told["epoch"] = epoch
+
+    def _send_scores(self, tracker: _Tracker, table: Sequence[Mapping[str, Any]]) -> None:
+        if tracker.told.get("finished"):
+            return
+        epoch = tracker.told["epoch"]
+        values = {}
+        for row in table:
+            place = f"eval/{row['reward']}/{row['split']}/{row['steps']}"
+            values |= {f"{place}/{name}": float(row[name]) for name in ("base", "tuned", "difference")}
+        tracker.backend.log(values, step=epoch)
+        if table:
+            _send_table(tracker, table, epoch)
+        if self.settings.images and hasattr(tracker.backend, "log_images"):
+            _send_grid(tracker, self.run.path / "grid.png", epoch)
+        tracker.told["finished"] = True
+
+    # -- what a tracker has been told, beside the trackers' own files ----------------------------------------------
+
+    @property
+    def _memory(self) -> Path:
+        return self.folder / f"{self.run.run_id}.json"
+
+    def _key(self, name: str) -> str:
+        return f"{name}: {self.settings.project}/{self.name}"
+
+    def _told(self, name: str) -> dict[str, Any]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        memory = read_object(self._memory) if self._memory.exists() else {}
+        return dict(memory.get(self._key(name), {}))
+
+    def _remember(self, tracker: _Tracker) -> None:
+        memory = read_object(self._memory) if self._memory.exists() else {}
+        if memory.get(self._key(tracker.name)) != tracker.told:
+            memory[self._key(tracker.name)] = tracker.told
+            atomic_write(self._memory, json.dumps(memory, indent=1, sort_keys=True))
+
+
+def _backend(name: str, project: str, run: str, folder: Path, run_id: str, told: dict[str, Any]) -> Any:
+    """A started tracker of accelerate, which goes on where an earlier process of the run stopped."""
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()  # accelerate's own logging needs it
+    place, own_id = folder / name, digest([project, run, run_id], 21)
+    place.mkdir(exist_ok=True)
+    first: str | None = project
+    options: dict[str, Any]
+    if name == "tensorboard":
+        first, options = run, {"logging_dir": str(place / project)}
+    elif name == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        options = {"name": run, "id": own_id, "resume": "allow", "dir": str(place)}
+    elif name == "trackio":
+        os.environ.setdefault("TRACKIO_DIR", str(place))
+        options = {"name": run, "resume": "allow"}
+    elif name == "swanlab":
+        os.environ.setdefault("SWANLAB_MODE", "offline")
+        options = {"experiment_name": run, "logdir": str(place)}
+        if os.environ["SWANLAB_MODE"] == "cloud":
+            options |= {"id": own_id, "resume": "allow"}
+    else:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(place / 'mlflow.db').resolve()}")
+        options = {"run_name": run, "run_id": told.get("id"), "logging_dir": (place / "files").resolve().as_uri()}
+    backend = LOGGER_TYPE_TO_CLASS[name](first, **options)
+    backend.start()
+    if name == "mlflow":
+        told["id"] = backend.tracker.info.run_id
+    return backend
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by ``section.key`` as trackers take them: lists as text, no None."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return flat
+
+
+def _send_table(tracker: _Tracker, table: Sequence[Mapping[str, Any]], epoch: int) -> None:
+    """The final table, where a tracker has tables or text."""
+    columns = ["split", "reward", "version", "steps", "images", "base", "tuned", "difference", "standard_error"]
+    rows = [[row[name] for name in columns] for row in table]
+    if hasattr(tracker.backend, "log_table"):
+        tracker.backend.log_table("eval/table", columns=columns, data=rows, step=epoch)
+    elif tracker.name == "tensorboard":
+        from tabulate import tabulate
+
+        tracker.backend.log({"eval/table": tabulate(rows, headers=columns, tablefmt="pipe")}, step=epoch)
+
+
+def _send_grid(tracker: _Tracker, path: Path, epoch: int) -> None:
+    if not path.exists():
+        return
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    shape = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+    tracker.backend.log_images({GRID: pixels[None]}, step=epoch, **shape)
+
+
+def replaced_trackers(names: Sequence[str], values: Mapping[str, Any]) -> str:
+    """The line that says that ``--track`` replaces ``track.to`` of a file; empty where it does not."""
+    filed = values.get("to")
+    if not names or filed is None or same_value(",".join(names), ",".join(map(str, filed))):
+        return ""
+    return f"--track {' --track '.join(names)} replaces track.to = {','.join(map(str, filed))}"
