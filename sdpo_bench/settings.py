@@ -305,6 +305,8 @@ class Runtime:
     """Seconds that one reward call (at most ``micro_batch`` images) may take before the run fails; 0: no limit."""
     async_rewards: bool = False
     """Score one batch in a thread while the next is decoded: worth it where the reward is elsewhere than the model."""
+    processes: Annotated[int, Ge(0)] = 1
+    """2: a second process scores the base model while the run trains. 0: where a core is idle."""
 
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "swanlab", "mlflow"]

@@ -112,6 +112,13 @@ def cli(context: click.Context, debug: bool) -> None:
 @REWARD_TIMEOUT
 @CHECKPOINT_EVERY
 @click.option("--async-rewards", is_flag=True, help="Score one batch while the next is decoded (same numbers).")
+@click.option(
+    "--processes",
+    type=click.IntRange(0, 2),
+    default=0,
+    show_default=True,
+    help="2: a second process evaluates while the run trains (same numbers); 1: none; 0: where a core is idle.",
+)
 @JSON
 def run(**options: Any) -> None:
     """Train one method with one reward, then judge it at every step count.

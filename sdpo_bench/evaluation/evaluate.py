@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,30 @@ class Subject:
     run: str
     method: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is sampled together: the prompts of a split, at one step count.
+
+    Attributes:
+        calls: of the denoiser that its images cost.
+    """
+
+    split: str
+    texts: tuple[str, ...]
+    steps: int
+    calls: int
+
+
+class Helper(Protocol):
+    """Another process that scores some blocks of an evaluation."""
+
+    def take(self, run: RunFolder, blocks: Sequence[Block], scorers: Sequence[Scorer], micro_batch: int) -> list[Block]:
+        """The blocks that it will score by these scorers, with the adapter of the run."""
+
+    def rows(self, block: Block) -> "pd.DataFrame | None":
+        """Rows of a block that it took, as soon as they are there; None where it has failed."""
 
 
 def sampler_id(settings: EvaluationSettings) -> str:
@@ -89,6 +113,7 @@ def evaluate(
     progress: Callable[[str, int, int], None] = lambda text, done, total: None,
     search: Candidates | None = None,
     processes: Processes = ALONE,
+    helper: Helper | None = None,
 ) -> "pd.DataFrame":
     """Complete ``eval.parquet`` of a run for the asked step counts, splits and rewards; returns those rows.
 
@@ -97,34 +122,39 @@ def evaluate(
         progress: called with a text, denoiser calls done and in all.
         search: how images are chosen among candidates, for methods that search; billed in the run folder.
         processes: who shares the work; the main one writes, all return the rows.
+        helper: scores some of the blocks, without a search.
 
     Raises:
         UsageError: a step count outside the model's range. RunFailed: images or scores that are not finite.
     """
     known = processes.share(lambda: read_rows(run))
-    blocks = _blocks(settings)
+    blocks = blocks_of(settings)
     schedules = {k: evaluation_schedule(policy, settings, k) for k in settings.steps}
     guidance = policy.guidance_scale
-    total = sum(k * len(texts) * settings.images_per_prompt for _, texts, k in blocks)
+    total = sum(block.calls for block in blocks)
     done = 0
+    elsewhere = _blocks_elsewhere(helper, known, settings, scorers, run, micro_batch) if search is None else []
     policy.set_guidance(settings.guidance_scale)
     try:
-        for split, texts, k in blocks:
+        for block in sorted(blocks, key=lambda b: b in elsewhere):
             raise_pending_stop()
-            wanted = _missing_in_block(known, settings, scorers, split, texts, k)
+            wanted = _missing_in_block(known, settings, scorers, block)
             if wanted:
-                progress(f"{subject.method}, {split} prompts, {k} steps", done, total)
-                name = f"{sampler_id(settings)}, {split}, {k} steps"
-                images = len(texts) * settings.images_per_prompt
-                with search.billed(run, name, images, processes) if search else nullcontext():
-                    block = _block(policy, schedules[k], settings, wanted, texts, micro_batch, search, processes)
+                progress(f"{subject.method}, {block.split} prompts, {block.steps} steps", done, total)
+                rows = helper.rows(block) if helper is not None and block in elsewhere else None
+                if rows is None:
+                    name = f"{sampler_id(settings)}, {block.split}, {block.steps} steps"
+                    images = len(block.texts) * settings.images_per_prompt
+                    with search.billed(run, name, images, processes) if search else nullcontext():
+                        schedule = schedules[block.steps]
+                        rows = _rows(policy, schedule, settings, wanted, block.texts, micro_batch, search, processes)
                 scored = set(zip(known.reward, known.version))
                 # The bill first: rows that are there have been paid for, a block without rows is billed again.
-                known = _add(known, block, subject, settings, split, k)
+                known = _add(known, rows, subject, settings, block)
                 if processes.is_main:
                     record_reward_digests(run, wanted, scored)
                     write_rows(run, known)
-            done += k * len(texts) * settings.images_per_prompt
+            done += block.calls
     finally:
         policy.set_guidance(guidance)
     progress(f"{subject.method}: done", total, total)
@@ -143,13 +173,33 @@ def missing_scorers(run: RunFolder, settings: EvaluationSettings, scorers: Seque
 
 
 def _missing_in_rows(known: "pd.DataFrame", settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:
-    absent = [set(_missing_in_block(known, settings, scorers, *block)) for block in _blocks(settings)]
+    absent = [set(_missing_in_block(known, settings, scorers, block)) for block in blocks_of(settings)]
     return [scorer for scorer in scorers if any(scorer in wanted for wanted in absent)]
 
 
-def _blocks(settings: EvaluationSettings) -> list[tuple[str, list[str], int]]:
-    """What is sampled together: a split with its prompts, at one step count."""
-    return [(split, texts, k) for split, texts in splits(settings).items() for k in settings.steps]
+def blocks_of(settings: EvaluationSettings) -> list[Block]:
+    """All blocks of an evaluation: every split at every step count."""
+    images = settings.images_per_prompt
+    return [
+        Block(split, tuple(texts), k, k * len(texts) * images)
+        for split, texts in splits(settings).items()
+        for k in settings.steps
+    ]
+
+
+def _blocks_elsewhere(
+    helper: Helper | None,
+    known: "pd.DataFrame",
+    settings: EvaluationSettings,
+    scorers: Sequence[Scorer],
+    run: RunFolder,
+    micro_batch: int,
+) -> list[Block]:
+    """The blocks that the helper takes, of those without any rows."""
+    if helper is None:
+        return []
+    untouched = [b for b in blocks_of(settings) if len(_missing_in_block(known, settings, scorers, b)) == len(scorers)]
+    return helper.take(run, untouched, scorers, micro_batch)
 
 
 def recorded_table(
@@ -197,14 +247,12 @@ def _missing_in_block(
     known: "pd.DataFrame",
     settings: EvaluationSettings,
     scorers: Sequence[Scorer],
-    split: str,
-    texts: Sequence[str],
-    steps: int,
+    block: Block,
 ) -> list[Scorer]:
     """Scorers whose rows for this block are not all there yet."""
-    mine = known[(known.sampler == sampler_id(settings)) & (known.split == split) & (known.steps == steps)]
+    mine = known[(known.sampler == sampler_id(settings)) & (known.split == block.split) & (known.steps == block.steps)]
     mine = mine[mine.image < settings.images_per_prompt]
-    needed = {(text, i) for text in texts for i in range(settings.images_per_prompt)}
+    needed = {(text, i) for text in block.texts for i in range(settings.images_per_prompt)}
     missing = []
     for scorer in scorers:
         rows = mine[(mine.reward == scorer.name) & (mine.version == scorer.reward.full_version)]
@@ -213,7 +261,20 @@ def _missing_in_block(
     return missing
 
 
-def _block(
+def score_block(
+    policy: Policy, settings: EvaluationSettings, scorers: Sequence[Scorer], block: Block, micro_batch: int
+) -> "pd.DataFrame":
+    """Rows of one block without the columns of their subject and block: what :func:`evaluate` adds to the file."""
+    guidance = policy.guidance_scale
+    policy.set_guidance(settings.guidance_scale)
+    try:
+        schedule = evaluation_schedule(policy, settings, block.steps)
+        return _rows(policy, schedule, settings, scorers, block.texts, micro_batch, None, ALONE)
+    finally:
+        policy.set_guidance(guidance)
+
+
+def _rows(
     policy: Policy,
     schedule: Schedule,
     settings: EvaluationSettings,
@@ -269,20 +330,20 @@ def sample_images(
 
 
 def _add(
-    known: "pd.DataFrame", block: "pd.DataFrame", subject: Subject, settings: EvaluationSettings, split: str, steps: int
+    known: "pd.DataFrame", rows: "pd.DataFrame", subject: Subject, settings: EvaluationSettings, block: Block
 ) -> "pd.DataFrame":
-    """Known rows plus the new block, which replaces rows with the same keys; in one fixed order."""
+    """Known rows plus those of a block, which replace rows with the same keys; in one fixed order."""
     import pandas as pd
 
-    block = block.assign(
+    rows = rows.assign(
         run=subject.run,
         method=subject.method,
         seed=subject.seed,
         sampler=sampler_id(settings),
-        split=split,
-        steps=steps,
+        split=block.split,
+        steps=block.steps,
     )
-    both = pd.concat([known, block[COLUMNS]], ignore_index=True) if len(known) else block[COLUMNS]
+    both = pd.concat([known, rows[COLUMNS]], ignore_index=True) if len(known) else rows[COLUMNS]
     return both.drop_duplicates(KEYS, keep="last").sort_values(KEYS, ignore_index=True)
 
 

@@ -62,6 +62,12 @@ def prompt_cache(digests: Mapping[str, str] | None = None, run: str = "") -> Ite
         _caches.pop()
 
 
+def digests_in_use() -> dict[str, str]:
+    """Digests of the user's own prompt files that this :func:`prompt_cache` has read, by normalised path."""
+    read = _caches[-1].read if _caches else {}
+    return {os.path.normpath(name): digest(texts) for name, texts in read.items() if name not in shipped_sets()}
+
+
 def load_prompts(name: str) -> list[str]:
     """Prompts of a shipped set or of a text file; empty lines and lines starting with ``#`` are left out.
 

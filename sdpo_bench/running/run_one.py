@@ -26,7 +26,14 @@ from sdpo_bench.models.catalogue import load_policy, pick_device
 from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy
-from sdpo_bench.prompts.prompt_sets import prompt_cache
+from sdpo_bench.prompts.prompt_sets import digests_in_use, prompt_cache
+from sdpo_bench.running.evaluation_process import (
+    Assignment,
+    EvaluationProcess,
+    evaluation_process,
+    reward_sources,
+    use_second_process,
+)
 from sdpo_bench.running.source_check import refuse_changed_plugins
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
@@ -85,8 +92,8 @@ def run_job(
             run.create(record)
             with run.locked():
                 _record_inputs(job, record)
-                with _finish(job):
-                    outcome = _work(job)
+                with _finish(job), evaluation_process(_assignment(job, references)) as helper:
+                    outcome = _work(job, helper)
             return outcome
 
 
@@ -149,6 +156,16 @@ def _calibrate(job: _PreparedRun) -> dict[str, Any]:
     references = job.trainer.processes.share(lambda: _references(job.trainer, job.every_scorer, job.watcher))
     apply(job.every_scorer, references)
     return references
+
+
+def _assignment(job: _PreparedRun, references: dict[str, Any]) -> Assignment | None:
+    """What a second process is told; None where the run has none, or where there is too little to gain."""
+    trainer, scorers = job.trainer, job.scorers
+    config, runtime = trainer.config, trainer.runtime
+    wanted = use_second_process(runtime, job.device, trainer.processes, trainer.policy, scorers)
+    if not (wanted and (job.trains or ev.missing_scorers(job.base, config.eval, scorers))):
+        return None
+    return Assignment(config, runtime, references, digests_in_use(), reward_sources(scorers), torch.get_num_threads())
 
 
 def _record_inputs(job: _PreparedRun, record: dict[str, Any]) -> None:
@@ -228,7 +245,7 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")  # a defect, often of a plugin
 
 
-def _work(job: _PreparedRun) -> Outcome:
+def _work(job: _PreparedRun, helper: EvaluationProcess | None = None) -> Outcome:
     """What all processes of a run do: train a run that has no adapter, then judge it."""
     trainer, scorers, train = job.trainer, job.scorers, job.trains
     config, run, processes = trainer.config, trainer.run, trainer.processes
@@ -240,7 +257,9 @@ def _work(job: _PreparedRun) -> Outcome:
     search = candidates_of(trainer.method, scorers[0], config.seed)
     for attempt in trainer.attempts(trainer.record_out_of_memory):
         with attempt:
-            table = _judge(trainer, scorers, job.watcher, job.device, search)
+            table = _judge(trainer, scorers, job.watcher, job.device, search, helper)
+    if helper is not None and helper.failure:
+        trainer.warn(f"the second process has failed ({helper.failure}); this one has done its work")
     return Outcome(run, table, train)
 
 
@@ -323,18 +342,23 @@ def _trainer(
 
 
 def _judge(
-    trainer: Trainer, scorers: list[Scorer], watcher: Watcher, device: str, search: Candidates | None
+    trainer: Trainer,
+    scorers: list[Scorer],
+    watcher: Watcher,
+    device: str,
+    search: Candidates | None,
+    helper: EvaluationProcess | None,
 ) -> list[dict[str, Any]]:
-    """Evaluation rows of the run and of its base model, the grid, and the table."""
+    """Evaluation rows of the run and of its base model, the grid, and the table.
+
+    The run comes first: a helper may still be at work on the base model, and holds its lock.
+    """
     config, run = trainer.config, trainer.run
     runtime = replace(trainer.runtime, micro_batch=trainer.context.micro_batch.size)
     policy, processes, settings = trainer.policy, trainer.processes, trainer.config.eval
     folders = run, base_folder(config.model, settings, runtime)
     if processes.is_main and any(ev.missing_scorers(folder, settings, scorers) for folder in folders):
         run.set_status("running", "evaluating")
-    base_rows = evaluate_base(
-        policy, config.model, settings, scorers, runtime, watcher, device=device, processes=processes
-    )
     load_adapter(policy, run.lora)
     subject = ev.Subject(run.run_id, config.method.name, config.seed)
     tuned_rows = ev.evaluate(
@@ -347,6 +371,10 @@ def _judge(
         progress=watcher.evaluation,
         search=search,
         processes=processes,
+        helper=helper,
+    )
+    base_rows = evaluate_base(
+        policy, config.model, settings, scorers, runtime, watcher, device=device, processes=processes
     )
     if processes.is_main and not (run.path / "grid.png").exists():
         draw_grid(

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from sdpo_bench.sweep.worker import FAILED, STOPPED, Task, child
+from sdpo_bench.system.distributed import usable_cores
 from sdpo_bench.system.signals import shield_children
 
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -58,16 +59,9 @@ class Executor(Protocol):
         """End all running tasks and release the executor's processes."""
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def thread_share(jobs: int) -> int:
     """CPU threads of each of ``jobs`` processes: an equal share of the processors."""
-    return max(1, cores() // jobs)
+    return max(1, usable_cores() // jobs)
 
 
 class LocalExecutor:

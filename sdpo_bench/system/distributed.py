@@ -236,6 +236,13 @@ class Launched(Processes):
             raise KeyboardInterrupt
 
 
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def several() -> bool:
     """Whether a launcher started this process as one of several."""
     return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1

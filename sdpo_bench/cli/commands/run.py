@@ -66,6 +66,7 @@ def run_command(
     checkpoint_every: int,
     reward_timeout: float,
     async_rewards: bool,
+    processes: int,
     as_json: bool,
 ) -> None:
     """``sdpo-bench run``."""
@@ -90,19 +91,19 @@ def run_command(
     resolved = resolve(request)
     if write_config:
         _write_config(resolved, write_config, config_file, out)
-    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards)
+    runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards, processes)
     if dry_run:
         show_plan(resolved, runtime, as_json, seeds=several, file=file, gpu_bytes=gpu_bytes)
         return
-    with launched(pick_device(device)) as processes:
-        if processes.is_main:
-            _show_needed_memory(resolved, runtime, processes.count)
+    with launched(pick_device(device)) as group:
+        if group.is_main:
+            _show_needed_memory(resolved, runtime, group.count)
         if several:
             runs = [resolve(replace(request, seed=one)) for one in several]
-            run_seeds(runs, runtime, trackers, processes, as_json)
+            run_seeds(runs, runtime, trackers, group, as_json)
             return
-        outcome = run_with_progress(resolved, runtime, trackers, processes)
-        if processes.is_main:
+        outcome = run_with_progress(resolved, runtime, trackers, group)
+        if group.is_main:
             _show_outcome(resolved, outcome, as_json)
 
 
