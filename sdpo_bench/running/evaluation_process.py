@@ -38,14 +38,19 @@ if TYPE_CHECKING:
 
 SMALL = 5_000_000
 """Parameters of a denoiser below which a second thread gives nothing; a larger one uses all cores by itself."""
+LEAST_CALLS = 2000
+"""Denoiser calls of an evaluation below which starting the process costs more than it saves."""
 READY, ROWS, FAILED = "ready", "rows", "failed"
 """What the process sends: that it waits for blocks, a block with its rows, why it fails."""
 
 
 def use_second_process(
-    runtime: Runtime, device: str, processes: Processes, policy: Policy, scorers: Sequence[Scorer]
+    runtime: Runtime, device: str, processes: Processes, policy: Policy, scorers: Sequence[Scorer], calls: int
 ) -> bool:
     """Whether a run has a second process: as its settings say, or where there are an idle core and the memory.
+
+    Args:
+        calls: of the denoiser in one evaluation.
 
     Raises:
         UsageError: two processes asked for where they cannot be had.
@@ -59,7 +64,7 @@ def use_second_process(
         return runtime.processes == 2
     small = sum(p.numel() for p in policy.unet.parameters()) < SMALL
     served = any(scorer.reward.filed_as for scorer in scorers)  # a service has its own order of calls and its own load
-    return possible and small and not served and usable_cores() > 1 and _memory_for_two()
+    return possible and calls >= LEAST_CALLS and small and not served and usable_cores() > 1 and _memory_for_two()
 
 
 def _memory_for_two() -> bool:

@@ -162,7 +162,8 @@ def _assignment(job: _PreparedRun, references: dict[str, Any]) -> Assignment | N
     """What a second process is told; None where the run has none, or where there is too little to gain."""
     trainer, scorers = job.trainer, job.scorers
     config, runtime = trainer.config, trainer.runtime
-    wanted = use_second_process(runtime, job.device, trainer.processes, trainer.policy, scorers)
+    calls = sum(block.calls for block in ev.blocks_of(config.eval))
+    wanted = use_second_process(runtime, job.device, trainer.processes, trainer.policy, scorers, calls)
     if not (wanted and (job.trains or ev.missing_scorers(job.base, config.eval, scorers))):
         return None
     return Assignment(config, runtime, references, digests_in_use(), reward_sources(scorers), torch.get_num_threads())

@@ -137,7 +137,7 @@ def scorer(filed_as=None):
     return SimpleNamespace(reward=SimpleNamespace(filed_as=filed_as))
 
 
-USUAL = {"cores": 2, "memory": True, "device": "cpu", "count": 1, "parameters": 1000, "filed_as": None}
+USUAL = {"cores": 2, "memory": True, "device": "cpu", "count": 1, "parameters": 1000, "filed_as": None, "calls": 2000}
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,9 @@ USUAL = {"cores": 2, "memory": True, "device": "cpu", "count": 1, "parameters": 
         (0, {"count": 2}, False),
         (0, {"parameters": 5_000_000}, False),
         (0, {"filed_as": "hpsv2"}, False),
+        (0, {"calls": 1999}, False),
         (1, {}, False),
-        (2, {"cores": 1, "memory": False, "parameters": 5_000_000, "filed_as": "hpsv2"}, True),
+        (2, {"cores": 1, "memory": False, "parameters": 5_000_000, "filed_as": "hpsv2", "calls": 1}, True),
     ],
 )
 def test_a_small_model_with_an_idle_core_gets_a_second_process(monkeypatch, tmp_path, asked, changes, used):
@@ -159,17 +160,18 @@ def test_a_small_model_with_an_idle_core_gets_a_second_process(monkeypatch, tmp_
     monkeypatch.setattr(evaluation_process, "usable_cores", lambda: case["cores"])
     monkeypatch.setattr(evaluation_process, "_memory_for_two", lambda: case["memory"])
     given = Runtime(tmp_path, processes=asked), case["device"], SimpleNamespace(count=case["count"])
-    assert use_second_process(*given, policy_of(case["parameters"]), [scorer(), scorer(case["filed_as"])]) is used
+    scorers = [scorer(), scorer(case["filed_as"])]
+    assert use_second_process(*given, policy_of(case["parameters"]), scorers, case["calls"]) is used
 
 
 @pytest.mark.parametrize(("device", "count"), [("cuda:0", 1), ("cpu", 2)])
 def test_a_second_process_that_cannot_be_had_is_refused(tmp_path, device, count):
     with pytest.raises(UsageError, match="--processes 2 is for a run on a CPU"):
-        use_second_process(Runtime(tmp_path, processes=2), device, SimpleNamespace(count=count), policy_of(1), [])
+        use_second_process(Runtime(tmp_path, processes=2), device, SimpleNamespace(count=count), policy_of(1), [], 9)
 
 
 def test_a_sweep_gives_its_jobs_one_process_each(tmp_path):
-    assert not use_second_process(Runtime(tmp_path), "cpu", ALONE, policy_of(1), [])
+    assert not use_second_process(Runtime(tmp_path), "cpu", ALONE, policy_of(1), [], 10**6)
 
 
 @pytest.mark.parametrize(
