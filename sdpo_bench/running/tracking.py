@@ -171,7 +171,7 @@ class Tracking:
         if tracker.told.get("finished"):
             return
         epoch = tracker.told["epoch"]
-        values = {}
+        values: dict[str, float] = {}
         for row in table:
             place = f"eval/{row['reward']}/{row['split']}/{row['steps']}"
             values |= {f"{place}/{name}": float(row[name]) for name in ("base", "tuned", "difference")}

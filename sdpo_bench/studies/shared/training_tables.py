@@ -142,7 +142,8 @@ def gain_table(
     )
     rows = []
     for label, arm in arms.items():
-        endpoints: list[Endpoint] = [*steps, *(["few"] if few else []), "mean"]
+        means: list[Endpoint] = ["few", "mean"] if few else ["mean"]
+        endpoints: list[Endpoint] = [*steps, *means]
         gains = [crossed(trainings.gain(arm, k)) for k in endpoints]
         cells = [t.estimate(gain, 3, signed=True) for gain in gains]
         contrast, seeds = contrast_cells(against.get(label)), seeds_cell(trainings.arms[arm])
