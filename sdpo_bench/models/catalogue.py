@@ -123,7 +123,7 @@ KNOWN: dict[str, BaseModel] = {
             "sd3.5-large-turbo",
             "stabilityai/stable-diffusion-3.5-large-turbo",
             "SD3.5 large turbo, 8.1 B-parameter transformer, three text encoders, 4 steps without guidance, 1024x1024 "
-            "pixels; needs a GPU of 48 GB and 28 GB of weights",
+            "pixels; needs a GPU of 48 GB and 27 GB of weights",
             "hpsv2",
             _TRANSFORMER | _FEW_STEPS | _lora(StableDiffusion3) | _SD3_SIGMAS,
             licence="Stability AI Community",
@@ -138,7 +138,7 @@ KNOWN: dict[str, BaseModel] = {
             _TRANSFORMER
             | _lora(StableDiffusion3)
             | _SD3_SIGMAS
-            | {"eval.steps": (4, 10, 40), "model.guidance_scale": 4.5, "eval.guidance_scale": 4.5},
+            | {"eval.steps": (1, 2, 4, 10, 40), "model.guidance_scale": 4.5, "eval.guidance_scale": 4.5},
             licence="Stability AI Community",
             gated=True,
         ),

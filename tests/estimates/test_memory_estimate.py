@@ -13,6 +13,7 @@ from sdpo_bench.hashing import canonical_json
 from sdpo_bench.models.catalogue import load_policy, pipeline_files
 from sdpo_bench.models.pipeline_files import published
 from sdpo_bench.settings import ModelSettings
+from tools.random_pipeline import SMALL_FLOW, write_pipeline
 
 
 def traced(folder, **settings):
@@ -43,7 +44,17 @@ def test_published_sizes():
     assert published("emoji-turbo") is None
 
 
-def saved_bytes(policy):
+def test_published_sizes_of_transformers():
+    """As their authors round them: SD3.5 large 8.1 B, FLUX.1 12 B, Z-Image 6 B; the encoder of T5 v1.1 XXL 4.76 B."""
+    sizes = {name: published(name).parameters for name in ("sd3.5-large-turbo", "flux.1-schnell", "z-image-turbo")}
+    assert sizes["sd3.5-large-turbo"]["transformer"] == 8_056_627_520
+    assert sizes["flux.1-schnell"]["transformer"] == 11_891_178_560
+    assert sizes["z-image-turbo"]["transformer"] == 6_154_908_736
+    assert sizes["flux.1-schnell"]["text_encoder_2"] == sizes["sd3.5-large-turbo"]["text_encoder_3"] == 4_762_310_656
+    assert published("flux.1-schnell").download_bytes == 2 * sum(sizes["flux.1-schnell"].values())
+
+
+def saved_bytes(policy, prompt="a cat"):
     """Bytes of the tensors that a real forward pass of one latent keeps for its backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in policy.denoiser.parameters()}
     kept = {}
@@ -53,7 +64,7 @@ def saved_bytes(policy):
             kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no address is used twice
         return tensor
 
-    conditioning = policy.encode(["a cat"])
+    conditioning = policy.encode([prompt])
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         output = policy.predict(torch.randn(1, *policy.latent_shape), torch.tensor([500]), conditioning)
     assert output.requires_grad
@@ -65,6 +76,19 @@ def test_measured_activations_are_those_of_a_real_step(tiny_pipe):
     policy = load_policy(ModelSettings(name=str(tiny_pipe), resolution=64), lora_seed=0)
     real, ours = saved_bytes(policy), traced(tiny_pipe, resolution=64)["training"]
     assert real <= 1.02 * ours and ours <= 1.25 * real, (real, ours)
+
+
+@pytest.mark.parametrize("shape", sorted(SMALL_FLOW))
+def test_measured_activations_of_transformers_are_those_of_a_real_step(shape, tmp_path):
+    """The longest prompt is what is measured; the real one is as long but for Z-Image, whose prompts have lengths."""
+    folder = write_pipeline(SMALL_FLOW[shape], tmp_path / shape)
+    settings = {"resolution": 64, "lora_targets": ("to_q", "to_k", "to_v", "to_out.0")}
+    policy = load_policy(ModelSettings(name=str(folder), **settings), lora_seed=0)
+    sizes = traced(folder, **settings)
+    assert sizes["adapter"] == sum(p.numel() for p in policy.lora_parameters().values())
+    prompt = "z" * (490 if shape == "zimage" else 3)
+    real = saved_bytes(policy, prompt)
+    assert real <= 1.05 * sizes["training"] and sizes["training"] <= 1.6 * real, (real, sizes)
 
 
 def test_activations_follow_the_resolution_and_shrink_with_checkpointing_and_precision(tiny_pipe):
