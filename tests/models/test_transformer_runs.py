@@ -73,3 +73,18 @@ def test_known_transformers_resolve_to_their_own_settings(name):
     assert chosen.schedule.spacing == chosen.eval.spacing == ("linspace" if name.startswith("sd3") else "trailing")
     assert chosen.model.guidance_scale == (4.5 if name == "sd3.5-medium" else 1.0)
     assert chosen.model.lora_targets in {family.lora_targets for family in FAMILIES}
+
+
+def test_flow_grpos_preset_has_the_numbers_of_the_official_code():
+    """github.com/yifan123/flow_grpo: config/grpo.py (pickscore_sd3), config/base.py, scripts/train_sd3.py."""
+    resolved = resolve(Request(method="grpo", model="sd3.5-medium", reward="pickscore"))
+    assert resolved.preset == "flow-grpo-sd3.5-medium"
+    config = resolved.config
+    model, method = config.model, config.method.settings
+    assert (model.resolution, model.guidance_scale, model.lora_rank, model.lora_alpha) == (512, 4.5, 32, 64.0)
+    assert (config.schedule.steps, config.schedule.sde, config.schedule.eta) == (10, "flow", 0.7)
+    assert (method["group_size"], method["clip_range"], method["kl_weight"]) == (24, 1e-4, 0.01)
+    assert not method["shared_noise"]
+    groups = config.sample.images_per_epoch // 24
+    assert groups == 48 and groups / (config.update.minibatch * config.update.accumulation) == 2
+    assert (config.update.lr, config.update.weight_decay, config.advantage.clip) == (3e-4, 1e-4, 5.0)
