@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 
+from sdpo_bench.cli.commands.run import plan
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models import pipeline_loading
+from sdpo_bench.models.pipeline_files import PipelineFiles
 from sdpo_bench.plugins.registry import find
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
@@ -124,3 +126,12 @@ def test_settings_without_effect_on_the_ode_are_refused(folder):
     for settings in ({"eta": 0.5}, {"sde_steps": "first:2"}):
         with pytest.raises(UsageError, match="would have no effect: schedule.sde = ode"):
             run(folder(), method="refl", reward="emoji-align", schedule={"sde": "ode"} | settings)
+
+
+@pytest.mark.parametrize("files", [None, PipelineFiles({"scheduler": EULER | {"use_dynamic_shifting": True}}, {})])
+def test_a_plan_needs_neither_the_files_nor_the_size_of_the_image(folder, monkeypatch, files):
+    """The number of image tokens comes with the loaded model, and the files of a hub model may not be here."""
+    monkeypatch.setattr("sdpo_bench.cli.commands.run.pipeline_files", lambda settings: files)
+    planned = plan(run(folder(), schedule={"steps": 4, "sde_steps": "first:2"}))
+    groups = planned["cost_per_epoch"]["groups"]
+    assert planned["cost_per_epoch"]["denoiser_backward"] == groups * (1 + 2)  # pairs share their first state
