@@ -151,8 +151,9 @@ class UpdateSettings:
 
     order: Literal["step-shuffled", "accumulated"] = "step-shuffled"
     """An optimiser step after single denoising steps (SDPO), or after whole trajectories (DDPO, D3PO)."""
-    step_weight: Literal["official", "skip-last", "equal-gain"] = "official"
-    """Weight of each denoising step's log-ratio: 1, 1 but 0 for the last, or inverse to its gradient gain."""
+    step_weight: Literal["official", "skip-last", "equal-gain", "noise-level"] = "official"
+    """Weight of each denoising step's log-ratio: 1, 1 but 0 for the last, inverse to its gradient gain, or proportional
+    to its noise (TempFlow-GRPO)."""
     minibatch: Count = 8
     """Prompt groups in a minibatch, over all processes."""
     accumulation: Count = 8

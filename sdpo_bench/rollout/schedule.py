@@ -111,13 +111,17 @@ def step_weights(schedule: Schedule, rule: str) -> Tensor:
 
     ``official``: 1 everywhere. ``skip-last``: 0 for the last step, whose noise cannot change the reward of the
     predicted original. ``equal-gain``: inverse to :meth:`Schedule.gains`, mean 1 over the steps that draw, so that
-    all steps contribute equally to the gradient.
+    all steps contribute equally to the gradient. ``noise-level``: proportional to the step's standard deviation, mean
+    1 over the steps that draw (TempFlow-GRPO, arXiv 2508.04324: its ``g sqrt(-dt)``, on any schedule).
     """
     steps = schedule.num_steps
     random = schedule.std() > 0
     if rule == "equal-gain":
         inverse = torch.where(random, 1 / schedule.gains(), 0.0)
         return (inverse / inverse[random].mean()).float() if bool(random.any()) else inverse.float()
+    if rule == "noise-level" and bool(random.any()):
+        std = schedule.std()
+        return std / std[random].mean()
     weights = random.float()
     if rule == "skip-last" and steps > 1:
         weights[-1] = 0.0

@@ -155,6 +155,18 @@ def test_equal_gain_weights_make_steps_equally_loud():
     assert step_weights(make_schedule(SD_TURBO, 1), "skip-last").tolist() == [1.0]
 
 
+def test_noise_level_weights_are_in_proportion_to_the_standard_deviation():
+    """TempFlow-GRPO: g sqrt(-dt), mean 1 over the steps that draw; Flow-GRPO's SDE by hand at T = 4, shift 1."""
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    schedule = make_schedule(flow, 4, sampler="flow", sde="flow", eta=0.7)
+    noise = torch.tensor([(1 / 0.25) ** 0.5, (0.75 / 0.25) ** 0.5, 1.0])
+    weights = step_weights(schedule, "noise-level")
+    assert weights[:3].tolist() == pytest.approx((noise / noise.mean()).tolist(), rel=1e-6)
+    assert weights[3] == 0
+    ddim = make_schedule(SD_TURBO, 4)
+    assert torch.allclose(step_weights(ddim, "noise-level"), ddim.std() / ddim.std().mean())
+
+
 @pytest.mark.parametrize(("steps", "options"), [(0, {}), (1001, {}), (4, {"eta": -1.0}), (4, {"std_floor": -0.1})])
 def test_values_out_of_range(steps, options):
     with pytest.raises(UsageError):

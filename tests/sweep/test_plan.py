@@ -75,7 +75,7 @@ def test_epochs_are_alike_but_for_the_cut_one(axis, epochs):
     assert work(**{axis: epochs * each + each // 2}) == whole.times(epochs) + cut
 
 
-@pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain"])
+@pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain", "noise-level"])
 @pytest.mark.parametrize(("sampler", "std_floor"), [("ddim", 1e-3), ("lcm", 1e-3), ("lcm", 0.0)])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_trained_steps_are_those_with_a_weight(rule, sampler, std_floor, steps):
@@ -85,6 +85,22 @@ def test_trained_steps_are_those_with_a_weight(rule, sampler, std_floor, steps):
     settings = ScheduleSettings(steps=steps, sampler=sampler, std_floor=std_floor)
     weights = step_weights(make_schedule({}, steps, sampler=sampler, std_floor=std_floor), rule)
     assert trained_steps(settings, rule) == (weights > 0).float().tolist()
+
+
+@pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain", "noise-level"])
+@pytest.mark.parametrize("window", ["all", "first:2", "random:2", "window:2:1"])
+def test_trained_steps_of_a_flow_model_are_those_of_the_epochs_window(rule, window):
+    from sdpo_bench.config.training_schedule import schedule_options
+    from sdpo_bench.rollout.schedule import make_schedule, step_weights
+
+    settings = ScheduleSettings(steps=5, sampler="flow", eta=0.7, sde_steps=window)
+    for epoch in range(4):
+        options = schedule_options(settings, seed=3, epoch=epoch)
+        schedule = make_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"}, 5, sampler="flow", **options)
+        weights = step_weights(schedule, rule)
+        assert trained_steps(settings, rule, seed=3, epoch=epoch) == (weights > 0).float().tolist()
+    still = ScheduleSettings(steps=5, sampler="flow", sde="ode")
+    assert trained_steps(still, rule) == [0.0] * 5
 
 
 def test_guidance_as_an_input_of_the_network_has_one_branch():
