@@ -24,6 +24,9 @@ _TARGETS: Mapping[tuple[str, ...], str] = {
     ("schedule.steps", "eval.steps"): "steps num_steps sample_steps num_inference_steps inference_steps",
     ("schedule.sampler", "eval.sampler"): "scheduler sampler noise_scheduler",
     ("schedule.spacing", "eval.spacing"): "timestep_spacing",
+    ("schedule.eta", "eval.eta"): "noise_level",
+    ("schedule.sde",): "dynamics_type sde_type",
+    ("schedule.sde_steps",): "sde_window_size sde_window num_sde_steps",
     ("sample.prompts",): "prompts prompt_file prompt_fn prompt_set dataset",
     ("sample.images_per_epoch",): "samples_per_epoch sample_batch_size num_samples",
     ("update.minibatch", "sample.images_per_epoch"): "batch_size train_batch_size",
@@ -48,7 +51,7 @@ _TARGETS: Mapping[tuple[str, ...], str] = {
     ("budget.optimiser_steps",): "max_steps max_train_steps train_steps optimizer_steps num_train_steps",
     ("budget.seconds",): "max_time max_seconds max_hours",
 }
-"""Settings, the likeliest first, and what other libraries call them (diffusers, PEFT, TRL, DDPO, D3PO)."""
+"""Settings, the likeliest first, and what other libraries call them (diffusers, PEFT, TRL, DDPO, D3PO, Flow-GRPO)."""
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     alias: settings for settings, aliases in _TARGETS.items() for alias in aliases.split()

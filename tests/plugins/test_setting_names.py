@@ -38,6 +38,8 @@ def said(key: str, method: str = "sdpo") -> str:
         ("dtype", "model.precision"),
         ("train.mixed_precision", "model.precision"),
         ("torch_dtype", "model.precision"),
+        ("noise_level", "schedule.eta' or 'eval.eta"),
+        ("schedule.sde_window_size", "schedule.sde_steps"),
         ("lr", "update.lr"),
         ("model.learning_rate", "update.lr"),
         ("update.learning-rate", "update.lr"),
