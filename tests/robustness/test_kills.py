@@ -56,9 +56,9 @@ def test_killed_inside_each_kind_of_write(command, never_killed, tmp_path):
     """Half a line of a log, half a checkpoint, half an adapter, half a table: one after the other in the same run."""
     expected, _ = never_killed
     kills = [
+        "before fsync curve.jsonl",
         "before fsync train.jsonl",
         "before fsync .epoch-000001",
-        "before fsync curve.jsonl",
         "before fsync .pytorch_lora",
         "before unlink epoch-000001.safetensors",
         "before fsync .eval.parquet",
