@@ -68,10 +68,12 @@ class Job:
     """Estimated time; None without a calibration."""
     settings: Mapping[str, Any]
     """The resolved configuration by ``section.key``, for ``--filter``."""
+    search_group: Group
+    """Jobs that share their tuned settings, and the tuning jobs that find them."""
 
     @property
     def group(self) -> Group:
-        """Jobs that share their tuned settings."""
+        """Jobs that differ in the seed."""
         return Group(self.method, self.reward, self.model, self.variant)
 
     @property
@@ -125,7 +127,7 @@ def make_plan(suite: Suite, out: Path, rates: RatesOf = lambda resolved: None) -
     tuning, choices = planner.tuning()
     chosen = {choice.group: choice for choice in choices}
     pairs = [(group, seed) for seed in suite.seeds for group in suite.groups]
-    reported = [planner.reported(group, seed, chosen.get(group)) for group, seed in pairs]
+    reported = [planner.reported(group, seed, chosen.get(suite.searched_group(group))) for group, seed in pairs]
     _refuse_twins(suite, [*tuning, *reported])
     _refuse_unmatched(suite, reported)
     return Plan(suite, out, (*tuning, *reported), choices)
@@ -143,11 +145,13 @@ class _Planner:
         search = self.suite.search
         if search is None:
             return [], ()
+        other = self.suite.search_suite
+        searcher = self if other is None else _Planner(other, self.out, self.rates)
         jobs: list[Job] = []
         choices = []
-        for group in self.suite.groups:
+        for group in dict.fromkeys(self.suite.searched_group(group) for group in self.suite.groups):
             if search.axes(group.method):  # else no key of the grid is one of its own: there is nothing to tune
-                own, choice = self._search(group, search)
+                own, choice = searcher._search(group, search)
                 jobs += own
                 choices.append(choice)
         return jobs, tuple(choices)
@@ -194,6 +198,7 @@ class _Planner:
             work,
             seconds(resolved, work, rates) if rates else None,
             flat_settings(resolved.record),
+            self.suite.searched_group(group),
         )
 
     def _resolve(self, group: Group, role: Role, overrides: dict[str, Any]) -> tuple[Resolved, Work | None]:
@@ -279,7 +284,7 @@ def _refuse_unmatched(suite: Suite, jobs: Sequence[Job]) -> None:
 
 def record_of(plan: Plan) -> dict[str, Any]:
     """The plan as ``suite_records`` keeps it: which runs belong to the suite, and how their settings were chosen."""
-    suite = plan.suite
+    suite, other = plan.suite, plan.suite.search_suite
     return {
         "name": suite.name,
         "texts": {"description": suite.description, "reproduces": suite.reproduces, "departs": suite.departs},
@@ -287,7 +292,7 @@ def record_of(plan: Plan) -> dict[str, Any]:
         "reported": {c.run_id: c.variant for c in plan.jobs if c.role == "reported" and c.run_id},
         "tuning": [c.run_id for c in plan.jobs if c.role == "tuning"],
         "waiting": sum(c.role == "reported" and not c.run_id for c in plan.jobs),
-        "search": search_data(suite.search) if suite.search else None,
+        "search": search_data(suite.search, other.name if other else "") if suite.search else None,
         "choices": [choice_data(choice) for choice in plan.choices],
     }
 
@@ -311,8 +316,8 @@ def filter_jobs(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
         chosen = {i: job for i, job in chosen.items() if any(same(job.get(key), value) for value in values)}
         if not chosen:
             raise UsageError(f"--filter: no job has {key} = {', '.join(values)}.{nearest(values[0], present)}")
-    groups = {job.group for job in plan.jobs if id(job) in chosen}
-    jobs = [job for job in plan.jobs if id(job) in chosen or (job.role == "tuning" and job.group in groups)]
+    groups = {job.search_group for job in plan.jobs if id(job) in chosen}
+    jobs = [job for job in plan.jobs if id(job) in chosen or (job.role == "tuning" and job.search_group in groups)]
     return replace(plan, jobs=tuple(jobs))
 
 

@@ -192,7 +192,7 @@ class Sweep:
         return any(
             key not in self.progress.outcomes
             for key in self.progress.todo
-            if key in jobs and jobs[key].role == "tuning" and jobs[key].group == job.group
+            if key in jobs and jobs[key].role == "tuning" and jobs[key].search_group == job.search_group
         )
 
     def _end(self, result: TaskResult) -> None:

@@ -35,6 +35,9 @@ A suite is a preset (``presets.py``: sections of settings, ``[for.METHOD.section
     keep = 2                                 # the best of the round before, once more with another seed
     seeds = [1000, 1001]
     images = 640
+
+A suite takes the settings that another one's search has chosen with ``[search]`` and ``suite = "NAME"`` alone: all its
+variants get them, and the other suite's tuning runs are trained first where they are missing.
 """
 
 from collections.abc import Mapping
@@ -97,6 +100,8 @@ class Suite:
     variants: Mapping[str, Mapping[str, Any]]
     """Settings by name; one without name or settings where a suite has no variants."""
     search: Search | None
+    search_suite: "Suite | None" = None
+    """The suite whose search this is; None for one of its own."""
 
     def overrides(self, method: str, variant: str) -> dict[str, Any]:
         """Settings of a job above its presets: the common ones that it can use, the method's, the variant's."""
@@ -117,6 +122,10 @@ class Suite:
             for model, reward, variant, method in product(self.models, self.rewards, self.variants, self.methods)
             if not self.every_method or can_learn_from(method, reward)
         ]
+
+    def searched_group(self, group: Group) -> Group:
+        """Whose search gives a group its settings: its own, or that of the other suite's group without variants."""
+        return group if self.search_suite is None else group._replace(variant="")
 
     @property
     def variant_keys(self) -> tuple[str, ...]:
@@ -174,7 +183,7 @@ def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
             raise UsageError(f"{key}: got {text!r}, expected a text.")
     cells, by_method = take_table(data, "cells"), take_tables(data, "for")
     variants = {key: flatten(table) for key, table in take_tables(data, "variants").items()}
-    search = read_search(take_table(data, "search")) if "search" in data else None
+    search, search_suite = _search(take_table(data, "search")) if "search" in data else (None, None)
     refuse_unknown(cells, ("method", "reward", "model", "seed", "preset"), "cells.")
     methods = _several(cells, "method")
     every_method = methods == [EVERY]
@@ -193,9 +202,25 @@ def make_suite(name: str, data: Mapping[str, Any]) -> Suite:
         by_method={method_tag(key): flatten(table) for key, table in by_method.items()},
         variants=variants or {"": {}},
         search=search,
+        search_suite=search_suite,
     )
     _check(suite)
     return suite
+
+
+def _search(table: dict[str, Any]) -> tuple[Search, Suite | None]:
+    """A suite's own search, or that of the suite which ``search.suite`` names."""
+    if "suite" not in table:
+        return read_search(table), None
+    name = table.pop("suite")
+    if table:
+        raise UsageError(f"search.suite takes all of another suite's search: leave out {', '.join(sorted(table))}.")
+    if not isinstance(name, str):
+        raise UsageError(f'search.suite: got {name!r}. Example: suite = "embedded-long"')
+    other = find_suite(name)
+    if other.search is None:
+        raise UsageError(f"search.suite: suite '{name}' has no search of its own.")
+    return other.search, other
 
 
 def _several(cells: Mapping[str, Any], key: str) -> list[Any]:
@@ -236,6 +261,8 @@ def _check(suite: Suite) -> None:
                 )
     if suite.search is not None:
         _check_search(suite.search, suite)
+    if suite.search_suite is not None:
+        _check_search_suite(suite, suite.search_suite)
 
 
 def _refuse_axes(where: str, settings: Mapping[str, Any]) -> None:
@@ -257,6 +284,18 @@ def _check_search(search: Search, suite: Suite) -> None:
         )
     if (search.settings.by == "validation") != bool(search.settings.prompts):
         raise UsageError('search.prompts belongs to search.by = "validation": give both or neither.')
+    if suite.search_suite is not None:
+        return
     idle = set(search.by_method) - {plugin_tag(method) for method in suite.methods}
     if idle:
         raise UsageError(f"search.for.{sorted(idle)[0]}: that method is not among the methods of [cells].")
+
+
+def _check_search_suite(suite: Suite, other: Suite) -> None:
+    """Every group must have been searched there."""
+    for group in suite.groups:
+        if suite.searched_group(group) not in other.groups:
+            raise UsageError(
+                f"search.suite: suite '{other.name}' searches no settings for method {group.method}, reward "
+                f"{group.reward}, model {group.model}."
+            )

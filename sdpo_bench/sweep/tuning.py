@@ -243,11 +243,16 @@ def _asked_part(block: Block, search: Search) -> Block | None:
     return block.restrict(s.steps, images)
 
 
-def search_data(search: Search) -> dict[str, Any]:
-    """How a search was made, as plain data."""
+def search_data(search: Search, suite: str = "") -> dict[str, Any]:
+    """How a search was made, as plain data.
+
+    Args:
+        suite: whose search it is, where it is another suite's.
+    """
     rounds = [{"seeds": one.seeds, "budget": dict(one.budget), "keep": one.keep} for one in search.rounds]
     require = {"reward": search.require.reward, "drop": search.require.drop} if search.require else None
-    return {**asdict(search.settings), "rounds": rounds, "require": require}
+    borrowed = {"suite": suite} if suite else {}
+    return {**asdict(search.settings), "rounds": rounds, "require": require, **borrowed}
 
 
 def choice_data(choice: Choice) -> dict[str, Any]:

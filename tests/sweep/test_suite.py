@@ -6,17 +6,21 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from suite_files import SUITE, write_suite
+from suite_files import SUITE, finish, leave_scores, write_suite
 
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
-from sdpo_bench.sweep.plan import filter_jobs, make_plan
+from sdpo_bench.settings import Runtime
+from sdpo_bench.sweep.plan import filter_jobs, make_plan, record_of
 from sdpo_bench.sweep.suite import find_suite, read_suite, shipped_suites
+from sdpo_bench.sweep.worker import Task
 
 ABLATIONS = ("normalisation", "updates", "rewards")
+NORMALISATIONS = ("per-step-prompt", "per-prompt", "per-step", "batch", "none")
 NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups"}
 LONG = {"embedded-long", "embedded-long-native", "embedded-long-t20", "embedded-long-t20-native"}
-NAMES |= LONG | {"paper-figure"} | {f"{where}-main" for where in ("paper", "embedded")}
+LONG_ABLATIONS = {f"embedded-long-{what}" for what in ABLATIONS}
+NAMES |= LONG | LONG_ABLATIONS | {"paper-figure"} | {f"{where}-main" for where in ("paper", "embedded")}
 NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
 
@@ -381,3 +385,92 @@ def test_a_description_ends_once():
         "Who wins.",
         "It wins.",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "long", "seeds", "updates"),
+    [
+        ("embedded-long-rewards", "embedded-long-t20", 5, {"predicted": 40, "full": 40, "sparse": 40}),
+        ("embedded-long-normalisation", "embedded-long", 5, dict.fromkeys(NORMALISATIONS, 10)),
+        (
+            "embedded-long-updates",
+            "embedded-long",
+            8,
+            {"step-shuffled": 10, "accumulated": 2, "accumulated-equal-steps": 10},
+        ),
+    ],
+)
+def test_the_long_ablations_are_in_the_regime_of_the_long_comparison(plans, name, long, seeds, updates):
+    """The same budget, evaluation and search; the variant as in the comparison shares its runs."""
+    plan, comparison = plans[name], plans[long]
+    reported = [job for job in plan.jobs if job.role == "reported"]
+    assert {job.seed for job in reported} == set(range(seeds))
+    epochs = plan.suite.common["budget.images"] / plan.suite.common["sample.images_per_epoch"]
+    assert {job.variant: job.work.optimiser_steps / epochs for job in reported} == updates
+    assert plan.suite.common == comparison.suite.common
+    tuning = [
+        [job.run_id for job in p.jobs if job.role == "tuning" and job.method == "sdpo"] for p in (plan, comparison)
+    ]
+    assert tuning[0] == tuning[1] and len(set(tuning[0])) == len(tuning[0])
+
+
+BORROWING = (
+    SUITE.replace('method = ["sdpo", "ddpo"]', 'method = ["sdpo"]')
+    + """
+[variants.dense]
+[variants.sparse.method]
+reward = "sparse"
+[search]
+suite = "SEARCHED"
+"""
+)
+
+
+@pytest.fixture
+def borrowing(tmp_path):
+    """A suite of two variants that takes the search of another one."""
+    other = write_suite(tmp_path, SEARCH, "searched")
+    return read_suite(write_suite(tmp_path, BORROWING.replace("SEARCHED", str(other)), "borrowing"))
+
+
+def test_a_suite_can_take_the_search_of_another(borrowing, tmp_path):
+    """All variants wait for the other suite's tuning runs, each of which is there once, and get what they choose."""
+    plan = make_plan(borrowing, tmp_path)
+    searched = make_plan(find_suite(str(tmp_path / "searched.toml")), tmp_path)
+    tuning = [job for job in plan.jobs if job.role == "tuning"]
+    assert [job.run_id for job in tuning] == [
+        job.run_id for job in searched.jobs if job.role == "tuning" and job.method == "sdpo"
+    ]
+    assert {job.state for job in plan.jobs if job.role == "reported"} == {"waiting"}
+    for i, job in enumerate(tuning):
+        task = Task(job.label, job.run_id, job.request, Runtime(out=tmp_path), "")
+        leave_scores(task, float(i), "emoji-align", [1])
+        finish(task)
+    done = [job for job in make_plan(borrowing, tmp_path).jobs if job.role == "reported"]
+    assert {job.variant for job in done} == {"dense", "sparse"} and all(job.run_id for job in done)
+    assert {job.settings["update.lr"] for job in done} == {2e-3}, "the second of two candidates"
+    record = record_of(make_plan(borrowing, tmp_path))
+    assert record["search"]["suite"] == "searched"
+    assert [choice["variant"] for choice in record["choices"]] == [""], "its cost stands there once"
+
+
+def test_a_filtered_variant_brings_the_tuning_runs_that_it_needs(borrowing, tmp_path):
+    plan = filter_jobs(make_plan(borrowing, tmp_path), {"variant": ["sparse"]})
+    assert {job.variant for job in plan.jobs if job.role == "reported"} == {"sparse"}
+    assert sum(job.role == "tuning" for job in plan.jobs) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('suite = "smoke"', "'smoke' has no search of its own"),
+        ('suite = "embedded-long"\nsteps = [1]', "leave out steps"),
+        ("suite = 3", "Example: suite = "),
+        ('suite = "embedded-longest"', "unknown suite"),
+        ('suite = "embedded-long-native"', "searches no settings for method sdpo"),
+    ],
+)
+def test_a_search_that_cannot_be_taken_is_refused(tmp_path, more, said):
+    text = BORROWING.replace('suite = "SEARCHED"', more)
+    with pytest.raises(UsageError, match=said):
+        read_suite(write_suite(tmp_path, text))

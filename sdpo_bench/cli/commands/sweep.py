@@ -97,14 +97,14 @@ def jobs_at_start(plan: Plan, *, only_failed: bool, force: bool) -> Plan:
 
 def _sweep(suite: Suite, options: SweepOptions, jobs: Sequence[Job], place: Executor, runtime: Runtime) -> Progress:
     """Sweep these jobs, which were selected once: a job's state changes while it runs."""
-    keys, groups = {job.key for job in jobs}, {job.group for job in jobs}
+    keys, groups = {job.key for job in jobs}, {job.search_group for job in jobs}
     replaced: list[bool] = []
 
     def replan() -> Plan:
         plan = make_plan(suite, options.out)
         replaced.append(write_record(options.out, suite.name, record_of(plan)))
         # Those of a search's later rounds are known once the earlier ones have ended.
-        chosen = [job for job in plan.jobs if job.key in keys or (job.role == "tuning" and job.group in groups)]
+        chosen = [job for job in plan.jobs if job.key in keys or (job.role == "tuning" and job.search_group in groups)]
         return replace(plan, jobs=tuple(chosen))
 
     only_failed = options.only_failed and not options.force

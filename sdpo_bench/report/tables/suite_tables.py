@@ -89,6 +89,10 @@ def _search_table(suite: SuiteRecord, name: str) -> t.Table:
         f"The highest mean score on {where} at {shown(s.get('steps'))} steps was chosen.",
         "The bill is that of all tuning runs of the row; it is not part of the bill of the reported runs.",
     ]
+    if s.get("suite"):
+        notes.append(
+            f"It is the search of suite {s['suite']}: all rows of {suite.name} have the settings chosen there."
+        )
     if require := s.get("require"):
         least = f"the base model's minus {require['drop']:g}"
         notes.append(f"A candidate whose {require['reward']} there fell below {least} was out.")
