@@ -76,6 +76,8 @@ class Signals:
         metrics |= part_metrics(everyone.parts)
         if normalised is not None:
             metrics |= spread("advantage", normalised)
+            if self.normaliser.fallback is not None:
+                metrics["normalisation_fallback"] = self.normaliser.fallback
             normalised = normalised[mine.to(normalised.device)]
         metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
         rows = self._rows(mine, groups)

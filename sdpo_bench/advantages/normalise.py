@@ -67,6 +67,9 @@ class Normaliser:
         self.buffer_size = buffer_size
         self.min_count = min_count
         self.buffers: dict[str, deque[np.ndarray]] = {}
+        self.fallback: float | None = None
+        """Share of the last call's rows that were compared with the whole batch, since their prompt had fewer than
+        ``min_count`` samples; None in modes without this rule."""
 
     def __call__(self, returns: Tensor, prompts: Sequence[str]) -> Tensor:
         """Advantages of ``returns [R, K]`` (one row a trajectory), same shape and dtype.
@@ -88,13 +91,16 @@ class Normaliser:
 
     def _per_prompt(self, values: np.ndarray, prompts: np.ndarray, axis: int | None) -> np.ndarray:
         """Per-prompt statistics with the buffer rule; ``axis`` 0 keeps steps apart, ``None`` pools them."""
-        result = np.empty_like(values)
+        result, fallen_back = np.empty_like(values), 0
         for prompt in np.unique(prompts):
             mine = prompts == prompt
             buffer = self.buffers.setdefault(str(prompt), deque(maxlen=self.buffer_size))
             buffer.extend(values[mine])
-            sample = np.stack(buffer) if len(buffer) >= self.min_count else values
+            known = len(buffer) >= self.min_count
+            fallen_back += 0 if known else int(mine.sum())
+            sample = np.stack(buffer) if known else values
             result[mine] = standardise(values[mine], sample, axis, STD_EPSILON)
+        self.fallback = fallen_back / len(values)
         return result
 
     def _per_step_prompt(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:

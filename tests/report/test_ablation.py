@@ -1,5 +1,7 @@
 """Ablation tables and the summary over rewards by hand: which runs make a family, and what is tested in it."""
 
+import json
+
 import numpy as np
 import pytest
 from report_factory import SAMPLER, base_frame, frame, make_base, make_run, spread
@@ -97,3 +99,26 @@ def test_the_chance_of_a_higher_gain_is_that_of_the_rows_own_method(tmp_path):
     (table,) = (table for _, table in report.tables if table.name == "across-1")
     assert shown(table, "sdpo")["improvement"].value == pytest.approx(6 / 9)
     assert shown(table, "ddpo")["improvement"].value == pytest.approx(3 / 9)
+
+
+def test_an_ablation_of_the_normalisation_says_how_often_it_fell_back(tmp_path):
+    """All of the first epoch's samples and half of the second's; the other mode has no such rule."""
+    for value, shares in (("per-step-prompt", (1.0, 0.5)), ("batch", (None, None))):
+        for seed in range(2):
+            folder = make_run(tmp_path, "sdpo", seed, spread([0.0] * 3), **{"advantage.normalisation": value})
+            rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+            for row, share in zip(rows, shares, strict=True):
+                row |= {} if share is None else {"normalisation_fallback": share}
+            (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (table,) = ablations(tmp_path, "advantage.normalisation")
+    assert shown(table, "per-step-prompt")["fallback"].value == 0.75
+    assert shown(table, "per-step-prompt")["fallback"].text == "75 %"
+    assert shown(table, "batch")["fallback"].text == "-"
+    assert any(note.startswith("fallback: share of an arm's training samples") for note in table.notes)
+
+
+def test_other_ablations_have_no_column_for_it(tmp_path):
+    make_variant(tmp_path, 0.001, (0.0,))
+    make_variant(tmp_path, 10, (1.0,))
+    (table,) = ablations(tmp_path, "update.lr")
+    assert "fallback" not in [column.key for column in table.columns]

@@ -36,6 +36,9 @@ ABLATIONS = {
     "advantage.gamma": "gamma, the discount of later rewards",
     "update.step_weight": "weight of each step's log-ratio",
 }
+FALLBACK = "normalisation_fallback"
+"""In the training log: share of samples whose prompt had too few for statistics of its own."""
+FALLBACK_KEYS = ("advantage.normalisation", "advantage.min_count", "advantage.buffer_size")
 BOOTSTRAP_SEED = 0
 
 
@@ -111,11 +114,18 @@ def ablation_table(family: Family, name: str) -> t.Table:
     digits, endpoint = score_digits(board), board.endpoint
     steps = sorted({k for v in family.variants for k in v.board.panel.steps})
     summary = [] if endpoint in steps else [endpoint]
+    fallback = {v: _fallback(v.arm) for v in family.variants} if family.key in FALLBACK_KEYS else {}
+    counted = any(share is not None for share in fallback.values())
     columns = (
         t.Column("value", family.key, numeric=isinstance(reference.value, int | float)),
         t.Column("seeds", "seeds"),
         *step_columns(steps),
         *(t.Column(str(key), str(key)) for key in summary),
+        *(
+            [t.Column("fallback", "fallback", help="Samples whose prompt had too few, of all epochs")]
+            if counted
+            else []
+        ),
         t.Column("difference", f"difference to {shown(reference.value)}"),
         t.Column("adjusted_p", "p (Holm)"),
     )
@@ -128,6 +138,7 @@ def ablation_table(family: Family, name: str) -> t.Table:
             t.Cell(shown(v.value), v.value if isinstance(v.value, int | float | str) else shown(v.value)),
             t.seeds(len(v.line.seeds), v.board.panel.counts[v.arm.label].total),
             *(t.estimate(v.line.scores.get(k), digits) for k in (*steps, *summary)),
+            *([_percent(fallback[v])] if counted else []),
             t.estimate(difference[0] if difference else None, digits, signed=True),
             t.p_value(p_values.get(v)),
         )
@@ -137,10 +148,28 @@ def ablation_table(family: Family, name: str) -> t.Table:
         _title(family),
         columns,
         (t.Group("", tuple(rows)),),
-        tuple(_notes(family)),
+        (*_notes(family), *([FALLBACK_NOTE] if counted else [])),
         _cautions(family),
         board.panel.prompts,
     )
+
+
+FALLBACK_NOTE = (
+    "fallback: share of an arm's training samples that were compared with their whole batch instead of their prompt, "
+    "which had fewer than advantage.min_count samples; mean over epochs and runs. '-': the mode has no such rule, or "
+    "the runs did not count it."
+)
+
+
+def _fallback(arm: Arm) -> float | None:
+    """Mean share over the epochs of an arm's finished runs; None where no run has counted it."""
+    shares = [row.get(FALLBACK) for run in arm.done for row in run.curve()]
+    counted = [float(share) for share in shares if isinstance(share, int | float)]
+    return sum(counted) / len(counted) if counted else None
+
+
+def _percent(share: float | None) -> t.Cell:
+    return t.Cell(t.DASH) if share is None else t.Cell(f"{100 * share:.3g} %", share)
 
 
 def _title(family: Family) -> str:

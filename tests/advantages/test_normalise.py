@@ -1,0 +1,39 @@
+"""How often a normalisation falls back on the whole batch, where it is another mode than its name says."""
+
+import pytest
+import torch
+
+from factories import make_resolved, make_trainer
+from sdpo_bench.advantages.normalise import Normaliser
+
+
+@pytest.mark.parametrize("mode", ["per-step-prompt", "per-prompt"])
+def test_samples_of_prompts_with_too_few_are_counted(mode):
+    """Three samples are needed: cat has them in the second batch, dog not yet."""
+    normaliser = Normaliser(mode, 32, 3)
+    assert normaliser.fallback is None
+    normaliser(torch.rand(3, 2), ["cat", "dog", "cat"])
+    assert normaliser.fallback == 1.0
+    normaliser(torch.rand(4, 2), ["cat", "cat", "cat", "dog"])
+    assert normaliser.fallback == 0.25
+    normaliser(torch.rand(1, 2), ["dog"])
+    assert normaliser.fallback == 0.0
+
+
+@pytest.mark.parametrize("mode", ["per-step", "batch", "none"])
+def test_a_mode_without_statistics_by_prompt_has_nothing_to_fall_back_from(mode):
+    normaliser = Normaliser(mode)
+    normaliser(torch.rand(3, 2), ["cat", "dog", "cat"])
+    assert normaliser.fallback is None
+
+
+def test_the_training_log_has_the_share_of_every_epoch(tiny_pipe, tmp_path):
+    """Eight images an epoch of one prompt, which needs 16."""
+    (tmp_path / "one.txt").write_text("cat\n")
+    more = {"sample.prompts": str(tmp_path / "one.txt"), "budget.images": 24}
+    trainer = make_trainer(make_resolved(tiny_pipe, **more), tmp_path)
+    trainer.train()
+    assert [row["normalisation_fallback"] for row in trainer.run.log()] == [1.0, 0.0, 0.0]
+    plain = make_trainer(make_resolved(tiny_pipe, **more, **{"advantage.normalisation": "batch"}), tmp_path)
+    plain.train()
+    assert not any("normalisation_fallback" in row for row in plain.run.log())
