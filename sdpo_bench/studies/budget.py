@@ -29,7 +29,7 @@ class Budget(Study):
     """The same methods matched by images, reward calls, denoiser calls, optimiser steps and seconds."""
 
     name = "budget"
-    question = "Does the ranking of the methods depend on which cost is held equal?"
+    question = "Does the order of the methods depend on which cost is held equal?"
 
     def design(self, request: StudyRequest) -> Design:
         amounts = _amounts(request)
