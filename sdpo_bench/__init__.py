@@ -28,13 +28,62 @@ package                                       stage
 ``studies``                                   experiments on the methods' assumptions
 ``report``                                    7. figures, tables and pages
 ``doctor``                                    checks of this machine and of plugins
+``library``                                   the Python API: what this package offers by name
 ``cli``                                       the command line
 ============================================  ========================================================================
 
 Methods and rewards are plugins in folders of their own, ``methods/`` and ``rewards/``. The core imports none of them.
 ``methods/sdpo.py`` says where each equation of the SDPO paper lives.
 
-Importing this package is cheap: modules that need torch import it themselves.
+Importing this package is cheap: modules that need torch import it themselves. Five functions are the Python API
+(``docs/python.md``): :func:`run`, :func:`load_results`, :func:`load_policy`, :func:`compare`, :func:`report`.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdpo_bench.library.comparisons import Comparison, compare
+    from sdpo_bench.library.policies import Policy, load_policy
+    from sdpo_bench.library.reports import ReportText, report
+    from sdpo_bench.library.results import Results, Run, load_results
+    from sdpo_bench.library.runs import run
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "run": "runs",
+    "Run": "results",
+    "load_results": "results",
+    "Results": "results",
+    "load_policy": "policies",
+    "Policy": "policies",
+    "compare": "comparisons",
+    "Comparison": "comparisons",
+    "report": "reports",
+    "ReportText": "reports",
+}
+"""The module of ``sdpo_bench.library`` that each public name comes from, imported when it is first asked for."""
+
+__all__ = [
+    "Comparison",
+    "Policy",
+    "ReportText",
+    "Results",
+    "Run",
+    "compare",
+    "load_policy",
+    "load_results",
+    "report",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sdpo_bench' has no attribute '{name}'")
+    return getattr(import_module(f"sdpo_bench.library.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo_bench.evaluation.inference_search import Candidates, recorded_search
+from sdpo_bench.evaluation.reward_scale import calibrate
 from sdpo_bench.models.catalogue import load_policy, refuse_changed
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.runs.adapter import require_adapter
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.scoring.make_scorers import make_scorers
 from sdpo_bench.scoring.reward_expression import same_reward
 from sdpo_bench.scoring.scorer import Scorer
@@ -89,3 +91,17 @@ def open_finished_run(folder: RunFolder, changes: Mapping[str, Any] | None = Non
     model: ModelSettings = validate(ModelSettings, config["model"], "model")
     refuse_changed(model, record)
     return FinishedRun(folder, record, model, evaluation)
+
+
+def load_tuned(run: FinishedRun, device: str) -> tuple[Policy, Candidates | None]:
+    """The run's model with its adapter and guidance, and how a searching method chooses its images."""
+    policy = run.load_policy(device)
+    load_adapter(policy, run.folder.lora)
+    policy.set_guidance(run.evaluation.guidance_scale)
+    if not run.searches:
+        return policy, None
+    scorers = run.make_scorers([], device)
+    for scorer in scorers:
+        scorer.load()
+    calibrate(scorers, policy, run.folder.path.parent.parent, run.record.get("reward_reference", {}))
+    return policy, run.search(scorers)

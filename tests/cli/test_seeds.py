@@ -35,14 +35,14 @@ def test_each_seed_is_the_run_that_it_is_alone(words, capsys, tmp_path):
 
 
 def test_a_failed_seed_is_reported_after_the_others(words, capsys, monkeypatch):
-    real = run_command.run_job
+    real = run_command.run_with_progress
 
-    def run_job(resolved, *arguments):
+    def run_with_progress(resolved, *arguments):
         if resolved.config.seed == 0:
             raise RunFailed("all pictures are black")
         return real(resolved, *arguments)
 
-    monkeypatch.setattr(run_command, "run_job", run_job)
+    monkeypatch.setattr(run_command, "run_with_progress", run_with_progress)
     code, out, err = call(capsys, *words, "--seeds", "0-1")
     assert code == 1
     assert "seed 0 failed: all pictures are black" in err and "1 of 2 runs failed: seed 0" in err

@@ -22,8 +22,8 @@ from report_factory import (
 )
 from scipy import stats as scipy_stats
 
-from sdpo_bench.cli.commands.report import render
 from sdpo_bench.errors import UsageError
+from sdpo_bench.library.reports import render
 from sdpo_bench.report.assemble import Request, build_report
 from sdpo_bench.report.content import Report
 from sdpo_bench.report.markdown import as_csv, as_json

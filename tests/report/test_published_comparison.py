@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from report_factory import base_frame, edit_scores, frame, make_base, make_run, spread
 from scipy import stats
 
-from sdpo_bench.cli.commands.report import find_sides_against, render
 from sdpo_bench.cli.report_commands import report as report_cli
 from sdpo_bench.errors import UsageError
+from sdpo_bench.library.reports import find_sides_against, render
 from sdpo_bench.report.assemble import Request, build_report
 from sdpo_bench.report.tables.against_sides import Reading
 from sdpo_bench.results.published_numbers import paper, read_published

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -10,38 +9,12 @@ import click
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.ledger import Axis
-from sdpo_bench.report.assemble import Request, build_report, results_sides
+from sdpo_bench.library.reports import SUFFIXES, render, requested_report
 from sdpo_bench.report.console import make_console, terminal
 from sdpo_bench.report.content import Report
-from sdpo_bench.report.markdown import as_csv, as_json, latex, markdown, md
-from sdpo_bench.report.report_parts import only as select_tables
-from sdpo_bench.report.report_parts import with_columns
-from sdpo_bench.report.tables.against_sides import Side, published_side
-from sdpo_bench.results.published_numbers import PAPER, paper, read_published
-from sdpo_bench.results.read_results import load_results
-from sdpo_bench.results.scoreboard import parse_metric
-from sdpo_bench.results.select_runs import SPLIT, parse_select
-from sdpo_bench.results.select_runs import select as selected
+from sdpo_bench.report.markdown import md
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file
-
-SUFFIXES = {"terminal": ".txt", "markdown": ".md", "csv": ".csv", "latex": ".tex", "json": ".json", "html": ".html"}
-
-
-def render(report: Report, style: str) -> str:
-    """The report in one format; imports only what that format needs."""
-    if style == "html":
-        from sdpo_bench.report.html import html
-
-        return html(report)
-    renderers: dict[str, Callable[[Report], str]] = {
-        "terminal": terminal,
-        "markdown": markdown,
-        "csv": as_csv,
-        "latex": latex,
-        "json": as_json,
-    }
-    return renderers[style](report)
 
 
 def report_command(
@@ -63,23 +36,18 @@ def report_command(
     if out == Path("-"):
         raise UsageError("--out - names no file. Leave --out out: text forms go to standard output, e.g. --format json")
     style = _style(style, out)
-    sides = tuple(side for name in against for side in find_sides_against(name))
-    if reach is not None and not 0 < reach < float("inf"):
-        raise UsageError(f"--reach {reach}: a rise over the base model is a positive number. Example: --reach 0.1")
-    request = Request(
-        parse_select(select),
+    report = requested_report(
+        results,
+        select,
         group_by,
-        parse_metric(metric),
+        metric,
+        reference=reference,
         axis=axis,
         reach=reach,
-        reference=reference,
-        against=sides,
+        against=against,
+        only=only,
+        columns=columns,
     )
-    report = build_report(load_results(results), request)
-    if only:
-        report = select_tables(report, only)
-    if columns is not None:
-        report = with_columns(report, [key.strip() for key in columns.split(",") if key.strip()])
     if style == "all":
         _write_all(report, out or results / "report", results)
     elif out is not None or style == "html":
@@ -94,27 +62,6 @@ def report_command(
         many = len(report.notices)
         text = f"{many} notice{'s' * (many != 1)} about runs that warned, are missing or damaged; see the report."
         click.echo(text, err=True)
-
-
-def find_sides_against(name: str) -> list[Side]:
-    """What ``--against`` names: the shipped published numbers, a file of such numbers, or another results folder.
-
-    Raises:
-        UsageError: none of these, or there is nothing in it to compare with.
-    """
-    path = Path(name)
-    if name == PAPER:
-        return [published_side(published, PAPER) for published in paper()]
-    if path.suffix == ".toml":
-        return [published_side(read_published(path), path.stem)]
-    if path.is_dir():
-        if sides := results_sides(load_results(path), name):
-            return sides
-        raise UsageError(f"--against '{name}': none of its runs has scores and a base model. sdpo-bench eval adds them")
-    raise UsageError(
-        f"--against '{name}' is no results folder and no .toml file of published numbers. Valid: {PAPER}, FILE.toml, "
-        "a results folder. Example: --against paper"
-    )
 
 
 def _style(style: str | None, out: Path | None) -> str:
@@ -166,14 +113,10 @@ def _write(target: Path, content: bytes | str, results: Path) -> None:
 
 def compare_command(*, a: str, b: str, results: Path, select: tuple[str, ...], metric: str, as_json: bool) -> None:
     """``sdpo-bench compare``."""
+    from sdpo_bench.library.comparisons import compare_names
     from sdpo_bench.report.compare_view import comparison_data, print_comparison
-    from sdpo_bench.report.tables.compare import compare_sides
-    from sdpo_bench.results.compare_names import find_sides
 
-    selection, endpoint = parse_select(select), parse_metric(metric)
-    chosen = selected(load_results(results), selection)
-    side_a, side_b = find_sides(chosen, a, b, selection)
-    comparison = compare_sides(chosen, side_a, side_b, endpoint, splits=selection.get(SPLIT, ()))
+    comparison = compare_names(results, a, b, select, metric)
     if as_json:
         echo_json(comparison_data(comparison))
         return

@@ -18,19 +18,19 @@ from sdpo_bench.errors import MissingError, RunFailed, Unwritable, UsageError
 from sdpo_bench.estimates import memory_estimate
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.ledger import parse_budget
+from sdpo_bench.library.runs import run_with_progress
 from sdpo_bench.models.catalogue import pick_device
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
-from sdpo_bench.running.live import Live, print_step_table
-from sdpo_bench.running.run_one import Outcome, run_job
-from sdpo_bench.running.tracking import Tracking, replaced_trackers, split_settings, track_settings
+from sdpo_bench.running.live import print_step_table
+from sdpo_bench.running.run_one import Outcome
+from sdpo_bench.running.tracking import replaced_trackers, split_settings, track_settings
 from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.settings import Runtime, TrackSettings
 from sdpo_bench.system.console_text import number, print_table
 from sdpo_bench.system.distributed import Processes, launched
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file
-from sdpo_bench.system.progress import Tick, Watcher
 from sdpo_bench.training import collapse_guards
 from sdpo_bench.training.bill_text import (
     add_bills,
@@ -105,25 +105,6 @@ def run_command(
         outcome = run_with_progress(resolved, runtime, trackers, group)
         if group.is_main:
             _show_outcome(resolved, outcome, as_json)
-
-
-def run_with_progress(resolved: Resolved, runtime: Runtime, trackers: TrackSettings, processes: Processes) -> Outcome:
-    """Do one run, show its progress and tell the trackers."""
-    label = f"{resolved.config.method.name} on {resolved.reward_name}"
-    if not processes.is_main:
-        trackers = replace(trackers, to=())
-    with (
-        Live(label, quiet=not processes.is_main) as live,
-        Tracking(trackers, resolved, runtime.out, live.warn) as tracking,
-    ):
-
-        def tick(one: Tick) -> None:
-            live.tick(one)
-            tracking.tick(one)
-
-        outcome = run_job(resolved, runtime, Watcher(tick, live.evaluation), processes)
-        tracking.finish(outcome.table)
-        return outcome
 
 
 def run_seeds(

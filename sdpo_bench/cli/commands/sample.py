@@ -76,28 +76,16 @@ def draw(
     import torch
 
     from sdpo_bench.evaluation.picture_grid import draw_grid
-    from sdpo_bench.evaluation.reward_scale import calibrate
     from sdpo_bench.models.catalogue import pick_device
     from sdpo_bench.models.cut_prompts import read_by
-    from sdpo_bench.running.finished_run import open_finished_run
-    from sdpo_bench.runs.saved_adapter import load_adapter
+    from sdpo_bench.running.finished_run import load_tuned, open_finished_run
 
     run = open_finished_run(folder)
     if threads:
         torch.set_num_threads(threads)
-    device = pick_device(device)
-    policy = run.load_policy(device)
+    policy, search = load_tuned(run, pick_device(device))
     if warning := read_by(policy, prompts).warning:
         click.echo(f"warning: {warning}", err=True)
-    load_adapter(policy, folder.lora)
-    policy.set_guidance(run.evaluation.guidance_scale)
-    search = None
-    if run.searches:
-        scorers = run.make_scorers([], device)
-        for scorer in scorers:
-            scorer.load()
-        calibrate(scorers, policy, folder.path.parent.parent, run.record.get("reward_reference", {}))
-        search = run.search(scorers)
     draw_grid(
         policy,
         run.evaluation,
