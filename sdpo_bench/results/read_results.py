@@ -201,13 +201,13 @@ def read_run(path: Path, sections: dict[str, Any] | None = None) -> tuple[Run, s
 
 
 def _read_run(path: Path, sections: dict[str, Any]) -> tuple[Run, str]:
-    """A run and its kind. Thousands of records have equal sections, e.g. hardware: ``sections`` keeps each once."""
+    """A run and its kind. Thousands of records have equal sections, e.g. the model's: ``sections`` has each once."""
     try:
         path.name.encode()
     except UnicodeEncodeError:
         raise UsageError("the name of this folder is not UTF-8, so no command can name it: rename the folder") from None
     folder = RunFolder(path)
-    record = folder.record()
+    record = _with_shared_sections(folder.record(), sections)
     kind = str(record["kind"])
     try:
         settings = canonical(flat_settings(record))
@@ -217,8 +217,19 @@ def _read_run(path: Path, sections: dict[str, Any]) -> tuple[Run, str]:
         if isinstance(settings.get(key), dict | list):
             raise UsageError(f"'{path / 'run.json'}' is damaged: {key} is {str(settings[key])[:40]}.")
     state, message = _status(folder)
-    shared = {sys.intern(key): sections.setdefault(repr(value), value) for key, value in record.items()}
-    return Run(folder, shared, settings, state, message), kind
+    return Run(folder, record, settings, state, message), kind
+
+
+def _with_shared_sections(record: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """The record with its sections, and those of its configuration, replaced by the first equal ones."""
+
+    def first(value: Any) -> Any:
+        return sections.setdefault(repr(value), value)
+
+    config = record.get("config")
+    if isinstance(config, dict):
+        record = record | {"config": {sys.intern(key): first(value) for key, value in config.items()}}
+    return {sys.intern(key): value if key == "config" else first(value) for key, value in record.items()}
 
 
 def _status(folder: RunFolder) -> tuple[str, str]:

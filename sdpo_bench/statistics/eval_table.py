@@ -8,7 +8,6 @@ as problems.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,11 +147,12 @@ class Labels(NamedTuple):
 
 def _columns(content: bytes, optional: Sequence[str]) -> dict[str, Any]:
     """Label columns as :class:`Labels`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
+    import pyarrow
     import pyarrow.parquet as parquet
 
     text, needed = ["run", *PANEL_COLUMNS, "prompt"], ["run", *PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
     with parquet.ParquetFile(
-        BytesIO(content), read_dictionary=text, pre_buffer=False, page_checksum_verification=True
+        pyarrow.BufferReader(content), read_dictionary=text, pre_buffer=False, page_checksum_verification=True
     ) as stored:
         table = stored.read([*needed, *optional], use_threads=False)
     by_name = dict(zip(table.column_names, table.columns))
