@@ -87,6 +87,18 @@ SMALL_QWEN = {
     "head_dim": 8,
     "max_position_embeddings": 1024,
 }
+SMALL_QWEN_VL = {
+    "text_config": {
+        "hidden_size": 32,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+    },
+    "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
+}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 
@@ -127,6 +139,16 @@ _ZIMAGE = {
     "axes_lens": [1024, 64, 64],
 }
 
+_QWENIMAGE = {
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (4, 6, 6),
+}
+
 SMALL_FLOW: dict[str, dict[str, dict[str, Any]]] = {
     "sd3": {
         "transformer": _SD3 | {"_class_name": "SD3Transformer2DModel"},
@@ -156,6 +178,21 @@ SMALL_FLOW: dict[str, dict[str, dict[str, Any]]] = {
         "text_encoder": SMALL_TEXT,
         "text_encoder_2": SMALL_T5,
         "scheduler": FLOW | DYNAMIC | {"shift": 3.0},
+    },
+    "qwenimage": {
+        "transformer": _QWENIMAGE | {"_class_name": "QwenImageTransformer2DModel"},
+        "vae": {
+            "_class_name": "AutoencoderKLQwenImage",
+            "base_dim": 16,
+            "z_dim": 4,
+            "dim_mult": [1, 2],
+            "num_res_blocks": 1,
+            "temperal_downsample": [False],
+            "latents_mean": [0.1, -0.2, 0.3, 0.0],
+            "latents_std": [1.5, 0.8, 1.2, 2.0],
+        },
+        "text_encoder": SMALL_QWEN_VL,
+        "scheduler": FLOW | DYNAMIC | {"shift": 1.0},
     },
     "zimage": {
         "transformer": _ZIMAGE | {"_class_name": "ZImageTransformer2DModel"},
@@ -192,6 +229,13 @@ def make_scheduler(config: Mapping[str, Any]) -> Any:
     return getattr(diffusers, config.pop("_class_name")).from_config(config)
 
 
+def make_autoencoder(config: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    config = dict(config)
+    return getattr(diffusers, config.pop("_class_name", "AutoencoderKL"))(**config)
+
+
 def clip_tokenizer(config: Mapping[str, Any]) -> Any:
     from transformers import CLIPTokenizer
 
@@ -216,17 +260,28 @@ def t5_encoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
     return T5EncoderModel(T5Config(vocab_size=len(vocabulary), **config)), tokenizer
 
 
-def qwen_encoder(config: Mapping[str, Any], head: bool = False) -> tuple[Any, Any]:
-    """A Qwen3 language model (with or without its head) and its tokenizer with a chat template."""
+def qwen_tokenizer() -> Any:
+    """Qwen's tokenizer without merges, with a chat template."""
     from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+    from transformers import Qwen2Tokenizer
 
     words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet())]
     tokenizer = Qwen2Tokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=131072)
     tokenizer.add_special_tokens({"additional_special_tokens": words[1:3]})
     tokenizer.chat_template = CHAT
-    kind = Qwen3ForCausalLM if head else Qwen3Model
-    return kind(Qwen3Config(vocab_size=len(tokenizer), **config)), tokenizer
+    return tokenizer
+
+
+def qwen_encoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """A Qwen3 or Qwen2.5-VL model, by its configuration, and its tokenizer."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3Config, Qwen3Model
+
+    tokenizer = qwen_tokenizer()
+    if "vision_config" not in config:
+        return Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **config)), tokenizer
+    text = config["text_config"] | {"vocab_size": len(tokenizer)}
+    whole = Qwen2_5_VLConfig(text_config=text, vision_config=dict(config["vision_config"]))
+    return Qwen2_5_VLForConditionalGeneration(whole), tokenizer
 
 
 def unet_pipeline(configs: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -251,20 +306,21 @@ def unet_pipeline(configs: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def transformer_pipeline(configs: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Stable Diffusion 3, FLUX.1 or Z-Image."""
+    """Stable Diffusion 3, FLUX.1, Z-Image or Qwen-Image."""
     import diffusers
 
     settings = dict(configs["transformer"])
     name = settings.pop("_class_name")
     parts: dict[str, Any] = {
         "transformer": getattr(diffusers, name)(**settings),
-        "vae": diffusers.AutoencoderKL(**configs["vae"]),
+        "vae": make_autoencoder(configs["vae"]),
         "scheduler": make_scheduler(configs["scheduler"]),
     }
     fill_pads(parts["transformer"])
-    if name == "ZImageTransformer2DModel":
+    if name in ("ZImageTransformer2DModel", "QwenImageTransformer2DModel"):
         parts["text_encoder"], parts["tokenizer"] = qwen_encoder(configs["text_encoder"])
-        return diffusers.ZImagePipeline(**parts)
+        kind = diffusers.ZImagePipeline if name.startswith("ZImage") else diffusers.QwenImagePipeline
+        return kind(**parts)
     parts["text_encoder"] = clip_encoder(configs["text_encoder"], projection=name == "SD3Transformer2DModel")
     parts["tokenizer"] = clip_tokenizer(configs["text_encoder"])
     if name == "FluxTransformer2DModel":

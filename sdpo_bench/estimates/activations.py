@@ -93,9 +93,10 @@ def give_storage(network: Any, dtype: Any) -> None:
             if old is not None:
                 new = torch.empty(old.shape, dtype=torch.float32 if old.requires_grad else dtype)
                 module._parameters[name] = torch.nn.Parameter(new, requires_grad=old.requires_grad)
-        for name, old in list(module._buffers.items()):
-            if old is not None and old.is_meta:
-                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)
+        for tensors in (module._buffers, vars(module)):  # some networks keep tables beside their buffers
+            for name, old in list(tensors.items()):
+                if isinstance(old, torch.Tensor) and old.is_meta:
+                    tensors[name] = torch.empty(old.shape, dtype=old.dtype)
 
 
 def make_arguments(family: Family, configs: Configs, side: int, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:

@@ -78,6 +78,10 @@ class Policy:
             upcast = part is self.vae and self.family.upcast_vae(configs)
             part.to(resting, torch.float32 if upcast else self.dtype)
         if channels_last:
+            if any(weight.ndim == 5 for weight in self.vae.parameters()):
+                raise UsageError(
+                    f"model.channels_last does not fit {self.family.name}'s video autoencoder. Leave it out."
+                )
             for network in (self.denoiser, self.vae):
                 network.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
@@ -241,7 +245,7 @@ class Policy:
         both = join_rows([conditioning.negative, conditioning.positive])
         output = self._call(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
         unconditional, conditional = output.chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        return self.family.guided(unconditional, conditional, self.guidance_scale)
 
     def _call(self, latents: Tensor, timesteps: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         if self.on_call is not None:
@@ -262,8 +266,7 @@ class Policy:
             side = latents.shape[-1] * self._stride
             return torch.empty(0, 3, side, side)
         with self._at_work(self.vae):
-            unscaled = self.family.unscaled(self.vae, latents.to(self.device, self.vae.dtype))
-            images = self.vae.decode(unscaled, return_dict=False)[0]
+            images = self.family.decode(self.vae, latents.to(self.device, self.vae.dtype))
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
     @property

@@ -49,14 +49,20 @@ def arguments(shape, guidance):
         return {"guidance_scale": guidance}
     if shape == "flux-schnell":  # the authors' code reads 256 tokens where the pipeline's default is 512
         return {"true_cfg_scale": guidance, "negative_prompt": [""] * len(PROMPTS), "max_sequence_length": 256}
+    if shape == "qwenimage":
+        return {"true_cfg_scale": guidance, "negative_prompt": [""] * len(PROMPTS)}
     if shape == "zimage":
         return {"guidance_scale": guidance - 1}
     return {"guidance_scale": guidance}
 
 
+def packed(shape):
+    return shape.startswith(("flux", "qwen"))
+
+
 def stock_latents(pipeline, shape, start, guidance, side=SIDE):
     """Latents ``[n, C, h, w]`` that the stock pipeline returns."""
-    packs = shape.startswith("flux")
+    packs = packed(shape)
     given = pipeline._pack_latents(start, *start.shape) if packs else start
     latents = pipeline(
         list(PROMPTS),  # Z-Image writes its template into the list
@@ -67,7 +73,9 @@ def stock_latents(pipeline, shape, start, guidance, side=SIDE):
         output_type="latent",
         **arguments(shape, guidance),
     ).images
-    return pipeline._unpack_latents(latents, side, side, pipeline.vae_scale_factor) if packs else latents
+    if not packs:
+        return latents
+    return pipeline._unpack_latents(latents, side, side, pipeline.vae_scale_factor).view(start.shape)
 
 
 @torch.no_grad()
@@ -105,7 +113,7 @@ def test_pictures_are_stock_diffusers(folders, shape):
     policy = load_policy(settings(folders(shape)))
     start = noise(policy)
     latents = stock_latents(pipeline, shape, start, 1.0)
-    given = pipeline._pack_latents(start, *start.shape) if shape.startswith("flux") else start
+    given = pipeline._pack_latents(start, *start.shape) if packed(shape) else start
     theirs = pipeline(
         list(PROMPTS),  # Z-Image writes its template into the list
         height=SIDE,
@@ -186,9 +194,10 @@ def test_every_lora_matrix_is_trained(folders, shape, changes):
     output = policy.predict(noise(policy), torch.tensor([900.0, 300.0]), policy.encode(PROMPTS))
     output.square().mean().backward()
     silent = [name for name, p in policy.lora_parameters().items() if p.grad is None or not p.grad.any()]
-    # The text side of the last joint block of SD3 gives no output, so its matrices have none.
-    last = f"transformer_blocks.{SMALL_FLOW[shape]['transformer'].get('num_layers', 1) - 1}.attn.add_q"
-    assert [name for name in silent if not name.startswith(last)] == []
+    # Nothing reads the text side of the last joint block of SD3 and Qwen-Image.
+    last = f"transformer_blocks.{SMALL_FLOW[shape]['transformer'].get('num_layers', 1) - 1}."
+    unread = tuple(last + module for module in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp"))
+    assert [name for name in silent if not name.startswith(unread)] == []
 
 
 def test_memory_savings_change_no_number(folders, shape):
@@ -259,13 +268,20 @@ def test_every_family_is_named_in_the_refusal(folders, tmp_path):
 
 def test_prompts_are_cut_where_the_longest_tokenizer_cuts_them(folders, shape):
     """The tiny tokenizers spell in letters; CLIP's 32 tokens do not cut what T5 reads."""
-    limits = {"sd3": 256, "sd3-without-t5": 32, "flux-schnell": 256, "flux-dev": 512, "zimage": 512}
+    limits = {
+        "qwenimage": 512 + 34,
+        "sd3": 256,
+        "sd3-without-t5": 32,
+        "flux-schnell": 256,
+        "flux-dev": 512,
+        "zimage": 512,
+    }
     prompts = ["a cat", "z" * 300, "z" * 600]
     folder = folders(shape)
     reading = read_by(load_policy(settings(folder)), prompts)
     assert reading == read_from_files(settings(folder), prompts)
     assert reading.limit == limits[shape]
-    assert reading.cut == tuple(p for p in prompts if len(p) > limits[shape])
+    assert reading.cut == tuple(p for p in prompts if len(p) > min(limits[shape], 512))
 
 
 def test_the_header_names_the_part_as_diffusers_does(folders, tmp_path):
@@ -275,3 +291,9 @@ def test_the_header_names_the_part_as_diffusers_does(folders, tmp_path):
     with safe_open(str(tmp_path / LORA_FILE), framework="pt") as file:
         assert json.loads(file.metadata()[METADATA])["transformer.r"] == 4
         assert all(name.startswith("transformer.") and ".lora_" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_a_memory_order_of_pictures_is_refused_for_a_video_autoencoder(folders):
+    with pytest.raises(UsageError, match=r"model.channels_last does not fit Qwen-Image"):
+        load_policy(settings(folders("qwenimage"), channels_last=True))
+    assert load_policy(settings(folders("zimage"), channels_last=True)).branches == 1

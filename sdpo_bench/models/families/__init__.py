@@ -8,13 +8,14 @@ from typing import Any
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models.families.base import Configs, Family
 from sdpo_bench.models.families.flux import Flux
+from sdpo_bench.models.families.qwenimage import QwenImage
 from sdpo_bench.models.families.sd3 import StableDiffusion3
 from sdpo_bench.models.families.stable_diffusion import OneEncoder, TwoEncoders
 from sdpo_bench.models.families.zimage import ZImage
 
 __all__ = ["FAMILIES", "Configs", "Family", "configs_of", "family_of", "supported"]
 
-FAMILIES: tuple[Family, ...] = (OneEncoder(), TwoEncoders(), StableDiffusion3(), Flux(), ZImage())
+FAMILIES: tuple[Family, ...] = (OneEncoder(), TwoEncoders(), StableDiffusion3(), Flux(), ZImage(), QwenImage())
 
 
 def family_of(configs: Configs, location: str, pipeline: str = "") -> Family:

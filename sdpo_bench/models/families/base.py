@@ -162,3 +162,12 @@ class Family(ABC):
             )
             unscaled = unscaled * std + mean
         return unscaled + (getattr(config, "shift_factor", None) or 0.0)
+
+    def decode(self, vae: Any, latents: "Tensor") -> "Tensor":
+        """Pictures ``[n, 3, H, W]`` in [-1, 1] of the denoiser's latents ``[n, C, h, w]``."""
+        pictures: Tensor = vae.decode(self.unscaled(vae, latents), return_dict=False)[0]
+        return pictures
+
+    def guided(self, unconditional: "Tensor", conditional: "Tensor", scale: float) -> "Tensor":
+        """Classifier-free guidance of two outputs ``[n, C, h, w]``."""
+        return unconditional + scale * (conditional - unconditional)
