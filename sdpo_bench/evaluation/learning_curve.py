@@ -69,7 +69,7 @@ class CurveRecorder:
             scores = [entry for split in self.pairs for k in self.schedules for entry in self._scores(split, k)]
             cost = {**self._cost(), "seconds": round(time.monotonic() - started, 4)}
         if self.processes.is_main:
-            spent = {axis: bill.used(axis) for axis in AXES if axis != "seconds"}
+            spent = {axis: int(bill.used(axis)) for axis in AXES if axis != "seconds"}
             seconds = round(bill.seconds, 4)
             self.run.append(CURVE, {"epoch": epoch, **spent, "seconds": seconds, "cost": cost, "scores": scores})
 
