@@ -179,6 +179,17 @@ def test_main_table_has_base_methods_and_a_block_a_reward(out):
     assert cell(across, "sdpo", "iqm").value == pytest.approx(np.mean([1, 1, 1, 2]) / sd)
 
 
+def test_diversity_is_that_of_the_last_epoch_and_the_base_models_of_the_first(out):
+    for seed, folder in enumerate(sorted((out / "runs").glob("sdpo-*"))):
+        rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+        rows[0]["pictures"]["diversity"], rows[-1]["pictures"]["diversity"] = 0.6, 0.1 * seed
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("leaderboard-1", "main-1"):
+        table = table_of(report_of(out), name)
+        assert cell(table, "sdpo", "diversity").value == pytest.approx(0.1)  # mean of 0, 0.1 and 0.2
+        assert cell(table, "base model", "diversity").value == pytest.approx(0.45)  # three runs at 0.6, three at 0.3
+
+
 def test_rewards_under_unlike_budgets_are_not_summed_up(out):
     for seed in (0, 1, 2):
         make_run(out, "sdpo", seed, spread([9, 9, 9]), reward="jpeg", version="3", **{"budget.amount": 256})
