@@ -9,6 +9,7 @@ import torch
 from report_factory import frame
 
 from sdpo_bench.evaluation.evaluate import (
+    Block,
     Subject,
     _add,
     _missing_in_block,
@@ -86,10 +87,10 @@ def test_rows_of_other_settings_are_left_out(settings):
 
 def test_what_is_missing_is_told_by_version_step_count_split_and_image(settings):
     sampler = sampler_id(settings)
-    block = ("train", ["cat", "dog"], 4)
+    block = Block("train", ("cat", "dog"), 4, calls=16)
     whole = rows_of(np.zeros((2, 2, 2)), sampler=sampler)
     good, newer, other = scorer("good"), scorer("good", "2"), scorer("better")
-    assert _missing_in_block(whole, settings, [good, newer, other], *block) == [newer, other]
+    assert _missing_in_block(whole, settings, [good, newer, other], block) == [newer, other]
     lacking = (
         rows_of(np.zeros((2, 2, 1)), sampler=sampler),
         rows_of(np.zeros((1, 2, 2)), sampler=sampler, prompts=("cat",)),
@@ -99,7 +100,7 @@ def test_what_is_missing_is_told_by_version_step_count_split_and_image(settings)
         whole.drop(index=whole.index[-1]),
     )
     for rows in lacking:
-        assert _missing_in_block(rows, settings, [good], *block) == [good]
+        assert _missing_in_block(rows, settings, [good], block) == [good]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [3, 3, 1]), (2, [3, 1, 3]), (3, [3, 3, 1]), (8, [1] * 7)])
@@ -150,7 +151,10 @@ def test_judging_asks_for_what_is_missing_with_its_own_guidance_and_returns_what
 def test_rows_that_are_made_again_replace_those_that_were_there(settings):
     block = rows_of(np.ones((2, 1, 2)), steps=(4,))
     subject = Subject("r", "sdpo", 0)
-    known = _add(empty_rows(), block.assign(score=5.0), subject, settings, "train", 4)
-    again = _add(known, block[:1], subject, settings, "train", 4)
+    known = _add(empty_rows(), block.assign(score=5.0), subject, settings, Block("train", ("cat", "dog"), 4, calls=16))
+    again = _add(known, block[:1], subject, settings, Block("train", ("cat", "dog"), 4, calls=16))
     assert again.score.tolist() == [1, 5, 5, 5]
-    assert _add(again, block, subject, settings, "unseen", 4).split.tolist() == ["train"] * 4 + ["unseen"] * 4
+    assert (
+        _add(again, block, subject, settings, Block("unseen", ("bee",), 4, calls=8)).split.tolist()
+        == ["train"] * 4 + ["unseen"] * 4
+    )
