@@ -65,7 +65,7 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 @cli.command()
-@click.option("--method", shell_complete=complete("methods"), help="Method plugin [default: sdpo].")
+@click.option("--method", shell_complete=complete("methods"), help="Method plugin, or ./FILE.py:CLASS [default: sdpo].")
 @click.option(
     "--reward",
     shell_complete=complete("rewards"),
@@ -238,6 +238,28 @@ def doctor(**options: Any) -> None:
     from sdpo_bench.cli.commands.doctor import doctor_command
 
     doctor_command(**options)
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["method", "reward"]))
+@click.argument("name")
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write, which must not exist [default: NAME].",
+)
+def new(kind: str, name: str, target: Path | None) -> None:
+    """Write a package with a method or reward of your own: it installs, passes its tests and keeps the contract.
+
+    \b
+    Examples:
+      sdpo-bench new method my-method
+      sdpo-bench new reward my-reward --to work/my-reward
+    """
+    from sdpo_bench.cli.commands.new import new_command
+
+    new_command(kind, name, target)
 
 
 @cli.command("serve-reward")

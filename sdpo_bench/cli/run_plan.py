@@ -13,6 +13,7 @@ from sdpo_bench.cli.commands.fetch import items_of
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.cli.sweep_view import costs_data
 from sdpo_bench.config.differences import differs_from_default
+from sdpo_bench.config.presets import shipped_presets
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.config.run_file import RunFile
 from sdpo_bench.config.sampler_fit import planning_scheduler
@@ -32,6 +33,7 @@ from sdpo_bench.ledger import limit_text
 from sdpo_bench.models.catalogue import KNOWN, pick_device, pipeline_files
 from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.plugins.registry import BUILT_IN, find, plugin_tag
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.reward_expression import choose
 from sdpo_bench.settings import ModelSettings, Runtime
@@ -94,6 +96,24 @@ def plan(resolved: Resolved) -> dict[str, Any]:
         "cost": costs_data(run_work(resolved)),
         "precision": {"dtype": config.model.precision, "initial_loss_scale": initial},
     } | ({"search": asdict(evaluation_work(resolved))} if method.signal == "none" else {})
+
+
+def default_rates_note(resolved: Resolved) -> str:
+    """That a method which is not built in trains at a preset's own rate, where the preset has searched ones for others.
+
+    Empty where its rate was set, or is the method's own.
+    """
+    name, source = resolved.config.method.name, resolved.sources.get("update.lr", "default")
+    preset = shipped_presets().get(resolved.preset)
+    if find("methods", name).owner == BUILT_IN or preset is None or not preset.by_method:
+        return ""
+    if source != f"preset {preset.name}" or plugin_tag(name) in preset.by_method:
+        return ""
+    return (
+        f"note: {name} trains at update.lr = {resolved.config.update.lr:g} of preset '{preset.name}'; the rates of "
+        "built-in methods were searched. Search its own before you compare: sdpo-bench sweep search.toml "
+        "(sdpo-bench new method NAME writes that file)"
+    )
 
 
 def precision_text(dtype: str, initial_loss_scale: float | None) -> str:

@@ -28,6 +28,7 @@ from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.hashing import canonical
 from sdpo_bench.ledger import AXES
 from sdpo_bench.plugins.conflicts import same_value
+from sdpo_bench.plugins.registry import typed_name
 from sdpo_bench.settings import SECTIONS, RunConfig
 from sdpo_bench.system.json_toml import parse_json, parse_toml
 
@@ -215,7 +216,7 @@ def run_tables(config: RunConfig, method: type[Method]) -> dict[str, Any]:
     idle = idle_settings(method)
     for choice in ("method", "reward"):
         chosen = getattr(config, choice)
-        plain[choice] = {"name": chosen.name} | _without_none(canonical(chosen.settings))
+        plain[choice] = {"name": typed_name(f"{choice}s", chosen.name)} | _without_none(canonical(chosen.settings))
     for section in SECTIONS:
         settings = getattr(config, section)
         values = _without_none(canonical(vars(settings))) if settings is not None else {}

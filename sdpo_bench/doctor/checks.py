@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sdpo_bench.doctor.contract import Nonconforming, NotHere, require
 from sdpo_bench.errors import SdpoBenchError, UsageError, nearest
 from sdpo_bench.plugins.contract_check import check_instance
-from sdpo_bench.plugins.registry import Plugin, field_docs, plugin_tag, plugins
+from sdpo_bench.plugins.registry import Plugin, field_docs, find, is_file, plugin_tag, plugins
 from sdpo_bench.system.plugin_guard import preserve_process_state
 
 Status = Literal["ok", "failed", "skipped"]
@@ -33,11 +33,13 @@ class Check:
 
 
 def find_everywhere(name: str) -> list[Plugin]:
-    """Methods and rewards of that name.
+    """Methods and rewards of that name, or the method of a single file.
 
     Raises:
         UsageError: there are none; the message has the nearest name.
     """
+    if is_file(name):
+        return [find("methods", name)]
     available = [plugin for kind in ("methods", "rewards") for plugin in plugins(kind).values()]
     selected = [plugin for plugin in available if plugin.tag == plugin_tag(name)]
     if not selected:

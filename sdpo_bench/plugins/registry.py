@@ -4,17 +4,21 @@ Built-in plugins are the files of three folders (``methods/``, ``rewards/``, ``s
 announce theirs through the entry-point groups ``sdpo_bench.methods``, ``sdpo_bench.rewards`` and
 ``sdpo_bench.studies``. Listing reads names and first docstring lines from the source text, so ``sdpo-bench list``
 needs no torch. The rest of the package knows plugins by name only.
+
+A method may also be a single file, ``./FILE.py:CLASS``. Its name is its class and the digest of its source,
+``CLASS@DIGEST``, so that an edited file makes other runs; only commands that are given the file know it.
 """
 
 import ast
+import hashlib
 import importlib
 import inspect
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from sdpo_bench.plugins.contract_check import base_class, check_class
 from sdpo_bench.system.plugin_guard import preserve_process_state
 
 BUILT_IN = "built-in"
+SINGLE_FILE = "a single file"
 SINGULAR = {"methods": "method", "rewards": "reward", "studies": "study"}
 """The kinds of plugins, and what one of each is called."""
 
@@ -35,7 +40,7 @@ class Plugin:
     name: str
     kind: str
     owner: str
-    """``built-in`` or the distribution that brought it."""
+    """``built-in``, ``a single file``, or the distribution that brought it."""
     module: str
     class_name: str
     summary: str
@@ -51,7 +56,8 @@ class Plugin:
         who = f"{SINGULAR[self.kind]} '{self.name}' ({self.owner})"
         try:
             with preserve_process_state():
-                plugin_class = getattr(importlib.import_module(self.module), self.class_name)
+                module = _import_file(self) if self.owner == SINGLE_FILE else importlib.import_module(self.module)
+                plugin_class = getattr(module, self.class_name)
         except ModuleNotFoundError as error:
             raise MissingError(
                 f"{who} needs the package '{error.name}'. Install it with: pip install {error.name}"
@@ -106,11 +112,74 @@ def find(kind: str, name: str) -> Plugin:
     Raises:
         UsageError: no such plugin; the message has the nearest valid name.
     """
+    if kind == "methods" and is_file(name):
+        return _of_file(kind, name)
     available = plugins(kind)
-    for plugin in available.values():
-        if plugin.tag == plugin_tag(name):
+    for plugin in (*available.values(), *_FILES.values()):
+        if plugin.kind == kind and plugin.tag == plugin_tag(name):
             return plugin
+    if "@" in name:
+        raise UsageError(
+            f"the {SINGULAR[kind]} '{name}' is a single file, which this command was not given. Name it, unchanged: "
+            f"--{SINGULAR[kind]} ./FILE.py:CLASS"
+        )
     raise UsageError(f"unknown {SINGULAR[kind]} '{name}'.{nearest(name, available)} See: sdpo-bench list {kind}")
+
+
+# -- single files ----------------------------------------------------------------------------------------------------
+
+_FILES: dict[str, Plugin] = {}
+"""Plugins of single files that this process was given, by name."""
+
+
+def is_file(name: str) -> bool:
+    """Whether a plugin is named as a Python file: ``./FILE.py`` or ``./FILE.py:CLASS``."""
+    return name.partition(".py:")[0] != name or name.endswith(".py")
+
+
+def _of_file(kind: str, name: str) -> Plugin:
+    """The plugin of a single file, known by its name from now on.
+
+    Raises:
+        UsageError: no Python, or no such class. MissingError: not readable.
+    """
+    path_text, _, class_name = name.partition(".py:") if ".py:" in name else (name.removesuffix(".py"), "", "")
+    path = Path(f"{path_text}.py").resolve()
+    try:
+        source = path.read_bytes()
+        digest = hashlib.sha256(source).hexdigest()[:8]
+        described = _from_source(kind, path, f"sdpo_bench_file_{digest}", SINGLE_FILE, class_name)
+    except OSError as error:
+        raise MissingError(f"{SINGULAR[kind]} file '{path}' cannot be read: {error.strerror}.") from error
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{SINGULAR[kind]} file '{path}' is not valid Python: {error}.") from error
+    if described is None:
+        wanted = f"class '{class_name}'" if class_name else "public class with a base class"
+        raise UsageError(f"'{path}' has no {wanted}. Name one: --{SINGULAR[kind]} {path_text}.py:CLASS")
+    plugin = replace(described, name=f"{described.class_name}@{digest}")
+    _FILES[plugin.name] = plugin
+    return plugin
+
+
+def _import_file(plugin: Plugin) -> Any:
+    """The module of a single file, imported once."""
+    if plugin.module in sys.modules:
+        return sys.modules[plugin.module]
+    spec = spec_from_file_location(plugin.module, plugin.path)
+    assert spec and spec.loader
+    module = sys.modules[plugin.module] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[plugin.module]
+        raise
+    return module
+
+
+def typed_name(kind: str, name: str) -> str:
+    """How a person names a plugin: a single file by its path and class."""
+    plugin = _FILES.get(name)
+    return f"{plugin.path}:{plugin.class_name}" if plugin and plugin.kind == kind else name
 
 
 @lru_cache(maxsize=4)

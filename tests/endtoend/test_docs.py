@@ -24,8 +24,9 @@ from report_factory import base_frame, make_base, make_run, spread
 from sdpo_bench.cli.commands import run as run_command
 from sdpo_bench.cli.commands import sweep
 from sdpo_bench.cli.main import cli
+from sdpo_bench.doctor.checks import check_plugin
 from sdpo_bench.plugins.parse_settings import validate
-from sdpo_bench.plugins.registry import find, plugins
+from sdpo_bench.plugins.registry import Plugin, find, is_file, plugins
 from sdpo_bench.report import plots
 from sdpo_bench.running import tracking
 from sdpo_bench.sweep.plan import filter_jobs, make_plan
@@ -126,9 +127,12 @@ def world(tmp_path_factory):
 
 def install_plugins(top: Path) -> list[Path]:
     """The guide's method as its blocks give it, and the example package, as if they were installed."""
-    guide = {block.kind: block.text for block in blocks_of(ROOT / "docs" / "add-a-method.md")}
+    guide: dict[str, str] = {}
+    for block in blocks_of(ROOT / "docs" / "add-a-method.md"):
+        guide.setdefault(block.kind, block.text)
     (top / "winner").mkdir()
-    (top / "winner" / "winner.py").write_text(guide["python"])
+    for folder in (top / "winner", top):  # as a package, and as a single file
+        (folder / "winner.py").write_text(guide["python"])
     example = ROOT / "examples" / "plugin-package"
     projects = [(top / "winner", guide["toml"]), (example, (example / "pyproject.toml").read_text())]
     for _, text in projects:
@@ -201,6 +205,18 @@ def test_python_and_toml_blocks_are_whole(block: Block):
         assert tomllib.loads(block.text)
     else:
         compile(block.text, name_of(block), "exec")
+
+
+def test_the_worked_reward_keeps_the_contract(tmp_path):
+    """The guide's second Python block, by the checks of ``doctor --plugin``."""
+    _, block = (b for b in blocks_of(ROOT / "docs" / "add-a-method.md") if b.kind == "python")
+    (tmp_path / "worked_reward.py").write_text(block.text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        path = tmp_path / "worked_reward.py"
+        plugin = Plugin("halves", "rewards", "docs", "worked_reward", "ContrastOfHalves", "A reward.", path)
+        checks = list(check_plugin(plugin))
+    assert len(checks) > 3 and {check.status for check in checks} == {"ok"}, checks
 
 
 def test_the_command_line_page_is_what_the_commands_say():
@@ -299,9 +315,10 @@ def check_names(argv: list[str], where: str) -> None:
         context = cli.commands[argv[0]].make_context(argv[0], [*argv[1:]])
         values = context.params
         names = [values.get("name"), *(values.get("names") or ())]
-        for name in [name for name in names if name and name not in ("sd-turbo", "sdxl-turbo")]:
+        unknown = ("sd-turbo", "sdxl-turbo", *(names if argv[0] == "new" else ()))
+        for name in [name for name in names if name and name not in unknown]:
             find("studies" if argv[0] == "study" else "rewards", name)
-        if values.get("plugin") and values["plugin"] != "my-method":
+        if values.get("plugin") and values["plugin"] != "my-method" and not is_file(values["plugin"]):
             assert values["plugin"] in {**plugins("methods"), **plugins("rewards")}, where
         if argv[0] == "serve-reward":
             given = dict(text.removeprefix("reward.").split("=", 1) for text in values["sets"])

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sdpo_bench.cli.options import echo_json, parse_seeds
-from sdpo_bench.cli.run_plan import parse_memory, show_plan
+from sdpo_bench.cli.run_plan import default_rates_note, parse_memory, show_plan
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.config.run_file import RunFile, read_run_file, replaced_settings, run_file_text
 from sdpo_bench.errors import MissingError, RunFailed, Unwritable, UsageError
@@ -91,6 +91,8 @@ def run_command(
     resolved = resolve(request)
     if write_config:
         _write_config(resolved, write_config, config_file, out)
+    if note := default_rates_note(resolved):
+        click.echo(note, err=True)
     runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards, processes)
     if dry_run:
         show_plan(resolved, runtime, as_json, seeds=several, file=file, gpu_bytes=gpu_bytes)
