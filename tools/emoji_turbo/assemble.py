@@ -28,10 +28,10 @@ def save_pipeline(folder: Path, target: Path, unet: str = "unet") -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(target)
-    _forget_paths(target)
+    forget_paths(target)
 
 
-def _forget_paths(target: Path) -> None:
+def forget_paths(target: Path) -> None:
     """Remove the training machine's folder names, which diffusers writes into every configuration."""
     for path in target.rglob("*.json"):
         content = json.loads(path.read_text())

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 LossFunction = Callable[[torch.Generator, int], tuple[Tensor, Mapping[str, Tensor]]]
 """(generator, pictures of this worker) -> scalar loss, detached scalars to print."""
 
+BORDERS = ("embed", "conv_in", "conv_out", "border", "heads")
+"""Parts of the names of first and last layers and embeddings, which Muon does not suit."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -129,12 +132,13 @@ class Trainer:
     folder: Path
     worker: Worker
     checkpoint_every: int = 250
+    borders: tuple[str, ...] = BORDERS
     average: dict[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
         self.average = {key: copy.deepcopy(module).eval() for key, module in self.modules.items()}
         named = [(n, p) for m in self.modules.values() for n, p in m.named_parameters() if p.requires_grad]
-        inner = [p for n, p in named if p.ndim >= 2 and not _is_border(n)]
+        inner = [p for n, p in named if p.ndim >= 2 and not any(part in n for part in self.borders)]
         chosen = {id(p) for p in inner}
         self.parameters = [p for _, p in named]
         self.muon = Muon(inner, self.plan.weight_decay)
@@ -218,8 +222,3 @@ class Trainer:
         self.muon.momentum = state["momentum"]
         if self.worker.rank == 0:
             print(f"{self.name}: resumed at iteration {self.iteration}", flush=True)
-
-
-def _is_border(name: str) -> bool:
-    """First and last layers and embeddings, which Muon does not suit."""
-    return any(part in name for part in ("embed", "conv_in", "conv_out", "border", "heads"))
