@@ -331,6 +331,7 @@ def load_policy(settings: "ModelSettings", *, device: str = "cpu", lora_seed: in
         precision=settings.precision,
         device=device,
         resolution=settings.resolution,
+        text_tokens=settings.text_tokens,
         gradient_checkpointing=settings.gradient_checkpointing,
         channels_last=settings.channels_last,
         cpu_offload=settings.cpu_offload,

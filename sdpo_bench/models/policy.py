@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.models.adapter_file import AdapterFile
 from sdpo_bench.models.conditioning import Conditioning, join_rows
-from sdpo_bench.models.families import configs_of, family_of
+from sdpo_bench.models.families import Family, configs_of, family_of
+from sdpo_bench.models.families.base import Configs
 
 __all__ = ["Conditioning", "Policy"]
 
@@ -34,13 +35,15 @@ class Policy:
             A guidance-distilled denoiser takes the scale as an input and is evaluated once.
         precision: compute dtype of the frozen weights; LoRA weights and log-probabilities stay float32.
         resolution: side of the pictures in pixels; ``None`` is the model's own.
+        text_tokens: tokens of a prompt where a family leaves their number free; ``None`` is the stock pipeline's.
         gradient_checkpointing: recompute the denoiser's activations in the backward pass instead of keeping them.
         channels_last: memory order of denoiser and autoencoder; the same numbers up to rounding.
         cpu_offload: text encoders and autoencoder wait in CPU memory and visit the device only while they work;
             trajectories wait there too.
 
     Raises:
-        UsageError: a family that is not known, or a resolution that its strides do not divide.
+        UsageError: a family that is not known, a resolution that its strides do not divide, or a number of text tokens
+            where it is fixed.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Policy:
         precision: Precision = "fp32",
         device: str = "cpu",
         resolution: int | None = None,
+        text_tokens: int | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         cpu_offload: bool = False,
@@ -67,6 +71,7 @@ class Policy:
         self._cache: dict[str, Conditioning] = {}
         self._adapted: list[Any] = []
         self._side = self.family.latent_side(configs, resolution)
+        self._text_tokens = chosen_text_tokens(self.family, configs, text_tokens)
         self._stride = self.family.stride(configs)
         self._channels = self.family.channels(configs)
         self.image_tokens = self.family.image_tokens(configs, self._side)
@@ -230,7 +235,12 @@ class Policy:
             with self._at_work(*self._encoders):
                 for prompt in missing:
                     self._cache[prompt] = self.family.encode(
-                        self.pipeline, prompt, device=self.device, guided=self.branches > 1, size=size
+                        self.pipeline,
+                        prompt,
+                        device=self.device,
+                        guided=self.branches > 1,
+                        size=size,
+                        text_tokens=self._text_tokens,
                     )
         return Conditioning.join([self._cache[prompt] for prompt in prompts])
 
@@ -278,3 +288,15 @@ class Policy:
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
         return self._channels, self._side, self._side
+
+
+def chosen_text_tokens(family: Family, configs: Configs, asked: int | None) -> int:
+    """Tokens of a prompt that a run encodes.
+
+    Raises:
+        UsageError: the family's encoders read a fixed number.
+    """
+    own = family.text_tokens(configs)
+    if asked is not None and not own:
+        raise UsageError(f"model.text_tokens = {asked}: {family.name} reads prompts of a fixed length. Leave it out.")
+    return own if asked is None else asked

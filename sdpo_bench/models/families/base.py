@@ -120,6 +120,11 @@ class Family(ABC):
     def text_shapes(self, configs: Configs) -> dict[str, tuple[int, ...]]:
         """Shapes of the conditioning tensors of one prompt, at the longest."""
 
+    def text_tokens(self, configs: Configs) -> int:
+        """Tokens of a prompt for the encoder whose length is free (``max_sequence_length`` of the stock pipeline, whose
+        default this is); 0 where all encoders read a fixed length."""
+        return 0
+
     def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
         """Tokenizers that decide which part of a prompt is read, with the tokens of each.
 
@@ -135,8 +140,15 @@ class Family(ABC):
     # -- with weights ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def encode(self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int) -> Conditioning:
-        """Conditioning of one prompt, one row; ``size`` is the picture's side in pixels."""
+    def encode(
+        self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int
+    ) -> Conditioning:
+        """Conditioning of one prompt, one row.
+
+        Args:
+            size: the picture's side in pixels.
+            text_tokens: as :meth:`text_tokens`, or what the run asks for.
+        """
 
     @abstractmethod
     def predict(

@@ -50,15 +50,18 @@ class Flux(Family):
             "pooled_projections": (transformer.get("pooled_projection_dim", 768),),
         }
 
+    def text_tokens(self, configs: Configs) -> int:
+        return t5_tokens(configs["transformer"])
+
     def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
         # CLIP gives a pooled embedding of 77 tokens; what it drops of a long prompt, T5 still reads.
         return {"tokenizer_2": t5_tokens(configs["transformer"])}
 
-    def encode(self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int) -> Conditioning:
-        length = t5_tokens(pipeline.transformer.config)
-
+    def encode(
+        self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int
+    ) -> Conditioning:
         def one(text: str) -> "dict[str, Tensor]":
-            hidden, pooled, _ = pipeline.encode_prompt(text, device=device, max_sequence_length=length)
+            hidden, pooled, _ = pipeline.encode_prompt(text, device=device, max_sequence_length=text_tokens)
             return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
 
         return Conditioning(one(prompt), one("") if guided else None)

@@ -53,13 +53,19 @@ class StableDiffusion3(Family):
             "pooled_projections": (pooled,),
         }
 
+    def text_tokens(self, configs: Configs) -> int:
+        # Without a T5, the stock pipeline puts as many zeros in its place.
+        return T5_TOKENS
+
     def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
         # What CLIP drops of a long prompt, T5 still reads.
         return {"tokenizer_3": T5_TOKENS} if "tokenizer_3" in lengths else dict(lengths)
 
-    def encode(self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int) -> Conditioning:
+    def encode(
+        self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int
+    ) -> Conditioning:
         hidden, no_hidden, pooled, no_pooled = pipeline.encode_prompt(
-            prompt, None, None, device=device, do_classifier_free_guidance=guided, max_sequence_length=T5_TOKENS
+            prompt, None, None, device=device, do_classifier_free_guidance=guided, max_sequence_length=text_tokens
         )
         positive = {"encoder_hidden_states": hidden, "pooled_projections": pooled}
         negative = {"encoder_hidden_states": no_hidden, "pooled_projections": no_pooled}

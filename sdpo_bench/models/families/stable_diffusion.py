@@ -50,7 +50,9 @@ class OneEncoder(Family):
         width = configs["unet"]["cross_attention_dim"]
         return {"encoder_hidden_states": (77, width if isinstance(width, int) else width[0])}
 
-    def encode(self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int) -> Conditioning:
+    def encode(
+        self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int
+    ) -> Conditioning:
         positive, negative = pipeline.encode_prompt(
             prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
         )[:2]
@@ -91,7 +93,9 @@ class TwoEncoders(OneEncoder):
         pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
         return super().text_shapes(configs) | {"text_embeds": (pooled,), "time_ids": (6,)}
 
-    def encode(self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int) -> Conditioning:
+    def encode(
+        self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int
+    ) -> Conditioning:
         import torch
 
         hidden, no_hidden, pooled, no_pooled = pipeline.encode_prompt(

@@ -35,6 +35,9 @@ class ZImage(Family):
     def text_shapes(self, configs: Configs) -> dict[str, tuple[int, ...]]:
         return {"cap_feats": (TEXT_TOKENS, configs["transformer"].get("cap_feat_dim", 2560))}
 
+    def text_tokens(self, configs: Configs) -> int:
+        return TEXT_TOKENS
+
     def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
         return {"tokenizer": TEXT_TOKENS}
 
@@ -45,9 +48,11 @@ class ZImage(Family):
         )
         return text
 
-    def encode(self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int) -> Conditioning:
+    def encode(
+        self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int
+    ) -> Conditioning:
         positive, negative = pipeline.encode_prompt(
-            prompt, device=device, do_classifier_free_guidance=guided, max_sequence_length=TEXT_TOKENS
+            prompt, device=device, do_classifier_free_guidance=guided, max_sequence_length=text_tokens
         )
         return Conditioning(_with_length(positive[0]), _with_length(negative[0]) if guided else None)
 
