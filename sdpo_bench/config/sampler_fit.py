@@ -128,17 +128,18 @@ def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:
     else:
         return
     raise UsageError(
-        f"{name} learns from log-probabilities, and {problem}. Use {way_on}, or a method that follows the reward's "
-        f"gradient: {', '.join(_gradient_methods()) or '(none installed)'}."
+        f"{name} learns from log-probabilities, and {problem}. Use {way_on}, or a method that needs none: "
+        f"{', '.join(_methods_without_likelihood()) or '(none installed)'}."
     )
 
 
-def _gradient_methods() -> list[str]:
+def _methods_without_likelihood() -> list[str]:
     """Names of the methods that train without log-probabilities."""
     names = []
     for plugin in plugins("methods").values():
         with suppress(SdpoBenchError):  # what cannot be loaded is no advice
-            if plugin.load().signal == "gradient":
+            loaded = plugin.load()
+            if loaded.signal != "none" and not needs_log_prob(loaded):
                 names.append(plugin.name)
     return sorted(names)
 
