@@ -99,6 +99,17 @@ KNOWN: dict[str, BaseModel] = {
             | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"},
         ),
         BaseModel(
+            "emoji-flow",
+            "asset:emoji_flow",
+            "Embedded 1.9 M-parameter few-step flow-matching model (Stable Diffusion 3's form) of the same emoji, CPU",
+            "emoji-align",
+            _PUBLISHED_SCHEDULE
+            | _lora(StableDiffusion3)
+            # It has no T5, and was trained without the zeros that the stock pipeline puts in its place.
+            | {"model.text_tokens": 0, "schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
+            | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"},
+        ),
+        BaseModel(
             "sd-turbo",
             "stabilityai/sd-turbo",
             "SD-Turbo, 866 M-parameter UNet, 512x512 pixels (the paper's model); needs a GPU and 5 GB of weights",
