@@ -61,11 +61,16 @@ class QwenImage(Family):
     def as_read(self, tokenizer: Any, prompt: str) -> str:
         return str(_template().prompt_template_encode).format(prompt)
 
-    def encode(self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int) -> Conditioning:
+    def text_tokens(self, configs: Configs) -> int:
+        return TEXT_TOKENS
+
+    def encode(
+        self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int
+    ) -> Conditioning:
         import torch
 
         def one(text: str) -> "dict[str, Tensor]":
-            hidden, _ = pipeline.encode_prompt(text, device=device, max_sequence_length=TEXT_TOKENS)
+            hidden, _ = pipeline.encode_prompt(text, device=device, max_sequence_length=text_tokens)
             return {"encoder_hidden_states": hidden, "length": torch.tensor([hidden.shape[1]])}
 
         return Conditioning(one(prompt), one("") if guided else None)
