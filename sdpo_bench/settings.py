@@ -304,7 +304,8 @@ class Runtime:
     checkpoint_every: Count = 5
     """Epochs between checkpoints."""
     threads: Annotated[int, Ge(0)] = 0
-    """CPU threads of torch; 0 leaves its default."""
+    """CPU threads of torch; 0: one for denoisers below 5 M parameters, which gain nothing from a second one, and
+    torch's default for larger ones."""
     reward_timeout: NonNegative = 1800.0
     """Seconds that one reward call (at most ``micro_batch`` images) may take before the run fails; 0: no limit."""
     async_rewards: bool = False

@@ -44,7 +44,10 @@ OUT = results_option("--results", "--out", "out")
 RESULTS = results_option("--results")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 THREADS = click.option(
-    "--threads", type=click.IntRange(0, MOST_AT_ONCE), default=0, help="CPU threads of torch (0: its default)."
+    "--threads",
+    type=click.IntRange(0, MOST_AT_ONCE),
+    default=0,
+    help="CPU threads of torch (0: one for the embedded models, else torch's default).",
 )
 MICRO_BATCH = click.option(
     "--micro-batch",

@@ -62,9 +62,20 @@ def use_second_process(
         )
     if runtime.processes:
         return runtime.processes == 2
-    small = sum(p.numel() for p in policy.denoiser.parameters()) < SMALL
     served = any(scorer.reward.filed_as for scorer in scorers)  # a service has its own order of calls and its own load
-    return possible and calls >= LEAST_CALLS and small and not served and usable_cores() > 1 and _memory_for_two()
+    return (
+        possible
+        and calls >= LEAST_CALLS
+        and is_small(policy)
+        and not served
+        and usable_cores() > 1
+        and _memory_for_two()
+    )
+
+
+def is_small(policy: Policy) -> bool:
+    """Whether a second thread gives the policy's denoiser nothing."""
+    return sum(p.numel() for p in policy.denoiser.parameters()) < SMALL
 
 
 def _memory_for_two() -> bool:

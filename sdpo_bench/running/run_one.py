@@ -31,6 +31,7 @@ from sdpo_bench.running.evaluation_process import (
     Assignment,
     EvaluationProcess,
     evaluation_process,
+    is_small,
     reward_sources,
     use_second_process,
 )
@@ -134,6 +135,8 @@ def _prepare(
         return Outcome(run, ev.recorded_table(run, base, config.eval, scorers, refused), trained_now=False)
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
+    if not runtime.threads and device == "cpu" and is_small(policy):
+        torch.set_num_threads(1)  # as in a sweep: a second thread changes last digits and saves no time
     for steps in config.eval.steps:
         ev.evaluation_schedule(policy, config.eval, steps)
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
