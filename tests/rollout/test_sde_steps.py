@@ -22,7 +22,17 @@ def test_a_window_slides_by_one_step_and_begins_again():
     """MixGRPO's progressive strategy: 25 iterations at one place unless set."""
     starts = [at("window:3:1", epoch=epoch)[0] for epoch in range(8)]
     assert starts == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert [at("window:3", epoch=epoch)[0] for epoch in (0, 24, 25, 49, 50, 74, 75)] == [0, 0, 1, 1, 2, 2, 0]
+    assert [at("window:3", epoch=epoch)[0] for epoch in (0, 1, 24, 25, 26, 49, 50, 74, 75)] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        0,
+    ]
     assert at("window:3:1", epoch=1) == [1, 2, 3]
 
 
