@@ -777,7 +777,7 @@ def test_a_full_memory_is_no_defect(tmp_path, monkeypatch, capsys, error):
     def fail(out):
         raise error
 
-    monkeypatch.setattr("sdpo_bench.cli.commands.report.load_results", fail)
+    monkeypatch.setattr("sdpo_bench.library.reports.load_results", fail)
     with pytest.raises(SystemExit) as stop:
         main(["report", "--results", str(tmp_path)])
     said = capsys.readouterr().err
