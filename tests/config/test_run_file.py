@@ -150,3 +150,6 @@ def test_the_record_of_a_finished_run_repeats_it(tiny_pipe, tmp_path, capsys):
     }
     code, out, err = call(capsys, "run", "--config", run, "--seed", 9, "--dry-run", "--out", tmp_path / "out")
     assert code == 0 and err == f"--seed 9 replaces seed = 0 of {run / 'run.json'}\n"
+    (tmp_path / "two.txt").write_text("cat\nbee\n")
+    code, _, err = call(capsys, "run", "--config", run, "--dry-run", "--out", tmp_path / "out")
+    assert code == 0 and err.startswith(f"note: this is not run {run.name} again: the reward's version, a prompt file")

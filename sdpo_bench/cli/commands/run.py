@@ -91,6 +91,13 @@ def run_command(
     resolved = resolve(request)
     if write_config:
         _write_config(resolved, write_config, config_file, out)
+    untouched = not (overrides or several) and all(one is None for one in (method, reward, model, preset, seed))
+    if file and file.record and untouched and resolved.run_id != file.record["run"]:
+        click.echo(
+            f"note: this is not run {file.record['run']} again: the reward's version, a prompt file, the model's "
+            "folder or the settings that there are have changed since",
+            err=True,
+        )
     if note := default_rates_note(resolved):
         click.echo(note, err=True)
     runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards, processes)
