@@ -91,7 +91,10 @@ def own_settings(run: Run) -> dict[str, Any]:
 
 
 def curve_points(run: Run) -> Iterator[Point]:
-    """The numbers of all logs of :data:`CURVES`, in the order of the logs."""
+    """The numbers of all logs of :data:`CURVES`, in the order of the logs, then the points of the learning curve.
+
+    A score of the learning curve is named ``eval/REWARD/SPLIT/STEPS``, as trackers name those of the evaluation.
+    """
     for name, prefix in CURVES.items():
         for row in run.folder.log(name):
             bill = row.get("bill")
@@ -100,6 +103,11 @@ def curve_points(run: Run) -> Iterator[Point]:
                 if not metric.startswith("bill.") and metric not in AXES:
                     epoch, images, calls = (place.get(axis) for axis in ("epoch", "images", "denoiser_calls"))
                     yield Point(epoch, images, calls, prefix + metric, value)
+    for row in run.folder.log("curve.jsonl"):
+        epoch, images, calls = (row.get(axis) for axis in ("epoch", "images", "denoiser_calls"))
+        for score in row.get("scores", ()):
+            name = f"eval/{score['reward']}/{score['split']}/{score['steps']}"
+            yield Point(epoch, images, calls, name, score["mean"])
 
 
 def files_of(folder: RunFolder) -> dict[str, Path]:

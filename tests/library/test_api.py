@@ -1,6 +1,7 @@
 """The Python API: what ``import sdpo_bench`` offers, and that it says and does what the command line does."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,17 @@ def test_curves_and_bills_are_one_row_a_number(out):
     assert rewards.images.tolist() == [64, 128, 192]
     bills = found.bills.query("method == 'sdpo' and seed == 0").set_index("item").amount
     assert bills["images"] == 192 and bills["forward.rollout"] == 1920 and bills["training_seconds"] == 90
+
+
+def test_points_of_a_learning_curve_are_rows_too(out, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(out, folder)
+    scores = [{"split": "train", "steps": 4, "reward": "emoji-align", "version": "1", "mean": -1.25}]
+    point = {"epoch": 2, "images": 128, "denoiser_calls": 900, "seconds": 3.5, "cost": {}, "scores": scores}
+    run = next((folder / "runs").glob("sdpo*-s0*"))
+    (run / "curve.jsonl").write_text(json.dumps(point) + "\n")
+    curves = sb.load_results(folder).curves.query("metric == 'eval/emoji-align/train/4'")
+    assert curves[["epoch", "images", "denoiser_calls", "value"]].values.tolist() == [[2, 128, 900, -1.25]]
 
 
 def test_a_run_has_its_table_settings_and_state(out):
