@@ -8,15 +8,18 @@ import json
 import shutil
 import warnings
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from sdpo_bench.cli.commands.fetch import fetch_command
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models.adapter_file import METADATA
-from sdpo_bench.models.catalogue import load_policy, scheduler_config
+from sdpo_bench.models.catalogue import KNOWN, known_model, load_policy, scheduler_config
 from sdpo_bench.models.cut_prompts import read_by, read_from_files
 from sdpo_bench.models.families import FAMILIES
+from sdpo_bench.models.families.sd3 import StableDiffusion3
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
 from sdpo_bench.settings import ModelSettings
@@ -297,3 +300,22 @@ def test_a_memory_order_of_pictures_is_refused_for_a_video_autoencoder(folders):
     with pytest.raises(UsageError, match=r"model.channels_last does not fit Qwen-Image"):
         load_policy(settings(folders("qwenimage"), channels_last=True))
     assert load_policy(settings(folders("zimage"), channels_last=True)).branches == 1
+
+
+def test_fetch_names_licence_size_and_login(capsys):
+    """Sizes of half-precision weights: 16.86 G parameters of FLUX.1 schnell; Z-Image's transformer is float32."""
+    fetch_command(("flux.1-schnell", "z-image-turbo"), dry_run=True)
+    printed = capsys.readouterr().out
+    assert "black-forest-labs/FLUX.1-schnell, licence Apache-2.0, gated (33.72 GB)" in printed
+    assert "Tongyi-MAI/Z-Image-Turbo, licence Apache-2.0 (32.83 GB)" in printed
+    hint = KNOWN["flux.1-schnell"].fetch_hint
+    assert "https://huggingface.co/black-forest-labs/FLUX.1-schnell" in hint and "hf auth login" in hint
+    assert "hf auth login" not in KNOWN["z-image-turbo"].fetch_hint
+
+
+def test_a_hub_pipeline_in_the_cache_gets_its_familys_adapter(folders, monkeypatch):
+    config = folders("sd3") / "transformer" / "config.json"
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(config))
+    assert known_model("somebody/sd3").defaults["model.lora_targets"] == StableDiffusion3.lora_targets
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: None)
+    assert "model.lora_targets" not in known_model("somebody/sd3").defaults
