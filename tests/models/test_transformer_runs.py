@@ -8,14 +8,11 @@ from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.rollout.group_cost import group_cost
-from sdpo_bench.rollout.schedule import SAMPLERS
 from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.settings import ModelSettings, Runtime
 from tools.random_pipeline import SMALL_FLOW
-
-pytestmark = pytest.mark.skipif("flow" not in SAMPLERS, reason="there is no sampler for flow-matching models")
 
 
 def small_run(folder, method="sdpo", **overrides):
@@ -51,7 +48,7 @@ def test_an_epoch_changes_the_adapter_alone_and_costs_what_was_predicted(folders
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["sd3", "flux-dev", "zimage"])
 def test_a_run_end_to_end(folders, tmp_path, shape):
-    """Guided, in bf16 weights too; the exported adapter gives the tuned outputs when it is loaded again."""
+    """Guided; the exported adapter gives the tuned outputs when it is loaded again."""
     overrides = {"model.guidance_scale": 2.0, "eval.guidance_scale": 2.0, "update.lr": 0.05}
     outcome = run_job(small_run(folders(shape), **overrides), Runtime(tmp_path, "cpu"))
     assert {r["steps"] for r in outcome.table} == {1, 2}
