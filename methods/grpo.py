@@ -26,8 +26,9 @@ class GRPOSettings:
     kl_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the KL to the base model (DanceGRPO: none, Flow-GRPO: 0.01 to 0.04); 0 computes none."""
     reward: RewardMode = "sparse"
-    """The final reward at every step (both papers), or dense rewards as SDPO's, compared step by step. With dense
-    rewards a step's return is the discounted sum from there on: see advantage.gamma."""
+    """The final reward at every step (both papers), or dense rewards, compared step by step: SDPO's, or what a step
+    gained in its deterministic completion (DenseGRPO), turning points (TP-GRPO) or branches (after TempFlow-GRPO).
+    With dense rewards a step's return is the discounted sum from there on: see advantage.gamma."""
 
 
 class GRPO(Method):

@@ -24,7 +24,7 @@ item 1, ``sdpo_accumulated`` replaces item 3. The paper's symbols: lambda is ``t
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
@@ -35,8 +35,9 @@ from sdpo_bench.api import Loss, Method, Minibatch, RewardGuard, RewardMode
 class SDPOSettings:
     """Settings of SDPO's own."""
 
-    reward: Literal["predicted", "full", "sparse"] = "predicted"
-    """Dense rewards predicted from three queries (paper), queried at every step, or the last one alone."""
+    reward: RewardMode = "predicted"
+    """Dense rewards predicted from three queries (paper), queried at every step, or the last one alone; or, from
+    deterministic completions, what a step gained (DenseGRPO), turning points (TP-GRPO) or branches."""
     guard: RewardGuard = "convex"
     """Where similarity weights are negative: keep predicted rewards in range, or the published arithmetic."""
     clip_range: Annotated[float, Ge(0)] = 1e-4

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-RewardMode = Literal["sparse", "predicted", "full"]
+RewardMode = Literal["sparse", "predicted", "full", "completion", "turning-point", "branch"]
+COMPLETED_MODES: tuple[str, ...] = ("completion", "turning-point", "branch")
+"""Reward modes that score where a state leads without further noise (``sdpo_bench.scoring.dense_rewards``)."""
 RewardGuard = Literal["convex", "official"]
 Granularity = Literal["step", "trajectory", "noised", "sample"]
 Signal = Literal["advantage", "preference", "gradient", "none"]
@@ -66,7 +68,8 @@ class Minibatch:
     advantages: "Tensor | None"
     """``[b, G, K]`` normalised and clipped; only for methods with ``signal = "advantage"``."""
     rewards: "Tensor"
-    """``[b, G, K]`` reward of each step as the method asked for (sparse: zero before the last step)."""
+    """``[b, G, K]`` reward of each step as the method asked for (sparse: zero before the last step; completions: what
+    the step gained, zero for steps that draw nothing)."""
     final_rewards: "Tensor"
     """``[b, G]`` reward of the final image; carries gradients where ``signal = "gradient"``."""
     steps: "Tensor"
@@ -205,7 +208,8 @@ class Method(ABC):
 
     @property
     def reward_mode(self) -> RewardMode:
-        """Rewards the method learns from: ``sparse`` unless it says otherwise."""
+        """Rewards the method learns from: ``sparse`` unless it says otherwise. The :data:`COMPLETED_MODES` cost
+        denoiser calls besides sampling."""
         return "sparse"
 
     @property

@@ -14,14 +14,15 @@ from sdpo_bench.errors import UsageError
 
 Axis = Literal["images", "denoiser_calls", "reward_calls", "optimiser_steps", "seconds"]
 AXES: tuple[str, ...] = get_args(Axis)
-Phase = Literal["rollout", "update", "reference", "diagnostic", "search"]
+Phase = Literal["rollout", "reward", "update", "reference", "diagnostic", "search"]
 
 
 @dataclass
 class Ledger:
     """Counts since the start of a run (calls count single latents or images, not batches).
 
-    ``forward`` is denoiser evaluations by phase (sampling, training forward, reference model, diagnostics),
+    ``forward`` is denoiser evaluations by phase (sampling, completions that a reward is asked for, training forward,
+    reference model, diagnostics),
     ``backward`` those that were differentiated, ``rewards`` images scored by reward name, ``cached`` images whose
     score was remembered: they cost nothing and are shown beside what was paid, ``reward_backward`` images whose score
     was differentiated.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdpo_bench.scoring.dense_rewards import final_rewards
 from sdpo_bench.scoring.scorer import Parts
 
 
@@ -35,7 +36,7 @@ def spread(name: str, values: Tensor) -> dict[str, float]:
 
 def reward_metrics(queried: Tensor, rewards: Tensor, mode: str) -> dict[str, Any]:
     """Mean and spread of the final reward, of each queried step, and the range of the dense rewards."""
-    final = rewards[..., -1].double()
+    final = final_rewards(queried, rewards, mode).double()
     names = ["first", "last", "anchor"] if queried.shape[-1] == 3 and mode == "predicted" else None
     by_query = {}
     for q in range(queried.shape[-1]):

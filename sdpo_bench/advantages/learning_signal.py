@@ -15,11 +15,11 @@ from sdpo_bench.advantages.experience import Experience
 from sdpo_bench.advantages.normalise import Normaliser, advantages
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.rollout.base_log_probs import base_statistics
-from sdpo_bench.rollout.group_cost import PROBE_GROUPS
+from sdpo_bench.rollout.group_cost import PROBE_GROUPS, influential_steps
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.scoring import image_statistics
-from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
-from sdpo_bench.scoring.scorer import Answers, Parts, Scorer, ask_rewards
+from sdpo_bench.scoring.dense_rewards import choose_queries, completion_rewards, final_rewards, step_rewards
+from sdpo_bench.scoring.scorer import Answers, Parts, Scorer, ask_completions, ask_rewards
 from sdpo_bench.settings import AdvantageSettings
 
 
@@ -47,28 +47,20 @@ class Signals:
     scorer: Scorer
     normaliser: Normaliser
 
-    def of(self, trajectories: Trajectories, mine: Tensor, groups: int) -> tuple[Experience, dict[str, Any]]:
+    def of(
+        self, trajectories: Trajectories, mine: Tensor, groups: int, completed: Tensor | None = None
+    ) -> tuple[Experience, dict[str, Any]]:
         """What is learnt from the trajectories of this process's groups, and the epoch's metrics.
 
         Args:
             mine: int64 ``[n]``, which of the epoch's ``groups`` these trajectories are.
+            completed: ``[n, G, S, C, h, w]`` completions, for methods that learn from them.
         """
         if self.context.method.signal == "gradient":
             return self._unscored(trajectories, mine, groups)
-        method, mode = self.context.method, self.context.method.reward_mode
-        queries = choose_queries(trajectories.x0, mode)
-        decode_sample = mode == "sparse" and method.final_image == "sample"
-        answers = ask_rewards(
-            self.context.policy,
-            trajectories,
-            queries,
-            self.scorer,
-            decode_sample=decode_sample,
-            micro_batch=self.context.micro_batch.size,
-            overlap=self.context.runtime.async_rewards,
-        )
-        queried = answers.rewards.to(trajectories.x0)
-        rewards = step_rewards(queries, queried, mode, method.reward_guard)
+        mode = self.context.method.reward_mode
+        answers, rewards = self._rewards(trajectories) if completed is None else self._gains(trajectories, completed)
+        queried = answers.rewards.to(rewards)
         everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
         normalised = self._advantages(everyone.rewards, everyone.prompts)
         reference, kl = self._reference(trajectories, mine)
@@ -81,7 +73,40 @@ class Signals:
             normalised = normalised[mine.to(normalised.device)]
         metrics["pictures"] = self._picture_summary(answers.final_images.flatten(0, 1))
         rows = self._rows(mine, groups)
-        return Experience(trajectories, rewards, rewards[..., -1], normalised, reference, rows=rows), metrics
+        final = final_rewards(queried, rewards, mode)
+        return Experience(trajectories, rewards, final, normalised, reference, rows=rows), metrics
+
+    def _rewards(self, trajectories: Trajectories) -> tuple[Answers, Tensor]:
+        """Scores of predicted originals or of the sample, and the rewards ``[n, G, T]`` they give the steps."""
+        method, mode = self.context.method, self.context.method.reward_mode
+        queries = choose_queries(trajectories.x0, mode)
+        answers = ask_rewards(
+            self.context.policy,
+            trajectories,
+            queries,
+            self.scorer,
+            decode_sample=mode == "sparse" and method.final_image == "sample",
+            micro_batch=self.context.micro_batch.size,
+            overlap=self.context.runtime.async_rewards,
+        )
+        return answers, step_rewards(queries, answers.rewards.to(trajectories.x0), mode, method.reward_guard)
+
+    def _gains(self, trajectories: Trajectories, completed: Tensor) -> tuple[Answers, Tensor]:
+        """Scores of completions and of the final image, and the rewards ``[n, G, T]`` they give the steps."""
+        method, steps = self.context.method, trajectories.num_steps
+        answers = ask_completions(
+            self.context.policy,
+            trajectories,
+            completed,
+            self.scorer,
+            decode_sample=method.final_image == "sample",
+            shared_first=trajectories.shared_start and method.reward_mode != "branch",
+            micro_batch=self.context.micro_batch.size,
+            overlap=self.context.runtime.async_rewards,
+        )
+        random = influential_steps(method, steps, self.context.schedule.decision_steps().tolist())
+        scores = answers.rewards.to(trajectories.x0)
+        return answers, completion_rewards(scores, random, steps, method.reward_mode)
 
     def _everyone(
         self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor

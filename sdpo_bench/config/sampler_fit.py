@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from sdpo_bench.api import Method
+from sdpo_bench.api import COMPLETED_MODES, Method
 from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.models.catalogue import KNOWN, local_folder
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
@@ -90,6 +90,8 @@ def check_samplers(config: RunConfig, method: Method, sources: Mapping[str, str]
         check_sampler(scheduler, config.schedule.sampler, "schedule.sampler")
         check_sampler(scheduler, config.eval.sampler, "eval.sampler")
     _check_training(config.schedule, config.method.name, method, sources)
+    if method.signal != "gradient" and method.reward_mode in COMPLETED_MODES:
+        _check_completions(config.schedule, config.method.name, method)
     check_evaluation(config.eval)
     if scheduler.get("shift_terminal"):
         _refuse_one_step(config)
@@ -131,6 +133,25 @@ def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:
         f"{name} learns from log-probabilities, and {problem}. Use {way_on}, or a method that needs none: "
         f"{', '.join(_methods_without_likelihood()) or '(none installed)'}."
     )
+
+
+def _check_completions(schedule: ScheduleSettings, name: str, method: Method) -> None:
+    """Rewards of completions need a sampler that can go on without noise, and a random step to tell apart from it."""
+    own = f"{name}'s {method.reward_mode} rewards"
+    if schedule.sampler == "lcm":
+        raise UsageError(
+            f"{own} complete states without noise, and the sampler lcm throws fresh noise at every step. "
+            "Use --set method.reward=predicted, full or sparse."
+        )
+    if schedule.eta == 0 or schedule.sde == "ode":
+        raise UsageError(f"{own} say what the noise of a step gained, and this schedule draws none. Use eta above 0.")
+    if schedule.steps == 1 and method.final_image == "predicted":
+        raise UsageError(
+            f"{own} say what the noise of a step gained, and the noise of one step does not reach its predicted "
+            "original. Use --set schedule.steps=2 or more."
+        )
+    if method.reward_mode == "branch" and method.members == 1:
+        raise UsageError(f"{own} compare the members of a group, and {name} samples one. Use completion.")
 
 
 def _methods_without_likelihood() -> list[str]:

@@ -103,12 +103,14 @@ def cost_of_group(resolved: Resolved, epoch: int = 0) -> Cost:
     """What one prompt group of a run costs in an epoch; only a moving window of random steps tells epochs apart."""
     config = resolved.config
     weights = trained_steps(config.schedule, config.update.step_weight, seed=config.seed, epoch=epoch)
+    drawn = trained_steps(config.schedule, "official", seed=config.seed, epoch=epoch)
     return group_cost(
         make_method(resolved),
         weights,
         inner_epochs=config.update.inner_epochs,
         guided=is_guided(config.model),
         calls_per_image=len(resolved.reward.parts),
+        drawing=[i for i, draws in enumerate(drawn) if draws],
     )
 
 

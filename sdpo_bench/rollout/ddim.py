@@ -1,7 +1,7 @@
 """Stochastic DDIM (Song et al. 2021, eq. 12 and 16), the sampler of SDPO, DDPO and D3PO."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -89,6 +89,10 @@ class DDIM(DiffusionSchedule):
         if self.prediction_type == "v_prediction":
             return x0, signal * output + noise * sample
         return x0, (sample - signal * x0) / noise
+
+    def deterministic(self) -> Self:
+        """DDIM with eta 0."""
+        return replace(self, eta=0.0, std_floor=0.0)
 
     def gains(self) -> Tensor:
         alpha_t, alpha_prev = self.alpha_t.double(), self.alpha_prev.double()

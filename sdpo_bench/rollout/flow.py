@@ -18,7 +18,7 @@ never trained. So do the steps outside a window (``sde_steps``).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -144,6 +144,10 @@ class Flow(Schedule):
         """As :meth:`Schedule.gains`; in the official form of CPS ``2 std |d mean / d model_output|``."""
         _, on_output, std = self._gaussians
         return on_output.abs() / std if self.log_prob_form == "gaussian" else 2 * std * on_output.abs()
+
+    def deterministic(self) -> Self:
+        """The ODE."""
+        return replace(self, random=torch.zeros_like(self.random))
 
     def deterministic_steps(self) -> set[int]:
         """The last step, and those outside the window. With eta 0 no step is random, which is refused as such."""

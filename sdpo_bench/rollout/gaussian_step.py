@@ -136,6 +136,14 @@ class Schedule(ABC):
     def add_noise(self, clean: Tensor, noise: Tensor, index: Tensor) -> Tensor:
         """State of step ``index [n]`` for final samples and noise ``[n, C, h, w]``."""
 
+    @abstractmethod
+    def deterministic(self) -> Self:
+        """The same steps without noise: what a state leads to if nothing random happens any more.
+
+        Raises:
+            UsageError: the family has no such sampler.
+        """
+
     def deterministic_steps(self) -> set[int]:
         """Steps that are deterministic by the family's own design: they draw nothing, so they have log-probability 0
         by convention (:func:`gaussian_log_prob`) and are not trained (``schedule.step_weights``)."""

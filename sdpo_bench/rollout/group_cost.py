@@ -3,14 +3,22 @@
 The numbers are exact, not estimates: a test counts the real calls of every method and compares.
 """
 
-from sdpo_bench.api import Method
+from collections.abc import Sequence
+
+from sdpo_bench.api import COMPLETED_MODES, Method
 from sdpo_bench.ledger import Cost
 
 PROBE_GROUPS = 2  # groups an epoch whose KL to the base model is measured when the method itself does not
 
 
 def group_cost(
-    method: Method, weights: list[float], *, inner_epochs: int, guided: bool, calls_per_image: int = 1
+    method: Method,
+    weights: list[float],
+    *,
+    inner_epochs: int,
+    guided: bool,
+    calls_per_image: int = 1,
+    drawing: Sequence[int] | None = None,
 ) -> Cost:
     """Cost of sampling, scoring and learning from one group.
 
@@ -18,6 +26,7 @@ def group_cost(
         weights: step weight of each of the T steps; steps of weight 0 are not trained.
         calls_per_image: reward calls that one image costs, the number of parts of a weighted sum. Answers that the
             cache remembers cost less than this.
+        drawing: steps that draw noise; None: all. Only rewards of completions depend on them.
     """
     steps, members = len(weights), method.members
     branches = 2 if guided else 1
@@ -25,14 +34,16 @@ def group_cost(
         return Cost(0, 0, 0, 0)
     if method.signal == "gradient":
         return _backprop_cost(method, steps, inner_epochs, branches, calls_per_image)
+    drawing = range(steps) if drawing is None else drawing
+    rewards = reward_queries(method, steps, drawing) * calls_per_image
     rows = [step_rows(method, i) for i in range(steps)]
     sampled = sum(rows)
+    completed = completion_calls(method, steps, drawing)
     if method.granularity in ("noised", "sample"):
         forward, backward = _likelihood_free_calls(method, steps, sampled, inner_epochs)
-        rewards = reward_queries(method, steps) * calls_per_image
-        return Cost(members, forward * branches, backward * branches, rewards)
+        return Cost(members, (forward + completed) * branches, backward * branches, rewards)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
-    forward = sampled + inner_epochs * trained
+    forward = sampled + completed + inner_epochs * trained
     if method.granularity == "trajectory":
         forward += inner_epochs * sampled
     if method.needs_reference:
@@ -44,7 +55,7 @@ def group_cost(
         images=members,
         forward=forward * branches,
         backward=inner_epochs * trained * branches,
-        rewards=reward_queries(method, steps) * calls_per_image,
+        rewards=rewards,
     )
 
 
@@ -69,9 +80,37 @@ def step_rows(method: Method, step: int) -> int:
     return 1 if method.shared_noise and step == 0 else method.members
 
 
-def reward_queries(method: Method, steps: int) -> int:
+def influential_steps(method: Method, steps: int, drawing: Sequence[int]) -> list[int]:
+    """Steps whose noise changes the final picture: those that draw, without the last one where the picture is its
+    predicted original."""
+    return [i for i in drawing if method.final_image == "sample" or i < steps - 1]
+
+
+def completed_states(method: Method, steps: int, drawing: Sequence[int]) -> list[int]:
+    """Steps whose state is completed for a reward. Deterministic steps lead where the next random one starts, and
+    after the last random one the sample itself is the completion. ``branch`` does not ask for the first one."""
+    if method.reward_mode not in COMPLETED_MODES:
+        return []
+    random = influential_steps(method, steps, drawing)
+    return random[1:] if method.reward_mode == "branch" else random
+
+
+def _completed_rows(method: Method, state: int, drawing: Sequence[int]) -> int:
+    """Distinct states of a group before step ``state``: one up to the first random step where the start is shared."""
+    return 1 if method.shared_noise and state <= min(drawing) else method.members
+
+
+def completion_calls(method: Method, steps: int, drawing: Sequence[int]) -> int:
+    """Denoiser evaluations of one group for its completions (``sampling.completions``)."""
+    states = completed_states(method, steps, drawing)
+    return sum((steps - i - 1) * _completed_rows(method, i, drawing) for i in states)
+
+
+def reward_queries(method: Method, steps: int, drawing: Sequence[int]) -> int:
     """Reward calls of one group: distinct (member, step) images among the queried ones."""
     members = method.members
+    if method.reward_mode in COMPLETED_MODES:
+        return members + sum(_completed_rows(method, i, drawing) for i in completed_states(method, steps, drawing))
     if method.reward_mode == "sparse":
         queried = [steps - 1]
     elif method.reward_mode == "full":

@@ -104,6 +104,9 @@ class LCM(DiffusionSchedule):
         }
         return alpha_prev.sqrt() * self.out.double() * per_output[self.prediction_type] / self.std(torch.float64)
 
+    def deterministic(self) -> Self:
+        raise UsageError("a consistency model's sampler throws fresh noise at every step: it has no deterministic one.")
+
     def deterministic_steps(self) -> set[int]:
         return set() if self.std_floor else {self.num_steps - 1}
 

@@ -7,6 +7,7 @@ nor the number of processes change a trajectory.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -157,6 +158,60 @@ def sample(
         originals.append(last[0])
         samples.append(last[1])
     return torch.cat(samples), torch.cat(originals)
+
+
+@torch.no_grad()
+def completions(
+    policy: Policy,
+    schedule: Schedule,
+    trajectories: Trajectories,
+    states: Sequence[int],
+    *,
+    shared_until: int,
+    image: Literal["sample", "predicted"] = "sample",
+    micro_batch: int = 64,
+) -> Tensor:
+    """Where the states of stored trajectories lead without further noise: final latents ``[N, G, S, C, h, w]``.
+
+    The first step from a state needs no denoiser call, since its predicted original is stored: completing state i
+    costs T - i - 1 calls.
+
+    Args:
+        states: steps whose state (before the step) is completed, S of them.
+        shared_until: members that share their start are in the same state up to this step, which is completed once.
+        image: the sample, or the predicted original of the last step.
+    """
+    latents, n, members = trajectories.latents, *trajectories.latents.shape[:2]
+    if not n or not states:
+        return latents[:, :, : len(states)]
+    ode, found = schedule.deterministic(), []
+    for state in states:
+        distinct = 1 if trajectories.shared_start and state <= shared_until else members
+        start, x0 = (values[:, :distinct, state].flatten(0, 1) for values in (latents, trajectories.x0))
+        group = torch.arange(n).repeat_interleave(distinct)
+        ends = [
+            _complete(policy, ode, start[part], x0[part], trajectories.conditioning[group[part]], state, image)
+            for part in torch.arange(len(start)).split(micro_batch)
+        ]
+        end = torch.cat(ends).to(policy.storage).unflatten(0, (n, distinct))
+        found.append(end.expand(n, members, *end.shape[2:]))
+    return torch.stack(found, 2)
+
+
+def _complete(
+    policy: Policy, ode: Schedule, start: Tensor, x0: Tensor, conditioning: Conditioning, state: int, image: str
+) -> Tensor:
+    """Final latents ``[n, C, h, w]`` of states whose predicted originals are known."""
+    current, x0 = start.to(policy.device), x0.to(policy.device)
+    for i in range(state, ode.num_steps):
+        at = torch.full((len(current),), i)
+        if i == state:
+            current = ode.mean_from_original(x0, current, at)
+            continue
+        output = policy.predict(current, ode.timesteps[i].expand(len(current)), conditioning)
+        step = ode.denoise(output, current, at)
+        current, x0 = step.mean, step.x0
+    return x0 if image == "predicted" else current
 
 
 def _walk(

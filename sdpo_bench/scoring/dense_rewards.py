@@ -3,14 +3,25 @@
 SDPO (arXiv 2411.11727, section "dense reward prediction") queries the reward of the decoded predicted originals at
 three steps (first, anchor, last) and fills the others by a similarity-weighted mean. ``full`` queries every step,
 ``sparse`` only the last: both are the ablations of the same interface.
+
+The other modes ask where a state leads without further noise (``sampling.completions``), R_i from the state before
+step i, R_n the final reward. They cost about T^2 / 2 denoiser calls an image:
+
+- ``completion`` (DenseGRPO, arXiv 2601.20218): a step's reward is its gain R_{i+1} - R_i.
+- ``turning-point`` (TP-GRPO, arXiv 2602.06422): the same, but a step that turns the reward towards where the whole
+  trajectory goes, after one that led away from it, gets all that follows from there: R_n - R_i.
+- ``branch`` (after TempFlow-GRPO, arXiv 2508.04324): R_{i+1} minus the group's mean of R_{i+1}. The paper branches all
+  members from one state; in stored trajectories they are in states of their own, whose differences are in here too.
+  Its own form is a single random step (flow models: ``schedule.sde_steps=random:1``) with ``sparse`` rewards.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdpo_bench.api import RewardGuard, RewardMode
+from sdpo_bench.api import COMPLETED_MODES, RewardGuard, RewardMode
 
 
 @dataclass(frozen=True)
@@ -103,3 +114,36 @@ def step_rewards(queries: Queries, rewards: Tensor, mode: RewardMode, guard: Rew
             -1, torch.tensor([shape[-1] - 1], device=rewards.device), rewards
         )
     return predicted_rewards(queries, rewards, guard)
+
+
+def completion_rewards(scores: Tensor, steps: Sequence[int], num_steps: int, mode: RewardMode) -> Tensor:
+    """Rewards ``[N, G, T]`` of the steps that draw noise, from the scores of completions; 0 for all other steps.
+
+    Args:
+        scores: ``[N, G, S + 1]`` of the states before each of the ``steps``, then the final reward; in the mode
+            ``branch`` ``[N, G, S]``, without the first state.
+        steps: the S steps whose noise changes the final picture, ascending.
+    """
+    exact = scores.cpu().double()
+    if mode == "branch":
+        values = exact - exact.mean(1, keepdim=True)
+    else:
+        values = exact.diff(dim=-1)
+        if mode == "turning-point":
+            to_the_end = exact[..., -1:] - exact[..., :-1]
+            values = torch.where(turning_points(values), to_the_end, values)
+    rewards = torch.zeros(*scores.shape[:-1], num_steps, dtype=torch.float64)
+    rewards[..., list(steps)] = values
+    return rewards.to(scores)
+
+
+def turning_points(gains: Tensor) -> Tensor:
+    """Bool ``[..., S]``: steps that gain in the direction of the sum of all ``gains``, after one that lost."""
+    towards = gains.sign() * gains.sum(-1, keepdim=True).sign()
+    turns = (towards[..., 1:] > 0) & (towards[..., :-1] < 0)
+    return torch.cat([torch.zeros_like(gains[..., :1], dtype=torch.bool), turns], -1)
+
+
+def final_rewards(queried: Tensor, rewards: Tensor, mode: str) -> Tensor:
+    """Reward ``[..., G]`` of the final image: the last score of completions, else that of the last step."""
+    return queried[..., -1] if mode in COMPLETED_MODES else rewards[..., -1]

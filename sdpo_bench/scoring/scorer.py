@@ -235,19 +235,66 @@ def ask_rewards(
 
     Members that share their first step share its predicted original, so it is decoded and scored once a group.
     """
-    n, g, q = queries.steps.shape
-    steps = queries.steps.cpu()
+    latents, columns = trajectories.x0, queries.steps.cpu()
+    if decode_sample:
+        latents, columns = trajectories.latents[:, :, -1:], torch.zeros_like(columns)
+    shared = trajectories.shared_start and not decode_sample
+    return _ask(policy, trajectories.prompts, latents, columns, shared, scorer, micro_batch, overlap)
+
+
+def ask_completions(
+    policy: Policy,
+    trajectories: Trajectories,
+    completed: Tensor,
+    scorer: Scorer,
+    *,
+    decode_sample: bool,
+    shared_first: bool,
+    micro_batch: int = 64,
+    overlap: bool = False,
+) -> Answers:
+    """Score completions ``[N, G, S, C, h, w]`` and, as query S, the final image.
+
+    Args:
+        decode_sample: whether the final image is the sample or the predicted original of the last step.
+        shared_first: whether the members of a group have the first completion in common; it is scored once.
+    """
+    final = trajectories.latents[:, :, -1:] if decode_sample else trajectories.x0[:, :, -1:]
+    latents = torch.cat([completed, final], 2)
+    columns = torch.arange(latents.shape[2]).expand(latents.shape[:3])
+    shared = shared_first and latents.shape[2] > 1
+    return _ask(policy, trajectories.prompts, latents, columns, shared, scorer, micro_batch, overlap, last=-1)
+
+
+def _ask(
+    policy: Policy,
+    prompts: Sequence[str],
+    latents: Tensor,
+    columns: Tensor,
+    shared_first: bool,
+    scorer: Scorer,
+    micro_batch: int,
+    overlap: bool,
+    last: int | None = None,
+) -> Answers:
+    """Answers for ``columns [N, G, Q]`` of latents ``[N, G, S, C, h, w]``, each distinct one decoded and scored once.
+
+    Args:
+        shared_first: whether column 0 of all members of a group is the same.
+        last: query of the final image; None: by the number of queries.
+    """
+    (n, g, q), count = columns.shape, latents.shape[2]
     owner = torch.arange(n * g).view(n, g, 1).expand(n, g, q).clone()
-    if trajectories.shared_start and not decode_sample:
+    if shared_first:
         first_member = (torch.arange(n) * g).view(n, 1, 1).expand(n, g, q)
-        owner = torch.where(steps == 0, first_member, owner)
-    keys = owner * trajectories.num_steps + steps
-    unique, inverse = keys.flatten().unique(return_inverse=True)
-    rows, at = unique // trajectories.num_steps, unique % trajectories.num_steps
-    scores, images, parts = _score_rows(policy, trajectories, rows, at, scorer, decode_sample, micro_batch, overlap)
-    last = inverse.view(n, g, q)[..., _last_query(q)]
-    final = images[last.flatten()].view(n, g, *images.shape[1:])
-    return Answers(scores[inverse].view(n, g, q), final, {name: values[last] for name, values in parts.items()})
+        owner = torch.where(columns == 0, first_member, owner)
+    unique, inverse = (owner * count + columns).flatten().unique(return_inverse=True)
+    rows, at = unique // count, unique % count
+    of_row = [prompts[row] for row in (rows // g).tolist()]
+    scores, images, parts = _score_rows(policy, latents.flatten(0, 1), rows, at, of_row, scorer, micro_batch, overlap)
+    pictured = inverse.view(n, g, q)[..., _last_query(q) if last is None else last]
+    final = images[pictured.flatten()].view(n, g, *images.shape[1:])
+    return Answers(scores[inverse].view(n, g, q), final, {name: values[pictured] for name, values in parts.items()})
 
 
 def _last_query(count: int) -> int:
@@ -257,26 +304,21 @@ def _last_query(count: int) -> int:
 
 def _score_rows(
     policy: Policy,
-    trajectories: Trajectories,
+    latents: Tensor,
     rows: Tensor,
-    steps: Tensor,
+    columns: Tensor,
+    prompts: Sequence[str],
     scorer: Scorer,
-    decode_sample: bool,
     micro_batch: int,
     overlap: bool,
 ) -> tuple[Tensor, Tensor, Parts]:
-    """Scores ``[U]``, images ``[U, 3, H, W]`` (CPU) and the parts' scores of trajectory ``rows`` at ``steps``."""
-    members = trajectories.latents.shape[1]
-    source = trajectories.latents[:, :, -1] if decode_sample else trajectories.x0
-    flat = source.flatten(0, 1)
+    """Scores ``[U]``, images ``[U, 3, H, W]`` (CPU) and the parts' scores of ``latents [n, S, ...]`` at U places."""
     images, answers = [], []
     with _queue(overlap) as ask:
         for part in torch.arange(len(rows)).split(micro_batch):
-            picked = flat[rows[part]] if decode_sample else flat[rows[part], steps[part]]
             with torch.no_grad():
-                decoded = policy.decode(picked)
-            prompts = [trajectories.prompts[row] for row in (rows[part] // members).tolist()]
-            answers.append(ask(partial(scorer.score, decoded, prompts)))
+                decoded = policy.decode(latents[rows[part], columns[part]])
+            answers.append(ask(partial(scorer.score, decoded, [prompts[i] for i in part.tolist()])))
             images.append(decoded.cpu())
     results = [answer() for answer in answers]
     scores, parts = [values for values, _ in results], [by_part for _, by_part in results]

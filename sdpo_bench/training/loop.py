@@ -18,7 +18,7 @@ from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.advantages.learning_signal import Signals
 from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.advantages.run_context import RunContext
-from sdpo_bench.api import Method
+from sdpo_bench.api import COMPLETED_MODES, Method
 from sdpo_bench.config.sampler_fit import needs_log_prob
 from sdpo_bench.config.training_schedule import trained_weights, training_schedule
 from sdpo_bench.errors import RunFailed, UsageError
@@ -26,8 +26,8 @@ from sdpo_bench.ledger import Cost, Ledger, Limit, limit_text
 from sdpo_bench.models.catalogue import scheduler_config
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import draw_prompts, load_prompts
-from sdpo_bench.rollout.group_cost import group_cost, probe_cost
-from sdpo_bench.rollout.sampling import Noise, Trajectories, rollout
+from sdpo_bench.rollout.group_cost import completed_states, group_cost, probe_cost
+from sdpo_bench.rollout.sampling import Noise, Trajectories, completions, rollout
 from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.rollout.sde_steps import changes_by_epoch
 from sdpo_bench.runs.run_folder import RunFolder
@@ -198,7 +198,14 @@ class Trainer:
         guided = self.policy.branches > 1
         inner = self.config.update.inner_epochs
         calls = self.scorer.calls_per_image
-        cost = group_cost(self.method, self.weights.tolist(), inner_epochs=inner, guided=guided, calls_per_image=calls)
+        cost = group_cost(
+            self.method,
+            self.weights.tolist(),
+            inner_epochs=inner,
+            guided=guided,
+            calls_per_image=calls,
+            drawing=self.schedule.decision_steps().tolist(),
+        )
         on_calls = self.limit.axis == "denoiser_calls"
         probe = probe_cost(self.method, self.schedule.num_steps, wanted, guided=guided) if on_calls else 0
         return cost, probe
@@ -262,7 +269,7 @@ class Trainer:
         trajectories = self._sample(mine, groups, wanted)
         clock.lap("sample_seconds")
         self._tell("scoring")
-        experience, metrics = self.signals.of(trajectories, mine, groups)
+        experience, metrics = self.signals.of(trajectories, mine, groups, self._completions(trajectories))
         if self.method.signal != "gradient":
             experience = replace(experience, old_values=self.updater.sampled_values(trajectories))
         experience = replace(experience, names=tuple(mine.tolist()), ref_samples=self._base_samples(trajectories, mine))
@@ -319,6 +326,22 @@ class Trainer:
             shared_noise=self.method.shared_noise,
             micro_batch=self.context.micro_batch.size,
         )
+
+    def _completions(self, trajectories: Trajectories) -> Tensor | None:
+        """Where the states of the trajectories lead without further noise, for methods whose rewards ask for it."""
+        method, drawing = self.method, self.schedule.decision_steps().tolist()
+        if method.signal == "gradient" or method.reward_mode not in COMPLETED_MODES:
+            return None
+        with self.ledger.during("reward"), self.updater.sampling():
+            return completions(
+                self.policy,
+                self.schedule,
+                trajectories,
+                completed_states(method, self.schedule.num_steps, drawing),
+                shared_until=min(drawing),
+                image=method.final_image,
+                micro_batch=self.context.micro_batch.size,
+            )
 
     def _base_samples(self, trajectories: Trajectories, mine: Tensor) -> Tensor | None:
         """Final latents of the base model from the same noise, for methods whose loss reads them."""

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpo_bench.advantages.normalise import Normaliser, advantages, discounted_returns
-from sdpo_bench.scoring.dense_rewards import Queries, anchor_step, choose_queries, predicted_rewards, step_rewards
+from sdpo_bench.scoring.dense_rewards import (
+    Queries,
+    anchor_step,
+    choose_queries,
+    completion_rewards,
+    predicted_rewards,
+    step_rewards,
+    turning_points,
+)
 
 
 def latents(*shape, seed=0):
@@ -156,3 +164,38 @@ def test_what_is_added_to_standard_deviations():
     for mode, epsilon in (("batch", 1e-8), ("group", 1e-6), ("per-step", 1e-6), ("per-step-prompt", 1e-6)):
         found = Normaliser(mode, 32, 2)(values, prompts).flatten().tolist()
         assert found == pytest.approx([-1e-6 / (1e-6 + epsilon), 1e-6 / (1e-6 + epsilon)], rel=1e-9), mode
+
+
+SCORES = torch.tensor([[[1.0, 3.0, 2.0, 5.0], [1.0, 0.0, 2.0, 2.5]]])
+"""Of two members: the completions of their common start and of two later states, and the final reward."""
+
+
+def test_gains_of_completions_by_hand():
+    gains = completion_rewards(SCORES, [0, 1, 2], 4, "completion")
+    assert gains.tolist() == [[[2, -1, 3, 0], [-1, 2, 0.5, 0]]]
+    assert torch.equal(completion_rewards(SCORES, [1, 3, 4], 5, "completion")[..., [1, 3, 4]], gains[..., :3])
+
+
+def test_a_turning_point_gets_all_that_follows_from_it():
+    """First member: 2, -1, 3 of 4 in all; step 2 turns, and nothing but its own gain follows. Second: -1, 2, .5 of 1.5;
+    step 1 turns and gets 2.5. A member that falls turns where it begins to fall again."""
+    assert completion_rewards(SCORES, [0, 1, 2], 3, "turning-point").tolist() == [[[2, -1, 3], [-1, 2.5, 0.5]]]
+    falling = completion_rewards(-SCORES, [0, 1, 2], 3, "turning-point")
+    assert falling.tolist() == [[[-2, 1, -3], [1, -2.5, -0.5]]]
+    one = completion_rewards(SCORES[..., 2:], [0], 3, "turning-point")
+    assert one.tolist() == [[[3, 0, 0], [0.5, 0, 0]]]
+
+
+def test_branches_are_compared_with_the_group_after_the_same_step():
+    found = completion_rewards(SCORES[..., 1:], [0, 1, 2], 3, "branch")
+    assert found.tolist() == [[[1.5, 0, 1.25], [-1.5, 0, -1.25]]]
+
+
+def test_turning_points_follow_the_rule_of_signs():
+    gains = torch.tensor([[-1.0, 2.0, -0.5, 1.0], [1.0, -2.0, 0.5, -1.0], [1.0, 2.0, 0.0, 3.0], [-1.0, 1.0, 0.0, 0.0]])
+    assert turning_points(gains).tolist() == [
+        [False, True, False, True],
+        [False, True, False, True],
+        [False] * 4,
+        [False] * 4,  # nothing gained in all: no direction
+    ]

@@ -44,7 +44,7 @@ SEARCH_METHODS = tuple(n for n, m in LOADED.items() if m.signal == "none")
 """Methods that train nothing."""
 TRAINED = tuple(n for n in METHODS if n not in SEARCH_METHODS)
 SMALL = {
-    **{name: {"method.group_size": 4} for name in ("grpo", "nft", "awm", "dgpo")},
+    **{name: {"method.group_size": 4} for name in ("grpo", "dense_grpo", "nft", "awm", "dgpo")},
     "drpo": {"method.group_size": 4, "method.anchors": 2},
 }
 """Settings that make a method fit into the small experiments here."""

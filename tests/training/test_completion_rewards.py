@@ -1,0 +1,161 @@
+"""Rewards of deterministic completions in training: bills, exact policies, micro-batches, resume, refusals."""
+
+import pytest
+import torch
+
+from factories import make_resolved, make_trainer
+from sdpo_bench.api import COMPLETED_MODES
+from sdpo_bench.errors import UsageError
+from sdpo_bench.estimates.time_estimate import cost_of_group, cost_of_probe
+from sdpo_bench.scoring.scorer import supervise
+from tools.random_pipeline import SMALL_FLOW, write_pipeline
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return write_pipeline(SMALL_FLOW["sd3"], tmp_path_factory.mktemp("flow") / "sd3")
+
+
+def run_of(folder, out, method="grpo", mode="completion", micro_batch=64, **overrides):
+    flow = {"model.resolution": 16} if "sd3" in str(folder) else {}
+    settings = {"method.reward": mode, "budget.images": 8, "advantage.gamma": 0.0} | flow | overrides
+    resolved = make_resolved(folder, method, **settings)
+    return resolved, make_trainer(resolved, out, micro_batch=micro_batch, checkpoint_every=1)
+
+
+def adapter(trainer):
+    return [value.detach().clone() for value in trainer.policy.lora_parameters().values()]
+
+
+def conforming_bill(resolved, trainer):
+    """Trains one epoch of eight images and returns its bill, which must be as predicted and as made."""
+    calls, predict = [], trainer.policy._call
+
+    def counted(latents, *args):
+        calls.append(len(latents))
+        return predict(latents, *args)
+
+    trainer.policy._call = counted
+    trainer.train()
+    (row,) = trainer.run.log()
+    bill, cost, groups = row["bill"], cost_of_group(resolved), 8 // trainer.method.members
+    assert sum(bill["forward"].values()) == sum(calls) == groups * cost.forward + cost_of_probe(resolved, groups)
+    assert bill["backward"] == groups * cost.backward
+    assert bill["reward_calls"] == groups * cost.rewards and not sum(bill["cached"].values())
+    assert row["ratio_at_zero_update"] < 1e-4
+    return bill
+
+
+@pytest.mark.parametrize("mode", COMPLETED_MODES)
+@pytest.mark.parametrize(("method", "shared"), [("grpo", True), ("grpo", False), ("sdpo", True)])
+def test_the_bill_on_ddim_is_exact(tiny_pipe, tmp_path, mode, method, shared):
+    """Four steps; completing state i costs 3 - i calls, of the shared start one a group and none for branches. SDPO's
+    picture is the last predicted original, which the last step's noise does not reach."""
+    own = {"method.shared_noise": shared} if method == "grpo" else {}
+    resolved, trainer = run_of(tiny_pipe, tmp_path, method, mode, **{"schedule.steps": 4} | own)
+    bill = conforming_bill(resolved, trainer)
+    members, starts = trainer.method.members, 0 if mode == "branch" else 1 if shared else trainer.method.members
+    later = [1, 2, 3] if method == "grpo" else [1, 2]
+    groups = 8 // members
+    assert bill["forward"]["reward"] == groups * (3 * starts + members * sum(3 - i for i in later))
+    assert bill["reward_calls"] == groups * (starts + members * len(later) + members)
+
+
+@pytest.mark.parametrize("window", ["all", "first:2", "window:2:1"])
+@pytest.mark.parametrize("mode", COMPLETED_MODES)
+def test_the_bill_on_a_flow_model_leaves_out_what_the_ode_knows(sd3, tmp_path, mode, window):
+    """Five steps, the last never random: only states before random steps are completed."""
+    overrides = {"schedule.steps": 5, "schedule.sde_steps": window}
+    resolved, trainer = run_of(sd3, tmp_path, mode=mode, **overrides)
+    bill = conforming_bill(resolved, trainer)
+    random = [0, 1, 2, 3] if window == "all" else [0, 1]
+    starts = 0 if mode == "branch" else 1
+    assert bill["forward"]["reward"] == 2 * (4 * starts + 4 * sum(4 - i for i in random[1:]))
+    assert bill["reward_calls"] == 2 * (starts + 4 * len(random))
+
+
+def test_guidance_doubles_the_calls_of_completions(tiny_pipe, tmp_path):
+    resolved, trainer = run_of(tiny_pipe, tmp_path, **{"model.guidance_scale": 2.0})
+    assert conforming_bill(resolved, trainer)["forward"]["reward"] == 2 * 2 * (2 + 4 * 1)
+
+
+@pytest.mark.parametrize("window", ["all", "window:2:1"])
+def test_steps_of_a_policy_with_exact_completions_gain_nothing(sd3, tmp_path, window):
+    """A model that always points at one picture: every state's ODE ends there, whatever noise was drawn before."""
+    _, trainer = run_of(sd3, tmp_path, **{"schedule.steps": 5, "schedule.sde_steps": window})
+    picture = torch.randn(trainer.policy.latent_shape, generator=torch.Generator().manual_seed(1))
+    sigma = lambda timesteps: (timesteps / 1000).view(-1, 1, 1, 1)  # noqa: E731
+    trainer.policy.predict = lambda latents, timesteps, conditioning: (latents - picture) / sigma(timesteps)
+    trainer.scorer = None
+    sampled = trainer._rollout(["cat", "dog"], torch.arange(2))
+    completed = trainer._completions(sampled)
+    assert torch.allclose(completed, picture.expand_as(completed), atol=1e-5)
+    assert (sampled.latents[:, 0, 2] - sampled.latents[:, 1, 2]).abs().max() > 0.1
+
+
+def test_gains_sum_to_what_the_whole_noise_has_changed(tiny_pipe, tmp_path):
+    """R_n - R_0, which is the return of the first step with gamma 1 and the final reward without its start."""
+    _, trainer = run_of(tiny_pipe, tmp_path, **{"method.shared_noise": False})
+    reward = supervise("jpeg-incompressibility", trainer.scorer.reward)
+    sampled = trainer._rollout(["cat", "dog"], torch.arange(2))
+    experience, _ = trainer.signals.of(sampled, torch.arange(2), 2, trainer._completions(sampled))
+    final, still = (
+        reward(trainer.policy.decode(latents.flatten(0, 1)), ["cat"] * 4 + ["dog"] * 4).view(2, 4)
+        for latents in (sampled.latents[:, :, -1], trainer._completions(sampled)[:, :, 0])
+    )
+    assert torch.allclose(experience.final_rewards, final, atol=1e-4)
+    assert torch.allclose(experience.rewards.sum(-1), final - still, atol=1e-3)
+    assert experience.rewards.std() > 0
+
+
+@pytest.mark.parametrize("mode", ["completion", "branch"])
+def test_micro_batches_change_the_gradient_by_rounding_alone(tiny_pipe, tmp_path, mode):
+    """One optimiser step; AdamW's first moment is a tenth of its gradient. The reward is smooth."""
+    found = []
+    for size in (64, 3):
+        overrides = {"update.minibatch": 2, "update.max_grad_norm": 1e9, "reward.name": "emoji-align"}
+        _, trainer = run_of(tiny_pipe, tmp_path / str(size), mode=mode, micro_batch=size, **overrides)
+        trainer.train()
+        assert trainer.ledger.optimiser_steps == 1
+        found.append([state["exp_avg"] for state in trainer.updater.optimiser.state.values()])
+    largest = max(float(value.abs().max()) for value in found[0])
+    assert largest > 0
+    for value, other in zip(*found):
+        assert torch.allclose(value, other, rtol=0, atol=1e-3 * largest)
+
+
+@pytest.mark.parametrize("folder", ["tiny_pipe", "sd3"])
+def test_a_resumed_run_goes_on_exactly(request, tmp_path, folder):
+    chosen = request.getfixturevalue(folder)
+    _, whole = run_of(chosen, tmp_path / "whole", "dense_grpo", **{"budget.images": 16})
+    whole.train()
+    _, first = run_of(chosen, tmp_path / "parts", "dense_grpo", **{"budget.images": 16})
+    first.limit = type(first.limit)("images", 8)
+    first.train()
+    _, second = run_of(chosen, tmp_path / "parts", "dense_grpo", **{"budget.images": 16})
+    second.train()
+    assert second.epoch == whole.epoch == 2
+    assert all(torch.equal(a, b) for a, b in zip(adapter(second), adapter(whole)))
+    assert second.run.log() == whole.run.log()
+
+
+def test_dense_grpo_is_grpo_with_gains_that_stand_alone(tiny_pipe):
+    config = make_resolved(tiny_pipe, "dense_grpo").config
+    assert config.method.settings["reward"] == "completion"
+    assert (config.advantage.gamma, config.advantage.normalisation) == (0.0, "group")
+    assert config.update.order == "accumulated"
+    with pytest.raises(UsageError, match="dense_grpo is named for method.reward = completion"):
+        make_resolved(tiny_pipe, "dense_grpo", **{"method.reward": "sparse"})
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("sdpo", {"schedule.sampler": "lcm"}, "lcm throws fresh noise at every step"),
+        ("grpo", {"schedule.eta": 0.0}, "this schedule draws none"),
+        ("sdpo", {"schedule.steps": 1}, "the noise of one step does not reach its predicted original"),
+    ],
+)
+def test_completions_that_say_nothing_are_refused(tiny_pipe, method, settings, message):
+    with pytest.raises(UsageError, match=message):
+        make_resolved(tiny_pipe, method, **{"method.reward": "completion"} | settings)
