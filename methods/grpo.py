@@ -5,11 +5,11 @@ of a Gaussian diffusion). Group-relative advantages are the engine's ``advantage
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from sdpo_bench.api import Loss, Method, Minibatch, RewardMode
+from sdpo_bench.api import Added, Loss, Method, Minibatch, RewardMode
 from sdpo_bench.methods.ddpo import clipped_policy_gradient
 
 
@@ -25,6 +25,12 @@ class GRPOSettings:
     """PPO clip range of the importance ratio; 0: no clipping (DanceGRPO: 1e-4)."""
     kl_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the KL to the base model (DanceGRPO: none, Flow-GRPO: 0.01 to 0.04); 0 computes none."""
+    ratio: Added[Literal["plain", "guard"]] = "plain"
+    """Importance ratio: ``exp(log-ratio)``, or GRPO-Guard's (arXiv 2510.22319) ``exp(std (log-ratio + drift))``, which
+    is centred at 1 and equally wide at all steps (its clip range: 2e-6)."""
+    divergence_mask: Added[Annotated[float, Ge(0)]] = 0.0
+    """Drift from which on a term that would drive the policy on is dropped (Flow-DPPO, arXiv 2606.11025: 1e-5, with
+    clip_range=0); 0: none is."""
     reward: RewardMode = "sparse"
     """The final reward at every step (both papers), or dense rewards, compared step by step: SDPO's, or what a step
     gained in its deterministic completion (DenseGRPO), turning points (TP-GRPO) or branches (after TempFlow-GRPO).
@@ -51,15 +57,29 @@ class GRPO(Method):
         return self.settings.kl_weight > 0
 
     @property
+    def needs_drift(self) -> bool:
+        return self.settings.ratio == "guard" or self.settings.divergence_mask > 0
+
+    @property
     def reward_mode(self) -> RewardMode:
         return self.settings.reward
 
     def loss(self, batch: Minibatch) -> Loss:
         """Mean over members and steps of max(-A rho, -A clip(rho)) + beta KL (both papers' objective)."""
         assert batch.advantages is not None
-        gain = clipped_policy_gradient(
-            batch.advantages, batch.log_probs - batch.old_log_probs, self.settings.clip_range
-        )
+        log_ratio, advantages = batch.log_probs - batch.old_log_probs, batch.advantages
+        metrics = {}
+        if self.settings.ratio == "guard":
+            assert batch.drift is not None and batch.stds is not None
+            # log-ratio = z d / std - d^2 / (2 std^2) for a mean that moved by d: what is left is z d.
+            log_ratio = (log_ratio + batch.drift) * batch.stds[:, None]
+        if self.settings.divergence_mask > 0:
+            assert batch.drift is not None
+            dropped = (batch.drift >= self.settings.divergence_mask) & (advantages * log_ratio > 0)
+            advantages = advantages.masked_fill(dropped, 0)
+            metrics["masked_fraction"] = dropped.float().mean()
+        gain = clipped_policy_gradient(advantages, log_ratio, self.settings.clip_range)
+        gain = Loss(gain.value, {**gain.metrics, **metrics})
         if batch.kl is None:
             return gain
         kl = batch.kl.mean()

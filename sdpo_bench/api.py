@@ -11,7 +11,7 @@ sampling order, ``b`` groups of a minibatch, ``K`` steps of a minibatch.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -33,6 +33,12 @@ Execution = Annotated[T, _EXECUTION]
 settings are recorded with a run and are no part of its identity."""
 
 
+_ADDED = "added later"
+Added = Annotated[T, _ADDED]
+"""Type of a setting that came after the first runs of its class: ``Added[float]``. While it has its default value it is
+no part of a run's record and identity, so that runs from before it keep their ids. The default can never change."""
+
+
 @dataclass(frozen=True)
 class NoSettings:
     """Settings of a plugin that has none."""
@@ -40,10 +46,18 @@ class NoSettings:
 
 def execution_settings(settings: type) -> frozenset[str]:
     """Names of the fields of a settings dataclass that are marked :data:`Execution`."""
+    return _marked(settings, _EXECUTION)
+
+
+def without_added_defaults(settings: Any) -> dict[str, Any]:
+    """Plain data of a settings dataclass without fields marked :data:`Added` that have their default value."""
+    plain = {f.name: f.default for f in fields(settings) if f.name in _marked(type(settings), _ADDED)}
+    return {key: value for key, value in asdict(settings).items() if key not in plain or value != plain[key]}
+
+
+def _marked(settings: type, mark: str) -> frozenset[str]:
     hints = get_type_hints(settings, include_extras=True)
-    return frozenset(
-        name for name, hint in hints.items() if get_origin(hint) is Annotated and _EXECUTION in get_args(hint)
-    )
+    return frozenset(name for name, hint in hints.items() if get_origin(hint) is Annotated and mark in get_args(hint))
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,11 @@ class Minibatch:
     num_steps: int
     kl: "Tensor | None" = None
     """``[b, G, K]`` KL(policy step || base step) per latent element; only for methods with ``needs_kl``."""
+    drift: "Tensor | None" = None
+    """``[b, G, K]`` KL(step of the policy that sampled || step of the current policy) per latent element,
+    ``mean (mu - mu_old)^2 / (2 std^2)``; carries gradients and the engine's step weight. Only with ``needs_drift``."""
+    stds: "Tensor | None" = None
+    """``[b, K]`` standard deviation of each step; only with ``needs_drift``."""
     values: "Tensor | None" = None
     """``[b, G, K]`` the critic's value of the state before each step; carries gradients to the critic. Only for methods
     with a :meth:`Method.critic`."""
@@ -204,6 +223,11 @@ class Method(ABC):
     @property
     def needs_kl(self) -> bool:
         """Whether the loss reads ``kl``; costs one call of the base model for each step of each update."""
+        return False
+
+    @property
+    def needs_drift(self) -> bool:
+        """Whether the loss reads ``drift`` and ``stds``. Costs no call: the old step is known from sampling."""
         return False
 
     @property

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from sdpo_bench.api import Execution
+from sdpo_bench.api import Added, Execution
 
 DEFAULT_MODEL = "emoji-turbo"
 """The embedded model, which needs no download."""
@@ -207,7 +207,7 @@ class EvaluationSettings:
     """Noise of the evaluation sampler. Flow models: 0, the deterministic ODE, unless set; above 0 it is that of CPS."""
     spacing: Literal["trailing", "leading", "linspace"] = "trailing"
     """Placement of its timesteps."""
-    sigmas: tuple[Sigma, ...] = ()
+    sigmas: Added[tuple[Sigma, ...]] = ()
     """A distilled flow model's own sigmas, used at the number of steps that is its length; others by ``spacing``."""
     guidance_scale: Guidance = 1.0
     """Its classifier-free guidance."""

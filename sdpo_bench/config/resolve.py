@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from sdpo_bench.api import Method, Reward
+from sdpo_bench.api import Method, Reward, without_added_defaults
 from sdpo_bench.config import batch_geometry
 from sdpo_bench.config.compatibility import check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
@@ -70,9 +70,9 @@ class Resolved:
         without settings that are marked :data:`sdpo_bench.api.Execution` (those are ``config.reward.settings``).
         """
         reward = {"name": self.reward_name, "settings": self.described.identity_settings}
-        plain = asdict(self.config) | {"reward": reward, "schedule": schedule_data(self.config.schedule)}
-        if not self.config.eval.sigmas:
-            del plain["eval"]["sigmas"]  # as in records from before the setting
+        sections = {name: getattr(self.config, name) for name in SECTIONS}
+        plain = asdict(self.config) | {name: without_added_defaults(s) for name, s in sections.items() if s is not None}
+        plain |= {"reward": reward, "schedule": schedule_data(self.config.schedule)}
         data: dict[str, Any] = canonical(plain)
         return {key: value for key, value in data.items() if key != "checkpoint" or value is not None}
 
@@ -254,7 +254,7 @@ def _build(
         tables[section][name] = value
     built: dict[str, Any] = {name: validate(owner, tables[name], name) for name, owner in owners.items()}
     choices: dict[str, Any] = {
-        "method": PluginChoice(method.name, asdict(built.pop("method"))),
+        "method": PluginChoice(method.name, without_added_defaults(built.pop("method"))),
         "reward": PluginChoice(reward.name, reward.validate(tables["reward"])),
     }
     if method_class.signal != "advantage":

@@ -116,6 +116,11 @@ def _check_training(schedule: ScheduleSettings, name: str, method: Method, sourc
             raise UsageError(
                 f"{', '.join(idle)} would have no effect: schedule.sde = ode draws no noise. Leave it out."
             )
+    if method.needs_drift and schedule.cps_log_prob == "official":
+        raise UsageError(
+            f"{name} compares the means of steps in units of their noise, and schedule.cps_log_prob = official has no "
+            "such units. Use --set schedule.cps_log_prob=gaussian."
+        )
     if needs_log_prob(method):
         _refuse_no_likelihood(schedule, name)
 

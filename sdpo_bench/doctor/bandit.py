@@ -71,6 +71,7 @@ class Bandit:
         now, old, reference = (self.log_prob(actions, m) for m in (self.mean, old_mean, self.start))
         flat = self.mean.expand(actions.shape[:3].numel(), -1)
         kl = gaussian_kl(flat, self.start.expand_as(flat), torch.ones(len(flat), 1)).view(rewards.shape)
+        drift = gaussian_kl(flat, old_mean.detach().expand_as(flat), torch.ones(len(flat), 1)).view(rewards.shape)
         all_steps = torch.arange(STEPS)
         batches = []
         for k in [all_steps] if self.method.granularity == "trajectory" else all_steps[:, None]:
@@ -84,6 +85,8 @@ class Bandit:
                 steps=k.expand(GROUPS, -1),
                 num_steps=STEPS,
                 kl=kl[..., k] if self.method.needs_kl else None,
+                drift=drift[..., k] if self.method.needs_drift else None,
+                stds=torch.ones(GROUPS, len(k)) if self.method.needs_drift else None,
                 values=torch.zeros_like(rewards[..., k]) if self.has_critic else None,
                 old_values=torch.zeros_like(rewards[..., k]) if self.has_critic else None,
             )

@@ -89,6 +89,7 @@ INSTANCE: dict[type, dict[str, Requirement]] = {
         "shared_noise": SWITCH,
         "needs_reference": SWITCH,
         "needs_kl": SWITCH,
+        "needs_drift": SWITCH,
         "needs_old": SWITCH,
         "same_fresh_noise": SWITCH,
         "reward_mode": one_of(*get_args(RewardMode)),

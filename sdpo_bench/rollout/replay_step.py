@@ -13,13 +13,21 @@ from sdpo_bench.rollout.schedule import Schedule, gaussian_kl
 
 @dataclass(frozen=True)
 class StepPass:
-    """One step under the current policy: ``log_probs [b, G]``, ``kl [b, G]`` to the base where asked for, and the
-    model ``output [u, C, h, w]`` with the step ``output_steps [u]`` of each of its rows."""
+    """One step under the current policy: ``log_probs [b, G]``, ``kl [b, G]`` to the base and ``drift [b, G]`` from the
+    policy that sampled where asked for, and the model ``output [u, C, h, w]`` with the step ``output_steps [u]`` of
+    each of its rows."""
 
     log_probs: Tensor
     kl: Tensor | None
+    drift: Tensor | None
     output: Tensor
     output_steps: Tensor
+
+    @property
+    def differentiable(self) -> dict[str, Tensor]:
+        """What a loss can differentiate, ``[b, G]`` by the name it has in a minibatch."""
+        found = {"log_probs": self.log_probs, "kl": self.kl, "drift": self.drift}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def step_pass(
@@ -31,12 +39,14 @@ def step_pass(
     ledger: Ledger,
     *,
     with_kl: bool,
+    with_drift: bool = False,
 ) -> StepPass:
     """One step ``[b]`` of each group. Members that share their first state share its denoiser call here too.
 
     Args:
         ledger: charged for forward and, where the output carries a graph, backward calls.
         with_kl: also call the base model, for the KL of the policy's step to its own.
+        with_drift: also the KL of the step to that of the policy that sampled, from the stored predicted originals.
     """
     b, g = len(groups), trajectories.latents.shape[1]
     rows, inverse = unique_rows(steps, g, trajectories.shared_start)
@@ -51,13 +61,18 @@ def step_pass(
         ledger.backward += len(rows) * policy.branches
     denoised = schedule.denoise(output[inverse], before, at)
     log_probs = schedule.log_prob(after, denoised).view(b, g)
+    drift = None
+    if with_drift:
+        x0 = pick(trajectories.x0, groups, steps, policy.device).flatten(0, 1)
+        old_mean = schedule.mean_from_original(x0, before, at)
+        drift = gaussian_kl(denoised.mean, old_mean, denoised.std).view(b, g)
     if not with_kl:
-        return StepPass(log_probs, None, output, at[rows])
+        return StepPass(log_probs, None, drift, output, at[rows])
     with policy.reference(), ledger.during("reference"):
         base_output = policy.predict(before[rows], timesteps, conditioning)
     base = schedule.denoise(base_output[inverse], before, at)
     kl = gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
-    return StepPass(log_probs, kl, output, at[rows])
+    return StepPass(log_probs, kl, drift, output, at[rows])
 
 
 def unique_rows(steps: Tensor, members: int, shared_start: bool) -> tuple[Tensor, Tensor]:

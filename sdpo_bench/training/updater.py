@@ -7,7 +7,7 @@ order the settings ask for. Log-ratios carry the step weight here, so that no me
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -241,8 +241,8 @@ class Updater:
         """Gradient of the losses of several minibatches, each at one step a group, from one denoiser call."""
         task = together(parts)
         now = self._pass(experience.trajectories, task.groups, task.steps[:, 0])
-        kl = None if now.kl is None else now.kl[..., None]
-        self._differentiate(self._losses(experience, parts, now.log_probs[..., None], kl, log, fresh))
+        current = {name: value[..., None] for name, value in now.differentiable.items()}
+        self._differentiate(self._losses(experience, parts, current, log, fresh))
         self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
@@ -335,10 +335,9 @@ class Updater:
         groups, steps = task.groups.repeat(num_steps), task.steps.T.flatten()
         with torch.no_grad():
             passes = [self._pass(trajectories, groups[e], steps[e]) for e in even_split(torch.arange(len(steps)), size)]
-        leaves = {"log_probs": _by_group([now.log_probs for now in passes], num_steps)}
-        if kls := [now.kl for now in passes if now.kl is not None]:
-            leaves["kl"] = _by_group(kls, num_steps)
-        self._differentiate(self._losses(experience, parts, leaves["log_probs"], leaves.get("kl"), log, fresh))
+        found = [now.differentiable for now in passes]
+        leaves = {name: _by_group([values[name] for values in found], num_steps) for name in found[0]}
+        self._differentiate(self._losses(experience, parts, leaves, log, fresh))
         slopes = {
             name: leaf.grad.permute(2, 0, 1).flatten(0, 1) for name, leaf in leaves.items() if leaf.grad is not None
         }
@@ -356,17 +355,16 @@ class Updater:
         self,
         experience: Experience,
         parts: list[Task],
-        log_probs: Tensor,
-        kl: Tensor | None,
+        current: Mapping[str, Tensor],
         log: UpdateLog,
         fresh: bool,
     ) -> Tensor:
-        """Sum of the minibatches' losses times their shares; ``log_probs`` and ``kl`` hold their groups in order."""
+        """Sum of the minibatches' losses times their shares; ``current`` holds their groups in order, by name."""
         sizes = [len(part.groups) for part in parts]
-        kls = [None] * len(parts) if kl is None else kl.split(sizes)
+        pieces = {name: values.split(sizes) for name, values in current.items()}
         losses = []
-        for part, current, part_kl in zip(parts, log_probs.split(sizes), kls):
-            batch = self._minibatch(experience, part, current, part_kl)
+        for k, part in enumerate(parts):
+            batch = self._minibatch(experience, part, {name: values[k] for name, values in pieces.items()})
             losses.append(self._checked(ask_loss(self.method, batch), batch, log, fresh) * part.share)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -413,16 +411,21 @@ class Updater:
                 log.add("clip_fraction_at_zero_update", value, count)
         return loss.value
 
-    def _minibatch(self, experience: Experience, task: Task, current: Tensor, kl: Tensor | None) -> Minibatch:
-        """Slices ``[b, G, K]`` of the experience, log-ratios carrying the step weight."""
-        device = current.device
+    def _minibatch(self, experience: Experience, task: Task, current: Mapping[str, Tensor]) -> Minibatch:
+        """Slices ``[b, G, K]`` of the experience, log-ratios carrying the step weight.
+
+        Args:
+            current: of the present policy, by name: ``log_probs``; ``kl`` and ``drift`` where the method reads them.
+        """
+        log_probs, drift = current["log_probs"], current.get("drift")
+        device = log_probs.device
         groups, steps = task.groups.to(device), task.steps.to(device)
         pick = lambda values: None if values is None else take(values, groups, steps)  # noqa: E731
         weight = self.weights.to(device)[steps][:, None]
         old = take(experience.trajectories.log_probs, groups, steps)
         reference = pick(experience.ref_log_probs)
         return Minibatch(
-            log_probs=old + weight * (current - old),
+            log_probs=old + weight * (log_probs - old),
             old_log_probs=old,
             ref_log_probs=None if reference is None else old + weight * (reference - old),
             advantages=pick(experience.advantages),
@@ -430,7 +433,9 @@ class Updater:
             final_rewards=experience.final_rewards.to(device)[groups],
             steps=steps,
             num_steps=experience.trajectories.num_steps,
-            kl=kl,
+            kl=current.get("kl"),
+            drift=None if drift is None else weight * drift,
+            stds=None if drift is None else self.schedule.std().to(device)[steps],
             values=state_values(self.critic, experience.trajectories, groups, steps) if self.critic else None,
             old_values=pick(experience.old_values),
         )
@@ -441,7 +446,14 @@ class Updater:
 
     def _pass(self, trajectories: Trajectories, groups: Tensor, steps: Tensor) -> StepPass:
         return step_pass(
-            self.policy, self.schedule, trajectories, groups, steps, self.ledger, with_kl=self.method.needs_kl
+            self.policy,
+            self.schedule,
+            trajectories,
+            groups,
+            steps,
+            self.ledger,
+            with_kl=self.method.needs_kl,
+            with_drift=self.method.needs_drift,
         )
 
     def _record_gradient(self, output: Tensor, steps: Tensor, log: UpdateLog) -> None:
