@@ -146,6 +146,12 @@ class AdvantageSettings:
     """Samples remembered for each prompt (official code: 32)."""
     min_count: Count = 16
     """Samples of a prompt before its own statistics are used (official code: 16)."""
+    std: Added[Literal["group", "batch"]] = "group"
+    """What ``normalisation = group`` divides by: the standard deviation of the group, or of all images of the epoch at
+    that step (``global_std`` of Flow-GRPO and DiffusionNFT, with their epsilon of 1e-4)."""
+    rewards: Added[Literal["summed", "decoupled"]] = "summed"
+    """Of a weighted sum of rewards: normalise the sum, or each reward by itself, and then add the advantages with the
+    sum's weights (GDPO, arXiv 2601.05242; MixGRPO's code)."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Statistics cover the groups of all processes of a run; the experience for the updates covers this process's own groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,26 +12,28 @@ from torch import Tensor
 
 from sdpo_bench.advantages.epoch_metrics import part_metrics, reward_metrics, spread
 from sdpo_bench.advantages.experience import Experience
-from sdpo_bench.advantages.normalise import Normaliser, advantages
+from sdpo_bench.advantages.normalise import Normaliser, advantages, decoupled_advantages
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.rollout.base_log_probs import base_statistics
 from sdpo_bench.rollout.group_cost import PROBE_GROUPS, influential_steps
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.dense_rewards import choose_queries, completion_rewards, final_rewards, step_rewards
-from sdpo_bench.scoring.scorer import Answers, Parts, Scorer, ask_completions, ask_rewards
+from sdpo_bench.scoring.scorer import Answers, CompositeScorer, Parts, Scorer, ask_completions, ask_rewards
 from sdpo_bench.settings import AdvantageSettings
 
 
 @dataclass(frozen=True)
 class Scored:
     """The epoch's rewards over all processes, in the order of its groups: ``queried [N, G, Q]``, ``rewards [N, G, T]``,
-    N prompts, and the parts' scores ``[N, G]``."""
+    N prompts, and of the parts of a weighted sum the final scores ``[N, G]`` and, where advantages are decoupled, the
+    rewards ``[N, G, T]``."""
 
     queried: Tensor
     rewards: Tensor
     prompts: Sequence[str]
     parts: Parts
+    rewards_by_part: Parts
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ class Signals:
         if self.context.method.signal == "gradient":
             return self._unscored(trajectories, mine, groups)
         mode = self.context.method.reward_mode
-        answers, rewards = self._rewards(trajectories) if completed is None else self._gains(trajectories, completed)
-        queried = answers.rewards.to(rewards)
-        everyone = self._everyone(answers, queried, rewards, trajectories.prompts, mine)
-        normalised = self._advantages(everyone.rewards, everyone.prompts)
+        answers, of_scores = self._rewards(trajectories) if completed is None else self._gains(trajectories, completed)
+        queried = answers.rewards.to(trajectories.x0)
+        rewards = of_scores(queried)
+        by_part = {}
+        if self.settings is not None and self.settings.rewards == "decoupled":
+            by_part = {name: of_scores(scores.to(queried)) for name, scores in answers.queried_parts.items()}
+        everyone = self._everyone(answers, queried, rewards, by_part, trajectories.prompts, mine)
+        normalised = self._advantages(everyone)
         reference, kl = self._reference(trajectories, mine)
         metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
         metrics |= part_metrics(everyone.parts)
@@ -76,8 +82,8 @@ class Signals:
         final = final_rewards(queried, rewards, mode)
         return Experience(trajectories, rewards, final, normalised, reference, rows=rows), metrics
 
-    def _rewards(self, trajectories: Trajectories) -> tuple[Answers, Tensor]:
-        """Scores of predicted originals or of the sample, and the rewards ``[n, G, T]`` they give the steps."""
+    def _rewards(self, trajectories: Trajectories) -> tuple[Answers, Callable[[Tensor], Tensor]]:
+        """Scores of predicted originals or of the sample, and how scores become rewards ``[n, G, T]`` of the steps."""
         method, mode = self.context.method, self.context.method.reward_mode
         queries = choose_queries(trajectories.x0, mode)
         answers = ask_rewards(
@@ -89,10 +95,10 @@ class Signals:
             micro_batch=self.context.micro_batch.size,
             overlap=self.context.runtime.async_rewards,
         )
-        return answers, step_rewards(queries, answers.rewards.to(trajectories.x0), mode, method.reward_guard)
+        return answers, lambda scores: step_rewards(queries, scores, mode, method.reward_guard)
 
-    def _gains(self, trajectories: Trajectories, completed: Tensor) -> tuple[Answers, Tensor]:
-        """Scores of completions and of the final image, and the rewards ``[n, G, T]`` they give the steps."""
+    def _gains(self, trajectories: Trajectories, completed: Tensor) -> tuple[Answers, Callable[[Tensor], Tensor]]:
+        """Scores of completions and of the final image, and how scores become rewards ``[n, G, T]`` of the steps."""
         method, steps = self.context.method, trajectories.num_steps
         answers = ask_completions(
             self.context.policy,
@@ -105,18 +111,24 @@ class Signals:
             overlap=self.context.runtime.async_rewards,
         )
         random = influential_steps(method, steps, self.context.schedule.decision_steps().tolist())
-        scores = answers.rewards.to(trajectories.x0)
-        return answers, completion_rewards(scores, random, steps, method.reward_mode)
+        return answers, lambda scores: completion_rewards(scores, random, steps, method.reward_mode)
 
     def _everyone(
-        self, answers: Answers, queried: Tensor, rewards: Tensor, prompts: Sequence[str], mine: Tensor
+        self,
+        answers: Answers,
+        queried: Tensor,
+        rewards: Tensor,
+        by_part: Parts,
+        prompts: Sequence[str],
+        mine: Tensor,
     ) -> Scored:
         rows = self.context.processes.rows
         if self.context.processes.count == 1:
-            return Scored(queried, rewards, prompts, answers.parts)
+            return Scored(queried, rewards, prompts, answers.parts, by_part)
         texts = [pair for part in self.context.processes.gather(list(zip(mine.tolist(), prompts))) for pair in part]
         parts = {name: rows(values, mine) for name, values in answers.parts.items()}
-        return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts)
+        by_part = {name: rows(values, mine) for name, values in by_part.items()}
+        return Scored(rows(queried, mine), rows(rewards, mine), [text for _, text in sorted(texts)], parts, by_part)
 
     def _picture_summary(self, images: Tensor) -> dict[str, float]:
         first, *others = self.context.processes.gather(image_statistics.Sums.of(images))
@@ -139,12 +151,18 @@ class Signals:
         none = torch.zeros(*trajectories.latents.shape[:2], 0)
         return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
 
-    def _advantages(self, rewards: Tensor, prompts: Sequence[str]) -> Tensor | None:
+    def _advantages(self, scored: Scored) -> Tensor | None:
         settings = self.settings
         if settings is None:
             return None
         sparse = self.context.method.reward_mode == "sparse"
-        return advantages(rewards, prompts, self.normaliser, gamma=settings.gamma, clip=settings.clip, sparse=sparse)
+        prompts, normaliser = scored.prompts, self.normaliser
+        options: dict[str, Any] = {"gamma": settings.gamma, "clip": settings.clip, "sparse": sparse}
+        if settings.rewards == "decoupled":
+            assert isinstance(self.scorer, CompositeScorer)
+            weights = self.scorer.reward.weights
+            return decoupled_advantages(scored.rewards_by_part, weights, prompts, normaliser, **options)
+        return advantages(scored.rewards, prompts, normaliser, **options)
 
     def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
         """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few

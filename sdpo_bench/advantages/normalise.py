@@ -8,7 +8,7 @@ be 0 and not a rounding error, which the division by an equally small standard d
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 Normalisation = Literal["per-step-prompt", "per-prompt", "per-step", "batch", "group", "none"]
 STD_EPSILON = 1e-6  # added to every standard deviation (official trackers)
 BATCH_EPSILON = 1e-8  # the batch mode's own (official ablation code)
+GLOBAL_STD_EPSILON = 1e-4  # of groups that are divided by the batch's standard deviation (Flow-GRPO's global_std)
 ROUNDING = float(np.finfo(np.float32).eps)  # largest relative distance of neighbours among the float32 rewards
 
 
@@ -33,7 +34,9 @@ def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
     return torch.stack(returns[::-1], -1)
 
 
-def standardise(values: np.ndarray, sample: np.ndarray, axis: int | None, epsilon: float) -> np.ndarray:
+def standardise(
+    values: np.ndarray, sample: np.ndarray, axis: int | None, epsilon: float, divisor: np.ndarray | None = None
+) -> np.ndarray:
     """``(values - mean) / (std + epsilon)`` with the mean and population standard deviation of ``sample``.
 
     Values of a sample whose standard deviation is below the float32 rounding of its mean differ by nothing that the
@@ -44,6 +47,7 @@ def standardise(values: np.ndarray, sample: np.ndarray, axis: int | None, epsilo
         values: float64 ``[n, K]``.
         sample: float64 ``[m, K]``, which need not contain the values (a buffer drops the oldest).
         axis: 0 keeps the K steps apart, ``None`` pools them.
+        divisor: standard deviation to divide by; None: the sample's.
     """
     mean, std = sample.mean(axis), sample.std(axis)
     gap = values - mean
@@ -51,7 +55,7 @@ def standardise(values: np.ndarray, sample: np.ndarray, axis: int | None, epsilo
     # Each of m numbers lies within sqrt(m) standard deviations of their mean; what lies beyond is not of this sample.
     count = sample.size if axis is None else len(sample)
     equal = (std <= rounding) & (np.abs(gap) <= rounding * count**0.5)
-    return np.where(equal, 0.0, gap / (std + epsilon))
+    return np.where(equal, 0.0, gap / ((std if divisor is None else divisor) + epsilon))
 
 
 class Normaliser:
@@ -62,8 +66,15 @@ class Normaliser:
     buffer. Standard deviations are population ones. Buffers hold float64.
     """
 
-    def __init__(self, mode: Normalisation, buffer_size: int = 32, min_count: int = 16):
+    def __init__(
+        self,
+        mode: Normalisation,
+        buffer_size: int = 32,
+        min_count: int = 16,
+        std: Literal["group", "batch"] = "group",
+    ):
         self.mode = mode
+        self.std = std
         self.buffer_size = buffer_size
         self.min_count = min_count
         self.buffers: dict[str, deque[np.ndarray]] = {}
@@ -117,10 +128,12 @@ class Normaliser:
 
     def _group(self, values: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Members of one group against each other, step by step; remembers nothing (GRPO)."""
+        divisor = values.std(0) if self.std == "batch" else None
+        epsilon = STD_EPSILON if divisor is None else GLOBAL_STD_EPSILON
         result = np.empty_like(values)
         for group in np.unique(groups):
             mine = groups == group
-            result[mine] = standardise(values[mine], values[mine], 0, STD_EPSILON)
+            result[mine] = standardise(values[mine], values[mine], 0, epsilon, divisor)
         return result
 
     def _none(self, values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -157,3 +170,27 @@ def advantages(
     members_first = normalised.view(g, n, -1).transpose(0, 1)
     clipped = members_first.clamp(-clip, clip) if clip > 0 else members_first
     return clipped.expand(n, g, steps).contiguous().to(rewards)
+
+
+def decoupled_advantages(
+    rewards: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    prompts: Sequence[str],
+    normaliser: Normaliser,
+    *,
+    gamma: float,
+    clip: float,
+    sparse: bool,
+) -> Tensor:
+    """Clipped sum of the weighted advantages of each part of a weighted sum, normalised by itself (GDPO).
+
+    Args:
+        rewards: step rewards ``[N, G, T]`` by part; each has buffers of its own.
+    """
+    total: Tensor | None = None
+    for name, weight in weights.items():
+        owners = [f"{name}: {prompt}" for prompt in prompts]
+        own = weight * advantages(rewards[name], owners, normaliser, gamma=gamma, clip=0, sparse=sparse)
+        total = own if total is None else total + own
+    assert total is not None
+    return total.clamp(-clip, clip) if clip > 0 else total

@@ -12,7 +12,7 @@ from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.plugins.registry import find, plugins
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.scoring.reward_expression import Choice, choose
-from sdpo_bench.settings import EvaluationSettings, RunConfig
+from sdpo_bench.settings import AdvantageSettings, EvaluationSettings, RunConfig
 
 
 def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> None:
@@ -31,6 +31,8 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
             f"advantage.normalisation = group compares the members of a group, and {config.method.name} samples one. "
             "Use per-step-prompt, per-prompt, per-step, batch or none."
         )
+    if config.advantage:
+        _check_advantages(config.advantage, config.reward.name)
     if method.granularity in ("trajectory", "sample") and config.update.order != "accumulated":
         raise UsageError(
             f"{config.method.name}'s loss needs whole trajectories or final samples, so the update order can "
@@ -41,6 +43,27 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
         if name:
             load_prompts(name)  # refuses what is no prompt set
     _check_choice(config, sources)
+
+
+def _check_advantages(settings: AdvantageSettings, reward: str) -> None:
+    """Options of the advantages that would have no effect."""
+    if settings.std == "batch" and settings.normalisation != "group":
+        raise UsageError(
+            f"advantage.std = batch belongs to advantage.normalisation = group, got {settings.normalisation}. "
+            "Leave it out, or use --set advantage.normalisation=group."
+        )
+    if settings.rewards == "summed":
+        return
+    if len(choose(reward).parts) == 1:
+        raise UsageError(
+            f"advantage.rewards = decoupled normalises each part of a weighted sum, and '{reward}' is one reward. "
+            "Leave it out, or use a sum: --reward NAME+NAME."
+        )
+    if settings.normalisation == "none":
+        raise UsageError(
+            "advantage.rewards = decoupled normalises each reward by itself, and advantage.normalisation = none does "
+            "not. Use --set advantage.normalisation=group."
+        )
 
 
 def _check_choice(config: RunConfig, sources: Mapping[str, str]) -> None:

@@ -214,6 +214,8 @@ class Answers:
     final_images: Tensor
     parts: Parts = field(default_factory=dict)
     """Scores ``[N, G]`` of the final images by each part of a weighted sum."""
+    queried_parts: Parts = field(default_factory=dict)
+    """The same of the queried steps, ``[N, G, Q]``."""
 
 
 def ask_rewards(
@@ -294,7 +296,12 @@ def _ask(
     scores, images, parts = _score_rows(policy, latents.flatten(0, 1), rows, at, of_row, scorer, micro_batch, overlap)
     pictured = inverse.view(n, g, q)[..., _last_query(q) if last is None else last]
     final = images[pictured.flatten()].view(n, g, *images.shape[1:])
-    return Answers(scores[inverse].view(n, g, q), final, {name: values[pictured] for name, values in parts.items()})
+    return Answers(
+        scores[inverse].view(n, g, q),
+        final,
+        {name: values[pictured] for name, values in parts.items()},
+        {name: values[inverse].view(n, g, q) for name, values in parts.items()},
+    )
 
 
 def _last_query(count: int) -> int:

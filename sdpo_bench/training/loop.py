@@ -90,7 +90,7 @@ class Trainer:
             raise UsageError("every step has weight 0: nothing would be trained. Use update.step_weight=official.")
         self.limit = Limit(config.budget.axis, config.budget.amount)
         a = config.advantage
-        self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count) if a else Normaliser("none")
+        self.normaliser = Normaliser(a.normalisation, a.buffer_size, a.min_count, a.std) if a else Normaliser("none")
         self.signals = Signals(context, a, scorer, self.normaliser)
         self.updater = Updater(context, config.update, self.weights, scorer, config.seed, config.ema)
         self.state = TrainingState(run, self.updater, self.normaliser, scorer, validator, curve, self.processes)

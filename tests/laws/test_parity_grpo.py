@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.api import Minibatch
 from sdpo_bench.methods.grpo import GRPO, GRPOSettings
 
@@ -119,3 +120,30 @@ def test_flow_dppo_has_the_official_mask_loss_and_gradient(case):
 def test_both_ends_of_the_mask_are_in_the_official_numbers():
     fractions = [float(data(GUARD)[f"{case}/masked_fraction"]) for case in cases(GUARD, "dppo/")]
     assert min(fractions) == 0 and max(fractions) > 0
+
+
+ADVANTAGES = ["even", "uneven", "ties", "one_group", "singles"]
+
+
+def group_advantages(name: str, rewards: torch.Tensor, std: str) -> torch.Tensor:
+    normaliser = Normaliser("group", std=std)
+    return normaliser(rewards, [str(prompt) for prompt in data(LOSS)[f"adv/{name}/prompts"]])
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_groups_over_the_std_of_the_batch_have_the_official_advantages(name):
+    """Flow-GRPO's and DiffusionNFT's global_std; one reward an image, or the same at three steps."""
+    rewards = tensor(LOSS, f"adv/{name}/rewards")
+    found = group_advantages(name, rewards[:, None], "batch")
+    near(found[:, 0], tensor(LOSS, f"adv/{name}/global_std_True"), 1e-12)
+    by_step = group_advantages(name, rewards[:, None].expand(-1, 3), "batch")
+    near(by_step, tensor(LOSS, f"adv/{name}/global_std_True_2d"), 1e-12)
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_groups_over_their_own_std_are_the_official_ones_but_for_epsilon(name):
+    """1e-4 in the official code, 1e-6 here, as in SDPO's trackers."""
+    rewards, prompts = tensor(LOSS, f"adv/{name}/rewards"), data(LOSS)[f"adv/{name}/prompts"]
+    std = torch.stack([rewards[torch.from_numpy(prompts == prompt)].std(correction=0) for prompt in prompts])
+    found = group_advantages(name, rewards[:, None], "group")[:, 0] * (std + 1e-6) / (std + 1e-4)
+    near(found, tensor(LOSS, f"adv/{name}/global_std_False"), 1e-12)
