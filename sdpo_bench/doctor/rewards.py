@@ -12,7 +12,8 @@ from sdpo_bench.models.catalogue import known_model
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import Plugin
 
-PROMPTS = ["cat", "dog", "butterfly on red", "horse", "a bee"]
+PROMPTS = ['cat "A"', 'dog "B"', 'butterfly on red "C"', 'horse "D"', 'a bee "E"']
+"""With quoted text, for rewards that look for it in the picture."""
 SIZES = (32, 64)
 TOLERANCE = 1e-4  # relative to the scores' magnitude; batches are summed in another order
 
