@@ -201,12 +201,14 @@ def export(run_name: str, target: Path, force: bool, out: Path) -> None:
 @click.argument("names", nargs=-1, required=True, shell_complete=complete("rewards"))
 @click.option("--dry-run", is_flag=True, help="Print what would be downloaded, with sizes, and stop.")
 def fetch(names: tuple[str, ...], dry_run: bool) -> None:
-    """Put the weights of rewards and base models in the hub cache, for a machine without network.
+    """Put the weights of rewards and base models, and published prompt sets, in the cache of the hub.
+
+    A machine without network then has them.
 
     \b
     Examples:
       sdpo-bench fetch hpsv2 sd-turbo --dry-run
-      sdpo-bench fetch imagereward
+      sdpo-bench fetch imagereward drawbench
     """
     from sdpo_bench.cli.commands.fetch import fetch_command
 

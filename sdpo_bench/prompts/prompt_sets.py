@@ -1,9 +1,9 @@
-"""Prompt sets: shipped lists by name, or any text file with one prompt a line."""
+"""Prompt sets: lists by name, text files with one prompt a line, and columns of table files and hub datasets."""
 
 import codecs
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,6 +12,9 @@ from pathlib import Path
 from sdpo_bench import seeds
 from sdpo_bench.errors import MissingError, UsageError, nearest
 from sdpo_bench.hashing import digest
+from sdpo_bench.prompts.hub_prompts import parse_hub
+from sdpo_bench.prompts.published_sets import PUBLISHED
+from sdpo_bench.prompts.table_files import read_column, split_column
 
 
 def prompt_folder() -> Path:
@@ -69,21 +72,33 @@ def digests_in_use() -> dict[str, str]:
 
 
 def load_prompts(name: str) -> list[str]:
-    """Prompts of a shipped set or of a text file; empty lines and lines starting with ``#`` are left out.
+    """Prompts of a set: a shipped or published one, a text file, ``FILE.csv[:COLUMN]`` or ``hub:OWNER/NAME:COLUMN``.
+
+    Empty lines of a text file and lines starting with ``#`` are left out. A table may repeat a prompt, which counts
+    once.
 
     Raises:
-        UsageError: neither a set nor a file, no prompts in it, a prompt twice, or other prompts than
-            :func:`prompt_cache` requires. MissingError: unreadable.
+        UsageError: neither a set nor a file, no prompts in it, a prompt twice in a text file, or other prompts than
+            :func:`prompt_cache` requires. MissingError: unreadable, or not fetched.
     """
     return _caches[-1].get(name) if _caches else _read(name)
 
 
 def _read(name: str) -> list[str]:
     sets = shipped_sets()
+    if name in PUBLISHED:
+        return PUBLISHED[name].prompts()
+    if hub := parse_hub(name):
+        return hub.prompts()
     path = sets.get(name, Path(name))
+    table = None if name in sets else split_column(name)
+    if table and Path(table[0]).is_file():
+        return read_column(Path(table[0]), table[1], f"prompt file '{table[0]}'")
     if name not in sets and not path.is_file():
         place = f" There is no file '{path.absolute()}' either." if path.suffix or len(path.parts) > 1 else ""
-        raise UsageError(f"unknown prompt set '{name}'.{place}{nearest(name, sets)} A path to a text file works too.")
+        raise UsageError(
+            f"unknown prompt set '{name}'.{place}{nearest(name, [*sets, *PUBLISHED])} A path to a text file works too."
+        )
     try:
         # Not splitlines(): for editors a line ends at a line feed, and not at, say, U+2028 in a pasted prompt.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -118,6 +133,16 @@ def _encoding(content: bytes) -> str:
 def file_digest(name: str) -> str:
     """Hash of the prompts in somebody's own file, which can be edited under its name; empty for a shipped set."""
     return "" if name in shipped_sets() else digest(load_prompts(name))
+
+
+def prompt_commits(names: Iterable[str]) -> dict[str, str]:
+    """Commits of the hub datasets among prompt sets, by the set's name."""
+    commits = {}
+    for name in names:
+        hub = parse_hub(PUBLISHED[name].location if name in PUBLISHED else name)
+        if hub and (commit := hub.commit()):
+            commits[name] = commit
+    return commits
 
 
 def draw_prompts(prompts: list[str], count: int, *, seed: int, epoch: int, rule: str) -> list[str]:

@@ -26,7 +26,7 @@ from sdpo_bench.models.catalogue import load_policy, pick_device
 from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy
-from sdpo_bench.prompts.prompt_sets import digests_in_use, prompt_cache
+from sdpo_bench.prompts.prompt_sets import digests_in_use, prompt_cache, prompt_commits
 from sdpo_bench.running.evaluation_process import (
     Assignment,
     EvaluationProcess,
@@ -304,6 +304,9 @@ def _record(job: _PreparedRun, references: dict[str, Any]) -> dict[str, Any]:
     count = trainer.processes.count
     optional: dict[str, Any] = {"processes": count} if count > 1 else {}
     optional |= {"search": {"samples_per_image": method.candidates}} if isinstance(method, Search) else {}
+    names = [config.sample.prompts, config.eval.train, config.eval.validation, config.eval.unseen]
+    commits = prompt_commits(name for name in names if name)
+    optional |= {"prompt_commits": commits} if commits else {}
     return {
         **resolved.record,
         "sources": resolved.sources,

@@ -27,6 +27,7 @@ from sdpo_bench.cli.main import cli
 from sdpo_bench.doctor.checks import check_plugin
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import Plugin, find, is_file, plugins
+from sdpo_bench.prompts.published_sets import PUBLISHED
 from sdpo_bench.report import plots
 from sdpo_bench.running import tracking
 from sdpo_bench.sweep.plan import filter_jobs, make_plan
@@ -315,7 +316,7 @@ def check_names(argv: list[str], where: str) -> None:
         context = cli.commands[argv[0]].make_context(argv[0], [*argv[1:]])
         values = context.params
         names = [values.get("name"), *(values.get("names") or ())]
-        unknown = ("sd-turbo", "sdxl-turbo", *(names if argv[0] == "new" else ()))
+        unknown = ("sd-turbo", "sdxl-turbo", *PUBLISHED, *(names if argv[0] == "new" else ()))
         for name in [name for name in names if name and name not in unknown]:
             find("studies" if argv[0] == "study" else "rewards", name)
         if values.get("plugin") and values["plugin"] != "my-method" and not is_file(values["plugin"]):

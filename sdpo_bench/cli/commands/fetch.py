@@ -1,4 +1,4 @@
-"""``sdpo-bench fetch``: put published weights into the hub cache, for a machine that will have no network."""
+"""``sdpo-bench fetch``: put published weights and prompts into the hub cache, for a machine that will have no network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from sdpo_bench.models.hub import HubFile, cached, cached_pipeline, find, find_p
 from sdpo_bench.models.pipeline_files import published
 from sdpo_bench.plugins.registry import find as find_plugin
 from sdpo_bench.plugins.registry import plugin_tag, plugins
+from sdpo_bench.prompts.hub_prompts import parse_hub
+from sdpo_bench.prompts.published_sets import PUBLISHED
 
 HINT = "Type the same command again on a machine with network; what is complete is not downloaded twice."
 
@@ -32,7 +34,7 @@ def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
     """Print what would be downloaded and how large it is, then download what is not cached.
 
     Raises:
-        UsageError: a name that is neither a reward nor a base model. MissingError: the hub cannot be reached.
+        UsageError: a name that is no reward, base model or prompt set. MissingError: the hub cannot be reached.
     """
     items = [item for name in names for item in items_of(name)]
     for item in items:
@@ -46,16 +48,22 @@ def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
 
 
 def items_of(name: str) -> list[Item]:
-    """The downloads of a reward or a known base model.
+    """The downloads of a reward, a known base model or a published prompt set.
 
     Raises:
-        UsageError: neither of them.
+        UsageError: none of them.
     """
     if name in KNOWN:
         return _pipeline(name)
+    if name in PUBLISHED:
+        chosen = PUBLISHED[name]
+        return [Item(name, f"{chosen.location}, licence {chosen.licence}", 0, chosen.cached, chosen.fetch)]
+    if hub := parse_hub(name):
+        return [Item(name, "prompts of a dataset", 0, bool(hub.cached()), lambda: hub.files()[0])]
     rewards = plugins("rewards")
     if plugin_tag(name) not in {plugin.tag for plugin in rewards.values()}:
-        raise UsageError(f"'{name}' is neither a reward nor a base model.{nearest(name, [*rewards, *KNOWN])}")
+        known = [*rewards, *KNOWN, *PUBLISHED]
+        raise UsageError(f"'{name}' is neither a reward nor a base model nor a prompt set.{nearest(name, known)}")
     files: tuple[HubFile, ...] = getattr(find_plugin("rewards", name).load(), "weights", ())
     return [Item(name, f.label, f.size, cached(f) is not None, partial(find, f, hint=HINT)) for f in files]
 

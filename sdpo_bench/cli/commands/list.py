@@ -59,12 +59,17 @@ def _suites(out: Path) -> Listing:
 
 def _prompts(out: Path) -> Listing:
     from sdpo_bench.prompts.prompt_sets import load_prompts, shipped_sets
+    from sdpo_bench.prompts.published_sets import PUBLISHED
 
     rows = []
     for name in shipped_sets():
         texts = load_prompts(name)
-        rows.append([name, len(texts), "; ".join(texts[:3]) + (" ..." if len(texts) > 3 else "")])
-    return ["name", "prompts", "first ones"], rows
+        first = "; ".join(texts[:3]) + (" ..." if len(texts) > 3 else "")
+        rows.append([name, len(texts), first, "in the package", "MIT"])
+    for name, chosen in PUBLISHED.items():
+        where = "cached" if chosen.cached else f"sdpo-bench fetch {name}"
+        rows.append([name, chosen.count, chosen.source, where, chosen.licence])
+    return ["name", "prompts", "first ones", "where", "licence"], rows
 
 
 def _settings(out: Path) -> Listing:
