@@ -183,18 +183,34 @@ def evaluate(**options: Any) -> None:
 @click.option(
     "--to", "target", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to."
 )
-@click.option("--force", is_flag=True, help="Overwrite an adapter that is already there.")
+@click.option("--force", is_flag=True, help="Overwrite what is already there.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["diffusers", "kohya"]),
+    default="diffusers",
+    show_default=True,
+    help="Names in the file; kohya: for ComfyUI and AUTOMATIC1111, UNet models only.",
+)
+@click.option("--merge", is_flag=True, help="Write the whole pipeline, with the adapter merged into the denoiser.")
+@click.option(
+    "--push-to-hub", "repo", default="", metavar="OWNER/NAME", help="Add a model card, and show what would be uploaded."
+)
+@click.option("--yes", is_flag=True, help="Upload it, with --push-to-hub.")
 @OUT
-def export(run_name: str, target: Path, force: bool, out: Path) -> None:
+def export(run_name: str, target: Path, **options: Any) -> None:
     """Write a run's LoRA so that stock diffusers loads it with load_lora_weights.
 
     \b
-    Example:
+    Examples:
       sdpo-bench export sdpo-emoji_align --to my-lora
+      sdpo-bench export sdpo-emoji_align --to for-comfyui --format kohya
+      sdpo-bench export sdpo-emoji_align --to my-pipeline --merge
+      sdpo-bench export sdpo-emoji_align --to my-lora --push-to-hub OWNER/NAME
     """
-    from sdpo_bench.cli.commands.eval import export_command
+    from sdpo_bench.cli.commands.export import export_command
 
-    export_command(run_name, target, force, out)
+    export_command(run_name, target, **options)
 
 
 @cli.command()

@@ -7,8 +7,7 @@ metadata (``lora_adapter_metadata`` in the safetensors header), and the float32 
 Two other ways were left aside. The scale multiplied into B is exact for powers of two only, and the loaded weights
 would not be the trained ones. ``.alpha`` keys belong to kohya's format: diffusers ignores them beside names of its own.
 Web UIs (AUTOMATIC1111, ComfyUI) honour ``.alpha`` keys, but read no UNet adapter in diffusers' names, with or without
-them: for those the exported file has to be converted to kohya's names, with ``lora_alpha`` of its metadata as
-``.alpha``.
+them: for those ``kohya`` writes another file.
 """
 
 import json

@@ -19,7 +19,7 @@ from suite_files import tiny_suite
 
 import forked
 from sdpo_bench.cli.commands import study
-from sdpo_bench.cli.commands.eval import loading_code
+from sdpo_bench.cli.commands.export import loading_code
 from sdpo_bench.cli.entry import main
 from sdpo_bench.cli.main import cli
 from sdpo_bench.errors import Unwritable, UsageError

@@ -1,11 +1,14 @@
 """Results shared without weights say in a report what the whole ones say."""
 
 import json
+import shutil
+import zipfile
 
 import pytest
 from click.testing import CliRunner
 from report_factory import base_frame, make_base, make_run, spread
 
+from sdpo_bench.cli.main import cli
 from sdpo_bench.errors import UsageError
 from tools.share_results import main, share, told
 
@@ -99,3 +102,15 @@ def test_refusals_are_messages(whole, tmp_path, harm):
     }
     assert result.exit_code == 1 and said[harm] in result.output and "Traceback" not in result.output
     assert harm != "source" or not target.exists()
+
+
+def test_a_zip_of_the_copy_is_reported_elsewhere(whole, tmp_path):
+    share(whole, tmp_path / "shared")
+    archive = shutil.make_archive(str(tmp_path / "results"), "zip", tmp_path / "shared")
+    with zipfile.ZipFile(archive) as file:
+        assert not [name for name in file.namelist() if "lora/" in name or "checkpoints/" in name]
+    shutil.unpack_archive(archive, tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "shared")
+    assert json.loads(told(tmp_path / "elsewhere")) == json.loads(told(whole))
+    done = CliRunner().invoke(cli, ["report", "--results", str(tmp_path / "elsewhere"), "--only", "leaderboard"])
+    assert done.exit_code == 0 and "ddpo" in done.output, done.output

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from factories import make_resolved
-from sdpo_bench.cli.commands.eval import export_command
+from sdpo_bench.cli.commands.export import export_command
 from sdpo_bench.models.adapter_file import METADATA
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.policy import ADAPTER, Policy

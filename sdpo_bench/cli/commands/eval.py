@@ -1,8 +1,7 @@
-"""What is done with a finished run: ``sdpo-bench eval`` judges it again, ``export`` hands its adapter on."""
+"""``sdpo-bench eval``: judge a finished run again."""
 
 from dataclasses import fields, replace
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 import click
@@ -14,25 +13,23 @@ from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.reward_scale import calibrate
 from sdpo_bench.evaluation.score_rows import step_table
-from sdpo_bench.models.catalogue import known_model, pick_device, resolve_location
+from sdpo_bench.models.catalogue import pick_device
 from sdpo_bench.models.cut_prompts import judged, read_by
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.conflicts import refuse_two_values
-from sdpo_bench.plugins.parse_settings import parse_set, validate
+from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.plugins.setting_names import unknown_setting
 from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.running.finished_run import FinishedRun, open_finished_run
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.source_check import refuse_changed_plugins
-from sdpo_bench.runs.adapter import LORA_FILE, check_seal, exported, require_adapter
+from sdpo_bench.runs.adapter import exported
 from sdpo_bench.runs.input_digests import record_prompt_digests, recorded_prompt_digests
 from sdpo_bench.runs.run_folder import RunFolder, check_writable, find_run
-from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter
+from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.scoring.scorer import Scorer
-from sdpo_bench.settings import CURVE_KEYS, EvaluationSettings, ModelSettings, Runtime
-from sdpo_bench.system.files import atomic_write
+from sdpo_bench.settings import CURVE_KEYS, EvaluationSettings, Runtime
 from sdpo_bench.system.memory_retry import halving
-from sdpo_bench.system.output_paths import user_file
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
 
@@ -158,36 +155,3 @@ def _judge(
 
 def _warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
-
-
-def export_command(run_name: str, target: Path, force: bool, out: Path) -> None:
-    """``sdpo-bench export``."""
-    folder = find_run(out, run_name)
-    require_adapter(folder)
-    destination = user_file(target / LORA_FILE, out, "--to")
-    if destination.exists() and not force:
-        raise UsageError(f"'{destination}' is already there. Use --force to overwrite it.")
-    check_seal(folder.lora)
-    adapter = read_adapter(folder.lora)
-    if adapter.notice:
-        click.echo(f"note: {adapter.notice}.", err=True)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(destination, adapter.to_bytes())
-    model: ModelSettings = validate(ModelSettings, folder.record()["config"]["model"], "model")
-    click.echo(f"In Python:\n{indent(loading_code(model, target), '  ')}")
-    click.echo(str(target / LORA_FILE))
-
-
-def loading_code(model: ModelSettings, folder: Path) -> str:
-    """Python code that makes ``pipeline``, stock diffusers' pipeline of the base model with the adapter in ``folder``.
-
-    The type is said for every part: without it transformers keeps a text encoder that is stored in half precision so.
-    """
-    location = resolve_location(known_model(model.name))
-    revision = f", revision={model.revision!r}" if model.revision else ""
-    return (
-        "import torch\n"
-        "from diffusers import DiffusionPipeline\n"
-        f"pipeline = DiffusionPipeline.from_pretrained({location!r}{revision}, dtype=torch.float32)\n"
-        f"pipeline.load_lora_weights({str(folder)!r}, weight_name={LORA_FILE!r})"
-    )

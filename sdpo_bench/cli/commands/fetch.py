@@ -1,4 +1,4 @@
-"""``sdpo-bench fetch``: put published weights and prompts into the hub cache, for a machine that will have no network."""
+"""``sdpo-bench fetch``: put published weights and prompts into the hub cache, for a machine without network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
