@@ -1,11 +1,13 @@
 """A report on a terminal: tables that fit its width, each note once.
 
 A table that is too wide is printed in several pieces, each with the rows' names, rather than folded into unreadable
-cells; notes that several tables of one part share are printed once, below the last of them.
+cells. Notes that several tables of one part share are printed once, below the last of them; notes that several parts
+share, once at the end of the report.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sdpo_bench.report.content import Report, Section
@@ -40,18 +42,34 @@ def terminal(report: Report, *, width: int | None = None, colour: bool = False) 
     console = make_console(stream, width=width, colour=colour)
     for line in [*report.summary, *([f"Selected: {report.selection}"] if report.selection else [])]:
         console.print(clean(line))
+    shared = _shared_notes(report)
     for section in report.sections:
-        _section(console, section)
+        _section(console, section, shared)
     if report.main:
         console.print()
         console.rule("All rewards", align="left", characters="=")
-        print_tables(console, report.main)
+        print_tables(console, report.main, shared)
     for study in report.studies:
         _study_in_short(console, study)
     if report.studies:
         console.print("\nDesign, tables, plots and statistics of the studies: --format html", style="dim")
+    if shared:
+        console.print("\nNotes on several tables", style="bold")
+    for note in shared:
+        console.print(clean(note), style="dim")
     print_notices(console, report.notices)
     return stream.getvalue()
+
+
+def _shared_notes(report: Report) -> list[str]:
+    """Notes of two or more parts of a report, in their order."""
+    parts: list[Sequence[Table]] = []
+    for section in report.sections:
+        parts += [*(part.tables for part in section.parts), section.tables]
+    count: Counter[str] = Counter()
+    for tables in [*parts, report.main]:
+        count.update(dict.fromkeys(note for table in tables for note in table.all_notes))
+    return [note for note, parts_with_it in count.items() if parts_with_it > 1]
 
 
 def _study_in_short(console: Any, study: StudyView) -> None:
@@ -79,7 +97,7 @@ def print_study(console: Any, study: StudyView) -> None:
         console.print(clean(line), style="dim")
 
 
-def _section(console: Any, section: Section) -> None:
+def _section(console: Any, section: Section, shared: Collection[str]) -> None:
     console.print()
     console.rule(clean(section.title), align="left", characters="=")
     if section.reason:
@@ -88,8 +106,8 @@ def _section(console: Any, section: Section) -> None:
         console.print(f"\n{clean(part.title)}. {clean(part.sampler)}", style="bold")
         if part.finding:
             console.print(clean(part.finding))
-        print_tables(console, part.tables)
-    print_tables(console, section.tables)
+        print_tables(console, part.tables, shared)
+    print_tables(console, section.tables, shared)
 
 
 def print_notices(console: Any, notices: Sequence[Notice]) -> None:
@@ -100,8 +118,8 @@ def print_notices(console: Any, notices: Sequence[Notice]) -> None:
         console.print(f"  {clean(notice.where)}: {clean(notice.text)}")
 
 
-def print_tables(console: Any, tables: Iterable[Table]) -> None:
-    """Tables, then their notes, each once."""
+def print_tables(console: Any, tables: Iterable[Table], without: Collection[str] = ()) -> None:
+    """Tables, then their notes, each once, but for those that are printed elsewhere (``without``)."""
     tables = list(tables)
     for table in tables:
         console.print(f"\n{clean(table.title)}", style="bold")
@@ -109,7 +127,8 @@ def print_tables(console: Any, tables: Iterable[Table]) -> None:
         for columns in _pieces(table, widths, console.width):
             _print_piece(console, table, columns, widths)
     for note in dict.fromkeys(note for table in tables for note in table.all_notes):
-        console.print(clean(note), style="dim")
+        if note not in without:
+            console.print(clean(note), style="dim")
 
 
 def _texts(table: Table, column: int) -> list[str]:

@@ -370,6 +370,13 @@ def test_terminal_tables_fit_and_carry_no_control_characters(report, width):
         assert found.text in text
 
 
+def test_the_terminal_prints_a_note_once(report):
+    """A note that several parts share stands at the end, one that is of a single part below its tables."""
+    text = " ".join(terminal(report, width=100_000).split())
+    notes = {" ".join(note.split()) for _, table in report.tables for note in table.all_notes}
+    assert notes and {note: text.count(note) for note in notes} == dict.fromkeys(notes, 1)
+
+
 def test_numbers_in_print():
     assert fixed(-0.0004, 2) == "0.00"
     assert fixed(-0.0004, 2, signed=True) == "+0.00"
