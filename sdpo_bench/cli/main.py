@@ -239,6 +239,7 @@ def fetch(names: tuple[str, ...], dry_run: bool) -> None:
     "--prompts", shell_complete=complete("prompts"), help="Check that the model reads this prompt set or file whole."
 )
 @click.option("--model", shell_complete=complete("models"), help="The model of --prompts [default: emoji-turbo].")
+@click.option("--all", "show_all", is_flag=True, help="A line for each thing that is ok, not one for each area.")
 @OUT
 @DEVICE
 @JSON
@@ -250,6 +251,7 @@ def doctor(**options: Any) -> None:
     \b
     Examples:
       sdpo-bench doctor
+      sdpo-bench doctor --all
       sdpo-bench doctor --plugin my-method
       sdpo-bench doctor --prompts my-prompts.txt --model sd-turbo
     """

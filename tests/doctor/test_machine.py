@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sdpo_bench.cli.commands.doctor import folded
 from sdpo_bench.cli.entry import main
 from sdpo_bench.doctor import machine
 from sdpo_bench.doctor.checks import check_plugin
@@ -195,6 +196,28 @@ def test_a_healthy_machine_without_network(tmp_path, monkeypatch, capsys):
     assert found["reward", "emoji-align"]["state"] == found["method", "sdpo"]["state"] == "ok"
     assert found["package", "torch"]["state"] == "ok"
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_ok_takes_one_line_an_area():
+    """Notes and problems keep their lines; --all folds nothing."""
+    ok = [machine.Finding("method", name, "ok", "usable (built-in)") for name in ("ddpo", "grpo", "sdpo")]
+    note = machine.Finding("method", "new", "note", "not here", "type this")
+    device = machine.Finding("device", "cpu", "ok", "2 cores")
+    assert folded([*ok[:2], note, ok[2], device]) == [
+        machine.Finding("method", "3 of 4", "ok", "ddpo, grpo, sdpo"),
+        note,
+        device,
+    ]
+
+
+def test_doctor_folds_unless_all_is_asked_for(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
+    shown = [
+        run(capsys, "doctor", *more, "--out", tmp_path / "r", "--device", "cpu")[1].out for more in ([], ["--all"])
+    ]
+    methods = [[line for line in text.splitlines() if "│ method " in line] for text in shown]
+    assert len(methods[0]) == 1 and "sdpo" in shown[0]
+    assert len(methods[1]) > 10
 
 
 def test_old_and_absent_packages_are_problems(monkeypatch):

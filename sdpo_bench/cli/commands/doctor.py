@@ -1,6 +1,8 @@
 """What ``sdpo-bench doctor`` does: check this machine, a plugin, or how a model reads a list of prompts."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -12,9 +14,18 @@ from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.settings import DEFAULT_MODEL, ModelSettings
 from sdpo_bench.system.console_text import clean, print_table
 
+MOST_WITH_TEXT = 2  # findings of one area that are ok and are shown with their text; of more, the names alone
+
 
 def doctor_command(
-    *, plugin: str | None, prompts: str | None, model: str | None, out: Path, device: str, as_json: bool
+    *,
+    plugin: str | None,
+    prompts: str | None,
+    model: str | None,
+    show_all: bool,
+    out: Path,
+    device: str,
+    as_json: bool,
 ) -> None:
     """``sdpo-bench doctor``.
 
@@ -38,14 +49,30 @@ def doctor_command(
     if as_json:
         echo_json({"ok": not problems, "findings": [asdict(f) for f in findings]})
     else:
-        _print(findings)
+        _print(findings if show_all else folded(findings))
         click.echo(f"{len(problems)} problems, {sum(f.state == 'note' for f in findings)} notes")
     if problems:
         names = ", ".join(f"{f.area} {f.name}" for f in problems)
         raise MissingError(f"{len(problems)} of {len(findings)} things looked at are problems: {names}.")
 
 
-def _print(findings: list[Finding]) -> None:
+def folded(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding for all that is ok in an area, then its notes and problems."""
+    lines: list[Finding] = []
+    for area, group in groupby(findings, key=lambda finding: finding.area):
+        members = list(group)
+        good = [finding for finding in members if finding.state == "ok"]
+        if len(good) > MOST_WITH_TEXT:
+            names = ", ".join(finding.name for finding in good)
+            lines.append(Finding(area, f"{len(good)} of {len(members)}", "ok", names))
+        elif good:
+            names = ", ".join(finding.name for finding in good)
+            lines.append(Finding(area, names, "ok", "; ".join(dict.fromkeys(finding.text for finding in good))))
+        lines += [finding for finding in members if finding.state != "ok"]
+    return lines
+
+
+def _print(findings: Sequence[Finding]) -> None:
     rows = [[f.area, f.name, f.state, f.text, f.mend or "-"] for f in findings]
     print_table(["area", "name", "state", "what", "type"], rows)
 
