@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo_bench.report.figures import Figure
+from sdpo_bench.report.page.answers import Answer
+from sdpo_bench.report.page.notices import NoticeGroup
 from sdpo_bench.report.study_view import StudyView
 from sdpo_bench.results.read_results import Notice
 from sdpo_bench.statistics import table as t
@@ -48,6 +50,8 @@ class Section:
     """What a large report omits."""
     charts: tuple[tuple[str, tuple[Chart, ...]], ...] = ()
     """Content of figures as data, each with a heading, for readers that draw for themselves."""
+    answer: Answer | None = None
+    """What the first screen of the page shows of it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Report:
     runs: t.Table
     versions: t.Table
     notices: tuple[Notice, ...]
+    notice_groups: tuple[NoticeGroup, ...] = ()
+    """The same notices by setting, method and kind."""
     selection: str = ""
     studies: tuple[StudyView, ...] = ()
 

@@ -10,16 +10,13 @@ from io import BytesIO
 from types import ModuleType
 from typing import Any
 
+from sdpo_bench.report.page.colours import BASE_COLOUR, COLOURS, DASHES, MARKERS, style_places
 from sdpo_bench.statistics.chart import Chart, Dot
 from sdpo_bench.system.console_text import clean
 
 INK, MUTED, RULE = "#1b2733", "#5f6c79", "#d4dae0"
 THEME = {"ink": INK, "muted": MUTED, "rule": RULE}
-# Distinct for colour-blind readers, and on white as well as on near-black.
-COLOURS = ("#2f7ed8", "#e0703a", "#1f9e7a", "#b45fb0", "#c79a1e", "#5aa9c9", "#d64f6d", "#7d8b2f")
-MARKERS = "osD^vPX*"
-BASE_COLOUR = "#8a95a1"
-MOST_SERIES = 12
+MOST_SERIES = 40
 MOST_LABEL = 40  # characters
 SETTINGS = {
     "svg.hashsalt": "sdpo-bench",
@@ -56,11 +53,13 @@ SETTINGS = {
 
 
 def style_of(labels: Sequence[str], base: str) -> dict[str, dict[str, Any]]:
-    """Colour, marker and dash of each label, the same in every chart of a figure."""
+    """Colour, marker and dash of each label, the same in every figure of every report."""
     styles: dict[str, dict[str, Any]] = {base: {"color": BASE_COLOUR, "linestyle": "--", "marker": "o"}}
-    for i, label in enumerate(label for label in labels if label != base):
-        dash = ("-", (0, (5, 1.5)), (0, (1.5, 1)))[i // len(COLOURS) % 3]
-        styles[label] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": dash}
+    for label in labels:
+        if label != base:
+            colour, marker, dash = style_places(label)
+            line = (0, DASHES[dash]) if DASHES[dash] else "-"
+            styles[label] = {"color": COLOURS[colour], "marker": MARKERS[marker], "linestyle": line}
     return styles
 
 
@@ -161,7 +160,8 @@ def draw_dots(
         ax.set_ylim(-0.6, len(rows) - 0.4)
         ax.grid(visible=False, axis="y")
         ax.xaxis.set_major_locator(_locator(6))
-        ax.set(title=title, xlabel=safe(x_label))
+        ax.set(xlabel=safe(x_label))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")  # over the names too: it fits
 
     return _svg(fill, size)
 

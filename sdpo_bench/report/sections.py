@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdpo_bench.report.content import Grid, Part, Section
-from sdpo_bench.report.figures import board_figures, curve_charts, curve_figure, training_figures
+from sdpo_bench.report.figures import Figure, board_figures, curve_charts, curve_figure, training_figures
+from sdpo_bench.report.page.answers import Answer, answer_words, arm_badges, best_cautions
 from sdpo_bench.report.tables import ablation
 from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.report.tables.curve_tables import CurveOptions, curve_table, steps_words
@@ -50,18 +51,38 @@ def section(
         tables.insert(0, bill_table(setting, f"{name}-bill"))
     tables += _curve_tables(setting, curves, curve_options, name)
     drawn = [curve_figure(panel, curve_options.level, f"{name}-learning-{i + 1}") for i, panel in enumerate(curves)]
+    parts = tuple(_parts(one, scores, name, illustrated=illustrated))
+    figures = (*drawn, *training_figures(setting.arms, name)) if illustrated else ()
     return Section(
         name,
         setting.title,
         apart(setting, settings),
         tuple(_facts(setting)),
-        tuple(_parts(one, scores, name, illustrated=illustrated)),
+        parts,
         tuple(tables),
-        (*drawn, *training_figures(setting.arms, name)) if illustrated else (),
+        figures,
         tuple(_grids(setting)) if illustrated else (),
         configuration_table(setting, f"{name}-configuration"),
         "" if illustrated else "Figures and picture grids are drawn for the first settings only; --select narrows.",
         tuple(_curve_data(curves, curve_options.level)),
+        _answer(one, parts, figures),
+    )
+
+
+def _answer(one: Judged, parts: Sequence[Part], figures: Sequence[Figure]) -> Answer:
+    """The step curve of the first part, and the learning curve where runs measured one, else the training rewards."""
+    badges = arm_badges(one.setting, one.boards)
+    steps = next((figure for part in parts for figure in part.figures if figure.name.endswith("-steps")), None)
+    learning = next(
+        (figure for figure in figures if "-learning-" in figure.name or figure.name.endswith("-cost")), None
+    )
+    return Answer(
+        one.setting.title,
+        answer_words(one.setting, one.boards),
+        best_cautions(one.boards, badges),
+        steps,
+        learning,
+        badges=badges,
     )
 
 

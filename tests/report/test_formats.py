@@ -150,6 +150,7 @@ def test_html_shows_hostile_text_as_text(page):
         "img",
         "figcaption",
         "code",
+        "strong",
         "script",
     }
 

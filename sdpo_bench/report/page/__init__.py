@@ -1,0 +1,1 @@
+"""The parts of the HTML page: styles of methods, answers, plots, picture grids, notices and runs."""
