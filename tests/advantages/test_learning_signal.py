@@ -119,5 +119,5 @@ def test_prompts_of_all_processes_are_in_the_order_of_their_groups():
     signals = SimpleNamespace(context=SimpleNamespace(processes=processes))
     answers = SimpleNamespace(parts={})
     none = torch.zeros(2, 1, 1)
-    found = Signals._everyone(signals, answers, none, none, ["cat", "ant"], torch.tensor([2, 0]))
+    found = Signals._everyone(signals, answers, none, none, {}, ["cat", "ant"], torch.tensor([2, 0]))
     assert found.prompts == ["ant", "bee", "cat", "dog"]

@@ -83,12 +83,15 @@ def test_hyphens_and_underscores_are_the_same():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_preset_is_valid_for_every_method(name, method):
     preset = shipped_presets()[name]
-    model = preset.match["model"]
+    model = preset.match.get("model", preset.common.get("model.name"))
     reward = preset.match.get("reward", ["emoji-align"])
     reward = reward if isinstance(reward, str) else reward[0]
     if method in GRADIENT_METHODS and not reward.startswith("emoji"):
         with pytest.raises(UsageError, match="gradient"):
             resolve(Request(method=method, model=model, reward=reward))
+        return
+    if not preset.match:  # only by its name
+        assert resolve(Request(method=method, model=model, reward=reward, preset=name)).preset == name
         return
     resolved = resolve(Request(method=method, model=model, reward=reward))
     assert resolved.preset == name

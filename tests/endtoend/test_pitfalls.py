@@ -99,7 +99,8 @@ def test_the_evaluation_has_settings_of_its_own(tiny_policy):
 @pytest.mark.parametrize("preset", ["", *sorted(shipped_presets())])
 def test_several_step_counts_are_scored_by_default(preset):
     """Fewer and more than those of the training, or those of the paper, down to a single one."""
-    model = shipped_presets()[preset].match["model"] if preset else "emoji-turbo"
+    chosen = shipped_presets().get(preset)
+    model = chosen.match.get("model", chosen.common.get("model.name")) if chosen else "emoji-turbo"
     config = resolve(Request(model=model, preset=preset or None)).config
     steps = config.eval.steps
     assert len(steps) >= 5 and min(steps) == 1 and set(steps) - {config.schedule.steps}
