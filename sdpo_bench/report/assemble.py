@@ -12,6 +12,7 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.ledger import Axis
 from sdpo_bench.report.content import Report
 from sdpo_bench.report.page.notices import group_notices, run_places
+from sdpo_bench.report.page.runs import run_views
 from sdpo_bench.report.sections import Judged, section
 from sdpo_bench.report.study_view import study_view
 from sdpo_bench.report.tables import ablation
@@ -93,6 +94,7 @@ def build_report(results: Results, request: Request) -> Report:
         group_notices(notices, run_places(settings)),
         "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
         tuple(study_view(record) for record in chosen.studies),
+        run_views(settings),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from sdpo_bench.report.figures import Figure
 from sdpo_bench.report.page.answers import Answer
 from sdpo_bench.report.page.notices import NoticeGroup
+from sdpo_bench.report.page.runs import RunView
 from sdpo_bench.report.study_view import StudyView
 from sdpo_bench.results.read_results import Notice
 from sdpo_bench.statistics import table as t
@@ -70,6 +71,8 @@ class Report:
     """The same notices by setting, method and kind."""
     selection: str = ""
     studies: tuple[StudyView, ...] = ()
+    run_views: tuple[RunView, ...] = ()
+    """The runs of the list, for their sections on the page."""
 
     @property
     def tables(self) -> list[tuple[str, t.Table]]:

@@ -3,8 +3,10 @@
 A figure is a promise to draw: only the formats that show pictures pay for them.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,12 +46,36 @@ Logs = dict[str, list[list[dict[str, Any]]]]
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A figure: name, caption, and the function that draws it as SVG (empty without data)."""
+    """A figure: name, caption, the function that draws it as SVG (empty without data), and its content for the page."""
 
     name: str
     caption: str
     draw: Callable[[], bytes]
     wide: bool = False
+    charts: Callable[[], Sequence[Chart]] = tuple
+    """What the page draws, for figures of lines."""
+    dots: tuple[Dot, ...] = ()
+    """What the page draws, for rows of intervals."""
+
+
+def chart_figure(
+    name: str,
+    caption: str,
+    charts: Callable[[], Sequence[Chart]],
+    styles: Any,
+    *,
+    columns: int,
+    size: tuple[float, float],
+) -> Figure:
+    """A figure of lines."""
+    read = cache(charts)
+    return Figure(
+        name,
+        caption,
+        lambda: plots.draw_charts(read(), styles, columns=columns, size=size),
+        wide=columns > 1,
+        charts=read,
+    )
 
 
 def board_figures(board: Board, name: str) -> list[Figure]:
@@ -64,13 +90,13 @@ def board_figures(board: Board, name: str) -> list[Figure]:
         else "1 seed, no bands."
     )
     figures = [
-        Figure(
+        chart_figure(
             f"{name}-steps",
             f"Score and gain over the base model against the number of denoising steps. {bands}{more}",
-            lambda: plots.draw_charts(
-                [_score_chart(board, shown), _gain_chart(board, shown)], styles, columns=2, size=(5.4, 3.2)
-            ),
-            wide=True,
+            lambda: [_score_chart(board, shown), _gain_chart(board, shown)],
+            styles,
+            columns=2,
+            size=(5.4, 3.2),
         )
     ]
     if board.panel.base is not None:
@@ -118,15 +144,19 @@ def _dots(board: Board, shown: Sequence[str], styles: Any, name: str, more: str)
         f"Gain over the base model {where} with its 95 % interval over seeds and prompts; hollow: 1 seed, no interval."
         f"{more}",
         lambda: plots.draw_dots(rows, styles, f"Gain over the base model {where}", board.panel.key.reward, size),
+        dots=tuple(rows),
     )
 
 
 def _profile(board: Board, shown: Sequence[str], styles: Any, name: str, more: str) -> Figure:
-    return Figure(
+    return chart_figure(
         f"{name}-profile",
         "Performance profile: share of (seed, prompt) pairs whose gain over the base model exceeds a threshold, in "
         f"standard deviations of the base model's images. The higher curve is better.{more}",
-        lambda: plots.draw_charts([_profile_chart(board, shown)], styles, columns=1, size=(5.4, 2.6)),
+        lambda: [_profile_chart(board, shown)],
+        styles,
+        columns=1,
+        size=(5.4, 2.6),
     )
 
 
@@ -163,26 +193,33 @@ def training_figures(arms: Sequence[Arm], name: str) -> list[Figure]:
 
     styles = plots.style_of([arm.label for arm in shown], BASE)
     return [
-        Figure(
+        chart_figure(
             f"{name}-cost",
             "Mean reward of the sampled training images against three ways of counting the cost. Line: mean over "
             f"seeds; band: lowest to highest seed.{more}",
-            lambda: plots.draw_charts(_cost_charts(curves()), styles, columns=3, size=(3.6, 2.8)),
-            wide=True,
+            lambda: _cost_charts(curves()),
+            styles,
+            columns=3,
+            size=(3.6, 2.8),
         ),
-        Figure(
+        chart_figure(
             f"{name}-distance",
             "Mean reward of the sampled training images against the distance from the base model, the square root of "
             "the KL divergence (nats per latent element, all steps): what a method gains for how far it moves. Each "
             f"point is an eighth of the training, mean over seeds.{more}",
-            lambda: plots.draw_charts([_distance_chart(curves())], styles, columns=1, size=(5.4, 3.2)),
+            lambda: [_distance_chart(curves())],
+            styles,
+            columns=1,
+            size=(5.4, 3.2),
         ),
-        Figure(
+        chart_figure(
             f"{name}-diagnostics",
             "Training diagnostics: mean over seeds, band from lowest to highest seed; the gradient share is that of "
             f"the last epoch.{more}",
-            lambda: plots.draw_charts(_diagnostic_charts(curves()), styles, columns=3, size=(3.6, 2.2)),
-            wide=True,
+            lambda: _diagnostic_charts(curves()),
+            styles,
+            columns=3,
+            size=(3.6, 2.2),
         ),
     ]
 
@@ -232,11 +269,16 @@ def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
 
 def _numbers(rows: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
     """Values of a log ``[epochs, keys]``, without epochs that lack a finite one."""
-    import pandas as pd
-
-    frame = pd.json_normalize(list(rows)).reindex(columns=keys).apply(pd.to_numeric, errors="coerce")
-    values = frame.to_numpy(dtype=float)
+    values = np.array([[_number(row, key) for key in keys] for row in rows], dtype=float).reshape(-1, len(keys))
     return values[np.isfinite(values).all(axis=1)]
+
+
+def _number(row: Mapping[str, Any], key: str) -> float:
+    """The number at a path such as ``bill.images``; NaN where there is none."""
+    value: Any = row
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _share_series(logs: Logs) -> list[Series]:
@@ -258,14 +300,14 @@ def curve_figure(panel: CurvePanel, level: float, name: str) -> Figure:
     shown = list(panel.arms)[: plots.MOST_SERIES]
     several = any(len(curves[MEAN]) > 1 for curves in panel.arms.values())
     bands = f"bands: {100 * level:g} % intervals over training seeds" if several else "1 seed, no bands"
-    return Figure(
+    return chart_figure(
         name,
         f"Learning curves, {panel.key.split} prompts: rise of {panel.key.reward} over the base model, mean over step "
         f"counts, against the cost of training; {bands}.{_left_out(len(panel.arms) - len(shown))}",
-        lambda: plots.draw_charts(
-            curve_charts(panel, MEAN, level, shown), plots.style_of(shown, BASE), columns=2, size=(5.4, 3.0)
-        ),
-        wide=True,
+        lambda: curve_charts(panel, MEAN, level, shown),
+        plots.style_of(shown, BASE),
+        columns=2,
+        size=(5.4, 3.0),
     )
 
 

@@ -1,5 +1,7 @@
 """A report as one self-contained HTML page: no network, no second file, light and dark.
 
+Plots are drawn by uPlot (MIT licence, ``assets/uplot``) from data in the page.
+
 Every text reaches the page through the template engine's autoescape, control characters as visible escapes; pictures
 are data URIs; a content security policy in the page itself forbids everything else, scripts of others included.
 """
@@ -8,7 +10,9 @@ import base64
 import hashlib
 import re
 
-from sdpo_bench.report.content import Grid, Report
+from sdpo_bench.report.content import Grid, Report, Section
+from sdpo_bench.report.page.figure_data import dot_rows, figure_data, page_figures, script_data
+from sdpo_bench.report.page.runs import run_data
 from sdpo_bench.report.plots import THEME
 from sdpo_bench.report.templates import ASSETS, render_template
 
@@ -22,22 +26,28 @@ MOST_LISTED = 500
 
 def html(report: Report) -> str:
     """The page."""
-    script = (ASSETS / "report.js").read_text(encoding="utf-8")
+    scripts = [(ASSETS / name).read_text(encoding="utf-8") for name in ("uplot/uPlot.iife.min.js", "report.js")]
+    figures = page_figures(report)
+    views = report.run_views[:MOST_LISTED]
     return render_template(
         "report.html.j2",
         report=report,
         runs=report.runs.rows[:MOST_LISTED],
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        figure=lambda figure: svg_uri(figure.draw()),
+        views=views,
+        anchors={view.run.id: view.anchor for view in views},
+        scripts=[(script, base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()) for script in scripts],
+        data=script_data({**figure_data(figures), **run_data(views)}),
+        drawn={figure.name for figure in figures if any(chart.series for chart in figure.charts())},
+        dot_rows=dot_rows,
+        prompt_words=prompt_words,
         grid=grid_uri,
         halves=halves,
     )
 
 
-def svg_uri(svg: bytes) -> str:
-    """An SVG as a data URI, see :func:`themed`; empty for none."""
-    return _uri("image/svg+xml", themed(svg)) if svg else ""
+def prompt_words(section: Section) -> str:
+    """The training prompts of a section, for the filter."""
+    return dict(section.facts).get("training prompts", "")
 
 
 def alone(svg: bytes) -> bytes:

@@ -17,6 +17,8 @@ from sdpo_bench.system.console_text import clean
 INK, MUTED, RULE = "#1b2733", "#5f6c79", "#d4dae0"
 THEME = {"ink": INK, "muted": MUTED, "rule": RULE}
 MOST_SERIES = 40
+LEAST_TREND = 3
+"""Points of a training from which on a line joins them: two show no trend."""
 MOST_LABEL = 40  # characters
 SETTINGS = {
     "svg.hashsalt": "sdpo-bench",
@@ -93,8 +95,10 @@ def draw_charts(
 def _draw_chart(ax: Any, chart: Chart, styles: Mapping[str, dict[str, Any]]) -> None:
     alpha = 0.16 if len(chart.series) <= 7 else 0.05  # many bands on top of each other hide the lines
     for series in chart.series:
-        style = styles[series.label]
+        style = dict(styles[series.label])
         few = len(series.x) <= 24
+        if not chart.steps and len(series.x) < LEAST_TREND:
+            style["linestyle"] = "none"
         ax.plot(series.x, series.y, markersize=4.5 if few else 0, **style)
         if len(series.low):
             ax.fill_between(series.x, series.low, series.high, color=style["color"], alpha=alpha, linewidth=0)

@@ -28,6 +28,7 @@ def only(report: Report, kinds: Collection[str]) -> Report:
         runs=replace(report.runs, groups=()),
         versions=replace(report.versions, groups=()),
         studies=report.studies if STUDIES in kinds else (),
+        run_views=(),
     )
 
 

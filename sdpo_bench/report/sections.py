@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sdpo_bench.report.content import Grid, Part, Section
 from sdpo_bench.report.figures import Figure, board_figures, curve_charts, curve_figure, training_figures
 from sdpo_bench.report.page.answers import Answer, answer_words, arm_badges, best_cautions
+from sdpo_bench.report.page.pictures import picture_grid
 from sdpo_bench.report.tables import ablation
 from sdpo_bench.report.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.report.tables.curve_tables import CurveOptions, curve_table, steps_words
@@ -65,23 +67,24 @@ def section(
         configuration_table(setting, f"{name}-configuration"),
         "" if illustrated else "Figures and picture grids are drawn for the first settings only; --select narrows.",
         tuple(_curve_data(curves, curve_options.level)),
-        _answer(one, parts, figures),
+        _answer(one, parts, figures, scores),
     )
 
 
-def _answer(one: Judged, parts: Sequence[Part], figures: Sequence[Figure]) -> Answer:
-    """The step curve of the first part, and the learning curve where runs measured one, else the training rewards."""
+def _answer(one: Judged, parts: Sequence[Part], figures: Sequence[Figure], scores: Mapping[str, Scores]) -> Answer:
+    """The sentence, the step curve of the first part, the learning curve where runs measured one, and pictures."""
     badges = arm_badges(one.setting, one.boards)
     steps = next((figure for part in parts for figure in part.figures if figure.name.endswith("-steps")), None)
-    learning = next(
-        (figure for figure in figures if "-learning-" in figure.name or figure.name.endswith("-cost")), None
-    )
+    learning = next((figure for figure in figures if "-learning-" in figure.name), None)
+    pictures = partial(picture_grid, one.setting, scores) if parts and parts[0].figures else None
     return Answer(
-        one.setting.title,
         answer_words(one.setting, one.boards),
+        one.setting.reward,
+        one.setting.model,
         best_cautions(one.boards, badges),
         steps,
         learning,
+        pictures,
         badges=badges,
     )
 

@@ -1,10 +1,9 @@
 """A study's record as a part of a report: its texts, tables and figures, without the study's code."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 from sdpo_bench.report import plots
-from sdpo_bench.report.figures import Figure
+from sdpo_bench.report.figures import Figure, chart_figure
 from sdpo_bench.results.study_findings import Plot
 from sdpo_bench.results.study_record import StudyRecord
 from sdpo_bench.statistics import table as t
@@ -50,5 +49,5 @@ def _caution(record: StudyRecord) -> tuple[str, ...]:
 def _figure(slug: str, plot: Plot) -> Figure:
     labels = list(dict.fromkeys(series.label for chart in plot.charts for series in chart.series))
     styles = plots.style_of(labels, BASE)
-    draw = partial(plots.draw_charts, plot.charts, styles, columns=plot.columns, size=plot.size)
-    return Figure(f"{slug}-{plot.name}", plot.caption, draw, wide=plot.columns > 1)
+    name = f"{slug}-{plot.name}"
+    return chart_figure(name, plot.caption, lambda: plot.charts, styles, columns=plot.columns, size=plot.size)

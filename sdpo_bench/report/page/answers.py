@@ -1,6 +1,6 @@
 """The answer of a setting in one sentence, and the flags that a reader of any of its rows must know."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from sdpo_bench.statistics.eval_table import BASE
 
 if TYPE_CHECKING:
     from sdpo_bench.report.figures import Figure
+    from sdpo_bench.report.page.pictures import PictureGrid
 
 FAR_KL = 10.0
 """Mean KL to the base model at the end of training from which on a row has a badge: the default of ``guard.kl``."""
@@ -22,12 +23,14 @@ FAR_KL = 10.0
 class Answer:
     """What the first screen shows of a setting."""
 
-    title: str
     sentence: str
+    reward: str
+    model: str
     cautions: tuple[str, ...] = ()
     """Flags of the best method, which belong beside the sentence."""
     steps: "Figure | None" = None
     learning: "Figure | None" = None
+    pictures: "Callable[[], PictureGrid | None] | None" = None
     badges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Flags by label of the arm."""
 

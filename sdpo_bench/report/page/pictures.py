@@ -1,0 +1,145 @@
+"""Pictures by method and step count for one prompt and noise at a time, cut out of the grids that runs have drawn.
+
+A run's ``grid.png`` has two rows a prompt, base model above tuned, and a column a step count, all of image number 0.
+Grids of another shape are left to the page's plain pictures.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from sdpo_bench.errors import SdpoBenchError
+from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.results.comparability import Setting
+from sdpo_bench.results.read_results import Run
+from sdpo_bench.statistics.eval_table import BASE, Block, Scores
+
+LABEL_WIDTH, HEAD, CELL, GAP = 190, 22, 96, 4
+"""Pixels of a grid: the column of names, the row of headings, a picture, and the space after it."""
+GRID_PROMPTS = 5
+SMALL = (16, 24, 32, 48)
+"""Sizes of pictures that were enlarged without smoothing, and are stored as small as they were."""
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One method's pictures, one a step count, as PNG data URIs; their rewards, empty where unknown."""
+
+    label: str
+    sources: tuple[str, ...]
+    scores: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PromptPictures:
+    """All rows of one prompt, the base model first."""
+
+    prompt: str
+    rows: tuple[PictureRow, ...]
+
+
+@dataclass(frozen=True)
+class PictureGrid:
+    """Pictures of a setting."""
+
+    reward: str
+    steps: tuple[int, ...]
+    prompts: tuple[PromptPictures, ...]
+    missing: tuple[str, ...]
+    """Labels of finished methods without a grid."""
+
+
+def picture_grid(setting: Setting, scores: Mapping[str, Scores]) -> PictureGrid | None:
+    """The first run of each arm that has a grid of the same prompts and step counts; None where no run has one."""
+    prompts, steps, images, missing = (), (), {}, []
+    for arm in setting.arms:
+        run = next((run for run in arm.done if (run.folder.path / "grid.png").is_file()), None)
+        cut = _cut(run) if run else None
+        if run is None or cut is None or (prompts and (cut[0], cut[1]) != (prompts, steps)):
+            missing += [arm.label] if arm.done else []
+            continue
+        prompts, steps = cut[0], cut[1]
+        images[arm.label] = (run, cut[2])
+    if not images:
+        return None
+    by_prompt = [_prompt_pictures(setting, i, prompt, steps, images, scores) for i, prompt in enumerate(prompts)]
+    return PictureGrid(setting.reward, steps, tuple(by_prompt), tuple(missing))
+
+
+def _prompt_pictures(
+    setting: Setting,
+    index: int,
+    prompt: str,
+    steps: tuple[int, ...],
+    images: Mapping[str, tuple[Run, list[list[str]]]],
+    scores: Mapping[str, Scores],
+) -> PromptPictures:
+    _, first = next(iter(images.values()))
+    rows = [PictureRow(BASE, tuple(first[2 * index]), ("",) * len(steps))]
+    for label, (run, cells) in images.items():
+        numbers = _scores(scores.get(run.id), setting.reward, prompt, steps)
+        rows.append(PictureRow(label, tuple(cells[2 * index + 1]), numbers))
+    return PromptPictures(prompt, tuple(rows))
+
+
+def _scores(scores: Scores | None, reward: str, prompt: str, steps: tuple[int, ...]) -> tuple[str, ...]:
+    """The trained reward of image 0 by step count."""
+    blocks = [block for key, block in (scores.blocks if scores else {}).items() if key.reward == reward]
+    block = next((block for block in blocks if prompt in block.prompts and 0 in block.images), None)
+    return tuple(_score(block, prompt, step) for step in steps)
+
+
+def _score(block: Block | None, prompt: str, step: int) -> str:
+    if block is None or step not in block.steps:
+        return ""
+    place = block.prompts.index(prompt), block.steps.index(step), block.images.index(0)
+    return f"{block.scores[place]:.3g}"
+
+
+def _cut(run: Run) -> tuple[tuple[str, ...], tuple[int, ...], list[list[str]]] | None:
+    """Prompts, step counts and the pictures of each row; None where the file is no grid of these."""
+    from PIL import Image
+
+    prompts, steps = grid_prompts(run), tuple(run.settings.get("eval.steps") or ())
+    shape = (LABEL_WIDTH + len(steps) * (CELL + GAP), HEAD + 2 * len(prompts) * (CELL + GAP))
+    try:
+        with Image.open(run.folder.path / "grid.png") as picture:
+            if not prompts or not steps or picture.size != shape:
+                return None
+            canvas = picture.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    rows = []
+    for r in range(2 * len(prompts)):
+        corners = [(LABEL_WIDTH + c * (CELL + GAP), HEAD + r * (CELL + GAP)) for c in range(len(steps))]
+        rows.append([_uri(canvas.crop((x, y, x + CELL, y + CELL))) for x, y in corners])
+    return prompts, steps, rows
+
+
+def grid_prompts(run: Run) -> tuple[str, ...]:
+    """The prompts that a run draws in its grid, as ``evaluation.picture_grid`` chooses them; empty without the list."""
+    name = next((run.settings[key] for key in SPLIT_KEYS if run.settings.get(key)), None)
+    try:
+        texts = load_prompts(str(name)) if name else []
+    except SdpoBenchError:
+        return ()
+    return tuple(texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS])
+
+
+SPLIT_KEYS = ("eval.train", "eval.validation", "eval.unseen")
+
+
+def _uri(tile: Any) -> str:
+    """A picture as PNG, in its own size where it was enlarged without smoothing."""
+    from PIL import Image
+
+    for size in SMALL:
+        small = tile.resize((size, size), Image.Resampling.NEAREST)
+        if small.resize(tile.size, Image.Resampling.NEAREST).tobytes() == tile.tobytes():
+            tile = small
+            break
+    stream = BytesIO()
+    tile.save(stream, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
