@@ -68,7 +68,7 @@ def _shared_notes(report: Report) -> list[str]:
         parts += [*(part.tables for part in section.parts), section.tables]
     count: Counter[str] = Counter()
     for tables in [*parts, report.main]:
-        count.update(dict.fromkeys(note for table in tables for note in table.all_notes))
+        count.update(list(dict.fromkeys(note for table in tables for note in table.all_notes)))
     return [note for note, parts_with_it in count.items() if parts_with_it > 1]
 
 
