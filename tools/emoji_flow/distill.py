@@ -6,7 +6,10 @@ points lie on the teacher's curved trajectory, whose states are distributed as n
 add fresh noise. The other half lie on the straight line between the noise and the picture that it leads to, as in
 reflow (Liu et al. 2022): there the student's own ODE sampler arrives after its first step. Both have the same target,
 so 1 to 50 steps of either sampler agree. Shortcut and mean-flow models need the step size as an input, which a stock
-Stable Diffusion 3 transformer has no place for. Guidance is folded into the trajectories, so the student needs none.
+Stable Diffusion 3 transformer has no place for.
+
+The trajectories are without guidance. With the guidance of emoji-turbo (1.6) the student's pictures score -1.1 on
+``emoji-align``, where real pictures score -1.0: nothing would be left for a reward to teach.
 """
 
 from itertools import pairwise
@@ -16,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tools.emoji_turbo.base import tokenise
 from tools.emoji_turbo.distill import draw_prompts, load_trajectories
 from tools.emoji_turbo.training import Plan, Trainer, Worker
 
@@ -26,7 +28,6 @@ from .networks import Denoiser, column, load_denoiser, save_denoiser
 PLAN = Plan(iterations=1800, batch=96, seed=23, adam_lr=1e-3, muon_lr=0.01, decay_from=0.2)
 TRAJECTORIES = 6144
 STEPS = 10
-GUIDANCE = 1.6
 FIRST_STEP_SHARE = 0.3
 """Share of the student's samples at sigma = 1, the only step of a one-step sample."""
 STRAIGHT_SHARE = 0.5
@@ -56,17 +57,14 @@ def trajectory(teacher: Denoiser, tokens: Tensor, generator: torch.Generator) ->
     Returns:
         points ``[B, STEPS, 4, 8, 8]``, their noise levels ``[STEPS]`` and the end ``[B, 4, 8, 8]``.
     """
-    count = len(tokens)
-    empty = torch.tensor(tokenise("")).expand(count, -1)
-    text = teacher.read(torch.cat([tokens, empty]))
+    count, text = len(tokens), teacher.read(tokens)
     jitter = (torch.rand(STEPS, generator=generator) - 0.5) * 0.9 / STEPS
     sigmas = torch.cat([torch.ones(1), (torch.linspace(1, 0, STEPS + 1)[:-1] + jitter)[1:], torch.zeros(1)])
     x = torch.randn(count, 4, 8, 8, generator=generator)
     points = []
     for here, there in pairwise(sigmas):
         points.append(x)
-        with_text, without = teacher(torch.cat([x, x]), here.expand(2 * count), text).chunk(2)
-        x = x + (there - here) * (without + GUIDANCE * (with_text - without))
+        x = x + (there - here) * teacher(x, here.expand(count), text)
     return torch.stack(points, 1), sigmas[:-1], x
 
 
