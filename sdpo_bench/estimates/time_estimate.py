@@ -205,7 +205,7 @@ def choice_work(config: RunConfig, work: Work | None, method: Any) -> Work:
     c = config.checkpoint
     if c is None or work is None:
         return Work()
-    epochs = _epochs(config, work, method)
+    epochs = count_epochs(config, work, method)
     candidates = epochs // c.every + (epochs % c.every > 0)
     images = candidates * len(load_prompts(c.prompts)) * c.images_per_prompt
     branches = 2 if config.eval.guidance_scale > 1 else 1
@@ -217,7 +217,7 @@ def curve_work(config: RunConfig, work: Work | None, method: Any) -> Work:
     e = config.eval
     if not e.every or work is None or method.signal == "none":
         return Work()
-    epochs = _epochs(config, work, method)
+    epochs = count_epochs(config, work, method)
     points = 1 + epochs // e.every + (epochs % e.every > 0)
     prompts = sum(min(len(load_prompts(name)), e.curve_prompts or MOST) for name in (e.train, e.unseen) if name)
     images = points * prompts * e.curve_images_per_prompt
@@ -225,7 +225,7 @@ def curve_work(config: RunConfig, work: Work | None, method: Any) -> Work:
     return Work(outside_forward=branches * images * sum(e.curve_steps), outside_images=images * len(e.curve_steps))
 
 
-def _epochs(config: RunConfig, work: Work, method: Any) -> int:
+def count_epochs(config: RunConfig, work: Work, method: Any) -> int:
     """Epochs of a training with this bill, the last of which may be cut."""
     groups = -(-work.images // method.members)
     return -(-groups // (config.sample.images_per_epoch // method.members))

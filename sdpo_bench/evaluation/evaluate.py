@@ -6,9 +6,10 @@ a second call adds rewards, splits or step counts, and an interrupted one goes o
 """
 
 import shlex
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -140,14 +141,19 @@ def evaluate(
             raise_pending_stop()
             wanted = _missing_in_block(known, settings, scorers, block)
             if wanted:
-                progress(f"{subject.method}, {block.split} prompts, {block.steps} steps", done, total)
+                text = f"{subject.method}, {block.split} prompts, {block.steps} steps"
+                tell = partial(_tell_calls, progress, text, done, block.calls, total)
+                tell(0)
                 rows = helper.rows(block) if helper is not None and block in elsewhere else None
                 if rows is None:
                     name = f"{sampler_id(settings)}, {block.split}, {block.steps} steps"
                     images = len(block.texts) * settings.images_per_prompt
                     with search.billed(run, name, images, processes) if search else nullcontext():
                         schedule = schedules[block.steps]
-                        rows = _rows(policy, schedule, settings, wanted, block.texts, micro_batch, search, processes)
+                        with _counted(policy, tell):
+                            rows = _rows(
+                                policy, schedule, settings, wanted, block.texts, micro_batch, search, processes
+                            )
                 scored = set(zip(known.reward, known.version))
                 # The bill first: rows that are there have been paid for, a block without rows is billed again.
                 known = _add(known, rows, subject, settings, block)
@@ -159,6 +165,32 @@ def evaluate(
         policy.set_guidance(guidance)
     progress(f"{subject.method}: done", total, total)
     return of_versions(select(known, settings, [s.name for s in scorers]), scorers)
+
+
+def _tell_calls(
+    progress: Callable[[str, int, int], None], text: str, before: int, of_block: int, total: int, calls: int
+) -> None:
+    """Report the calls of a block on top of those ``before`` it."""
+    progress(text, before + min(calls, of_block), total)
+
+
+@contextmanager
+def _counted(policy: Policy, tell: Callable[[int], None]) -> Iterator[None]:
+    """Tell after each denoiser call how many latents have been through it; a search has its own bill instead."""
+    before, calls = policy.on_call, 0
+
+    def count(latents: int) -> None:
+        nonlocal calls
+        calls += latents
+        tell(calls // policy.branches)
+        if before is not None:
+            before(latents)
+
+    policy.on_call = count
+    try:
+        yield
+    finally:
+        policy.on_call = before
 
 
 def missing_scorers(run: RunFolder, settings: EvaluationSettings, scorers: Sequence[Scorer]) -> list[Scorer]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.config.run_file import read_run_file
+from sdpo_bench.estimates.progress_plan import progress_plan
 from sdpo_bench.ledger import parse_budget
 from sdpo_bench.library.results import Run, open_run
 from sdpo_bench.plugins.conflicts import refuse_two_values
@@ -100,7 +101,7 @@ def run_with_progress(
         quiet, trackers = True, replace(trackers, to=())
     label = f"{resolved.config.method.name} on {resolved.reward_name}"
     with (
-        Live(label, quiet=quiet) as live,
+        Live(label, progress_plan(resolved, runtime), quiet=quiet) as live,
         Tracking(trackers, resolved, runtime.out, live.warn) as tracking,
     ):
 
@@ -108,6 +109,6 @@ def run_with_progress(
             live.tick(one)
             tracking.tick(one)
 
-        outcome = run_job(resolved, runtime, Watcher(tick, live.evaluation), processes)
+        outcome = run_job(resolved, runtime, Watcher(tick, live.evaluation, live.second_process), processes)
         tracking.finish(outcome.table)
         return outcome

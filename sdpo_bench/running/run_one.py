@@ -94,6 +94,8 @@ def run_job(
             with run.locked():
                 _record_inputs(job, record)
                 with _finish(job), evaluation_process(_assignment(job, references)) as helper:
+                    if helper is not None:
+                        job.watcher.second_process()
                     outcome = _work(job, helper)
             return outcome
 

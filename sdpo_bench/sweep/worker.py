@@ -122,6 +122,7 @@ def work(task: Task) -> ExitReport:
 
 
 def _run(task: Task) -> None:
+    from sdpo_bench.estimates.progress_plan import progress_plan
     from sdpo_bench.running.live import Live, print_step_table
     from sdpo_bench.running.run_one import run_job
     from sdpo_bench.system.progress import Watcher
@@ -132,6 +133,6 @@ def _run(task: Task) -> None:
             f"the job resolves to {resolved.run_id} here, but was planned as {task.run_id}: a preset, prompt "
             "file, pipeline folder or plugin differs. Plan again, with the same files and version everywhere."
         )
-    with Live(task.label) as live:
-        outcome = run_job(resolved, task.runtime, Watcher(live.tick, live.evaluation))
+    with Live(task.label, progress_plan(resolved, task.runtime)) as live:
+        outcome = run_job(resolved, task.runtime, Watcher(live.tick, live.evaluation, live.second_process))
     print_step_table(outcome.table, resolved.reward_name)

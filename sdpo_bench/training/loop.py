@@ -380,7 +380,8 @@ class Trainer:
 
     def _tick(self, phase: str, metrics: dict[str, Any]) -> Tick:
         used = self.ledger.used(self.limit.axis)
-        return Tick(self.epoch, used, self.limit.amount, self.limit.axis, phase, metrics)
+        calls = self.ledger.denoiser_calls
+        return Tick(self.epoch, used, self.limit.amount, self.limit.axis, phase, metrics, calls)
 
     def _tell(self, phase: str) -> None:
         self.watch(self._tick(phase, self.state.last))

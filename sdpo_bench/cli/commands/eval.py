@@ -30,7 +30,7 @@ from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import CURVE_KEYS, EvaluationSettings, Runtime
 from sdpo_bench.system.memory_retry import halving
-from sdpo_bench.system.progress import Watcher
+from sdpo_bench.system.progress import RunPlan, Watcher
 from sdpo_bench.training import collapse_guards
 
 
@@ -102,7 +102,9 @@ def _eval_one(
     policy = run.load_policy(device)
     if warning := read_by(policy, judged(settings)).warning:
         _warn(warning)
-    with Live(folder.run_id) as live:
+    # The tuned and the base model have the same pictures to draw; nothing is trained.
+    plan = RunPlan(run.config["method"]["name"], 0, 0, 0.0, tuned=1.0, base=1.0)
+    with Live(folder.run_id, plan) as live:
         reference = run.record.get("reward_reference", {})
         calibrate(scorers, policy, runtime.out, reference, micro_batch=runtime.micro_batch, progress=live.evaluation)
         table = halving(
