@@ -141,12 +141,14 @@ class Live:
             return f"epoch {self._epoch if last else self._epoch + 1}{of}, {self._phase}"
         return self._phase or "load"
 
-    def trend(self) -> str:
+    def trend(self, *, short: bool = False) -> str:
         """Mean reward of the latest epoch against the first; empty before there is one."""
         if not self._rewards:
             return ""
         (first, before), (last, now) = self._rewards[0], self._rewards[-1]
-        return f"reward {now:.4g}" + (f" ({now - before:+.3g} since epoch {first})" if last > first else "")
+        if last == first:
+            return f"reward {now:.4g}"
+        return f"reward {now:.4g} ({now - before:+.3g}{'' if short else f' since epoch {first}'})"
 
     def lines(self, width: int, *, ascii_only: bool = False) -> list[str]:
         """The two lines of the terminal: the bar with its times, and what the run does; ``width`` columns at most."""
@@ -156,7 +158,9 @@ class Live:
         columns = max(0, width - len(label) - len(times) - 2)
         full = round(columns * self.share)
         bar = ("#" * full + "-" * (columns - full)) if ascii_only else ("━" * full + "─" * (columns - full))
-        text = "  " + "   ".join(part for part in (self.phase(), self.trend()) if part)
+        text = f"  {self.phase()}   {self.trend()}"
+        if len(text) > width:
+            text = f"  {self.phase()}   {self.trend(short=True)}"
         return [f"{label} {bar}{times}"[:width], text[:width]]
 
     @property

@@ -65,6 +65,15 @@ def test_one_bar_moves_from_the_first_epoch_to_the_last_picture(now, width):
     assert any(text.startswith("evaluate base, train prompts, 1 steps") for text in texts)
 
 
+def test_a_long_phase_leaves_the_trend_whole(now):
+    """79 columns are what a terminal of 80 has for text."""
+    live = Live(LABEL, PLAN)
+    live.tick(Tick(1, 64, 1792, "images", "epoch", {"reward_mean": -1.339, "epoch": 1}, 100))
+    live.tick(Tick(28, 1792, 1792, "images", "epoch", {"reward_mean": -1.333, "epoch": 28}, 2800))
+    live.evaluation("base, validation prompts, 16 steps", 0, 500)
+    assert live.lines(79)[1] == "  evaluate base, validation prompts, 16 steps   reward -1.333 (+0.006)"
+
+
 def test_a_second_process_takes_the_base_model_and_half_of_the_rest(now):
     live = Live(LABEL, PLAN)
     live.second_process()
