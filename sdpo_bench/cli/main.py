@@ -354,6 +354,7 @@ for _command in (
     report_commands.report,
     report_commands.compare,
     report_commands.show,
+    report_commands.watch,
     report_commands.sample,
 ):
     cli.add_command(_command)

@@ -1,4 +1,4 @@
-"""Commands that read finished runs: ``report``, ``compare``, ``show`` and ``sample``. Registered by ``cli``.
+"""Commands that read finished runs: ``report``, ``compare``, ``show``, ``watch`` and ``sample``. Registered by ``cli``.
 
 ``--results`` is the results folder here (``--out`` in the commands that write into it), because ``--out`` is where a
 report or a picture goes.
@@ -129,6 +129,26 @@ def compare(**options: Any) -> None:
     from sdpo_bench.cli.commands.report import compare_command
 
     compare_command(**options)
+
+
+@click.command(cls=Command)
+@click.argument("what", metavar="[RUN|FOLDER]", required=False, shell_complete=complete("runs"))
+@click.option("--once", is_flag=True, help="Print the view once; so it does where standard output is no terminal.")
+@RESULTS
+def watch(what: str | None, once: bool, results: Path) -> None:
+    """Follow runs while they work: progress, reward by epoch, warnings, time left of the training.
+
+    The view is read from the run folders every 2 s and ends when all runs are done, or none has run for a minute.
+
+    \b
+    Examples:
+      sdpo-bench watch
+      sdpo-bench watch sdpo-emoji_align
+      sdpo-bench watch work/results --once
+    """
+    from sdpo_bench.cli.watch_view import watch_command
+
+    watch_command(what, results, once)
 
 
 @click.command(cls=Command)
