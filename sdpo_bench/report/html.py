@@ -27,7 +27,7 @@ MOST_LISTED = 500
 def html(report: Report) -> str:
     """The page."""
     scripts = [(ASSETS / name).read_text(encoding="utf-8") for name in ("uplot/uPlot.iife.min.js", "report.js")]
-    figures = page_figures(report)
+    data = figure_data(page_figures(report))
     views = report.run_views[:MOST_LISTED]
     return render_template(
         "report.html.j2",
@@ -36,8 +36,8 @@ def html(report: Report) -> str:
         views=views,
         anchors={view.run.id: view.anchor for view in views},
         scripts=[(script, base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()) for script in scripts],
-        data=script_data({**figure_data(figures), **run_data(views)}),
-        drawn={figure.name for figure in figures if any(chart.series for chart in figure.charts())},
+        data=script_data({**data, **run_data(views)}),
+        drawn=set(data["figures"]),
         dot_rows=dot_rows,
         prompt_words=prompt_words,
         grid=grid_uri,

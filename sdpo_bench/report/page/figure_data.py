@@ -27,7 +27,10 @@ def page_figures(report: "Report") -> list["Figure"]:
 
 def figure_data(figures: Sequence["Figure"]) -> dict[str, Any]:
     """Charts by name of the figure, and the style ``[colour, dash]`` of each label."""
-    charts = {figure.name: [_chart(chart) for chart in figure.charts()] for figure in figures}
+    charts = {}
+    for figure in figures:
+        if drawn := [_chart(chart) for chart in figure.charts() if chart.series]:
+            charts[figure.name] = drawn
     labels = {series["label"] for group in charts.values() for chart in group for series in chart["series"]}
     return {"figures": charts, "styles": {label: style_data(label) for label in sorted(labels)}}
 
