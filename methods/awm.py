@@ -5,13 +5,15 @@ of the velocity on a re-noised sample stands for how likely the policy makes tha
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
-from torch import Tensor
 
 from sdpo_bench.api import Loss, Method, Minibatch, Noised
 from sdpo_bench.methods.ddpo import clipped_policy_gradient
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 POWER = 0.25
 """p of the generalised Huber weighting."""
@@ -63,7 +65,7 @@ class AWM(Method):
         return Loss(gain.value + self.settings.kl_weight * drift, {**gain.metrics, "drift": drift.detach()})
 
 
-def surrogate(error: Tensor, level: Tensor, kind: str) -> Tensor:
+def surrogate(error: "Tensor", level: "Tensor", kind: str) -> "Tensor":
     """What stands for a log-probability: minus a function of the error ``[b, G]`` at noise levels ``[b, 1]``."""
     if kind == "huber":
         return -level * ((error + 1e-10).sqrt() - 1e-5)
@@ -72,6 +74,6 @@ def surrogate(error: Tensor, level: Tensor, kind: str) -> Tensor:
     return -error * level ** {"uniform": 0, "level": 1, "level-squared": 2}[kind]
 
 
-def velocity_error(seen: Noised, original: Tensor) -> Tensor:
+def velocity_error(seen: Noised, original: "Tensor") -> "Tensor":
     """``[b, G]`` mean squared error of the velocity: that of the predicted original over the squared noise level."""
     return ((original - seen.clean) / seen.level).square().flatten(2).mean(-1)

@@ -7,7 +7,6 @@ relative to the base model stands for a log-likelihood ratio, as in Diffusion-DP
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
 
 from sdpo_bench.api import Loss, Method, Minibatch
@@ -53,7 +52,7 @@ class DGPO(Method):
         error, ref_error = velocity_error(seen, seen.original), velocity_error(seen, seen.ref_original)
         if seen.old_original is not None:
             ratio, clip = (velocity_error(seen, seen.old_original) - error).exp().detach(), self.settings.clip_range
-            done = torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
-            error = torch.where(done, error.detach(), error)
+            done = (ratio > 1 + clip).where(advantage > 0, ratio < 1 - clip)
+            error = error.detach().where(done, error)
         preference = (advantage * self.settings.beta * (error - ref_error)).mean(1, keepdim=True).detach().sigmoid()
         return Loss((preference * advantage * error).mean(), {"preference": preference.mean()})

@@ -10,11 +10,9 @@ masked autoencoder; latents need no further network.
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
 
 from sdpo_bench.api import Loss, Method, Minibatch
-from sdpo_bench.methods._drift import drift_loss
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,10 @@ class DrPO(Method):
 
     def loss(self, batch: Minibatch) -> Loss:
         """Drift loss of each group by itself, plus the weighted drift to the base model's samples; mean over groups."""
+        import torch
+
+        from sdpo_bench.methods._drift import drift_loss
+
         assert batch.samples is not None
         settings, count = self.settings, min(self.settings.anchors, self.settings.group_size // 2)
         weight, total, drift = settings.anchor_weight, [], []

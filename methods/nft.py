@@ -6,12 +6,14 @@ on either side of the one that sampled. Written with predicted originals, which 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
 
 from sdpo_bench.api import Loss, Method, Minibatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FLOOR = 1e-5
 """Smallest normalising error (official code)."""
@@ -78,7 +80,7 @@ class NFT(Method):
         return Loss(value + self.settings.kl_weight * drift, {**metrics, "drift": drift.detach()})
 
 
-def _normalised_error(original: Tensor, clean: Tensor) -> Tensor:
+def _normalised_error(original: "Tensor", clean: "Tensor") -> "Tensor":
     """``[b, G]`` mean squared error over the mean absolute error, which carries no gradient and is float64."""
     error = (original - clean).flatten(2)
     scale = error.detach().double().abs().mean(-1).clamp(min=FLOOR)
