@@ -53,7 +53,10 @@ class PictureGrid:
 
 def picture_grid(setting: Setting, scores: Mapping[str, Scores]) -> PictureGrid | None:
     """The first run of each arm that has a grid of the same prompts and step counts; None where no run has one."""
-    prompts, steps, images, missing = (), (), {}, []
+    prompts: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    images: dict[str, tuple[Run, list[list[str]]]] = {}
+    missing: list[str] = []
     for arm in setting.arms:
         run = next((run for run in arm.done if (run.folder.path / "grid.png").is_file()), None)
         cut = _cut(run) if run else None
