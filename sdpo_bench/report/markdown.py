@@ -118,15 +118,13 @@ def csv_tables(tables: Iterable[tuple[str, Table]]) -> str:
                 for column, cell in zip(table.columns, row.cells):
                     numbers = [cell.value, cell.low, cell.high, cell.seeds]
                     fields = [section, table.name, group.title, label, column.key, cell.text, *numbers]
-                    writer.writerow([_csv_field(value) for value in fields])
+                    writer.writerow([csv_field(value) for value in fields])
         for note in table.all_notes:
-            writer.writerow(
-                [_csv_field(value) for value in (section, table.name, "", "", "note", note, "", "", "", "")]
-            )
+            writer.writerow([csv_field(value) for value in (section, table.name, "", "", "note", note, "", "", "", "")])
     return stream.getvalue()
 
 
-def _csv_field(value: Any) -> Any:
+def csv_field(value: Any) -> Any:
     """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     if value is None:
         return ""

@@ -5,6 +5,7 @@ Colours of text and rules are fixed, known values, so that a page can replace th
 """
 
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from types import ModuleType
@@ -66,12 +67,20 @@ def style_of(labels: Sequence[str], base: str) -> dict[str, dict[str, Any]]:
 
 
 def draw_charts(
-    charts: Sequence[Chart], styles: Mapping[str, dict[str, Any]], *, columns: int, size: tuple[float, float]
+    charts: Sequence[Chart],
+    styles: Mapping[str, dict[str, Any]],
+    *,
+    columns: int,
+    size: tuple[float, float],
+    title: str = "",
+    png: bool = False,
 ) -> bytes:
     """Charts side by side with one legend below; empty where no chart has a line.
 
     Args:
         size: width and height of one chart in inches.
+        title: a sentence above all charts.
+        png: a PNG on white at 200 dots an inch instead of an SVG.
     """
     if not any(chart.series for chart in charts):
         return b""
@@ -87,9 +96,12 @@ def draw_charts(
         for ax in axes[len(charts) :]:
             ax.set_visible(False)
         _legend(figure, labels, styles, legend_columns)
+        if title:
+            words = textwrap.fill(clean(title).replace("$", r"\$"), int(14 * size[0] * columns))
+            figure.suptitle(words, x=0.01, ha="left", fontsize=10)
 
     legend_rows = -(-len(labels) // legend_columns)
-    return _svg(fill, (size[0] * columns, size[1] * rows + 0.15 + 0.2 * legend_rows))
+    return _drawn(fill, (size[0] * columns, size[1] * rows + 0.15 + 0.2 * legend_rows), png=png)
 
 
 def _draw_chart(ax: Any, chart: Chart, styles: Mapping[str, dict[str, Any]]) -> None:
@@ -167,7 +179,7 @@ def draw_dots(
         ax.set(xlabel=safe(x_label))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")  # over the names too: it fits
 
-    return _svg(fill, size)
+    return _drawn(fill, size)
 
 
 def safe(text: str) -> str:
@@ -176,8 +188,8 @@ def safe(text: str) -> str:
     return clean(short).replace("$", r"\$")
 
 
-def _svg(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
-    """An SVG without date or random identifiers."""
+def _drawn(fill: Callable[[Any], None], size: tuple[float, float], *, png: bool = False) -> bytes:
+    """An SVG or PNG without date or random identifiers."""
     import warnings
 
     matplotlib = _matplotlib()
@@ -189,9 +201,12 @@ def _svg(fill: Callable[[Any], None], size: tuple[float, float]) -> bytes:
         matplotlib.rcParams.update(SETTINGS)
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, layout="constrained")
-        canvas = FigureCanvasSVG(figure)
         fill(figure)
         stream = BytesIO()
+        if png:
+            figure.savefig(stream, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+            return stream.getvalue()
+        canvas = FigureCanvasSVG(figure)
         canvas.print_svg(stream, metadata={"Date": None, "Creator": None})  # savefig would draw everything twice
     return stream.getvalue()
 

@@ -84,21 +84,45 @@ def _write_all(report: Report, folder: Path, results: Path) -> None:
         click.echo(str(target))
     if report.figures:
         _write_figures(report, folder / "figures", results)
+        _write_first_screen(report, folder, results)
 
 
 def _write_figures(report: Report, folder: Path, results: Path) -> None:
-    """Each figure as an SVG of its own, with a list of what they show."""
+    """Each figure as an SVG with its data as CSV, and a list of what they show and how to draw them again."""
     from sdpo_bench.report.html import alone
+    from sdpo_bench.report.page.exports import figure_csv
 
-    lines = ["# Figures", "", "| file | of | what it shows |", "|:--|:--|:--|"]
+    again = f"sdpo-bench report --results {results} --format all"
+    lines = ["# Figures", "", f"Drawn by `{again}`.", "", "| file | data | of | what it shows |", "|:--|:--|:--|:--|"]
     for title, figure in report.figures:
-        target = folder / f"{figure.name}.svg"
+        target, data = folder / f"{figure.name}.svg", folder / f"{figure.name}.csv"
         if not (drawn := figure.draw()):
             continue
         _write(target, alone(drawn), results)
+        _write(data, figure_csv(figure), results)
         click.echo(str(target))
-        lines.append(f"| [{target.name}]({target.name}) | {md(title)} | {md(figure.caption)} |")
+        links = f"[{target.name}]({target.name}) | [{data.name}]({data.name})"
+        lines.append(f"| {links} | {md(title)} | {md(figure.caption)} |")
     _write(folder / "README.md", "\n".join([*lines, ""]), results)
+
+
+def _write_first_screen(report: Report, folder: Path, results: Path) -> None:
+    """The answer and its curves of the first setting, as SVG, PNG and CSV."""
+    from sdpo_bench.report.html import alone
+    from sdpo_bench.report.page.exports import charts_csv, draw_first_screen, first_charts
+
+    charts = first_charts(report)
+    if not charts:
+        return
+    files = {
+        "svg": alone(draw_first_screen(report)),
+        "png": draw_first_screen(report, png=True),
+        "csv": charts_csv(charts),
+    }
+    for suffix, content in files.items():
+        target = folder / f"first-screen.{suffix}"
+        _write(target, content, results)
+        click.echo(str(target))
 
 
 def _write(target: Path, content: bytes | str, results: Path) -> None:
