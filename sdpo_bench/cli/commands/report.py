@@ -114,7 +114,7 @@ def _write_first_screen(report: Report, folder: Path, results: Path) -> None:
     charts = first_charts(report)
     if not charts:
         return
-    files = {
+    files: dict[str, bytes | str] = {
         "svg": alone(draw_first_screen(report)),
         "png": draw_first_screen(report, png=True),
         "csv": charts_csv(charts),
