@@ -205,7 +205,7 @@ for (const box of document.querySelectorAll(".plot")) {
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting && !figures.get(entry.target).drawn) figures.get(entry.target).draw();
 }, { rootMargin: "600px" });
-for (const box of figures.keys()) watcher.observe(box);
+for (const [box, figure] of figures) box.closest(".first") ? figure.draw() : watcher.observe(box);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const figure of figures.values()) if (figure.drawn) figure.draw();
 });

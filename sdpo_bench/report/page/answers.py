@@ -45,7 +45,8 @@ def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
     where = f"{endpoint_words(board.endpoint)}, {prompts} {board.panel.key.split} prompt{'s' * (prompts != 1)}"
     leaders = board.leaders.get(board.endpoint, frozenset())
     if not leaders:
-        return f"{board.lines[0].label} scores highest {budget} ({where}). {' '.join(board.notes)}".rstrip()
+        best = board.lines[0]
+        return f"{best.label} scores highest {budget}: {_gain_words(best)} ({where}). {' '.join(board.notes)}".rstrip()
     best = next(row for row in board.rows if row.letters or row.label == BASE)
     if best.label == BASE:
         return f"No method is above the base model {budget} ({where})."
