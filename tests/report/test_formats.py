@@ -440,7 +440,8 @@ def test_command_writes_all_formats(tmp_path):
     make_base(out, base_frame(spread([0, 0, 0])))
     run("--results", out, "--format", "all")
     names = {path.name for path in (out / "report").iterdir()}
-    assert names == {f"report.{suffix}" for suffix in ("txt", "md", "csv", "tex", "json", "html")} | {"figures"}
+    reports = {f"report.{suffix}" for suffix in ("txt", "md", "csv", "tex", "json", "html")}
+    assert names == reports | {f"first-screen.{suffix}" for suffix in ("svg", "png", "csv")} | {"figures"}
     figures = out / "report" / "figures"
     drawn = {path.name for path in figures.glob("*.svg")}
     assert {"setting-1-1-1-steps.svg", "setting-1-1-1-intervals.svg", "setting-1-cost.svg"} <= drawn
