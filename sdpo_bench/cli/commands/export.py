@@ -112,18 +112,18 @@ def _push(folder: RunFolder, model: ModelSettings, target: Path, files: list[Pat
         chosen += [target / CARD, target / RUN_FILE]
     if warning := licence_warning(model.name, merged):
         click.echo(f"warning: {warning}", err=True)
-    for path in chosen:
-        click.echo(f"{path.relative_to(target).as_posix()} ({path.stat().st_size / 1e6:.2f} MB)")
+    names = [path.resolve().relative_to(target.resolve()).as_posix() for path in chosen]
+    for name in names:
+        click.echo(f"{name} ({(target / name).stat().st_size / 1e6:.2f} MB)")
     if not yes:
         click.echo(f"nothing was uploaded. Read '{target / CARD}', then add --yes --force to upload this to {repo}.")
         return
     from huggingface_hub import HfApi
 
-    patterns = [path.relative_to(target).as_posix() for path in chosen]
     try:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=target, allow_patterns=patterns, commit_message=folder.run_id)
+        api.upload_folder(repo_id=repo, folder_path=target, allow_patterns=names, commit_message=folder.run_id)
     except Exception as error:  # network, login, quota and validation errors have no common base
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise MissingError(f"'{repo}' was not uploaded: {reason} Log in with: hf auth login") from error
