@@ -116,7 +116,8 @@ def world(tmp_path_factory):
     for place in install_plugins(top):
         patch.syspath_prepend(str(place))
     folders = [reported(top / "one"), reported(top / "two", reward="hpsv2"), reported(top / "three", variants=True)]
-    patch.setattr(plots, "_drawn", lambda fill, size, **_: b"<svg xmlns='http://www.w3.org/2000/svg'/>")  # drawing is dear
+    # Drawing is dear.
+    patch.setattr(plots, "_drawn", lambda fill, size, **_: b"<svg xmlns='http://www.w3.org/2000/svg'/>")
     patch.setattr(run_command, "show_plan", lambda *_, **__: None)
     patch.setattr(tracking, "find_spec", lambda name: name)  # the pages name trackers that are not installed here
     plan = lru_cache(lambda suite: make_plan(find_suite(suite), top))
