@@ -11,7 +11,6 @@ import click
 
 from sdpo_bench.cli.commands.fetch import items_of
 from sdpo_bench.cli.options import echo_json
-from sdpo_bench.cli.sweep_view import costs_data
 from sdpo_bench.config.differences import differs_from_default
 from sdpo_bench.config.presets import shipped_presets
 from sdpo_bench.config.resolve import Resolved
@@ -37,7 +36,6 @@ from sdpo_bench.plugins.registry import BUILT_IN, find, plugin_tag
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.reward_expression import choose
 from sdpo_bench.settings import ModelSettings, Runtime
-from sdpo_bench.sweep.tuning import BILL
 from sdpo_bench.system.console_text import duration, print_table
 from sdpo_bench.training.loss_scale import INITIAL
 
@@ -83,6 +81,8 @@ def plan(resolved: Resolved) -> dict[str, Any]:
     Raises:
         UsageError: a schedule that the method cannot be trained on.
     """
+    from sdpo_bench.cli.sweep_view import costs_data  # with tables, which a run itself does without
+
     config, method = resolved.config, make_method(resolved)
     files = pipeline_files(config.model)
     scheduler = planning_scheduler(files, config.schedule.sampler)
@@ -238,6 +238,8 @@ def _cost_lines(data: Mapping[str, Any], runs: int) -> list[str]:
     each = " each" if runs > 1 else ""
     lines = []
     if data["cost"]["images"] is not None and "search" not in data:
+        from sdpo_bench.sweep.tuning import BILL  # with tables, as above
+
         costs = ", ".join(f"{data['cost'][key]:,} {key.replace('_', ' ')}" for key in BILL)
         judged = f"{data['cost']['evaluation_denoiser_calls']:,}"
         lines.append(f"the whole run costs{each} {costs}; besides, {judged} denoiser calls to judge it")

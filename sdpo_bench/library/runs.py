@@ -9,7 +9,6 @@ from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.config.run_file import read_run_file
 from sdpo_bench.estimates.progress_plan import progress_plan
 from sdpo_bench.ledger import parse_budget
-from sdpo_bench.library.results import Run, open_run
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.running.live import Live
@@ -18,6 +17,7 @@ from sdpo_bench.settings import Runtime, TrackSettings
 from sdpo_bench.system.progress import Tick, Watcher
 
 if TYPE_CHECKING:
+    from sdpo_bench.library.results import Run
     from sdpo_bench.running.run_one import Outcome
     from sdpo_bench.system.distributed import Processes
 
@@ -38,7 +38,7 @@ def run(
     threads: int = 0,
     micro_batch: int = 64,
     progress: bool = True,
-) -> Run:
+) -> "Run":
     """Train one method with one reward and evaluate it, as ``sdpo-bench run``.
 
     A run that is done is returned as it is; an interrupted one goes on where it stopped.
@@ -77,6 +77,8 @@ def run(
     runtime = Runtime(Path(results), device, micro_batch, threads=threads)
     with prompt_cache():
         outcome = run_with_progress(resolved, runtime, trackers, quiet=not progress)
+    from sdpo_bench.library.results import open_run  # with tables, which a run itself does without
+
     return open_run(outcome.run.path)
 
 

@@ -74,8 +74,8 @@ def image_shift(config: Mapping[str, Any]) -> float | None:
     if tokens is None:
         raise UsageError(
             "this model's scheduler shifts its sigmas by the size of the image (use_dynamic_shifting), and the number "
-            "of image tokens (image_seq_len) of this model family is unknown. Use a model family that sdpo-bench "
-            "supports (sdpo-bench list models)."
+            "of image tokens (image_seq_len) of this model family is unknown. Use a model of a family "
+            "that is known (sdpo-bench list models)."
         )
     smallest, largest = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)

@@ -130,7 +130,7 @@ def test_settings_without_effect_on_the_ode_are_refused(folder):
 @pytest.mark.parametrize("files", [None, PipelineFiles({"scheduler": EULER | {"use_dynamic_shifting": True}}, {})])
 def test_a_plan_needs_neither_the_files_nor_the_size_of_the_image(folder, monkeypatch, files):
     """The number of image tokens comes with the loaded model, and the files of a hub model may not be here."""
-    monkeypatch.setattr("sdpo_bench.cli.commands.run.pipeline_files", lambda settings: files)
+    monkeypatch.setattr("sdpo_bench.cli.run_plan.pipeline_files", lambda settings: files)
     planned = plan(run(folder(), schedule={"steps": 4, "sde_steps": "first:2"}))
     groups = planned["cost_per_epoch"]["groups"]
     assert planned["cost_per_epoch"]["denoiser_backward"] == groups * (1 + 2)  # pairs share their first state

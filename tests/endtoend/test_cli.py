@@ -184,7 +184,7 @@ WRONG = [
     (["run", "--preset", "typo.toml"], "[for.ddop]", "Did you mean 'ddpo'"),
     (
         ["run", "--preset", "away.toml"],
-        "[for.my-method] is for a method that is not installed. Valid: best-of-n, d3po",
+        "[for.my-method] is for a method that is not installed. Valid: awm, best-of-n, d3po",
         "install the plugin that brings the method, or remove the section",
     ),
     (["run", "--method", "x", "--reward-timeout", "inf"], "inf is not in the range", MOST),

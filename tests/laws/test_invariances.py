@@ -251,7 +251,7 @@ def test_trajectory_gradient_equals_the_direct_one(tiny_policy, name, options):
     groups = task.groups
     steps = [updater._pass(trajectories, groups, torch.full((2,), i)).log_probs for i in range(3)]
     in_order = type(task)(groups, torch.arange(3).expand(2, -1), 1.0)
-    method.loss(updater._minibatch(experience, in_order, torch.stack(steps, -1), None)).value.backward()
+    method.loss(updater._minibatch(experience, in_order, {"log_probs": torch.stack(steps, -1)})).value.backward()
     for name, parameter in updater.parameters.items():
         # The two passes call the denoiser in other batches, so small elements differ by the rounding of large ones.
         atol = 1e-8 + 1e-4 * parameter.grad.abs().max()
@@ -334,7 +334,7 @@ def test_a_step_s_weight_scales_its_log_ratios_to_the_sampling_policy_and_to_the
     updater = make_updater(tiny_policy, schedule, method, weights=weights)
     groups, steps = torch.tensor([2, 0]), torch.tensor([[1, 2], [0, 1]])
     current = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(0))
-    batch = updater._minibatch(experience, Task(groups, steps, 1.0), current, None)
+    batch = updater._minibatch(experience, Task(groups, steps, 1.0), {"log_probs": current})
     for row, (group, pair) in enumerate(zip(groups.tolist(), steps.tolist())):
         for column, step in enumerate(pair):
             old, base = trajectories.log_probs[group, :, step], experience.ref_log_probs[group, :, step]

@@ -130,7 +130,7 @@ def test_the_process_ends_with_an_interrupted_run(resolved, tmp_path, second):
 
 
 def policy_of(parameters):
-    return SimpleNamespace(unet=torch.nn.Linear(parameters, 1, bias=False))
+    return SimpleNamespace(denoiser=torch.nn.Linear(parameters, 1, bias=False))
 
 
 def scorer(filed_as=None):

@@ -346,6 +346,6 @@ def test_the_resume_command_never_begins_again():
 def test_processes_share_the_processors(monkeypatch, jobs, cores, share):
     from sdpo_bench.sweep import local_executor
 
-    monkeypatch.setattr(local_executor, "cores", lambda: cores)
+    monkeypatch.setattr(local_executor, "usable_cores", lambda: cores)
     assert local_executor.LocalExecutor(jobs).threads == share
     assert local_executor.LocalExecutor(jobs, threads=5).threads == 5

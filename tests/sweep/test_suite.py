@@ -20,7 +20,9 @@ NORMALISATIONS = ("per-step-prompt", "per-prompt", "per-step", "batch", "none")
 NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups"}
 LONG = {"embedded-long", "embedded-long-native", "embedded-long-t20", "embedded-long-t20-native"}
 LONG_ABLATIONS = {f"embedded-long-{what}" for what in ABLATIONS}
-NAMES |= LONG | LONG_ABLATIONS | {"paper-figure"} | {f"{where}-main" for where in ("paper", "embedded")}
+NAMES |= (
+    LONG | LONG_ABLATIONS | {"paper-figure", "embedded-flow"} | {f"{where}-main" for where in ("paper", "embedded")}
+)
 NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
 
@@ -54,11 +56,16 @@ def test_the_main_suites_are_the_papers_table(plans):
 
 
 def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_main_table(plans):
-    """SDPO's named variants included; a job of both suites is run once."""
+    """SDPO's named variants included; a job of both suites is run once.
+
+    Methods without a section of their own in the preset have not been searched yet: a row of theirs would be unfair.
+    """
     from sdpo_bench.plugins.registry import plugins
 
     jobs = plans["embedded-methods"].jobs
-    assert {job.method for job in jobs} == {n for n, p in plugins("methods").items() if p.owner == "built-in"}
+    unsearched = {"awm", "dense_grpo", "dgpo", "drpo", "nft"}
+    built_in = {n for n, p in plugins("methods").items() if p.owner == "built-in"}
+    assert {job.method for job in jobs} == built_in - unsearched
     main = {job.run_id for job in plans["embedded-main"].jobs if job.reward == "emoji-align"}
     assert main < {job.run_id for job in jobs}
 

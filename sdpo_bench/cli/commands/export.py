@@ -65,7 +65,7 @@ def export_command(
         click.echo(f"In Python:\n{indent(loading_code(model, target, names[form]), '  ')}")
     if repo:
         _push(folder, model, target, [] if merge else [destination], repo, yes)
-    click.echo(str(target if merge else destination))
+    click.echo(str(target if merge else target / names[form]))
 
 
 def loading_code(model: ModelSettings, folder: Path, file: str = LORA_FILE) -> str:
