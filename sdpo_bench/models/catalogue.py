@@ -101,7 +101,7 @@ KNOWN: dict[str, BaseModel] = {
         BaseModel(
             "emoji-flow",
             "asset:emoji_flow",
-            "Embedded 1.9 M-parameter few-step flow-matching model (Stable Diffusion 3's form) of the same emoji, CPU",
+            "Embedded 2.0 M-parameter few-step flow-matching model (Stable Diffusion 3's form) of the same emoji, CPU",
             "emoji-align",
             _PUBLISHED_SCHEDULE
             | _lora(StableDiffusion3)

@@ -9,7 +9,7 @@ so 1 to 50 steps of either sampler agree. Shortcut and mean-flow models need the
 Stable Diffusion 3 transformer has no place for.
 
 The trajectories are without guidance. With the guidance of emoji-turbo (1.6) the student's pictures score -1.1 on
-``emoji-align``, where real pictures score -1.0: nothing would be left for a reward to teach.
+``emoji-align``, where real pictures score -0.9: little would be left for a reward to teach.
 """
 
 from itertools import pairwise

@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +32,17 @@ def prepare_pools(out: Path) -> None:
         pool.save(out / f"{name}.pt")
 
 
-def main() -> None:
-    """Run the stages in order; a finished stage is recognised by the file or folder that it writes."""
-    parser = argparse.ArgumentParser(prog="python -m tools.emoji_turbo", description=__doc__)
+def run_stages(name: str, description: str | None, stages: Callable[[Path, int], dict], workers: int) -> None:
+    """Run the stages in order; a finished stage is recognised by the file or folder that it writes.
+
+    Args:
+        name: of the recipe's package.
+        stages: what each stage writes, and the stage, for a working folder and a number of processes.
+        workers: default of ``--workers``.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m tools.{name}", description=description)
     parser.add_argument("--out", type=Path, required=True, help="working folder (packages, checkpoints, results)")
-    parser.add_argument("--workers", type=int, default=3, help="training processes of one thread each")
+    parser.add_argument("--workers", type=int, default=workers, help="training processes of one thread each")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -79,4 +86,4 @@ def quiet_allocator() -> None:
 
 if __name__ == "__main__":
     quiet_allocator()
-    main()
+    run_stages("emoji_turbo", __doc__, stages, workers=3)
