@@ -50,7 +50,7 @@ class ModelSettings:
     denoiser as an embedding."""
     resolution: Annotated[int, Ge(8), Le(8192)] | None = None
     """Side of the pictures in pixels; unset: the model's own. SDXL models also take it as an input."""
-    text_tokens: Annotated[int, Ge(0), Le(512)] | None = None
+    text_tokens: Added[Annotated[int, Ge(0), Le(512)] | None] = None
     """Tokens of a prompt for a text encoder that leaves their number free (T5, Qwen), or of the zeros that stand for a
     missing T5; unset: the stock pipeline's (SD3 256, FLUX.1 256 or 512, Z-Image 512; Flow-GRPO takes 128 for SD3.5)."""
     gradient_checkpointing: Execution[bool] = False

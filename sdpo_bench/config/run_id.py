@@ -24,9 +24,7 @@ def training_id(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     training = {key: value for key, value in config.items() if key not in free_sections}
     if training.get("ema", ...) is None:
         del training["ema"]  # runs without an average keep the ids they had before there was one
-    free = set(execution_settings(ModelSettings))
-    if training["model"].get("text_tokens") is None:
-        free.add("text_tokens")  # the same: it was always the stock pipeline's number
+    free = execution_settings(ModelSettings)
     training["model"] = {key: value for key, value in training["model"].items() if key not in free}
     return run_id(training, versions=versions)
 

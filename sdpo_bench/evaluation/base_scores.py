@@ -28,8 +28,9 @@ def base_folder(model: ModelSettings, settings: EvaluationSettings, runtime: Run
 def _base_facts(model: ModelSettings) -> dict[str, Any]:
     """What changes the base model's pictures besides its name and the sampler."""
     facts = {"revision": model.revision, "precision": model.precision}
-    optional = {"resolution": model.resolution, "digest": model_digest(model.name)}
-    return facts | {key: value for key, value in optional.items() if value}
+    digest_of_files = model_digest(model.name) or None
+    optional = {"resolution": model.resolution, "text_tokens": model.text_tokens, "digest": digest_of_files}
+    return facts | {key: value for key, value in optional.items() if value is not None}
 
 
 def evaluate_base(

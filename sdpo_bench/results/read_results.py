@@ -33,7 +33,14 @@ MANY = 1500  # files from which on starting processes pays
 TAIL = 1 << 16  # bytes; far more than one line of train.jsonl
 SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$')
 """In a line of timing.jsonl; parsing every line as JSON takes ten times as long."""
-MODEL_KEYS = ("model.name", "model.digest", "model.revision", "model.precision", "model.resolution")
+MODEL_KEYS = (
+    "model.name",
+    "model.digest",
+    "model.revision",
+    "model.precision",
+    "model.resolution",
+    "model.text_tokens",
+)
 """What tells base models apart, for runs and base folders alike."""
 
 

@@ -5,13 +5,15 @@ import torch
 
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
+from sdpo_bench.evaluation.base_scores import base_folder
 from sdpo_bench.evaluation.evaluate import sampler_id
 from sdpo_bench.models.catalogue import asset_folder, load_policy, scheduler_config
 from sdpo_bench.prompts.emoji_grammar import ANIMALS
+from sdpo_bench.results.read_results import MODEL_KEYS
 from sdpo_bench.rollout.sampling import Noise, replay, sample
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.scoring.emoji_scorer import correctness, load_scorer
-from sdpo_bench.settings import ModelSettings
+from sdpo_bench.settings import EvaluationSettings, ModelSettings, Runtime
 
 NAME = "emoji-flow"
 
@@ -66,6 +68,16 @@ def test_a_run_takes_the_model_s_own_sampler_and_text_length():
 def test_a_number_of_text_tokens_is_refused_where_it_is_fixed():
     with pytest.raises(UsageError, match=r"model\.text_tokens = 64: Stable Diffusion reads prompts of a fixed length"):
         load_policy(ModelSettings(text_tokens=64))
+
+
+def test_base_scores_belong_to_their_number_of_text_tokens(tmp_path):
+    """0 tokens are another number than the stock pipeline's; without the setting the folder is that of earlier runs."""
+    folders = {
+        number: base_folder(ModelSettings(name=NAME, text_tokens=number), EvaluationSettings(), Runtime(out=tmp_path))
+        for number in (None, 0, 64)
+    }
+    assert len({folder.run_id for folder in folders.values()}) == 3
+    assert "model.text_tokens" in MODEL_KEYS  # runs of several numbers share no panel
 
 
 def test_a_number_of_text_tokens_is_part_of_a_run_s_name_and_its_absence_is_not():
