@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from sdpo_bench.errors import SdpoBenchError, UsageError
-from sdpo_bench.report.assemble import Request, build_report
-from sdpo_bench.report.markdown import as_json
+from sdpo_bench.reporting.assemble import Request, build_report
+from sdpo_bench.reporting.markdown import as_json
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
 from sdpo_bench.system.files import atomic_write

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.library.results import Run
-from sdpo_bench.report.compare_view import comparison_data, print_comparison
-from sdpo_bench.report.console import make_console
-from sdpo_bench.report.tables.compare import Comparison as Compared
-from sdpo_bench.report.tables.compare import compare_sides
+from sdpo_bench.reporting.compare_view import comparison_data, print_comparison
+from sdpo_bench.reporting.console import make_console
+from sdpo_bench.reporting.tables.compare import Comparison as Compared
+from sdpo_bench.reporting.tables.compare import compare_sides
 from sdpo_bench.results.compare_names import find_sides
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.scoreboard import parse_metric

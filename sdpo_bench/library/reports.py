@@ -6,13 +6,13 @@ from pathlib import Path
 
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.ledger import Axis
-from sdpo_bench.report.assemble import Request, build_report, results_sides
-from sdpo_bench.report.console import terminal
-from sdpo_bench.report.content import Report
-from sdpo_bench.report.markdown import as_csv, as_json, latex, markdown
-from sdpo_bench.report.report_parts import only as select_tables
-from sdpo_bench.report.report_parts import with_columns
-from sdpo_bench.report.tables.against_sides import Side, published_side
+from sdpo_bench.reporting.assemble import Request, build_report, results_sides
+from sdpo_bench.reporting.console import terminal
+from sdpo_bench.reporting.content import Report
+from sdpo_bench.reporting.markdown import as_csv, as_json, latex, markdown
+from sdpo_bench.reporting.report_parts import only as select_tables
+from sdpo_bench.reporting.report_parts import with_columns
+from sdpo_bench.reporting.tables.against_sides import Side, published_side
 from sdpo_bench.results.published_numbers import PAPER, paper, read_published
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.scoreboard import parse_metric
@@ -136,7 +136,7 @@ def requested_report(
 def render(report: Report, style: str) -> str:
     """The report in one format; imports only what that format needs."""
     if style == "html":
-        from sdpo_bench.report.html import html
+        from sdpo_bench.reporting.html import html
 
         return html(report)
     renderers: dict[str, Callable[[Report], str]] = {

@@ -28,7 +28,7 @@ from sdpo_bench.doctor.checks import check_plugin
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import Plugin, find, is_file, plugins
 from sdpo_bench.prompts.published_sets import PUBLISHED
-from sdpo_bench.report import plots
+from sdpo_bench.reporting import plots
 from sdpo_bench.running import tracking
 from sdpo_bench.sweep.plan import filter_jobs, make_plan
 from sdpo_bench.sweep.suite import find_suite

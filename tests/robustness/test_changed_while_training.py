@@ -7,7 +7,7 @@ import pytest
 
 from factories import make_resolved
 from sdpo_bench.errors import Unwritable, UsageError
-from sdpo_bench.report.assemble import Request, build_report
+from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.adapter import log_changed

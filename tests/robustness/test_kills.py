@@ -241,7 +241,7 @@ def test_a_log_that_was_changed_after_the_end_is_reported(tmp_path):
     """Its last line is the bill: a log that lost lines would make a run look cheap."""
     from report_factory import make_run, spread
 
-    from sdpo_bench.report.assemble import Request, build_report
+    from sdpo_bench.reporting.assemble import Request, build_report
     from sdpo_bench.results.read_results import load_results
 
     run = RunFolder(make_run(tmp_path, "sdpo", 0, spread([1, 2, 3])))

@@ -11,7 +11,7 @@ from factories import make_resolved, make_trainer
 from sdpo_bench.api import NoSettings, Reward
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.ledger import Ledger
-from sdpo_bench.report.tables.cost_tables import bill_table
+from sdpo_bench.reporting.tables.cost_tables import bill_table
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.scoring.score_cache import ScoreCache, picture_digests, score_key
 from sdpo_bench.scoring.scorer import Scorer

@@ -385,7 +385,7 @@ def test_a_description_is_a_text(tmp_path):
 
 
 def test_a_description_ends_once():
-    from sdpo_bench.report.tables.suite_tables import _sentence
+    from sdpo_bench.reporting.tables.suite_tables import _sentence
 
     assert (_sentence("Who wins?"), _sentence("Who wins"), _sentence("It wins.")) == (
         "Who wins?",

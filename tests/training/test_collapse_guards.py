@@ -207,7 +207,7 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
 
 
 def test_reports_show_what_a_run_was_warned_of(tmp_path):
-    from sdpo_bench.report.assemble import Request, build_report
+    from sdpo_bench.reporting.assemble import Request, build_report
 
     folder = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
     warned = {"epoch": 7, "guard": "dark", "text": "the pictures are black"}

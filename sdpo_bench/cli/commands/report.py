@@ -10,9 +10,9 @@ from sdpo_bench.cli.options import echo_json
 from sdpo_bench.errors import MissingError, Unwritable, UsageError
 from sdpo_bench.ledger import Axis
 from sdpo_bench.library.reports import SUFFIXES, render, requested_report
-from sdpo_bench.report.console import make_console, terminal
-from sdpo_bench.report.content import Report
-from sdpo_bench.report.markdown import md
+from sdpo_bench.reporting.console import make_console, terminal
+from sdpo_bench.reporting.content import Report
+from sdpo_bench.reporting.markdown import md
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file
 
@@ -89,8 +89,8 @@ def _write_all(report: Report, folder: Path, results: Path) -> None:
 
 def _write_figures(report: Report, folder: Path, results: Path) -> None:
     """Each figure as an SVG with its data as CSV, and a list of what they show and how to draw them again."""
-    from sdpo_bench.report.html import alone
-    from sdpo_bench.report.page.exports import figure_csv
+    from sdpo_bench.reporting.html import alone
+    from sdpo_bench.reporting.page.exports import figure_csv
 
     again = f"sdpo-bench report --results {results} --format all"
     lines = ["# Figures", "", f"Drawn by `{again}`.", "", "| file | data | of | what it shows |", "|:--|:--|:--|:--|"]
@@ -108,8 +108,8 @@ def _write_figures(report: Report, folder: Path, results: Path) -> None:
 
 def _write_first_screen(report: Report, folder: Path, results: Path) -> None:
     """The answer and its curves of the first setting, as SVG, PNG and CSV."""
-    from sdpo_bench.report.html import alone
-    from sdpo_bench.report.page.exports import charts_csv, draw_first_screen, first_charts
+    from sdpo_bench.reporting.html import alone
+    from sdpo_bench.reporting.page.exports import charts_csv, draw_first_screen, first_charts
 
     charts = first_charts(report)
     if not charts:
@@ -138,7 +138,7 @@ def _write(target: Path, content: bytes | str, results: Path) -> None:
 def compare_command(*, a: str, b: str, results: Path, select: tuple[str, ...], metric: str, as_json: bool) -> None:
     """``sdpo-bench compare``."""
     from sdpo_bench.library.comparisons import compare_names
-    from sdpo_bench.report.compare_view import comparison_data, print_comparison
+    from sdpo_bench.reporting.compare_view import comparison_data, print_comparison
 
     comparison = compare_names(results, a, b, select, metric)
     if as_json:

@@ -21,9 +21,9 @@ from sdpo_bench.models.catalogue import check_devices
 from sdpo_bench.plugins.conflicts import refuse_idle_devices, refuse_what_a_study_owns
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.plugins.registry import find
-from sdpo_bench.report.console import make_console, print_study
-from sdpo_bench.report.markdown import csv_tables, study_data
-from sdpo_bench.report.study_view import study_view
+from sdpo_bench.reporting.console import make_console, print_study
+from sdpo_bench.reporting.markdown import csv_tables, study_data
+from sdpo_bench.reporting.study_view import study_view
 from sdpo_bench.results.study_record import StudyRecord, study_file, study_folder, write_study
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.run_folder import check_writable

@@ -1,0 +1,236 @@
+"""From a results folder to a report: reads and judges the runs, and puts the tables in order.
+
+A report is a function of the run folders alone: no date, no path of the machine, everything sorted. Two reports of
+the same results are equal, byte for byte.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.ledger import Axis
+from sdpo_bench.reporting.content import Report
+from sdpo_bench.reporting.page.notices import group_notices, run_places
+from sdpo_bench.reporting.page.runs import run_views
+from sdpo_bench.reporting.sections import Judged, section
+from sdpo_bench.reporting.study_view import study_view
+from sdpo_bench.reporting.tables import ablation
+from sdpo_bench.reporting.tables.against_sides import Side, board_side
+from sdpo_bench.reporting.tables.curve_tables import CurveOptions
+from sdpo_bench.reporting.tables.main_table import main_tables
+from sdpo_bench.reporting.tables.published_comparison import against_tables
+from sdpo_bench.reporting.tables.run_tables import runs_table, versions_table
+from sdpo_bench.reporting.tables.suite_tables import suite_tables
+from sdpo_bench.results.comparability import Setting, group_settings
+from sdpo_bench.results.learning_curves import CurvePanel, curve_panels
+from sdpo_bench.results.panels import base_scores, panels_of
+from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
+from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
+from sdpo_bench.results.select_runs import SPLIT, Selection, select
+from sdpo_bench.runs.adapter import log_changed
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.eval_table import Scores
+from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint
+from sdpo_bench.training import collapse_guards
+
+MOST_ILLUSTRATED = 8
+"""A report of more settings draws figures for the first :data:`SOME_ILLUSTRATED` of them; all tables are there."""
+SOME_ILLUSTRATED = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """Options of a report."""
+
+    selection: Selection = field(default_factory=dict)
+    group_by: tuple[str, ...] = ()
+    endpoint: Endpoint = PRIMARY
+    level: float = 0.95
+    axis: Axis = "images"
+    """What the cost of training is counted in where methods are timed to a level."""
+    reach: float | None = None
+    """That level, as a rise over the base model; None: half of the best method's final one."""
+    reference: str = ""
+    """Label of the method that differences are measured against; by default SDPO, or the best where it is missing."""
+    against: tuple[Side, ...] = ()
+    """Sides to compare with: published numbers or other results folders."""
+
+
+def build_report(results: Results, request: Request) -> Report:
+    """Read the selected runs' scores and make all tables.
+
+    Raises:
+        UsageError: a selection, group key or metric that fits nothing.
+    """
+    chosen = select(results, request.selection)
+    settings, repeated = group_settings(chosen.runs)
+    ablation.check_group_keys(request.group_by, settings)
+    done = [run for run in chosen.runs if run.state == "done"]
+    scores, problems = read_all_scores((*done, *chosen.bases))
+    judged = _judge_all(settings, scores, chosen.bases, request)
+    settings = [one.setting for one in judged]
+    _check_metric(judged, request)
+    _check_reference(judged, request)
+    curves, unusable = _curves(settings, request)
+    notices = sorted({*chosen.notices, *repeated, *problems, *unusable, *_run_notices(chosen.runs, scores)})
+    boards = [board for one in judged for board in one.boards]
+    families = _families(boards, request)
+    beside = against_tables(boards, request.against) if request.against else []
+    most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
+    options = CurveOptions(request.axis, request.reach, request.level)
+    sections = []
+    for i, (one, panels) in enumerate(zip(judged, curves, strict=True)):
+        illustrated = i < most
+        sections.append(section(one, settings, scores, families, panels, options, illustrated=illustrated, number=i))
+    return Report(
+        "sdpo-bench report",
+        tuple(_summary(chosen, settings)),
+        (*_main(chosen, judged, scores, request), *beside),
+        tuple(sections),
+        runs_table(settings),
+        versions_table(chosen.runs),
+        tuple(notices),
+        group_notices(notices, run_places(settings)),
+        "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
+        tuple(study_view(record) for record in chosen.studies),
+        run_views(settings),
+    )
+
+
+def _curves(settings: Sequence[Setting], request: Request) -> tuple[list[list[CurvePanel]], list[Notice]]:
+    """Learning curves of each setting in the selected splits, and what is wrong with curves that cannot be used."""
+    splits = request.selection.get(SPLIT)
+    found, problems = [], []
+    for setting in settings:
+        panels, notices = curve_panels(setting)
+        found.append([panel for panel in panels if not splits or panel.key.split in splits])
+        problems += notices
+    return found, problems
+
+
+def results_sides(results: Results, name: str) -> list[Side]:
+    """Sides of another results folder, one for each board of a trained reward."""
+    chosen = select(results, {})
+    done = [run for run in chosen.runs if run.state == "done"]
+    scores, _ = read_all_scores((*done, *chosen.bases))
+    judged = _judge_all(group_settings(chosen.runs)[0], scores, chosen.bases, Request())
+    boards = [board for one in judged for board in one.boards]
+    sides = [board_side(board, name) for board in boards if board.panel.trained]
+    return [side for side in sides if side is not None]
+
+
+def _judge_all(
+    settings: Sequence[Setting], scores: Mapping[str, Scores], bases: Sequence[Run], request: Request
+) -> list[Judged]:
+    """Boards of each setting."""
+    return [_judge(setting, scores, base_scores(setting, bases, scores), request) for setting in settings]
+
+
+def _judge(setting: Setting, scores: Mapping[str, Scores], base: Scores, request: Request) -> Judged:
+    panels = panels_of(setting, scores, base.blocks)
+    splits = request.selection.get(SPLIT)
+    chosen = [panel for panel in panels if not splits or panel.key.split in splits]
+    if splits and panels and not chosen:
+        valid = sorted({panel.key.split for panel in panels})
+        raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
+    boards = tuple(
+        scoreboard(panel, request.endpoint, level=request.level, reference=request.reference) for panel in chosen
+    )
+    return Judged(setting, boards, base.pictures)
+
+
+def _check_metric(judged: Iterable[Judged], request: Request) -> None:
+    boards = [board for one in judged for board in one.boards]
+    _check_few(boards, request)
+    steps = {step for board in boards for step in board.panel.steps}
+    if steps and not isinstance(request.endpoint, str) and request.endpoint not in steps:
+        raise UsageError(
+            f"no run has scores at {request.endpoint} steps. Valid: mean, few, area, "
+            f"{', '.join(map(str, sorted(steps)))}."
+        )
+
+
+def _check_few(boards: Sequence[Board], request: Request) -> None:
+    """Raises UsageError for the few-step mean where no table can have it."""
+    if request.endpoint == "few" and boards and not any(set(FEW_STEPS) <= set(board.panel.common) for board in boards):
+        raise UsageError("--metric few: no table has scores at 1, 2 and 4 steps. sdpo-bench eval RUN --steps 1,2,4")
+
+
+def _check_reference(judged: Iterable[Judged], request: Request) -> None:
+    """Raises UsageError for a reference that no table has."""
+    labels = {label for one in judged for board in one.boards for label in board.panel.arms}
+    if request.reference and labels and request.reference not in labels:
+        raise UsageError(
+            f"--reference: no table has a method '{request.reference}'.{nearest(request.reference, labels)}"
+        )
+
+
+def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Notice]:
+    """Notices about runs that are missing from the tables or incomplete, and their warnings."""
+    notices = []
+    for run in runs:
+        if run.state != "done":
+            message = f" ({run.message})" if run.message else ""
+            notices.append(Notice(run.id, f"not in the tables: its state is '{run.state}'{message}"))
+        elif run.id not in scores and not run.folder.evaluation.exists():
+            notices.append(Notice(run.id, f"not in the tables: it has no evaluation. sdpo-bench eval {run.id}"))
+        elif run.id in scores and scores[run.id].bad:
+            bad = scores[run.id].bad
+            notices.append(Notice(run.id, f"not in the tables: diverged, {bad} of its scores are NaN or infinite"))
+        if changed := log_changed(run.folder):
+            notices.append(Notice(run.id, changed))
+        notices += [
+            Notice(run.id, f"warned {'in ' * (w.epoch > 0)}{w.when}: {w.text}")
+            for w in collapse_guards.warnings(run.folder)
+        ]
+    return notices
+
+
+def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
+    if not chosen.runs:
+        return ["No runs; studies only."]
+    states: dict[str, int] = {}
+    for run in chosen.runs:
+        states[run.state] = states.get(run.state, 0) + 1
+    counted = ", ".join(f"{states[state]:,} {state}" for state in sorted(states))
+    methods = {run.method for run in chosen.runs}
+    runs, several = len(chosen.runs), len(settings) != 1
+    text = f"{runs:,} run{'s' * (runs != 1)} ({counted}) of {len(methods):,} method{'s' * (len(methods) != 1)}"
+    return [f"{text} in {len(settings)} setting{'s' * several}" + (" that are not comparable." if several else ".")]
+
+
+def _main(
+    chosen: Results, judged: Sequence[Judged], scores: Mapping[str, Scores], request: Request
+) -> Iterator[t.Table]:
+    """Each suite's tables, then those of settings with runs that belong to no suite."""
+    by_arms = {_arms(one.setting): one for one in judged}
+
+    def boards_of(runs: Sequence[Run]) -> list[Board]:
+        settings, _ = group_settings(runs)
+        parts = [setting for setting in settings if _arms(setting) not in by_arms]
+        by_arms.update((_arms(one.setting), one) for one in _judge_all(parts, scores, chosen.bases, request))
+        return [board for setting in settings for board in by_arms[_arms(setting)].boards]
+
+    present = {run.id for run in chosen.runs}
+    suites = [suite for suite in chosen.suites if not present.isdisjoint(suite.reported)]
+    for suite in suites:
+        yield from suite_tables(suite, chosen.runs, boards_of)
+    covered = {run for suite in suites for run in suite.reported}
+    boards = [board for one in judged for board in one.boards]
+    yield from main_tables([board for board in boards if not _runs(board) <= covered])
+
+
+def _arms(setting: Setting) -> tuple[Any, ...]:
+    """What a setting's boards depend on: a suite with all of its runs has the same ones."""
+    return (setting.id, setting.title, *((arm.label, *(run.id for run in arm.runs)) for arm in setting.arms))
+
+
+def _runs(board: Board) -> set[str]:
+    return {run.id for arm in board.panel.setting.arms for run in arm.runs}
+
+
+def _families(boards: Sequence[Board], request: Request) -> list[ablation.Family]:
+    trained = [board for board in boards if board.panel.trained]
+    keys = list(dict.fromkeys([*ablation.ABLATIONS, *request.group_by]))
+    return [family for key in keys for family in ablation.families(trained, key)]

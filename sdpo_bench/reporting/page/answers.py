@@ -1,0 +1,114 @@
+"""The answer of a setting in one sentence, and the flags that a reader of any of its rows must know."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from sdpo_bench.results.comparability import Arm, Setting, amount
+from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.contrasts import listed
+from sdpo_bench.statistics.eval_table import BASE
+
+if TYPE_CHECKING:
+    from sdpo_bench.reporting.figures import Figure
+    from sdpo_bench.reporting.page.pictures import PictureGrid
+
+FAR_KL = 10.0
+"""Mean KL to the base model at the end of training from which on a row has a badge: the default of ``guard.kl``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the first screen shows of a setting."""
+
+    sentence: str
+    reward: str
+    model: str
+    cautions: tuple[str, ...] = ()
+    """Flags of the best method, which belong beside the sentence."""
+    steps: "Figure | None" = None
+    learning: "Figure | None" = None
+    pictures: "Callable[[], PictureGrid | None] | None" = None
+    badges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Flags by label of the arm."""
+
+
+def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
+    """Who wins, by how much, how surely and at which budget, on the first prompts that the trained reward judges."""
+    board = next((board for board in boards if board.panel.trained), None)
+    budget = f"after {amount(setting.settings)}"
+    if board is None or not board.lines:
+        return f"No finished run of {setting.reward} has usable scores yet."
+    prompts = len(board.panel.prompts)
+    where = f"{endpoint_words(board.endpoint)}, {prompts} {board.panel.key.split} prompt{'s' * (prompts != 1)}"
+    leaders = board.leaders.get(board.endpoint, frozenset())
+    if not leaders:
+        best = board.lines[0]
+        return f"{best.label} scores highest {budget}: {_gain_words(best)} ({where}). {' '.join(board.notes)}".rstrip()
+    best = next(row for row in board.rows if row.letters or row.label == BASE)
+    if best.label == BASE:
+        return f"No method is above the base model {budget} ({where})."
+    verb = "wins" if leaders == {best.label} else "leads"
+    return f"{best.label} {verb} {budget}: {_gain_words(best)} ({where}); {_certainty(board, best, leaders)}."
+
+
+def _gain_words(line: Line) -> str:
+    """For example ``+0.28 [0.2, 0.36] over the base model, p = .004, 5 seeds``."""
+    gain = line.gain
+    seeds = f"{len(line.seeds)} seed{'s' * (len(line.seeds) != 1)}"
+    if gain is None:
+        return f"no scores of the base model to compare with, {seeds}"
+    interval = "" if gain.low is None else f" [{gain.low:.3g}, {gain.high:.3g}]"
+    p = t.p_value(line.adjusted_p).text
+    certainty = "" if line.adjusted_p is None else f", p {p if p.startswith('<') else f'= {p}'}"
+    return f"{gain.value:+.3g}{interval} over the base model{certainty}, {seeds}"
+
+
+def _certainty(board: Board, best: Line, leaders: frozenset[str]) -> str:
+    if BASE in leaders:
+        return "not told apart from the base model"
+    others = [line.label for line in board.lines if line.label in leaders and line.label != best.label]
+    if others:
+        return f"not told apart from it: {listed(others)}"
+    return "told apart from every other method" if len(board.lines) > 1 else "the only method here"
+
+
+def arm_badges(setting: Setting, boards: Sequence[Board]) -> dict[str, tuple[str, ...]]:
+    """Flags by label: a loss elsewhere, a cost at inference, a long way from the base model."""
+    badges = {}
+    for arm in setting.arms:
+        flags = [*_losses(arm, boards), *_search_cost(arm), *_distance(arm)]
+        if flags:
+            badges[arm.label] = tuple(flags)
+    return badges
+
+
+def _losses(arm: Arm, boards: Sequence[Board]) -> list[str]:
+    """By reward, the splits in which the interval of the method's gain lies below 0."""
+    splits: dict[str, list[str]] = {}
+    for board in boards:
+        line = next((line for line in board.lines if line.label == arm.label), None)
+        if line and line.gain and line.gain.excludes_zero and line.gain.value < 0:
+            reward = "" if board.panel.trained else f" by {board.panel.key.reward}"
+            splits.setdefault(reward, []).append(board.panel.key.split)
+    return [f"below the base on {listed(dict.fromkeys(names))}{reward}" for reward, names in splits.items()]
+
+
+def _search_cost(arm: Arm) -> list[str]:
+    searching = next((run for run in arm.done if run.search_bill), None)
+    candidates = searching.settings.get("method.n") if searching else None
+    return [f"{candidates} × inference cost"] if isinstance(candidates, int) else []
+
+
+def _distance(arm: Arm) -> list[str]:
+    distances = [run.last_epoch.get("kl_to_base") for run in arm.done]
+    known = [float(value) for value in distances if isinstance(value, int | float)]
+    return [f"KL {fmean(known):.0f}"] if known and fmean(known) >= FAR_KL else []
+
+
+def best_cautions(boards: Sequence[Board], badges: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Flags of the method that the sentence names."""
+    board = next((board for board in boards if board.panel.trained and board.lines), None)
+    return badges.get(board.lines[0].label, ()) if board else ()

@@ -1,0 +1,139 @@
+"""The verdict above a leaderboard in sentences: what the trained reward says, and what other rewards say.
+
+Every sentence follows from the numbers of the tables below it. "Shown" means a p value below .05 after Holm's
+correction over the methods; where only the interval excludes 0, the sentence has both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sdpo_bench.reporting.tables.method_tables import score_digits
+from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
+from sdpo_bench.reward_formula import part_weights
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.contrasts import listed
+from sdpo_bench.statistics.eval_table import BASE
+from sdpo_bench.statistics.matrices import FEW_STEPS
+
+MOST_NUMBERS, MOST_NAMES = 4, 8
+"""Lists of more methods go without their numbers, then without their names; the tables have both."""
+
+
+def verdict_words(trained: Sequence[Board], held_out: Sequence[Board]) -> str:
+    """What all rewards of a part of a report say about its methods."""
+    texts = []
+    for board in trained:
+        texts += [*_leader(board), *_headlines(board), *_outcomes(board)]
+    for board in held_out:
+        texts += _outcomes(board)
+        texts += [text for own in trained for text in _disagreement(own, board)]
+    return " ".join(texts)
+
+
+def _leader(board: Board) -> list[str]:
+    """The highest mean and what is not told apart from it."""
+    if not board.lines:
+        return []
+    leaders = board.leaders.get(board.endpoint, frozenset())
+    if not leaders:
+        return list(board.notes[:1])
+    where = endpoint_words(board.endpoint)
+    best = next(row.label for row in board.rows if row.letters or row.label == BASE)
+    if best == BASE:
+        return [f"No method is above the base model {where}."]
+    if BASE in leaders:
+        return [f"{best} is highest {where}, but not told apart from the base model."]
+    others = [line.label for line in board.lines if line.label in leaders and line.label != best]
+    if others:
+        return [f"{best} is highest {where}; not told apart from it: {listed(others)}."]
+    return [f"{best} is highest {where} and told apart from all other methods."] if len(board.lines) > 1 else []
+
+
+def _headlines(board: Board) -> list[str]:
+    """Gains of the best method and of the reference: at the endpoint, and on the few-step mean."""
+    texts = []
+    by_label = {line.label: line for line in board.lines}
+    labels = [line.label for line in board.lines[:1]] + [board.reference]
+    for label in dict.fromkeys(labels):
+        line = by_label.get(label)
+        if line is None or line.gain is None:
+            continue
+        text = (
+            f"{label} gains {replace(line.gain, note='').words()} over the base model {endpoint_words(board.endpoint)}"
+        )
+        if line.few_gain is not None and board.endpoint != "few" and board.panel.common != FEW_STEPS:
+            few = line.few_gain
+            interval = "" if few.low is None else f" [{few.low:.3g}, {few.high:.3g}]"
+            text += f", and {few.value:.3g}{interval} {endpoint_words('few')}"
+        texts.append(f"{text}.")
+    return texts
+
+
+def _outcomes(board: Board) -> list[str]:
+    """For which methods a gain or a loss is shown, and for which neither."""
+    tested = [line for line in board.lines if line.gain is not None and line.adjusted_p is not None]
+    if not tested:
+        return []
+    shown = [line for line in tested if line.adjusted_p is not None and line.adjusted_p < 1 - board.level]
+    up = [line for line in shown if line.gain and line.gain.value > 0]
+    down = [line for line in shown if line.gain and line.gain.value < 0]
+    excluding = [line for line in tested if line not in shown and line.gain and line.gain.excludes_zero]
+    including = [line for line in tested if line not in shown and line not in excluding]
+    clauses = []
+    if up:
+        clauses.append(f"a gain over the base model is shown for {_names(board, up, len(tested))}")
+    if down:
+        clauses.append(f"a loss against the base model is shown for {_names(board, down, len(tested))}")
+    if excluding:
+        numbers = listed(_number(board, line) for line in excluding)
+        clauses.append(f"not shown after the correction, though the interval excludes 0, for {numbers}")
+    if including:
+        clauses.append(f"neither is shown, and the interval includes 0, for {_names(board, including, len(tested))}")
+    return [f"By {_role(board)}: {'; '.join(clauses)}."]
+
+
+def _role(board: Board) -> str:
+    reward = board.panel.key.reward
+    if board.panel.trained:
+        return f"{reward} (trained on)"
+    parts = part_weights(board.panel.setting.reward)
+    return f"{reward} (a part of the trained sum)" if reward in parts else f"{reward} (not trained on)"
+
+
+def _names(board: Board, lines: Sequence[Line], total: int) -> str:
+    """Methods with their numbers, their names alone, or their count and the numbers of the reference."""
+    if len(lines) <= MOST_NUMBERS:
+        return listed(_number(board, line) for line in lines)
+    if len(lines) <= MOST_NAMES and len(lines) < total:
+        return listed(line.label for line in lines)
+    count = f"all {total} methods" if len(lines) == total else f"{len(lines)} of {total} methods"
+    own = [_number(board, line) for line in lines if line.label == board.reference]
+    return f"{count}, among them {own[0]}" if own else count
+
+
+def _number(board: Board, line: Line) -> str:
+    """For example ``draft (-0.358 ±0.213, p = 0.004)``."""
+    p = t.p_value(line.adjusted_p).text
+    gain = t.estimate(line.gain, score_digits(board), signed=True).text
+    return f"{line.label} ({gain}, p {p if p.startswith('<') else f'= {p}'})"
+
+
+def _disagreement(trained: Board, held_out: Board) -> list[str]:
+    """Methods whose intervals lie on opposite sides of 0 by the two rewards."""
+    other = {line.label: line.gain for line in held_out.lines}
+    up, down = [], []
+    for line in trained.lines:
+        gain = other.get(line.label)
+        if line.gain is None or gain is None or not (line.gain.excludes_zero and gain.excludes_zero):
+            continue
+        if line.gain.value > 0 > gain.value:
+            up.append(line.label)
+        elif line.gain.value < 0 < gain.value:
+            down.append(line.label)
+    one, two = trained.panel.key.reward, held_out.panel.key.reward
+    sentences = [(up, f"rise by {one} and fall by {two}"), (down, f"fall by {one} and rise by {two}")]
+    return [
+        f"The two rewards disagree: {listed(labels)} {words} (both intervals exclude 0)."
+        for labels, words in sentences
+        if labels
+    ]

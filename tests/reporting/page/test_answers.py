@@ -1,0 +1,74 @@
+"""One sentence answers a report; flags and notices stand beside the method that they are about."""
+
+import json
+from functools import partial
+
+from report_factory import base_frame, frame, make_base, make_run, spread
+
+from sdpo_bench.reporting.assemble import Request, build_report
+from sdpo_bench.reporting.html import html
+from sdpo_bench.reporting.page.notices import kind_words
+from sdpo_bench.results.read_results import load_results
+
+
+def _section(folder):
+    return build_report(load_results(folder), Request()).sections[0]
+
+
+def test_the_sentence_says_who_wins_by_how_much_how_surely_and_at_which_budget(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in range(3):
+        for method, gain in (("sdpo", 2.0), ("ddpo", 1.0)):
+            make_run(tmp_path, method, seed, spread([gain + 0.01 * seed] * 3))
+    answer = _section(tmp_path).answer
+    assert answer.sentence.startswith("sdpo wins after 128 images: +2.01 [")
+    assert "over the base model, p <0.001, 3 seeds" in answer.sentence
+    assert answer.sentence.endswith("3 train prompts); told apart from every other method.")
+
+
+def test_a_single_seed_leads_without_a_claim(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    make_run(tmp_path, "sdpo", 0, spread([1, 1, 1]))
+    assert _section(tmp_path).answer.sentence.startswith("sdpo scores highest after 128 images")
+    assert "1 seed" in _section(tmp_path).answer.sentence
+
+
+def test_a_setting_without_scores_says_so(tmp_path):
+    make_run(tmp_path, "sdpo", 0)
+    assert _section(tmp_path).answer.sentence == "No finished run of emoji-align has usable scores yet."
+
+
+def test_flags_say_where_a_method_loses_and_how_far_it_went(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])), base_frame(spread([0, 0, 0]), split="unseen"))
+    for seed in range(3):
+        unseen = partial(frame, spread([-1 - 0.01 * seed] * 3), split="unseen")
+        folder = make_run(tmp_path, "draft", seed, spread([1 + 0.01 * seed] * 3), frames=[unseen])
+        rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+        rows[-1]["kl_to_base"] = 31 + seed  # mean 32
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = build_report(load_results(tmp_path), Request())
+    answer = report.sections[0].answer
+    assert answer.badges == {"draft": ("below the base on unseen", "KL 32")}
+    assert answer.cautions == answer.badges["draft"]
+    row = html(report).partition('id="setting-1-1-leaderboard-1"')[2].partition("</table>")[0]
+    assert '<span class="badge"><bdi>KL 32</bdi></span>' in row
+
+
+def test_notices_of_the_seeds_of_a_method_are_one_line(tmp_path):
+    for seed in range(5):
+        folder = make_run(tmp_path, "ddpo", seed, spread([1, 1, 1]))
+        text = f"the policy has moved very far from its base: KL 1{seed}.1 (guard.kl = 10)"
+        warning = {"epoch": 3 + seed, "guard": "kl", "text": text}
+        (folder / "warnings.jsonl").write_text(json.dumps(warning) + "\n")
+    report = build_report(load_results(tmp_path), Request())
+    (group,) = report.notice_groups
+    assert len(group.notices) == len(report.notices) == 5
+    assert group.title == (
+        "ddpo on emoji-align: the policy has moved very far from its base (guard.kl = 10) in 5 of 5 seeds"
+    )
+
+
+def test_different_thresholds_are_different_kinds():
+    text = "warned in epoch 4: the policy has moved very far from its base: KL 15.3 (guard.kl = {})"
+    assert kind_words(text.format(10)) != kind_words(text.format(20))
+    assert kind_words(text.format(10)) == kind_words(text.format(10).replace("15.3", "11"))

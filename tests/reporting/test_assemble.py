@@ -1,0 +1,682 @@
+"""A report says what the run folders say: numbers by hand, damage listed, unlike things apart, equal bytes."""
+
+import csv
+import io
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_factory import (
+    PROMPTS,
+    SAMPLER,
+    STEPS,
+    base_frame,
+    edit_scores,
+    frame,
+    make_base,
+    make_run,
+    spread,
+)
+from scipy import stats as scipy_stats
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.library.reports import render
+from sdpo_bench.reporting.assemble import Request, build_report
+from sdpo_bench.reporting.content import Report
+from sdpo_bench.reporting.markdown import as_csv, as_json
+from sdpo_bench.results.comparability import amount
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.run_list import list_runs
+from sdpo_bench.results.scoreboard import parse_metric
+from sdpo_bench.results.select_runs import parse_select
+from sdpo_bench.statistics.eval_table import PanelKey, read_scores, reduced, stack
+
+
+def report_of(out: Path, *select: str, **options) -> Report:
+    return build_report(load_results(out), Request(parse_select(select), **options))
+
+
+def table_of(report: Report, ending: str):
+    """The one table whose name ends so."""
+    found = [table for _, table in report.tables if table.name.endswith(ending)]
+    assert len(found) == 1, [table.name for _, table in report.tables]
+    return found[0]
+
+
+def cell(table, label: str, column: str):
+    """The cell of a row by its name (any cell of the row has it as text)."""
+    rows = [row for row in table.rows if any(c.text == label for c in row.cells)]
+    assert len(rows) == 1, [r.cells for r in table.rows]
+    return rows[0].cells[[c.key for c in table.columns].index(column)]
+
+
+def notices(report: Report) -> str:
+    return "\n".join(f"{notice.where}: {notice.text}" for notice in report.notices)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Base model at 0 everywhere; sdpo +1, +2, +3 and ddpo +0.5, +0.4, +0.6 by seed, alike at all step counts."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed, (a, b) in enumerate([(1, 0.5), (2, 0.4), (3, 0.6)]):
+        make_run(tmp_path, "sdpo", seed, spread([a, a, a]))
+        make_run(tmp_path, "ddpo", seed, spread([b, b, b]))
+    return tmp_path
+
+
+# -- numbers -------------------------------------------------------------------------------------------------
+
+
+def test_a_link_to_itself_among_the_runs_stops_nothing(out):
+    (out / "runs" / "loop").symlink_to(out / "runs" / "loop")
+    assert len(load_results(out).runs) == 6
+
+
+def test_leaderboard_by_hand(out):
+    table = table_of(report_of(out), "leaderboard-1")
+    # Gains are 1, 2, 3 by seed and alike over prompts: mean 2, variance of the mean 1/3, df 2.
+    gain = cell(table, "sdpo", "gain")
+    half = scipy_stats.t.ppf(0.975, 2) * np.sqrt(1 / 3)
+    assert (gain.value, gain.low, gain.high) == pytest.approx((2, 2 - half, 2 + half))
+    assert gain.text == f"+2.000 ±{half:.3f}"
+    # Scores also vary over prompts by -0.3, 0, 0.3. Mean squares: seeds 3 * 1, prompts 3 * 0.09, residual 0.
+    score = cell(table, "sdpo", "steps_2")
+    variance = (3 + 0.27) / 9
+    df = variance**2 / ((3 / 9) ** 2 / 2 + (0.27 / 9) ** 2 / 2)
+    assert score.high - score.value == pytest.approx(scipy_stats.t.ppf(0.975, df) * np.sqrt(variance))
+    # Without differences between prompts the crossed p is that of a t test of 1, 2, 3 and of 0.5, 0.4, 0.6; Holm.
+    p = [scipy_stats.ttest_1samp(x, 0).pvalue for x in ([1, 2, 3], [0.5, 0.4, 0.6])]
+    assert cell(table, "ddpo", "adjusted_p").value == pytest.approx(2 * p[1])
+    assert cell(table, "sdpo", "adjusted_p").value == pytest.approx(p[0])
+    # Minus sdpo: -0.5, -1.6, -2.4 for ddpo and -1, -2, -3 for the base model.
+    assert cell(table, "ddpo", "difference").value == pytest.approx(-1.5)
+    p = [scipy_stats.ttest_1samp(x, 0).pvalue for x in ([-0.5, -1.6, -2.4], [-1, -2, -3])]
+    adjusted = [2 * min(p), max(*p, 2 * min(p))]
+    assert sorted(cell(table, label, "difference_p").value for label in ("ddpo", "base model")) == adjusted
+    assert cell(table, "sdpo", "difference_p").value is None
+    assert cell(table, "base model", "steps_1").value == pytest.approx(0)
+
+
+def test_summaries_over_step_counts(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    make_run(tmp_path, "sdpo", 0, spread([1, 2, 6]))
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert cell(table, "sdpo", "mean").value == pytest.approx(3)
+    # log2 of 1, 2, 4 is 0, 1, 2: the trapezoid weights are 1/4, 1/2, 1/4.
+    assert cell(table, "sdpo", "area").value == pytest.approx(0.25 + 1 + 1.5)
+
+
+def test_metric_moves_the_primary_endpoint(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in (0, 1, 2):
+        make_run(tmp_path, "sdpo", seed, spread([1, 5, 5]) + 0.01 * seed)
+        make_run(tmp_path, "ddpo", seed, spread([3, 3, 3]) + 0.01 * seed)
+    first = {}
+    for metric in ("mean", "1"):
+        table = table_of(report_of(tmp_path, endpoint=parse_metric(metric)), "leaderboard-1")
+        first[metric] = table.rows[0].cells[0].text
+        gain = cell(table, "sdpo", "gain").value
+        assert gain == pytest.approx(11 / 3 + 0.01 if metric == "mean" else 1.01)
+    assert first == {"mean": "sdpo", "1": "ddpo"}
+
+
+def test_a_base_model_with_more_prompts_is_paired_by_prompt(tmp_path):
+    base = spread([0, 0, 0], prompts=4) + np.arange(4)[:, None, None] * 10
+    make_base(tmp_path, base_frame(base, prompts=("ant", *PROMPTS)))
+    for seed in (0, 1):
+        make_run(tmp_path, "sdpo", seed, base[1:] + 1 + seed)
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert cell(table, "sdpo", "gain").value == pytest.approx(1.5)
+    assert cell(table, "base model", "mean").value == pytest.approx(20, abs=0.2)  # without the ant
+
+
+def test_rows_stand_by_score_and_the_base_model_has_no_letter(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in (0, 1, 2):
+        make_run(tmp_path, "sdpo", seed, spread([5 + 0.01 * seed] * 3))
+        make_run(tmp_path, "d3po", seed, spread([-1 - 0.01 * seed] * 3))
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert [(row.cells[0].text, row.cells[1].text) for row in table.rows] == [
+        ("sdpo", "a"),
+        ("base model", "-"),
+        ("d3po", "b"),
+    ]
+    assert {c.key for c, found in zip(table.columns, table.rows[0].cells) if found.strong} == {"method", "mean"}
+
+
+def test_equal_methods_share_a_letter(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        for method in ("ddpo", "sdpo"):
+            make_run(tmp_path, method, seed, spread([5, 5, 5]) + rng.normal(0, 0.3, (3, 3, 2)))
+    report = report_of(tmp_path)
+    table = table_of(report, "leaderboard-1")
+    assert [row.cells[1].text for row in table.rows] == ["a", "a", "-"]
+    assert table.rows[2].base
+    assert "not told apart from it" in report.sections[0].parts[0].finding
+
+
+def test_main_table_has_base_methods_and_a_block_a_reward(out):
+    for seed in (0, 1, 2):
+        make_run(out, "sdpo", seed, spread([9, 9, 9]), reward="jpeg", version="3")
+    make_base(out, base_frame(spread([8, 8, 8]), reward="jpeg", version="3"), name="base-z")
+    report = report_of(out)
+    table = table_of(report, "main-1")
+    assert [[row.cells[0].text for row in group.rows] for group in table.groups] == [
+        ["base model", "ddpo", "sdpo"],
+        ["base model", "sdpo"],
+    ]
+    columns = ["method", "steps_1", "steps_2", "steps_4", "mean", "gain", "adjusted_p", "diversity"]
+    assert [column.key for column in table.columns] == columns
+    across = table_of(report, "across-1")
+    assert cell(across, "sdpo", "seeds").value == 3
+    # Gains 1, 2, 3 in the base model's standard deviation and 1, 1, 1 likewise: IQM of 6 values cuts one at each end.
+    sd = np.std(spread([0])[:, 0], ddof=1)
+    assert cell(across, "sdpo", "iqm").value == pytest.approx(np.mean([1, 1, 1, 2]) / sd)
+
+
+def test_diversity_is_that_of_the_last_epoch_and_the_base_models_of_the_first(out):
+    for seed, folder in enumerate(sorted((out / "runs").glob("sdpo-*"))):
+        rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+        rows[0]["pictures"]["diversity"], rows[-1]["pictures"]["diversity"] = 0.6, 0.1 * seed
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("leaderboard-1", "main-1"):
+        table = table_of(report_of(out), name)
+        assert cell(table, "sdpo", "diversity").value == pytest.approx(0.1)  # mean of 0, 0.1 and 0.2
+        assert cell(table, "base model", "diversity").value == pytest.approx(0.45)  # three runs at 0.6, three at 0.3
+
+
+def test_rewards_under_unlike_budgets_are_not_summed_up(out):
+    for seed in (0, 1, 2):
+        make_run(out, "sdpo", seed, spread([9, 9, 9]), reward="jpeg", version="3", **{"budget.amount": 256})
+    make_base(out, base_frame(spread([8, 8, 8]), reward="jpeg", version="3"), name="base-z")
+    report = report_of(out)
+    assert len(table_of(report, "main-1").groups) == 2
+    assert not any("across" in table.name for _, table in report.tables)
+
+
+def test_bill_is_the_last_line_of_the_log(out):
+    table = table_of(report_of(out), "bill")
+    values = {column.key: cell(table, "sdpo", column.key).value for column in table.columns}
+    assert values == {
+        "method": "sdpo",
+        "images": 128,
+        "denoiser_calls": 3840,
+        "forward": 2560,
+        "backward": 1280,
+        "reward_calls_emoji-align": 384,
+        "optimiser_steps": 20,
+        "minutes": 1.0,
+    }
+
+
+def test_held_out_rewards_have_a_table_of_their_own(out):
+    held = {"reward": "emoji-accuracy", "version": "2"}
+    make_base(out, base_frame(spread([0.5] * 3), **held), name="base-held")
+    make_run(out, "d3po", 0, spread([1, 1, 1]), frames=[lambda **who: frame(spread([0.75] * 3), **who, **held)])
+    report = report_of(out)
+    table = table_of(report, "held-out")
+    assert table.groups[0].title == "emoji-accuracy (version 2), not trained on"
+    assert cell(table, "d3po", "gain").value == pytest.approx(0.25)
+    assert cell(table_of(report, "pictures"), "d3po", "contrast").value == pytest.approx(0.2)
+
+
+def test_arrays_agree_with_the_rows_of_the_file(tmp_path):
+    rng = np.random.default_rng(1)
+    blocks, frames = {}, []
+    key = PanelKey(SAMPLER, "train", "emoji-align", "1")
+    for seed in (3, 7):
+        rows = frame(rng.normal(size=(3, 3, 2)), run=f"r{seed}", method="sdpo", seed=seed).sample(
+            frac=1, random_state=seed
+        )
+        rows.to_parquet(tmp_path / f"{seed}.parquet")
+        blocks[seed] = read_scores(tmp_path / f"{seed}.parquet").blocks[key]
+        frames.append(rows.pivot_table("score", "prompt", "steps"))
+    mine = stack(blocks, key, "sdpo")
+    for steps in (1, 4):
+        assert np.allclose(reduced(mine, steps).values, [means[steps] for means in frames], rtol=1e-15)
+    assert np.allclose(reduced(mine, "mean").values, [means.mean(axis=1) for means in frames], rtol=1e-15)
+    assert (mine.seeds, mine.prompts) == ((3, 7), tuple(frames[0].index))
+
+
+def test_many_files_are_read_by_processes_to_the_same_result(out, monkeypatch):
+    whole = as_csv(report_of(out))
+    monkeypatch.setattr("sdpo_bench.results.read_results.MANY", 2)
+    make_run(out, "sdpo", 0, spread([1, 1, 1]), **{"budget.amount": 256})  # two settings, judged side by side
+    shared = as_csv(report_of(out))
+    monkeypatch.setattr("sdpo_bench.results.read_results.MANY", 1000)
+    assert shared == as_csv(report_of(out)) != whole
+
+
+# -- one edit, one cell --------------------------------------------------------------------------------------
+
+
+def csv_cells(report: Report) -> dict[tuple[str, str, str], str]:
+    rows = csv.DictReader(io.StringIO(as_csv(report)))
+    return {
+        (r["table"], r["row"], r["column"]): "|".join([r["text"], r["value"], r["low"], r["high"]])
+        for r in rows
+        if r["column"] != "note"
+    }
+
+
+def test_editing_one_score_changes_its_cells_and_nothing_else(out):
+    folder = next((out / "runs").glob("ddpo-*-s1-*"))
+    before = csv_cells(report_of(out))
+
+    def change(rows):
+        place = rows.index[(rows.prompt == "dog") & (rows.steps == 2) & (rows.image == 1)]
+        rows.loc[place, "score"] += 0.9
+
+    edit_scores(folder, change)
+    report = report_of(out)
+    after = csv_cells(report)
+    assert before.keys() == after.keys()
+    changed = {key for key in before if before[key] != after[key]}
+    tables = {table for table, _, _ in changed}
+    assert tables == {"main-1", "setting-1-1-leaderboard-1"}
+    assert {row for _, row, _ in changed} == {"ddpo"}
+    columns = {column for _, _, column in changed}
+    assert columns == {"steps_2", "gain", "mean", "area", "adjusted_p", "difference"}
+    # One of 3 prompts, 2 images and 3 seeds: the mean of 2 steps rises by 0.9 / 18.
+    found = cell(table_of(report, "leaderboard-1"), "ddpo", "steps_2").value
+    assert found == pytest.approx(0.5 + 0.9 / 18)
+
+
+@pytest.mark.parametrize("style", ["terminal", "markdown", "csv", "latex", "json", "html"])
+def test_two_renderings_are_equal_bytes_wherever_the_folder_is(out, tmp_path_factory, style):
+    copy = tmp_path_factory.mktemp("elsewhere") / "results"
+    shutil.copytree(out, copy)
+    first, second = (render(report_of(place), style) for place in (out, copy))
+    assert first == second
+    assert str(out) not in first
+
+
+# -- what must not share a table -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget.amount": 256}, "budget.amount is 256 here and 128 there"),
+        ({"schedule.steps": 50}, "schedule.steps is 50 here and 10 there"),
+        ({"model.name": "sd-turbo"}, "model.name is sd-turbo here and emoji-turbo there"),
+        ({"sample.prompts": "mine"}, "sample.prompts is mine here and simple-animals there"),
+        ({"version": "2"}, "reward.version is emoji-align/2 here and emoji-align/1 there"),
+        ({"record": {"model_digest": "0a"}}, "model.digest is 0a here and none there"),
+        ({"reward": "jpeg"}, "reward.name is jpeg here and emoji-align there"),
+    ],
+)
+def test_unlike_runs_are_kept_apart_with_the_reason(out, changes, words):
+    make_run(out, "sdpo", 9, spread([1, 1, 1]), **changes)
+    report = report_of(out)
+    assert len(report.sections) == 2
+    assert words in report.sections[0].reason + report.sections[1].reason
+    for _, table in report.tables:
+        if table.name.endswith("leaderboard-1"):
+            assert sum(c.text == "sdpo" for row in table.rows for c in row.cells) == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"sampler": SAMPLER.replace("eta=1", "eta=0")}, {"split": "unseen"}, {"prompts": ("cat", "dog", "owl")}]
+)
+def test_unlike_evaluations_are_kept_apart(out, other):
+    make_run(out, "d3po", 0, None, frames=[lambda **who: frame(spread([1, 1, 1]), **who, **other)])
+    parts = report_of(out).sections[0].parts
+    methods = [{c.text for row in part.tables[0].rows for c in row.cells} & {"sdpo", "ddpo", "d3po"} for part in parts]
+    assert sorted(methods, key=len) == [{"d3po"}, {"sdpo", "ddpo"}]
+
+
+def test_arms_of_one_method_are_named_by_what_differs(out):
+    for seed in (0, 1):
+        make_run(out, "sdpo", seed, spread([4, 4, 4]), **{"method.reward": "full"})
+    names = [row.cells[0].text for row in table_of(report_of(out), "leaderboard-1").rows]
+    assert set(names) == {"sdpo (reward=full)", "sdpo (reward=predicted)", "ddpo", "base model"}
+
+
+def test_ablation_pairs_with_the_default(out):
+    for seed in (0, 1, 2):
+        change = {"advantage.gamma": 0.0, "you": ("advantage.gamma",)}
+        make_run(out, "sdpo", seed, spread([seed + 2] * 3) + 0.5, **change)
+    table = table_of(report_of(out), "ablation-1")
+    assert [row.cells[0].text for row in table.rows] == ["0.99", "0"]
+    assert table.rows[0].base
+    assert "Rows differ in advantage.gamma alone" in table.notes[0]
+    difference = cell(table, "0", "difference")
+    assert (difference.value, difference.low, difference.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_group_by_makes_an_ablation_of_any_key(out):
+    for seed in (0, 1, 2):
+        make_run(out, "ddpo", seed, spread([1, 1, 1]), **{"update.lr": 0.1})
+        make_run(out, "ddpo", seed, spread([2, 2, 2]), **{"update.lr": 0.1, "advantage.gamma": 0.5})
+    tables = [table for _, table in report_of(out, group_by=("update.lr",)).tables if "update.lr" in table.title]
+    assert [[row.cells[0].value for row in table.rows] for table in tables] == [[0.001, 0.1]]
+    with pytest.raises(UsageError, match=r"no run has a setting 'update.rl'. Did you mean 'update.lr'"):
+        report_of(out, group_by=("update.rl",))
+    with pytest.raises(UsageError, match="leaderboard"):
+        report_of(out, group_by=("method",))
+
+
+def test_group_by_a_setting_that_keeps_runs_apart_says_so(out):
+    for seed in (0, 1, 2):
+        make_run(out, "ddpo", seed, spread([1, 1, 1]), **{"budget.amount": 256})
+    tables = [t for _, t in report_of(out, group_by=("budget.amount",)).tables if "budget.amount" in t.title]
+    assert [row.cells[0].value for row in tables[0].rows] == [128, 256]
+    assert "must not be ranked" in " ".join(tables[0].notes)
+
+
+# -- bad input -----------------------------------------------------------------------------------------------
+
+
+def test_empty_results_say_what_to_do(tmp_path):
+    for place in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UsageError, match="sdpo-bench run"):
+            load_results(place)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UsageError, match="no runs in"):
+        load_results(tmp_path)
+
+
+def damage_parquet(folder: Path) -> None:
+    (folder / "eval.parquet").write_bytes(b"PAR1 not really")
+
+
+def cut_parquet(folder: Path) -> None:
+    path = folder / "eval.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def drop_column(folder: Path) -> None:
+    import pandas as pd
+
+    pd.read_parquet(folder / "eval.parquet").drop(columns="image").to_parquet(folder / "eval.parquet")
+
+
+def repeat_rows(folder: Path) -> None:
+    import pandas as pd
+
+    rows = pd.read_parquet(folder / "eval.parquet")
+    pd.concat([rows, rows[:1]]).to_parquet(folder / "eval.parquet")
+
+
+def put(section: str, key: str, value: object):
+    """Replace one setting in ``run.json``."""
+
+    def harm(folder: Path) -> None:
+        record = json.loads((folder / "run.json").read_text())
+        record["config"][section][key] = value
+        (folder / "run.json").write_text(json.dumps(record))
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (damage_parquet, "eval.parquet is damaged"),
+        (cut_parquet, "eval.parquet is damaged"),
+        (drop_column, "lacks the columns image"),
+        (repeat_rows, "scored more than once"),
+        (lambda folder: (folder / "eval.parquet").unlink(), "it has no evaluation. sdpo-bench eval"),
+        (lambda folder: (folder / "run.json").write_text("{"), "is damaged"),
+        (lambda folder: (folder / "run.json").write_text("[1]"), "is damaged"),
+        (lambda folder: (folder / "run.json").write_text('{"kind": "run", "config": {"seed": NaN}}'), "is damaged"),
+        (lambda folder: (folder / "run.json").write_text('{"kind": "run"}'), "lacks method.name"),
+        (lambda folder: (folder / "run.json").write_text('{"kind": "x", "config": {}}'), "kind is 'x'"),
+        (put("model", "name", {}), "is damaged: its settings are not those of run 'd3po-"),
+        (put("budget", "amount", {"images": 1}), "is damaged: its settings are not those of run 'd3po-"),
+        (lambda folder: (folder / "run.json").unlink(), "is not a run folder"),
+        (lambda folder: (folder / "status").write_text("?"), "state is 'unknown'"),
+        (lambda folder: (folder / "status").write_text('{"state": "running", "message": ""}'), "state is 'running'"),
+    ],
+)
+def test_a_damaged_run_is_listed_and_the_others_are_reported(out, harm, words):
+    whole = cell(table_of(report_of(out), "leaderboard-1"), "sdpo", "gain")
+    folder = make_run(out, "d3po", 0, spread([1, 1, 1]))
+    harm(folder)
+    report = report_of(out)
+    assert folder.name in notices(report)
+    assert words in notices(report)
+    table = table_of(report, "leaderboard-1")
+    assert cell(table, "sdpo", "gain") == whole
+    assert not any(c.text == "d3po" for row in table.rows for c in row.cells)
+    json.loads(as_json(report))
+    assert sum(row[0].startswith("sdpo") for row in list_runs(out)[1]) == 3
+
+
+def test_a_copy_of_the_base_models_folder_counts_once_and_is_named(out):
+    whole = cell(table_of(report_of(out), "leaderboard-1"), "sdpo", "gain")
+    original = next((out / "runs").glob("base-*"))
+    copy = original.with_name("a-copy")
+    shutil.copytree(original, copy)
+    edit_scores(copy, lambda rows: rows.__setitem__("score", rows.score - 1))
+    report = report_of(out)
+    assert cell(table_of(report, "leaderboard-1"), "sdpo", "gain") == whole
+    assert f"a copy of the base model's folder {original.name}: not used" in notices(report)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]\n7\n", b'{"bill": 3, "seconds": "x"}\n'])
+def test_damaged_logs_cost_the_bill_only(out, name, content):
+    folder = next((out / "runs").glob("ddpo-*-s1-*"))
+    (folder / name).write_bytes(content)
+    report = report_of(out)
+    assert cell(table_of(report, "leaderboard-1"), "ddpo", "seeds").text == "3"
+    assert cell(table_of(report, "bill"), "ddpo", "images").value == 128
+    if content.startswith(b"[1]") and name == "train.jsonl":  # drawing is slow; once is enough
+        assert all(figure.draw() for figure in report.sections[0].figures)
+
+
+def test_the_bill_survives_a_last_line_that_was_cut(out):
+    folder = next((out / "runs").glob("ddpo-*-s1-*"))
+    with open(folder / "train.jsonl", "a") as stream:
+        stream.write('{"epoch": 3, "bill": {"ima')
+    assert cell(table_of(report_of(out), "bill"), "ddpo", "images").value == 128
+
+
+def test_only_unfinished_runs_make_a_report_without_tables(tmp_path):
+    make_run(tmp_path, "sdpo", 0, None, state="interrupted", message="stopped by the user")
+    report = report_of(tmp_path)
+    assert "state is 'interrupted' (stopped by the user)" in notices(report)
+    assert report.tables == []
+    assert "No run of this setting has usable scores" in render(report, "html")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_diverged_and_failed_runs_are_counted(out, bad):
+    make_run(out, "ddpo", 3, np.where(np.arange(18).reshape(3, 3, 2) == 4, bad, 1.0))
+    make_run(out, "ddpo", 4, None, state="failed", message="black images")
+    report = report_of(out)
+    table = table_of(report, "leaderboard-1")
+    assert cell(table, "ddpo", "seeds").text == "3 of 5"
+    assert cell(table, "ddpo", "mean").value == pytest.approx(0.5)
+    assert any(
+        "ddpo: 3 of 5 runs scored, 1 diverged" in note and "1 without a result" in note for note in table.cautions
+    )
+    assert "1 of its scores are NaN or infinite" in notices(report)
+    assert "state is 'failed' (black images)" in notices(report)
+
+
+def test_one_seed_has_no_interval_and_no_letter(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    make_run(tmp_path, "sdpo", 0, spread([1, 1, 1]))
+    make_run(tmp_path, "ddpo", 0, spread([2, 2, 2]))
+    report = report_of(tmp_path)
+    table = table_of(report, "leaderboard-1")
+    assert cell(table, "sdpo", "seeds").text == "1 seed, no interval"
+    gain = cell(table, "sdpo", "gain")
+    assert (gain.text, gain.low, gain.high) == ("+1.000", None, None)
+    assert all(row.cells[1].text == "-" for row in table.rows)
+    assert cell(table, "sdpo", "adjusted_p").value is None
+    assert "1 seed, no interval" in " ".join(table.all_notes)
+    assert "No letters" in " ".join(table.cautions)
+
+
+def test_one_seed_beside_several_has_no_letter(out):
+    make_run(out, "d3po", 0, spread([9, 9, 9]))
+    table = table_of(report_of(out), "leaderboard-1")
+    assert cell(table, "d3po", "letters").value is None
+    assert cell(table, "sdpo", "letters").value == "a"
+    assert "No letter, because of fewer than two seeds at this endpoint: d3po." in table.cautions
+
+
+def test_missing_base_model_leaves_gains_out(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path, "sdpo", seed, spread([1, 1, 1]) + 0.1 * seed)
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert cell(table, "sdpo", "gain").value is None
+    assert any("base model has no scores here" in note for note in table.notes)
+
+
+def test_incomplete_step_counts_are_left_out(out):
+    folder = next((out / "runs").glob("ddpo-*-s1-*"))
+    import pandas as pd
+
+    rows = pd.read_parquet(folder / "eval.parquet")
+    gone = (rows.steps == 4) & (rows.prompt == "cat")
+    rows[~gone].to_parquet(folder / "eval.parquet")
+    report = report_of(out)
+    table = table_of(report, "leaderboard-1")
+    assert "2 of 18 images have no score; left out: 4 steps" in notices(report)
+    assert cell(table, "ddpo", "steps_4").value is None
+    assert cell(table, "sdpo", "steps_4").value == pytest.approx(2)
+    assert any(note.startswith("mean and area: over 1, 2 steps, which every row has.") for note in table.notes)
+
+
+def test_fewer_images_of_one_run_are_used_for_all(out):
+    make_run(out, "d3po", 0, spread([1, 1, 1], images=3)[:, :, :1])
+    table = table_of(report_of(out), "leaderboard-1")
+    assert any(note.startswith("1 of up to 2 images a prompt are used") for note in table.notes)
+    # The first of two images lies 0.1 below the mean.
+    assert cell(table, "sdpo", "mean").value == pytest.approx(2 - 0.1)
+    assert cell(table, "sdpo", "gain").value == pytest.approx(2)
+
+
+def test_a_repeated_seed_counts_once(out):
+    folder = next((out / "runs").glob("ddpo-*-s1-*"))
+    shutil.copytree(folder, folder.with_name("zz-copy"))
+    report = report_of(out)
+    assert "zz-copy: same settings and seed as run" in notices(report)
+    assert cell(table_of(report, "leaderboard-1"), "ddpo", "seeds").text == "3"
+
+
+@pytest.mark.parametrize("metric", ["speed", "0", "1001", "-1", "", "1.5", "²"])
+def test_unknown_metric(metric):
+    with pytest.raises(UsageError, match="unknown metric"):
+        parse_metric(metric)
+
+
+def test_metric_without_scores(out):
+    with pytest.raises(UsageError, match=r"no run has scores at 3 steps. Valid: mean, few, area, 1, 2, 4"):
+        report_of(out, endpoint=3)
+
+
+def test_the_reference_is_chosen_by_name(out):
+    table = table_of(report_of(out, reference="ddpo"), "leaderboard-1")
+    assert cell(table, "sdpo", "difference").value == pytest.approx(1.5)
+    assert next(c.title for c in table.columns if c.key == "difference") == "minus ddpo"
+    with pytest.raises(UsageError, match="--reference: no table has a method 'dppo'. Did you mean 'sdpo'"):
+        report_of(out, reference="dppo")
+
+
+def test_the_few_step_mean_stands_beside_the_mean_over_all_step_counts(tmp_path):
+    steps = (1, 2, 4, 8)
+    make_base(tmp_path, base_frame(spread([0, 0, 0, 0]), steps=steps))
+    for seed in (0, 1, 2):
+        make_run(tmp_path, "sdpo", seed, frames=[partial(frame, spread([1, 2, 6, 11]), steps=steps)])
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert (cell(table, "sdpo", "few").value, cell(table, "sdpo", "mean").value) == pytest.approx((3, 5))
+    assert any("Not comparable with means over other step counts; the few-step mean" in note for note in table.notes)
+    few = table_of(report_of(tmp_path, endpoint="few"), "leaderboard-1")
+    assert cell(few, "sdpo", "gain").value == pytest.approx(3)
+
+
+def test_the_few_step_mean_is_refused_without_its_step_counts(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0]), steps=(2, 4)))
+    make_run(tmp_path, "sdpo", 0, frames=[partial(frame, spread([1, 2]), steps=(2, 4))])
+    with pytest.raises(UsageError, match="--metric few: no table has scores at 1, 2 and 4 steps"):
+        report_of(tmp_path, endpoint="few")
+
+
+# -- select --------------------------------------------------------------------------------------------------
+
+
+def test_select_by_method_seed_and_setting(out):
+    table = table_of(report_of(out, "method=sdpo", "seed=0,2"), "leaderboard-1")
+    assert cell(table, "sdpo", "gain").value == pytest.approx(2)
+    assert cell(table, "sdpo", "seeds").text == "2"
+    assert not any(c.text == "ddpo" for row in table.rows for c in row.cells)
+    assert len(report_of(out, "update.lr=1e-3").runs.rows) == 6
+    assert len(report_of(out, "method.temporal_discount=0.99").runs.rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ("methd=sdpo", "no run has a key 'methd'. Did you mean 'method'"),
+        ("method=spdo", r"no run has method.name = spdo. Did you mean 'sdpo'. Valid: ddpo, sdpo"),
+        ("seed=9", "no run has seed = 9"),
+        ("split=test", r"no scores of split test. Valid: train"),
+        ("method", "--select takes key=value"),
+        ("=x", "--select takes key=value"),
+    ],
+)
+def test_select_refusals(out, select, words):
+    with pytest.raises(UsageError, match=words):
+        report_of(out, select)
+
+
+def test_select_split(out):
+    make_run(out, "d3po", 0, spread([1, 1, 1]), frames=[lambda **who: frame(spread([2] * 3), **who, split="unseen")])
+    parts = report_of(out, "split=unseen").sections[0].parts
+    assert [part.title for part in parts] == ["3 unseen prompts"]
+
+
+# -- list runs -----------------------------------------------------------------------------------------------
+
+
+def test_list_runs_gives_state_budget_and_headline(out):
+    created = {"created": "2026-01-02T03:04:05Z"}
+    make_run(out, "d3po", 0, None, state="failed", message="black images", record=created)
+    damaged = make_run(out, "d3po", 1, spread([1, 1, 1]))
+    (damaged / "run.json").write_text("{")
+    columns, rows = list_runs(out)
+    assert columns[:7] == ["run", "state", "date", "duration", "method", "reward", "seed"]
+    assert columns[7:] == ["budget used", "score - base", "judged by", "message"]
+    assert rows[0][2:7] == ["2026-01-02 03:04", "60 s", "d3po", "emoji-align", 0]
+    assert rows[-1][2:7] == [None, "60 s", "sdpo", "emoji-align", 2]
+    by_run = {row[0].rsplit("-", 1)[0]: [row[1], *row[7:]] for row in rows}
+    prefix = "-emoji_align-emoji_turbo-s"
+    assert by_run[f"sdpo{prefix}1"] == ["done", "128 of 128 images", 2.0, "emoji-align, train", ""]
+    assert by_run[f"d3po{prefix}0"] == ["failed", "128 of 128 images", None, None, "black images"]
+    assert by_run[f"d3po{prefix}1"][0] == "damaged"
+    assert list_runs(out / "nowhere")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "shown"),
+    [(0.00123, 0.25, "0.00246 of 0.25"), (30.4, 1e6, "60.8 of 1,000,000"), (617.3, 1234.5, "1,235 of 1,234.5")],
+)
+def test_budgets_of_seconds_are_not_rounded_away(tmp_path, seconds, limit, shown):
+    folder = make_run(tmp_path, **{"budget.axis": "seconds", "budget.amount": limit})
+    (folder / "timing.jsonl").write_text(f'{{"epoch": 1, "seconds": {seconds}}}\n' * 2)
+    assert list_runs(tmp_path)[1][0][7] == f"{shown} seconds"
+    run = load_results(tmp_path).runs[0]
+    assert amount(run.settings) == f"{shown.split()[-1]} seconds"
+
+
+def test_headline_needs_the_same_prompts_and_images(tmp_path):
+    # Without the ant, which the run was not judged on, the base model is one lower everywhere.
+    base = np.concatenate([np.full((1, 3, 2), 50.0), spread([0, 1, 2])])
+    make_base(tmp_path, base_frame(base, prompts=("ant", *PROMPTS), steps=STEPS))
+    folder = make_run(tmp_path, "sdpo", 0, spread([1, 2, 3]))
+    assert list_runs(tmp_path)[1][0][8] == pytest.approx(1)
+    edit_scores(folder, lambda rows: rows.loc.__setitem__((rows.index[0], "score"), float("nan")))
+    row = list_runs(tmp_path)[1][0]
+    assert row[8] is None
+    assert "diverged: 1 scores" in row[10]

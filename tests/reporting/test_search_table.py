@@ -1,0 +1,61 @@
+"""What a report says about how a suite's settings were searched: every round, every candidate, and the cost."""
+
+import pytest
+
+from sdpo_bench.reporting.tables.suite_tables import suite_tables
+from sdpo_bench.results.suite_records import SuiteRecord
+
+TEXTS = {"description": "", "reproduces": "", "departs": ""}
+BILL = {"images": 7, "denoiser_calls": 0, "reward_calls": 0, "optimiser_steps": 0}
+CHOICE = {
+    "method": "sdpo",
+    "reward": "good",
+    "model": "model",
+    "variant": "",
+    "candidates": [{"state": "done"}, {"state": "out"}, {"state": "failed"}],
+    "chosen": {"update.lr": 0.01},
+    "score": 0.5,
+    "on_edge": ["update.lr"],
+    "cost": BILL,
+}
+ROUNDS = {
+    "by": "validation",
+    "prompts": "emoji-validation",
+    "steps": [1, 4],
+    "extend": ["update.lr"],
+    "require": {"reward": "emoji-accuracy", "drop": 0.02},
+    "rounds": [
+        {"seeds": [1000], "budget": {"budget.images": 2560}, "keep": None},
+        {"seeds": [1000, 1001], "budget": {"budget.images": 2560}, "keep": 4},
+    ],
+}
+ONE_ROUND = {"by": "reward", "prompts": "", "steps": [1], "seed": 9, "budget": {"budget.images": 64}}
+"""As suites were recorded before searches had rounds."""
+
+
+def table_of(search):
+    record = SuiteRecord("mine", TEXTS, (), {}, (), 0, search, (CHOICE,))
+    return suite_tables(record, [], lambda runs: [])[-1]
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        (ROUNDS, "Each candidate was trained with seed 1000, not reported, for 2560 images."),
+        (ROUNDS, "Round 2: each of the best 4 was trained with seeds 1000, 1001, not reported, for 2560 images."),
+        (ROUNDS, "The highest mean score on validation prompts (emoji-validation) at 1, 4 steps was chosen."),
+        (ROUNDS, "A candidate whose emoji-accuracy there fell below the base model's minus 0.02 was out."),
+        (ROUNDS, "Where an end of the list of update.lr won, the list grew by its next value."),
+        (ROUNDS, "sdpo: the chosen update.lr is still at an end of its list."),
+        (ONE_ROUND, "Each candidate was trained with seed 9, not reported, for 64 images."),
+    ],
+)
+def test_the_notes_say_how_settings_were_searched(search, said):
+    assert said in table_of(search).notes
+
+
+def test_candidates_that_failed_or_are_out_are_counted():
+    table = table_of(ROUNDS)
+    row = dict(zip([column.key for column in table.columns], table.groups[0].rows[0].cells))
+    texts = {key: cell.text for key, cell in row.items()}
+    assert (texts["chosen"], texts["tried"], texts["failed"], texts["images"]) == ("update.lr = 0.01", "3", "2", "7")

@@ -1,0 +1,114 @@
+"""The verdict above a leaderboard says what both kinds of rewards show, and no more."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_factory import base_frame, frame, make_base, make_run, spread
+
+from sdpo_bench.reporting.assemble import Request, build_report
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.statistics.intervals import crossed_interval
+from sdpo_bench.statistics.matrices import Matrix
+
+STEPS = (1, 2, 4)
+CLEAR = (-0.02, 0.0, 0.02)
+"""Of three seeds: an effect of 1 is shown."""
+WIDE = (-9.0, 0.0, 9.0)
+"""Of three seeds: nothing is shown."""
+
+
+def runs(out: Path, method: str, gain: float, seeds=CLEAR, held_out: float | None = None, held_out_seeds=CLEAR, **more):
+    """A method that gains so much at every step count over a base model at 0, by both rewards."""
+    for seed, (own, other) in enumerate(zip(seeds, held_out_seeds, strict=True)):
+        frames = []
+        if held_out is not None:
+            frames = [partial(frame, spread([held_out + other] * 3), reward="accuracy")]
+        make_run(out, method, seed, spread([gain + own] * 3), frames=frames, **more)
+
+
+def verdict(out: Path, held_out: bool = False, **options) -> str:
+    frames = [base_frame(spread([0, 0, 0]))]
+    frames += [base_frame(spread([0, 0, 0]), reward="accuracy")] if held_out else []
+    make_base(out, *frames)
+    return build_report(load_results(out), Request(**options)).sections[0].parts[0].finding
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ({"sdpo": (5, CLEAR), "ddpo": (1, CLEAR)}, "sdpo is highest at 4 steps and told apart from all other methods."),
+        (
+            {"sdpo": (5, CLEAR), "ddpo": (4.99, (0.05, 0.0, -0.05))},
+            "sdpo is highest at 4 steps; not told apart from it: ddpo.",
+        ),
+        ({"sdpo": (1, WIDE)}, "sdpo is highest at 4 steps, but not told apart from the base model."),
+        ({"sdpo": (-5, CLEAR)}, "No method is above the base model at 4 steps."),
+        ({"sdpo": (-1, WIDE)}, "No method is above the base model at 4 steps."),
+    ],
+)
+def test_who_is_highest(tmp_path, gains, said):
+    for method, (gain, seeds) in gains.items():
+        runs(tmp_path, method, gain, seeds)
+    assert verdict(tmp_path, endpoint=4).startswith(said)
+
+
+def test_a_method_of_one_seed_is_not_said_to_be_highest(tmp_path):
+    runs(tmp_path, "sdpo", 5)
+    runs(tmp_path, "ddpo", 9, seeds=(0.0,), held_out_seeds=(0.0,))
+    runs(tmp_path, "d3po", 1)
+    assert verdict(tmp_path).startswith("sdpo is highest on the mean over step counts and told apart from all other")
+
+
+def test_the_best_and_the_reference_have_their_gains_in_numbers(tmp_path):
+    for method, gain in (("sdpo", 1), ("ddpo", 3), ("d3po", 2)):
+        runs(tmp_path, method, gain)
+    text = verdict(tmp_path)
+    assert "ddpo gains 3 [2.95, 3.05] (95 %, 3 seeds x 3 prompts) over the base model on the mean over step" in text
+    assert "sdpo gains 1 [0.95, 1.05]" in text and "d3po gains" not in text
+    assert "few-step" not in text  # all that was judged
+
+
+def test_one_seed_shows_nothing(tmp_path):
+    runs(tmp_path, "sdpo", 3, seeds=(0.0,), held_out_seeds=(0.0,))
+    text = verdict(tmp_path)
+    assert text.startswith(
+        "No letters: 1 seed, no interval, so no difference between methods can be shown. sdpo gains 3"
+    )
+    assert "By " not in text
+
+
+def test_the_held_out_reward_stands_in_the_verdict_and_a_disagreement_is_named(tmp_path):
+    runs(tmp_path, "sdpo", 1, held_out=0.0, held_out_seeds=WIDE)
+    runs(tmp_path, "draft", -2, held_out=1.0)
+    text = verdict(tmp_path, held_out=True)
+    assert "By emoji-align (trained on): a gain over the base model is shown for sdpo (+1.000 ±0.050, p" in text
+    assert "; a loss against the base model is shown for draft (-2.000 ±0.050, p" in text
+    assert "By accuracy (not trained on): a gain over the base model is shown for draft (+1.000 ±0.050, p" in text
+    assert "neither is shown, and the interval includes 0, for sdpo (+0.0" in text
+    assert text.endswith(
+        "The two rewards disagree: draft fall by emoji-align and rise by accuracy (both intervals exclude 0)."
+    )
+
+
+def test_an_interval_without_its_corrected_p_has_both_in_its_sentence(tmp_path):
+    # A gain whose own p is .03: shown alone, not in a family of three, in which the others show nothing.
+    seeds = np.array([0.0, 0.1, 0.2])
+    for middle in np.linspace(0.1, 2, 1000):
+        estimate = crossed_interval(Matrix(np.add.outer(seeds + middle, [0.0, 0.0, 0.0]), range(3), "abc"))
+        if estimate.p_value() < 0.03:
+            break
+    runs(tmp_path, "sdpo", middle, seeds=seeds)
+    for method in ("ddpo", "d3po"):
+        runs(tmp_path, method, 0, WIDE)
+    number = f"sdpo (+{estimate.value:.4f} ±{(estimate.high - estimate.low) / 2:.4f}, p = {3 * estimate.p_value():.3f})"
+    said = f"not shown after the correction, though the interval excludes 0, for {number}"
+    assert said in verdict(tmp_path)
+
+
+def test_long_lists_are_counted_with_the_reference_in_numbers(tmp_path):
+    methods = ["sdpo", "ddpo", "d3po", "rebel", "grpo", "tdpo", "dpok", "pso", "refl"]
+    for method in methods:
+        runs(tmp_path, method, 1)
+    assert "is shown for all 9 methods, among them sdpo (+1.000 ±0.050, p" in verdict(tmp_path)
