@@ -83,6 +83,12 @@ def primary_lines(comparison: Comparison, duel: Duel) -> list[str]:
         return [*lines, f"{text} It says nothing about the methods ({ONE_SEED})."]
     if duel.primary.p is not None:
         lines[0] += f"; p = {duel.primary.p:.2g} of this one comparison"
+    detectable = difference.detectable()
+    if detectable is not None and not difference.excludes_zero:
+        lines.append(
+            f"No significant difference is not equality: this comparison would find a difference of {detectable:.2g} "
+            "with probability .8, and misses smaller ones more often."
+        )
     low, high = duel.seed_level.low, duel.seed_level.high
     if low is not None and high is not None:
         lines.append(f"On this prompt set, over seeds alone: [{low:.3g}, {high:.3g}].")

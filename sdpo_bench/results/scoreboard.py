@@ -45,7 +45,7 @@ class Line:
     difference_p: float | None = None
     """Holm's, of the difference, over all rows of the panel that have one, the base model too."""
     letters: str = ""
-    """Methods that share one are not told apart; empty for the base model and where nothing can be told apart."""
+    """Methods that share one do not differ significantly; empty for the base model and where nothing can be tested."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _comparable(panel: Panel, endpoint: Endpoint) -> tuple[dict[str, Matrix], li
 
 
 def _leaders(matrices: Mapping[str, Matrix], apart: frozenset[Pair]) -> frozenset[str]:
-    """The row with the highest mean and those not told apart from it."""
+    """The row with the highest mean and those not significantly different from it."""
     if not matrices:
         return frozenset()
     best = max(sorted(matrices), key=lambda label: matrices[label].values.mean())

@@ -58,7 +58,7 @@ def benjamini_hochberg(p: Sequence[float | None]) -> np.ndarray:
 def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
     """Verdict in words on the paired differences A - B.
 
-    For example ``sdpo is better at 1, 2, 4 steps; a difference is not shown at 50 steps``. Several endpoints are an
+    For example ``sdpo is better at 1, 2, 4 steps; no significant difference at 50 steps``. Several endpoints are an
     exploratory grid: "better" needs a p value that stays below ``1 - level`` after Benjamini-Hochberg's correction over
     the endpoints given. Where only the interval excludes 0, the sentence has the interval and the corrected p.
 
@@ -88,7 +88,7 @@ def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
     return "; ".join(texts)
 
 
-NOT_SHOWN = "a difference is not shown"
+NOT_SHOWN = "no significant difference"
 INTERVAL_ONLY = "not shown after correction for {} endpoints, though the interval excludes 0,"
 
 

@@ -36,7 +36,7 @@ class Cell:
     seeds: int | None = None
     """Training seeds behind the number."""
     strong: bool = False
-    """Not told apart from the best of its column."""
+    """Not significantly different from the best of its column."""
 
 
 @dataclass(frozen=True)

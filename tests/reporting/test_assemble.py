@@ -157,7 +157,7 @@ def test_equal_methods_share_a_letter(tmp_path):
     table = table_of(report, "leaderboard-1")
     assert [row.cells[1].text for row in table.rows] == ["a", "a", "-"]
     assert table.rows[2].base
-    assert "not told apart from it" in report.sections[0].parts[0].finding
+    assert "not significantly different from it" in report.sections[0].parts[0].finding
 
 
 def test_main_table_has_base_methods_and_a_block_a_reward(out):

@@ -154,12 +154,24 @@ def test_verdict_in_words(tmp_path):
         make_run(tmp_path, "sdpo", seed, spread([5, 5, 1]) + rng.normal(0, 0.2, (3, 3, 2)))
         make_run(tmp_path, "ddpo", seed, spread([1, 1, 1]) + rng.normal(0, 0.2, (3, 3, 2)))
     comparison = compared(tmp_path, "sdpo", "ddpo")
-    expected = "sdpo is better at 1, 2 steps and on the mean over step counts; a difference is not shown at 4 steps"
+    expected = "sdpo is better at 1, 2 steps and on the mean over step counts; no significant difference at 4 steps"
     assert comparison.duels[0].verdict == expected
     printed = run("sdpo", "ddpo", "--results", tmp_path).stdout
     assert printed.startswith(f"emoji-align (trained on), train prompts: {expected}.")
     for row in outcomes(comparison).values():  # the column says the same as the words
         assert (row.exploratory_p < 0.05) == (row.endpoint != 4)
+
+
+def test_a_difference_that_is_not_significant_comes_with_its_power(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        for method in ("sdpo", "ddpo"):
+            make_run(tmp_path, method, seed, spread([1, 1, 1]) + rng.normal(0, 0.2, (3, 3, 2)))
+    (duel,) = compared(tmp_path, "sdpo", "ddpo").duels
+    size = duel.primary.difference.detectable()
+    text = " ".join(run("sdpo", "ddpo", "--results", tmp_path).stdout.split())
+    assert f"would find a difference of {size:.2g} with probability .8" in text
 
 
 def test_one_p_value_stands_in_the_sentence_of_the_primary_endpoint(out):

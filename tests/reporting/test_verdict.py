@@ -38,12 +38,15 @@ def verdict(out: Path, held_out: bool = False, **options) -> str:
 @pytest.mark.parametrize(
     ("gains", "said"),
     [
-        ({"sdpo": (5, CLEAR), "ddpo": (1, CLEAR)}, "sdpo is highest at 4 steps and told apart from all other methods."),
+        (
+            {"sdpo": (5, CLEAR), "ddpo": (1, CLEAR)},
+            "sdpo is highest at 4 steps and differs significantly from all other methods.",
+        ),
         (
             {"sdpo": (5, CLEAR), "ddpo": (4.99, (0.05, 0.0, -0.05))},
-            "sdpo is highest at 4 steps; not told apart from it: ddpo.",
+            "sdpo is highest at 4 steps; not significantly different from it: ddpo.",
         ),
-        ({"sdpo": (1, WIDE)}, "sdpo is highest at 4 steps, but not told apart from the base model."),
+        ({"sdpo": (1, WIDE)}, "sdpo is highest at 4 steps, but does not differ significantly from the base model."),
         ({"sdpo": (-5, CLEAR)}, "No method is above the base model at 4 steps."),
         ({"sdpo": (-1, WIDE)}, "No method is above the base model at 4 steps."),
     ],
@@ -58,7 +61,9 @@ def test_a_method_of_one_seed_is_not_said_to_be_highest(tmp_path):
     runs(tmp_path, "sdpo", 5)
     runs(tmp_path, "ddpo", 9, seeds=(0.0,), held_out_seeds=(0.0,))
     runs(tmp_path, "d3po", 1)
-    assert verdict(tmp_path).startswith("sdpo is highest on the mean over step counts and told apart from all other")
+    assert verdict(tmp_path).startswith(
+        "sdpo is highest on the mean over step counts and differs significantly from all other"
+    )
 
 
 def test_the_best_and_the_reference_have_their_gains_in_numbers(tmp_path):

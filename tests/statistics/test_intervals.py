@@ -206,6 +206,20 @@ def test_two_seeds_warn_three_advise_and_five_are_silent():
     assert notes[5] == notes[10] == ""
 
 
+def test_detectable_difference_is_found_four_times_in_five():
+    """Simulated: t tests of five seeds whose true mean is the detectable value of a unit standard deviation."""
+    estimate = Estimate(0.0, -1.0, 1.0, 0.95, 5, None, 1 / np.sqrt(5), 4.0, "seeds")
+    size = estimate.detectable()
+    draws = np.random.default_rng(0).normal(size, 1.0, (40_000, 5))
+    t = draws.mean(1) / (draws.std(1, ddof=1) / np.sqrt(5))
+    power = (np.abs(t) > scipy_stats.t.ppf(0.975, 4)).mean()
+    assert power == pytest.approx(0.8, abs=0.01)
+    # By hand for many degrees of freedom: (1.95996 + .84162) standard errors.
+    many = Estimate(0.0, -1.0, 1.0, 0.95, 5, None, 0.5, 1e6, "seeds")
+    assert many.detectable() == pytest.approx(2.80158 * 0.5, rel=1e-4)
+    assert Estimate(0.0, None, None, 0.95, 1, None, None, None, "seeds").detectable() is None
+
+
 def test_words_of_an_interval():
     found = Estimate(0.1234, 0.0312, 0.2156, 0.95, 5, 45, 0.03, 4.2, "seeds and prompts", "mind this")
     assert found.words() == "0.123 [0.0312, 0.216] (95 %, 5 seeds x 45 prompts); mind this"

@@ -63,12 +63,12 @@ def estimate(value, error=1.0, df=10.0):
 
 def test_verdict_in_words():
     found = verdict({50: estimate(0.5), 4: estimate(9), 1: estimate(9), 2: estimate(9)}, "sdpo", "ddpo")
-    assert found == "sdpo is better at 1, 2, 4 steps; a difference is not shown at 50 steps"
+    assert found == "sdpo is better at 1, 2, 4 steps; no significant difference at 50 steps"
     estimates = {1: estimate(-9), 8: estimate(9), "area": estimate(0), "mean": estimate(9)}
     found = verdict(estimates, "sdpo", "ddpo")
     assert found == (
         "sdpo is better at 8 steps and on the mean over step counts; ddpo is better at 1 step; "
-        "a difference is not shown on the area under the step curve"
+        "no significant difference on the area under the step curve"
     )
 
 
@@ -77,7 +77,7 @@ def test_verdict_corrects_for_looking_at_many_step_counts():
     assert verdict({1: estimate(2.4)}, "sdpo", "ddpo") == "sdpo is better at 1 step"
     found = verdict({1: estimate(2.4), 2: estimate(0), 4: estimate(0), 8: estimate(0)}, "sdpo", "ddpo")
     assert found == (
-        "a difference is not shown at 2, 4, 8 steps; not shown after correction for 4 endpoints, though the interval "
+        "no significant difference at 2, 4, 8 steps; not shown after correction for 4 endpoints, though the interval "
         "excludes 0, at 1 step (2.4 [0.172, 4.63], p = 0.15)"
     )
 
@@ -89,7 +89,7 @@ def test_verdict_controls_the_share_of_false_findings_and_ignores_units():
     for unit in (1, 1e-6):
         estimates = {key: estimate(value * unit, unit) for key, value in sizes.items()}
         found = verdict(estimates, "sdpo", "ddpo")
-        assert found == "sdpo is better at 1, 2, 4 steps; a difference is not shown at 8 steps"
+        assert found == "sdpo is better at 1, 2, 4 steps; no significant difference at 8 steps"
 
 
 def test_verdict_of_one_seed_is_no_verdict():

@@ -68,11 +68,11 @@ def _gain_words(line: Line) -> str:
 
 def _certainty(board: Board, best: Line, leaders: frozenset[str]) -> str:
     if BASE in leaders:
-        return "not told apart from the base model"
+        return "not significantly different from the base model"
     others = [line.label for line in board.lines if line.label in leaders and line.label != best.label]
     if others:
-        return f"not told apart from it: {listed(others)}"
-    return "told apart from every other method" if len(board.lines) > 1 else "the only method here"
+        return f"not significantly different from it: {listed(others)}"
+    return "significantly different from every other method" if len(board.lines) > 1 else "the only method here"
 
 
 def arm_badges(setting: Setting, boards: Sequence[Board]) -> dict[str, tuple[str, ...]]:

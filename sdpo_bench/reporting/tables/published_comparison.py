@@ -185,8 +185,8 @@ def _order_notes(pair: Pair) -> list[str]:
     swapped = f" ({'; '.join(agreement[-1])})" if agreement[-1] else ""
     return [
         f"Order of methods: of {total} pair{'s' * (total != 1)}, {len(agreement[1])} the same way round on both sides, "
-        f"{len(agreement[-1])} the other way round{swapped}, {len(agreement[0])} not told apart on one side or the "
-        "other."
+        f"{len(agreement[-1])} the other way round{swapped}, {len(agreement[0])} without a significant difference "
+        "on one side or the other."
     ]
 
 

@@ -31,7 +31,7 @@ def verdict_words(trained: Sequence[Board], held_out: Sequence[Board]) -> str:
 
 
 def _leader(board: Board) -> list[str]:
-    """The highest mean and what is not told apart from it."""
+    """The highest mean and what is not significantly different from it."""
     if not board.lines:
         return []
     leaders = board.leaders.get(board.endpoint, frozenset())
@@ -42,11 +42,13 @@ def _leader(board: Board) -> list[str]:
     if best == BASE:
         return [f"No method is above the base model {where}."]
     if BASE in leaders:
-        return [f"{best} is highest {where}, but not told apart from the base model."]
+        return [f"{best} is highest {where}, but does not differ significantly from the base model."]
     others = [line.label for line in board.lines if line.label in leaders and line.label != best]
     if others:
-        return [f"{best} is highest {where}; not told apart from it: {listed(others)}."]
-    return [f"{best} is highest {where} and told apart from all other methods."] if len(board.lines) > 1 else []
+        return [f"{best} is highest {where}; not significantly different from it: {listed(others)}."]
+    return (
+        [f"{best} is highest {where} and differs significantly from all other methods."] if len(board.lines) > 1 else []
+    )
 
 
 def _headlines(board: Board) -> list[str]:

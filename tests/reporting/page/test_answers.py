@@ -23,7 +23,7 @@ def test_the_sentence_says_who_wins_by_how_much_how_surely_and_at_which_budget(t
     answer = _section(tmp_path).answer
     assert answer.sentence.startswith("sdpo wins after 128 images: +2.01 [")
     assert "over the base model, p <0.001, 3 seeds" in answer.sentence
-    assert answer.sentence.endswith("3 train prompts); told apart from every other method.")
+    assert answer.sentence.endswith("3 train prompts); significantly different from every other method.")
 
 
 def test_a_single_seed_leads_without_a_claim(tmp_path):
