@@ -47,7 +47,7 @@ def test_no_weights_and_no_path_of_a_machine_are_in_it():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_a_page_shows_what_its_commands_print(page):
     text = page.read_text(encoding="utf-8")
-    assert len(BLOCK.findall(text)) >= 2
+    assert BLOCK.findall(text)
     for found in BLOCK.finditer(text):
         assert f"sdpo-bench {found[4]}" in text.replace(found[0], ""), "the command stands beside it, for readers"
     assert refreshed(text) == text
