@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sdpo_bench.library.results import Results, Run, load_results
     from sdpo_bench.library.runs import run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "run": "runs",

@@ -43,6 +43,14 @@ def test_every_folder_of_code_is_a_listed_package():
         assert below or any(relative.match(pattern) for pattern in patterns), relative
 
 
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == sdpo_bench.__version__
+    assert f"\nversion: {sdpo_bench.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    (newest, *_) = re.findall(r"^## ([0-9.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest == sdpo_bench.__version__
+
+
 def test_the_map_lists_the_packages_in_the_order_of_the_layers_contract():
     """The docstring of the package is the reader's map; import-linter enforces the contract."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]

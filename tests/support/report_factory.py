@@ -12,7 +12,7 @@ from sdpo_bench.config.run_id import training_id, versions_of
 SAMPLER = "ddim trailing eta=1 guidance=1 sample bank=0"
 PROMPTS = ("cat", "dog", "bee")
 STEPS = (1, 2, 4)
-VERSIONS = {"python": "3.11.0", "sdpo-bench": "0.1.0", "torch": "2.13.0"}
+VERSIONS = {"python": "3.11.0", "sdpo-bench": "0.2.0", "torch": "2.13.0"}
 HARDWARE = {
     "machine": "x86_64",
     "system": "Linux",
