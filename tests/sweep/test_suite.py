@@ -23,6 +23,8 @@ LONG_ABLATIONS = {f"embedded-long-{what}" for what in ABLATIONS}
 NAMES |= (
     LONG | LONG_ABLATIONS | {"paper-figure", "embedded-flow"} | {f"{where}-main" for where in ("paper", "embedded")}
 )
+NEWER = {"embedded-newer", "embedded-flow-newer"}
+NAMES |= NEWER
 NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
 
@@ -64,6 +66,7 @@ def test_the_leaderboard_of_methods_has_them_all_and_shares_its_runs_with_the_ma
 
     jobs = plans["embedded-methods"].jobs
     unsearched = {"awm", "dense_grpo", "dgpo", "drpo", "nft"}
+    assert set(plans["embedded-newer"].suite.methods) == unsearched
     built_in = {n for n, p in plugins("methods").items() if p.owner == "built-in"}
     assert {job.method for job in jobs} == built_in - unsearched
     main = {job.run_id for job in plans["embedded-main"].jobs if job.reward == "emoji-align"}
@@ -102,6 +105,36 @@ def test_long_trainings_are_equal_in_images_and_optimiser_steps_and_search(plans
     } == dict.fromkeys(("sdpo", "ddpo", "d3po", "rebel"), 10)
     native = [job for job in plans[f"{name}-native"].jobs if job.role == "reported"]
     assert {job.work.optimiser_steps for job in native} == {2 * native[0].work.images / 240}
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "updates"),
+    [("embedded-newer", "embedded-methods", 4), ("embedded-flow-newer", "embedded-flow", 6)],
+)
+def test_the_newer_methods_get_the_budget_of_the_older_ones_and_one_search(plans, name, like, updates):
+    """As many images, optimiser steps and tuning runs for every method that trains, judged as the older ones are."""
+    plan, older = plans[name], plans[like]
+    searched = {job.method for job in plan.jobs if job.role == "tuning"}
+    assert searched == set(plan.suite.methods) - {"best_of_n", "random_search"}
+    trained = [job for job in plan.jobs if job.role == "reported" and job.method in searched]
+    epochs = {job.settings["budget.amount"] / job.settings["sample.images_per_epoch"] for job in trained}
+    assert {job.work.optimiser_steps for job in trained} == {updates * epochs.pop()} and not epochs
+    for method in searched:
+        assert sum(job.role == "tuning" and job.method == method for job in plan.jobs) == 10
+    reported = [job for job in older.jobs if job.role == "reported"]
+    keys = ("budget.amount", "schedule.steps", "sample.images_per_epoch", "eval.steps", "eval.unseen", "seed")
+    as_reported = lambda jobs: {tuple(map(str, (job.settings[key] for key in keys))) for job in jobs}  # noqa: E731
+    assert as_reported(trained) == as_reported(job for job in reported if job.method == "grpo")
+    assert plan.suite.search.settings == plans["embedded-flow"].suite.search.settings
+    assert plan.suite.search.require == plans["embedded-flow"].suite.search.require
+
+
+def test_the_flow_suites_have_every_method_between_them(plans):
+    from sdpo_bench.plugins.registry import plugins
+
+    older, newer = (set(plans[name].suite.methods) for name in ("embedded-flow", "embedded-flow-newer"))
+    assert not older & newer
+    assert older | newer == {n for n, p in plugins("methods").items() if p.owner == "built-in"}
 
 
 def test_smoke_is_every_method_with_every_embedded_reward_it_can_use(plans):
