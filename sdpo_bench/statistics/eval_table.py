@@ -121,14 +121,16 @@ def reduced(grid: ScoreGrid, endpoint: Endpoint) -> Matrix:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_scores(path: Path, *, pictures: bool = True) -> Scores:
+def read_scores(path: Path, *, pictures: bool = True, value: str = "score") -> Scores:
     """Scores of one file; ``problems`` names every fault of the file, no exception is raised.
 
     Args:
         pictures: read the picture statistics too.
+        value: what stands in place of the scores: one of :data:`PICTURES`.
     """
     try:
-        columns = _columns(path.read_bytes(), PICTURES if pictures else ())
+        columns = _columns(path.read_bytes(), PICTURES if pictures else () if value == "score" else (value,))
+        columns["score"] = columns[value]
     except PermissionError as error:  # not readable is not damaged
         return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
     except Exception as error:  # pyarrow raises many kinds for a damaged file

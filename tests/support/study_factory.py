@@ -62,8 +62,7 @@ def row(images: int = 64, steps: int = 10, share: Any = (0.5, 0.5), **more: Any)
 
 
 def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: Any) -> None:
-    base, blocks = RunFolder(out / "runs" / "base-x"), {}
-    base.create({"kind": "base"})
+    blocks: dict[str, dict[Any, Any]] = {}
     for cell in merged_plan("test", suites, out).jobs:
         folder = RunFolder(out / "runs" / cell.run_id)
         folder.create(resolve(cell.request).record)
@@ -73,12 +72,20 @@ def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: A
             continue
         _scores(folder, cell, gain, contrast(cell), cell.seed).to_parquet(folder.evaluation, index=False)
         key = (cell.settings["reward.version"], str(cell.settings["eval.steps"]))
-        if key not in blocks:
-            blocks[key] = _scores(base, cell, lambda *_: 0.0, 0.2, 0)
+        own = blocks.setdefault(cell.model, {})
+        if key not in own:
+            own[key] = _scores(_base(out, cell.model), cell, lambda *_: 0.0, 0.2, 0)
         (folder.path / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log(cell)))
         (folder.path / "timing.jsonl").write_text(json.dumps({"seconds": 12.5}) + "\n")
     keys = ["split", "prompt", "image", "steps", "reward", "version"]
-    pd.concat(blocks.values()).drop_duplicates(keys).to_parquet(base.evaluation, index=False)
+    for model, own in blocks.items():
+        base = _base(out, model)
+        base.create({"kind": "base", "config": {"model": {"name": model}}})
+        pd.concat(own.values()).drop_duplicates(keys).to_parquet(base.evaluation, index=False)
+
+
+def _base(out: Path, model: str) -> RunFolder:
+    return RunFolder(out / "runs" / f"base-{Path(model).name}")
 
 
 def _scores(folder: RunFolder, cell: Job, gain: Gain, contrast: float, seed: int) -> pd.DataFrame:

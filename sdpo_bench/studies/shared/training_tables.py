@@ -9,7 +9,7 @@ from sdpo_bench.plugins.registry import find
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.comparability import shown
 from sdpo_bench.results.study_findings import Plot, banded
-from sdpo_bench.settings import DEFAULT_MODEL
+from sdpo_bench.settings import DEFAULT_MODEL, RunConfig
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart, Series, band
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells
@@ -38,13 +38,19 @@ def one_reward(request: StudyRequest) -> str:
     return str(find("rewards", request.rewards[0] if request.rewards else "emoji-align").name)
 
 
-def resolved_training(request: StudyRequest, method: str, reward: str, overrides: Mapping[str, Any]) -> Resolved:
+def resolved_training(
+    request: StudyRequest, method: str, reward: str, overrides: Mapping[str, Any], model: str = ""
+) -> Resolved:
     """The configuration of one training of this request, with seed 0.
+
+    Args:
+        model: of a study of several.
 
     Raises:
         UsageError: settings that do not resolve.
     """
-    return resolve(Request(method, reward, request.model or DEFAULT_MODEL, request.preset, 0, dict(overrides)))
+    model = model or request.model or DEFAULT_MODEL
+    return resolve(Request(method, reward, model, request.preset, 0, dict(overrides)))
 
 
 def step_counts(value: Any) -> list[int]:
@@ -60,13 +66,18 @@ def training_suite(
     rewards: Sequence[str],
     budget: Mapping[str, Any],
     judged: Mapping[str, Any] = JUDGED,
+    model: str = "",
     **tables: Any,
 ) -> Suite:
-    """A suite of this request's model and seeds; tables as in a suite file."""
+    """A suite of this request's model and seeds; tables as in a suite file.
+
+    Args:
+        model: of a study of several.
+    """
     cells = {
         "method": list(methods),
         "reward": list(rewards),
-        "model": request.model or DEFAULT_MODEL,
+        "model": model or request.model or DEFAULT_MODEL,
         "seed": list(request.chosen_seeds),
     }
     return study_suite(
@@ -82,29 +93,40 @@ def training_suite(
 
 
 def suite_facts(request: StudyRequest, suites: Sequence[Suite]) -> tuple[tuple[str, str], ...]:
-    """Model, rewards, seeds, prompts, steps and evaluation of what will be trained.
+    """Models, rewards, seeds, prompts, steps and evaluation of what will be trained.
 
     Raises:
         UsageError: settings that do not resolve.
     """
-    first = suites[0]
-    overrides = first.overrides(first.methods[0], next(iter(first.variants)))
-    config = resolve(Request(first.methods[0], first.rewards[0], first.models[0], first.preset, 0, overrides)).config
+    by_model: dict[str, RunConfig] = {}
+    for one in suites:
+        if one.models[0] not in by_model:
+            overrides = one.overrides(one.methods[0], next(iter(one.variants)))
+            request_of = Request(one.methods[0], one.rewards[0], one.models[0], one.preset, 0, overrides)
+            by_model[one.models[0]] = resolve(request_of).config
+    config = next(iter(by_model.values()))
     rewards = dict.fromkeys(reward for suite in suites for reward in suite.rewards)
     methods = dict.fromkeys(method for suite in suites for method in suite.methods)
     cells = sum(len(s.methods) * len(s.rewards) * len(s.models) * len(s.variants) * len(s.seeds) for s in suites)
     varied = any("schedule.steps" in settings for suite in suites for settings in suite.variants.values())
     return (
-        ("model", config.model.name),
+        ("model" if len(by_model) == 1 else "models", ", ".join(by_model)),
         ("methods", ", ".join(methods)),
         ("rewards", ", ".join(rewards)),
         ("seeds", f"{', '.join(map(str, request.chosen_seeds))} (training)"),
         ("prompts", f"{len(load_prompts(config.eval.train))} ({config.eval.train}), in training and evaluation"),
-        ("training steps T", "varied" if varied else str(config.schedule.steps)),
-        ("step weight", config.update.step_weight),
+        ("training steps T", "varied" if varied else _by_model({m: c.schedule.steps for m, c in by_model.items()})),
+        ("step weight", _by_model({m: c.update.step_weight for m, c in by_model.items()})),
         ("evaluation", f"{shown(config.eval.steps)} steps, {config.eval.images_per_prompt} images a prompt"),
         ("trainings", str(cells)),
     )
+
+
+def _by_model(values: Mapping[str, Any]) -> str:
+    """A value that all models share, or each model's own."""
+    if len(set(values.values())) == 1:
+        return str(next(iter(values.values())))
+    return ", ".join(f"{value} ({model})" for model, value in values.items())
 
 
 # -- tables and plots ----------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sdpo_bench.sweep.suite import Suite, make_suite
 
 
 class Arm(NamedTuple):
-    """Runs that differ in the seed alone."""
+    """Runs that differ in the seed alone. A study of several models tells these apart by their variants."""
 
     method: str
     reward: str
@@ -72,7 +72,7 @@ def reopen(plan: Plan) -> int:
         if job.state != "done":
             continue
         own = read_scores(_folder(plan, job).evaluation, pictures=False)
-        if not _judged(job, own) or not any(_judged(job, base) for base in bases):
+        if not _judged(job, own) or not any(_judged(job, base.scores) for base in bases if base.model == job.model):
             _folder(plan, job).set_status("interrupted", "to be evaluated as a study asks")
             reopened += 1
     return reopened
@@ -131,6 +131,10 @@ class Trained:
         """Training log, one row an epoch."""
         return self.folder.log()
 
+    def values(self, statistic: str = "") -> Scores:
+        """The scores, or a picture statistic of the same images in their place."""
+        return read_scores(self.folder.evaluation, pictures=False, value=statistic) if statistic else self.scores
+
     @property
     def bill(self) -> dict[str, Any]:
         return dict(self.log[-1]["bill"]) if self.log else {}
@@ -146,6 +150,22 @@ class Trained:
         if self.job.state != "done":
             return f"{self.job.state}: {self.job.message}" if self.job.message else self.job.state
         return f"diverged: {self.scores.bad} scores are not finite" if self.scores.bad else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """Scores of a base model by one sampler."""
+
+    model: str
+    folder: RunFolder
+
+    @cached_property
+    def scores(self) -> Scores:
+        return read_scores(self.folder.evaluation)
+
+    def values(self, statistic: str = "") -> Scores:
+        """As :meth:`Trained.values`."""
+        return read_scores(self.folder.evaluation, pictures=False, value=statistic) if statistic else self.scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,13 +188,21 @@ class Trainings:
         return {arm: tuple(sorted(runs, key=lambda run: run.job.seed)) for arm, runs in by_arm.items()}
 
     @cached_property
-    def bases(self) -> list[Scores]:
-        """Scores of the base models that are here."""
-        return [read_scores(f.evaluation) for f in run_folders(self.out) if f.run_id.startswith("base-")]
+    def bases(self) -> list[Base]:
+        """The base models whose scores are here."""
+        folders = [folder for folder in run_folders(self.out) if folder.run_id.startswith("base-")]
+        return [Base(str(folder.record()["config"]["model"]["name"]), folder) for folder in folders]
 
-    def grids(self, arm: Arm, reward: str = "") -> tuple[ScoreGrid, ScoreGrid] | None:
+    def bases_of(self, arm: Arm) -> list[Base]:
+        """The base model of an arm, once for each sampler that judged it."""
+        return [base for base in self.bases if base.model == self.arms[arm][0].job.model]
+
+    def grids(self, arm: Arm, reward: str = "", statistic: str = "") -> tuple[ScoreGrid, ScoreGrid] | None:
         """Scores on train prompts of an arm's usable runs and of the base model, with the same prompts, step counts and
         images; None if no run is usable.
+
+        Args:
+            statistic: a picture statistic (``eval_table.PICTURES``) to have in place of the scores.
 
         Raises:
             UsageError: the base model lacks scores.
@@ -182,22 +210,24 @@ class Trainings:
         blocks, key = {}, None
         for run in self.arms[arm]:
             name = reward or str(run.job.settings["reward.name"])
-            match = _block_of(run.job, run.scores, name, "train") if not run.why_not else None
+            match = _block_of(run.job, run.values(statistic), name, "train") if not run.why_not else None
             if match is not None:
                 key, blocks[run.job.seed] = match
         if key is None:
             return None
-        for scores in self.bases:
+        for one in self.bases_of(arm):
+            scores = one.values(statistic)
             if key not in scores.blocks:
                 continue
             base = _block_of(self.arms[arm][0].job, Scores({key: scores.blocks[key]}), key.reward, "train")
             if base is not None:
+                key = key._replace(reward=statistic or key.reward)  # so that no table mixes it with scores
                 return stack(blocks, key, arm.method), stack({0: base[1]}, key, BASE)
         raise UsageError(f"the base model has no scores by {key.reward} on train prompts. Run the study again.")
 
-    def gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "") -> Matrix | None:
-        """Arm minus base model ``[S, P]`` in reward units; None where no run is usable."""
-        grids = self.grids(arm, reward)
+    def gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "", statistic: str = "") -> Matrix | None:
+        """Arm minus base model ``[S, P]`` in units of the reward or statistic; None where no run is usable."""
+        grids = self.grids(arm, reward, statistic)
         if grids is None:
             return None
         tuned, base = (at(grid, endpoint) for grid in grids)
@@ -217,7 +247,7 @@ class Trainings:
     def pictures(self, arm: Arm, statistic: str) -> tuple[float, float]:
         """A picture statistic averaged over usable runs and step counts: the arm's and the base model's."""
         tuned = [_picture(run.scores, statistic) for run in self.arms[arm] if not run.why_not]
-        base = [_picture(scores, statistic) for scores in self.bases]
+        base = [_picture(base.scores, statistic) for base in self.bases_of(arm)]
         return mean_of(tuned), mean_of(base)
 
     def failures(self) -> list[Trained]:
