@@ -48,6 +48,7 @@ MARKERS = {"needs a GPU", "needs the hub", "long"}
 SHELL = {"bash", "sh", "console"}
 DATA = {"text", "bibtex", "python", "toml"}
 RECORDED = (
+    "git",
     "sdpo-bench",
     "pip",
     "python",
@@ -398,5 +399,5 @@ CHECKS = {
     "pytest": check_pytest,
     "accelerate": check_launcher,
     "torchrun": check_launcher,
-    **dict.fromkeys(("ruff", "mypy", "lint-imports", "pre-commit", "mkdir", "ssh"), lambda *_: None),
+    **dict.fromkeys(("git", "ruff", "mypy", "lint-imports", "pre-commit", "mkdir", "ssh"), lambda *_: None),
 }
