@@ -363,7 +363,7 @@ def check_pip(argv: list[str], block: Block, *_) -> None:
 
 def check_python(argv: list[str], block: Block, *_) -> None:
     """A module or script that is there and has the options given."""
-    if argv[:2] == ["-m", "venv"]:
+    if argv[:2] in (["-m", "venv"], ["-m", "build"]):
         return
     module = argv[0] == "-m"
     path = ROOT / (argv[1].replace(".", "/") if module else argv[0])
