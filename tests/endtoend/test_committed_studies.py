@@ -21,7 +21,7 @@ def test_every_study_of_the_package_is_there():
     assert {path.parent.name for path in RECORDS} == set(plugins("studies"))
 
 
-@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_it_has_seeds_enough_and_its_command_stands_in_the_list(path):
     record = json.loads(path.read_text())
     assert len(seeds_of(record)) >= 3
