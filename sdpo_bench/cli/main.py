@@ -238,7 +238,14 @@ def fetch(names: tuple[str, ...], dry_run: bool) -> None:
 @click.option(
     "--prompts", shell_complete=complete("prompts"), help="Check that the model reads this prompt set or file whole."
 )
-@click.option("--model", shell_complete=complete("models"), help="The model of --prompts [default: emoji-turbo].")
+@click.option("--gpu", is_flag=True, help="Run the first minutes of a run, and say go or no-go for the rest.")
+@click.option(
+    "--model",
+    shell_complete=complete("models"),
+    help="The model of --prompts [default: emoji-turbo] or --gpu [default: the published run's].",
+)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of the run of --gpu; repeatable.")
+@click.option("--micro-batch", type=click.IntRange(1, MOST), help="The micro-batch of --gpu [default: 64].")
 @click.option("--all", "show_all", is_flag=True, help="A line for each thing that is ok, not one for each area.")
 @OUT
 @DEVICE
@@ -246,7 +253,8 @@ def fetch(names: tuple[str, ...], dry_run: bool) -> None:
 def doctor(**options: Any) -> None:
     """Say what works on this machine and what to type for the rest.
 
-    Exit code 3 if something that every run needs is missing; with --plugin, 1 if the plugin fails a check.
+    Exit code 3 if something that every run needs is missing; with --plugin, 1 if the plugin fails a check; with --gpu,
+    3 without a GPU or weights, 1 for no-go.
 
     \b
     Examples:
@@ -254,6 +262,7 @@ def doctor(**options: Any) -> None:
       sdpo-bench doctor --all
       sdpo-bench doctor --plugin my-method
       sdpo-bench doctor --prompts my-prompts.txt --model sd-turbo
+      sdpo-bench doctor --gpu --micro-batch 16
     """
     from sdpo_bench.cli.commands.doctor import doctor_command
 

@@ -73,24 +73,27 @@ def _package(name: str, requirement: Any) -> Finding:
 
 
 def _device(name: str) -> Iterator[Finding]:
-    import torch
-
-    from sdpo_bench.estimates.memory_estimate import available_bytes, gigabytes
-
     try:
         device = pick_device(name)
     except SdpoBenchError as error:
         yield Finding("device", name, "problem", str(error))
         return
+    yield Finding("device", device, "ok", device_text(device))
+    if device == "cpu":
+        yield Finding("device", "gpu", "note", "none found: the embedded model runs on a CPU, SD-Turbo is for a GPU")
+
+
+def device_text(device: str) -> str:
+    """What a device that is here is, and its free memory."""
+    import torch
+
+    from sdpo_bench.estimates.memory_estimate import available_bytes, gigabytes
+
     free = gigabytes(available_bytes(device))
     if device.startswith("cuda"):
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16 (use model.precision=fp16)"
-        yield Finding("device", device, "ok", f"{torch.cuda.get_device_name(device)}, {free} free, {bf16}")
-        return
-    text = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {free} of memory free"
-    yield Finding("device", device, "ok", text)
-    if device == "cpu":
-        yield Finding("device", "gpu", "note", "none found: the embedded model runs on a CPU, SD-Turbo is for a GPU")
+        return f"{torch.cuda.get_device_name(device)}, {free} free, {bf16}"
+    return f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {free} of memory free"
 
 
 def _disk(out: Path) -> Iterator[Finding]:

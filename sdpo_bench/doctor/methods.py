@@ -67,21 +67,33 @@ def fresh_policy(model: ModelSettings, seed: int) -> Policy:
     return load_policy(model, lora_seed=seed)
 
 
-def make_trainer(resolved: Resolved, folder: Path, watch: Any = lambda tick: None) -> Trainer:
-    """A fresh policy, a run folder and :class:`Brightness`; an existing folder is gone on with."""
+def make_trainer(
+    resolved: Resolved,
+    folder: Path,
+    watch: Any = lambda tick: None,
+    *,
+    policy: Policy | None = None,
+    reward: Reward | None = None,
+    runtime: Runtime | None = None,
+) -> Trainer:
+    """A run folder, a fresh policy and :class:`Brightness` on the CPU; an existing folder is gone on with.
+
+    Args:
+        policy, reward, runtime: others than these; the policy is trained, not a copy of it.
+    """
     config = resolved.config
     run = RunFolder(folder / resolved.run_id)
     run.create(resolved.record)
-    policy = deepcopy(fresh_policy(config.model, seed_for(config.seed, "lora")))
+    policy = policy or deepcopy(fresh_policy(config.model, seed_for(config.seed, "lora")))
     method = build_method(config, resolved.method)
-    runtime = replace(Runtime(out=folder, device="cpu"), checkpoint_every=1)
+    runtime = runtime or replace(Runtime(out=folder, device="cpu"), checkpoint_every=1)
     context = run_context(config, runtime, policy, method)
-    scorer = supervise(config.reward.name, Brightness(None), context.ledger, timeout=runtime.reward_timeout)
+    scorer = supervise(config.reward.name, reward or Brightness(None), context.ledger, timeout=runtime.reward_timeout)
     return Trainer(context, config, run, scorer, watch)
 
 
-def adapter(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.policy.lora_parameters().items()}
+def adapter(policy: Policy) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in policy.lora_parameters().items()}
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
@@ -93,7 +105,7 @@ def check_epoch(plugin: Plugin, loaded: Any, folder: Path) -> None:
     trainer = make_trainer(small_run(plugin, loaded, epochs=1), folder)
     denoiser = trainer.policy.denoiser
     frozen = {name: p.detach().clone() for name, p in denoiser.named_parameters() if "lora_" not in name}
-    before = adapter(trainer)
+    before = adapter(trainer.policy)
     rows: list[int] = []
     hook = denoiser.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     try:
@@ -102,8 +114,8 @@ def check_epoch(plugin: Plugin, loaded: Any, folder: Path) -> None:
         hook.remove()
     changed = [name for name, p in denoiser.named_parameters() if name in frozen and not torch.equal(p, frozen[name])]
     require(not changed, f"frozen weights changed: {', '.join(changed[:3])}.")
-    require(not same(before, adapter(trainer)), "no LoRA weight changed in a whole epoch.")
-    finite = all(bool(torch.isfinite(value).all()) for value in adapter(trainer).values())
+    require(not same(before, adapter(trainer.policy)), "no LoRA weight changed in a whole epoch.")
+    finite = all(bool(torch.isfinite(value).all()) for value in adapter(trainer.policy).values())
     require(finite, "LoRA weights are not finite.")
     (row,) = trainer.run.log()
     gap = row["ratio_at_zero_update"]
@@ -143,12 +155,15 @@ def check_resume(plugin: Plugin, loaded: Any, folder: Path) -> None:
     resumed.train()
     require(len(whole.run.log()) == 2, f"{len(whole.run.log())} epochs were run; expected 2.")
     require(whole.run.log() == resumed.run.log(), "a resumed run logs other numbers than one never stopped.")
-    require(same(adapter(whole), adapter(resumed)), "a resumed run ends with other weights than one never stopped.")
+    require(
+        same(adapter(whole.policy), adapter(resumed.policy)),
+        "a resumed run ends with other weights than one never stopped.",
+    )
     save_adapter(whole.policy, whole.run.lora)
     for parameter in resumed.policy.lora_parameters().values():
         parameter.data.zero_()
     load_adapter(resumed.policy, whole.run.lora)
-    require(same(adapter(whole), adapter(resumed)), "the saved adapter does not come back as it was.")
+    require(same(adapter(whole.policy), adapter(resumed.policy)), "the saved adapter does not come back as it was.")
 
 
 CHECKS = {

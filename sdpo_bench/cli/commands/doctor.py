@@ -10,8 +10,9 @@ import click
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.doctor.machine import Finding, examine
 from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError
+from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.prompts.prompt_sets import load_prompts
-from sdpo_bench.settings import DEFAULT_MODEL, ModelSettings
+from sdpo_bench.settings import DEFAULT_MODEL, ModelSettings, Runtime
 from sdpo_bench.system.console_text import clean, print_table
 
 MOST_WITH_TEXT = 2  # findings of one area that are ok and are shown with their text; of more, the names alone
@@ -21,7 +22,10 @@ def doctor_command(
     *,
     plugin: str | None,
     prompts: str | None,
+    gpu: bool,
     model: str | None,
+    sets: tuple[str, ...],
+    micro_batch: int | None,
     show_all: bool,
     out: Path,
     device: str,
@@ -31,13 +35,19 @@ def doctor_command(
 
     Raises:
         UsageError: options that do not go together, or unknown names.
-        MissingError: something that every run needs is missing, or the tokenizer that --prompts needs.
-        SdpoBenchError: a plugin fails a check.
+        MissingError: something that every run needs is missing, the tokenizer that --prompts needs, or for --gpu a GPU
+            or weights.
+        SdpoBenchError: a plugin fails a check, or a check of --gpu says no-go.
     """
-    if plugin and prompts:
-        raise UsageError("--plugin and --prompts are two checks. Give one of them.")
-    if model and not prompts:
-        raise UsageError("--model is for --prompts: sdpo-bench doctor --prompts FILE --model NAME")
+    if bool(plugin) + bool(prompts) + gpu > 1:
+        raise UsageError("--plugin, --prompts and --gpu are different checks. Give one of them.")
+    if model and not (prompts or gpu):
+        raise UsageError("--model is for --prompts and --gpu: sdpo-bench doctor --prompts FILE --model NAME")
+    if (sets or micro_batch) and not gpu:
+        raise UsageError("--set and --micro-batch are for --gpu: sdpo-bench doctor --gpu --micro-batch 8")
+    if gpu:
+        _gpu(device, model, sets, micro_batch or Runtime().micro_batch, as_json)
+        return
     if plugin:
         _conformance(plugin, as_json)
         return
@@ -92,6 +102,28 @@ def _prompts(name: str, model: str, as_json: bool) -> None:
     for group in reading.same:
         click.echo(f"the same to the model: {' | '.join(map(clean, group))}")
     click.echo(f"{model}: {reading.summary}")
+
+
+def _gpu(device: str, model: str | None, sets: tuple[str, ...], micro_batch: int, as_json: bool) -> None:
+    from sdpo_bench.cli.run_plan import missing_weights
+    from sdpo_bench.doctor.gpu import Rehearsal, configuration, find_gpu
+
+    found = find_gpu(device)
+    resolved = configuration(model, parse_set(sets))
+    if names := missing_weights(resolved)["names"]:
+        raise MissingError(f"the weights of {', '.join(names)} are not here. Type: sdpo-bench fetch {' '.join(names)}")
+    verdicts = []
+    for verdict in Rehearsal(resolved, found, micro_batch).verdicts():
+        verdicts.append(verdict)
+        if not as_json:
+            click.echo(f"{verdict.state:9}{verdict.name}: {clean(verdict.text)}")
+    stops = [verdict.name for verdict in verdicts if verdict.state == "no-go"]
+    if as_json:
+        echo_json({"ok": not stops, "run": resolved.run_id, "checks": [asdict(verdict) for verdict in verdicts]})
+    if stops:
+        raise SdpoBenchError(f"no-go for {resolved.run_id}: {', '.join(stops)}. Each line above says why.")
+    if not as_json:
+        click.echo(f"go: {resolved.run_id}")
 
 
 def _conformance(name: str, as_json: bool) -> None:
