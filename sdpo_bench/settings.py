@@ -334,7 +334,7 @@ class TrackSettings:
     name: str = ""
     """Name of the run in the tracker; empty: the run id."""
     images: bool = True
-    """Track the picture grid of base beside tuned, where the tracker takes pictures."""
+    """Track the picture grid of base beside tuned."""
 
 
 @dataclass(frozen=True)

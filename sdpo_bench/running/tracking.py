@@ -1,4 +1,4 @@
-"""Experiment trackers beside a run, through accelerate's tracker classes: TensorBoard, W&B, Trackio, SwanLab, MLflow.
+"""Experiment trackers beside a run: when they are told what, and that none of them can fail a run.
 
 A tracker only reads what the run has logged, so it changes no number and is no part of a run's identity. One that fails
 is switched off with one warning, and the run goes on. Names of what is tracked::
@@ -6,14 +6,14 @@ is switched off with one warning, and the run goes on. Names of what is tracked:
     train/NAME, time/NAME        every number of an epoch, in train.jsonl and timing.jsonl
     bill/NAME                    the bill so far
     eval/REWARD/SPLIT/STEPS/...  base, tuned and difference at the end
+    eval/table                   the same as a table
     pictures                     the grid of base beside tuned, at the end
 
-The resolved settings are stored once. Trackers write below ``<out>/trackers`` and stay offline unless the user's
-environment says otherwise. A resumed run goes on in the same tracker run.
+The resolved settings are stored as the tracker's own configuration. Trackers write below ``<out>/trackers``. A resumed
+run goes on in the same tracker run.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,10 +23,10 @@ from typing import Any, get_args
 
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import MissingError
-from sdpo_bench.hashing import digest
 from sdpo_bench.plugins.conflicts import same_value
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.setting_names import unknown_setting
+from sdpo_bench.running.tracker_backends import BACKENDS, Backend
 from sdpo_bench.runs.log_numbers import numbers_of
 from sdpo_bench.runs.run_folder import RunFolder, read_object
 from sdpo_bench.settings import TrackerName, TrackSettings
@@ -37,7 +37,6 @@ from sdpo_bench.system.progress import Tick
 LOGS = {"train.jsonl": "train/", "timing.jsonl": "time/"}
 """Logs of a run with one line an epoch, and the beginning of their names in a tracker."""
 NAMES: tuple[str, ...] = get_args(TrackerName)
-GRID = "pictures"
 
 
 def split_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,10 +71,10 @@ def track_settings(values: Mapping[str, Any], names: Sequence[str] = ()) -> Trac
 
 @dataclass
 class _Tracker:
-    """One tracker of a run: accelerate's object, and what it has been told."""
+    """One tracker of a run, and what it has been told."""
 
     name: str
-    backend: Any
+    backend: Backend
     told: dict[str, Any]
     """``epoch``: the last one; ``finished``: whether scores and pictures were sent; ``id``: that of MLflow."""
 
@@ -143,12 +142,13 @@ class Tracking:
         try:
             with preserve_process_state():
                 told = self._told(name)
-                backend = _backend(name, self.settings.project, self.name, self.folder, self.run.run_id, told)
-                tracker = _Tracker(name, backend, told)
-                if "epoch" not in told:
-                    backend.store_init_configuration(_flat(self.resolved.data))
-                    told["epoch"] = 0
-                return tracker
+                place = self.folder / name
+                place.mkdir(exist_ok=True)
+                backend = BACKENDS[name](self.settings.project, self.name, self.run.run_id, place, told)
+                if "epoch" not in told or not backend.stores_settings_once:
+                    backend.store_settings(_flat(self.resolved.data))
+                told.setdefault("epoch", 0)
+                return _Tracker(name, backend, told)
         except Exception as error:
             self._give_up(name, error)
             return None
@@ -178,7 +178,7 @@ class Tracking:
         tracker.backend.log(values, step=epoch)
         if table:
             _send_table(tracker, table, epoch)
-        if self.settings.images and hasattr(tracker.backend, "log_images"):
+        if self.settings.images:
             _send_grid(tracker, self.run.path / "grid.png", epoch)
         tracker.told["finished"] = True
 
@@ -203,39 +203,6 @@ class Tracking:
             atomic_write(self._memory, json.dumps(memory, indent=1, sort_keys=True))
 
 
-def _backend(name: str, project: str, run: str, folder: Path, run_id: str, told: dict[str, Any]) -> Any:
-    """A started tracker of accelerate, which goes on where an earlier process of the run stopped."""
-    from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    PartialState()  # accelerate's own logging needs it
-    place, own_id = folder / name, digest([project, run, run_id], 21)
-    place.mkdir(exist_ok=True)
-    first: str | None = project
-    options: dict[str, Any]
-    if name == "tensorboard":
-        first, options = run, {"logging_dir": str(place / project)}
-    elif name == "wandb":
-        os.environ.setdefault("WANDB_MODE", "offline")
-        options = {"name": run, "id": own_id, "resume": "allow", "dir": str(place)}
-    elif name == "trackio":
-        os.environ.setdefault("TRACKIO_DIR", str(place))
-        options = {"name": run, "resume": "allow"}
-    elif name == "swanlab":
-        os.environ.setdefault("SWANLAB_MODE", "offline")
-        options = {"experiment_name": run, "logdir": str(place)}
-        if os.environ["SWANLAB_MODE"] == "cloud":
-            options |= {"id": own_id, "resume": "allow"}
-    else:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(place / 'mlflow.db').resolve()}")
-        options = {"run_name": run, "run_id": told.get("id"), "logging_dir": (place / "files").resolve().as_uri()}
-    backend = LOGGER_TYPE_TO_CLASS[name](first, **options)
-    backend.start()
-    if name == "mlflow":
-        told["id"] = backend.tracker.info.run_id
-    return backend
-
-
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by ``section.key`` as trackers take them: lists as text, no None."""
     flat: dict[str, Any] = {}
@@ -248,15 +215,8 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _send_table(tracker: _Tracker, table: Sequence[Mapping[str, Any]], epoch: int) -> None:
-    """The final table, where a tracker has tables or text."""
     columns = ["split", "reward", "version", "steps", "images", "base", "tuned", "difference", "standard_error"]
-    rows = [[row[name] for name in columns] for row in table]
-    if hasattr(tracker.backend, "log_table"):
-        tracker.backend.log_table("eval/table", columns=columns, data=rows, step=epoch)
-    elif tracker.name == "tensorboard":
-        from tabulate import tabulate
-
-        tracker.backend.log({"eval/table": tabulate(rows, headers=columns, tablefmt="pipe")}, step=epoch)
+    tracker.backend.log_table(columns, [[row[name] for name in columns] for row in table], epoch)
 
 
 def _send_grid(tracker: _Tracker, path: Path, epoch: int) -> None:
@@ -267,8 +227,7 @@ def _send_grid(tracker: _Tracker, path: Path, epoch: int) -> None:
 
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    shape = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-    tracker.backend.log_images({GRID: pixels[None]}, step=epoch, **shape)
+    tracker.backend.log_grid(pixels, epoch)
 
 
 def replaced_trackers(names: Sequence[str], values: Mapping[str, Any]) -> str:

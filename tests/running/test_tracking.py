@@ -2,6 +2,11 @@
 
 import json
 import logging
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 
 import pytest
 from finished_run import call, words_of
@@ -39,10 +44,19 @@ def log_of(run, name="train.jsonl"):
 class Recorder:
     """A tracker that keeps what it is told, and fails where it is asked to."""
 
-    def __init__(self, fail_at=None):
-        self.fail_at, self.config, self.logged, self.images, self.ended = fail_at, None, {}, {}, False
+    stores_settings_once = True
 
-    def store_init_configuration(self, values):
+    def __init__(self, fail_at=None):
+        self.fail_at, self.config, self.logged, self.table, self.pixels, self.ended = (
+            fail_at,
+            None,
+            {},
+            None,
+            None,
+            False,
+        )
+
+    def store_settings(self, values):
         assert all(isinstance(value, bool | int | float | str) for value in values.values())
         self.config = values
 
@@ -51,19 +65,41 @@ class Recorder:
             raise ConnectionError("the server has gone")
         self.logged.setdefault(step, {}).update(values)
 
-    def log_images(self, values, step):
-        self.images = values
+    def log_table(self, columns, rows, step):
+        self.table = [dict(zip(columns, row)) for row in rows]
+
+    def log_grid(self, pixels, step):
+        self.pixels = pixels
 
     def finish(self):
         self.ended = True
 
 
+def use(monkeypatch, backend):
+    """Have every tracker made by ``backend``, installed or not."""
+    monkeypatch.setattr(tracking, "BACKENDS", dict.fromkeys(tracking.NAMES, backend))
+    monkeypatch.setattr(tracking, "find_spec", lambda name: object())
+
+
 @pytest.fixture
 def recorder(monkeypatch):
     made = Recorder()
-    monkeypatch.setattr(tracking, "_backend", lambda *_: made)
-    monkeypatch.setattr(tracking, "find_spec", lambda name: object())
+    use(monkeypatch, lambda *_: made)
     return made
+
+
+@pytest.fixture
+def stop_after_two(monkeypatch):
+    """Interrupt the run after its second epoch; calling the fixture lets the next one go on."""
+    real = tracking.Tracking.tick
+
+    def interrupted(self, tick):
+        real(self, tick)
+        if tick.phase == "epoch" and tick.epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking.Tracking, "tick", interrupted)
+    return lambda: monkeypatch.setattr(tracking.Tracking, "tick", real)
 
 
 def test_tensorboard_reads_back_every_epoch_the_settings_the_scores_and_the_grid(words, tmp_path, capsys):
@@ -87,7 +123,7 @@ def test_tensorboard_reads_back_every_epoch_the_settings_the_scores_and_the_grid
 def test_wandb_is_offline_by_default_and_is_told_every_epoch(words, tmp_path, capsys, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    logging.raiseExceptions, before = False, logging.raiseExceptions
+    logging.raiseExceptions, before = False, logging.raiseExceptions  # wandb logs to a stream that pytest has closed
     code, _, err = call(capsys, *words, "--track", "wandb")
     logging.raiseExceptions = before
     assert code == 0 and "tracker 'wandb' failed" not in err
@@ -95,6 +131,81 @@ def test_wandb_is_offline_by_default_and_is_told_every_epoch(words, tmp_path, ca
     content = file.read_bytes()
     assert content.count(b"train/reward_mean") >= EPOCHS and b"update.lr" in content
     assert list((tmp_path / "out" / "trackers" / "wandb").rglob("pictures_*.png"))
+
+
+def run_in_two_processes(words, tracker):
+    """A run that is interrupted after its second epoch and resumed: trackers keep state for as long as a process lives.
+
+    Returns: standard output of the second process.
+    """
+    code = """if True:
+        import sys
+        from sdpo_bench.cli.entry import main
+        from sdpo_bench.running.tracking import Tracking
+        real, stop = Tracking.tick, int(sys.argv.pop(1))
+        def tick(self, one):
+            real(self, one)
+            if one.phase == "epoch" and one.epoch == stop:
+                raise KeyboardInterrupt
+        Tracking.tick = tick
+        main(sys.argv[1:])"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(tracker.upper())}
+    for stop, code_expected in ((2, 130), (0, 0)):
+        command = [sys.executable, "-c", code, str(stop), *map(str, words), "--track", tracker]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+        assert done.returncode == code_expected, done.stderr
+        assert f"tracker '{tracker}' failed" not in done.stderr
+    return done.stdout
+
+
+def query(database, text):
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(text).fetchall()
+
+
+def test_trackio_keeps_a_resumed_run_as_one_with_settings_table_and_grid(words, tmp_path):
+    pytest.importorskip("trackio")
+    out = run_in_two_processes(words, "trackio")
+    run = run_folder(tmp_path)
+    assert out.splitlines()[-1] == str(run)  # Trackio prints at exit where a run was left open
+    folder = tmp_path / "out" / "trackers" / "trackio"
+    rows = query(folder / "sdpo-bench.db", "select run_id, run_name, step, metrics from metrics order by id")
+    assert {(row[0], row[1]) for row in rows} == {(rows[0][0], run.name)}
+    logged = [(step, json.loads(text)) for _, _, step, text in rows]
+    rewards = [(step, values["train/reward_mean"]) for step, values in logged if "train/reward_mean" in values]
+    assert rewards == [(row["epoch"], pytest.approx(row["reward_mean"])) for row in log_of(run)]
+    last = {name: value for step, values in logged if step == EPOCHS for name, value in values.items()}
+    assert {"eval/jpeg-incompressibility/train/1/base", "eval/table", "pictures"} <= set(last)
+    ((config,),) = query(folder / "sdpo-bench.db", "select config from configs")
+    assert json.loads(config)["method.name"] == "sdpo"
+    assert list((folder / "media").rglob("*.png"))
+
+
+def test_mlflow_keeps_a_resumed_run_as_one_with_settings_table_and_grid(words, tmp_path):
+    pytest.importorskip("mlflow")
+    run_in_two_processes(words, "mlflow")
+    folder = tmp_path / "out" / "trackers" / "mlflow"
+    run = run_folder(tmp_path)
+    ((name, status),) = query(folder / "mlflow.db", "select name, status from runs")
+    assert (name, status) == (run.name, "FINISHED")
+    rewards = query(
+        folder / "mlflow.db", "select step, value from metrics where key = 'train/reward_mean' order by step"
+    )
+    assert rewards == [(row["epoch"], pytest.approx(row["reward_mean"])) for row in log_of(run)]
+    assert query(folder / "mlflow.db", "select value from params where key = 'method.name'") == [("sdpo",)]
+    (table,) = (folder / "files").rglob("table.json")
+    assert "standard_error" in json.loads(table.read_text())["columns"]
+    assert list((folder / "files").rglob("pictures*.png"))
+
+
+def test_swanlab_has_the_settings_in_both_parts_of_a_resumed_run_under_one_id(words, tmp_path):
+    pytest.importorskip("swanlab")
+    run_in_two_processes(words, "swanlab")
+    first, second = sorted((tmp_path / "out" / "trackers" / "swanlab").glob("run-*"))
+    assert all("update.lr" in (part / "files" / "config.yaml").read_text() for part in (first, second))
+    (one,), (other,) = first.glob("*.swanlab"), second.glob("*.swanlab")
+    assert one.name == other.name  # its id
+    assert list((second / "media" / "image").iterdir()) and list((second / "media" / "echarts").iterdir())
 
 
 def test_a_tracked_run_is_the_same_run(words, tmp_path, capsys, recorder):
@@ -118,13 +229,14 @@ def test_a_tracker_is_told_what_the_logs_say(words, tmp_path, capsys, recorder):
         assert logged["train/reward_mean"] == row["reward_mean"]
         assert logged["train/pictures/diversity"] == row["pictures"]["diversity"]
         assert logged["bill/forward/rollout"] == row["bill"]["forward"]["rollout"]
-    pixels = recorder.images["pictures"]
-    assert pixels.shape[0] == 1 and pixels.shape[-1] == 3
+    assert recorder.pixels.ndim == 3 and recorder.pixels.shape[-1] == 3
+    (line,) = recorder.table
+    assert line["steps"] == 1 and line["difference"] == pytest.approx(line["tuned"] - line["base"])
 
 
 def test_no_pictures_where_none_are_wanted(words, capsys, recorder):
     assert call(capsys, *words, "--track", "wandb", "--set", "track.images=false")[0] == 0
-    assert not recorder.images
+    assert recorder.pixels is None
 
 
 def test_a_tracker_that_fails_is_off_with_one_warning_and_the_run_goes_on(words, tmp_path, capsys, recorder):
@@ -139,35 +251,37 @@ def test_a_tracker_that_does_not_start_is_off_with_one_warning(words, capsys, mo
     def refuse(*_):
         raise RuntimeError("no such project")
 
-    monkeypatch.setattr(tracking, "_backend", refuse)
-    monkeypatch.setattr(tracking, "find_spec", lambda name: object())
+    use(monkeypatch, refuse)
     code, _, err = call(capsys, *words, "--track", "mlflow")
     assert (
         code == 0 and err.count("tracker 'mlflow' failed and is off for this run: RuntimeError: no such project") == 1
     )
 
 
-def test_a_second_process_goes_on_where_the_first_stopped(words, tmp_path, capsys, monkeypatch, recorder):
+def test_a_second_process_goes_on_where_the_first_stopped(words, capsys, monkeypatch, recorder, stop_after_two):
     """The first is interrupted after its second epoch; the second trains the third and tells only that."""
-    real = tracking.Tracking.tick
-
-    def interrupted(self, tick):
-        real(self, tick)
-        if tick.phase == "epoch" and tick.epoch == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(tracking.Tracking, "tick", interrupted)
     assert call(capsys, *words, "--track", "wandb")[0] == 130
     assert set(recorder.logged) == {1, 2}
-    monkeypatch.setattr(tracking.Tracking, "tick", real)
+    stop_after_two()
     again = Recorder()
-    monkeypatch.setattr(tracking, "_backend", lambda *_: again)
+    use(monkeypatch, lambda *_: again)
     assert call(capsys, *words, "--track", "wandb")[0] == 0
     assert set(again.logged) == {3} and again.config is None
     last = Recorder()
-    monkeypatch.setattr(tracking, "_backend", lambda *_: last)
+    use(monkeypatch, lambda *_: last)
     assert call(capsys, *words, "--track", "wandb")[0] == 0
     assert not last.logged
+
+
+def test_a_tracker_that_keeps_the_parts_of_a_run_apart_has_the_settings_in_each(
+    words, capsys, monkeypatch, recorder, stop_after_two
+):
+    recorder.stores_settings_once = False
+    assert call(capsys, *words, "--track", "swanlab")[0] == 130
+    stop_after_two()
+    first, recorder.config = recorder.config, None
+    assert call(capsys, *words, "--track", "swanlab")[0] == 0
+    assert recorder.config == first
 
 
 def test_a_run_that_was_done_before_is_told_whole(words, capsys, recorder):
