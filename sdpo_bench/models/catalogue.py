@@ -81,6 +81,9 @@ _FEW_STEPS = {"schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
 _SD3_SIGMAS = {"schedule.spacing": "linspace", "eval.spacing": "linspace"}
 
 
+_EMBEDDED_SCORES = {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"}
+
+
 def _lora(family: type[Family]) -> dict[str, Any]:
     """The adapter's default modules; Stable Diffusion's are those of the settings themselves."""
     targets = family.lora_targets
@@ -95,8 +98,7 @@ KNOWN: dict[str, BaseModel] = {
             "asset:emoji_turbo",
             "Embedded 1.3 M-parameter few-step latent diffusion model of emoji animals, 32x32 pixels, CPU",
             "emoji-align",
-            _PUBLISHED_SCHEDULE
-            | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"},
+            _PUBLISHED_SCHEDULE | _EMBEDDED_SCORES,
         ),
         BaseModel(
             "emoji-flow",
@@ -107,7 +109,19 @@ KNOWN: dict[str, BaseModel] = {
             | _lora(StableDiffusion3)
             # It has no T5, and was trained without the zeros that the stock pipeline puts in its place.
             | {"model.text_tokens": 0, "schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
-            | {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"},
+            | _EMBEDDED_SCORES,
+            licence="MIT",
+        ),
+        BaseModel(
+            "emoji-flow-base",
+            "asset:emoji_flow_base",
+            "The embedded model that emoji-flow was distilled from: the same size, needs about 8 steps, CPU",
+            "emoji-align",
+            _PUBLISHED_SCHEDULE
+            | _lora(StableDiffusion3)
+            | {"model.text_tokens": 0, "eval.steps": (1, 2, 4, 8, 16)}
+            | _EMBEDDED_SCORES,
+            licence="MIT",
         ),
         BaseModel(
             "sd-turbo",
