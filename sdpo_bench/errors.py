@@ -19,6 +19,14 @@ class UsageError(SdpoBenchError, ValueError):
     exit_code = 2
 
 
+class CannotTrain(UsageError):
+    """A method that nothing could teach on this schedule; ``reason`` is the cause alone, without advice."""
+
+    def __init__(self, text: str, reason: str):
+        super().__init__(text)
+        self.reason = reason
+
+
 class MissingError(SdpoBenchError):
     """Something the request needs is not here: a package, a checkpoint, a writable folder."""
 

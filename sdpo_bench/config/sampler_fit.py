@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from sdpo_bench.api import COMPLETED_MODES, Method
-from sdpo_bench.errors import SdpoBenchError, UsageError
+from sdpo_bench.errors import CannotTrain, SdpoBenchError, UsageError
 from sdpo_bench.models.catalogue import KNOWN, local_folder
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import plugins
@@ -134,9 +134,10 @@ def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:
         problem, way_on = "one denoising step is the last one, which is never random", "--set schedule.steps=2 or more"
     else:
         return
-    raise UsageError(
+    raise CannotTrain(
         f"{name} learns from log-probabilities, and {problem}. Use {way_on}, or a method that needs none: "
-        f"{', '.join(_methods_without_likelihood()) or '(none installed)'}."
+        f"{', '.join(_methods_without_likelihood()) or '(none installed)'}.",
+        problem,
     )
 
 

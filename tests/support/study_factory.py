@@ -31,15 +31,19 @@ def finished(
     fail: Any = lambda cell: "",
     contrast: Any = lambda cell: 0.2,
     log: Any = lambda cell: [row()],
+    sharpness: Any = lambda cell, steps: 0.05,
 ) -> Bench:
-    """A study whose trainings have all ended; seeds and prompts differ a little around ``gain``."""
+    """A study whose trainings have all ended; seeds and prompts differ a little around ``gain``.
+
+    Base models of several scores differ by 10, so that a run that is compared with another model's stands out.
+    """
     study = plugins("studies")[name].load()()
     design = study.design(request)
     suites = list(design.suites)
-    _finish(suites, out, gain, fail, contrast, log)
+    _finish(suites, out, gain, fail, contrast, log, sharpness)
     before = Trainings.of(merged_plan(name, suites, out))
     suites += study.follow_up(request, before)
-    _finish(suites, out, gain, fail, contrast, log)
+    _finish(suites, out, gain, fail, contrast, log, sharpness)
     return Bench(request, design, Runtime(out), Trainings.of(merged_plan(name, suites, out)))
 
 
@@ -61,20 +65,26 @@ def row(images: int = 64, steps: int = 10, share: Any = (0.5, 0.5), **more: Any)
     } | more
 
 
-def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: Any) -> None:
+def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: Any, sharpness: Any) -> None:
     blocks: dict[str, dict[Any, Any]] = {}
-    for cell in merged_plan("test", suites, out).jobs:
+    jobs = merged_plan("test", suites, out).jobs
+    levels = {model: 10 * i for i, model in enumerate(dict.fromkeys(cell.model for cell in jobs))}
+    for cell in jobs:
         folder = RunFolder(out / "runs" / cell.run_id)
         folder.create(resolve(cell.request).record)
         reason = fail(cell)
         (folder.path / "status").write_text(json.dumps({"state": "failed" if reason else "done", "message": reason}))
         if reason:
             continue
-        _scores(folder, cell, gain, contrast(cell), cell.seed).to_parquet(folder.evaluation, index=False)
+        rows = _scores(folder, cell, gain, contrast(cell), cell.seed)
+        rows["sharpness"] = [sharpness(cell, k) + 0.0002 * ((ord(p[0]) + 3 * cell.seed) % 5 - 2) for k, p in at(rows)]
+        rows["score"] += levels[cell.model]
+        rows.to_parquet(folder.evaluation, index=False)
         key = (cell.settings["reward.version"], str(cell.settings["eval.steps"]))
         own = blocks.setdefault(cell.model, {})
         if key not in own:
             own[key] = _scores(_base(out, cell.model), cell, lambda *_: 0.0, 0.2, 0)
+            own[key]["score"] += levels[cell.model]
         (folder.path / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log(cell)))
         (folder.path / "timing.jsonl").write_text(json.dumps({"seconds": 12.5}) + "\n")
     keys = ["split", "prompt", "image", "steps", "reward", "version"]
@@ -82,6 +92,11 @@ def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: A
         base = _base(out, model)
         base.create({"kind": "base", "config": {"model": {"name": model}}})
         pd.concat(own.values()).drop_duplicates(keys).to_parquet(base.evaluation, index=False)
+
+
+def at(rows: pd.DataFrame) -> Any:
+    """Step count and prompt of every row."""
+    return zip(rows["steps"], rows["prompt"])
 
 
 def _base(out: Path, model: str) -> RunFolder:

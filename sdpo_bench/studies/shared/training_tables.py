@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sdpo_bench.config.resolve import Request, Resolved, resolve
+from sdpo_bench.config.presets import find_preset
+from sdpo_bench.config.resolve import Request, Resolved, build_method, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.prompts.prompt_sets import load_prompts
@@ -21,6 +22,8 @@ from sdpo_bench.sweep.suite import Suite
 
 EPOCH = 64
 """Images of an epoch of the embedded preset; budgets are multiples of it."""
+UPDATES = 4
+"""Optimiser steps an epoch of the methods with accumulated updates, under the embedded presets."""
 JUDGED = {"steps": [1, 2, 4, 8, 16], "images_per_prompt": 2}
 
 Arms = Mapping[str, Arm]
@@ -51,6 +54,24 @@ def resolved_training(
     """
     model = model or request.model or DEFAULT_MODEL
     return resolve(Request(method, reward, model, request.preset, 0, dict(overrides)))
+
+
+def unsearched(request: StudyRequest, methods: Iterable[str], model: str) -> dict[str, dict[str, Any]]:
+    """Tables of a suite file (``for``) of the methods that the model's preset has no section for.
+
+    They get as many optimiser steps an epoch as the methods that it has one for, unless the user sets the minibatch.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        found = resolved_training(request, method, one_reward(request), request.overrides, model)
+        preset = find_preset(found.preset) if found.preset else None
+        if preset is None or preset.settings_for(found.method.variant_of, method) != preset.common:
+            continue
+        groups = found.config.sample.images_per_epoch // build_method(found.config, found.method).members
+        tables[method] = {"update": {"minibatch": max(1, groups // UPDATES)}}
+        if "update.minibatch" in request.overrides:
+            tables[method] = {}
+    return tables
 
 
 def step_counts(value: Any) -> list[int]:

@@ -239,6 +239,11 @@ class Trainings:
         grids = self.grids(arm, reward)
         return float(at(grids[1], endpoint).per_image().std(ddof=1)) if grids else math.nan
 
+    def base_mean(self, arm: Arm, endpoint: Endpoint, statistic: str) -> float:
+        """Mean picture statistic of the arm's base model at the endpoint; NaN without scores."""
+        grids = self.grids(arm, statistic=statistic)
+        return float(at(grids[1], endpoint).scores.mean()) if grids else math.nan
+
     def standardised_gain(self, arm: Arm, endpoint: Endpoint = "mean", reward: str = "") -> Matrix | None:
         """:meth:`gain` in standard deviations of the base model's images; None where these do not vary."""
         gain, spread = self.gain(arm, endpoint, reward), self.spread(arm, endpoint, reward)

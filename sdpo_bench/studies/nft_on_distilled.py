@@ -1,0 +1,291 @@
+"""Does NFT blur a distilled model, and by which measure?
+
+The authors of DiffusionNFT say that their method does not support step-distilled models, and users report blurred
+pictures; others train one without trouble. Here the same training is given to a distilled flow model and to the model
+that it was distilled from, at few steps and at as many as NFT's own settings sample with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, NamedTuple
+
+from sdpo_bench.errors import UsageError
+from sdpo_bench.results.study_findings import Findings, Plot, banded
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.chart import Chart
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
+from sdpo_bench.statistics.matrices import Endpoint, Matrix
+from sdpo_bench.studies.shared import training_tables as tr
+from sdpo_bench.studies.shared.contract import MORE_SEEDS, Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference
+from sdpo_bench.sweep.suite import Suite
+
+METHOD = "nft"
+MODELS = {"distilled": "emoji-flow", "undistilled": "emoji-flow-base"}
+PRESET = "embedded-flow"
+"""One for both, so that they differ in nothing but the weights."""
+STEPS = (4, 10)
+"""T in training: the distilled model's own, and the one of DiffusionNFT's experiments."""
+IMAGES = 3840
+JUDGED = {"steps": [1, 2, 4, 10, 16], "images_per_prompt": 2, "rewards": ["emoji-accuracy"]}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What pictures are measured by, in place of the trained reward where it is not that."""
+
+    reward: str = ""
+    statistic: str = ""
+    unit: str = "reward units"
+
+
+MEASURES = {
+    "reward": Measure(),
+    "emoji-accuracy": Measure(reward="emoji-accuracy", unit="share of pictures recognised"),
+    "sharpness": Measure(statistic="sharpness", unit="share of the base model's"),
+}
+BLUR = "sharpness"
+
+
+class Cell(NamedTuple):
+    kind: str
+    """Key of :data:`MODELS`."""
+    steps: int
+
+
+class NFTOnDistilled(Study):
+    """NFT on a distilled model and on the one before its distillation: does it blur, and by which measure?"""
+
+    name = "nft-on-distilled"
+    question = (
+        "Does NFT blur a step-distilled model, does it blur the model before its distillation too, and do the trained "
+        "reward and an independent accuracy show it?"
+    )
+
+    def design(self, request: StudyRequest) -> Design:
+        request = _five_seeds(request)
+        suites = _suites(request)
+        models = ", ".join(f"{name} ({kind})" for kind, name in MODELS.items())
+        return Design(
+            (
+                *tr.suite_facts(request, suites),
+                ("compared", models),
+                ("trained at T", listed(STEPS)),
+                ("budget", f"{_images(request):,} images for every training"),
+                ("settings", _setting_words(request)),
+                ("measures", "; ".join(f"{name} in {one.unit}" for name, one in MEASURES.items())),
+            ),
+            (
+                "Endpoint: change against the base model of the same weights, on the same prompts and noise, judged at "
+                "the trained T.",
+                "Family 1: every measure of both models at each T against no change. Family 2: distilled minus "
+                "undistilled, every measure at each T. Crossed intervals over seeds and prompts, Holm in each.",
+                "A model is said to blur where its sharpness is shown to fall. Other step counts are in the tables "
+                "without tests.",
+            ),
+            tuple(suites),
+        )
+
+    def findings(self, bench: Bench) -> Findings:
+        trainings, reward = bench.trainings, tr.one_reward(bench.request)
+        arms = {cell: _arm(cell, reward) for cell in _cells()}
+        changes = {
+            (cell, name): change(trainings, arm, cell.steps, name) for (cell, arm) in arms.items() for name in MEASURES
+        }
+        own = family({_label(cell, name): matrix for (cell, name), matrix in changes.items()})
+        differences = {}
+        for steps, name in product(STEPS, MEASURES):
+            distilled, undistilled = (changes[Cell(kind, steps), name] for kind in MODELS)
+            differences[_pair_label(steps, name)] = difference(distilled, undistilled)
+        apart = family(differences)
+        return Findings(
+            (*conclusion(own, apart), *seed_caution([*own.values(), *apart.values()])),
+            (
+                _change_table(trainings, arms, own),
+                _pair_table(apart),
+                *(_step_table(trainings, arms, name) for name in MEASURES),
+            ),
+            (_plot(trainings, arms),),
+        )
+
+
+def _five_seeds(request: StudyRequest) -> StudyRequest:
+    """The request with this study's own number of seeds."""
+    return replace(request, seeds=request.seeds or MORE_SEEDS)
+
+
+def _images(request: StudyRequest) -> int:
+    return request.amount(IMAGES, least=tr.EPOCH, multiple=tr.EPOCH)
+
+
+def _cells() -> list[Cell]:
+    return [Cell(kind, steps) for kind, steps in product(MODELS, STEPS)]
+
+
+def _variant(cell: Cell) -> str:
+    return f"{cell.kind} T{cell.steps}"
+
+
+def _arm(cell: Cell, reward: str) -> Arm:
+    return Arm(METHOD, reward, _variant(cell))
+
+
+def _suites(request: StudyRequest) -> list[Suite]:
+    if request.model:
+        raise UsageError(
+            f"--model {request.model}: this study compares {listed(MODELS.values())}. Leave it out; train another "
+            f"model with sdpo-bench run --method {METHOD} --model {request.model}."
+        )
+    request = replace(request, preset=request.preset or PRESET)
+    suites = []
+    for kind, model in MODELS.items():
+        tables: dict[str, Any] = {"for": tr.unsearched(request, [METHOD], model)}
+        variants = {_variant(Cell(kind, steps)): {"schedule": {"steps": steps}} for steps in STEPS}
+        budget, rewards = {"images": _images(request)}, [tr.one_reward(request)]
+        suites.append(
+            tr.training_suite(
+                f"nft-on-distilled.{kind}",
+                request,
+                [METHOD],
+                rewards,
+                budget,
+                JUDGED,
+                model,
+                variants=variants,
+                **tables,
+            )
+        )
+    return suites
+
+
+def _setting_words(request: StudyRequest) -> str:
+    request = replace(request, preset=request.preset or PRESET)
+    model = next(iter(MODELS.values()))
+    config = tr.resolved_training(request, METHOD, tr.one_reward(request), request.overrides, model).config
+    words = f"learning rate {config.update.lr:g}, preset {request.preset}"
+    if METHOD not in tr.unsearched(request, [METHOD], model):
+        return f"{words}, whose section for {METHOD} is used"
+    return f"{words}, which has no section for {METHOD}: not searched, {tr.UPDATES} optimiser steps an epoch"
+
+
+# -- tests ---------------------------------------------------------------------------------------------------
+
+
+def change(trainings: Trainings, arm: Arm, endpoint: Endpoint, name: str) -> Matrix | None:
+    """Tuned minus base model by a measure ``[S, P]``; a statistic of pictures as a share of the base model's mean."""
+    measure = MEASURES[name]
+    found = trainings.gain(arm, endpoint, measure.reward, measure.statistic)
+    if found is None or not measure.statistic:
+        return found
+    level = trainings.base_mean(arm, endpoint, measure.statistic)
+    return replace(found, values=found.values / level) if level > 0 else None
+
+
+def _label(cell: Cell, name: str) -> str:
+    return f"{name} of the {cell.kind} model at T = {cell.steps}"
+
+
+def _pair_label(steps: int, name: str) -> str:
+    return f"{name} at T = {steps}"
+
+
+def conclusion(own: Mapping[str, Contrast], apart: Mapping[str, Contrast]) -> list[str]:
+    """Whether each model blurs, what the other measures say of the same runs, and whether the models differ."""
+    texts = []
+    for cell in _cells():
+        found = {name: own[_label(cell, name)] for name in MEASURES if _label(cell, name) in own}
+        if found:
+            texts.append(_cell_sentence(cell, found))
+    for outcome, words in (
+        ("up", "falls less, or rises more, on the distilled model"),
+        ("down", "falls more, or rises less, on the distilled model"),
+    ):
+        if names := [contrast.words for contrast in apart.values() if contrast.outcome == outcome]:
+            texts.append(f"Shown to differ: {listed(names)} {words}.")
+    if unclear := [contrast.words for contrast in apart.values() if contrast.outcome == "unclear"]:
+        texts.append(f"Between the models no difference is shown in {listed(unclear)}.")
+    return texts or ["No training ended with usable scores."]
+
+
+def _cell_sentence(cell: Cell, found: Mapping[str, Contrast]) -> str:
+    """E.g. ``The distilled model at T = 4 BLURS: sharpness is shown to fall (...); reward is shown to rise (...)``."""
+    verbs = {"up": "is shown to rise", "down": "is shown to fall", "unclear": "is not shown to change"}
+    blur = found.get(BLUR)
+    verdict = {"down": "BLURS", "up": "does not blur"}.get(blur.outcome, "is not shown to blur") if blur else "?"
+    names = [BLUR, *(name for name in found if name != BLUR)] if blur else list(found)
+    parts = [f"{name} {verbs[found[name].outcome]} ({found[name].estimate.value:+.3g})" for name in names]
+    if blur is None:
+        return f"The {cell.kind} model at T = {cell.steps} has no sharpness to judge by: {'; '.join(parts)}."
+    return f"The {cell.kind} model at T = {cell.steps} {verdict}: {'; '.join(parts)}."
+
+
+# -- tables and plot -----------------------------------------------------------------------------------------
+
+
+def _change_table(trainings: Trainings, arms: Mapping[Cell, Arm], own: Mapping[str, Contrast]) -> t.Table:
+    columns = [t.Column("model", "model", numeric=False), t.Column("steps", "trained and judged at T")]
+    for name, measure in MEASURES.items():
+        columns += [t.Column(name, name, help=f"change, {measure.unit}"), t.Column(f"{name}_p", "Holm p")]
+    columns += [t.Column("images", "images"), t.Column("calls", "denoiser calls"), t.Column("seeds", "seeds")]
+    rows = []
+    for cell, arm in arms.items():
+        runs = trainings.arms[arm]
+        cells: list[t.Cell] = [t.word(cell.kind), t.count(cell.steps)]
+        for name in MEASURES:
+            cells += contrast_cells(own.get(_label(cell, name)))
+        bill = [t.count(amount) for amount in tr.mean_bill(runs, ("images", "denoiser_calls"))]
+        rows.append(t.Row((*cells, *bill, tr.seeds_cell(runs))))
+    notes = (
+        "Change against the base model of the same weights, ± half its 95 % crossed interval over seeds and prompts. "
+        "Bold: shown to differ from 0 in the family of all cells. Sharpness: mean difference of neighbouring pixels, "
+        "relative to the base model's.",
+    )
+    title = f"What {METHOD} changes at the trained T"
+    return t.plain_table("changes", title, columns, rows, notes, tr.failure_notes(trainings))
+
+
+def _pair_table(apart: Mapping[str, Contrast]) -> t.Table:
+    columns = [t.Column("steps", "trained and judged at T")]
+    for name in MEASURES:
+        columns += [t.Column(name, name), t.Column(f"{name}_p", "Holm p")]
+    rows = []
+    for steps in STEPS:
+        cells: list[t.Cell] = [t.count(steps)]
+        for name in MEASURES:
+            cells += contrast_cells(apart.get(_pair_label(steps, name)))
+        rows.append(t.Row(tuple(cells)))
+    notes = ("Paired difference of the changes, by seed and prompt. Bold: shown to differ from 0 in this family.",)
+    return t.plain_table("apart", "Distilled minus undistilled", columns, rows, notes)
+
+
+def _step_table(trainings: Trainings, arms: Mapping[Cell, Arm], name: str) -> t.Table:
+    counts = _judged_steps(trainings, arms)
+    columns = [t.Column("model", "model", numeric=False), t.Column("steps", "trained at T")]
+    columns += [t.Column(f"k{k}", f"judged at {k}") for k in counts]
+    rows = []
+    for cell, arm in arms.items():
+        found = [t.estimate(tr.crossed(change(trainings, arm, k, name)), 3, signed=True) for k in counts]
+        rows.append(t.Row((t.word(cell.kind), t.count(cell.steps), *found)))
+    notes = (f"Change in {MEASURES[name].unit}, ± half the 95 % crossed interval; not tested.",)
+    return t.plain_table(f"steps-{name}", f"Change of {name} at every step count", columns, rows, notes)
+
+
+def _judged_steps(trainings: Trainings, arms: Mapping[Cell, Arm]) -> list[int]:
+    found: set[int] = set()
+    for arm in arms.values():
+        if grids := trainings.grids(arm):
+            found |= set(grids[0].steps)
+    return sorted(found)
+
+
+def _plot(trainings: Trainings, arms: Mapping[Cell, Arm]) -> Plot:
+    charts, counts = [], _judged_steps(trainings, arms)
+    for name, measure in MEASURES.items():
+        series = []
+        for cell, arm in arms.items():
+            changes = [tr.crossed(change(trainings, arm, k, name)) for k in counts]
+            series.append(banded(f"{cell.kind}, trained at T = {cell.steps}", counts, changes))
+        charts.append(Chart(name, "denoising steps", measure.unit, series, steps=True, zero=True))
+    caption = "Change against the base model of the same weights; bands: 95 % crossed intervals over seeds and prompts."
+    return Plot("changes", caption, tuple(charts), columns=3, size=(3.8, 3.0))

@@ -1,0 +1,240 @@
+"""Studies of the newer methods: what they train, what they leave out, and what they conclude from known numbers."""
+
+from itertools import product
+
+import pytest
+from study_factory import findings, finished
+
+from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.errors import CannotTrain, UsageError
+from sdpo_bench.plugins.registry import find
+from sdpo_bench.studies import dense_rewards, one_step
+from sdpo_bench.studies.shared.contract import StudyRequest
+from sdpo_bench.studies.shared.training_tables import unsearched
+from sdpo_bench.sweep.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "four.txt"
+    path.write_text("cat\ndog\nbee\nowl\n")
+    return path
+
+
+def request(four, **options):
+    return StudyRequest(overrides={"eval.train": str(four)}, **options)
+
+
+def design(name, asked=None):
+    return find("studies", name).load()().design(asked or StudyRequest())
+
+
+def jobs(name, out):
+    return [job for suite in design(name).suites for job in make_plan(suite, out).jobs]
+
+
+def has(found, *words):
+    """Whether one sentence of the conclusion has all the words."""
+    return any(all(word in line for word in words) for line in found.conclusion)
+
+
+def table(found, name):
+    return next(one for one in found.tables if one.name == name)
+
+
+# -- one step ------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_train_at_one_step_is_what_the_engine_refuses(tmp_path):
+    """The flow sampler's only step draws no noise; DDIM's last one does."""
+    refused = one_step.refusals(StudyRequest())
+    assert set(refused) == {("emoji-flow", method, 1) for method in ("sdpo", "grpo")}
+    assert set(refused.values()) == {"one denoising step is the last one, which is never random"}
+    with pytest.raises(CannotTrain, match="sdpo learns from log-probabilities, and one denoising step is the last one"):
+        resolve(Request("sdpo", None, "emoji-flow", None, 0, {"schedule.steps": 1}))
+    facts = dict(design("one-step").facts)
+    assert facts["cannot train (emoji-flow)"].startswith("sdpo and grpo at T = 1: one denoising step")
+    assert "cannot train (emoji-turbo)" not in facts
+    trained = {(job.model, job.method, job.settings["schedule.steps"]) for job in jobs("one-step", tmp_path)}
+    assert trained == set(product(one_step.MODELS, one_step.METHODS, one_step.STEPS)) - set(refused)
+
+
+def test_other_settings_that_do_not_fit_are_errors_and_no_refusals():
+    with pytest.raises(UsageError, match="update.lr"):
+        one_step.refusals(StudyRequest(overrides={"update.lr": -1}))
+
+
+def test_the_budgets_of_one_step_are_equal_where_they_say_so(tmp_path):
+    for job in jobs("one-step", tmp_path):
+        if job.settings["budget.axis"] == "images":
+            assert job.work.images == 1024
+        else:
+            assert 0.98 * 12288 < job.work.denoiser_calls <= 12288
+        assert job.method == "sdpo" or job.work.optimiser_steps == pytest.approx(job.work.images / 16, abs=1)
+
+
+def test_methods_without_a_section_in_the_preset_take_as_many_optimiser_steps_as_the_others():
+    found = unsearched(StudyRequest(), one_step.METHODS, "emoji-turbo")
+    assert found == {
+        "nft": {"update": {"minibatch": 2}},
+        "awm": {"update": {"minibatch": 2}},
+        "drpo": {"update": {"minibatch": 1}},
+    }
+    asked = StudyRequest(overrides={"update.minibatch": 4})
+    assert unsearched(asked, ["nft", "sdpo"], "emoji-turbo") == {"nft": {}}, "the user's own is used"
+    suite = design("one-step", asked).suites[0]
+    assert suite.overrides("nft", next(iter(suite.variants)))["update.minibatch"] == 4
+
+
+def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path):
+    def gain(cell, reward, k):
+        trained, images = cell.settings["schedule.steps"], cell.settings["budget.axis"] == "images"
+        if cell.method == "nft" and cell.model == "emoji-turbo":
+            return (0.9 if trained == 1 else 0.3) if k == 1 else -5.0
+        if cell.method == "grpo":
+            return -0.5 if images and trained == 4 else 0.0
+        return 0.0
+
+    found = findings("one-step", request(four), tmp_path, gain)
+    assert has(found, "emoji-turbo, equal images: one-step pictures are shown to gain with nft (T = 1, 2 and 4).")
+    assert has(found, "emoji-turbo, equal images: one-step pictures are shown to get worse with grpo (T = 4).")
+    assert not has(found, "equal denoiser calls: one-step pictures are shown to get worse")
+    assert has(found, "emoji-flow, equal denoiser calls: neither is shown for nft (T = 1, 2 and 4), awm")
+    better = "training at T = 1 rather than 4 is shown to be better for one-step pictures with"
+    assert has(found, f"emoji-turbo, equal images: {better} nft and grpo.")
+    assert not has(found, f"emoji-flow, equal images: {better}")
+    assert has(found, "emoji-flow: sdpo and grpo at T = 1: one denoising step", "so these cannot train there.")
+    rows = {(g.title, r.cells[0].text, r.cells[1].value): r.cells for g in table(found, "own").groups for r in g.rows}
+    nft = rows["emoji-turbo, equal images", "nft", 1]
+    assert nft[2].value == pytest.approx(0.9, abs=0.05) and nft[2].strong
+    assert nft[4].value == pytest.approx(-5.0, abs=0.05)
+    assert rows["emoji-flow, equal images", "sdpo", 1][2].text == "cannot train"
+    length = {r.cells[0].text: r.cells for r in table(found, "length").rows}
+    assert length["nft"][1].value == pytest.approx(0.6, abs=0.05)
+    assert [length["sdpo"][i].text for i in (5, 7)] == ["-", "-"], "it cannot train at T = 1 of the flow model"
+
+
+def test_the_family_of_one_step_is_a_method_at_one_budget_of_one_model(four, tmp_path):
+    bench = finished("one-step", request(four, model="emoji-flow"), tmp_path, lambda cell, reward, k: 0.2)
+    arms = {
+        cell: one_step._arm(cell, "emoji-align")
+        for cell in one_step._cells(bench.request, one_step.refusals(bench.request))
+    }
+    own = one_step.own_gains(bench.trainings, arms)
+    for method, size in (("nft", 3), ("sdpo", 2)):
+        found = [c for cell, c in own.items() if cell.axis == "images" and cell.method == method]
+        assert len(found) == size
+        assert min(c.adjusted_p for c in found) == pytest.approx(min(size * c.estimate.p_value() for c in found))
+
+
+# -- dense rewards -------------------------------------------------------------------------------------------
+
+
+def test_kinds_that_cost_no_further_calls_are_trained_once(tmp_path):
+    """A state's completion costs denoiser calls, a query of the reward does not."""
+    by_axis = {}
+    for job in jobs("dense-rewards", tmp_path):
+        key = job.model, job.settings["budget.axis"]
+        by_axis.setdefault(key, {})[job.settings["method.reward"]] = job.work
+    for model in dense_rewards.MODELS:
+        equal, again = by_axis[model, "images"], by_axis[model, "denoiser_calls"]
+        assert set(equal) == set(dense_rewards.KINDS)
+        assert {work.images for work in equal.values()} == {5120}
+        assert set(again) == {"completion", "branch"}
+        calls = equal["predicted"].denoiser_calls
+        assert calls == equal["full"].denoiser_calls == equal["sparse"].denoiser_calls
+        assert all(0.99 * calls < work.denoiser_calls <= calls for work in again.values())
+        assert all(equal[kind].denoiser_calls > calls for kind in again)
+        assert equal["full"].reward_calls > equal["predicted"].reward_calls > equal["sparse"].reward_calls
+
+
+def test_a_lead_that_is_paid_for_in_denoiser_calls_is_said_not_to_remain(four, tmp_path):
+    def gain(cell, reward, k):
+        kind, images = cell.settings["method.reward"], cell.settings["budget.axis"] == "images"
+        if cell.model == "emoji-flow":
+            return 0.5
+        return {"completion": 1.0 if images else 0.5, "predicted": 0.8, "full": 0.8, "branch": 0.2}.get(kind, 0.5)
+
+    found = findings("dense-rewards", request(four), tmp_path, gain)
+    assert has(
+        found,
+        "emoji-turbo: predicted at equal images, full at equal images and completion at equal images is shown to learn "
+        "more than sparse.",
+    )
+    assert has(found, "emoji-turbo: branch at equal images and branch at equal denoiser calls is shown to learn less")
+    assert has(
+        found,
+        "emoji-turbo: the lead over sparse that completion has at equal images is not shown to remain at equal "
+        "denoiser calls.",
+    )
+    assert has(
+        found,
+        "emoji-turbo: the lead over predicted that completion has at equal images turns round at equal denoiser calls.",
+    )
+    assert not has(found, "emoji-flow", "is shown to learn")
+    minus = table(found, "minus-sparse").groups[0].rows
+    assert [r.cells[3].text for r in minus if r.cells[0].text in ("predicted", "full")] == ["same runs"] * 2
+    assert next(r.cells[1] for r in minus if r.cells[0].text == "completion").value == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_pair_of_runs_counts_once_in_a_family_of_dense_rewards(four, tmp_path):
+    bench = finished("dense-rewards", request(four), tmp_path, lambda cell, reward, k: 0.2)
+    bills = dense_rewards._bills(bench.request)
+    arms = dense_rewards._arms("emoji-turbo", "emoji-align", bills["emoji-turbo"])
+    labels = {one: list(dense_rewards._differences(bench.trainings, arms, one)) for one in dense_rewards.REFERENCES}
+    assert labels["sparse"] == [
+        *(f"{kind} at equal images" for kind in ("predicted", "full", "completion", "branch")),
+        *(f"{kind} at equal denoiser calls" for kind in ("completion", "branch")),
+    ]
+    assert labels["predicted"] == [
+        *(f"{kind} at equal images" for kind in ("full", "completion", "branch")),
+        *(f"{kind} at equal denoiser calls" for kind in ("completion", "branch")),
+    ]
+
+
+def test_dense_rewards_own_the_kind_of_reward():
+    with pytest.raises(UsageError, match=r"--set method\.reward"):
+        design("dense-rewards", StudyRequest(overrides={"method.reward": "sparse"}))
+
+
+# -- nft on distilled ----------------------------------------------------------------------------------------
+
+
+def test_nft_has_the_same_training_on_both_models(tmp_path):
+    by_model = {}
+    for job in jobs("nft-on-distilled", tmp_path):
+        settings = {key: value for key, value in job.settings.items() if key != "model.name"}
+        by_model.setdefault(job.model, []).append(settings)
+    distilled, undistilled = by_model["emoji-flow"], by_model["emoji-flow-base"]
+    assert distilled == undistilled and len(distilled) == 2 * 5
+    assert {settings["schedule.steps"] for settings in distilled} == {4, 10}
+
+
+def test_a_model_that_blurs_while_its_reward_rises_is_said_to(four, tmp_path):
+    def gain(cell, reward, k):
+        if reward == "emoji-accuracy":
+            return 0.0
+        return 0.5 if k == cell.settings["schedule.steps"] else -3.0
+
+    def sharpness(cell, steps):
+        own = steps == cell.settings["schedule.steps"] == 4 and cell.model == "emoji-flow"
+        return 0.04 if own else 0.05  # the base models' are 0.05
+
+    found = findings("nft-on-distilled", request(four), tmp_path, gain, sharpness=sharpness)
+    blurred = next(line for line in found.conclusion if "The distilled model at T = 4 BLURS" in line)
+    assert "sharpness is shown to fall (-0.2" in blurred
+    assert "reward is shown to rise (+0.5" in blurred
+    assert "emoji-accuracy is not shown to change" in blurred
+    assert has(found, "The undistilled model at T = 4 is not shown to blur: sharpness is not shown to change")
+    assert has(found, "Shown to differ: sharpness at T = 4 falls more, or rises less, on the distilled model.")
+    assert has(found, "Between the models no difference is shown in reward at T = 4, emoji-accuracy at T = 4,")
+    rows = {(r.cells[0].text, r.cells[1].value): r.cells for r in table(found, "changes").rows}
+    assert rows["distilled", 4][6].value == pytest.approx(-0.2, abs=0.01)
+    assert rows["undistilled", 10][2].value == pytest.approx(0.5, abs=0.05)
+    away = next(r for r in table(found, "steps-reward").rows if r.cells[0].text == "distilled")
+    assert away.cells[2].value == pytest.approx(-3.0, abs=0.05)  # judged at one step, trained at four
+
+
+def test_the_models_of_nft_on_distilled_are_the_study_s_own():
+    with pytest.raises(UsageError, match="this study compares emoji-flow and emoji-flow-base"):
+        design("nft-on-distilled", StudyRequest(model="sd-turbo"))
