@@ -234,6 +234,12 @@ def test_links_between_pages_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_readme_has_the_comparison_of_its_page():
+    page = (ROOT / "docs" / "comparison.md").read_text()
+    compact = page.split("<!-- compact comparison -->")[1].split("<!-- end of comparison -->")[0].strip()
+    assert compact.count("\n") > 10 and compact in (ROOT / "README.md").read_text()
+
+
 def test_every_method_and_every_paper_reward_is_described():
     methods, rewards = (ROOT / "docs" / name for name in ("methods.md", "rewards.md"))
     formulas = methods.read_text().split("## The losses")[1].split("##")[0]
