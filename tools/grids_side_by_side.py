@@ -17,7 +17,8 @@ from torch import Tensor
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation.picture_grid import grid_prompts
 from sdpo_bench.plugins.parse_settings import validate
-from sdpo_bench.scoring.image_statistics import CELL, GAP, HEAD, LABEL_WIDTH, grid
+from sdpo_bench.scoring.grid_layout import CELL, GAP, HEAD, LABEL_WIDTH
+from sdpo_bench.scoring.image_statistics import grid
 from sdpo_bench.settings import EvaluationSettings
 
 

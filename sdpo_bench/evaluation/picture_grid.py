@@ -10,16 +10,14 @@ from sdpo_bench.evaluation.evaluate import Pair, evaluation_schedule, sample_ima
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.scoring import image_statistics
+from sdpo_bench.scoring.grid_layout import spread_prompts
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.console_text import clean
-
-GRID_PROMPTS = 5
 
 
 def grid_prompts(settings: EvaluationSettings) -> Sequence[str]:
     """The prompts of a run's own grid, from all over the first list that is judged."""
-    texts = next(iter(splits(settings).values()))
-    return texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS]
+    return spread_prompts(next(iter(splits(settings).values())))
 
 
 def draw_grid(

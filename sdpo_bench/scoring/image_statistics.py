@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdpo_bench.scoring.grid_layout import CELL, GAP, HEAD, LABEL_WIDTH
+
 STATISTICS = ("brightness", "contrast", "saturation", "sharpness")
 FLAT_CONTRAST = 0.02  # below this standard deviation a picture is one colour to the eye
 
@@ -80,10 +82,6 @@ def summary(sums: Sums) -> dict[str, float]:
 def to_bytes_image(images: Tensor) -> Tensor:
     """8-bit images ``[B, H, W, 3]`` on the CPU: round(255 x)."""
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().contiguous()
-
-
-CELL, GAP, HEAD, LABEL_WIDTH = 96, 4, 22, 190
-"""Pixels of a grid: side of a picture, between pictures, above them, left of them."""
 
 
 def grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], path: Path) -> None:

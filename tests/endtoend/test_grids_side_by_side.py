@@ -9,8 +9,8 @@ from PIL import Image
 from report_factory import make_run
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.evaluation.picture_grid import GRID_PROMPTS
-from sdpo_bench.scoring.image_statistics import CELL, GAP, HEAD, LABEL_WIDTH, grid
+from sdpo_bench.scoring.grid_layout import CELL, GAP, GRID_PROMPTS, HEAD, LABEL_WIDTH
+from sdpo_bench.scoring.image_statistics import grid
 from tools.grids_side_by_side import cells, side_by_side
 
 

@@ -14,11 +14,9 @@ from sdpo_bench.errors import SdpoBenchError
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.comparability import Setting
 from sdpo_bench.results.read_results import Run
+from sdpo_bench.scoring.grid_layout import CELL, GAP, HEAD, LABEL_WIDTH, spread_prompts
 from sdpo_bench.statistics.eval_table import BASE, Block, Scores
 
-LABEL_WIDTH, HEAD, CELL, GAP = 190, 22, 96, 4
-"""Pixels of a grid: the column of names, the row of headings, a picture, and the space after it."""
-GRID_PROMPTS = 5
 SMALL = (16, 24, 32, 48)
 """Sizes of pictures that were enlarged without smoothing, and are stored as small as they were."""
 
@@ -128,7 +126,7 @@ def grid_prompts(run: Run) -> tuple[str, ...]:
         texts = load_prompts(str(name)) if name else []
     except SdpoBenchError:
         return ()
-    return tuple(texts[:: max(1, len(texts) // GRID_PROMPTS)][:GRID_PROMPTS])
+    return tuple(spread_prompts(texts))
 
 
 SPLIT_KEYS = ("eval.train", "eval.validation", "eval.unseen")

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from report_factory import base_frame, frame, make_base, make_run, spread
 
-from sdpo_bench.evaluation import picture_grid as drawn
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.reporting.html import html
-from sdpo_bench.reporting.page import pictures
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.scoring import image_statistics
 
@@ -36,15 +34,9 @@ def _opened(uri):
     return Image.open(BytesIO(b64decode(uri.partition(",")[2])))
 
 
-def test_prompts_and_geometry_are_those_of_the_grid_that_runs_draw():
-    names = ("LABEL_WIDTH", "HEAD", "CELL", "GAP")
-    assert [getattr(pictures, name) for name in names] == [getattr(image_statistics, name) for name in names]
-    assert pictures.GRID_PROMPTS == drawn.GRID_PROMPTS
-
-
 def test_every_method_with_a_grid_has_a_row_with_its_rewards(tmp_path):
     texts = load_prompts(LIST)
-    chosen = texts[:: max(1, len(texts) // 5)][:5]
+    chosen = [texts[i] for i in (0, 9, 18, 27, 36)]  # of 45
     make_base(tmp_path, base_frame(spread([0, 0, 0], prompts=len(chosen)), prompts=chosen))
     for method, shade in (("sdpo", 0.25), ("ddpo", 0.75), ("grpo", None)):
         scores = spread([1, 2, 3], prompts=len(chosen))
