@@ -64,6 +64,7 @@ class NFTOnDistilled(Study):
     )
 
     def design(self, request: StudyRequest) -> Design:
+        tr.check_judged(request, STEPS)
         request = _five_seeds(request)
         suites = _suites(request)
         models = ", ".join(f"{name} ({kind})" for kind, name in MODELS.items())

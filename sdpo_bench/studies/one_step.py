@@ -51,6 +51,7 @@ class OneStep(Study):
     )
 
     def design(self, request: StudyRequest) -> Design:
+        tr.check_judged(request, (ONE, LONG))
         refused = refusals(request)
         suites = _suites(request, refused)
         amounts = ", ".join(f"{amount:,} {_said(axis)}" for axis, amount in _amounts(request).items())

@@ -86,7 +86,9 @@ def test_methods_without_a_section_in_the_preset_take_as_many_optimiser_steps_as
     assert suite.overrides("nft", next(iter(suite.variants)))["update.minibatch"] == 4
 
 
-def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path):
+def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_step, "METHODS", ("nft", "awm", "sdpo", "grpo"))
+
     def gain(cell, reward, k):
         trained, images = cell.settings["schedule.steps"], cell.settings["budget.axis"] == "images"
         if cell.method == "nft" and cell.model == "emoji-turbo":
@@ -114,7 +116,8 @@ def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path):
     assert [length["sdpo"][i].text for i in (5, 7)] == ["-", "-"], "it cannot train at T = 1 of the flow model"
 
 
-def test_the_family_of_one_step_is_a_method_at_one_budget_of_one_model(four, tmp_path):
+def test_the_family_of_one_step_is_a_method_at_one_budget_of_one_model(four, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_step, "METHODS", ("nft", "sdpo"))
     bench = finished("one-step", request(four, model="emoji-flow"), tmp_path, lambda cell, reward, k: 0.2)
     arms = {
         cell: one_step._arm(cell, "emoji-align")
@@ -125,6 +128,13 @@ def test_the_family_of_one_step_is_a_method_at_one_budget_of_one_model(four, tmp
         found = [c for cell, c in own.items() if cell.axis == "images" and cell.method == method]
         assert len(found) == size
         assert min(c.adjusted_p for c in found) == pytest.approx(min(size * c.estimate.p_value() for c in found))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("one-step", "1,4"), ("nft-on-distilled", "4,10")])
+def test_an_evaluation_without_the_endpoint_is_refused(name, steps):
+    with pytest.raises(UsageError, match=f"Keep them: eval.steps={steps}"):
+        design(name, StudyRequest(overrides={"eval.steps": "4,16"}))
+    design(name, StudyRequest(overrides={"eval.steps": f"{steps},16"}))
 
 
 # -- dense rewards -------------------------------------------------------------------------------------------

@@ -41,10 +41,12 @@ def finished(
     design = study.design(request)
     suites = list(design.suites)
     _finish(suites, out, gain, fail, contrast, log, sharpness)
-    before = Trainings.of(merged_plan(name, suites, out))
-    suites += study.follow_up(request, before)
-    _finish(suites, out, gain, fail, contrast, log, sharpness)
-    return Bench(request, design, Runtime(out), Trainings.of(merged_plan(name, suites, out)))
+    trainings = Trainings.of(merged_plan(name, suites, out))
+    if more := study.follow_up(request, trainings):
+        suites += more
+        _finish(suites, out, gain, fail, contrast, log, sharpness)
+        trainings = Trainings.of(merged_plan(name, suites, out))
+    return Bench(request, design, Runtime(out), trainings)
 
 
 def findings(name: str, *arguments: Any, **options: Any) -> Any:

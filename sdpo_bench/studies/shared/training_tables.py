@@ -56,6 +56,21 @@ def resolved_training(
     return resolve(Request(method, reward, model, request.preset, 0, dict(overrides)))
 
 
+def check_judged(request: StudyRequest, needed: Iterable[int]) -> None:
+    """Refuse an evaluation without the step counts that a study's endpoints are at.
+
+    Raises:
+        UsageError: ``--set eval.steps`` lacks one.
+    """
+    given = request.overrides.get("eval.steps")
+    needed = sorted(set(needed))
+    if given is not None and not set(needed) <= set(step_counts(given)):
+        words = ",".join(map(str, needed))
+        raise UsageError(
+            f"--set eval.steps={given}: this study judges at {words} steps. Keep them: eval.steps={words}."
+        )
+
+
 def unsearched(request: StudyRequest, methods: Iterable[str], model: str) -> dict[str, dict[str, Any]]:
     """Tables of a suite file (``for``) of the methods that the model's preset has no section for.
 
