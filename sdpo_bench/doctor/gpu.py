@@ -116,10 +116,12 @@ class Rehearsal:
             return Verdict(name, "skipped", str(reason))
         except (Nonconforming, SdpoBenchError) as reason:
             return Verdict(name, "no-go", str(reason))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return Verdict(name, "no-go", f"out of memory; use --micro-batch {max(1, self.micro_batch // 2)}")
+        except Exception as error:  # drivers and kernels raise anything, and that is a finding
+            first_line, *_ = [*str(error).splitlines(), ""]
+            text = f"{type(error).__name__}: {first_line}"
+            if is_out_of_memory(error):
+                text = f"out of memory; use --micro-batch {max(1, self.micro_batch // 2)}"
+            return Verdict(name, "no-go", text)
 
     # -- what the checks share -------------------------------------------------------------------------------
 

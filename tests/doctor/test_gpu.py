@@ -104,6 +104,38 @@ def test_no_go_if_the_card_is_too_small_for_a_whole_epoch(rehearsal, monkeypatch
         assert judged(rehearsal, "update", "peak")["peak"].state == state  # half of them were there at the peak
 
 
+def test_no_go_if_memory_ran_out_on_the_way(rehearsal, monkeypatch):
+    """The run goes on with half the micro-batch, so that every run would waste the time until then."""
+    real, calls = updater.step_pass, []
+
+    def full_at_first(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(updater, "step_pass", full_at_first)
+    found = judged(rehearsal, "update", "peak")
+    assert found["update"].state == "go"
+    assert found["peak"].state == "no-go" and "going on with --micro-batch 1" in found["peak"].text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA error: no kernel image\nMore."), "RuntimeError: CUDA error: no kernel image"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory; use --micro-batch 1"),
+    ],
+)
+def test_what_a_driver_raises_is_a_no_go_with_its_first_line(rehearsal, monkeypatch, error, said):
+    def broken(*arguments):
+        raise error
+
+    monkeypatch.setattr(rehearsal, "_load", broken)
+    found = judged(rehearsal, "base_score")["base_score"]
+    assert (found.state, found.text) == ("no-go", said)
+
+
 def test_base_scores_are_held_against_the_published_ones(rehearsal, monkeypatch):
     facts = {"publication": "p", "source": "s", "digitised": False, "tolerance": 0, "model": "emoji-turbo"}
     facts |= {"reward": "emoji-align", "steps": (1, 4), "agreement": (0.3, 0.15)}
