@@ -33,6 +33,12 @@ class Experience:
     """int64: row of each group of the epoch, -1 where another process has it; ``None``: all are here, in order."""
 
 
+def take(values: Tensor, groups: Tensor, steps: Tensor) -> Tensor:
+    """``values [N, G, T]`` at groups ``[b]`` and steps ``[b, K]`` -> ``[b, G, K]``."""
+    picked = values.to(groups.device)[groups]
+    return picked.gather(-1, steps[:, None].expand(-1, picked.shape[1], -1))
+
+
 OWN_KEYS = frozenset(
     {
         "epoch",

@@ -15,19 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_bench.advantages.experience import Experience, UpdateLog
+from sdpo_bench.advantages.experience import Experience, UpdateLog, take
 from sdpo_bench.advantages.run_context import RunContext
-from sdpo_bench.api import Loss, Minibatch, Noised
+from sdpo_bench.api import Loss, Minibatch
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.plugins.call import plugin_code
-from sdpo_bench.rollout.noised_pass import noised_pass
 from sdpo_bench.rollout.replay_step import StepPass, step_pass
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.rollout.trailing_weights import TrailingWeights, average_keep
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EmaSettings, UpdateSettings
-from sdpo_bench.training import reward_gradient
+from sdpo_bench.training import likelihood_free
 from sdpo_bench.training.critic import every_value, seeded_critic, state_values
 from sdpo_bench.training.loss_scale import loss_scale
 from sdpo_bench.training.method_loss import HINT, ask_loss, numbers
@@ -205,12 +204,8 @@ class Updater:
         parts = self._parts(experience, window, most)
         size = call_size(parts, most, self.policy.latent_shape, members)
         for call in calls(parts, size, experience.trajectories.num_steps, self.method):
-            if self.method.signal == "gradient":
-                self._backward_reward(experience, call[0], log, fresh)
-            elif self.method.granularity == "noised":
-                self._backward_noised(experience, call, log)
-            elif self.method.granularity == "sample":
-                self._backward_samples(experience, call[0], log)
+            if self.method.signal == "gradient" or self.method.granularity in ("noised", "sample"):
+                self._backward_free(experience, call, log, fresh)
             elif self.method.granularity == "step":
                 self._backward_steps(experience, call, log, fresh)
             else:
@@ -246,80 +241,25 @@ class Updater:
         self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
-    def _backward_noised(self, experience: Experience, parts: list[Task], log: UpdateLog) -> None:
-        """Gradient of the losses of several minibatches of noised samples, each at one level a group, from one call."""
-        task = together(parts)
-        assert experience.fresh is not None
-        now = noised_pass(
-            self.policy,
-            self.schedule,
-            experience.trajectories,
-            task.groups,
-            task.steps[:, 0],
-            self.ledger,
-            method=self.method,
-            noise=experience.fresh,
-            names=[experience.names[row] for row in task.groups.tolist()],
-            old=self.old.weights if self.old else None,
-        )
-        losses, start = [], 0
-        for part in parts:
-            rows = slice(start, start + len(part.groups))
-            batch = replace(
-                self._without_likelihood(experience, part.groups, part.steps), noised=_rows(now.noised, rows)
-            )
-            losses.append(self._checked(ask_loss(self.method, batch), batch, log, False) * part.share)
-            start = rows.stop
-        self._differentiate(torch.stack(losses).sum())
-        self._record_gradient(now.output, now.output_steps, log)
-
-    def _backward_samples(self, experience: Experience, task: Task, log: UpdateLog) -> None:
-        """Gradient of a loss of the final latents themselves, through the last denoising steps."""
-        groups, outputs = task.groups, []
-        plan = self.method.backprop(experience.trajectories.num_steps)
-
-        def on_step(output: Tensor, steps: Tensor) -> None:
-            output.retain_grad()
-            self.ledger.backward += len(output) * self.policy.branches
-            outputs.append((output, steps))
-
-        last = reward_gradient.last_steps(task.steps, plan.window)
-        with self.ledger.during("update"):
-            samples = reward_gradient.final_latents(
-                self.policy,
-                self.schedule,
-                experience.trajectories,
-                groups,
-                last,
-                plan,
-                self.method.final_image,
-                on_step,
-            )
-        batch = replace(
-            self._without_likelihood(experience, groups, task.steps[:, :0]),
-            samples=samples.unflatten(0, (len(groups), -1)),
-            ref_samples=None if experience.ref_samples is None else experience.ref_samples[groups].to(samples),
-        )
-        self._differentiate(self._checked(ask_loss(self.method, batch), batch, log, False) * task.share)
-        for output, steps in outputs:
+    def _backward_free(self, experience: Experience, parts: list[Task], log: UpdateLog, fresh: bool) -> None:
+        """Gradient of losses that see no log-probability: of noised samples, final latents or rewards."""
+        by_gradient = self.method.signal == "gradient"
+        if by_gradient:
+            assert self.scorer is not None
+            found = likelihood_free.reward_minibatch(self.context, self.scorer, experience, parts[0])
+            log.rewards.append(found.batches[0].final_rewards.detach().cpu())
+        elif self.method.granularity == "noised":
+            old = self.old.weights if self.old else None
+            found = likelihood_free.noised_minibatches(self.context, experience, parts, old)
+        else:
+            found = likelihood_free.sample_minibatch(self.context, experience, parts[0])
+        losses = []
+        for batch, part in zip(found.batches, parts, strict=True):
+            loss = self._checked(ask_loss(self.method, batch), batch, log, fresh and by_gradient)
+            losses.append(loss * part.share)
+        self._differentiate(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
+        for output, steps in found.outputs:
             self._record_gradient(output, steps, log)
-
-    def _without_likelihood(self, experience: Experience, groups: Tensor, steps: Tensor) -> Minibatch:
-        """Rewards and advantages of ``groups [b]`` at ``steps [b, K]``, and log-probabilities of no step."""
-        device = self.policy.device
-        groups, steps = groups.to(device), steps.to(device)
-        final = experience.final_rewards.to(device)[groups]
-        advantages = experience.advantages
-        return Minibatch(
-            log_probs=final.new_zeros(*final.shape, 0),
-            old_log_probs=final.new_zeros(*final.shape, 0),
-            ref_log_probs=None,
-            advantages=None if advantages is None else take(advantages, groups, steps),
-            rewards=take(experience.rewards, groups, steps),
-            final_rewards=final,
-            steps=steps,
-            num_steps=experience.trajectories.num_steps,
-        )
 
     def _backward_trajectories(
         self, experience: Experience, parts: list[Task], size: int, log: UpdateLog, fresh: bool
@@ -367,32 +307,6 @@ class Updater:
             batch = self._minibatch(experience, part, {name: values[k] for name, values in pieces.items()})
             losses.append(self._checked(ask_loss(self.method, batch), batch, log, fresh) * part.share)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-    def _backward_reward(self, experience: Experience, task: Task, log: UpdateLog, fresh: bool) -> None:
-        """Gradient of a loss of the rewards themselves, through the last denoising steps."""
-        trajectories, groups, method = experience.trajectories, task.groups, self.method
-        members, outputs = trajectories.latents.shape[1], []
-
-        def on_step(output: Tensor, steps: Tensor) -> None:
-            output.retain_grad()
-            self.ledger.backward += len(output) * self.policy.branches
-            outputs.append((output, steps))
-
-        assert self.scorer is not None
-        plan = method.backprop(trajectories.num_steps)
-        last = reward_gradient.last_steps(task.steps, plan.window)
-        with self.ledger.during("update"):
-            latents = reward_gradient.final_latents(
-                self.policy, self.schedule, trajectories, groups, last, plan, method.final_image, on_step
-            )
-            images = self.policy.decode(latents)
-        prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
-        rewards = self.scorer.differentiable(images, prompts).to(images.device).view(len(groups), members)
-        log.rewards.append(rewards.detach().cpu())
-        batch = _reward_minibatch(rewards, trajectories.num_steps)
-        self._differentiate(self._checked(ask_loss(method, batch), batch, log, fresh) * task.share)
-        for output, steps in outputs:
-            self._record_gradient(output, steps, log)
 
     def _differentiate(self, loss: Tensor) -> None:
         """Autograd meets here what a method has done to its graph."""
@@ -476,25 +390,6 @@ def _at(scale: float | None) -> str:
     return "" if scale is None else f" at loss scale {scale:g}: fp16 overflows. Use --set model.precision=bf16 or fp32"
 
 
-def _rows(noised: Noised, rows: slice) -> Noised:
-    """Some groups of a minibatch."""
-    part: dict[str, Any] = {name: None if value is None else value[rows] for name, value in vars(noised).items()}
-    return Noised(**part)
-
-
 def _by_group(passes: list[Tensor], num_steps: int) -> Tensor:
     """Values ``[T * b, G]``, one step of all groups after another, as a leaf ``[b, G, T]``."""
     return torch.cat(passes).unflatten(0, (num_steps, -1)).permute(1, 2, 0).contiguous().requires_grad_()
-
-
-def _reward_minibatch(rewards: Tensor, num_steps: int) -> Minibatch:
-    """A minibatch of rewards ``[b, G]`` with their graph, and of no step's log-probability."""
-    empty = rewards.new_zeros(*rewards.shape, 0)
-    steps = torch.zeros(len(rewards), 0, dtype=torch.int64)
-    return Minibatch(empty, empty, None, None, empty, rewards, steps, num_steps)
-
-
-def take(values: Tensor, groups: Tensor, steps: Tensor) -> Tensor:
-    """``values [N, G, T]`` at groups ``[b]`` and steps ``[b, K]`` -> ``[b, G, K]``."""
-    picked = values.to(groups.device)[groups]
-    return picked.gather(-1, steps[:, None].expand(-1, picked.shape[1], -1))

@@ -12,7 +12,7 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.scoring.scorer import Scorer
-from sdpo_bench.training.reward_gradient import last_steps
+from sdpo_bench.training.likelihood_free import last_steps, rewards_alone
 from sdpo_bench.training.update_order import Order
 
 
@@ -103,9 +103,7 @@ def test_refl_scores_the_predicted_original_of_its_step(tiny_policy):
 
 
 def test_losses_by_hand():
-    from sdpo_bench.training.updater import _reward_minibatch
-
-    batch = _reward_minibatch(torch.tensor([[1.0], [3.0]]), 4)
+    batch = rewards_alone(torch.tensor([[1.0], [3.0]]), 4)
     assert make_method("draft").loss(batch).value == -2
     assert make_method("refl").loss(batch).value == -2
     reached = make_method("refl", target=2.0).loss(batch)  # 2 - 1 and nothing
