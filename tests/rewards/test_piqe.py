@@ -53,8 +53,9 @@ def test_it_is_minus_the_packages_number_on_the_bytes_of_a_picture(photograph):
     grey = photograph.convert("L").convert("RGB")  # equal channels: their order does not matter
     expected = -piqe(np.asarray(grey))[0]
     assert scores(grey) == pytest.approx([expected], abs=1e-4)
-    shifted = tensor_of(grey) + 0.4 / 255  # the same bytes after rounding, but for white, which is cut off
-    assert Piqe()(shifted.clamp(0, 1), [""]).tolist() == pytest.approx([expected], abs=1e-4)
+    for shift in (-0.4, 0.4):  # of a byte: rounding gives the same bytes, cutting off would not
+        shifted = (tensor_of(grey) + shift / 255).clamp(0, 1)
+        assert Piqe()(shifted, [""]).tolist() == pytest.approx([expected], abs=1e-4)
 
 
 @installed
