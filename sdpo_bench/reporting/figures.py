@@ -4,7 +4,7 @@ A figure is a promise to draw: only the formats that show pictures pay for them.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -269,15 +269,16 @@ def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
 
 def _numbers(rows: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
     """Values of a log ``[epochs, keys]``, without epochs that lack a finite one."""
-    values = np.array([[_number(row, key) for key in keys] for row in rows], dtype=float).reshape(-1, len(keys))
+    paths = [key.split(".") for key in keys]
+    values = np.array([[_number(row, path) for path in paths] for row in rows], dtype=float).reshape(-1, len(keys))
     return values[np.isfinite(values).all(axis=1)]
 
 
-def _number(row: Mapping[str, Any], key: str) -> float:
-    """The number at a path such as ``bill.images``; NaN where there is none."""
+def _number(row: dict[str, Any], path: Sequence[str]) -> float:
+    """The number at a path such as ``bill``, ``images``; NaN where there is none."""
     value: Any = row
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None  # a check for Mapping takes five times as long
     return float(value) if isinstance(value, int | float) else math.nan
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from sdpo_bench.reporting.content import Grid, Part, Section
 from sdpo_bench.reporting.figures import Figure, board_figures, curve_charts, curve_figure, training_figures
@@ -76,7 +76,7 @@ def _answer(one: Judged, parts: Sequence[Part], figures: Sequence[Figure], score
     badges = arm_badges(one.setting, one.boards)
     steps = next((figure for part in parts for figure in part.figures if figure.name.endswith("-steps")), None)
     learning = next((figure for figure in figures if "-learning-" in figure.name), None)
-    pictures = partial(picture_grid, one.setting, scores) if parts and parts[0].figures else None
+    pictures = cache(partial(picture_grid, one.setting, scores)) if parts and parts[0].figures else None
     return Answer(
         answer_words(one.setting, one.boards),
         one.setting.reward,

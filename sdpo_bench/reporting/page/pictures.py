@@ -57,7 +57,7 @@ def picture_grid(setting: Setting, scores: Mapping[str, Scores]) -> PictureGrid 
     missing: list[str] = []
     for arm in setting.arms:
         run = next((run for run in arm.done if (run.folder.path / "grid.png").is_file()), None)
-        cut = _cut(run) if run else None
+        cut = _cut(run, with_base=not images) if run else None
         if run is None or cut is None or (prompts and (cut[0], cut[1]) != (prompts, steps)):
             missing += [arm.label] if arm.done else []
             continue
@@ -99,8 +99,12 @@ def _score(block: Block | None, prompt: str, step: int) -> str:
     return f"{block.scores[place]:.3g}"
 
 
-def _cut(run: Run) -> tuple[tuple[str, ...], tuple[int, ...], list[list[str]]] | None:
-    """Prompts, step counts and the pictures of each row; None where the file is no grid of these."""
+def _cut(run: Run, *, with_base: bool) -> tuple[tuple[str, ...], tuple[int, ...], list[list[str]]] | None:
+    """Prompts, step counts and the pictures of each row; None where the file is no grid of these.
+
+    Args:
+        with_base: also cut the rows of the base model; they are empty otherwise.
+    """
     from PIL import Image
 
     prompts, steps = grid_prompts(run), tuple(run.settings.get("eval.steps") or ())
@@ -114,6 +118,9 @@ def _cut(run: Run) -> tuple[tuple[str, ...], tuple[int, ...], list[list[str]]] |
         return None
     rows = []
     for r in range(2 * len(prompts)):
+        if r % 2 == 0 and not with_base:
+            rows.append([])
+            continue
         corners = [(LABEL_WIDTH + c * (CELL + GAP), HEAD + r * (CELL + GAP)) for c in range(len(steps))]
         rows.append([_uri(canvas.crop((x, y, x + CELL, y + CELL))) for x, y in corners])
     return prompts, steps, rows
