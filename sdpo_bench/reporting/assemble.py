@@ -27,7 +27,7 @@ from sdpo_bench.results.learning_curves import CurvePanel, curve_panels
 from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
-from sdpo_bench.results.select_runs import SPLIT, Selection, select
+from sdpo_bench.results.select_runs import SPLIT, Selection, select, tuning_only
 from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import Scores
@@ -85,7 +85,7 @@ def build_report(results: Results, request: Request) -> Report:
         sections.append(section(one, settings, scores, families, panels, options, illustrated=illustrated, number=i))
     return Report(
         "sdpo-bench report",
-        tuple(_summary(chosen, settings)),
+        tuple(_summary(chosen, settings, len(tuning_only(results)))),
         (*_main(chosen, judged, scores, request), *beside),
         tuple(sections),
         runs_table(settings),
@@ -187,9 +187,18 @@ def _run_notices(runs: Iterable[Run], scores: Mapping[str, Scores]) -> list[Noti
     return notices
 
 
-def _summary(chosen: Results, settings: Sequence[Setting]) -> list[str]:
+def _nothing_ranked(searched: int) -> str:
+    """Why no run is in the tables."""
+    if not searched:
+        return "No runs; studies only."
+    runs = f"{searched} run{'s' * (searched != 1)}"
+    return f"No results yet: {runs} of a suite's search for settings, which the tables leave out (--select run=ID)."
+
+
+def _summary(chosen: Results, settings: Sequence[Setting], searched: int) -> list[str]:
+    """Counts of runs, methods and settings; ``searched`` runs were left out, since they served a suite's search."""
     if not chosen.runs:
-        return ["No runs; studies only."]
+        return [_nothing_ranked(searched)]
     states: dict[str, int] = {}
     for run in chosen.runs:
         states[run.state] = states.get(run.state, 0) + 1

@@ -1,9 +1,12 @@
 """What a report says about how a suite's settings were searched: every round, every candidate, and the cost."""
 
 import pytest
+from report_factory import make_run, spread
 
+from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.reporting.tables.suite_tables import suite_tables
-from sdpo_bench.results.suite_records import SuiteRecord
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.suite_records import SuiteRecord, write_record
 
 TEXTS = {"description": "", "reproduces": "", "departs": ""}
 BILL = {"images": 7, "denoiser_calls": 0, "reward_calls": 0, "optimiser_steps": 0}
@@ -59,3 +62,12 @@ def test_candidates_that_failed_or_are_out_are_counted():
     row = dict(zip([column.key for column in table.columns], table.groups[0].rows[0].cells))
     texts = {key: cell.text for key, cell in row.items()}
     assert (texts["chosen"], texts["tried"], texts["failed"], texts["images"]) == ("update.lr = 0.01", "3", "2", "7")
+
+
+def test_a_report_of_search_runs_alone_says_why_it_is_empty(tmp_path):
+    run = make_run(tmp_path, "sdpo", 1000, spread([1, 1, 1]))
+    data = {"name": "mine", "texts": TEXTS, "variant_keys": [], "reported": {}, "tuning": [run.name], "waiting": 1}
+    write_record(tmp_path, "mine", {**data, "search": None, "choices": []})
+    (line,) = build_report(load_results(tmp_path), Request()).summary
+    assert line.startswith("No results yet: 1 run of a suite's search for settings")
+    assert build_report(load_results(tmp_path), Request({"run": (run.name,)})).summary[0].startswith("1 run (1 done)")
