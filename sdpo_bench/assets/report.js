@@ -80,7 +80,7 @@ function drawChart(box, chart, styles, hidden) {
     scales: { x: chart.steps ? { time: false, distr: 3, log: 2 } : { time: false } },
     series, bands, cursor: { drag: { x: true, y: true, uni: 20 }, points: { show: false } },
     axes: [
-      { ...axis, ...(chart.steps ? { splits: () => xs, filter: (_, ticks) => ticks } : {}), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : Math.abs(tick) >= 1000 ? `${tick / 1000}k` : `${tick}`)) },
+      { ...axis, size: 30, ...(chart.steps ? { splits: () => xs, filter: (_, ticks) => ticks } : {}), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : Math.abs(tick) >= 1000 ? `${tick / 1000}k` : `${tick}`)) },
       { ...axis, size: 54 },
     ],
     hooks: {
@@ -110,6 +110,7 @@ function drawChart(box, chart, styles, hidden) {
   return plot;
 }
 
+const MANY = 5;  // lines, from which on some can lie far from the others
 // A figure: its charts, one legend of switches, and its values as a table for reading and for screen readers.
 class Figure {
   constructor(box, charts, styles) {
@@ -156,7 +157,8 @@ class Figure {
     const values = element("details"), summary = element("summary", "Values");
     values.append(summary);
     values.addEventListener("toggle", () => { if (values.open && values.children.length === 1) values.append(this.table()); });
-    tools.append(zoom, " ", all, values);
+    if (this.charts.some((chart) => chart.series.length >= MANY)) tools.append(zoom, " ", all);
+    tools.append(values);
     return tools;
   }
   // Lines whose highest or lowest point lies far outside the middle half of all lines' ends.
@@ -164,7 +166,7 @@ class Figure {
     const far = new Set();
     for (const chart of this.charts) {
       const ends = chart.series.map((line) => line.y.at(-1)).filter((y) => y !== null).sort((a, b) => a - b);
-      if (ends.length < 5) continue;
+      if (ends.length < MANY) continue;
       const [low, high] = [ends[Math.floor(ends.length / 4)], ends[Math.floor((3 * ends.length) / 4)]];
       const reach = 1.5 * (high - low);
       for (const line of chart.series) if (line.y.at(-1) < low - reach || line.y.at(-1) > high + reach) far.add(line.label);
@@ -198,7 +200,8 @@ class Figure {
 const figures = new Map();
 for (const box of document.querySelectorAll(".plot")) {
   const all = page.figures[box.dataset.figure].filter((chart) => chart.series.length);
-  const chosen = box.dataset.chart === undefined ? all : [all[Math.min(box.dataset.chart, all.length - 1)]];
+  const one = all[Math.min(box.dataset.chart ?? 0, all.length - 1)], title = box.dataset.title ?? one.title;
+  const chosen = box.dataset.chart === undefined ? all : [{ ...one, title }];
   figures.set(box, new Figure(box, chosen, page.styles));
 }
 // Charts are drawn when they come near the screen, and again where the colour scheme changes.

@@ -1,7 +1,8 @@
 """``sdpo_bench.report``, and what the ``report`` command shares with it. No torch here."""
 
+import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdpo_bench.errors import UsageError, nearest
@@ -115,6 +116,7 @@ def requested_report(
     """
     if reach is not None and not 0 < reach < float("inf"):
         raise UsageError(f"--reach {reach}: a rise over the base model is a positive number. Example: --reach 0.1")
+    options = report_options(select, group_by, metric, reference=reference, axis=axis, reach=reach, against=against)
     sides = tuple(side for name in against for side in find_sides_against(name))
     request = Request(
         parse_select(select),
@@ -125,12 +127,32 @@ def requested_report(
         reference=reference,
         against=sides,
     )
-    found = build_report(load_results(results), request)
+    found = replace(build_report(load_results(results), request), options=options)
     if only:
         found = select_tables(found, only)
     if columns is not None:
         found = with_columns(found, [key.strip() for key in columns.split(",") if key.strip()])
     return found
+
+
+def report_options(
+    select: Sequence[str],
+    group_by: Sequence[str],
+    metric: str,
+    *,
+    reference: str,
+    axis: str,
+    reach: float | None,
+    against: Sequence[str],
+) -> str:
+    """The options that shape the figures of a report, as typed; those with their default value are left out."""
+    words: list[str] = []
+    for option, values in (("--select", select), ("--group-by", group_by), ("--against", against)):
+        words += [word for value in values for word in (option, value)]
+    single = {"--metric": metric, "--reference": reference, "--axis": axis, "--reach": reach}
+    default = {"--metric": "mean", "--reference": "", "--axis": "images", "--reach": None}
+    words += [word for option, value in single.items() if value != default[option] for word in (option, str(value))]
+    return shlex.join(words)
 
 
 def render(report: Report, style: str) -> str:

@@ -1,5 +1,6 @@
 """The content of a report, independent of the format: sections of tables, figures and picture grids."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,13 @@ class Report:
     studies: tuple[StudyView, ...] = ()
     run_views: tuple[RunView, ...] = ()
     """The runs of the list, for their sections on the page."""
+    options: str = ""
+    """Options of the command that shape its figures, as typed."""
+
+    def command(self, results: str = "") -> str:
+        """What writes the report and its figures again; without a folder, so that a copy's report is the same."""
+        place = f"--results {shlex.quote(results)}" if results else ""
+        return " ".join(word for word in ("sdpo-bench report", place, "--format all", self.options) if word)
 
     @property
     def tables(self) -> list[tuple[str, t.Table]]:

@@ -40,6 +40,7 @@ def html(report: Report) -> str:
         drawn=set(data["figures"]),
         dot_rows=dot_rows,
         prompt_words=prompt_words,
+        all_suites=all(table.name.startswith("suite-") for table in report.main),
         grid=grid_uri,
         halves=halves,
     )

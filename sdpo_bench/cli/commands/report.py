@@ -88,12 +88,18 @@ def _write_all(report: Report, folder: Path, results: Path) -> None:
 
 
 def _write_figures(report: Report, folder: Path, results: Path) -> None:
-    """Each figure as an SVG with its data as CSV, and a list of what they show and how to draw them again."""
+    """Each figure as an SVG with its data as CSV, and a list of what they show and what draws them again."""
     from sdpo_bench.reporting.html import alone
     from sdpo_bench.reporting.page.exports import figure_csv
 
-    again = f"sdpo-bench report --results {results} --format all"
-    lines = ["# Figures", "", f"Drawn by `{again}`.", "", "| file | data | of | what it shows |", "|:--|:--|:--|:--|"]
+    lines = [
+        "# Figures",
+        "",
+        f"Drawn by `{report.command(str(results))}`.",
+        "",
+        "| file | data | of | what it shows |",
+        "|:--|:--|:--|:--|",
+    ]
     for title, figure in report.figures:
         target, data = folder / f"{figure.name}.svg", folder / f"{figure.name}.csv"
         if not (drawn := figure.draw()):
