@@ -2,19 +2,20 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 
 import pytest
+from chromium import CHROMIUM, browser
 from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.reporting.html import html
 from sdpo_bench.results.read_results import load_results
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=5000", "--dump-dom")
+REWARDS = ("emoji-align", "emoji-accuracy")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 PROBE = """<script>
 const visible = (query) => [...document.querySelectorAll(query)].filter((one) => !one.hidden);
 const shown = (query) => visible(query).map((one) => one.dataset.method);
@@ -68,7 +69,7 @@ def test_every_run_links_to_its_section(tmp_path):
     assert links == set(re.findall(r'<details class="run" id="([^"]+)"', page))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+@needs_chromium
 def test_filters_lines_and_run_links_work(tmp_path):
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html(_report(tmp_path / "results")))
     target = tmp_path / "page.html"
@@ -86,3 +87,100 @@ def test_filters_lines_and_run_links_work(tmp_path):
     assert said["open"] and said["config"] > 10
     assert said["values"] == 6  # two lines of three step counts
     assert said["unnamed"] == 0
+
+
+def _four_settings(folder):
+    """A setting with a picture grid, and three that differ from it in reward, in model and in prompts."""
+    from PIL import Image
+
+    for model, name in (("emoji-turbo", "base-emoji_turbo-0"), ("sd-turbo", "base-sd_turbo-0")):
+        base = make_base(folder, *(base_frame(spread([0, 0, 0]), reward=reward) for reward in REWARDS), name=name)
+        record = json.loads((base / "run.json").read_text())
+        record["config"]["model"]["name"] = model
+        (base / "run.json").write_text(json.dumps(record))
+    run = make_run(folder, "sdpo", 0, spread([2, 2, 2]))
+    make_run(folder, "ddpo", 0, spread([1, 1, 1]))
+    make_run(folder, "sdpo", 0, spread([1, 1, 1]), reward="emoji-accuracy")
+    make_run(folder, "sdpo", 0, spread([1, 1, 1]), **{"model.name": "sd-turbo"})
+    make_run(folder, "sdpo", 0, spread([1, 1, 1]), **{"sample.prompts": "complex-animals"})
+    Image.new("RGB", (190 + 3 * 100, 22 + 10 * 100)).save(run / "grid.png")
+    return build_report(load_results(folder), Request())
+
+
+@pytest.fixture
+def tab(tmp_path):
+    """The page of four settings, with the policy that real pages have."""
+    target = tmp_path / "page.html"
+    target.write_text(html(_four_settings(tmp_path / "results")), encoding="utf-8")
+    with browser(tmp_path / "profile") as opened:
+        opened.open(target.as_uri())
+        yield opened
+
+
+SHOWN = """[...document.querySelectorAll("article[data-setting]")].filter((one) => !one.hidden).map(
+  (one) => [one.dataset.reward, one.dataset.model, one.dataset.prompts])"""
+FIRST, REWARD, MODEL, PROMPTS = (
+    ["emoji-align", "emoji-turbo", "simple-animals"],
+    ["emoji-accuracy", "emoji-turbo", "simple-animals"],
+    ["emoji-align", "sd-turbo", "simple-animals"],
+    ["emoji-align", "emoji-turbo", "complex-animals"],
+)
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("key", "value", "left"),
+    [
+        ("reward", "emoji-accuracy", [REWARD]),
+        ("reward", "emoji-align", [FIRST, MODEL, PROMPTS]),
+        ("model", "sd-turbo", [MODEL]),
+        ("prompts", "complex-animals", [PROMPTS]),
+    ],
+)
+def test_a_filter_leaves_the_settings_of_its_value(tab, key, value, left):
+    assert sorted(tab.value(SHOWN)) == sorted([FIRST, REWARD, MODEL, PROMPTS])
+    choose = f"""(() => {{ const one = document.querySelector('[data-filter="{key}"]');
+      one.value = "{value}"; one.dispatchEvent(new Event("change")); }})()"""
+    tab.value(choose)
+    assert sorted(tab.value(SHOWN)) == sorted(left)
+    assert tab.value('document.getElementById("filtered").textContent') == f"Shown: {key} {value}"
+    assert tab.value('document.querySelectorAll("section.first:not([hidden])").length') == len(left)
+
+
+NAME = """(() => { const one = document.activeElement, label = one.ariaLabel ?? one.labels?.[0]?.firstChild.textContent;
+  return [one.tagName, (label ?? one.textContent).trim(), one.closest("th")?.textContent.trim() ?? ""]; })()"""
+
+
+@needs_chromium
+def test_the_page_works_with_the_keyboard_alone(tab):
+    """Tab reaches filters, slider and headings under a name; arrows and Enter work them."""
+    seen, cut = [], 'getComputedStyle(document.querySelector("[data-pictures]")).getPropertyValue("--cut")'
+    sort = 'document.activeElement.closest("th").ariaSort'
+    methods = """[...document.activeElement.closest("table").tBodies[0].rows].map((one) => one.dataset.method)"""
+    worked = set()
+    for _ in range(400):
+        tab.press("Tab")
+        tag, name, heading = tab.value(NAME)
+        seen.append(name)
+        assert name, f"a control without a name after {seen}"
+        if tag == "INPUT" and "slider" not in worked:
+            tab.press("ArrowLeft")
+            assert tab.value(cut) == "99%"
+            worked.add("slider")
+        if tag == "SELECT" and name == "Reward":
+            tab.press("ArrowDown")  # the first value after "all"
+            assert tab.value('document.getElementById("filtered").textContent') == "Shown: reward emoji-accuracy"
+            assert tab.value(SHOWN) == [REWARD]
+            tab.value('document.activeElement.value = ""; document.activeElement.dispatchEvent(new Event("change"))')
+            worked.add("filter")
+        if heading == "method" and tab.value(methods)[:2] == ["sdpo", "ddpo"]:
+            for said, order in (("ascending", ["ddpo", "sdpo"]), ("descending", ["sdpo", "ddpo"])):
+                tab.press("Enter")
+                assert tab.value(sort) == said
+                assert [one for one in tab.value(methods) if one != "base model"] == order
+            worked.add("sorting")
+        if len(worked) == 3:
+            break
+    assert worked == {"slider", "filter", "sorting"}, seen
+    assert {"Method", "Reward", "Model", "Prompts"} <= set(seen)
+    assert any(name.startswith("Share of each picture that shows the tuned model") for name in seen)
