@@ -116,7 +116,7 @@ def _cut(run: Run, *, with_base: bool) -> tuple[tuple[str, ...], tuple[int, ...]
             canvas = picture.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
-    rows = []
+    rows: list[list[str]] = []
     for r in range(2 * len(prompts)):
         if r % 2 == 0 and not with_base:
             rows.append([])
