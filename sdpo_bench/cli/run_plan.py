@@ -43,6 +43,10 @@ ON_CPU = 8  # latents in a call that is timed: a CPU is as fast with few
 UNITS = {"GB": 1e9, "GIB": 2**30, "MB": 1e6, "MIB": 2**20}
 
 
+PLANNED = "a GPU"
+"""The device of a plan for ``--for-gpu``."""
+
+
 def parse_memory(text: str) -> float:
     """``"40GB"`` in bytes; GB, GiB, MB and MiB are understood.
 
@@ -67,7 +71,7 @@ def needed_memory(resolved: Resolved, runtime: Runtime, gpu_bytes: float | None 
     if needed is None:
         return {"unknown": f"the architecture of '{model.name}' is not known before it is fetched"}
     free = gpu_bytes or memory_estimate.available_bytes(device)
-    data = needed.as_data() | {"device": "a GPU" if gpu_bytes else device, "free_bytes": free}
+    data = needed.as_data() | {"device": PLANNED if gpu_bytes else device, "free_bytes": free}
     where = "are there" if gpu_bytes else "are free here"
     try:
         return data | {"warning": memory_estimate.check(needed, free, model, where)}
@@ -263,12 +267,16 @@ def _print_memory(needs: dict[str, Any]) -> None:
     per = {f"{name}, {many[name]} at once": many[name] * size for name, size in needs["bytes_per_latent"].items()}
     parts = needs["fixed_bytes"] | per | {"at the peak": needs["peak_bytes"]} | needs["host_bytes"]
     rows = [[name, memory_estimate.gigabytes(size)] for name, size in parts.items()]
+    available = memory_estimate.gigabytes(needs["free_bytes"])
+    planned = needs["device"] == PLANNED
     print_table(
         [f"memory on {needs['device']} (estimate)", ""],
-        [*rows, ["free now", memory_estimate.gigabytes(needs["free_bytes"])]],
+        [*rows, ["of the GPU, --for-gpu" if planned else "free now", available]],
     )
     if needs["warning"]:
         click.echo(f"warning: {needs['warning']}")
+    elif planned:
+        click.echo(f"fits a GPU of {available}")
 
 
 def flat_settings(resolved: Resolved) -> list[tuple[str, Any, str]]:

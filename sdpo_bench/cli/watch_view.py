@@ -18,6 +18,7 @@ import click
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.results.read_results import clean_bill
+from sdpo_bench.results.suite_records import read_records
 from sdpo_bench.runs.run_folder import RunFolder, find_run, run_folders
 from sdpo_bench.system.console_text import PLAIN_WIDTH, clean, clock
 
@@ -154,14 +155,29 @@ def watch_command(what: str | None, results: Path, once: bool) -> None:
         runs = [single] if single else [run for run in run_folders(folder) if not run.run_id.startswith("base-")]
         return [standing(run) for run in runs]
 
+    def suites() -> list[str]:
+        return [] if single else suite_lines(folder)
+
     where = single.path.parent.parent if single else folder
     if once or not sys.stdout.isatty():
-        click.echo("\n".join(view_lines(look(), str(where), PLAIN_WIDTH)))
+        click.echo("\n".join([*view_lines(look(), str(where), PLAIN_WIDTH), *suites()]))
         return
-    _show_live(look, str(where))
+    _show_live(look, str(where), suites)
 
 
-def _show_live(look: Callable[[], list[Standing]], where: str) -> None:
+def suite_lines(folder: Path) -> list[str]:
+    """How much of each suite that is not complete is done; its search may add jobs while it works."""
+    lines = []
+    for suite in read_records(folder)[0]:
+        jobs = {*suite.reported, *suite.tuning}
+        done = sum(RunFolder(folder / "runs" / run).state_or_unknown == "done" for run in jobs)
+        total = len(jobs) + suite.waiting
+        if done < total:
+            lines.append(f"suite {clean(suite.name)}: {done} of {total} jobs done")
+    return lines
+
+
+def _show_live(look: Callable[[], list[Standing]], where: str, suites: Callable[[], list[str]] = lambda: []) -> None:
     """Refresh the view in place; the last one stays."""
     from rich.console import Console
     from rich.live import Live
@@ -173,6 +189,7 @@ def _show_live(look: Callable[[], list[Standing]], where: str) -> None:
         while True:
             standings = look()
             lines = view_lines(standings, f"{where} at {time.strftime('%H:%M:%S')}", console.width - 1)
+            lines += suites()
             live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
             if any(one.state == "running" for one in standings):
                 last_running = time.monotonic()

@@ -65,6 +65,11 @@ def test_a_gpu_that_is_not_here_can_be_planned_for(capsys):
     assert (small["free_bytes"], large["free_bytes"]) == (8e9, 140e9)
     assert "--micro-batch" in small["warning"] and "8.0 GB are there" in small["warning"]
     assert large["warning"] is None
+    lines = plan(capsys, "--reward", "hpsv2", "--for-gpu", "140GB").splitlines()
+    assert "fits a GPU of 140.0 GB" in lines and not any("free now" in line for line in lines)
+    assert not any(
+        line.startswith("fits") for line in plan(capsys, "--reward", "hpsv2", "--for-gpu", "8GB").splitlines()
+    )
 
 
 def test_sizes_of_memory():

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from sdpo_bench.cli import watch_view
 from sdpo_bench.cli.main import cli
 from sdpo_bench.cli.watch_view import sparkline, standing, view_lines
+from sdpo_bench.results.suite_records import write_record
 from sdpo_bench.runs.run_folder import RunFolder
 
 BUDGET = {"axis": "images", "amount": 640}
@@ -61,6 +62,17 @@ def test_a_view_of_a_results_folder(results):
 def test_a_view_of_one_run(results):
     shown = CliRunner().invoke(cli, ["watch", "ready", "--results", str(results)], catch_exceptions=False)
     assert shown.output.splitlines()[:2] == [f"{results}: 1 done", "done     ready"]
+
+
+def test_a_sweep_says_how_many_of_its_jobs_are_done(results):
+    """Of three jobs known so far one is done, and two wait for the settings that the search will choose."""
+    texts = {"description": "", "reproduces": "", "departs": ""}
+    data = {"name": "mine", "texts": texts, "variant_keys": [], "search": None, "choices": [], "waiting": 2}
+    write_record(results, "mine", {**data, "reported": {"ready": "", "not-begun": ""}, "tuning": ["live"]})
+    shown = CliRunner().invoke(cli, ["watch", str(results), "--once"], catch_exceptions=False)
+    assert shown.output.splitlines()[-1] == "suite mine: 1 of 5 jobs done"
+    write_record(results, "mine", {**data, "waiting": 0, "reported": {"ready": ""}, "tuning": []})
+    assert "suite" not in CliRunner().invoke(cli, ["watch", str(results), "--once"], catch_exceptions=False).output
 
 
 def test_a_wrong_name_and_a_folder_without_runs(results, tmp_path):
