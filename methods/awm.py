@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
 
-from sdpo_bench.api import Loss, Method, Minibatch, Noised
+from sdpo_bench.api import Loss, Minibatch, Noised
+from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups
 from sdpo_bench.methods.ddpo import clipped_policy_gradient
 
 if TYPE_CHECKING:
@@ -20,11 +21,9 @@ POWER = 0.25
 
 
 @dataclass(frozen=True)
-class AWMSettings:
+class AWMSettings(GroupSettings):
     """Settings of AWM's own."""
 
-    group_size: Annotated[int, Ge(2)] = 8
-    """G: images of one prompt that are compared with each other (paper: 24)."""
     clip_range: Annotated[float, Ge(0)] = 1e-5
     """PPO clip range of exp(difference of surrogates) (Flow-Factory: 1e-5); 0: no clipping."""
     weighting: Literal["uniform", "level", "level-squared", "huber", "generalised-huber"] = "level"
@@ -34,18 +33,12 @@ class AWMSettings:
     """Weight of the squared difference of velocities to the base model; 0 computes none."""
 
 
-class AWM(Method):
+class AWM(NoisedGroups):
     """Clipped policy gradient on minus the flow-matching error of re-noised samples (advantage-weighted matching)."""
 
     Settings = AWMSettings
     settings: AWMSettings
-    granularity = "noised"
     needs_old = True
-    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0, "advantage.normalisation": "group"}
-
-    @property
-    def members(self) -> int:
-        return self.settings.group_size
 
     @property
     def needs_reference(self) -> bool:

@@ -9,16 +9,15 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Loss, Minibatch
+from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups
 from sdpo_bench.methods.awm import velocity_error
 
 
 @dataclass(frozen=True)
-class DGPOSettings:
+class DGPOSettings(GroupSettings):
     """Settings of DGPO's own."""
 
-    group_size: Annotated[int, Ge(2)] = 8
-    """G: images of one prompt that are compared with each other (paper: 24)."""
     beta: Annotated[float, Gt(0)] = 100.0
     """How sharply the group's preference saturates (Flow-Factory: 10 to 100 with the base model as reference)."""
     clip_range: Annotated[float, Ge(0)] = 0.0
@@ -26,19 +25,13 @@ class DGPOSettings:
     no gradient; 0: all do. The measure is exp(e_old - e)."""
 
 
-class DGPO(Method):
+class DGPO(NoisedGroups):
     """Group preference loss on flow-matching errors relative to the base model (DGPO)."""
 
     Settings = DGPOSettings
     settings: DGPOSettings
-    granularity = "noised"
     needs_reference = True
     same_fresh_noise = True
-    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0, "advantage.normalisation": "group"}
-
-    @property
-    def members(self) -> int:
-        return self.settings.group_size
 
     @property
     def needs_old(self) -> bool:

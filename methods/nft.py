@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Loss, Minibatch
+from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,11 +21,9 @@ FLOOR = 1e-5
 
 
 @dataclass(frozen=True)
-class NFTSettings:
+class NFTSettings(GroupSettings):
     """Settings of NFT's own."""
 
-    group_size: Annotated[int, Ge(2)] = 8
-    """G: images of one prompt that are compared with each other (official: 24)."""
     beta: Annotated[float, Gt(0), Le(10)] = 1.0
     """b: how far the implicit policies stand from the policy that sampled (official: 1; OCR 0.1)."""
     advantage_range: Annotated[float, Gt(0)] = 5.0
@@ -36,18 +35,12 @@ class NFTSettings:
     min(0.001 n, 0.5) of itself; or nothing up to epoch 75, then min(0.0075 (n - 75), 0.999)."""
 
 
-class NFT(Method):
+class NFT(NoisedGroups):
     """Negative-aware fine-tuning on re-noised samples, without likelihoods (DiffusionNFT)."""
 
     Settings = NFTSettings
     settings: NFTSettings
-    granularity = "noised"
     needs_old = True
-    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0, "advantage.normalisation": "group"}
-
-    @property
-    def members(self) -> int:
-        return self.settings.group_size
 
     @property
     def needs_reference(self) -> bool:
