@@ -26,7 +26,7 @@ package                                       stage
 ``results``                                   read a results folder; decide which runs may be compared
 ``sweep``                                     many runs: suites, plans, executors
 ``studies``                                   experiments on the methods' assumptions
-``report``                                    7. figures, tables and pages
+``reporting``                                 7. figures, tables and pages
 ``doctor``                                    checks of this machine and of plugins
 ``library``                                   the Python API: what this package offers by name
 ``cli``                                       the command line

@@ -1,4 +1,4 @@
 """Checks of this machine, and conformance checks of plugins.
 
-May import: the top-level modules and the packages up to `report`.
+May import: the top-level modules and the packages up to `reporting`.
 """
