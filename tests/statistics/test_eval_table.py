@@ -58,3 +58,20 @@ def test_labels_are_sorted_with_their_scores_whatever_the_order_in_the_file(tmp_
     (block,) = read_scores(tmp_path / "eval.parquet").blocks.values()
     assert (block.prompts, block.steps, block.images) == (("ant", "bee", "cat", "dog"), (1, 4), (0, 1, far))
     assert block.scores.tolist() == scores[np.ix_([1, 3, 2, 0], [1, 0], [1, 2, 0])].tolist()
+
+
+def test_a_picture_statistic_stands_in_the_place_of_the_scores(tmp_path):
+    rows = frame(np.zeros((3, 3, 2)), run="a", method="nft", seed=0)
+    rows["sharpness"] = np.arange(18) / 10
+    rows.to_parquet(tmp_path / "eval.parquet", index=False)
+    (block,) = read_scores(tmp_path / "eval.parquet", pictures=False, value="sharpness").blocks.values()
+    (plain,) = read_scores(tmp_path / "eval.parquet").blocks.values()
+    by_label = {(r.prompt, r.steps, r.image): r.sharpness for r in rows.itertuples()}
+    found = {
+        (prompt, k, image): block.scores[p, j, i]
+        for p, prompt in enumerate(block.prompts)
+        for j, k in enumerate(block.steps)
+        for i, image in enumerate(block.images)
+    }
+    assert found == pytest.approx(by_label)
+    assert not plain.scores.any()
