@@ -188,7 +188,7 @@ def training_figures(arms: Sequence[Arm], name: str) -> list[Figure]:
 
     def curves() -> Logs:
         if not logs:  # both figures read the same files
-            logs.update({arm.label: [run.curve() for run in arm.done] for arm in shown})
+            logs.update({arm.label: [run.held_curve for run in arm.done] for arm in shown})
         return logs
 
     styles = plots.style_of([arm.label for arm in shown], BASE)

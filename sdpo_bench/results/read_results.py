@@ -114,8 +114,15 @@ class Run:
             return total if math.isfinite(total) else 0.0
         return 0.0
 
+    @cached_property
+    def held_curve(self) -> list[dict[str, Any]]:
+        """The training log, held in memory from now on: for figures, which look at every number of it."""
+        return self.curve()
+
     def curve(self) -> list[dict[str, Any]]:
         """Training log, one row an epoch, oldest first; damaged lines are left out."""
+        if "held_curve" in vars(self):
+            return self.held_curve
         with suppress(OSError, UnicodeDecodeError):
             return [row for row in self.folder.log() if isinstance(row, dict)]
         return []
