@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sdpo_bench.results.comparability import Arm, Setting, amount
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
+from sdpo_bench.settings import GuardSettings
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.eval_table import BASE
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from sdpo_bench.reporting.figures import Figure
     from sdpo_bench.reporting.page.pictures import PictureGrid
 
-FAR_KL = 10.0
+FAR_KL = GuardSettings().kl
 """Mean KL to the base model at the end of training from which on a row has a badge: the default of ``guard.kl``."""
 
 
@@ -86,14 +87,14 @@ def arm_badges(setting: Setting, boards: Sequence[Board]) -> dict[str, tuple[str
 
 
 def _losses(arm: Arm, boards: Sequence[Board]) -> list[str]:
-    """By reward, the splits in which the interval of the method's gain lies below 0."""
-    splits: dict[str, list[str]] = {}
+    """By reward, the gains whose interval lies below 0, with their split."""
+    losses: dict[str, list[str]] = {}
     for board in boards:
         line = next((line for line in board.lines if line.label == arm.label), None)
         if line and line.gain and line.gain.excludes_zero and line.gain.value < 0:
             reward = "" if board.panel.trained else f" by {board.panel.key.reward}"
-            splits.setdefault(reward, []).append(board.panel.key.split)
-    return [f"below the base on {listed(dict.fromkeys(names))}{reward}" for reward, names in splits.items()]
+            losses.setdefault(reward, []).append(f"{line.gain.value:.3g} on {board.panel.key.split}")
+    return [f"loss{reward}: {listed(dict.fromkeys(texts))}" for reward, texts in losses.items()]
 
 
 def _search_cost(arm: Arm) -> list[str]:
@@ -105,7 +106,7 @@ def _search_cost(arm: Arm) -> list[str]:
 def _distance(arm: Arm) -> list[str]:
     distances = [run.last_epoch.get("kl_to_base") for run in arm.done]
     known = [float(value) for value in distances if isinstance(value, int | float)]
-    return [f"KL {fmean(known):.0f}"] if known and fmean(known) >= FAR_KL else []
+    return [f"KL {fmean(known):.0f} (above {FAR_KL:g})"] if known and fmean(known) >= FAR_KL else []
 
 
 def best_cautions(boards: Sequence[Board], badges: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -48,10 +48,10 @@ def test_flags_say_where_a_method_loses_and_how_far_it_went(tmp_path):
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = build_report(load_results(tmp_path), Request())
     answer = report.sections[0].answer
-    assert answer.badges == {"draft": ("below the base on unseen", "KL 32")}
+    assert answer.badges == {"draft": ("loss: -1.01 on unseen", "KL 32 (above 20)")}
     assert answer.cautions == answer.badges["draft"]
     row = html(report).partition('id="setting-1-1-leaderboard-1"')[2].partition("</table>")[0]
-    assert '<span class="badge"><bdi>KL 32</bdi></span>' in row
+    assert '<span class="badge"><bdi>KL 32 (above 20)</bdi></span>' in row
 
 
 def test_notices_of_the_seeds_of_a_method_are_one_line(tmp_path):
