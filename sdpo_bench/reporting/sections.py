@@ -137,7 +137,7 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
     if held_out:
         parts = part_weights(panel.setting.reward)
         kind = "Parts and held-out rewards" if parts else "Held-out rewards"
-        title = f"{kind}, {panel.key.split} prompts"
+        title = f"{kind}, trained on {panel.setting.reward}, {panel.key.split} prompts"
         tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
     base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
     tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))

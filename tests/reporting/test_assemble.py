@@ -220,6 +220,7 @@ def test_held_out_rewards_have_a_table_of_their_own(out):
     make_run(out, "d3po", 0, spread([1, 1, 1]), frames=[lambda **who: frame(spread([0.75] * 3), **who, **held)])
     report = report_of(out)
     table = table_of(report, "held-out")
+    assert table.title == "Held-out rewards, trained on emoji-align, train prompts"
     assert table.groups[0].title == "emoji-accuracy (version 2), not trained on"
     assert cell(table, "d3po", "gain").value == pytest.approx(0.25)
     assert cell(table_of(report, "pictures"), "d3po", "contrast").value == pytest.approx(0.2)
