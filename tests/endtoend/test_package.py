@@ -92,6 +92,7 @@ def test_hyphens_and_underscores_are_the_same():
 def test_every_preset_is_valid_for_every_method(name, method):
     preset = shipped_presets()[name]
     model = preset.match.get("model", preset.common.get("model.name"))
+    model = model[0] if isinstance(model, list) else model
     reward = preset.match.get("reward", ["emoji-align"])
     reward = reward if isinstance(reward, str) else reward[0]
     if method in GRADIENT_METHODS and not reward.startswith("emoji"):

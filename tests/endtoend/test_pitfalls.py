@@ -101,6 +101,7 @@ def test_several_step_counts_are_scored_by_default(preset):
     """Fewer and more than those of the training, or those of the paper, down to a single one."""
     chosen = shipped_presets().get(preset)
     model = chosen.match.get("model", chosen.common.get("model.name")) if chosen else "emoji-turbo"
+    model = model[0] if isinstance(model, list) else model
     config = resolve(Request(model=model, preset=preset or None)).config
     steps = config.eval.steps
     assert len(steps) >= 5 and min(steps) == 1 and set(steps) - {config.schedule.steps}

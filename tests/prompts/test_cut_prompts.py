@@ -211,7 +211,7 @@ def test_doctor_lists_all_prompts_that_are_cut_or_the_same(tmp_path, capsys):
     ("words", "said"),
     [
         (["--model", "emoji-turbo"], "--model is for --prompts"),
-        (["--plugin", "sdpo", "--prompts", "simple-animals"], "two checks"),
+        (["--plugin", "sdpo", "--prompts", "simple-animals"], "different checks"),
         (["--prompts", "simple-animal"], "Did you mean 'simple-animals'"),
         (["--prompts", "simple-animals", "--model", "emoji-turb"], "Did you mean 'emoji-turbo'"),
     ],
