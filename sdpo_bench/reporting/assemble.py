@@ -137,7 +137,7 @@ def _judge(setting: Setting, scores: Mapping[str, Scores], base: Scores, request
     boards = tuple(
         scoreboard(panel, request.endpoint, level=request.level, reference=request.reference) for panel in chosen
     )
-    return Judged(setting, boards, base.pictures)
+    return Judged(setting, boards, base)
 
 
 def _check_metric(judged: Iterable[Judged], request: Request) -> None:

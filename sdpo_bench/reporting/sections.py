@@ -32,7 +32,8 @@ class Judged:
 
     setting: Setting
     boards: tuple[Board, ...]
-    base_pictures: Mapping[tuple[str, str], Mapping[str, Mapping[int, float]]]
+    base: Scores
+    """Scores and picture statistics of the base model."""
 
 
 def section(
@@ -76,7 +77,7 @@ def _answer(one: Judged, parts: Sequence[Part], figures: Sequence[Figure], score
     badges = arm_badges(one.setting, one.boards)
     steps = next((figure for part in parts for figure in part.figures if figure.name.endswith("-steps")), None)
     learning = next((figure for figure in figures if "-learning-" in figure.name), None)
-    pictures = cache(partial(picture_grid, one.setting, scores)) if parts and parts[0].figures else None
+    pictures = cache(partial(picture_grid, one.setting, scores, one.base)) if parts and parts[0].figures else None
     return Answer(
         answer_words(one.setting, one.boards),
         one.setting.reward,
@@ -139,7 +140,7 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
         kind = "Parts and held-out rewards" if parts else "Held-out rewards"
         title = f"{kind}, trained on {panel.setting.reward}, {panel.key.split} prompts"
         tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
-    base = one.base_pictures.get((panel.key.sampler, panel.key.split), {})
+    base = one.base.pictures.get((panel.key.sampler, panel.key.split), {})
     tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
     figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
     prompts = len(panel.prompts)

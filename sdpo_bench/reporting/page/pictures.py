@@ -15,7 +15,7 @@ from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.comparability import Setting
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.scoring.grid_layout import CELL, GAP, HEAD, LABEL_WIDTH, spread_prompts
-from sdpo_bench.statistics.eval_table import BASE, Block, Scores
+from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores
 
 SMALL = (16, 24, 32, 48)
 """Sizes of pictures that were enlarged without smoothing, and are stored as small as they were."""
@@ -49,8 +49,13 @@ class PictureGrid:
     """Labels of finished methods without a grid."""
 
 
-def picture_grid(setting: Setting, scores: Mapping[str, Scores]) -> PictureGrid | None:
-    """The first run of each arm that has a grid of the same prompts and step counts; None where no run has one."""
+def picture_grid(setting: Setting, scores: Mapping[str, Scores], base: Scores) -> PictureGrid | None:
+    """The first run of each arm that has a grid of the same prompts and step counts; None where no run has one.
+
+    Args:
+        scores: by run id.
+        base: of the base model.
+    """
     prompts: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     images: dict[str, tuple[Run, list[list[str]]]] = {}
@@ -65,7 +70,7 @@ def picture_grid(setting: Setting, scores: Mapping[str, Scores]) -> PictureGrid 
         images[arm.label] = (run, cut[2])
     if not images:
         return None
-    by_prompt = [_prompt_pictures(setting, i, prompt, steps, images, scores) for i, prompt in enumerate(prompts)]
+    by_prompt = [_prompt_pictures(setting, i, prompt, steps, images, scores, base) for i, prompt in enumerate(prompts)]
     return PictureGrid(setting.reward, steps, tuple(by_prompt), tuple(missing))
 
 
@@ -76,24 +81,33 @@ def _prompt_pictures(
     steps: tuple[int, ...],
     images: Mapping[str, tuple[Run, list[list[str]]]],
     scores: Mapping[str, Scores],
+    base: Scores,
 ) -> PromptPictures:
-    _, first = next(iter(images.values()))
-    rows = [PictureRow(BASE, tuple(first[2 * index]), ("",) * len(steps))]
+    keys = {label: _key(scores.get(run.id), setting.reward, prompt) for label, (run, _) in images.items()}
+    label, (_, cells) = next(iter(images.items()))
+    rows = [PictureRow(BASE, tuple(cells[2 * index]), _numbers(base, keys[label], prompt, steps))]
     for label, (run, cells) in images.items():
-        numbers = _scores(scores.get(run.id), setting.reward, prompt, steps)
+        numbers = _numbers(scores.get(run.id), keys[label], prompt, steps)
         rows.append(PictureRow(label, tuple(cells[2 * index + 1]), numbers))
     return PromptPictures(prompt, tuple(rows))
 
 
-def _scores(scores: Scores | None, reward: str, prompt: str, steps: tuple[int, ...]) -> tuple[str, ...]:
-    """The trained reward of image 0 by step count."""
-    blocks = [block for key, block in (scores.blocks if scores else {}).items() if key.reward == reward]
-    block = next((block for block in blocks if prompt in block.prompts and 0 in block.images), None)
+def _key(scores: Scores | None, reward: str, prompt: str) -> PanelKey | None:
+    """Where the trained reward of image 0 of a prompt is."""
+    for key, block in (scores.blocks if scores else {}).items():
+        if key.reward == reward and prompt in block.prompts and 0 in block.images:
+            return key
+    return None
+
+
+def _numbers(scores: Scores | None, key: PanelKey | None, prompt: str, steps: tuple[int, ...]) -> tuple[str, ...]:
+    """The reward of image 0 by step count; empty where it was not scored."""
+    block = scores.blocks.get(key) if scores and key else None
     return tuple(_score(block, prompt, step) for step in steps)
 
 
 def _score(block: Block | None, prompt: str, step: int) -> str:
-    if block is None or step not in block.steps:
+    if block is None or step not in block.steps or prompt not in block.prompts or 0 not in block.images:
         return ""
     place = block.prompts.index(prompt), block.steps.index(step), block.images.index(0)
     return f"{block.scores[place]:.3g}"

@@ -50,6 +50,7 @@ def test_every_method_with_a_grid_has_a_row_with_its_rewards(tmp_path):
     first = grid.prompts[0]
     assert [row.label for row in first.rows] == ["base model", "ddpo", "sdpo"]
     # prompt 0 lies 0.3 and image 0 0.1 below the mean of its step count
+    assert first.rows[0].scores == ("-0.4", "-0.4", "-0.4")
     assert first.rows[1].scores == ("0.6", "1.6", "2.6")
     for row, shade in zip(first.rows, (0, 191, 64)):
         tile = _opened(row.sources[0])
