@@ -3,9 +3,9 @@
 import importlib.util
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sdpo_bench.api import NoSettings, Reward
+from sdpo_bench.api import Reward
 from sdpo_bench.errors import MissingError
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ class Piqe(Reward):
     scale = "minus PIQE points, -100 to 0"
     source = "PIQE, doi 10.1109/NCC.2015.7084843, as in the package pypiqe"
     native_model = "sd-turbo"
-
-    def __init__(self, settings: Any = None, device: str = "cpu"):
-        super().__init__(settings if settings is not None else NoSettings(), device)
 
     @classmethod
     def unavailable(cls) -> str | None:

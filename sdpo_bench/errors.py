@@ -20,7 +20,7 @@ class UsageError(SdpoBenchError, ValueError):
 
 
 class CannotTrain(UsageError):
-    """A method that nothing could teach on this schedule; ``reason`` is the cause alone, without advice."""
+    """A method that cannot train on this schedule; ``reason`` is the cause alone, without advice."""
 
     def __init__(self, text: str, reason: str):
         super().__init__(text)

@@ -128,8 +128,11 @@ def read_scores(path: Path, *, pictures: bool = True, value: str = "score") -> S
         pictures: read the picture statistics too.
         value: what stands in place of the scores: one of :data:`PICTURES`.
     """
+    statistics = [*PICTURES] if pictures else []
+    if value not in ("score", *statistics):
+        statistics.append(value)
     try:
-        columns = _columns(path.read_bytes(), PICTURES if pictures else () if value == "score" else (value,))
+        columns = _columns(path.read_bytes(), statistics)
         columns["score"] = columns[value]
     except PermissionError as error:  # not readable is not damaged
         return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))

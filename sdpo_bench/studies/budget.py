@@ -49,7 +49,7 @@ class Budget(Study):
                 "Endpoint: mean over step counts of the gain over the base model.",
                 "Family: every pair of methods on every axis; crossed intervals of the paired difference, Holm. The "
                 "ranking changes where a pair is shown one way round on one axis and the other way on another.",
-                "Letters on one axis: methods that share one are not told apart in that family.",
+                "Letters on one axis: methods that share one do not differ significantly in that family.",
             ),
             tuple(suites),
         )
@@ -108,10 +108,10 @@ def letters_on(axis: str, gains: Mapping[str, Matrix], pairs: Mapping[str, Contr
 
 
 def order(letters: Mapping[str, str]) -> str:
-    """Methods with their letters, highest mean first; by name where none is told apart, so that these read alike."""
+    """Methods with their letters, highest mean first; by name where no two differ, so that these read alike."""
     if len(set(letters.values())) == 1:
         names = sorted(letters)
-        return f"{listed(names)} are not told apart" if len(names) > 1 else f"{names[0]} alone"
+        return f"{listed(names)} do not differ significantly" if len(names) > 1 else f"{names[0]} alone"
     return ", ".join(f"{method} {own}" for method, own in letters.items())
 
 
@@ -147,7 +147,7 @@ def conclusion(letters: Mapping[str, Mapping[str, str]], pairs: Mapping[str, Con
 def _axis_table(trainings: Trainings, letters: Mapping[str, Mapping[str, str]], reward: str) -> t.Table:
     columns = (
         t.Column("method", "method", numeric=False),
-        t.Column("letters", "letters", numeric=False, help="Methods that share one are not told apart"),
+        t.Column("letters", "letters", numeric=False, help="Methods that share one do not differ significantly"),
         t.Column("gain", "mean gain"),
         *(t.Column(axis, axis.replace("_", " ")) for axis in BILL),
         t.Column("seconds", "seconds"),

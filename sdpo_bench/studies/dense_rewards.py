@@ -49,7 +49,8 @@ class DenseRewards(Study):
     )
 
     def design(self, request: StudyRequest) -> Design:
-        suites, bills = _suites(request), _bills(request)
+        bills = _bills(request)
+        suites = _suites(request, bills)
         return Design(
             (
                 *tr.suite_facts(request, suites),
@@ -133,11 +134,11 @@ def _variant(model: str, kind: str, axis: str) -> str:
     return f"{model} {kind}, equal {axis.replace('_', ' ')}"
 
 
-def _suites(request: StudyRequest) -> list[Suite]:
+def _suites(request: StudyRequest, bills: Mapping[str, Mapping[str, Work]]) -> list[Suite]:
     suites = []
-    for model, bills in _bills(request).items():
-        again = [kind for kind in KINDS if kind not in _repeated(bills)]
-        budgets = {IMAGES_AXIS: (_images(request), KINDS), CALLS_AXIS: (bills[PREDICTED].denoiser_calls, again)}
+    for model, own in bills.items():
+        again = [kind for kind in KINDS if kind not in _repeated(own)]
+        budgets = {IMAGES_AXIS: (_images(request), KINDS), CALLS_AXIS: (own[PREDICTED].denoiser_calls, again)}
         for axis, (amount, kinds) in budgets.items():
             variants = {_variant(model, kind, axis): {"method": {"reward": kind}} for kind in kinds}
             if variants:

@@ -8,7 +8,7 @@ that it was distilled from, at few steps and at as many as NFT's own settings sa
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.results.study_findings import Findings, Plot, banded
@@ -65,7 +65,7 @@ class NFTOnDistilled(Study):
 
     def design(self, request: StudyRequest) -> Design:
         tr.check_judged(request, STEPS)
-        request = _five_seeds(request)
+        request = _with_defaults(request)
         suites = _suites(request)
         models = ", ".join(f"{name} ({kind})" for kind, name in MODELS.items())
         return Design(
@@ -111,9 +111,18 @@ class NFTOnDistilled(Study):
         )
 
 
-def _five_seeds(request: StudyRequest) -> StudyRequest:
-    """The request with this study's own number of seeds."""
-    return replace(request, seeds=request.seeds or MORE_SEEDS)
+def _with_defaults(request: StudyRequest) -> StudyRequest:
+    """The request with this study's own seeds and preset where it names none.
+
+    Raises:
+        UsageError: it names a model.
+    """
+    if request.model:
+        raise UsageError(
+            f"--model {request.model}: this study compares {listed(MODELS.values())}. Leave it out; train another "
+            f"model with sdpo-bench run --method {METHOD} --model {request.model}."
+        )
+    return replace(request, seeds=request.seeds or MORE_SEEDS, preset=request.preset or PRESET)
 
 
 def _images(request: StudyRequest) -> int:
@@ -133,35 +142,25 @@ def _arm(cell: Cell, reward: str) -> Arm:
 
 
 def _suites(request: StudyRequest) -> list[Suite]:
-    if request.model:
-        raise UsageError(
-            f"--model {request.model}: this study compares {listed(MODELS.values())}. Leave it out; train another "
-            f"model with sdpo-bench run --method {METHOD} --model {request.model}."
-        )
-    request = replace(request, preset=request.preset or PRESET)
     suites = []
     for kind, model in MODELS.items():
-        tables: dict[str, Any] = {"for": tr.unsearched(request, [METHOD], model)}
-        variants = {_variant(Cell(kind, steps)): {"schedule": {"steps": steps}} for steps in STEPS}
-        budget, rewards = {"images": _images(request)}, [tr.one_reward(request)]
         suites.append(
             tr.training_suite(
                 f"nft-on-distilled.{kind}",
                 request,
                 [METHOD],
-                rewards,
-                budget,
+                [tr.one_reward(request)],
+                {"images": _images(request)},
                 JUDGED,
                 model,
-                variants=variants,
-                **tables,
+                variants={_variant(Cell(kind, steps)): {"schedule": {"steps": steps}} for steps in STEPS},
+                **{"for": tr.unsearched(request, [METHOD], model)},
             )
         )
     return suites
 
 
 def _setting_words(request: StudyRequest) -> str:
-    request = replace(request, preset=request.preset or PRESET)
     model = next(iter(MODELS.values()))
     config = tr.resolved_training(request, METHOD, tr.one_reward(request), request.overrides, model).config
     words = f"learning rate {config.update.lr:g}, preset {request.preset}"

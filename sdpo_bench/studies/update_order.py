@@ -200,7 +200,7 @@ def _together(images: Contrast, both: Contrast) -> str:
     if both.down:
         return "With equal images and optimiser steps the accumulated order is the better one."
     if not images.shown:
-        return "The two orders are not told apart when images are equal."
+        return "The two orders do not differ significantly when images are equal."
     return "The order matters, but not in one direction."
 
 

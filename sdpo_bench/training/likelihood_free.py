@@ -27,7 +27,7 @@ OnStep = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
-class FreePass:
+class LikelihoodFreePass:
     """What one denoiser pass gives to the losses."""
 
     batches: list[Minibatch]
@@ -38,7 +38,7 @@ class FreePass:
 
 def noised_minibatches(
     context: RunContext, experience: Experience, parts: Sequence[Task], old: Mapping[str, Tensor] | None
-) -> FreePass:
+) -> LikelihoodFreePass:
     """Minibatches of noised samples, each at one level a group, from one call.
 
     Args:
@@ -64,10 +64,10 @@ def noised_minibatches(
         plain = _without_likelihood(context, experience, part.groups, part.steps)
         batches.append(replace(plain, noised=_rows(now.noised, rows)))
         start = rows.stop
-    return FreePass(batches, [(now.output, now.output_steps)])
+    return LikelihoodFreePass(batches, [(now.output, now.output_steps)])
 
 
-def sample_minibatch(context: RunContext, experience: Experience, task: Task) -> FreePass:
+def sample_minibatch(context: RunContext, experience: Experience, task: Task) -> LikelihoodFreePass:
     """A minibatch of final latents, differentiated through the last denoising steps."""
     groups = task.groups
     samples, outputs = _differentiated_latents(context, experience, task)
@@ -76,17 +76,17 @@ def sample_minibatch(context: RunContext, experience: Experience, task: Task) ->
         samples=samples.unflatten(0, (len(groups), -1)),
         ref_samples=None if experience.ref_samples is None else experience.ref_samples[groups].to(samples),
     )
-    return FreePass([batch], outputs)
+    return LikelihoodFreePass([batch], outputs)
 
 
-def reward_minibatch(context: RunContext, scorer: Scorer, experience: Experience, task: Task) -> FreePass:
+def reward_minibatch(context: RunContext, scorer: Scorer, experience: Experience, task: Task) -> LikelihoodFreePass:
     """A minibatch of rewards, differentiated through the autoencoder and the last denoising steps."""
     trajectories, groups = experience.trajectories, task.groups
     members = trajectories.latents.shape[1]
     latents, outputs = _differentiated_latents(context, experience, task, decoded=True)
     prompts = [trajectories.prompts[g] for g in groups.repeat_interleave(members).tolist()]
     rewards = scorer.differentiable(latents, prompts).to(latents.device).view(len(groups), members)
-    return FreePass([rewards_alone(rewards, trajectories.num_steps)], outputs)
+    return LikelihoodFreePass([rewards_alone(rewards, trajectories.num_steps)], outputs)
 
 
 def rewards_alone(rewards: Tensor, num_steps: int) -> Minibatch:
@@ -174,7 +174,10 @@ def final_latents(
     members = trajectories.latents.shape[1]
     conditioning = trajectories.conditioning[groups.repeat_interleave(members)]
     first = last - plan.depth + 1
-    state = lambda states, steps: pick(states, groups, steps, policy.device).flatten(0, 1)  # noqa: E731
+
+    def state(states: Tensor, steps: Tensor) -> Tensor:
+        return pick(states, groups, steps, policy.device).flatten(0, 1)
+
     current = state(trajectories.latents, first)
     for k in range(plan.depth):
         at = (first + k).repeat_interleave(members)

@@ -205,7 +205,7 @@ class Updater:
         size = call_size(parts, most, self.policy.latent_shape, members)
         for call in calls(parts, size, experience.trajectories.num_steps, self.method):
             if self.method.signal == "gradient" or self.method.granularity in ("noised", "sample"):
-                self._backward_free(experience, call, log, fresh)
+                self._backward_without_log_probs(experience, call, log, fresh)
             elif self.method.granularity == "step":
                 self._backward_steps(experience, call, log, fresh)
             else:
@@ -241,7 +241,9 @@ class Updater:
         self._record_gradient(now.output, now.output_steps, log)
         self._record_ratio(experience, task, now.log_probs.detach()[..., None], log, fresh)
 
-    def _backward_free(self, experience: Experience, parts: list[Task], log: UpdateLog, fresh: bool) -> None:
+    def _backward_without_log_probs(
+        self, experience: Experience, parts: list[Task], log: UpdateLog, fresh: bool
+    ) -> None:
         """Gradient of losses that see no log-probability: of noised samples, final latents or rewards."""
         by_gradient = self.method.signal == "gradient"
         if by_gradient:

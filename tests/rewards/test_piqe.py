@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from sdpo_bench.api import NoSettings
 from sdpo_bench.errors import MissingError
 from sdpo_bench.rewards import piqe as module
 from sdpo_bench.rewards.piqe import Piqe
@@ -29,7 +30,7 @@ def tensor_of(*pictures):
 
 
 def scores(*pictures):
-    return Piqe()(tensor_of(*pictures), [""] * len(pictures)).tolist()
+    return Piqe(NoSettings())(tensor_of(*pictures), [""] * len(pictures)).tolist()
 
 
 def noisy(picture, deviation):
@@ -55,7 +56,7 @@ def test_it_is_minus_the_packages_number_on_the_bytes_of_a_picture(photograph):
     assert scores(grey) == pytest.approx([expected], abs=1e-4)
     for shift in (-0.4, 0.4):  # of a byte: rounding gives the same bytes, cutting off would not
         shifted = (tensor_of(grey) + shift / 255).clamp(0, 1)
-        assert Piqe()(shifted, [""]).tolist() == pytest.approx([expected], abs=1e-4)
+        assert Piqe(NoSettings())(shifted, [""]).tolist() == pytest.approx([expected], abs=1e-4)
 
 
 @installed
@@ -84,13 +85,13 @@ def test_a_picture_without_detail_has_the_worst_score():
 def test_a_score_is_of_one_picture_whatever_the_batch(photograph):
     pictures = [photograph, noisy(photograph, 20)]
     assert scores(*pictures) == [scores(pictures[0])[0], scores(pictures[1])[0]]
-    assert Piqe().full_version.startswith("1+pypiqe-")
+    assert Piqe(NoSettings()).full_version.startswith("1+pypiqe-")
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     assert "sdpo-bench[piqe]" in Piqe.unavailable()
-    for ask in (Piqe().load, lambda: Piqe().full_version):
+    for ask in (Piqe(NoSettings()).load, lambda: Piqe(NoSettings()).full_version):
         with pytest.raises(MissingError, match=r"pip install 'sdpo-bench\[piqe\]'") as caught:
             ask()
         assert caught.value.exit_code == 3

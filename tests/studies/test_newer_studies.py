@@ -3,7 +3,7 @@
 from itertools import product
 
 import pytest
-from study_factory import findings, finished
+from study_factory import findings, finished, has, request
 
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import CannotTrain, UsageError
@@ -14,28 +14,12 @@ from sdpo_bench.studies.shared.training_tables import unsearched
 from sdpo_bench.sweep.plan import make_plan
 
 
-@pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts") / "four.txt"
-    path.write_text("cat\ndog\nbee\nowl\n")
-    return path
-
-
-def request(four, **options):
-    return StudyRequest(overrides={"eval.train": str(four)}, **options)
-
-
 def design(name, asked=None):
     return find("studies", name).load()().design(asked or StudyRequest())
 
 
 def jobs(name, out):
     return [job for suite in design(name).suites for job in make_plan(suite, out).jobs]
-
-
-def has(found, *words):
-    """Whether one sentence of the conclusion has all the words."""
-    return any(all(word in line for word in words) for line in found.conclusion)
 
 
 def table(found, name):

@@ -7,7 +7,7 @@ import numpy as np
 import preload  # noqa: F401  (forked processes then have it)
 import pytest
 import torch
-from study_factory import findings, finished, row
+from study_factory import findings, finished, has, request, row
 
 from sdpo_bench.cli.entry import main
 from sdpo_bench.errors import UsageError
@@ -21,22 +21,6 @@ from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.trainings import Arm, reopen
 from sdpo_bench.sweep import local_executor
 from sdpo_bench.sweep.plan import make_plan
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts") / "four.txt"
-    path.write_text("cat\ndog\nbee\nowl\n")
-    return path
-
-
-def request(four, **options):
-    return StudyRequest(overrides={"eval.train": str(four)}, **options)
-
-
-def has(found, *words):
-    """Whether one sentence of the conclusion has all the words."""
-    return any(all(word in line for word in words) for line in found.conclusion)
 
 
 def table(found, name):
@@ -106,7 +90,7 @@ def test_seconds_are_what_the_reference_took(four, tmp_path):
 
 def test_what_is_not_told_apart_reads_alike_whoever_happens_to_lead():
     same = budget.order({"m": "a", "k": "a", "l": "a"})
-    assert same == budget.order({"l": "a", "m": "a", "k": "a"}) == "k, l and m are not told apart"
+    assert same == budget.order({"l": "a", "m": "a", "k": "a"}) == "k, l and m do not differ significantly"
     assert budget.order({"k": "a", "m": "ab", "l": "b"}) == "k a, m ab, l b"
 
 

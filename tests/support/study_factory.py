@@ -130,3 +130,12 @@ def _scores(folder: RunFolder, cell: Job, gain: Gain, contrast: float, seed: int
             ).assign(contrast=contrast)
         )
     return pd.concat(rows)
+
+
+def request(four, **options):
+    return StudyRequest(overrides={"eval.train": str(four)}, **options)
+
+
+def has(found, *words):
+    """Whether one sentence of the conclusion has all the words."""
+    return any(all(word in line for word in words) for line in found.conclusion)

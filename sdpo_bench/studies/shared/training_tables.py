@@ -82,10 +82,10 @@ def unsearched(request: StudyRequest, methods: Iterable[str], model: str) -> dic
         preset = find_preset(found.preset) if found.preset else None
         if preset is None or preset.settings_for(found.method.variant_of, method) != preset.common:
             continue
-        groups = found.config.sample.images_per_epoch // build_method(found.config, found.method).members
-        tables[method] = {"update": {"minibatch": max(1, groups // UPDATES)}}
-        if "update.minibatch" in request.overrides:
-            tables[method] = {}
+        tables[method] = {}
+        if "update.minibatch" not in request.overrides:
+            groups = found.config.sample.images_per_epoch // build_method(found.config, found.method).members
+            tables[method] = {"update": {"minibatch": max(1, groups // UPDATES)}}
     return tables
 
 
