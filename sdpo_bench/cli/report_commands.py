@@ -133,7 +133,7 @@ def compare(**options: Any) -> None:
 
 @click.command(cls=Command)
 @click.argument("what", metavar="[RUN|FOLDER]", required=False, shell_complete=complete("runs"))
-@click.option("--once", is_flag=True, help="Print the view once; so it does where standard output is no terminal.")
+@click.option("--once", is_flag=True, help="Print the view once, as always where standard output is no terminal.")
 @RESULTS
 def watch(what: str | None, once: bool, results: Path) -> None:
     """Follow runs while they work: progress, reward by epoch, warnings, time left of the training.

@@ -59,11 +59,11 @@ class Board:
     notes: tuple[str, ...]
     level: float
     leaders: Mapping[Endpoint, frozenset[str]]
-    """Rows not told apart from the best, by step count and at ``endpoint``; empty where nothing can be told apart."""
+    """Rows not significantly different from the best, by step count and at ``endpoint``; empty without tests."""
     reference: str = ""
     """The method that ``Line.difference`` is measured against; empty without methods."""
     apart: frozenset[Pair] = frozenset()
-    """Pairs of rows that are told apart at ``endpoint``: Holm over all pairs."""
+    """Pairs of rows that differ significantly at ``endpoint``: Holm over all pairs."""
 
     @property
     def rows(self) -> list[Line]:

@@ -1,8 +1,8 @@
 """Which methods a table tells apart: pairwise tests and their compact letter display.
 
-"Not told apart" is not transitive, so ranks with ties cannot show it: of three neighbours the outer two can differ and
-the middle one differ from neither. Letters can: two methods share a letter exactly if no difference between them is
-shown.
+"Not significantly different" is not transitive, so ranks with ties cannot show it: of three neighbours the outer two
+can differ and the middle one differ from neither. Letters can: two methods share a letter exactly if no difference
+between them is shown.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ Pair = frozenset[str]
 def pairs_told_apart(matrices: Mapping[str, Matrix], *, level: float = 0.95) -> frozenset[Pair]:
     """Pairs of methods whose crossed p value of the paired difference is below ``1 - level`` after Holm over all pairs.
 
-    With one seed nothing is told apart.
+    With one seed no difference is significant.
 
     Raises:
         UsageError: matrices that cannot be paired, or a level outside (0, 1).

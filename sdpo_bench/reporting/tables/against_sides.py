@@ -24,7 +24,7 @@ class Reading:
 
     @property
     def direction(self) -> int:
-        """1 up, -1 down, 0 where the number is not told apart from 0."""
+        """1 up, -1 down, 0 where it is not significant."""
         if self.value == 0 or (self.half is not None and abs(self.value) <= self.half):
             return 0
         return 1 if self.value > 0 else -1
@@ -47,7 +47,7 @@ class Side:
     gains: Mapping[str, Mapping[int, Reading]]
     """Row label -> number of steps -> score minus the base model's."""
     order: Mapping[tuple[str, str], int]
-    """Two row labels -> 1 where the first gains more, -1 where the second does, 0 or absent: not told apart."""
+    """Two row labels -> 1 where the first gains more, -1 where the second does, 0 or absent: no clear difference."""
     notes: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
     prompts: tuple[str, ...] = field(default=(), repr=False)
@@ -69,7 +69,7 @@ class Side:
         return (self.model, self.reward) == (other.model, other.reward) and len(versions) < 2
 
     def compare(self, a: str, b: str) -> int:
-        """1 where row ``a`` gains more than ``b``, -1 where it gains less, 0 where they are not told apart."""
+        """1 where row ``a`` gains more than ``b``, -1 where it gains less, 0 without a significant difference."""
         return self.order.get((a, b), 0) or -self.order.get((b, a), 0)
 
 
@@ -154,6 +154,6 @@ def _reading(estimate: Estimate) -> Reading:
 
 
 def _order(board: Board) -> dict[tuple[str, str], int]:
-    """Pairs that are told apart; the lines of a board stand best first."""
+    """Pairs that differ significantly; the lines of a board stand best first."""
     labels = [line.label for line in board.lines]
     return {(a, b): 1 for a, b in combinations(labels, 2) if frozenset((a, b)) in board.apart}
