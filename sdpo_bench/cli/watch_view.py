@@ -132,7 +132,7 @@ def _run_lines(one: Standing) -> list[str]:
     if one.state in ("failed", "interrupted") and one.message:
         lines.append(f"  {one.message}")
     if one.state == "killed":
-        lines.append("  its process ended without a word; the same command resumes it")
+        lines.append("  its process died without an exit status; the same command resumes it")
     if one.warnings:
         more = f" (and {len(one.warnings) - 1} before it)" if len(one.warnings) > 1 else ""
         lines.append(f"  warning{more}: {one.warnings[-1]}")

@@ -54,7 +54,7 @@ def test_a_view_of_a_results_folder(results):
         "killed   dead",
         "  training ━━━━━━━━────────────  40%  epoch 4 of 10",
         "  reward 0.4 (+0.3 since epoch 1)  ▁▃▆█",
-        "  its process ended without a word; the same command resumes it",
+        "  its process died without an exit status; the same command resumes it",
     ]
     assert shown.output.splitlines()[0] == f"{results}: 1 running, 1 failed, 1 killed, 1 done"
 
