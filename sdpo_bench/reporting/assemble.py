@@ -192,7 +192,7 @@ def _nothing_ranked(searched: int) -> str:
     if not searched:
         return "No runs; studies only."
     runs = f"{searched} run{'s' * (searched != 1)}"
-    return f"No results yet: {runs} of a suite's search for settings, which the tables leave out (--select run=ID)."
+    return f"No results yet: {runs} of a suite's search for settings, which no leaderboard shows (--select run=ID)."
 
 
 def _summary(chosen: Results, settings: Sequence[Setting], searched: int) -> list[str]:
@@ -223,6 +223,8 @@ def _main(
 
     present = {run.id for run in chosen.runs}
     suites = [suite for suite in chosen.suites if not present.isdisjoint(suite.reported)]
+    if not request.selection:  # a suite that is still searching has nothing but its search
+        suites += [suite for suite in chosen.suites if not suite.reported]
     for suite in suites:
         yield from suite_tables(suite, chosen.runs, boards_of)
     covered = {run for suite in suites for run in suite.reported}

@@ -57,7 +57,7 @@ class Candidate:
     @property
     def score(self) -> float | None:
         """Mean over the seeds of its last round; None while one is missing, or where one failed or is out."""
-        return _mean_score(self.rounds[-1])
+        return mean_score([run.score for run in self.rounds[-1]])
 
     @property
     def state(self) -> str:
@@ -127,15 +127,15 @@ def _play(
         ended = all(run.ended for place in left for run in played[place][-1])
         if not ended:
             break
-        scores = {place: _mean_score(played[place][-1]) for place in left}
+        scores = {place: mean_score([run.score for run in played[place][-1]]) for place in left}
         scored = {place: score for place, score in scores.items() if score is not None}
         left = sorted(scored, key=lambda place: -scored[place])  # stable: the first of equals
     candidates = tuple(Candidate(s, tuple(runs)) for s, runs in zip(settings, played))
     return candidates, [candidates[place] for place in left] if ended else None
 
 
-def _mean_score(runs: Sequence[TuningRun]) -> float | None:
-    scores = [run.score for run in runs]
+def mean_score(scores: Sequence[float | None]) -> float | None:
+    """Mean over the seeds of a round; None where a seed has no score."""
     known = [score for score in scores if score is not None]
     return sum(known) / len(known) if known and len(known) == len(scores) else None
 

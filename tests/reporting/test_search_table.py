@@ -8,6 +8,12 @@ from sdpo_bench.reporting.tables.suite_tables import suite_tables
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.suite_records import SuiteRecord, write_record
 
+
+def tuned(score, out=""):
+    """A tuning run as a suite's record has it."""
+    return {"run": "id", "state": "done", "score": score, "out": out}
+
+
 TEXTS = {"description": "", "reproduces": "", "departs": ""}
 BILL = {"images": 7, "denoiser_calls": 0, "reward_calls": 0, "optimiser_steps": 0}
 CHOICE = {
@@ -15,7 +21,17 @@ CHOICE = {
     "reward": "good",
     "model": "model",
     "variant": "",
-    "candidates": [{"state": "done"}, {"state": "out"}, {"state": "failed"}],
+    "candidates": [
+        {"settings": {"update.lr": 0.001}, "state": "done", "score": 0.3, "rounds": [[tuned(0.3)]]},
+        {"settings": {"update.lr": 0.1}, "state": "out", "score": None, "rounds": [[tuned(0.9)], [tuned(None, "why")]]},
+        {
+            "settings": {"update.lr": 0.01},
+            "state": "done",
+            "score": 0.5,
+            "rounds": [[tuned(0.4)], [tuned(0.2), tuned(0.8)]],
+        },
+        {"settings": {"update.lr": 0.2}, "state": "failed", "score": None, "rounds": [[tuned(None)]]},
+    ],
     "chosen": {"update.lr": 0.01},
     "score": 0.5,
     "on_edge": ["update.lr"],
@@ -36,9 +52,10 @@ ONE_ROUND = {"by": "reward", "prompts": "", "steps": [1], "seed": 9, "budget": {
 """As suites were recorded before searches had rounds."""
 
 
-def table_of(search):
+def tables_of(search):
     record = SuiteRecord("mine", TEXTS, (), {}, (), 0, search, (CHOICE,))
-    return suite_tables(record, [], lambda runs: [])[-1]
+    _, choices, candidates = suite_tables(record, [], lambda runs: [])
+    return choices, candidates
 
 
 @pytest.mark.parametrize(
@@ -54,20 +71,37 @@ def table_of(search):
     ],
 )
 def test_the_notes_say_how_settings_were_searched(search, said):
-    assert said in table_of(search).notes
+    choices, _ = tables_of(search)
+    assert said in choices.notes
 
 
 def test_candidates_that_failed_or_are_out_are_counted():
-    table = table_of(ROUNDS)
+    table, _ = tables_of(ROUNDS)
     row = dict(zip([column.key for column in table.columns], table.groups[0].rows[0].cells))
     texts = {key: cell.text for key, cell in row.items()}
-    assert (texts["chosen"], texts["tried"], texts["failed"], texts["images"]) == ("update.lr = 0.01", "3", "2", "7")
+    assert (texts["chosen"], texts["tried"], texts["failed"], texts["images"]) == ("update.lr = 0.01", "4", "2", "7")
+
+
+def test_every_candidate_has_its_scores_by_round_the_furthest_first():
+    _, table = tables_of(ROUNDS)
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [
+        ["update.lr = 0.01", "0.4000", "0.5000", "chosen"],
+        ["update.lr = 0.1", "0.9000", "-", "out: why"],
+        ["update.lr = 0.001", "0.3000", "-", "-"],
+        ["update.lr = 0.2", "-", "-", "failed"],
+    ]
 
 
 def test_a_report_of_search_runs_alone_says_why_it_is_empty(tmp_path):
     run = make_run(tmp_path, "sdpo", 1000, spread([1, 1, 1]))
     data = {"name": "mine", "texts": TEXTS, "variant_keys": [], "reported": {}, "tuning": [run.name], "waiting": 1}
-    write_record(tmp_path, "mine", {**data, "search": None, "choices": []})
-    (line,) = build_report(load_results(tmp_path), Request()).summary
+    write_record(tmp_path, "mine", {**data, "search": ROUNDS, "choices": [CHOICE]})
+    report = build_report(load_results(tmp_path), Request())
+    (line,) = report.summary
+    assert [table.name for table in report.main] == [
+        "suite-mine-cells",
+        "suite-mine-search",
+        "suite-mine-search-candidates",
+    ]
     assert line.startswith("No results yet: 1 run of a suite's search for settings")
     assert build_report(load_results(tmp_path), Request({"run": (run.name,)})).summary[0].startswith("1 run (1 done)")
