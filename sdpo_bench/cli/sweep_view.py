@@ -12,6 +12,7 @@ from typing import Any
 
 from sdpo_bench.estimates.time_estimate import Work
 from sdpo_bench.ledger import limit_text
+from sdpo_bench.results.comparability import shown
 from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
@@ -53,7 +54,7 @@ def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
     """The lines below the plan: counts, cost of the jobs left, and how the time was estimated."""
     states = ("new", "done", "unfinished", "failed", "waiting")
     counted = ", ".join(f"{plan.count(state)} {state}" for state in states if plan.count(state))
-    lines = [f"{len(plan.jobs)} jobs: {counted}"]
+    lines = [f"{len(plan.jobs)} jobs: {counted}", *found_settings(plan)]
     left = [job for job in plan.jobs if job.state != "done"]
     if not left:
         return lines
@@ -69,6 +70,24 @@ def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
     else:
         work, wall = duration(sums["seconds"]), duration(sums["seconds"] / at_a_time)
         lines.append(f"time: about {work} of work, {wall} with {at_a_time} at a time (measured here)")
+    return lines
+
+
+def found_settings(plan: Plan) -> list[str]:
+    """What each search that has ended has found; one line a search."""
+    groups = {job.search_group for job in plan.jobs}
+    lines = []
+    for choice in plan.choices:
+        if not choice.settled or choice.group not in groups:
+            continue
+        what = ", ".join(name for name in (choice.group.method, choice.group.reward, choice.group.variant) if name)
+        tried = len(choice.candidates)
+        if choice.chosen is None:
+            lines.append(f"search for {what}: none of {tried} settings is left, all failed or are out")
+            continue
+        found = ", ".join(f"{key} = {shown(value)}" for key, value in choice.chosen.settings.items())
+        edge = f"; {shown(choice.on_edge)} is still at an end of its list" if choice.on_edge else ""
+        lines.append(f"search for {what}: {found} (best of {tried}{edge})")
     return lines
 
 

@@ -327,6 +327,18 @@ def test_a_choice_on_validation_prompts_reads_that_split(tmp_path):
     assert lrs == [2e-3, 1e-3], "the last candidate of each method was not judged on the validation prompts"
 
 
+def test_what_a_search_has_found_is_said_in_a_line(searching, tmp_path):
+    from sdpo_bench.cli.sweep_view import found_settings
+
+    plan = make_plan(searching, tmp_path)
+    assert found_settings(plan) == []
+    for i, (_, task) in enumerate(jobs(plan)):
+        leave_scores(task, float(i), "emoji-align", [1, 4])
+        finish(task)
+    sdpo, _ = found_settings(make_plan(searching, tmp_path))
+    assert sdpo == "search for sdpo, emoji-align: update.lr = 0.002, method.clip_range = 0.01 (best of 6)"
+
+
 def test_a_plan_can_be_written_as_json(searching, tmp_path):
     from sdpo_bench.cli.sweep_view import plan_data, plan_table, plan_text, totals
 

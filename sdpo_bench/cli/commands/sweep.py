@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from sdpo_bench.cli.options import echo_json
-from sdpo_bench.cli.sweep_view import SweepView, job_data, plan_data, plan_table, plan_text
+from sdpo_bench.cli.sweep_view import SweepView, found_settings, job_data, plan_data, plan_table, plan_text
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimates.time_estimate import Rates, reward_keys
@@ -176,6 +176,8 @@ def _show_outcome(progress: Progress, as_json: bool) -> int:
     if failed:
         rows = [[job.label, job.message, str(logs / f"{job.run_id}.log") if job.run_id else "-"] for job in failed]
         print_table(["failed job", "why", "log"], rows)
+    for line in found_settings(replace(plan, jobs=tuple(jobs))):
+        click.echo(line)
     click.echo(f"{done} of {len(jobs)} jobs done, {len(failed)} failed, {left} left")
     if failed:
         click.echo(f"try them again: {resume_command()} --only-failed")
