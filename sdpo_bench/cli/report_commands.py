@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, RESULTS, THREADS, Command, complete
+from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import AXES
 from sdpo_bench.settings import MOST_IMAGES
 
@@ -31,6 +33,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 
 
 @click.command(cls=Command)
+@click.argument("folder", metavar="[FOLDER]", required=False, type=click.Path(path_type=Path))
 @RESULTS
 @SELECT
 @click.option(
@@ -84,15 +87,16 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
     type=click.Path(path_type=Path),
     help="File to write (all: a folder, with figures) [default: standard output; html, all: in the results folder].",
 )
-def report(**options: Any) -> None:
+def report(folder: Path | None, **options: Any) -> None:
     """Tables, plots and picture grids of all runs, from the results folder alone.
 
-    Needs no GPU, no network and no model. The same results give the same bytes.
+    FOLDER is the results folder, short for --results FOLDER. Needs no GPU, no network and no model. The same results
+    give the same bytes.
 
     \b
     Examples:
       sdpo-bench report
-      sdpo-bench report --format html
+      sdpo-bench report work/results --format html
       sdpo-bench report --out tables.tex --select reward=hpsv2 --metric 1
       sdpo-bench report --group-by update.lr --select method=sdpo
       sdpo-bench report --only learning-curve --axis denoiser_calls --reach 0.1
@@ -102,6 +106,10 @@ def report(**options: Any) -> None:
     """
     from sdpo_bench.cli.commands.report import report_command
 
+    if folder is not None:
+        if click.get_current_context().get_parameter_source("results") is ParameterSource.COMMANDLINE:
+            raise UsageError(f"two results folders: '{folder}' and --results '{options['results']}'. Leave one out.")
+        options["results"] = folder
     report_command(**options)
 
 

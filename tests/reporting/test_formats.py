@@ -508,6 +508,12 @@ def test_command_refuses_clearly(hostile, tmp_path):
         run("--results", hostile, "--out", tmp_path / "file" / "x.csv")
 
 
+def test_the_results_folder_can_be_named_without_an_option(hostile, tmp_path):
+    assert run(hostile, "--format", "json").stdout == run("--results", hostile, "--format", "json").stdout
+    with pytest.raises(UsageError, match="two results folders"):
+        run(hostile, "--results", tmp_path)
+
+
 def test_a_failed_write_leaves_the_old_report(hostile, tmp_path, monkeypatch):
     target = tmp_path / "x.csv"
     target.write_text("old")
