@@ -3,7 +3,6 @@
 Plugins are imported, constructed and called inside :func:`plugin_code`.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ def plugin_code(who: str, hint: str = "") -> Iterator[None]:
         SdpoBenchError, DeadlinePassed, KeyboardInterrupt: unchanged. MemoryError, RuntimeError: out of memory,
             unchanged, since the engine retries with a smaller micro-batch.
     """
-    process = os.getpid()
     try:
         with preserve_process_state(), preserve_stop():
             yield
@@ -41,10 +39,6 @@ def plugin_code(who: str, hint: str = "") -> Iterator[None]:
         if _is_out_of_memory(error):
             raise
         raise failure(who, error, hint) from error
-    finally:
-        if os.getpid() != process:  # a forked child that went on would write the same run a second time
-            os.write(2, f"{who} forked a process that went on with the command; the child ends here.\n".encode())
-            os._exit(1)
 
 
 def failure(who: str, error: BaseException, hint: str = "") -> SdpoBenchError:
