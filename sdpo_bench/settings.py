@@ -149,9 +149,10 @@ class AdvantageSettings:
     std: Added[Literal["group", "batch"]] = "group"
     """What ``normalisation = group`` divides by: the standard deviation of the group, or of all images of the epoch at
     that step (``global_std`` of Flow-GRPO and DiffusionNFT, with their epsilon of 1e-4)."""
-    rewards: Added[Literal["summed", "decoupled"]] = "summed"
-    """Of a weighted sum of rewards: normalise the sum, or each reward by itself, and then add the advantages with the
-    sum's weights (GDPO, arXiv 2601.05242; MixGRPO's code)."""
+    rewards: Added[Literal["summed", "decoupled", "gdpo"]] = "summed"
+    """Of a weighted sum of rewards: normalise the sum, or each reward by itself and add the advantages with the sum's
+    weights (``decoupled``: MixGRPO's code); ``gdpo`` then normalises that sum over all images of the epoch (GDPO,
+    arXiv 2601.05242)."""
 
 
 @dataclass(frozen=True)

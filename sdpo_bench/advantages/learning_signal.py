@@ -65,7 +65,7 @@ class Signals:
         queried = answers.rewards.to(trajectories.x0)
         rewards = of_scores(queried)
         by_part = {}
-        if self.settings is not None and self.settings.rewards == "decoupled":
+        if self.settings is not None and self.settings.rewards != "summed":
             by_part = {name: of_scores(scores.to(queried)) for name, scores in answers.queried_parts.items()}
         everyone = self._everyone(answers, queried, rewards, by_part, trajectories.prompts, mine)
         normalised = self._advantages(everyone)
@@ -158,9 +158,9 @@ class Signals:
         sparse = self.context.method.reward_mode == "sparse"
         prompts, normaliser = scored.prompts, self.normaliser
         options: dict[str, Any] = {"gamma": settings.gamma, "clip": settings.clip, "sparse": sparse}
-        if settings.rewards == "decoupled":
+        if settings.rewards != "summed":
             assert isinstance(self.scorer, CompositeScorer)
-            weights = self.scorer.reward.weights
+            weights, options["over_batch"] = self.scorer.reward.weights, settings.rewards == "gdpo"
             return decoupled_advantages(scored.rewards_by_part, weights, prompts, normaliser, **options)
         return advantages(scored.rewards, prompts, normaliser, **options)
 

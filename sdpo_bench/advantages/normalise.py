@@ -181,11 +181,15 @@ def decoupled_advantages(
     gamma: float,
     clip: float,
     sparse: bool,
+    over_batch: bool = False,
 ) -> Tensor:
-    """Clipped sum of the weighted advantages of each part of a weighted sum, normalised by itself (GDPO).
+    """Clipped sum of the weighted advantages of each part of a weighted sum, normalised by itself.
 
     Args:
         rewards: step rewards ``[N, G, T]`` by part; each has buffers of its own.
+        over_batch: normalise the sum over all images of each step before it is clipped, so that its size does not
+            depend on the number of rewards: (A - mean) / (std + 1e-4) with the unbiased std (GDPO, arXiv 2601.05242;
+            epsilon of TRL's ``normalize_then_sum``).
     """
     total: Tensor | None = None
     for name, weight in weights.items():
@@ -193,4 +197,6 @@ def decoupled_advantages(
         own = weight * advantages(rewards[name], owners, normaliser, gamma=gamma, clip=0, sparse=sparse)
         total = own if total is None else total + own
     assert total is not None
+    if over_batch:
+        total = (total - total.mean((0, 1))) / (total.std((0, 1)) + 1e-4)
     return total.clamp(-clip, clip) if clip > 0 else total

@@ -54,15 +54,16 @@ def _check_advantages(settings: AdvantageSettings, reward: str) -> None:
         )
     if settings.rewards == "summed":
         return
+    given = f"advantage.rewards = {settings.rewards}"
     if len(choose(reward).parts) == 1:
         raise UsageError(
-            f"advantage.rewards = decoupled normalises each part of a weighted sum, and '{reward}' is one reward. "
+            f"{given} normalises each part of a weighted sum, and '{reward}' is one reward. "
             "Leave it out, or use a sum: --reward NAME+NAME."
         )
     if settings.normalisation == "none":
         raise UsageError(
-            "advantage.rewards = decoupled normalises each reward by itself, and advantage.normalisation = none does "
-            "not. Use --set advantage.normalisation=group."
+            f"{given} normalises each reward by itself, and advantage.normalisation = none does not. "
+            "Use --set advantage.normalisation=group."
         )
 
 

@@ -1,4 +1,4 @@
-"""Each reward of a weighted sum normalised by itself (GDPO), and groups over the standard deviation of the batch."""
+"""Each reward of a weighted sum normalised by itself (MixGRPO, GDPO), and groups over the std of the batch."""
 
 import pytest
 import torch
@@ -30,6 +30,16 @@ def test_the_sum_is_clipped_and_a_negative_weight_turns_a_part_round():
     assert torch.allclose(found[..., 0], torch.tensor([[-5.0, 5.0]]))
 
 
+def test_gdpo_normalises_the_sum_over_all_images():
+    """By hand: advantages of +-1 and +-3 add up to +-2 for one prompt and +-4 for the other; their std is
+    (40 / 3)**.5."""
+    parts = {"a": last([1.0, 3.0], [1.0, 3.0]), "b": last([0.2, 0.1], [0.1, 0.2])}
+    options = {**OPTIONS, "over_batch": True}
+    found = decoupled_advantages(parts, {"a": 1.0, "b": 3.0}, ["cat", "dog"], Normaliser("group"), **options)
+    expected = torch.tensor([[2.0, -2.0], [-4.0, 4.0]]) / (40 / 3) ** 0.5
+    assert torch.allclose(found[..., 0], expected, atol=1e-3)
+
+
 def test_parts_have_buffers_of_their_own():
     """Two calls of two samples: the second is compared with all four of its part."""
     normaliser = Normaliser("per-step-prompt", min_count=4)
@@ -47,15 +57,15 @@ def test_parts_have_buffers_of_their_own():
 def test_a_run_learns_from_decoupled_advantages(tiny_pipe, tmp_path, mode):
     """Its bill is that of the sum, and what it learns is something else."""
     rows = {}
-    for rewards in ("summed", "decoupled"):
+    for rewards in ("summed", "decoupled", "gdpo"):
         overrides = {"advantage.rewards": rewards, "method.reward": mode, "reward.name": SUM, "budget.images": 8}
         overrides["reward.standardise"] = "none"
         trainer = make_trainer(make_resolved(tiny_pipe, "grpo", **overrides), tmp_path / rewards)
         trainer.train()
         (rows[rewards],) = trainer.run.log()
-    assert rows["summed"]["bill"] == rows["decoupled"]["bill"]
-    assert rows["summed"]["advantage_std"] != rows["decoupled"]["advantage_std"]
-    assert rows["decoupled"]["ratio_at_zero_update"] < 1e-4
+    assert rows["summed"]["bill"] == rows["decoupled"]["bill"] == rows["gdpo"]["bill"]
+    assert len({row["advantage_std"] for row in rows.values()}) == 3
+    assert max(row["ratio_at_zero_update"] for row in rows.values()) < 1e-4
 
 
 @pytest.mark.parametrize(
