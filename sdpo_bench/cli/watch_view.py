@@ -19,6 +19,7 @@ import click
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.results.read_results import clean_bill
 from sdpo_bench.results.suite_records import read_records
+from sdpo_bench.running.live import trend
 from sdpo_bench.runs.run_folder import RunFolder, find_run, run_folders
 from sdpo_bench.system.console_text import PLAIN_WIDTH, clean, clock
 
@@ -127,8 +128,7 @@ def _run_lines(one: Standing) -> list[str]:
         bar = "━" * full + "─" * (BAR_WIDTH - full)
         lines.append(f"  {doing} {bar} {one.share:4.0%}  epoch {one.epoch}{of}{left}")
     if one.rewards:
-        change = f" ({one.rewards[-1] - one.rewards[0]:+.3g} since epoch 1)" if len(one.rewards) > 1 else ""
-        lines.append(f"  reward {one.rewards[-1]:.4g}{change}  {sparkline(one.rewards)}")
+        lines.append(f"  {trend(one.rewards)}  {sparkline(one.rewards)}")
     if one.state in ("failed", "interrupted") and one.message:
         lines.append(f"  {one.message}")
     if one.state == "killed":

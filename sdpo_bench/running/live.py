@@ -5,6 +5,7 @@ training, evaluation of the tuned model, evaluation of the base model (``RunPlan
 """
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ PLAIN_SECONDS = 60.0  # after which there is one at the latest, while the run is
 PLAIN_OF_ELAPSED = 0.05  # of the time so far: later, lines are this far apart, so that a log of days stays short
 SETTLED = 5.0  # seconds of a stage after which its own speed is better than that of the whole run
 MOST_LABEL = 30  # columns
+TREND_EPOCHS = 10
 
 
 class Live:
@@ -39,7 +41,7 @@ class Live:
         self._speed = _Speed()
         self._stage = self._phase = ""
         self._epoch = 0
-        self._rewards: list[tuple[int, float]] = []  # first and latest epoch with their rewards
+        self._rewards: dict[int, float] = {}  # mean reward by epoch
         self._shown_share, self._last_line = 0.0, -math.inf
         self._console: Any = None
         self._display: Any = None
@@ -74,7 +76,7 @@ class Live:
         self._phase = "" if tick.phase == "epoch" else tick.phase
         reward, epoch = tick.metrics.get("reward_mean"), tick.metrics.get("epoch", tick.epoch)
         if reward is not None:
-            self._rewards = [*self._rewards[:1], (epoch, reward)]
+            self._rewards[epoch] = reward
         if self.plan.denoiser_calls:
             share = tick.denoiser_calls / self.plan.denoiser_calls
         else:
@@ -141,15 +143,6 @@ class Live:
             return f"epoch {self._epoch if last else self._epoch + 1}{of}, {self._phase}"
         return self._phase or "load"
 
-    def trend(self, *, short: bool = False) -> str:
-        """Mean reward of the latest epoch against the first; empty before there is one."""
-        if not self._rewards:
-            return ""
-        (first, before), (last, now) = self._rewards[0], self._rewards[-1]
-        if last == first:
-            return f"reward {now:.4g}"
-        return f"reward {now:.4g} ({now - before:+.3g}{'' if short else f' since epoch {first}'})"
-
     def lines(self, width: int, *, ascii_only: bool = False) -> list[str]:
         """The two lines of the terminal: the bar with its times, and what the run does; ``width`` columns at most."""
         left = self._speed.seconds_left(self._total)
@@ -158,9 +151,10 @@ class Live:
         columns = max(0, width - len(label) - len(times) - 2)
         full = round(columns * self.share)
         bar = ("#" * full + "-" * (columns - full)) if ascii_only else ("━" * full + "─" * (columns - full))
-        text = f"  {self.phase()}   {self.trend()}"
+        rewards = list(self._rewards.values())
+        text = f"  {self.phase()}   {trend(rewards)}"
         if len(text) > width:
-            text = f"  {self.phase()}   {self.trend(short=True)}"
+            text = f"  {self.phase()}   {trend(rewards, short=True)}"
         return [f"{label} {bar}{times}"[:width], text[:width]]
 
     @property
@@ -186,7 +180,8 @@ class Live:
             return
         self._shown_share, self._last_line = self.share, now
         left = self._speed.seconds_left(self._total)
-        parts = [self.phase(), self.trend(), clock(self.elapsed), "" if left is None else f"ETA {clock(left)}"]
+        reward = trend(list(self._rewards.values()))
+        parts = [self.phase(), reward, clock(self.elapsed), "" if left is None else f"ETA {clock(left)}"]
         self._print(f"{stamp()} {self.share:4.0%} {self.label}: {', '.join(part for part in parts if part)}")
 
     def _end(self, done: bool) -> str:
@@ -194,7 +189,9 @@ class Live:
         parts = [f"{'done in' if done else f'stopped at {self.share:.0%} after'} {clock(self.elapsed)}"]
         if self._epoch:
             parts.append(f"{self._epoch} epoch{'s' * (self._epoch != 1)}")
-        return ", ".join([*parts, *([self.trend()] if self.trend() else [])])
+        if self._rewards:
+            parts.append(trend(list(self._rewards.values())))
+        return ", ".join(parts)
 
     def _print(self, text: str) -> None:
         if self._display is not None:
@@ -229,6 +226,24 @@ class _Speed:
                 left = (total - units) * (at - since) / (units - before)
                 return max(0.0, left - (time.monotonic() - at))
         return None
+
+
+def trend(rewards: Sequence[float], *, short: bool = False) -> str:
+    """Where the reward stands, from the mean rewards of the epochs so far; empty before there is one.
+
+    Each epoch has prompts of its own, and their mix moves its mean reward more than a few updates do. So means over
+    several epochs are compared: a quarter of them at each end, at most :data:`TREND_EPOCHS`; from 8 epochs on.
+    """
+    if not rewards:
+        return ""
+    window = min(len(rewards) // 4, TREND_EPOCHS)
+    if window < 2:
+        return f"reward {rewards[-1]:.4g}"
+    now = statistics.fmean(rewards[-window:])
+    rise = now - statistics.fmean(rewards[:window])
+    if short:
+        return f"reward {now:.4g} ({rise:+.3g})"
+    return f"reward {now:.4g} in the last {window} epochs ({rise:+.3g} over the first {window})"
 
 
 def stamp() -> str:

@@ -45,15 +45,15 @@ def test_a_view_of_a_results_folder(results):
     assert shown.output.splitlines()[1:] == [
         "running  live",
         "  training ━━━━━━━━────────────  40%  epoch 4 of 10  ETA 1:00",
-        "  reward 0.4 (+0.3 since epoch 1)  ▁▃▆█",
+        "  reward 0.4  ▁▃▆█",
         "  warning: epoch 2: far from the base model",
         "failed   broken",
         "  training ━━━━━━━━────────────  40%  epoch 4 of 10",
-        "  reward 0.4 (+0.3 since epoch 1)  ▁▃▆█",
+        "  reward 0.4  ▁▃▆█",
         "  all pictures of epoch 3 are one colour",
         "killed   dead",
         "  training ━━━━━━━━────────────  40%  epoch 4 of 10",
-        "  reward 0.4 (+0.3 since epoch 1)  ▁▃▆█",
+        "  reward 0.4  ▁▃▆█",
         "  its process died without an exit status; the same command resumes it",
     ]
     assert shown.output.splitlines()[0] == f"{results}: 1 running, 1 failed, 1 killed, 1 done"

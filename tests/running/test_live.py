@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sdpo_bench.running import live as live_module
-from sdpo_bench.running.live import Live
+from sdpo_bench.running.live import Live, trend
 from sdpo_bench.system.progress import RunPlan, Tick
 
 # 28 epochs of 100 denoiser calls; a call with its gradient weighs more, so the training has 4,200 units of work.
@@ -60,18 +60,29 @@ def test_one_bar_moves_from_the_first_epoch_to_the_last_picture(now, width):
     # 4,200 of 5,800 units are the training's, 5,000 with the tuned model's evaluation
     assert [share for share, text in seen if "epoch 28 of 28 done" in text] == [72]
     texts = [text for _, text in seen]
-    assert "epoch 3 of 28, updating   reward 0.12 (+0.01 since epoch 1)" in texts
-    assert "evaluate tuned, train prompts, 4 steps   reward 0.38 (+0.27 since epoch 1)" in texts
+    assert "epoch 3 of 28, updating   reward 0.12" in texts
+    # .1 + .01 epoch: .35 in epochs 22 to 28, .14 in epochs 1 to 7
+    trend = "reward 0.35 in the last 7 epochs (+0.21 over the first 7)" if width == 120 else "reward 0.35 (+0.21)"
+    assert f"evaluate tuned, train prompts, 4 steps   {trend}" in texts
     assert any(text.startswith("evaluate base, train prompts, 1 steps") for text in texts)
 
 
 def test_a_long_phase_leaves_the_trend_whole(now):
     """79 columns are what a terminal of 80 has for text."""
     live = Live(LABEL, PLAN)
-    live.tick(Tick(1, 64, 1792, "images", "epoch", {"reward_mean": -1.339, "epoch": 1}, 100))
-    live.tick(Tick(28, 1792, 1792, "images", "epoch", {"reward_mean": -1.333, "epoch": 28}, 2800))
+    for epoch in range(1, 29):
+        metrics = {"reward_mean": -1.339 if epoch < 8 else -1.333, "epoch": epoch}
+        live.tick(Tick(epoch, 64.0 * epoch, 1792, "images", "epoch", metrics, 100 * epoch))
     live.evaluation("base, validation prompts, 16 steps", 0, 500)
     assert live.lines(79)[1] == "  evaluate base, validation prompts, 16 steps   reward -1.333 (+0.006)"
+
+
+def test_the_mix_of_prompts_of_one_epoch_is_no_trend():
+    """By hand: epochs of .0 and .2 in turn rise by nothing, and from the first to the last by .2."""
+    assert trend([0.0, 0.2] * 8) == "reward 0.1 in the last 4 epochs (+0 over the first 4)"
+    assert trend([0.0, 0.2] * 8, short=True) == "reward 0.1 (+0)"
+    assert trend([0.0] * 30 + [0.3] * 10) == "reward 0.3 in the last 10 epochs (+0.3 over the first 10)"
+    assert (trend([0.1, 0.3]), trend([])) == ("reward 0.3", "")
 
 
 def test_a_second_process_takes_the_base_model_and_half_of_the_rest(now):
@@ -109,7 +120,9 @@ def test_without_a_terminal_there_are_plain_lines_with_time_and_no_flood(now, ca
     lines = capsys.readouterr().err.splitlines()
     assert all(re.match(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ", line) for line in lines)
     assert "epoch 1 of 28, sampling" in lines[0]
-    assert lines[-1].endswith(f"{LABEL}: done in 6:40, 28 epochs, reward 0.38 (+0.27 since epoch 1)")
+    assert lines[-1].endswith(
+        f"{LABEL}: done in 6:40, 28 epochs, reward 0.35 in the last 7 epochs (+0.21 over the first 7)"
+    )
     assert sum("evaluate tuned" in line for line in lines) >= 1 and sum("evaluate base" in line for line in lines) >= 1
     assert 18 <= len(lines) <= 28
 
