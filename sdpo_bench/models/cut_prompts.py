@@ -1,7 +1,8 @@
 """Prompts as the tokenizer reads them: a text encoder takes so many tokens, and the rest of a prompt is dropped.
 
-Stock pipelines drop it without an error, so a run on long prompts trains and judges on other texts than it names. This
-module finds the prompts that are cut, and those that are one and the same to the model, and words the warning.
+Stock pipelines drop it without an error, and read a word that the tokenizer does not know as one token for all of them,
+so a run may train and judge on other texts than it names. This module finds the prompts that are cut, the unknown words
+and the prompts that are one and the same to the model, and words the warning.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,12 +46,14 @@ class Reading:
         limit: tokens of a prompt that the model reads, start and end tokens included; the smallest of its tokenizers.
         cut: prompts of which a tokenizer drops the end.
         same: groups of prompts that become the same tokens.
+        unknown: words that a tokenizer reads as its token for unknown ones.
     """
 
     prompts: int
     limit: int
     cut: tuple[str, ...]
     same: tuple[tuple[str, ...], ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def warning(self) -> str:
@@ -58,6 +61,9 @@ class Reading:
         sentences = []
         if self.cut:
             sentences.append(f"{self.summary}, the first: {_quoted(self.cut[0])}")
+        if self.unknown:
+            more = f" and {len(self.unknown) - SHOWN} more" if len(self.unknown) > SHOWN else ""
+            sentences.append(f"words that the model does not know: {self.unknown_words}{more}")
         if self.same:
             groups = "; ".join(" and ".join(map(_quoted, group)) for group in self.same[:SHOWN])
             more = len(self.same) - SHOWN
@@ -72,6 +78,11 @@ class Reading:
     def as_data(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return asdict(self) | {"warning": self.warning or None}
+
+    @property
+    def unknown_words(self) -> str:
+        """The first few unknown words."""
+        return ", ".join(map(_quoted, self.unknown[:SHOWN]))
 
     @property
     def summary(self) -> str:
@@ -92,12 +103,14 @@ def read_prompts(readers: Sequence[Reader], prompts: Iterable[str]) -> Reading:
     """How a model with these readers (one or more) reads prompts; each different prompt counts once."""
     texts = list(dict.fromkeys(prompts))
     cut: set[str] = set()
+    unknown: dict[str, None] = {}
     tokens: dict[str, tuple[Any, ...]] = dict.fromkeys(texts, ())
     for reader in readers:
         given = [reader.text(text) for text in texts]
         whole = reader.tokenizer(given, verbose=False).input_ids
         # As stock pipelines call it: padding counts too, since a pad token may be a word of the prompt.
         read = reader.tokenizer(given, padding="max_length", max_length=reader.limit, truncation=True).input_ids
+        unknown |= dict.fromkeys(_unknown_words(reader.tokenizer, given))
         cut |= {text for text, ids in zip(texts, whole) if len(ids) > reader.limit}
         for text, ids in zip(texts, read):
             tokens[text] += tuple(ids)
@@ -109,7 +122,20 @@ def read_prompts(readers: Sequence[Reader], prompts: Iterable[str]) -> Reading:
         min(reader.limit for reader in readers),
         tuple(text for text in texts if text in cut),
         tuple(tuple(group) for group in groups.values() if len(group) > 1),
+        tuple(unknown),
     )
+
+
+def _unknown_words(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Words that become the token for unknown ones; none for CLIP, which spells every word, and has no such token."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id or not tokenizer.is_fast:  # a slow one knows no offsets
+        return []
+    words = []
+    read = tokenizer(list(texts), verbose=False, return_offsets_mapping=True)
+    for text, ids, offsets in zip(texts, read.input_ids, read.offset_mapping):
+        words += [text[start:end] for token, (start, end) in zip(ids, offsets) if token == unknown and end > start]
+    return words
 
 
 def make_readers(family: Family, configs: Configs, tokenizers: Mapping[str, Any]) -> list[Reader]:

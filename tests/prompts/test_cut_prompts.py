@@ -13,6 +13,7 @@ from sdpo_bench.errors import MissingError
 from sdpo_bench.models.catalogue import load_policy
 from sdpo_bench.models.cut_prompts import Reader, Reading, read_by, read_from_files, read_prompts
 from sdpo_bench.models.pipeline_loading import load_tokenizers
+from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import ModelSettings
 from sdpo_bench.training import collapse_guards
@@ -56,7 +57,22 @@ def test_other_words_for_the_same_tokens_are_named_without_a_cut():
     """Neither word is known to the embedded model."""
     reading = read("emoji-turbo", "zork", "cat", "Quux")
     assert (reading.cut, reading.same) == ((), (("zork", "Quux"),))
-    assert reading.warning == "prompts that are the same to the model: 'zork' and 'Quux'"
+    assert reading.warning == (
+        "words that the model does not know: 'zork', 'Quux'; prompts that are the same to the model: 'zork' and 'Quux'"
+    )
+
+
+@pytest.mark.parametrize("model", ["emoji-turbo", "emoji-flow"])
+def test_unknown_words_are_named_once_and_known_ones_never(model):
+    reading = read(model, "an astronaut riding a cat", "a riding dog")
+    assert "riding" in reading.unknown and len(set(reading.unknown)) == len(reading.unknown)
+    assert not {"cat", "dog"} & set(reading.unknown)
+    shipped = [load_prompts(name) for name in ("simple-animals", "emoji-unseen", "emoji-validation")]
+    assert read(model, *(text for texts in shipped for text in texts)).unknown == ()
+
+
+def test_a_tokenizer_that_spells_every_word_has_no_unknown_ones(sdxl):
+    assert read(sdxl, "zork", "an astronaut riding a horse").unknown == ()
 
 
 @pytest.mark.parametrize("model", ["emoji-turbo", "sdxl"])

@@ -99,6 +99,8 @@ def _prompts(name: str, model: str, as_json: bool) -> None:
         return
     for text in reading.cut:
         click.echo(f"cut: {clean(text)}")
+    if reading.unknown:
+        click.echo(f"not known to the model: {' | '.join(map(clean, reading.unknown))}")
     for group in reading.same:
         click.echo(f"the same to the model: {' | '.join(map(clean, group))}")
     click.echo(f"{model}: {reading.summary}")
