@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -242,6 +243,17 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
+    if outcome.trained_now:
+        click.echo(next_steps(resolved.config.method.name, outcome.run.path.parents[1]), err=True)
+
+
+def next_steps(method: str, out: Path) -> str:
+    """What usually follows a run, in a line."""
+    where = "" if out.resolve() == Path("results").resolve() else f" --results {shlex.quote(str(out))}"
+    return (
+        f"next: sdpo-bench report --format html{where} (page); sdpo-bench compare {method} base{where} (the gain); "
+        "the same command with --seeds 0-4 (interval over seeds) or with another --method (comparison)"
+    )
 
 
 def bill_of(outcome: Outcome) -> dict[str, Any]:
