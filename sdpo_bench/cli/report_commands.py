@@ -96,7 +96,7 @@ def report(folder: Path | None, **options: Any) -> None:
     \b
     Examples:
       sdpo-bench report
-      sdpo-bench report work/results --format html
+      sdpo-bench report results/reference --format html
       sdpo-bench report --out tables.tex --select reward=hpsv2 --metric 1
       sdpo-bench report --group-by update.lr --select method=sdpo
       sdpo-bench report --only learning-curve --axis denoiser_calls --reach 0.1
