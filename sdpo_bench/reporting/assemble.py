@@ -5,7 +5,7 @@ the same results are equal, byte for byte.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdpo_bench.errors import UsageError, nearest
@@ -27,7 +27,7 @@ from sdpo_bench.results.learning_curves import CurvePanel, curve_panels
 from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
-from sdpo_bench.results.select_runs import SPLIT, Selection, select, tuning_only
+from sdpo_bench.results.select_runs import SPLIT, Selection, method_named, select, tuning_only
 from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import Scores
@@ -65,6 +65,8 @@ def build_report(results: Results, request: Request) -> Report:
     """
     chosen = select(results, request.selection)
     settings, repeated = group_settings(chosen.runs)
+    labels = [arm.label for setting in settings for arm in setting.arms]
+    request = replace(request, reference=method_named(request.reference, labels))
     ablation.check_group_keys(request.group_by, settings)
     done = [run for run in chosen.runs if run.state == "done"]
     scores, problems = read_all_scores((*done, *chosen.bases))

@@ -12,7 +12,7 @@ from itertools import product
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.results.comparability import Arm, Setting, differences, group_settings
 from sdpo_bench.results.read_results import Results
-from sdpo_bench.results.select_runs import Selection, matches, parse_select
+from sdpo_bench.results.select_runs import Selection, matches, method_named, parse_select, with_methods
 from sdpo_bench.statistics.eval_table import BASE
 
 BASE_NAMES = ("base", BASE)
@@ -33,6 +33,7 @@ def find_sides(results: Results, a: str, b: str, selection: Selection) -> tuple[
     Raises:
         UsageError: unknown or ambiguous names, or sides that are not comparable, naming the key that differs.
     """
+    selection = with_methods(selection, {run.method for run in results.runs})
     runs = [run for run in results.runs if matches(run, selection)]
     if not runs:
         problem = "no run fits --select" if results.runs else f"no run in '{results.out}' can be read"
@@ -42,10 +43,10 @@ def find_sides(results: Results, a: str, b: str, selection: Selection) -> tuple[
         raise UsageError("both names are the base model. Give a run or a method for one of them.")
     candidates_a, candidates_b = _candidates(settings, a), _candidates(settings, b)
     if a in BASE_NAMES:
-        return Side(BASE, None, None), _only(candidates_b, b)
+        return _with_short_names(Side(BASE, None, None), _only(candidates_b, b))
     if b in BASE_NAMES:
-        return _only(candidates_a, a), Side(BASE, None, None)
-    return _matched(candidates_a, candidates_b, a, b)
+        return _with_short_names(_only(candidates_a, a), Side(BASE, None, None))
+    return _with_short_names(*_matched(candidates_a, candidates_b, a, b))
 
 
 def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
@@ -53,6 +54,8 @@ def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
     if name in BASE_NAMES:
         return []
     method, *conditions = name.split(",")
+    methods = {arm.method for setting in settings for arm in setting.arms}
+    method = method_named(method, methods)
     sides = _method_sides(settings, method, parse_select(conditions))
     if sides:
         return sides
@@ -64,9 +67,21 @@ def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
         raise UsageError(f"'{name}' fits {len(sides)} runs: {', '.join(side.name for side in sides[:5])}.")
     if sides:
         return sides
-    methods = {arm.method for setting in settings for arm in setting.arms}
     hint = nearest(method, methods)
     raise UsageError(f"'{name}' is neither a method nor a run here.{hint} See: sdpo-bench list runs")
+
+
+def _with_short_names(a: Side, b: Side) -> tuple[Side, Side]:
+    """Methods of plugin files without their digest, unless that alone tells the sides apart: names head columns."""
+    short_a, short_b = _with_short_name(a), _with_short_name(b)
+    return (a, b) if short_a.name == short_b.name else (short_a, short_b)
+
+
+def _with_short_name(side: Side) -> Side:
+    if side.arm is None or side.name in [run.id for run in side.arm.runs]:
+        return side
+    name = side.name.replace(side.arm.method, side.arm.method.partition("@")[0], 1)
+    return Side(name, side.setting, replace(side.arm, label=name))
 
 
 def _method_sides(settings: Sequence[Setting], method: str, conditions: Selection) -> list[Side]:

@@ -7,7 +7,8 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.results.comparability import shown
 from sdpo_bench.results.read_results import Results, Run
 
-ALIASES = {"method": "method.name", "reward": "reward.name", "model": "model.name"}
+METHOD = "method.name"
+ALIASES = {"method": METHOD, "reward": "reward.name", "model": "model.name"}
 Selection = Mapping[str, Sequence[str]]
 SUITE = "suite"
 """The key that takes the reported runs of a suite."""
@@ -30,6 +31,28 @@ def parse_select(texts: Iterable[str], option: str = "--select") -> dict[str, li
         key = key.strip()
         selection.setdefault(ALIASES.get(key, key), []).extend(options)
     return selection
+
+
+def method_named(typed: str, names: Iterable[str]) -> str:
+    """The method that a person means: a plugin file's runs have ``Class@digest``, typed as ``Class`` or ``class``.
+
+    Raises:
+        UsageError: several methods of that name.
+    """
+    present = sorted(set(names))
+    meant = [name for name in present if "@" in name and name.partition("@")[0].lower() == typed.lower()]
+    if typed in present or not meant:
+        return typed
+    if len(meant) > 1:
+        raise UsageError(f"'{typed}' means {len(meant)} methods here: {', '.join(meant)}. Write one of them.")
+    return meant[0]
+
+
+def with_methods(selection: Selection, names: Iterable[str]) -> Selection:
+    """The selection with its methods named as runs have them."""
+    present = set(names)
+    meant = {METHOD: [method_named(value, present) for value in selection.get(METHOD, ())]}
+    return {**selection, **meant} if METHOD in selection else selection
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -65,6 +88,7 @@ def select(results: Results, selection: Selection) -> Results:
         UsageError: an unknown key, or no run left, saying which key left none and what it could be.
     """
     _check_keys(results, selection)
+    selection = with_methods(selection, {run.method for run in results.runs})
     members = {suite.name: set(suite.reported) for suite in results.suites}
     tuning = tuning_only(results) if "run" not in selection else set()
     runs = [run for run in results.runs if run.id not in tuning]

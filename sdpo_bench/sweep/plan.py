@@ -16,7 +16,7 @@ from sdpo_bench.estimates.time_estimate import Rates, Work, run_work, seconds
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.ledger import limit_text
 from sdpo_bench.results.read_results import flat_settings
-from sdpo_bench.results.select_runs import ALIASES, same
+from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import read_scores
 from sdpo_bench.sweep.search import Round, Search
@@ -311,7 +311,8 @@ def filter_jobs(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
         if key not in valid:
             raise UsageError(f"--filter: no job has a key '{key}'.{nearest(key, valid)}")
     chosen = {id(job): filter_values(job) for job in plan.jobs if job.role == "reported"}
-    for key, values in selection.items():
+    methods = {job[METHOD] for job in chosen.values() if METHOD in job}
+    for key, values in with_methods(selection, methods).items():
         present = {str(candidate[key]) for candidate in chosen.values() if key in candidate}
         chosen = {i: job for i, job in chosen.items() if any(same(job.get(key), value) for value in values)}
         if not chosen:

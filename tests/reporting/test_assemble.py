@@ -577,6 +577,14 @@ def test_metric_without_scores(out):
         report_of(out, endpoint=3)
 
 
+def test_the_class_of_a_plugin_file_chooses_reference_and_selection(out):
+    make_run(out, "Winner@83cb9656", 0, spread([2, 2, 2]))
+    table = table_of(report_of(out, "method=winner,sdpo", reference="winner"), "leaderboard-1")
+    # The reference has seed 0 alone, where sdpo is at 1.
+    assert cell(table, "sdpo", "difference").value == pytest.approx(-1)
+    assert "ddpo" not in [c.text for row in table.rows for c in row.cells]
+
+
 def test_the_reference_is_chosen_by_name(out):
     table = table_of(report_of(out, reference="ddpo"), "leaderboard-1")
     assert cell(table, "sdpo", "difference").value == pytest.approx(1.5)

@@ -356,6 +356,31 @@ def test_names_that_mean_nothing_or_the_same(out):
         compared(out, "d3po-", "ddpo")
 
 
+# -- plugins of single files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["Winner", "winner", "Winner@83cb9656"])
+def test_the_method_of_a_plugin_file_is_named_by_its_class(out, typed):
+    make_run(out, "Winner@83cb9656", 0, spread([4] * 3))
+    make_run(out, "Winner@83cb9656", 1, spread([4] * 3))
+    assert compared(out, typed, "ddpo").duels[0].primary.difference.n_seeds == 2
+    shown = run(typed, "ddpo", "--results", out).output
+    assert "Winner - ddpo" in shown and "@83cb9656" not in shown
+    assert compared(out, "base", typed).b.name == "Winner"
+    assert compared(out, typed, "ddpo", f"method={typed},ddpo").a.name == "Winner"
+
+
+def test_versions_of_a_plugin_file_are_told_apart_by_their_digests(out):
+    for digest, score in (("83cb9656", 4), ("0aa1b2c3", 5)):
+        make_run(out, f"Winner@{digest}", 0, spread([score] * 3))
+    for a, b, select in (("winner", "ddpo", ()), ("sdpo", "ddpo", ("method=winner",))):
+        with pytest.raises(UsageError, match="'winner' means 2 methods here: Winner@0aa1b2c3, Winner@83cb9656"):
+            compared(out, a, b, *select)
+    comparison = compared(out, "Winner@83cb9656", "Winner@0aa1b2c3")
+    assert (comparison.a.name, comparison.b.name) == ("Winner@83cb9656", "Winner@0aa1b2c3")
+    assert "Winner@83cb9656" in run("Winner@83cb9656", "Winner@0aa1b2c3", "--results", out).output
+
+
 def test_sides_without_usable_scores_are_refused(out):
     make_run(out, "d3po", 0, None, state="interrupted")
     with pytest.raises(UsageError, match="d3po has no finished run .*is interrupted"):

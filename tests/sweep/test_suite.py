@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -357,6 +358,15 @@ def test_a_filter_that_fits_nothing(capsys, tmp_path, text, said):
         main(["sweep", str(write_suite(tmp_path)), "--filter", text, "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_filter_takes_the_class_of_a_plugin_file(tmp_path):
+    plan = make_plan(read_suite(write_suite(tmp_path)), tmp_path)
+    jobs = [
+        replace(job, settings={**job.settings, "method.name": f"{job.method.title()}@83cb9656"}) for job in plan.jobs
+    ]
+    found = filter_jobs(replace(plan, jobs=tuple(jobs)), {"method.name": ["sdpo"]})
+    assert {job.method for job in found.jobs} == {"sdpo"}
 
 
 def test_a_filter_takes_names_values_and_any_setting(tmp_path):
