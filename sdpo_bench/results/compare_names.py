@@ -8,8 +8,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.plugins.registry import plugins
 from sdpo_bench.results.comparability import Arm, Setting, differences, group_settings
 from sdpo_bench.results.read_results import Results
 from sdpo_bench.results.select_runs import Selection, matches, method_named, parse_select, with_methods
@@ -41,6 +43,7 @@ def find_sides(results: Results, a: str, b: str, selection: Selection) -> tuple[
     settings, _ = group_settings(runs)
     if a in BASE_NAMES and b in BASE_NAMES:
         raise UsageError("both names are the base model. Give a run or a method for one of them.")
+    _refuse_untrained(results, (a, b), selection)
     candidates_a, candidates_b = _candidates(settings, a), _candidates(settings, b)
     if a in BASE_NAMES:
         return _with_short_names(Side(BASE, None, None), _only(candidates_b, b))
@@ -69,6 +72,19 @@ def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
         return sides
     hint = nearest(method, methods)
     raise UsageError(f"'{name}' is neither a method nor a run here.{hint} See: sdpo-bench list runs")
+
+
+def _refuse_untrained(results: Results, names: Sequence[str], selection: Selection) -> None:
+    """Raises UsageError for a method that exists and has no run here."""
+    trained = {run.method for run in results.runs}
+    for method in [name.partition(",")[0] for name in names]:
+        if method in trained or method not in plugins("methods"):
+            continue
+        place = "" if results.out == Path("results") else f" --out {shlex.quote(str(results.out))}"
+        selected = " that fits --select" if selection else ""
+        raise UsageError(
+            f"'{method}' has no run in '{results.out}'{selected}. Train it: sdpo-bench run --method {method}{place}"
+        )
 
 
 def _with_short_names(a: Side, b: Side) -> tuple[Side, Side]:

@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 
 from sdpo_bench.cli.report_commands import compare as compare_cli
 from sdpo_bench.errors import UsageError
+from sdpo_bench.library.comparisons import compare_names
 from sdpo_bench.reporting.tables.compare import compare_sides
 from sdpo_bench.results.compare_names import find_sides
 from sdpo_bench.results.read_results import load_results
@@ -354,6 +355,16 @@ def test_names_that_mean_nothing_or_the_same(out):
         make_run(out, "d3po", 0, None)
         make_run(out, "d3po", 1, None)
         compared(out, "d3po-", "ddpo")
+
+
+def test_a_method_without_a_run_comes_with_the_command_that_trains_it(out):
+    for a, b in (("sdpo", "drpo"), ("drpo,update.lr=0.1", "ddpo")):
+        with pytest.raises(UsageError) as refused:
+            compared(out, a, b)
+        command = f"sdpo-bench run --method drpo --out {out}"
+        assert str(refused.value) == f"'drpo' has no run in '{out}'. Train it: {command}"
+    with pytest.raises(UsageError, match="'ddpo' has no run in '.*' that fits --select. Train it"):
+        compare_names(out, "sdpo", "ddpo", ["method=sdpo"], "mean")
 
 
 # -- plugins of single files ---------------------------------------------------------------------------------
