@@ -80,11 +80,16 @@ def _refuse_untrained(results: Results, names: Sequence[str], selection: Selecti
     for method in [name.partition(",")[0] for name in names]:
         if method in trained or method not in plugins("methods"):
             continue
-        place = "" if results.out == Path("results") else f" --out {shlex.quote(str(results.out))}"
         selected = " that fits --select" if selection else ""
         raise UsageError(
-            f"'{method}' has no run in '{results.out}'{selected}. Train it: sdpo-bench run --method {method}{place}"
+            f"'{method}' has no run in '{results.out}'{selected}. Train it: sdpo-bench run --method {method}"
+            f"{_out_option(results.out)}"
         )
+
+
+def _out_option(out: Path) -> str:
+    """What sends a run to the results folder at hand."""
+    return "" if out == Path("results") else f" --out {shlex.quote(str(out))}"
 
 
 def _with_short_names(a: Side, b: Side) -> tuple[Side, Side]:
@@ -153,17 +158,32 @@ def _matched(a: Sequence[Side], b: Sequence[Side], name_a: str, name_b: str) -> 
     if comparable and not pairs:
         raise UsageError(f"'{name_a}' and '{name_b}' are the same runs.")
     if not pairs:
-        raise UsageError(f"{name_a} and {name_b} cannot be compared: {_what_differs(a, b)}.")
+        raise UsageError(f"{name_a} and {name_b} cannot be compared: {_what_differs(a, b)}")
     sides = a if len({id(x.arm) for x, _ in pairs}) > 1 else b
     involved = [side for side in sides if any(side in pair for pair in pairs)]
     raise _ambiguous(name_a if sides is a else name_b, involved)
 
 
 def _what_differs(a: Sequence[Side], b: Sequence[Side]) -> str:
-    """The keys in which the most similar candidates differ."""
-    by_pair = []
+    """The keys in which the most similar candidates differ, and what to type where that is the budget alone."""
+    pairs = []
     for x, y in product(a, b):
         if x.setting and y.setting:
-            by_pair.append(differences(x.setting.settings, y.setting.settings))
-    fewest = min(by_pair, key=len)
-    return "; ".join(f"{key} is {first} for the first and {second} for the second" for key, first, second in fewest)
+            pairs.append((differences(x.setting.settings, y.setting.settings), x, y))
+    fewest, first, second = min(pairs, key=lambda pair: len(pair[0]))
+    texts = [f"{key} is {here} for the first and {there} for the second" for key, here, there in fewest]
+    only_budget = all(key.startswith("budget.") for key, _, _ in fewest)
+    return f"{'; '.join(texts)}." + (f" Train both alike: {_same_budget(first, second)}" if only_budget else "")
+
+
+def _same_budget(first: Side, second: Side) -> str:
+    """The command that trains the second side's method with the first side's budget."""
+    assert first.setting and second.setting and second.arm
+    name, digest = second.arm.method.partition("@")[::2]
+    budget = [first.setting.settings[f"budget.{key}"] for key in ("axis", "amount")]
+    words = ["sdpo-bench", "run", "--method", f"./FILE.py:{name}" if digest else name]
+    words += ["--reward", second.setting.reward, "--model", second.setting.model]
+    seeds = [run.seed for run in second.arm.runs]
+    words += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
+    words += ["--budget", f"{budget[0]}={budget[1]:.12g}"]
+    return shlex.join(words) + _out_option(second.arm.runs[0].folder.path.parent.parent)

@@ -317,6 +317,18 @@ def test_unlike_settings_are_refused_by_key(out, changes, words):
     assert caught.value.exit_code == 2
 
 
+def test_unlike_budgets_come_with_the_command_that_trains_both_alike(out):
+    make_run(out, "Winner@83cb9656", 0, spread([1, 1, 1]), **{"budget.amount": 512})
+    command = "sdpo-bench run --method {} --reward emoji-align --model emoji-turbo{} --budget images={} --out {}"
+    for a, b, words in (
+        ("sdpo", "winner", ("./FILE.py:Winner", "", 128, out)),
+        ("winner", "sdpo", ("sdpo", " --seeds 0,1,2", 512, out)),
+    ):
+        with pytest.raises(UsageError) as refused:
+            compared(out, a, b)
+        assert str(refused.value).endswith(f" for the second. Train both alike: {command.format(*words)}")
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [
