@@ -103,7 +103,21 @@ def _bare(estimate: Estimate) -> str:
 
 
 def differing_lines(comparison: Comparison) -> list[str]:
-    """Settings besides the seed in which the sides differ."""
+    """Settings besides the seed in which the sides differ, and costs that their bills count differently."""
+    return [*_differing_settings(comparison), *_differing_costs(comparison)]
+
+
+def _differing_costs(comparison: Comparison) -> list[str]:
+    if comparison.bill is None or comparison.a.arm is None or comparison.b.arm is None:
+        return []
+    (first, second), lines = comparison.bill.rows, []
+    for column, a, b in zip(comparison.bill.columns, first.cells, second.cells):
+        if column.key in ("images", "denoiser_calls", "optimiser_steps") and a.text != b.text:
+            lines.append(f"{column.title}: {a.text} against {b.text}")
+    return lines
+
+
+def _differing_settings(comparison: Comparison) -> list[str]:
     a, b = comparison.a.arm, comparison.b.arm
     shared = [row for row in comparison.differing if a and b and row[0] in a.settings and row[0] in b.settings]
     return [f"{key}: {value_a} against {value_b}" for key, value_a, value_b in shared if key != "method.name"]

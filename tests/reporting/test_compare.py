@@ -272,6 +272,17 @@ def test_settings_that_differ_are_listed(out):
     assert "update.lr: 0.001 against 0.5" in text
 
 
+def test_costs_that_differ_are_listed(out):
+    # The logs have 64 images, 1,920 denoiser calls and 10 optimiser steps an epoch.
+    for seed in A:
+        make_run(out, "d3po", seed, spread([1, 1, 1]), epochs=5)
+    text = run("ddpo", "d3po", "--results", out).stdout
+    assert "  optimiser steps: 20 against 50\n" in text and "  denoiser calls: 3,840 against 9,600\n" in text
+    assert "  images: 128 against 320\n" in text and "forward:" not in text
+    assert "optimiser steps:" not in run("ddpo", "sdpo", "--results", out).stdout
+    assert "optimiser steps:" not in run("ddpo", "base", "--results", out).stdout
+
+
 # -- variants of a method ------------------------------------------------------------------------------------
 
 
