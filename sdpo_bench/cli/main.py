@@ -22,6 +22,7 @@ from sdpo_bench.cli.options import (
     complete,
 )
 from sdpo_bench.errors import nearest
+from sdpo_bench.plugins.setting_names import RESUME, RESUMES
 from sdpo_bench.settings import MOST_IMAGES, TrackerName
 from sdpo_bench.system.distributed import refuse_several
 from sdpo_bench.system.library_imports import collector_paused
@@ -37,6 +38,8 @@ class Group(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
+            if name in RESUME:
+                ctx.fail(f"no command '{name}'. {RESUMES}")
             ctx.fail(f"no command '{name}'.{nearest(name, self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 

@@ -82,9 +82,21 @@ MAY_BE_EMPTY = ("prompts",)
 
 
 class Command(click.Command):
-    """A command that refuses empty options and arguments: a shell variable that is not set would choose for itself."""
+    """A command that refuses empty options and arguments: a shell variable that is not set would choose for itself.
+
+    For an option that it lacks, it says what other libraries' name for a setting is here.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return self._parse(ctx, args)
+        except click.NoSuchOption as error:
+            meant = _option_meant(self.name or "", error.option_name)
+            if not meant:
+                raise
+            raise click.UsageError(f"no option '{error.option_name}'. {meant}", ctx) from error
+
+    def _parse(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:
             typed, _, parameters = self.make_parser(ctx).parse_args(list(args))
             for parameter in parameters:
@@ -98,6 +110,13 @@ class Command(click.Command):
         ctx.meta[JSON_OUTPUT] = sys.stdout
         with redirect_stdout(sys.stderr):
             return super().invoke(ctx)
+
+
+def _option_meant(command: str, option: str) -> str:
+    from sdpo_bench.plugins.setting_names import RESUMES, option_meant
+
+    meant = option_meant(option, "eval." if command == "eval" else "")
+    return meant if command in ("run", "eval") or (meant == RESUMES and command in ("sweep", "study")) else ""
 
 
 def _refuse_empty(context: click.Context, parameter: click.Parameter, typed: Any) -> None:

@@ -1,12 +1,14 @@
-"""Unknown settings: the error names the setting that the typed name most likely stands for.
+"""Unknown settings and options: the error names the setting that the typed name most likely stands for.
 
 Other libraries call the same things by other names (``dtype``, ``learning_rate``, ``rank``), which are spelled nothing
 like the names here. They are suggestions in an error message only; no alias is ever accepted as a setting.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.settings import SECTIONS
 
 _TARGETS: Mapping[tuple[str, ...], str] = {
     ("model.name",): "model base_model model_name model_id pretrained_model pretrained_model_name_or_path",
@@ -56,6 +58,34 @@ _TARGETS: Mapping[tuple[str, ...], str] = {
 ALIASES: Mapping[str, tuple[str, ...]] = {
     alias: settings for settings, aliases in _TARGETS.items() for alias in aliases.split()
 }
+
+RESUME = ["resume", "resume_from", "resume_from_checkpoint", "resume_training", "continue"]
+RESUMES = "To resume, give the same command again: it goes on where it stopped."
+OPTIONS = {"method.name": "--method NAME", "reward.name": "--reward NAME", "model.name": "--model NAME"}
+"""Settings that have an option of their own, beside seed and budget."""
+
+
+def option_meant(option: str, section: str = "") -> str:
+    """What to type instead of an option that ``run`` or ``eval`` lacks; empty where nobody calls a setting so.
+
+    Args:
+        option: as typed, e.g. ``--lr``.
+        section: the only section whose settings the command takes; empty for all.
+    """
+    name = option.lstrip("-").lower().replace("-", "_")
+    if name in RESUME:
+        return RESUMES
+    own = [f"{key}.{name}" for key, owner in SECTIONS.items() if name in [field.name for field in fields(owner)]]
+    targets = [target for target in ALIASES.get(name, own) if target.startswith(section)]
+    return f"Write {' or '.join(map(_typed, targets))}." if targets else ""
+
+
+def _typed(setting: str) -> str:
+    """How a setting is given to ``run``."""
+    section, _, name = setting.rpartition(".")
+    if section == "budget":
+        return f"--budget {name}=N"
+    return OPTIONS.get(setting, f"--set {setting}=VALUE" if section else f"--{setting} N")
 
 
 def unknown_setting(key: str, valid: Sequence[str], *, unlisted: Sequence[str] = (), source: str = "") -> UsageError:

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 
+from sdpo_bench.cli.entry import main
 from sdpo_bench.config.resolve import NAMES, Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import AXES
@@ -87,3 +88,32 @@ def test_a_reward_setting_of_that_kind_comes_first():
 def test_prompts_that_are_empty_are_refused_with_what_is_valid(key, choose):
     with pytest.raises(UsageError, match=rf"^{key} is empty. Name one, or leave it out. See: sdpo-bench list prompts$"):
         resolve(Request(overrides={key: "", "checkpoint.choose": choose}))
+
+
+# -- options of commands ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("run --lr 1e-4", "no option '--lr'. Write --set update.lr=VALUE."),
+        ("run --epochs 3", "no option '--epochs'. Write --budget images=N."),
+        ("run --max-train-steps=3", "no option '--max-train-steps'. Write --budget optimiser_steps=N."),
+        ("run --steps 4", "no option '--steps'. Write --set schedule.steps=VALUE or --set eval.steps=VALUE."),
+        ("run --lora-rank 4", "no option '--lora-rank'. Write --set model.lora_rank=VALUE."),
+        ("run --algorithm ddpo", "no option '--algorithm'. Write --method NAME."),
+        ("run --random-seed 1", "no option '--random-seed'. Write --seed N."),
+        ("run --resume", "no option '--resume'. To resume, give the same command again: it goes on where it stopped."),
+        ("sweep smoke --resume", "no option '--resume'. To resume, give the same command again"),
+        ("resume", "no command 'resume'. To resume, give the same command again"),
+        ("eval RUN --cfg 2", "no option '--cfg'. Write --set eval.guidance_scale=VALUE."),
+        ("eval RUN --lr 2", "No such option"),
+        ("report --lr 2", "No such option"),
+        ("run --dry-rum", "Did you mean"),
+    ],
+)
+def test_options_of_other_libraries_lead_to_what_is_typed_here(command, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(command.split())
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
