@@ -82,9 +82,13 @@ def says_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def did_you_mean(given: str, valid: Iterable[str]) -> str:
+    """The closest valid name as a question; empty without a close one."""
+    close = get_close_matches(given, sorted(set(valid)), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
 def nearest(given: str, valid: Iterable[str]) -> str:
     """The end of an "unknown name" message: the closest valid name if there is one, and the whole list."""
     names = sorted(set(valid))
-    close = get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    return f"{hint} Valid: {', '.join(names) if names else '(none)'}."
+    return f"{did_you_mean(given, names)} Valid: {', '.join(names) if names else '(none)'}."

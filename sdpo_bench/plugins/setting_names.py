@@ -7,7 +7,7 @@ like the names here. They are suggestions in an error message only; no alias is 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.errors import UsageError, did_you_mean, nearest
 from sdpo_bench.settings import SECTIONS
 
 _TARGETS: Mapping[tuple[str, ...], str] = {
@@ -59,6 +59,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     alias: settings for settings, aliases in _TARGETS.items() for alias in aliases.split()
 }
 
+MOST_LISTED = 20
+"""Settings that an error message lists: those of any section, not those of all."""
 RESUME = ["resume", "resume_from", "resume_from_checkpoint", "resume_training", "continue"]
 RESUMES = "To resume, give the same command again: it goes on where it stopped."
 OPTIONS = {"method.name": "--method NAME", "reward.name": "--reward NAME", "model.name": "--model NAME"}
@@ -102,7 +104,7 @@ def unknown_setting(key: str, valid: Sequence[str], *, unlisted: Sequence[str] =
     if meant:
         hint = f" Did you mean {' or '.join(map(repr, meant))}? See: sdpo-bench list settings"
     else:
-        hint = _nearest_setting(key, valid)
+        hint = _of_other_methods(key) or _nearest_setting(key, valid)
     return UsageError(f"unknown setting '{key}'{where}.{hint}")
 
 
@@ -114,9 +116,21 @@ def _meant(key: str, valid: set[str]) -> list[str]:
     return [t for t in dict.fromkeys(alike) if t in valid][:1] or [target for target in targets if target in valid]
 
 
+def _of_other_methods(key: str) -> str:
+    """What an alias stands for in methods other than that of the run."""
+    section, _, name = key.rpartition(".")
+    targets = ALIASES.get(name.lower().replace("-", "_"), ()) if section in ("", "method") else ()
+    meant = [repr(target) for target in targets if target.startswith("method.")]
+    if not meant:
+        return ""
+    return f" Other methods have {' or '.join(meant)}. The settings of one: sdpo-bench run --method NAME --dry-run"
+
+
 def _nearest_setting(key: str, valid: Sequence[str]) -> str:
     """The settings of the same section; without a known section those of that name, as far as there are any."""
     close = [v for v in valid if v.startswith(f"{key.partition('.')[0]}.")] or [
         v for v in valid if v.endswith(f".{key.rpartition('.')[2]}")
     ]
-    return nearest(key, close or valid) + ("" if close else " See: sdpo-bench list settings")
+    names = close or valid
+    hint = nearest(key, names) if len(names) <= MOST_LISTED else did_you_mean(key, names)
+    return hint + ("" if close else " See: sdpo-bench list settings")
