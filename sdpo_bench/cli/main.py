@@ -18,6 +18,7 @@ from sdpo_bench.cli.options import (
     REWARD_TIMEOUT,
     THREADS,
     Amount,
+    Choice,
     Command,
     complete,
 )
@@ -103,7 +104,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @click.option(
     "--track",
     multiple=True,
-    type=click.Choice(get_args(TrackerName)),
+    type=Choice(get_args(TrackerName)),
     help="Also send curves, scores and pictures to this tracker; repeatable. Settings: track.*",
 )
 @click.option("--dry-run", is_flag=True, help="Print settings, cost, time, memory and missing weights, do nothing.")
@@ -190,7 +191,7 @@ def evaluate(**options: Any) -> None:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["diffusers", "kohya"]),
+    type=Choice(["diffusers", "kohya"]),
     default="diffusers",
     show_default=True,
     help="Names in the file; kohya: for ComfyUI and AUTOMATIC1111, UNet models only.",
@@ -273,7 +274,7 @@ def doctor(**options: Any) -> None:
 
 
 @cli.command()
-@click.argument("kind", type=click.Choice(["method", "reward"]))
+@click.argument("kind", type=Choice(["method", "reward"]))
 @click.argument("name")
 @click.option(
     "--to",
@@ -327,7 +328,7 @@ def serve_reward(name: str, **options: Any) -> None:
 
 
 @cli.command("list")
-@click.argument("what", metavar="WHAT", type=click.Choice(LISTS))
+@click.argument("what", metavar="WHAT", type=Choice(LISTS))
 @OUT
 @JSON
 def list_(what: str, out: Path, as_json: bool) -> None:
@@ -344,7 +345,7 @@ def list_(what: str, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of SHELL: bash, zsh or fish.
 

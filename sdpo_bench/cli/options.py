@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.seeds import LARGEST
 from sdpo_bench.settings import MOST
 from sdpo_bench.system.json_toml import json_text, whole_number
@@ -79,6 +79,15 @@ JSON_OUTPUT = "sdpo_bench.json_output"
 """Key of a context's ``meta``: where JSON goes while everything else goes to standard error."""
 MAY_BE_EMPTY = ("prompts",)
 """Parameters that an empty text is a value of: an empty prompt draws a picture too."""
+
+
+class Choice(click.Choice):
+    """One of these names; the error has the nearest one first."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self.choices:
+            self.fail(f"unknown '{value}'.{nearest(str(value), self.choices)}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Command(click.Command):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, RESULTS, THREADS, Command, complete
+from sdpo_bench.cli.options import DEVICE, JSON, MICRO_BATCH, RESULTS, THREADS, Choice, Command, complete
 from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import AXES
 from sdpo_bench.settings import MOST_IMAGES
@@ -45,7 +45,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 @METRIC
 @click.option(
     "--axis",
-    type=click.Choice(AXES),
+    type=Choice(AXES),
     default="images",
     show_default=True,
     help="Cost of training in which learning curves are timed to a level.",
@@ -71,7 +71,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice(ONLY),
+    type=Choice(ONLY),
     help="Only tables of this kind, without figures and the list of runs; repeatable.",
 )
 @click.option(
@@ -79,9 +79,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
     metavar="KEY[,KEY]",
     help="Only these columns, by their names in CSV, e.g. letters,mean,gain; tables without any are left out.",
 )
-@click.option(
-    "--format", "style", type=click.Choice(FORMATS), help="[default: from the name given to --out, else terminal]"
-)
+@click.option("--format", "style", type=Choice(FORMATS), help="[default: from the name given to --out, else terminal]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -13,6 +13,7 @@ from sdpo_bench.cli.options import (
     OUT,
     THREADS,
     Amount,
+    Choice,
     Command,
     complete,
 )
@@ -47,7 +48,7 @@ from sdpo_bench.cli.options import (
 @click.option("--max-hours", type=Amount(0, MOST, min_open=True), help="Save and stop after this time.")
 @click.option(
     "--executor",
-    type=click.Choice(["local", "ray"]),
+    type=Choice(["local", "ray"]),
     default="local",
     show_default=True,
     help="Processes on this machine, or a Ray cluster.",

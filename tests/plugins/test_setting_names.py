@@ -73,8 +73,27 @@ def test_a_name_of_another_library_leads_to_the_setting_meant(key, meant):
 def test_a_setting_of_a_method_is_suggested_only_where_the_method_has_it():
     assert "Did you mean 'method.kl_weight'?" in said("kl_coef", "grpo")
     assert "Did you mean 'method.beta'?" in said("kl_coef", "pso")
-    assert "method.kl_weight" not in said("kl_coef", "sdpo") and "method.beta" not in said("kl_coef", "sdpo")
+    assert "Did you mean" not in said("kl_coef", "sdpo")
     assert "Did you mean 'update.betas'?" in said("update.beta", "pso")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("kl_coef", "Other methods have 'method.kl_weight' or 'method.beta'."),
+        ("method.kl_beta", "Other methods have 'method.kl_weight' or 'method.beta'."),
+        ("method.num_generations", "Other methods have 'method.group_size'."),
+    ],
+)
+def test_a_setting_of_other_methods_is_named_as_such(key, hint):
+    command = "sdpo-bench run --method NAME --dry-run"
+    assert said(key) == f"unknown setting '{key}'. {hint} The settings of one: {command}"
+
+
+def test_only_the_settings_of_a_section_are_listed():
+    assert said("xyz") == "unknown setting 'xyz'. See: sdpo-bench list settings"
+    assert said("clip_rnge").endswith("Did you mean 'method.clip_range'? See: sdpo-bench list settings")
+    assert "Did you mean 'eval.steps'? Valid: eval.curve_images_per_prompt, " in said("eval.stps")
 
 
 def test_a_reward_setting_of_that_kind_comes_first():
@@ -109,10 +128,12 @@ def test_prompts_that_are_empty_are_refused_with_what_is_valid(key, choose):
         ("eval RUN --cfg 2", "no option '--cfg'. Write --set eval.guidance_scale=VALUE."),
         ("eval RUN --lr 2", "No such option"),
         ("report --lr 2", "No such option"),
+        ("list method", "Did you mean 'methods'? Valid: methods, models, presets,"),
+        ("report --only leaderbord", "Did you mean 'leaderboard'? Valid: ablation, against, bill,"),
         ("run --dry-rum", "Did you mean"),
     ],
 )
-def test_options_of_other_libraries_lead_to_what_is_typed_here(command, words, capsys):
+def test_unknown_options_and_words_lead_to_what_is_typed_here(command, words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(command.split())
     assert stop.value.code == 2
