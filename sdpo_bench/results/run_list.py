@@ -22,7 +22,7 @@ COLUMNS = [
     "run",
     "state",
     "date",
-    "duration",
+    "training time",
     "method",
     "reward",
     "seed",
@@ -31,6 +31,8 @@ COLUMNS = [
     "judged by",
     "message",
 ]
+OPTIONAL = ("judged by", "reward", "seed", "method", "date", "training time", "budget used", "score - base")
+"""Columns that a narrow terminal does without, the least important first; the run's name has three of them."""
 
 
 @dataclass(frozen=True)

@@ -48,18 +48,43 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """A table on standard output, numbers right-aligned; on a narrow terminal a paragraph for each row."""
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    optional: Sequence[str] = (),
+    see: str = "",
+) -> None:
+    """A table on standard output, numbers right-aligned; on a narrow terminal a paragraph for each row.
+
+    Args:
+        optional: columns that a narrow terminal does without, the least important first.
+        see: the command that has them all.
+    """
+    title, columns = clean(title), [clean(name) for name in columns]
+    rows = [[clean(cell) for cell in row] for row in rows]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
+    left_out: list[str] = []
+    for name in optional:
+        if width >= _whole_width(columns, rows):
+            break
+        kept = [i for i, column in enumerate(columns) if column != name]
+        columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+        left_out.append(name)
+    if width < _least_width(columns, rows):
+        print("\n".join([*([title] if title else []), *(_paragraph(columns, row) for row in rows)]))
+    else:
+        _print_whole(columns, rows, title, width)
+    if left_out:
+        print(f"No room for: {', '.join(left_out)}. With them: {see}")
+
+
+def _print_whole(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, width: int) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    title, columns = clean(title), [clean(name) for name in columns]
-    rows = [[clean(cell) for cell in row] for row in rows]
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
-    if width < _least_width(columns, rows):
-        print("\n".join([*([title] if title else []), *(_paragraph(columns, row) for row in rows)]))
-        return
     table = Table(title=escape(title) if title else None, title_justify="left")
     for i, name in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
@@ -73,6 +98,12 @@ def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
     """Columns of a terminal that leave the rows' names in one piece, which is what a person copies."""
     longest = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     return longest[0] + sum(min(LEAST_COLUMN, most) for most in longest[1:]) + 3 * len(columns)
+
+
+def _whole_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of a terminal that leave all cells in one piece but those of the last column, which may be sentences."""
+    longest = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    return sum(longest[:-1]) + min(len(columns[-1]), longest[-1]) + 3 * len(columns) + 1
 
 
 def _paragraph(columns: Sequence[str], row: Sequence[str]) -> str:

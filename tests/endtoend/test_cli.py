@@ -19,6 +19,7 @@ import report_factory
 import forked
 from sdpo_bench.cli.entry import main
 from sdpo_bench.config.run_id import training_id, versions_of
+from sdpo_bench.results import run_list
 from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter
 from sdpo_bench.system import console_text
 
@@ -761,6 +762,30 @@ def test_names_stay_in_one_piece_on_a_narrow_terminal(width, whole, monkeypatch,
     assert run in out
     assert ("\u2502" in out) is whole
     assert whole or ("budget used: 2,048 of 2,048 images" in out and "message" not in out)
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"),
+    [
+        (200, ""),
+        (140, "judged by, reward, seed, method"),
+        (105, "judged by, reward, seed, method, date, training time"),
+        (80, "judged by, reward, seed, method, date, training time, budget used"),
+    ],
+)
+def test_a_narrow_terminal_lists_runs_with_fewer_columns(width, gone, monkeypatch, capsys):
+    """One line a run as long as its name, state and score fit."""
+    monkeypatch.setattr(console_text.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    run = "sdpo-emoji_align-emoji_turbo-s0-3da9a2370b"
+    rest = ["2026-01-02 03:04", "12 min", "sdpo", "emoji-align", "0", "2,048 of 2,048 images", "0.1655"]
+    row = [run, "done", *rest, "emoji-align, train", ""]
+    console_text.print_table(run_list.COLUMNS, [row], optional=run_list.OPTIONAL, see="sdpo-bench list runs --json")
+    lines = capsys.readouterr().out.splitlines()
+    kept = [cell for name, cell in zip(run_list.COLUMNS, row) if name not in gone.split(", ")]
+    assert [cell.strip() for cell in lines[3].strip("\u2502").split("\u2502")] == kept
+    assert len(lines[3]) <= width
+    assert lines[5:] == ([f"No room for: {gone}. With them: sdpo-bench list runs --json"] if gone else [])
 
 
 @pytest.mark.parametrize(

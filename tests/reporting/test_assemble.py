@@ -655,7 +655,7 @@ def test_list_runs_gives_state_budget_and_headline(out):
     damaged = make_run(out, "d3po", 1, spread([1, 1, 1]))
     (damaged / "run.json").write_text("{")
     columns, rows = list_runs(out)
-    assert columns[:7] == ["run", "state", "date", "duration", "method", "reward", "seed"]
+    assert columns[:7] == ["run", "state", "date", "training time", "method", "reward", "seed"]
     assert columns[7:] == ["budget used", "score - base", "judged by", "message"]
     assert rows[0][2:7] == ["2026-01-02 03:04", "60 s", "d3po", "emoji-align", 0]
     assert rows[-1][2:7] == [None, "60 s", "sdpo", "emoji-align", 2]

@@ -19,7 +19,11 @@ def show(what: str, out: Path, as_json: bool) -> None:
         return
     from sdpo_bench.system.console_text import print_table
 
-    print_table(columns, [["-" if cell is None else str(cell) for cell in row] for row in rows])
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    optional: tuple[str, ...] = ()
+    if what == "runs":
+        from sdpo_bench.results.run_list import OPTIONAL as optional
+    print_table(columns, cells, optional=optional, see=f"sdpo-bench list {what} --json")
 
 
 Listing = tuple[list[str], list[list[Any]]]
