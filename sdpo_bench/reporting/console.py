@@ -49,10 +49,7 @@ def terminal(report: Report, *, width: int | None = None, colour: bool = False) 
         console.print()
         console.rule("All rewards", align="left", characters="=")
         print_tables(console, report.main, shared)
-    for study in report.studies:
-        _study_in_short(console, study)
-    if report.studies:
-        console.print("\nDesign, tables, plots and statistics of the studies: --format html", style="dim")
+    _studies(console, report)
     if shared:
         console.print("\nNotes on several tables", style="bold")
     for note in shared:
@@ -70,6 +67,20 @@ def _shared_notes(report: Report) -> list[str]:
     for tables in [*parts, report.main]:
         count.update(list(dict.fromkeys(note for table in tables for note in table.all_notes)))
     return [note for note, parts_with_it in count.items() if parts_with_it > 1]
+
+
+def _studies(console: Any, report: Report) -> None:
+    """Beside runs a line each, so that they do not bury them; alone (``--only studies``) with their answers."""
+    if not report.studies:
+        return
+    if report.sections or report.main:
+        console.print("\nStudies, with their answers in: sdpo-bench report --only studies", style="bold")
+        for study in report.studies:
+            console.print(clean(f"  {study.title}: {study.question}"), no_wrap=True, overflow="ellipsis")
+        return
+    for study in report.studies:
+        _study_in_short(console, study)
+    console.print("\nDesign, tables, plots and statistics of the studies: --format html", style="dim")
 
 
 def _study_in_short(console: Any, study: StudyView) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,6 +25,8 @@ from sdpo_bench.reporting.console import terminal
 from sdpo_bench.reporting.figures import _cost_charts, _distance_chart
 from sdpo_bench.reporting.html import alone, halves, html
 from sdpo_bench.reporting.markdown import as_csv, as_json, latex, markdown, md, tex
+from sdpo_bench.reporting.report_parts import only
+from sdpo_bench.reporting.study_view import StudyView
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.statistics.table import digits_for, fixed
 from sdpo_bench.system.console_text import clean
@@ -385,6 +388,16 @@ def test_the_terminal_prints_a_note_once(report):
     text = " ".join(terminal(report, width=100_000).split())
     notes = {" ".join(note.split()) for _, table in report.tables for note in table.all_notes}
     assert notes and {note: text.count(note) for note in notes} == dict.fromkeys(notes, 1)
+
+
+def test_the_terminal_has_one_line_for_a_study_beside_runs(report):
+    study = StudyView("s", "Study: s", "Does it help? " * 20, ("It does.",), (("command", "run it"),), (), (), ())
+    both = replace(report, studies=(study, replace(study, title="Study: t")))
+    more = len(terminal(both).splitlines()) - len(terminal(report).splitlines())
+    assert more == 4  # an empty line, a heading, a line each
+    assert "Study: t: Does it help?" in terminal(both) and "It does." not in terminal(both)
+    assert "sdpo-bench report --only studies" in terminal(both)
+    assert "It does." in terminal(only(both, ["studies"])) and "It does." in markdown(both)
 
 
 def test_numbers_in_print():
