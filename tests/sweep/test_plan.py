@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from suite_files import SEARCH, finish, finish_job, leave_scores, write_suite
@@ -22,7 +23,7 @@ from sdpo_bench.estimates.time_estimate import (
     trained_steps,
     training_work,
 )
-from sdpo_bench.settings import ScheduleSettings
+from sdpo_bench.settings import ModelSettings, ScheduleSettings
 from sdpo_bench.sweep.plan import make_plan, record_of
 from sdpo_bench.sweep.suite import find_suite, read_suite
 
@@ -353,3 +354,16 @@ def test_a_plan_can_be_written_as_json(searching, tmp_path):
     unknown = replace(plan, jobs=(*plan.jobs[:-1], replace(plan.jobs[-1], seconds=None, work=None)))
     assert totals(unknown.jobs)["seconds"] is None and totals(unknown.jobs)["images"] is None
     assert "not known: no weights" in plan_text(unknown, 1, "no weights")[-1]
+
+
+def test_weights_that_are_not_here_are_named_where_no_time_is_known(monkeypatch, tmp_path):
+    from sdpo_bench.cli.commands import sweep
+
+    answer = json.dumps({"m": {"error": "ConnectError: [Errno -2]"}})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(sweep.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=answer, stderr=""))
+    rewards = {json.dumps([name, {}]) for name in ("hpsv2", "jpeg-compressibility")}
+    said = "the weights of sd-turbo, hpsv2 are not on this machine: sdpo-bench fetch sd-turbo hpsv2"
+    assert sweep.measured_rates({"m": (ModelSettings("sd-turbo"), rewards)}, "cpu", 0, 4) == ({}, said)
+    embedded = ModelSettings("emoji-turbo"), {json.dumps(["jpeg-compressibility", {}])}
+    assert sweep.measured_rates({"m": embedded}, "cpu", 0, 4) == ({}, "ConnectError: [Errno -2]")

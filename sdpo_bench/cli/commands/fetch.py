@@ -1,6 +1,6 @@
 """``sdpo-bench fetch``: put published weights and prompts into the hub cache, for a machine without network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,6 +66,11 @@ def items_of(name: str) -> list[Item]:
         raise UsageError(f"'{name}' is neither a reward nor a base model nor a prompt set.{nearest(name, known)}")
     files: tuple[HubFile, ...] = getattr(find_plugin("rewards", name).load(), "weights", ())
     return [Item(name, f.label, f.size, cached(f) is not None, partial(find, f, hint=HINT)) for f in files]
+
+
+def missing_names(names: Iterable[str]) -> list[str]:
+    """Those of these rewards and known models that have a download which is not in the cache."""
+    return [name for name in names if not all(item.cached for item in items_of(name))]
 
 
 def _pipeline(name: str) -> list[Item]:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import click
 
+from sdpo_bench.cli.commands.fetch import missing_names
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.cli.sweep_view import SweepView, found_settings, job_data, plan_data, plan_table, plan_text
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimates.time_estimate import Rates, reward_keys
-from sdpo_bench.models.catalogue import check_devices
+from sdpo_bench.models.catalogue import KNOWN, check_devices
 from sdpo_bench.plugins.conflicts import refuse_idle_devices
 from sdpo_bench.results.select_runs import parse_select
 from sdpo_bench.results.suite_records import write_record
@@ -248,8 +249,17 @@ def measured_rates(models: ModelRewards, device: str, threads: int, micro_batch:
     except (subprocess.TimeoutExpired, ValueError):
         return {}, "measuring this machine took too long"
     rates = {key: Rates(**answer["rates"]) for key, answer in answers.items() if "rates" in answer}
-    reasons = [str(answer["error"]) for answer in answers.values() if "error" in answer]
+    reasons = [_reason(*models[key], str(answer["error"])) for key, answer in answers.items() if "error" in answer]
     if not answers:
         lines = done.stderr.strip().splitlines()
         reasons.append(f"measuring this machine failed: {lines[-1] if lines else 'no output'}")
     return rates, "; ".join(dict.fromkeys(reasons))
+
+
+def _reason(model: ModelSettings, rewards: set[str], error: str) -> str:
+    """Why nothing could be measured: the weights that are not here, in place of what a library says of the first."""
+    names = [model.name, *sorted({json.loads(key)[0] for key in rewards})]
+    missing = missing_names([name for name in names if name != model.name or name in KNOWN])
+    if not missing:
+        return error
+    return f"the weights of {', '.join(missing)} are not on this machine: sdpo-bench fetch {' '.join(missing)}"
