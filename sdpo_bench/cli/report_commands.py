@@ -121,9 +121,9 @@ def report(folder: Path | None, **options: Any) -> None:
 def compare(**options: Any) -> None:
     """Is A better than B? Paired difference, interval, win rate and a verdict in words.
 
-    A and B are methods (all their seeds), single runs, or 'base'. A method with several choices of settings is
-    narrowed with METHOD,KEY=VALUE. Sides that differ in model, reward, prompts, schedule, budget or evaluation sampler
-    are refused, naming what differs.
+    A and B are methods (all their seeds; one from a file by its class), single runs, or 'base'. A method with several
+    choices of settings is narrowed with METHOD,KEY=VALUE. Sides that differ in model, reward, prompts, schedule, budget
+    or evaluation sampler are refused, naming what differs.
 
     \b
     Examples:
