@@ -34,6 +34,10 @@ const element = (tag, words = "", className = "") => {
 const short = (value) => Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
 const theme = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+// The range of an axis of differences: without 0 a small difference looks large.
+const end = (soft) => ({ pad: 0.1, soft, mode: 1 });
+const withZero = { min: end(0), max: end(0) };
+
 // One uPlot chart; bands are hidden lines around each line.
 function drawChart(box, chart, styles, hidden) {
   const xs = [...new Set(chart.series.flatMap((line) => line.x))].sort((a, b) => a - b);
@@ -77,7 +81,7 @@ function drawChart(box, chart, styles, hidden) {
   };
   const options = {
     width: Math.max(220, box.clientWidth), height: box.closest(".panel") ? 230 : 220, legend: { show: false },
-    scales: { x: chart.steps ? { time: false, distr: 3, log: 2 } : { time: false } },
+    scales: { x: chart.steps ? { time: false, distr: 3, log: 2 } : { time: false }, y: chart.zero ? { range: withZero } : {} },
     series, bands, cursor: { drag: { x: true, y: true, uni: 20 }, points: { show: false } },
     axes: [
       { ...axis, size: 30, ...(chart.steps ? { splits: () => xs, filter: (_, ticks) => ticks } : {}), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : Math.abs(tick) >= 1000 ? `${tick / 1000}k` : `${tick}`)) },
@@ -104,6 +108,7 @@ function drawChart(box, chart, styles, hidden) {
     },
   };
   box.append(element("div", chart.title, "chart-title"), element("div", chart.y, "chart-axis"));
+  if (chart.note) box.append(element("div", chart.note, "chart-axis"));
   const plot = new uPlot(options, columns, box);
   box.append(element("div", chart.x, "chart-axis"), tip);
   plot.labels = series.map((one) => one.label);

@@ -17,9 +17,10 @@ from sdpo_bench.results.comparability import Arm
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.results.scoreboard import Board, base_spread, difference_to_base, endpoint_words, matrix_at
 from sdpo_bench.statistics.chart import Chart, Dot, Series, band
+from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.curves import mean_curve
 from sdpo_bench.statistics.eval_table import BASE
-from sdpo_bench.statistics.intervals import crossed_interval, seed_interval
+from sdpo_bench.statistics.intervals import ONE_SEED, crossed_interval, seed_interval
 
 CURVE_AXES: tuple[tuple[Axis, str], ...] = (
     ("images", "images sampled"),
@@ -115,7 +116,7 @@ def _score_chart(board: Board, shown: Sequence[str]) -> Chart:
         matrices = [m for k in grid.steps if (m := matrix_at(grid, board.panel, k)) is not None]
         intervals = [seed_interval(matrix, board.level) for matrix in matrices]
         series.append(_interval_series(label, grid.steps, intervals))
-    return Chart("Score", "denoising steps", board.panel.key.reward, series, steps=True)
+    return Chart("Score", "denoising steps", board.panel.key.reward, series, steps=True, note=_no_interval(series))
 
 
 def _gain_chart(board: Board, shown: Sequence[str]) -> Chart:
@@ -125,7 +126,24 @@ def _gain_chart(board: Board, shown: Sequence[str]) -> Chart:
         gains = {k: difference_to_base(board.panel, grid, k) for k in grid.steps}
         intervals = {k: crossed_interval(gain, board.level) for k, gain in gains.items() if gain is not None}
         series.append(_interval_series(label, list(intervals), list(intervals.values())))
-    return Chart("Gain over the base model", "denoising steps", "paired difference", series, steps=True, zero=True)
+    return Chart(
+        "Gain over the base model",
+        "denoising steps",
+        "paired difference",
+        series,
+        steps=True,
+        zero=True,
+        note=_no_interval(series),
+    )
+
+
+def _no_interval(series: Sequence[Series]) -> str:
+    """Which methods have a line without a band, since they were trained once."""
+    methods = [line.label for line in series if line.label != BASE]
+    without = [line.label for line in series if line.label != BASE and not len(line.low)]
+    if len(without) == len(methods):
+        return ONE_SEED if without else ""
+    return f"{ONE_SEED}: {listed(without)}" if without else ""
 
 
 def _interval_series(label: str, x: Sequence[int], estimates: Sequence[Any]) -> Series:
@@ -317,5 +335,6 @@ def curve_charts(panel: CurvePanel, steps: int, level: float, labels: Sequence[s
     charts = []
     for axis, words in CURVE_AXES:
         series = [mean_curve(label, panel.arms[label][steps], axis, level) for label in labels]
-        charts.append(Chart(f"Against {words}", words, f"rise of {panel.key.reward}", series, zero=True))
+        note = _no_interval(series)
+        charts.append(Chart(f"Against {words}", words, f"rise of {panel.key.reward}", series, zero=True, note=note))
     return charts

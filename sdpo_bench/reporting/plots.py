@@ -116,6 +116,8 @@ def _draw_chart(ax: Any, chart: Chart, styles: Mapping[str, dict[str, Any]]) -> 
             ax.fill_between(series.x, series.low, series.high, color=style["color"], alpha=alpha, linewidth=0)
     if chart.zero:
         ax.axhline(0, color=MUTED, linewidth=0.9)
+    if chart.note:
+        ax.set_title(safe(chart.note), loc="right", fontsize=8, fontweight="normal", color=MUTED)
     ax.set(title=chart.title, xlabel=chart.x_label, ylabel=safe(chart.y_label))
     if chart.steps:
         ticks = sorted({x for series in chart.series for x in series.x})

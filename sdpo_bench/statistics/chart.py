@@ -28,7 +28,9 @@ class Chart:
     steps: bool = False
     """The x axis counts denoising steps: doublings at equal distances, a tick at each value."""
     zero: bool = False
-    """Draw the line y = 0."""
+    """The y axis is a difference: it includes 0, and the line y = 0 is drawn."""
+    note: str = ""
+    """What a reader must know before reading the lines, beside the title."""
 
 
 @dataclass(frozen=True)

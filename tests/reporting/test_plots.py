@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench.cli.report_commands import report
+from sdpo_bench.reporting.assemble import Request, build_report
+from sdpo_bench.results.read_results import load_results
 
 DRAW = """
 import hashlib
@@ -53,3 +55,12 @@ def test_a_page_is_whole_where_no_training_has_a_curve(tmp_path, log):
     figures = {path.stem for path in (tmp_path / "pages" / "figures").glob("*.svg")}
     assert figures and not [name for name in figures if name.startswith("setting-1-cost")], figures
     assert all((f'id="{name}"' in page) for name in figures) and 'src=""' not in page and "-diagnostics" not in page
+
+
+def test_a_chart_names_the_methods_of_one_seed(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in range(2):
+        make_run(tmp_path, "sdpo", seed, spread([1 + seed] * 3))
+    make_run(tmp_path, "ddpo", 0, spread([1, 1, 1]))
+    found = build_report(load_results(tmp_path), Request()).sections[0]
+    assert [chart.note for chart in found.parts[0].figures[0].charts()] == ["1 seed, no interval: ddpo"] * 2

@@ -50,6 +50,8 @@ def _chart(chart: Chart) -> dict[str, Any]:
         numbers = {key: [_short(value) for value in values] for key, values in columns.items() if len(values)}
         series.append({"label": clean(line.label), **numbers})
     words = {"title": clean(chart.title), "x": clean(chart.x_label), "y": clean(chart.y_label)}
+    if chart.note:
+        words["note"] = clean(chart.note)
     return {**words, "steps": chart.steps, "zero": chart.zero, "series": series}
 
 

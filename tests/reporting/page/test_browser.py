@@ -147,6 +147,23 @@ def test_a_filter_leaves_the_settings_of_its_value(tab, key, value, left):
     assert tab.value('document.querySelectorAll("section.first:not([hidden])").length') == len(left)
 
 
+GAIN = """(() => { const figure = figures.get(document.querySelector(".first .plot")), [plot] = figure.plots;
+  return [plot.scales.y.min, plot.scales.y.max, figure.boxes[0].textContent]; })()"""
+
+
+@needs_chromium
+def test_the_axis_of_a_gain_has_0_and_one_seed_is_named(tmp_path):
+    make_base(tmp_path / "results", base_frame(spread([0, 0, 0])))
+    make_run(tmp_path / "results", "sdpo", 0, spread([0.036, 0.044, 0.04]))
+    target = tmp_path / "page.html"
+    target.write_text(html(build_report(load_results(tmp_path / "results"), Request())), encoding="utf-8")
+    with browser(tmp_path / "profile") as opened:
+        opened.open(target.as_uri())
+        low, high, words = opened.value(GAIN)
+    assert low == 0 and 0.044 < high < 0.1
+    assert "1 seed, no interval" in words
+
+
 NAME = """(() => { const one = document.activeElement, label = one.ariaLabel ?? one.labels?.[0]?.firstChild.textContent;
   return [one.tagName, (label ?? one.textContent).trim(), one.closest("th")?.textContent.trim() ?? ""]; })()"""
 
