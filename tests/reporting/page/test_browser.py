@@ -3,11 +3,12 @@
 import json
 import re
 import subprocess
+from functools import partial
 from html import unescape
 
 import pytest
 from chromium import CHROMIUM, browser
-from report_factory import base_frame, make_base, make_run, spread
+from report_factory import base_frame, frame, make_base, make_run, spread
 
 from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.reporting.html import html
@@ -162,6 +163,39 @@ def test_the_axis_of_a_gain_has_0_and_one_seed_is_named(tmp_path):
         low, high, words = opened.value(GAIN)
     assert low == 0 and 0.044 < high < 0.1
     assert "1 seed, no interval" in words
+
+
+WIDER = """(() => {
+  for (const one of document.querySelectorAll("details")) one.open = true;
+  for (const figure of figures.values()) if (!figure.drawn) figure.draw();
+  const room = document.documentElement.clientWidth, own = ".scroll, .pictures, .values, nav, .dot-label, [hidden]";
+  const wide = [...document.querySelectorAll("body *")].filter((one) => one.getBoundingClientRect().right > room + 1);
+  const texts = wide.filter((one) => !one.closest(own)).map((one) => `${one.tagName} ${one.textContent.slice(0, 60)}`);
+  return [document.documentElement.scrollWidth - room, texts]; })()"""
+
+
+@needs_chromium
+def test_nothing_is_wider_than_a_telephone_but_tables_and_grids_in_their_own_box(tmp_path):
+    """With every part unfolded, a badge of several losses, and labels that are long words."""
+    folder = tmp_path / "results"
+    held_out = {"reward": "emoji-accuracy-of-the-other-scorer"}
+    zero = spread([0, 0, 0])
+    splits = ("train", "unseen")
+    frames = [base_frame(zero, split=split, **kind) for split in splits for kind in ({}, held_out)]
+    make_base(folder, *frames)
+    for seed in range(3):
+        loss = [partial(frame, spread([-1 - 0.01 * seed] * 3), split=split, **held_out) for split in splits]
+        make_run(folder, "draft", seed, spread([1 + 0.01 * seed] * 3), frames=loss)
+        for step_weight in ("official", "the_weight_of_a_step_with_a_very_long_name_that_has_no_space"):
+            make_run(folder, "sdpo", seed, spread([0.5 + 0.01 * seed] * 3), **{"update.step_weight": step_weight})
+    target = tmp_path / "page.html"
+    target.write_text(html(build_report(load_results(folder), Request())), encoding="utf-8")
+    with browser(tmp_path / "profile") as opened:
+        opened.open(target.as_uri(), width=400)
+        assert opened.value("document.querySelector('.answer .badge').textContent").count(" on ") == 2
+        over, texts = opened.value(WIDER)
+        assert not texts, texts
+        assert over == 0
 
 
 NAME = """(() => { const one = document.activeElement, label = one.ariaLabel ?? one.labels?.[0]?.firstChild.textContent;
