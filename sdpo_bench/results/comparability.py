@@ -91,7 +91,11 @@ class Setting:
 
 
 def group_settings(runs: Iterable[Run]) -> tuple[list[Setting], list[Notice]]:
-    """Runs by setting and arm, sorted by title; runs that repeat a seed of their arm get a notice instead."""
+    """Runs by setting and arm, the largest comparison first; runs that repeat a seed of their arm get a notice instead.
+
+    Settings are sorted by the number of methods with a finished run, then by that of finished runs, both descending,
+    then by title.
+    """
     by_setting: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         arm_settings, common_settings = {}, {}
@@ -174,7 +178,13 @@ def _distinct_titles(settings: list[Setting]) -> list[Setting]:
         keys = sorted({key for other in twins for key, _, _ in differences(setting.settings, other.settings)})
         extra = ", ".join(f"{key} = {shown(setting.settings.get(key))}" for key in keys)
         retitled.append(replace(setting, title=f"{setting.title} ({extra})" if extra else setting.title))
-    return sorted(retitled, key=lambda setting: (setting.title, setting.id))
+    return sorted(retitled, key=_place)
+
+
+def _place(setting: Setting) -> tuple[int, int, str, str]:
+    """Sort key of a setting: a reader wants the comparison of most methods first."""
+    methods = {arm.method for arm in setting.arms if arm.done}
+    return -len(methods), -sum(len(arm.done) for arm in setting.arms), setting.title, setting.id
 
 
 def apart(setting: Setting, others: Iterable[Setting]) -> str:

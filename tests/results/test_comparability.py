@@ -83,3 +83,21 @@ def test_the_reason_is_told_of_the_most_similar_setting(tmp_path):
     plain = next(s for s in settings if s.settings["budget.amount"] == 128)
     assert apart(plain, settings).endswith(": budget.amount is 128 here and 256 there.")
     assert apart(plain, [plain]) == ""
+
+
+def test_the_setting_of_most_methods_is_first_then_that_of_most_runs(tmp_path):
+    """Names count last, and runs that are not finished not at all."""
+    make_run(tmp_path, "sdpo", 0, reward="aa-of-one-method")
+    for seed in range(2):
+        make_run(tmp_path, "sdpo", seed, reward="bb-of-two-seeds")
+    make_run(tmp_path, "sdpo", 0, reward="cc-of-two-methods")
+    make_run(tmp_path, "ddpo", 0, reward="cc-of-two-methods")
+    for method in ("ddpo", "grpo", "dpok"):
+        make_run(tmp_path, method, 0, reward="dd-of-none", state="failed")
+    settings, _ = settings_of(tmp_path)
+    assert [setting.reward for setting in settings] == [
+        "cc-of-two-methods",
+        "bb-of-two-seeds",
+        "aa-of-one-method",
+        "dd-of-none",
+    ]
