@@ -14,7 +14,7 @@ import numpy as np
 from sdpo_bench.errors import UsageError
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.statistics.eval_table import BASE, at, only_seeds, only_steps, reduced
-from sdpo_bench.statistics.intervals import ONE_SEED, Estimate, crossed_interval
+from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.letters import Pair, letter_display, pairs_told_apart
 from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint, Matrix, ScoreGrid, compare, paired
 from sdpo_bench.statistics.ranking import ENDPOINT_WORDS, holm
@@ -243,10 +243,13 @@ def _comparable(panel: Panel, endpoint: Endpoint) -> tuple[dict[str, Matrix], li
     parts = {label: metric_grid(grid, panel, endpoint) for label, grid in panel.arms.items()}
     several = {label: part for label, part in parts.items() if part is not None and len(part.seeds) > 1}
     if not several:
-        return {}, [f"No letters: {ONE_SEED}, so no difference between methods can be shown."]
+        others = "between methods" if len(panel.arms) > 1 else "to the base model"
+        return {}, [f"1 seed: no difference {others} can be shown."]
     shared = sorted(set.intersection(*(set(part.seeds) for part in several.values())))
     if len(shared) < 2:
-        return {}, ["No letters: the methods share fewer than two training seeds; run the same seeds for each."]
+        return {}, [
+            "No difference between methods can be shown: they share fewer than two seeds; run the same seeds for each."
+        ]
     notes = []
     if any(set(part.seeds) != set(shared) for part in several.values()):
         notes.append(f"Letters use the training seeds that all lettered methods have: {', '.join(map(str, shared))}.")

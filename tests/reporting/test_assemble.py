@@ -515,7 +515,7 @@ def test_one_seed_has_no_interval_and_no_letter(tmp_path):
     assert all(row.cells[1].text == "-" for row in table.rows)
     assert cell(table, "sdpo", "adjusted_p").value is None
     assert "1 seed, no interval" in " ".join(table.all_notes)
-    assert "No letters" in " ".join(table.cautions)
+    assert "1 seed: no difference" in " ".join(table.cautions)
 
 
 def test_one_seed_beside_several_has_no_letter(out):

@@ -78,9 +78,7 @@ def test_the_best_and_the_reference_have_their_gains_in_numbers(tmp_path):
 def test_one_seed_shows_nothing(tmp_path):
     runs(tmp_path, "sdpo", 3, seeds=(0.0,), held_out_seeds=(0.0,))
     text = verdict(tmp_path)
-    assert text.startswith(
-        "No letters: 1 seed, no interval, so no difference between methods can be shown. sdpo gains 3"
-    )
+    assert text.startswith("1 seed: no difference to the base model can be shown. sdpo gains 3")
     assert "By " not in text
 
 

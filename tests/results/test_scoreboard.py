@@ -83,7 +83,9 @@ def test_every_interval_and_the_letters_have_the_level_asked_for():
 def test_methods_that_share_one_seed_have_no_letters():
     board = scoreboard(panel_of(cells_of("a", {0: 5.0, 1: 5.1}), cells_of("b", {1: 1.0, 2: 1.1})))
     assert [line.letters for line in board.lines] == ["", ""]
-    assert board.notes == ("No letters: the methods share fewer than two training seeds; run the same seeds for each.",)
+    assert board.notes == (
+        "No difference between methods can be shown: they share fewer than two seeds; run the same seeds for each.",
+    )
 
 
 def test_letters_use_the_seeds_that_all_lettered_methods_have():

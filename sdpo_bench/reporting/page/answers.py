@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sdpo_bench.results.comparability import Arm, Setting, amount
+from sdpo_bench.results.comparability import Arm, Setting
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
 from sdpo_bench.settings import GuardSettings
 from sdpo_bench.statistics import table as t
@@ -37,22 +37,32 @@ class Answer:
 
 
 def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
-    """Who wins, by how much, how surely and at which budget, on the first prompts that the trained reward judges."""
+    """Who wins, by how much and how surely, on the first prompts that the trained reward judges.
+
+    The budget is in the setting's title, beside which the sentence stands.
+    """
     board = next((board for board in boards if board.panel.trained), None)
-    budget = f"after {amount(setting.settings)}"
     if board is None or not board.lines:
         return f"No finished run of {setting.reward} has usable scores yet."
     prompts = len(board.panel.prompts)
     where = f"{endpoint_words(board.endpoint)}, {prompts} {board.panel.key.split} prompt{'s' * (prompts != 1)}"
     leaders = board.leaders.get(board.endpoint, frozenset())
     if not leaders:
-        best = board.lines[0]
-        return f"{best.label} scores highest {budget}: {_gain_words(best)} ({where}). {' '.join(board.notes)}".rstrip()
+        return f"{_lead(board, 'scores highest')} ({where}). {' '.join(board.notes)}".rstrip()
     best = next(row for row in board.rows if row.letters or row.label == BASE)
     if best.label == BASE:
-        return f"No method is above the base model {budget} ({where})."
+        return f"No method is above the base model ({where})."
     verb = "wins" if leaders == {best.label} else "leads"
-    return f"{best.label} {verb} {budget}: {_gain_words(best)} ({where}); {_certainty(board, best, leaders)}."
+    return f"{_lead(board, verb)} ({where}); {_certainty(board, best, leaders)}."
+
+
+def _lead(board: Board, verb: str) -> str:
+    """The best method with its gain; the only one has nobody to win against."""
+    best = board.lines[0]
+    if len(board.lines) == 1 and best.gain:
+        verb = "gains" if best.gain.value >= 0 else "is not above the base model:"
+        return f"{best.label} {verb} {_gain_words(best)}"
+    return f"{best.label} {verb}: {_gain_words(best)}"
 
 
 def _gain_words(line: Line) -> str:

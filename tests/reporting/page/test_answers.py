@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import pytest
 from report_factory import base_frame, frame, make_base, make_run, spread
 
 from sdpo_bench.reporting.assemble import Request, build_report
@@ -21,16 +22,39 @@ def test_the_sentence_says_who_wins_by_how_much_how_surely_and_at_which_budget(t
         for method, gain in (("sdpo", 2.0), ("ddpo", 1.0)):
             make_run(tmp_path, method, seed, spread([gain + 0.01 * seed] * 3))
     answer = _section(tmp_path).answer
-    assert answer.sentence.startswith("sdpo wins after 128 images: +2.01 [")
+    assert answer.sentence.startswith("sdpo wins: +2.01 [")
     assert "over the base model, p <0.001, 3 seeds" in answer.sentence
     assert answer.sentence.endswith("3 train prompts); significantly different from every other method.")
 
 
 def test_a_single_seed_leads_without_a_claim(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0, 0])))
-    make_run(tmp_path, "sdpo", 0, spread([1, 1, 1]))
-    assert _section(tmp_path).answer.sentence.startswith("sdpo scores highest after 128 images")
-    assert "1 seed" in _section(tmp_path).answer.sentence
+    make_run(tmp_path, "sdpo", 0, spread([2, 2, 2]))
+    make_run(tmp_path, "ddpo", 0, spread([1, 1, 1]))
+    assert _section(tmp_path).answer.sentence == (
+        "sdpo scores highest: +2 over the base model, 1 seed (on the mean over step counts, 3 train prompts). "
+        "1 seed: no difference between methods can be shown."
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"), [(1, "sdpo gains +1 over"), (-1, "sdpo is not above the base model: -1 over")]
+)
+def test_the_only_method_is_measured_against_the_base_model(tmp_path, gain, words):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    make_run(tmp_path, "sdpo", 0, spread([gain] * 3))
+    assert _section(tmp_path).answer.sentence == (
+        f"{words} the base model, 1 seed (on the mean over step counts, 3 train prompts). "
+        "1 seed: no difference to the base model can be shown."
+    )
+
+
+def test_the_only_method_of_several_seeds_gains_and_does_not_win(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in range(3):
+        make_run(tmp_path, "sdpo", seed, spread([2 + 0.01 * seed] * 3))
+    sentence = _section(tmp_path).answer.sentence
+    assert sentence.startswith("sdpo gains +2.01 [") and sentence.endswith("; the only method here.")
 
 
 def test_a_setting_without_scores_says_so(tmp_path):
