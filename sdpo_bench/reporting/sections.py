@@ -14,7 +14,7 @@ from sdpo_bench.reporting.tables.curve_tables import CurveOptions, curve_table, 
 from sdpo_bench.reporting.tables.method_tables import leaderboard, step_table, version_of
 from sdpo_bench.reporting.tables.run_tables import configuration_table
 from sdpo_bench.reporting.tables.verdict import verdict_words
-from sdpo_bench.results.comparability import Setting, amount, apart, shown
+from sdpo_bench.results.comparability import Setting, amount, apart, sampler_words, shown
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import Board
@@ -147,7 +147,11 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
     title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"
     finding = verdict_words(trained, held_out)
     return Part(
-        title, f"Evaluation sampler: {panel.key.sampler}", finding, tuple(tables), tuple(figures) if illustrated else ()
+        title,
+        f"Evaluation sampler: {sampler_words(panel.key.sampler)}",
+        finding,
+        tuple(tables),
+        tuple(figures) if illustrated else (),
     )
 
 

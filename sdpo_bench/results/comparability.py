@@ -166,6 +166,13 @@ def amount(settings: Mapping[str, Any]) -> str:
     return f"{value} {axis.replace('_', ' ')}"
 
 
+def sampler_words(sampler: str) -> str:
+    """The sampler of evaluation rows for a reader, e.g. ``ddim trailing eta=1, final image, noise bank 0``."""
+    for name, words in (("sample", "final image"), ("predicted", "predicted original of the last step")):
+        sampler = sampler.replace(f" {name} bank=", f", {words}, noise bank ")
+    return sampler
+
+
 def _title(settings: Mapping[str, Any]) -> str:
     return f"{settings['reward.name']} on {settings['model.name']}, {amount(settings)}"
 

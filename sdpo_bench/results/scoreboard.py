@@ -243,8 +243,8 @@ def _comparable(panel: Panel, endpoint: Endpoint) -> tuple[dict[str, Matrix], li
     parts = {label: metric_grid(grid, panel, endpoint) for label, grid in panel.arms.items()}
     several = {label: part for label, part in parts.items() if part is not None and len(part.seeds) > 1}
     if not several:
-        others = "between methods" if len(panel.arms) > 1 else "to the base model"
-        return {}, [f"1 seed: no difference {others} can be shown."]
+        between = "between methods" if len(panel.arms) > 1 else "to the base model"
+        return {}, [f"1 seed: no difference {between} can be shown."]
     shared = sorted(set.intersection(*(set(part.seeds) for part in several.values())))
     if len(shared) < 2:
         return {}, [

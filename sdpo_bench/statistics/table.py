@@ -153,6 +153,14 @@ def p_value(p: float | None) -> Cell:
     return Cell("<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}", p)
 
 
+def p_words(p: float | None) -> str:
+    """A p value in a sentence: ``p = 0.013``, or ``p < 0.001``; empty without one."""
+    text = p_value(p).text
+    if p is None:
+        return ""
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+
+
 def seeds(usable: int, total: int) -> Cell:
     """Number of usable seeds of a row, of all that were started."""
     if usable == 1 and total == 1:

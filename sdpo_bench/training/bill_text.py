@@ -10,6 +10,8 @@ from sdpo_bench.system.json_toml import parse_json
 
 SEARCH_FILE = "search.json"
 """What inference-time search has cost, by block of the evaluation."""
+PHASE_WORDS = {"diagnostic": "to measure the KL"}
+"""Phases of the ledger whose name does not say what they count."""
 
 
 def read_search(run: Path) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def bill_text(bill: dict[str, Any], seconds: float) -> str:
     """The whole bill in one line."""
     if not bill:
         return "bill: nothing"
-    forward = " + ".join(f"{count:,} {phase}" for phase, count in bill["forward"].items())
+    forward = " + ".join(f"{count:,} {PHASE_WORDS.get(phase, phase)}" for phase, count in bill["forward"].items())
     cached = bill.get("cached", {})
     rewards = ", ".join(_reward_text(name, count, cached.get(name, 0)) for name, count in bill["rewards"].items())
     if bill.get("reward_backward"):

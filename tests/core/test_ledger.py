@@ -6,6 +6,7 @@ import pytest
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import Cost, Ledger, Limit, parse_budget
+from sdpo_bench.training.bill_text import bill_text
 
 GROUP = Cost(images=2, forward=12, backward=8, rewards=5)
 
@@ -93,3 +94,11 @@ def test_no_amounts_are_refused(amount):
 def test_no_limit_is_below_a_group_of_no_cost():
     """An axis that groups do not spend is stopped elsewhere, and must not divide by zero here."""
     assert Limit("seconds", math.inf).groups_left(Ledger(seconds=5.0), GROUP, 3) == 3
+
+
+def test_the_bill_says_that_diagnostic_calls_measure_the_kl():
+    ledger = Ledger()
+    for phase, calls in (("rollout", 2), ("diagnostic", 504)):
+        with ledger.during(phase):
+            ledger.charge_call(calls)
+    assert "denoiser calls 504 to measure the KL + 2 rollout forward" in bill_text(ledger.bill(), 1)

@@ -86,10 +86,10 @@ def test_the_held_out_reward_stands_in_the_verdict_and_a_disagreement_is_named(t
     runs(tmp_path, "sdpo", 1, held_out=0.0, held_out_seeds=WIDE)
     runs(tmp_path, "draft", -2, held_out=1.0)
     text = verdict(tmp_path, held_out=True)
-    assert "By emoji-align (trained on): a gain over the base model is shown for sdpo (+1.000 ±0.050, p" in text
-    assert "; a loss against the base model is shown for draft (-2.000 ±0.050, p" in text
-    assert "By accuracy (not trained on): a gain over the base model is shown for draft (+1.000 ±0.050, p" in text
-    assert "neither is shown, and the interval includes 0, for sdpo (+0.0" in text
+    assert "By emoji-align (trained on): a significant gain over the base model for sdpo (+1.000 ±0.050, p" in text
+    assert "; a significant loss against the base model for draft (-2.000 ±0.050, p" in text
+    assert "By accuracy (not trained on): a significant gain over the base model for draft (+1.000 ±0.050, p" in text
+    assert "no significant difference, and the interval includes 0, for sdpo (+0.0" in text
     assert text.endswith(
         "The two rewards disagree: draft fall by emoji-align and rise by accuracy (both intervals exclude 0)."
     )
@@ -106,7 +106,7 @@ def test_an_interval_without_its_corrected_p_has_both_in_its_sentence(tmp_path):
     for method in ("ddpo", "d3po"):
         runs(tmp_path, method, 0, WIDE)
     number = f"sdpo (+{estimate.value:.4f} ±{(estimate.high - estimate.low) / 2:.4f}, p = {3 * estimate.p_value():.3f})"
-    said = f"not shown after the correction, though the interval excludes 0, for {number}"
+    said = f"not significant after the correction, though the interval excludes 0: {number}"
     assert said in verdict(tmp_path)
 
 
@@ -114,4 +114,6 @@ def test_long_lists_are_counted_with_the_reference_in_numbers(tmp_path):
     methods = ["sdpo", "ddpo", "d3po", "rebel", "grpo", "tdpo", "dpok", "pso", "refl"]
     for method in methods:
         runs(tmp_path, method, 1)
-    assert "is shown for all 9 methods, among them sdpo (+1.000 ±0.050, p" in verdict(tmp_path)
+    assert "a significant gain over the base model for all 9 methods, among them sdpo (+1.000 ±0.050, p" in verdict(
+        tmp_path
+    )

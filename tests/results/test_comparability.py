@@ -6,7 +6,7 @@ import shutil
 import pytest
 from report_factory import make_run
 
-from sdpo_bench.results.comparability import apart, group_settings
+from sdpo_bench.results.comparability import apart, group_settings, sampler_words
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.runs.run_folder import RunFolder
 
@@ -101,3 +101,15 @@ def test_the_setting_of_most_methods_is_first_then_that_of_most_runs(tmp_path):
         "aa-of-one-method",
         "dd-of-none",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ("ddim trailing eta=1 guidance=1 sample bank=0", "ddim trailing eta=1 guidance=1, final image, noise bank 0"),
+        ("lcm guidance=1 predicted bank=12", "lcm guidance=1, predicted original of the last step, noise bank 12"),
+        ("of another version", "of another version"),
+    ],
+)
+def test_a_sampler_is_printed_in_words(stored, words):
+    assert sampler_words(stored) == words

@@ -66,14 +66,13 @@ def _lead(board: Board, verb: str) -> str:
 
 
 def _gain_words(line: Line) -> str:
-    """For example ``+0.28 [0.2, 0.36] over the base model, p = .004, 5 seeds``."""
+    """For example ``+0.28 [0.2, 0.36] over the base model, p = 0.004, 5 seeds``."""
     gain = line.gain
     seeds = f"{len(line.seeds)} seed{'s' * (len(line.seeds) != 1)}"
     if gain is None:
         return f"no scores of the base model to compare with, {seeds}"
     interval = "" if gain.low is None else f" [{gain.low:.3g}, {gain.high:.3g}]"
-    p = t.p_value(line.adjusted_p).text
-    certainty = "" if line.adjusted_p is None else f", p {p if p.startswith('<') else f'= {p}'}"
+    certainty = "" if line.adjusted_p is None else f", {t.p_words(line.adjusted_p)}"
     return f"{gain.value:+.3g}{interval} over the base model{certainty}, {seeds}"
 
 

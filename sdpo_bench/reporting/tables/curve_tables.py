@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sdpo_bench.ledger import Axis
 from sdpo_bench.reporting.tables.method_tables import training_words
-from sdpo_bench.results.comparability import Setting
+from sdpo_bench.results.comparability import Setting, sampler_words
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel, Level, level_of
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import listed
@@ -125,9 +125,9 @@ def _notes(setting: Setting, panels: Sequence[CurvePanel], options: CurveOptions
     end = shared_end(curves, options.axis)
     points = sorted({len(curve.rise) for curve in curves})
     notes = [
-        f"Evaluation during training: {first.key.sampler}; {first.key.images} images of {first.key.split} prompts at "
-        f"each step count, the same prompts and noise at every point; {listed(points)} points a run, the base model "
-        "included.",
+        f"Evaluation during training: {sampler_words(first.key.sampler)}; {first.key.images} images of "
+        f"{first.key.split} prompts at each step count, the same prompts and noise at every point; {listed(points)} "
+        "points a run, the base model included.",
         f"Rewards: {listed(f'{panel.key.reward} (version {panel.key.version})' for panel in panels)}.",
         f"Training: {training_words(setting)}.",
         f"{unit.capitalize()} to reach X: interpolated between the points of each seed's own curve, then averaged. "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 from sdpo_bench.reporting.tables.cost_tables import DIVERSITY_NOTE, diversity
-from sdpo_bench.results.comparability import Setting, amount, shown
+from sdpo_bench.results.comparability import Setting, amount, sampler_words, shown
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
@@ -175,8 +175,8 @@ def panel_notes(panel: Panel) -> list[str]:
     seeds = {label: panel.arms[label].seeds for label in panel.counts if label in panel.arms}
     images = len(panel.images)
     lines = [
-        f"Evaluation: {key.sampler}; {len(panel.prompts)} {key.split} prompts x {images} image{'s' * (images != 1)} a "
-        f"step count; reward {key.reward}, version {key.version}.",
+        f"Evaluation: {sampler_words(key.sampler)}; {len(panel.prompts)} {key.split} prompts x {images} "
+        f"image{'s' * (images != 1)} a step count; reward {key.reward}, version {key.version}.",
         f"Training: {training_words(setting)}.",
         f"Training seeds: {'; '.join(f'{label} {_seed_list(arm_seeds)}' for label, arm_seeds in seeds.items())}.",
     ]
@@ -241,7 +241,7 @@ def _test_notes(board: Board) -> list[str]:
         f"Rows by score {endpoint_words(board.endpoint)}. Families of p: the gains of all methods; the differences of "
         f"all rows to {board.reference}. Letters (Piepho 2004): methods that share one do not differ significantly, "
         f"Holm over the {rows * (rows - 1) // 2} pairs of rows. That is a larger family: a method can share a letter "
-        f"with {board.reference} although its difference to it is shown.",
+        f"with {board.reference} although its difference to it is significant.",
         *_power_note(board),
     ]
 

@@ -1,6 +1,6 @@
 """The verdict above a leaderboard in sentences: what the trained reward says, and what other rewards say.
 
-Every sentence follows from the numbers of the tables below it. "Shown" means a p value below .05 after Holm's
+Every sentence follows from the numbers of the tables below it. "Significant" means a p value below .05 after Holm's
 correction over the methods; where only the interval excludes 0, the sentence has both.
 """
 
@@ -72,7 +72,7 @@ def _headlines(board: Board) -> list[str]:
 
 
 def _outcomes(board: Board) -> list[str]:
-    """For which methods a gain or a loss is shown, and for which neither."""
+    """Which methods have a significant gain or loss, and which have neither."""
     tested = [line for line in board.lines if line.gain is not None and line.adjusted_p is not None]
     if not tested:
         return []
@@ -83,14 +83,16 @@ def _outcomes(board: Board) -> list[str]:
     including = [line for line in tested if line not in shown and line not in excluding]
     clauses = []
     if up:
-        clauses.append(f"a gain over the base model is shown for {_names(board, up, len(tested))}")
+        clauses.append(f"a significant gain over the base model for {_names(board, up, len(tested))}")
     if down:
-        clauses.append(f"a loss against the base model is shown for {_names(board, down, len(tested))}")
+        clauses.append(f"a significant loss against the base model for {_names(board, down, len(tested))}")
     if excluding:
         numbers = listed(_number(board, line) for line in excluding)
-        clauses.append(f"not shown after the correction, though the interval excludes 0, for {numbers}")
+        clauses.append(f"not significant after the correction, though the interval excludes 0: {numbers}")
     if including:
-        clauses.append(f"neither is shown, and the interval includes 0, for {_names(board, including, len(tested))}")
+        clauses.append(
+            f"no significant difference, and the interval includes 0, for {_names(board, including, len(tested))}"
+        )
     return [f"By {_role(board)}: {'; '.join(clauses)}."]
 
 
@@ -115,9 +117,8 @@ def _names(board: Board, lines: Sequence[Line], total: int) -> str:
 
 def _number(board: Board, line: Line) -> str:
     """For example ``draft (-0.358 ±0.213, p = 0.004)``."""
-    p = t.p_value(line.adjusted_p).text
     gain = t.estimate(line.gain, score_digits(board), signed=True).text
-    return f"{line.label} ({gain}, p {p if p.startswith('<') else f'= {p}'})"
+    return f"{line.label} ({gain}, {t.p_words(line.adjusted_p)})"
 
 
 def _disagreement(trained: Board, held_out: Board) -> list[str]:

@@ -23,7 +23,7 @@ def test_the_sentence_says_who_wins_by_how_much_how_surely_and_at_which_budget(t
             make_run(tmp_path, method, seed, spread([gain + 0.01 * seed] * 3))
     answer = _section(tmp_path).answer
     assert answer.sentence.startswith("sdpo wins: +2.01 [")
-    assert "over the base model, p <0.001, 3 seeds" in answer.sentence
+    assert "over the base model, p < 0.001, 3 seeds" in answer.sentence
     assert answer.sentence.endswith("3 train prompts); significantly different from every other method.")
 
 
