@@ -47,6 +47,8 @@ class PictureGrid:
     prompts: tuple[PromptPictures, ...]
     missing: tuple[str, ...]
     """Labels of finished methods without a grid."""
+    images: int = 0
+    """Images a step count of each run behind the numbers of the tables; 0 where the trained reward has none."""
 
 
 def picture_grid(setting: Setting, scores: Mapping[str, Scores], base: Scores) -> PictureGrid | None:
@@ -71,7 +73,14 @@ def picture_grid(setting: Setting, scores: Mapping[str, Scores], base: Scores) -
     if not images:
         return None
     by_prompt = [_prompt_pictures(setting, i, prompt, steps, images, scores, base) for i, prompt in enumerate(prompts)]
-    return PictureGrid(setting.reward, steps, tuple(by_prompt), tuple(missing))
+    first = next(iter(images.values()))[0]
+    return PictureGrid(setting.reward, steps, tuple(by_prompt), tuple(missing), _judged(scores.get(first.id), setting))
+
+
+def _judged(scores: Scores | None, setting: Setting) -> int:
+    """Images a step count that the trained reward has judged on the first split of a run; 0 without scores."""
+    blocks = scores.blocks.items() if scores else ()
+    return next((len(block.prompts) * len(block.images) for key, block in blocks if key.reward == setting.reward), 0)
 
 
 def _prompt_pictures(
