@@ -28,7 +28,10 @@ def study_view(record: StudyRecord) -> StudyView:
     """The record in the terms of a report."""
     size = "" if record.variant == "default" else f" ({record.variant})"
     runs = ", ".join(f"{count} {state}" for state, count in sorted(record.runs.items()))
+    version = record.versions.get("sdpo-bench")
     origin = [("command", record.command), *([("trainings", runs)] if runs else [])]
+    if version:
+        origin.append(("recorded with", f"sdpo-bench {version}"))
     return StudyView(
         record.slug,
         f"Study: {record.study}{size}",

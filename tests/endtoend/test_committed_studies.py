@@ -52,3 +52,23 @@ def test_a_report_shows_them_all(tmp_path):
     text = page.read_text()
     for path in RECORDS:
         assert path.parent.name in text, path
+
+
+def test_studies_stand_folded_at_the_end_of_a_page_of_runs(tmp_path):
+    """Those of the repository lie beside a user's own runs, which come first."""
+    from report_factory import base_frame, make_base, make_run, spread
+
+    from sdpo_bench.reporting.assemble import Request, build_report
+    from sdpo_bench.reporting.html import html
+    from sdpo_bench.results.read_results import load_results
+
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    make_run(tmp_path, "sdpo", 0, spread([1, 1, 1]))
+    (tmp_path / "studies").symlink_to(FOLDER)
+    page = html(build_report(load_results(tmp_path), Request()))
+    navigation, _, body = page.partition("<nav")[2].partition("</nav>")
+    own, _, folded = navigation.partition('<details class="studies"><summary>Studies ')
+    assert 'href="#study-' not in own and folded.count('href="#study-') == len(RECORDS)
+    assert "#setting-1" in own and "#all-versions" in own
+    assert body.index('id="all-versions"') < body.index('id="study-')
+    assert body.count("<dt>recorded with</dt><dd><bdi>sdpo-bench 0.1.0</bdi>") == len(RECORDS)
