@@ -32,6 +32,13 @@ def test_show_as_data_has_settings_bill_scores_curves_and_files(out, capsys):
     assert set(data["files"]) == {"run.json", "train.jsonl", "timing.jsonl", "eval.parquet"}
 
 
+def test_the_sampler_is_printed_in_words_and_stored_as_it_is(out, capsys):
+    stored = "ddim trailing eta=1 guidance=1 sample bank=0"
+    printed = call(capsys, "show", "sdpo", "--results", out)[1]
+    assert "evaluation sampler: ddim trailing eta=1 guidance=1, final image, noise bank 0" in printed
+    assert f'"{stored}"' in call(capsys, "show", "sdpo", "--results", out, "--json")[1]
+
+
 def test_only_names_and_what_differs_from_the_defaults_is_shown(out, capsys):
     own = json.loads(call(capsys, "show", "sdpo", "--results", out, "--json")[1])["own_settings"]
     assert {"method.name", "reward.name", "model.name", "seed"} <= set(own)

@@ -23,6 +23,7 @@ from sdpo_bench.library.runs import run_with_progress
 from sdpo_bench.models.catalogue import pick_device
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
+from sdpo_bench.results.comparability import sampler_words
 from sdpo_bench.running.live import print_step_table
 from sdpo_bench.running.run_one import Outcome
 from sdpo_bench.running.tracking import replaced_trackers, split_settings, track_settings
@@ -240,7 +241,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
         click.echo(f"warning: {changed}.")
     for warned in collapse_guards.warnings(outcome.run):
         click.echo(f"warning: {warned.when}: {warned.text}")
-    click.echo(f"evaluation sampler: {ev.sampler_id(resolved.config.eval)}")
+    click.echo(f"evaluation sampler: {sampler_words(ev.sampler_id(resolved.config.eval))}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
     if outcome.trained_now:

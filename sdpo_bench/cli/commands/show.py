@@ -8,6 +8,7 @@ import click
 
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.errors import UsageError
+from sdpo_bench.results.comparability import sampler_words
 from sdpo_bench.results.read_results import Notice, Run, read_run
 from sdpo_bench.results.run_list import budget_used, date_of, duration_of
 from sdpo_bench.results.run_view import Point, bases_beside, curve_points, files_of, own_settings, score_rows
@@ -73,7 +74,7 @@ def _print(run: Run, scores: Sequence[dict[str, Any]], points: Sequence[Point], 
     samplers = sorted({row["sampler"] for row in scores})
     for sampler in samplers:
         print_step_table([row for row in scores if row["sampler"] == sampler], run.reward)
-        click.echo(f"evaluation sampler: {sampler}")
+        click.echo(f"evaluation sampler: {sampler_words(sampler)}")
     if not samplers:
         click.echo(f"no scores beside a base model yet: sdpo-bench eval {run.id}")
     _print_curves(points)
