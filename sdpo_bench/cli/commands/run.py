@@ -338,9 +338,8 @@ def _show_needed_memory(resolved: Resolved, runtime: Runtime, processes: int = 1
     shared = 1 if alone else max(1, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     free = memory_estimate.available_bytes(device) / shared
     warning = memory_estimate.check(needed, free, resolved.config.model)
-    text = (
-        f"memory: about {memory_estimate.gigabytes(needed.total)} of {memory_estimate.gigabytes(free)} free on {device}"
-    )
+    size = memory_estimate.gigabytes
+    text = f"memory: needs about {size(needed.total)}; {size(free)} are free on {device}"
     text += f", each of {processes} processes" if processes > 1 else ""
     click.echo(f"warning: {warning}" if warning else text, err=True)
 
