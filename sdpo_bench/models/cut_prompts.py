@@ -62,8 +62,7 @@ class Reading:
         if self.cut:
             sentences.append(f"{self.summary}, the first: {_quoted(self.cut[0])}")
         if self.unknown:
-            more = f" and {len(self.unknown) - SHOWN} more" if len(self.unknown) > SHOWN else ""
-            sentences.append(f"words that the model does not know: {self.unknown_words}{more}")
+            sentences.append(f"words that the model does not know: {self.unknown_words}")
         if self.same:
             groups = "; ".join(" and ".join(map(_quoted, group)) for group in self.same[:SHOWN])
             more = len(self.same) - SHOWN
@@ -81,8 +80,9 @@ class Reading:
 
     @property
     def unknown_words(self) -> str:
-        """The first few unknown words."""
-        return ", ".join(map(_quoted, self.unknown[:SHOWN]))
+        """The first few unknown words, and how many more there are."""
+        left = len(self.unknown) - SHOWN
+        return ", ".join(map(_quoted, self.unknown[:SHOWN])) + (f" and {left} more" if left > 0 else "")
 
     @property
     def summary(self) -> str:
