@@ -23,7 +23,6 @@ from sdpo_bench.library.runs import run_with_progress
 from sdpo_bench.models.catalogue import pick_device
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
-from sdpo_bench.results.comparability import sampler_words
 from sdpo_bench.running.live import print_step_table
 from sdpo_bench.running.run_one import Outcome
 from sdpo_bench.running.tracking import replaced_trackers, split_settings, track_settings
@@ -223,6 +222,8 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
             }
         )
         return
+    from sdpo_bench.results.comparability import sampler_words  # brings scipy, which a run does not wait for
+
     print_step_table(outcome.table, resolved.reward_name)
     if not outcome.trained_now:
         click.echo("This run was done before; nothing was trained. Another --seed gives a new run.")
