@@ -47,7 +47,7 @@ def verdict(out: Path, held_out: bool = False, **options) -> str:
             "sdpo is highest at 4 steps; not significantly different from it: ddpo.",
         ),
         ({"sdpo": (1, WIDE)}, "sdpo is highest at 4 steps, but does not differ significantly from the base model."),
-        ({"sdpo": (-5, CLEAR)}, "No method is above the base model at 4 steps."),
+        ({"sdpo": (-5, CLEAR)}, "No method is above the base model at 4 steps. sdpo differs by -5 [-5.05, -4.95]"),
         ({"sdpo": (-1, WIDE)}, "No method is above the base model at 4 steps."),
     ],
 )

@@ -60,9 +60,9 @@ def _headlines(board: Board) -> list[str]:
         line = by_label.get(label)
         if line is None or line.gain is None:
             continue
-        text = (
-            f"{label} gains {replace(line.gain, note='').words()} over the base model {endpoint_words(board.endpoint)}"
-        )
+        numbers = replace(line.gain, note="").words()
+        change = f"gains {numbers} over" if line.gain.value >= 0 else f"differs by {numbers} from"
+        text = f"{label} {change} the base model {endpoint_words(board.endpoint)}"
         if line.few_gain is not None and board.endpoint != "few" and board.panel.common != FEW_STEPS:
             few = line.few_gain
             interval = "" if few.low is None else f" [{few.low:.3g}, {few.high:.3g}]"
