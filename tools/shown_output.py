@@ -27,7 +27,8 @@ from click.testing import CliRunner
 from sdpo_bench.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "results" / "reference" / "README.md")
+REFERENCE = ROOT / "results" / "reference"
+PAGES = (ROOT / "README.md", REFERENCE / "README.md", REFERENCE / "long" / "README.md")
 BLOCK = re.compile(r"(<!-- (tables|first (\d+) lines) of: sdpo-bench (.+?) -->\n).*?(<!-- end -->)", re.S)
 
 

@@ -36,6 +36,13 @@ def test_nothing_is_there_that_no_suite_asks_for():
         assert present == wanted
 
 
+def test_the_unfinished_long_suite_has_nothing_but_its_own_runs():
+    """Searched and reported runs that are there have the settings of this code; what is missing is said on its page."""
+    wanted = {cell.run_id for cell in make_plan(find_suite("embedded-long"), REFERENCE / "long").jobs}
+    present = {path.name for path in (REFERENCE / "long" / "runs").iterdir() if not path.name.startswith("base-")}
+    assert present and present <= wanted
+
+
 def test_no_weights_and_no_path_of_a_machine_are_in_it():
     files = [path for path in REFERENCE.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {"", ".json", ".jsonl", ".parquet", ".png", ".md", ".svg"}
