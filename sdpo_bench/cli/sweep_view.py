@@ -12,7 +12,7 @@ from typing import Any
 
 from sdpo_bench.estimates.time_estimate import Work
 from sdpo_bench.ledger import limit_text
-from sdpo_bench.results.comparability import shown
+from sdpo_bench.results.comparability import settings_text, shown
 from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
@@ -85,9 +85,8 @@ def found_settings(plan: Plan) -> list[str]:
         if choice.chosen is None:
             lines.append(f"search for {what}: none of {tried} settings is left, all failed or are out")
             continue
-        found = ", ".join(f"{key} = {shown(value)}" for key, value in choice.chosen.settings.items())
         edge = f"; {shown(choice.on_edge)} is still at an end of its list" if choice.on_edge else ""
-        lines.append(f"search for {what}: {found} (best of {tried}{edge})")
+        lines.append(f"search for {what}: {settings_text(choice.chosen.settings)} (best of {tried}{edge})")
     return lines
 
 

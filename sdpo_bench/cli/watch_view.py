@@ -128,7 +128,7 @@ def _run_lines(one: Standing) -> list[str]:
         bar = "━" * full + "─" * (BAR_WIDTH - full)
         lines.append(f"  {doing} {bar} {one.share:4.0%}  epoch {one.epoch}{of}{left}")
     if one.rewards:
-        lines.append(f"  {trend(one.rewards)}  {sparkline(one.rewards)}")
+        lines.append(f"  {trend(dict(enumerate(one.rewards, 1)))}  {sparkline(one.rewards)}")
     if one.state in ("failed", "interrupted") and one.message:
         lines.append(f"  {one.message}")
     if one.state == "killed":

@@ -127,7 +127,7 @@ def read_prompts(readers: Sequence[Reader], prompts: Iterable[str]) -> Reading:
 
 
 def _unknown_words(tokenizer: Any, texts: Sequence[str]) -> list[str]:
-    """Words that become the token for unknown ones; none for CLIP, which spells every word, and has no such token."""
+    """Words that become the token for unknown ones; none for CLIP, which spells every word and names its end token."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown == tokenizer.eos_token_id or not tokenizer.is_fast:  # a slow one knows no offsets
         return []

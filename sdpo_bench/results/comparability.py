@@ -166,6 +166,11 @@ def amount(settings: Mapping[str, Any]) -> str:
     return f"{value} {axis.replace('_', ' ')}"
 
 
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """``update.lr = 0.001, method.clip_range = 0.01``."""
+    return ", ".join(f"{key} = {shown(value)}" for key, value in settings.items())
+
+
 def sampler_words(sampler: str) -> str:
     """The sampler of evaluation rows for a reader, e.g. ``ddim trailing eta=1, final image, noise bank 0``."""
     for name, words in (("sample", "final image"), ("predicted", "predicted original of the last step")):

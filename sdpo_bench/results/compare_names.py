@@ -177,13 +177,11 @@ def _what_differs(a: Sequence[Side], b: Sequence[Side]) -> str:
 
 
 def _same_budget(first: Side, second: Side) -> str:
-    """The command that trains the second side's method with the first side's budget."""
-    assert first.setting and second.setting and second.arm
-    name, digest = second.arm.method.partition("@")[::2]
-    budget = [first.setting.settings[f"budget.{key}"] for key in ("axis", "amount")]
-    words = ["sdpo-bench", "run", "--method", f"./FILE.py:{name}" if digest else name]
-    words += ["--reward", second.setting.reward, "--model", second.setting.model]
-    seeds = [run.seed for run in second.arm.runs]
-    words += ["--seeds", ",".join(map(str, seeds))] if seeds != [0] else []
-    words += ["--budget", f"{budget[0]}={budget[1]:.12g}"]
-    return shlex.join(words) + _out_option(second.arm.runs[0].folder.path.parent.parent)
+    """The command that trains the second side again, with all of its settings and the first side's budget."""
+    assert first.setting and second.arm
+    run = second.arm.runs[0].folder
+    axis, amount = (first.setting.settings[f"budget.{key}"] for key in ("axis", "amount"))
+    words = ["sdpo-bench", "run", "--config", str(run.path / "run.json"), "--budget", f"{axis}={amount:.12g}"]
+    seeds = [one.seed for one in second.arm.runs]
+    words += ["--seeds", ",".join(map(str, seeds))] if len(seeds) > 1 else []
+    return shlex.join(words) + _out_option(run.path.parents[1])

@@ -151,10 +151,9 @@ class Live:
         columns = max(0, width - len(label) - len(times) - 2)
         full = round(columns * self.share)
         bar = ("#" * full + "-" * (columns - full)) if ascii_only else ("━" * full + "─" * (columns - full))
-        rewards = list(self._rewards.values())
-        text = f"  {self.phase()}   {trend(rewards)}"
+        text = f"  {self.phase()}   {trend(self._rewards)}"
         if len(text) > width:
-            text = f"  {self.phase()}   {trend(rewards, short=True)}"
+            text = f"  {self.phase()}   {trend(self._rewards, short=True)}"
         return [f"{label} {bar}{times}"[:width], text[:width]]
 
     @property
@@ -180,8 +179,7 @@ class Live:
             return
         self._shown_share, self._last_line = self.share, now
         left = self._speed.seconds_left(self._total)
-        reward = trend(list(self._rewards.values()))
-        parts = [self.phase(), reward, clock(self.elapsed), "" if left is None else f"ETA {clock(left)}"]
+        parts = [self.phase(), trend(self._rewards), clock(self.elapsed), "" if left is None else f"ETA {clock(left)}"]
         self._print(f"{stamp()} {self.share:4.0%} {self.label}: {', '.join(part for part in parts if part)}")
 
     def _end(self, done: bool) -> str:
@@ -190,7 +188,7 @@ class Live:
         if self._epoch:
             parts.append(f"{self._epoch} epoch{'s' * (self._epoch != 1)}")
         if self._rewards:
-            parts.append(trend(list(self._rewards.values())))
+            parts.append(trend(self._rewards))
         return ", ".join(parts)
 
     def _print(self, text: str) -> None:
@@ -228,14 +226,17 @@ class _Speed:
         return None
 
 
-def trend(rewards: Sequence[float], *, short: bool = False) -> str:
+def trend(by_epoch: Mapping[int, float], *, short: bool = False) -> str:
     """Where the reward stands, from the mean rewards of the epochs so far; empty before there is one.
+
+    After a resume the epochs before it are not among them.
 
     Each epoch has prompts of its own, and their mix moves its mean reward more than a few updates do. So means over
     several epochs are compared: a quarter of them at each end, at most :data:`TREND_EPOCHS`; from 8 epochs on.
     """
-    if not rewards:
+    if not by_epoch:
         return ""
+    epochs, rewards = list(by_epoch), list(by_epoch.values())
     window = min(len(rewards) // 4, TREND_EPOCHS)
     if window < 2:
         return f"reward {rewards[-1]:.4g}"
@@ -243,7 +244,9 @@ def trend(rewards: Sequence[float], *, short: bool = False) -> str:
     rise = now - statistics.fmean(rewards[:window])
     if short:
         return f"reward {now:.4g} ({rise:+.3g})"
-    return f"reward {now:.4g} in the last {window} epochs ({rise:+.3g} over the first {window})"
+    return (
+        f"reward {now:.4g} in the last {window} epochs ({rise:+.3g} since epochs {epochs[0]} to {epochs[window - 1]})"
+    )
 
 
 def stamp() -> str:

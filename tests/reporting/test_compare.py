@@ -330,10 +330,12 @@ def test_unlike_settings_are_refused_by_key(out, changes, words):
 
 def test_unlike_budgets_come_with_the_command_that_trains_both_alike(out):
     make_run(out, "Winner@83cb9656", 0, spread([1, 1, 1]), **{"budget.amount": 512})
-    command = "sdpo-bench run --method {} --reward emoji-align --model emoji-turbo{} --budget images={} --out {}"
+    command = "sdpo-bench run --config {}/run.json --budget images={}{} --out {}"
+    (winner,) = (out / "runs").glob("Winner*-s0-*")
+    sdpo, *_ = sorted((out / "runs").glob("sdpo-*-s0-*"))
     for a, b, words in (
-        ("sdpo", "winner", ("./FILE.py:Winner", "", 128, out)),
-        ("winner", "sdpo", ("sdpo", " --seeds 0,1,2", 512, out)),
+        ("sdpo", "winner", (winner, 128, "", out)),
+        ("winner", "sdpo", (sdpo, 512, " --seeds 0,1,2", out)),
     ):
         with pytest.raises(UsageError) as refused:
             compared(out, a, b)

@@ -62,7 +62,7 @@ def test_one_bar_moves_from_the_first_epoch_to_the_last_picture(now, width):
     texts = [text for _, text in seen]
     assert "epoch 3 of 28, updating   reward 0.12" in texts
     # .1 + .01 epoch: .35 in epochs 22 to 28, .14 in epochs 1 to 7
-    trend = "reward 0.35 in the last 7 epochs (+0.21 over the first 7)" if width == 120 else "reward 0.35 (+0.21)"
+    trend = "reward 0.35 in the last 7 epochs (+0.21 since epochs 1 to 7)" if width == 120 else "reward 0.35 (+0.21)"
     assert f"evaluate tuned, train prompts, 4 steps   {trend}" in texts
     assert any(text.startswith("evaluate base, train prompts, 1 steps") for text in texts)
 
@@ -79,10 +79,12 @@ def test_a_long_phase_leaves_the_trend_whole(now):
 
 def test_the_mix_of_prompts_of_one_epoch_is_no_trend():
     """By hand: epochs of .0 and .2 in turn rise by nothing, and from the first to the last by .2."""
-    assert trend([0.0, 0.2] * 8) == "reward 0.1 in the last 4 epochs (+0 over the first 4)"
-    assert trend([0.0, 0.2] * 8, short=True) == "reward 0.1 (+0)"
-    assert trend([0.0] * 30 + [0.3] * 10) == "reward 0.3 in the last 10 epochs (+0.3 over the first 10)"
-    assert (trend([0.1, 0.3]), trend([])) == ("reward 0.3", "")
+    by_turns = dict(enumerate([0.0, 0.2] * 8, 1))
+    assert trend(by_turns) == "reward 0.1 in the last 4 epochs (+0 since epochs 1 to 4)"
+    assert trend(by_turns, short=True) == "reward 0.1 (+0)"
+    resumed = dict(enumerate([0.0] * 30 + [0.3] * 10, 21))
+    assert trend(resumed) == "reward 0.3 in the last 10 epochs (+0.3 since epochs 21 to 30)"
+    assert (trend({1: 0.1, 2: 0.3}), trend({})) == ("reward 0.3", "")
 
 
 def test_a_second_process_takes_the_base_model_and_half_of_the_rest(now):
@@ -121,7 +123,7 @@ def test_without_a_terminal_there_are_plain_lines_with_time_and_no_flood(now, ca
     assert all(re.match(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\] ", line) for line in lines)
     assert "epoch 1 of 28, sampling" in lines[0]
     assert lines[-1].endswith(
-        f"{LABEL}: done in 6:40, 28 epochs, reward 0.35 in the last 7 epochs (+0.21 over the first 7)"
+        f"{LABEL}: done in 6:40, 28 epochs, reward 0.35 in the last 7 epochs (+0.21 since epochs 1 to 7)"
     )
     assert sum("evaluate tuned" in line for line in lines) >= 1 and sum("evaluate base" in line for line in lines) >= 1
     assert 18 <= len(lines) <= 28

@@ -78,18 +78,18 @@ def test_a_terminal_shows_one_bar_and_keeps_the_last_line(tmp_path, width):
     assert len(bar) == width - 2
     # 14.5 of 28 epochs of the 4,200 units of training, of 5,800 in all: 37.5 %
     assert re.fullmatch(r"sdpo_accumulated on emoji-a\.\.\. ━{5,}─{5,}  3[78]%  0:\d\d  ETA \d+:\d\d", bar)
-    more = (" in the last 3 epochs", " over the first 3") if width == 120 else ("", "")  # of -1.339 + .01 epoch
+    more = (" in the last 3 epochs", " since epochs 1 to 3") if width == 120 else ("", "")  # of -1.339 + .01 epoch
     assert text == f"  epoch 15 of 28, updating   reward -1.209{more[0]} (+0.11{more[1]})"
     said, bar, text = evaluation
     assert said == "warning: the KL divergence from the base model is 3.2"
     # all of the training and of the tuned model's 800 units, half of the base model's 800: 93.1 %
     assert re.fullmatch(r"sdpo_accumulated on emoji-a\.\.\. ━{20,}─{1,9}  93%  0:\d\d  ETA \d+:\d\d", bar)
-    more = (" in the last 7 epochs", " over the first 7") if width == 120 else ("", "")
+    more = (" in the last 7 epochs", " since epochs 1 to 7") if width == 120 else ("", "")
     assert text == f"  evaluate base, validation prompts, 16 steps   reward -1.089{more[0]} (+0.21{more[1]})"
     # The bar is gone; warning, last line and result stay.
     assert len(end) == 3 and end[0] == said and end[2] == "results/runs/sdpo-x"
     assert re.fullmatch(
         rf"\[[-\d]+ [:\d]+\] {re.escape(LABEL)}: done in 0:\d\d, 28 epochs, reward -1.089 in the last 7 epochs "
-        r"\(\+0.21 over the first 7\)",
+        r"\(\+0.21 since epochs 1 to 7\)",
         end[1],
     )

@@ -246,14 +246,14 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
     if outcome.trained_now:
-        click.echo(next_steps(resolved.config.method.name, outcome.run.path.parents[1]), err=True)
+        click.echo(next_steps(outcome.run.run_id, outcome.run.path.parents[1]), err=True)
 
 
-def next_steps(method: str, out: Path) -> str:
+def next_steps(run_id: str, out: Path) -> str:
     """What usually follows a run, in a line."""
     where = "" if out.resolve() == Path("results").resolve() else f" --results {shlex.quote(str(out))}"
     return (
-        f"next: sdpo-bench report --format html{where} (page); sdpo-bench compare {method} base{where} (the gain); "
+        f"next: sdpo-bench report --format html{where} (page); sdpo-bench compare {run_id} base{where} (the gain); "
         "the same command with --seeds 0-4 (interval over seeds) or with another --method (comparison)"
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sdpo_bench.results.comparability import shown
+from sdpo_bench.results.comparability import settings_text, shown
 from sdpo_bench.results.suite_records import SuiteRecord
 from sdpo_bench.statistics import table as t
 from sdpo_bench.sweep.tuning import BILL, mean_score
@@ -91,11 +91,6 @@ def _choice_row(choice: Choice, variants: bool) -> t.Row:
             *(t.count(cost.get(key)) for key in BILL),
         )
     )
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """``update.lr = 0.001, method.clip_range = 0.01``."""
-    return ", ".join(f"{key} = {shown(value)}" for key, value in settings.items())
 
 
 def _candidates_table(suite: SuiteRecord, rounds: int, name: str) -> t.Table:
