@@ -103,12 +103,14 @@ def seed_caution(contrasts: Iterable[Contrast]) -> list[str]:
     """One sentence on the limits of few seeds; none from 5 seeds on."""
     seeds = min((contrast.estimate.n_seeds for contrast in contrasts), default=0)
     if seeds == 1:
-        return ["One seed: values without intervals, so nothing can be shown."]
-    return [f"{seeds} seeds: what is not shown may still be there; 5 or more are advised."] if 1 < seeds < 5 else []
+        return ["One seed: values without intervals, so nothing can be tested."]
+    if 1 < seeds < 5:
+        return [f"{seeds} seeds: what is not significant may still be there; 5 or more are advised."]
+    return []
 
 
 def contrast_cells(contrast: Contrast | None, digits: int = 3) -> tuple[t.Cell, t.Cell]:
-    """Estimate and adjusted p for a table; strong where it is shown."""
+    """Estimate and adjusted p for a table; strong where it is significant."""
     if contrast is None:
         return t.Cell(t.DASH), t.Cell(t.DASH)
     value = t.estimate(contrast.estimate, digits, signed=True, strong=contrast.shown)

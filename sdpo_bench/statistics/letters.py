@@ -2,7 +2,7 @@
 
 "Not significantly different" is not transitive, so ranks with ties cannot show it: of three neighbours the outer two
 can differ and the middle one differ from neither. Letters can: two methods share a letter exactly if no difference
-between them is shown.
+between them is significant.
 """
 
 from collections.abc import Collection, Mapping, Sequence

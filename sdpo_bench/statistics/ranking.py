@@ -89,7 +89,7 @@ def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
 
 
 NOT_SHOWN = "no significant difference"
-INTERVAL_ONLY = "not shown after correction for {} endpoints, though the interval excludes 0,"
+INTERVAL_ONLY = "not significant after correction for {} endpoints, though the interval excludes 0,"
 
 
 def _finding(estimate: Estimate, adjusted_p: float | None, a: str, b: str) -> str:

@@ -48,7 +48,8 @@ class Budget(Study):
             (
                 "Endpoint: mean over step counts of the gain over the base model.",
                 "Family: every pair of methods on every axis; crossed intervals of the paired difference, Holm. The "
-                "ranking changes where a pair is shown one way round on one axis and the other way on another.",
+                "ranking changes where a pair differs significantly one way round on one axis and the other "
+                "way on another.",
                 "Letters on one axis: methods that share one do not differ significantly in that family.",
             ),
             tuple(suites),
@@ -116,14 +117,14 @@ def order(letters: Mapping[str, str]) -> str:
 
 
 def conclusion(letters: Mapping[str, Mapping[str, str]], pairs: Mapping[str, Contrast]) -> list[str]:
-    """The order on each axis, and whether any pair is shown both ways round."""
+    """The order on each axis, and whether any pair is significant both ways round."""
     by_order: dict[str, list[str]] = {}
     for axis, by_method in letters.items():
         by_order.setdefault(order(by_method), []).append(axis.replace("_", " "))
     texts = [f"At equal {listed(axes)}: {words}." for words, axes in by_order.items()]
     open_pairs = [c.words.replace("_", " ") for c in pairs.values() if c.interval_words]
     if open_pairs:
-        texts.append(f"Not shown, though the interval excludes 0: {'; '.join(open_pairs)}.")
+        texts.append(f"Not significant after correction, though the interval excludes 0: {'; '.join(open_pairs)}.")
     axes: dict[str, dict[str, list[str]]] = {}
     for label, contrast in pairs.items():
         axis, _, pair = label.partition(": ")
@@ -139,8 +140,11 @@ def conclusion(letters: Mapping[str, Mapping[str, str]], pairs: Mapping[str, Con
     if contradictions:
         return texts
     if len(by_order) > 1:
-        return [*texts, "What is shown differs between axes, but no pair of methods is shown both ways round."]
-    same = "The same is shown on every axis, which does not say that the axis makes no difference."
+        return [
+            *texts,
+            "What is significant differs between axes, but no pair of methods is significant both ways round.",
+        ]
+    same = "The same is significant on every axis, which does not say that the axis makes no difference."
     return [*texts, same] if texts else ["Nothing can be compared."]
 
 
@@ -189,7 +193,10 @@ def _pair_table(axes: list[str], pairs: Mapping[str, Contrast]) -> t.Table:
         for axis in axes:
             cells += contrast_cells(pairs.get(f"{axis}: {a} - {b}"))
         rows.append(t.Row(tuple(cells)))
-    notes = ("Paired difference of the mean gains. Bold: shown to differ from 0 in the family of all pairs and axes.",)
+    notes = (
+        "Paired difference of the mean gains. Bold: significantly different from 0 in the family of all pairs "
+        "and axes.",
+    )
     return t.plain_table("pairs", "Pairs of methods", columns, rows, notes)
 
 

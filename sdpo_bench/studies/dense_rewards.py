@@ -44,7 +44,7 @@ class DenseRewards(Study):
 
     name = "dense-rewards"
     question = (
-        "Which step rewards are shown to help: predicted, queried at every step, or of completions, and does it remain "
+        "Which step rewards help: predicted, queried at every step, or of completions, and does it remain "
         "so when the denoiser calls that they cost are counted?"
     )
 
@@ -200,9 +200,9 @@ def conclusion(
     texts = []
     for (model, reference), found in contrasts.items():
         templates = {
-            "up": f"{model}: {{names}} is shown to learn more than {reference}.",
-            "down": f"{model}: {{names}} is shown to learn less than {reference}.",
-            "unclear": f"{model}: against {reference}, no difference is shown for {{names}}.",
+            "up": f"{model}: {{names}} learns significantly more than {reference}.",
+            "down": f"{model}: {{names}} learns significantly less than {reference}.",
+            "unclear": f"{model}: no significant difference to {reference} for {{names}}.",
         }
         texts += outcome_sentences(found.values(), templates)
         texts += [f"{model}: {words}" for words in _turned(found, arms[model], reference)]
@@ -210,7 +210,7 @@ def conclusion(
 
 
 def _turned(found: Mapping[str, Contrast], arms: Mapping[tuple[str, str], Arm], reference: str) -> list[str]:
-    """What is shown at equal images and not, or the other way round, once the denoiser calls are counted."""
+    """What is significant at equal images and not, or the other way round, once the denoiser calls are counted."""
     texts = []
     for kind in _others(reference):
         if _same_pair(arms, CALLS_AXIS, kind, reference):
@@ -219,7 +219,7 @@ def _turned(found: Mapping[str, Contrast], arms: Mapping[tuple[str, str], Arm], 
         if images is None or calls is None or images.outcome == calls.outcome or not images.shown:
             continue
         ahead = "lead over" if images.up else "lag behind"
-        turned = "turns round" if calls.shown else "is not shown to remain"
+        turned = "turns round" if calls.shown else "does not remain significant"
         texts.append(f"the {ahead} {reference} that {kind} has at equal images {turned} at equal denoiser calls.")
     return texts
 
@@ -241,7 +241,7 @@ def _gain_table(trainings: Trainings, arms: Mapping[str, Mapping[tuple[str, str]
             rows = [_gain_row(trainings, own[axis, kind], kind) for kind in KINDS]
             groups.append(t.Group(f"{model}, equal {axis.replace('_', ' ')}", tuple(rows)))
     notes = (
-        "Gain over the base model in reward units, ± half its 95 % crossed interval. Bill: mean over runs. Kinds that "
+        "Gain over the base model in reward units, ± half its 95 % crossed interval. Cost: mean over runs. Kinds that "
         f"cost as many denoiser calls as {PREDICTED} have the same runs in both parts.",
     )
     return t.Table("gains", "Gain of each kind", columns, tuple(groups), notes, tr.failure_notes(trainings))
@@ -274,7 +274,9 @@ def _difference_table(
                     cells += contrast_cells(contrasts[model, reference].get(_label(axis, kind)))
             rows.append(t.Row(tuple(cells)))
         groups.append(t.Group(model, tuple(rows)))
-    notes = (f"Paired difference of the mean gains. Bold: shown to differ from 0 in the family against {reference}.",)
+    notes = (
+        f"Paired difference of the mean gains. Bold: significantly different from 0 in the family against {reference}.",
+    )
     return t.Table(f"minus-{reference}", f"Minus {reference}", tuple(columns), tuple(groups), notes, ())
 
 

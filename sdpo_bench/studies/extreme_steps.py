@@ -1,8 +1,8 @@
-"""What does each method learn, from one denoising step to two hundred, and where is it shown to do harm?
+"""What does each method learn, from one denoising step to two hundred, and where does it do harm?
 
 A mean over step counts hides failures. Here every method is trained at each number of steps with the same number of
 images (fewer above 50 steps), judged at all of them, and every kind of harm that its runs show is listed. A gain that
-is not shown is reported as such, not as a failure.
+is not significant is reported as such, not as a failure.
 """
 
 import math
@@ -38,7 +38,7 @@ class ExtremeSteps(Study):
 
     name = "extreme-steps"
     question = (
-        "At which numbers of denoising steps is each method shown to gain, at which is it shown to do harm, in "
+        "At which numbers of denoising steps does each method gain, at which does it do harm, in "
         "training or in evaluation, and how?"
     )
 
@@ -58,10 +58,10 @@ class ExtremeSteps(Study):
                 "Endpoint: gain over the base model at the trained T. A family for each method and number of images: "
                 "its T against no gain; crossed intervals, Holm.",
                 "Carrying over (T trained x T judged) is an exploratory grid for each method: Benjamini-Hochberg.",
-                f"Failures by rule: a run that ended or diverged; a shown loss at its own T; a shown loss at another "
-                f"T; pictures with less than {FLAT:g} times the base model's contrast; a step with more than "
-                f"{DOMINANT:g} of the squared gradient, of three or more steps (a warning). A gain that is not shown "
-                "is no failure.",
+                "Failures by rule: a run that ended or diverged; a significant loss at its own T; a "
+                f"significant loss at another T; pictures with less than {FLAT:g} times the base model's "
+                f"contrast; a step with more than {DOMINANT:g} of the squared gradient, of three or more steps "
+                "(a warning). A gain that is not significant is no failure.",
             ),
             suites,
         )
@@ -180,17 +180,17 @@ def _largest_share(runs: tuple[Trained, ...]) -> tuple[float, int]:
 
 
 def conclusion(failed: Mapping[tuple[str, int], list[Failure]], own: Mapping[str, Contrast]) -> list[str]:
-    """For each method: where a gain is shown, where it is not, and what harm is shown."""
+    """For each method: where it gains, where nothing is significant, and what harm it does."""
     texts = []
     for method in METHODS:
         by_steps = {k: ways for (m, k), ways in failed.items() if m == method}
         contrasts = {k: own[_name(method, k)] for k in by_steps if _name(method, k) in own}
         up = [k for k, contrast in contrasts.items() if contrast.up]
         if up:
-            texts.append(f"{method} is shown to gain, trained and judged at T = {listed(up)}.")
+            texts.append(f"{method} gains significantly, trained and judged at T = {listed(up)}.")
         unclear = [f"{k}{c.interval_words}" for k, c in contrasts.items() if not c.shown]
         if unclear:
-            texts.append(f"{method}, trained and judged at T = {listed(unclear)}: neither a gain nor a loss is shown.")
+            texts.append(f"{method}, trained and judged at T = {listed(unclear)}: no significant gain or loss.")
         kinds: dict[str, list[int]] = {}
         for k, ways in by_steps.items():
             for failure in ways:
@@ -231,8 +231,8 @@ def _own_table(
                 rows.append(_own_row(trainings, arm, k, own.get(_name(m, k)), failed[m, k]))
         groups.append(t.Group(method, tuple(rows)))
     notes = (
-        "Gain over the base model when judged at the trained T; bold: shown to differ from 0. Compare rows only where "
-        "the number of images is the same.",
+        "Gain over the base model when judged at the trained T; bold: significantly different from 0. Compare "
+        "rows only where the number of images is the same.",
     )
     return t.Table("own", "Trained and judged at T", columns, tuple(groups), notes, tr.failure_notes(trainings))
 
@@ -253,7 +253,7 @@ def _grid_table(arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[
     for k in counts:
         cells = [contrast_cells(grid.get(f"{k} > {judged}"))[0] for judged in counts]
         rows.append(t.Row((t.count(k), *cells)))
-    notes = ("Gain over the base model; bold: shown to differ from 0 after Benjamini-Hochberg over the grid.",)
+    notes = ("Gain over the base model; bold: significantly different from 0 after Benjamini-Hochberg over the grid.",)
     title = f"{method}: trained at T, judged at every step count"
     return t.plain_table(f"grid-{method}", title, columns, rows, notes)
 

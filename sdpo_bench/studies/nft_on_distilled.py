@@ -82,7 +82,7 @@ class NFTOnDistilled(Study):
                 "the trained T.",
                 "Family 1: every measure of both models at each T against no change. Family 2: distilled minus "
                 "undistilled, every measure at each T. Crossed intervals over seeds and prompts, Holm in each.",
-                "A model is said to blur where its sharpness is shown to fall. Other step counts are in the tables "
+                "A model is said to blur where its sharpness falls significantly. Other step counts are in the tables "
                 "without tests.",
             ),
             tuple(suites),
@@ -202,17 +202,17 @@ def conclusion(own: Mapping[str, Contrast], apart: Mapping[str, Contrast]) -> li
         ("down", "falls more, or rises less, on the distilled model"),
     ):
         if names := [contrast.words for contrast in apart.values() if contrast.outcome == outcome]:
-            texts.append(f"Shown to differ: {listed(names)} {words}.")
+            texts.append(f"Significant difference: {listed(names)} {words}.")
     if unclear := [contrast.words for contrast in apart.values() if contrast.outcome == "unclear"]:
-        texts.append(f"Between the models no difference is shown in {listed(unclear)}.")
+        texts.append(f"Between the models there is no significant difference in {listed(unclear)}.")
     return texts or ["No training ended with usable scores."]
 
 
 def _cell_sentence(cell: Cell, found: Mapping[str, Contrast]) -> str:
-    """E.g. ``The distilled model at T = 4 BLURS: sharpness is shown to fall (...); reward is shown to rise (...)``."""
-    verbs = {"up": "is shown to rise", "down": "is shown to fall", "unclear": "is not shown to change"}
+    """E.g. ``The distilled model at T = 4 BLURS: sharpness falls significantly (...); reward rises ...``."""
+    verbs = {"up": "rises significantly", "down": "falls significantly", "unclear": "does not change significantly"}
     blur = found.get(BLUR)
-    verdict = {"down": "BLURS", "up": "does not blur"}.get(blur.outcome, "is not shown to blur") if blur else "?"
+    verdict = {"down": "BLURS", "up": "does not blur"}.get(blur.outcome, "does not blur significantly") if blur else "?"
     names = [BLUR, *(name for name in found if name != BLUR)] if blur else list(found)
     parts = [f"{name} {verbs[found[name].outcome]} ({found[name].estimate.value:+.3g})" for name in names]
     if blur is None:
@@ -238,8 +238,8 @@ def _change_table(trainings: Trainings, arms: Mapping[Cell, Arm], own: Mapping[s
         rows.append(t.Row((*cells, *bill, tr.seeds_cell(runs))))
     notes = (
         "Change against the base model of the same weights, ± half its 95 % crossed interval over seeds and prompts. "
-        "Bold: shown to differ from 0 in the family of all cells. Sharpness: mean difference of neighbouring pixels, "
-        "relative to the base model's.",
+        "Bold: significantly different from 0 in the family of all cells. Sharpness: mean difference of "
+        "neighbouring pixels, relative to the base model's.",
     )
     title = f"What {METHOD} changes at the trained T"
     return t.plain_table("changes", title, columns, rows, notes, tr.failure_notes(trainings))
@@ -255,7 +255,9 @@ def _pair_table(apart: Mapping[str, Contrast]) -> t.Table:
         for name in MEASURES:
             cells += contrast_cells(apart.get(_pair_label(steps, name)))
         rows.append(t.Row(tuple(cells)))
-    notes = ("Paired difference of the changes, by seed and prompt. Bold: shown to differ from 0 in this family.",)
+    notes = (
+        "Paired difference of the changes, by seed and prompt. Bold: significantly different from 0 in this family.",
+    )
     return t.plain_table("apart", "Distilled minus undistilled", columns, rows, notes)
 
 

@@ -239,6 +239,6 @@ def _training_words(against: Mapping[str, Contrast]) -> list[str]:
     templates = {
         "down": f"Trained with {PAPER}, SDPO gains more than with {{names}}.",
         "up": f"Trained with {PAPER}, SDPO gains less than with {{names}}.",
-        "unclear": f"Between {PAPER} and {{names}} a difference in gain is not shown.",
+        "unclear": f"Between {PAPER} and {{names}} there is no significant difference in gain.",
     }
     return outcome_sentences(against.values(), templates) or ["No training can be compared: see the failures."]

@@ -217,9 +217,9 @@ def conclusion(
     for model, axis in shorter:
         cells = {cell: contrast for cell, contrast in own.items() if cell[:2] == (model, axis)}
         for outcome, words in (
-            ("up", "one-step pictures are shown to gain with {}"),
-            ("down", "one-step pictures are shown to get worse with {}"),
-            ("unclear", "neither is shown for {}"),
+            ("up", "one-step pictures gain significantly with {}"),
+            ("down", "one-step pictures get significantly worse with {}"),
+            ("unclear", "no significant change for {}"),
         ):
             if named := _by_method(cells, outcome):
                 texts.append(f"{model}, equal {_said(axis)}: {words.format(named)}.")
@@ -240,9 +240,9 @@ def _by_method(cells: Mapping[Cell, Contrast], outcome: str) -> str:
 def _length_sentences(model: str, axis: str, contrasts: Mapping[str, Contrast]) -> list[str]:
     where, texts = f"{model}, equal {_said(axis)}: training at T = {SHORT} rather than {LONG}", []
     for outcome, words in (
-        ("up", "is shown to be better for one-step pictures with"),
-        ("down", "is shown to be worse for one-step pictures with"),
-        ("unclear", "is not shown to make a difference with"),
+        ("up", "is significantly better for one-step pictures with"),
+        ("down", "is significantly worse for one-step pictures with"),
+        ("unclear", "makes no significant difference with"),
     ):
         methods = [method + c.interval_words for method, c in contrasts.items() if c.outcome == outcome]
         if methods:
@@ -283,7 +283,7 @@ def _own_table(
         groups.append(t.Group(f"{model}, equal {_said(axis)}", tuple(rows)))
     notes = (
         "Gain over the base model in reward units, ± half its 95 % crossed interval over seeds and prompts. Bold: "
-        "shown to differ from 0 in the family of the method's T. Bill: mean over runs.",
+        "significantly different from 0 in the family of the method's T. Cost: mean over runs.",
     )
     return t.Table("own", "One-step pictures", columns, tuple(groups), notes, tr.failure_notes(trainings))
 
@@ -305,7 +305,9 @@ def _length_table(shorter: Mapping[tuple[str, str], Mapping[str, Contrast]]) -> 
     for method in METHODS:
         cells = [cell for found in shorter.values() for cell in contrast_cells(found.get(method))]
         rows.append(t.Row((t.word(method), *cells)))
-    notes = ("Paired difference of the gains at one step. Bold: shown to differ from 0 in the column's family.",)
+    notes = (
+        "Paired difference of the gains at one step. Bold: significantly different from 0 in the column's family.",
+    )
     return t.plain_table("length", f"Trained at T = {SHORT} minus trained at T = {LONG}", columns, rows, notes)
 
 

@@ -2,7 +2,7 @@
 
 Trainings of growing length on each reward are judged by rewards they never saw, by how different their pictures
 still are, by plain picture statistics and by their distance to the base model. The onset of hacking is where the
-trained reward is up and the others are shown to be down.
+trained reward is significantly up and the others significantly down.
 """
 
 import math
@@ -29,7 +29,7 @@ TRAINED = ("emoji-align", "emoji-style", "jpeg-compressibility")
 CONTENT = ("emoji-align", "emoji-accuracy")
 """Whether a picture shows what its prompt names. Style and file size are tastes: losing one is no sign of hacking."""
 IMAGES_OF_TRAINING = 16_384
-"""The largest budget: eight times the 2,048 images within which no hacking of a learned reward was shown."""
+"""The largest budget: eight times the 2,048 images within which no hacking of a learned reward was significant."""
 PARTS = (16, 8, 4, 2, 1)
 """Budgets as parts of the whole."""
 SPACES = {"latents": "latent distance", "features": "feature distance", "vendi": "Vendi score"}
@@ -71,9 +71,9 @@ class OverOptimisation(Study):
                 f"held-out: mean of the gains by rewards not trained on (of the embedded ones {listed(CONTENT)}; the "
                 "others are tastes).",
                 "Family for each trained reward: trained and held-out gain at every budget; crossed intervals, Holm.",
-                "Onset of hacking: the smallest budget with a shown gain by the trained reward and a shown loss by the "
-                "held-out ones. Diversity is lost where its difference to the base model is shown to be below 0 "
-                "(family: these three at every budget).",
+                "Onset of hacking: the smallest budget with a significant gain by the trained reward and a "
+                "significant loss by the held-out ones. Diversity is lost where its difference to the base "
+                "model is significantly below 0 (family: these three at every budget).",
             ),
             tuple(suites),
             denoiser_calls=runs * prompts * IMAGES * steps,
@@ -177,35 +177,39 @@ class _View:
     def sentences(self) -> list[str]:
         up = [i for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.up]
         open_ones = [c.interval_words for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.interval_words]
-        not_up = f"is not shown to rise at any budget{open_ones[0] if open_ones else ''}"
-        first = f"is shown to rise from {up[0]:,} images on" if up else not_up
+        not_up = f"does not rise significantly at any budget{open_ones[0] if open_ones else ''}"
+        first = f"rises significantly from {up[0]:,} images on" if up else not_up
         texts = [f"{self.reward}: trained on, it {first}."]
         if self.onset is not None:
             texts.append(
-                f"{self.reward}: HACKED from {self.onset:,} images on: the held-out rewards are shown below "
+                f"{self.reward}: HACKED from {self.onset:,} images on: the held-out rewards are significantly below "
                 "the base model's."
             )
         else:
-            texts.append(f"{self.reward}: no onset of hacking is shown: {self._held_out_words()}")
+            texts.append(f"{self.reward}: no significant onset of hacking: {self._held_out_words()}")
         losses = []
         for space, words in SPACES.items():
             budgets_of_loss = [i for i in self.arms if (c := self.diversity.get(f"{space} {i}")) and c.down]
             if budgets_of_loss:
                 losses.append(f"{words} from {budgets_of_loss[0]:,} images on")
         if losses:
-            texts.append(f"{self.reward}: diversity is shown to be lost in {listed(losses)}.")
+            texts.append(f"{self.reward}: diversity is significantly lower in {listed(losses)}.")
         elif self.diversity:
             near = [c.words for c in self.diversity.values() if c.interval_words and c.estimate.value < 0]
             more = f"; of these {listed(near)}" if near else ""
-            texts.append(f"{self.reward}: a loss of diversity is not shown ({listed(SPACES.values())}{more}).")
+            texts.append(f"{self.reward}: no significant loss of diversity ({listed(SPACES.values())}{more}).")
         return texts
 
     def _held_out_words(self) -> str:
         last = self.gains.get(f"held-out {max(self.arms)}")
         if last is None:
             return "no training gave scores."
-        down = "shown to be down, without a shown gain by the trained one"
-        words = "shown to be up" if last.up else down if last.down else "not shown to differ from the base model's"
+        if last.up:
+            words = "significantly up"
+        elif last.down:
+            words = "significantly down, without a significant gain by the trained one"
+        else:
+            words = "not significantly different from the base model's"
         return f"at the largest budget the held-out rewards are {words}{last.interval_words}."
 
     def table(self) -> t.Table:
@@ -225,7 +229,7 @@ class _View:
         rows = [self._row(images, arm) for images, arm in self.arms.items()]
         notes = (
             "Gains in standard deviations of the base model's images, ± half the 95 % crossed interval; diversity as "
-            "difference to the base model in percent. Bold: shown to differ from 0.",
+            "difference to the base model in percent. Bold: significantly different from 0.",
         )
         title = f"Trained on {self.reward}"
         return t.plain_table(f"budget-{self.reward}", title, columns, rows, notes, tr.failure_notes(self.trainings))
@@ -275,7 +279,7 @@ class _View:
 
 
 def onset(gains: Mapping[str, Contrast], budgets: list[int]) -> int | None:
-    """The smallest budget with a shown gain by the trained reward and a shown loss by the held-out ones."""
+    """The smallest budget with a significant gain by the trained reward and a significant loss by the held-out ones."""
     for images in sorted(budgets):
         own, others = gains.get(f"trained {images}"), gains.get(f"held-out {images}")
         if own and others and own.up and others.down:
@@ -317,6 +321,6 @@ def _matrix_table(bench: Bench, views: list[_View]) -> t.Table:
         rows.append(t.Row((t.word(view.reward), *cells)))
     notes = (
         f"Gain after {most:,} images in standard deviations of the base model's images, ± half the 95 % crossed "
-        "interval. Bold: shown to differ from 0 after Holm over the matrix.",
+        "interval. Bold: significantly different from 0 after Holm over the matrix.",
     )
     return t.plain_table("matrix", "Trained on x scored with", columns, rows, notes)

@@ -55,7 +55,7 @@ class RewardKinds(Study):
                 "Endpoint: mean over step counts of the gain over the base model by the clean reward, in standard "
                 "deviations of the base model's images.",
                 "Family: every method with every kind against no gain; crossed intervals, Holm. A method keeps working "
-                "with a kind where its gain is shown to be above 0.",
+                "with a kind where its gain is significantly above 0.",
                 "The share of a method's plain gain that it keeps is descriptive.",
             ),
             tuple(suites),
@@ -138,15 +138,15 @@ def clean_gain(trainings: Trainings, method: str, kind: str, clean: str) -> Matr
 
 
 def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
-    """One sentence a kind of reward, then the number of kinds with a shown gain by method."""
+    """One sentence a kind of reward, then the number of kinds with a significant gain by method."""
     texts = [text for kind in KINDS if (text := _kind_sentence(contrasts, kind))]
     if not any(contrast.up for contrast in contrasts.values()):
-        return [*texts, "No method is shown to gain with any kind."]
+        return [*texts, "No method gains significantly with any kind."]
     counts = []
     for method in METHODS:
         own = [contrast for label, contrast in contrasts.items() if label.startswith(f"{method}, ")]
         counts.append(f"{method} with {sum(contrast.up for contrast in own)} of {len(own)}")
-    return [*texts, f"Kinds with a shown gain: {', '.join(counts)}."]
+    return [*texts, f"Kinds with a significant gain: {', '.join(counts)}."]
 
 
 def _kind_sentence(contrasts: Mapping[str, Contrast], kind: str) -> str:
@@ -156,7 +156,7 @@ def _kind_sentence(contrasts: Mapping[str, Contrast], kind: str) -> str:
     for outcome, words in (
         ("up", "works for {}"),
         ("down", "makes the pictures of {} worse"),
-        ("unclear", "no gain is shown for {}"),
+        ("unclear", "no significant gain for {}"),
     ):
         own = [(method, contrast) for method, contrast in by_method.items() if contrast.outcome == outcome]
         methods = [method + contrast.interval_words for method, contrast in own]
@@ -189,8 +189,9 @@ def _table(trainings: Trainings, contrasts: Mapping[str, Contrast]) -> t.Table:
             cells.append(tr.seeds_cell(trainings.arms[arm_of(method, kind)]))
         rows.append(t.Row(tuple(cells), kind == PLAIN))
     notes = (
-        "± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0 in the family of all "
-        f"cells. 'of plain': share of the gain with the plain reward; {JPEG} is another task and judges itself.",
+        "± half the 95 % crossed interval over seeds and prompts. Bold: significantly different from 0 in the "
+        f"family of all cells. 'of plain': share of the gain with the plain reward; {JPEG} is another task and "
+        "judges itself.",
     )
     title = "What is learnt from each kind of reward, by the clean one"
     return t.plain_table("kinds", title, columns, rows, notes, tr.failure_notes(trainings))

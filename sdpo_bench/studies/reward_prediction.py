@@ -240,7 +240,7 @@ def _cost_lines(errors: Mapping[str, tuple[float, Estimate | None]]) -> list[Any
 
 
 def _versus(contrasts: Mapping[int, Contrast], words: str) -> str:
-    verdicts = {"down": "better than", "up": "worse than", "unclear": "not shown to differ from"}
+    verdicts = {"down": "better than", "up": "worse than", "unclear": "not significantly different from"}
     texts = []
     for outcome, verdict in verdicts.items():
         steps = [f"{n}{c.interval_words}" for n, c in contrasts.items() if c.outcome == outcome]
@@ -276,8 +276,8 @@ def _accuracy_table(views: list[_Reward]) -> t.Table:
         groups.append(t.Group(view.reward, tuple(rows)))
     notes = (
         "Mean absolute error over all steps in standard deviations of the true reward, ± half its 95 % crossed "
-        "interval over seeds and prompts; asked steps have no error. Bold: shown to differ from SDPO's (grey row) in "
-        "the declared family.",
+        "interval over seeds and prompts; asked steps have no error. Bold: significantly different from SDPO's "
+        "(grey row) in the declared family.",
     )
     return t.Table("accuracy", "Error of predicted step rewards", columns, tuple(groups), notes)
 

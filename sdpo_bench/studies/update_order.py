@@ -27,7 +27,7 @@ COMPARISONS = {
 }
 """Shuffled and accumulated arm of each comparison."""
 GENERALISATION = "step generalisation"
-VERDICTS = {"up": "learns more", "down": "learns less", "unclear": "is not shown to learn more or less"}
+VERDICTS = {"up": "learns more", "down": "learns less", "unclear": "does not differ significantly"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,9 @@ def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
         labels = [f"{w}, {GENERALISATION}" for w in COMPARISONS]
         near = [c.words for label in labels if (c := contrasts.get(label)) and c.interval_words]
         more = f" (though of {listed(near)})" if near else ""
-        texts.append(f"How the gain carries over to other step counts is not shown to depend on the order{more}.")
+        texts.append(
+            f"How the gain carries over to other step counts does not depend significantly on the order{more}."
+        )
     return texts
 
 
@@ -194,7 +196,7 @@ def _together(images: Contrast, both: Contrast) -> str:
         return "The order itself helps: its lead remains when the optimiser steps are equal too."
     if images.up and not both.shown:
         return (
-            "Its lead at equal images is not shown to remain when the optimiser steps are equal too, so the number of "
+            "Its lead at equal images is not significant when the optimiser steps are equal too, so the number of "
             "optimiser steps may be all there is to it."
         )
     if both.down:
@@ -216,7 +218,9 @@ def _comparison_table(contrasts: Mapping[str, Contrast]) -> t.Table:
     for words in COMPARISONS:
         gain, away = (contrast_cells(contrasts.get(label)) for label in (words, f"{words}, {GENERALISATION}"))
         rows.append(t.Row((t.word(words), *gain, *away)))
-    notes = ("Reward units, ± half the 95 % crossed interval over seeds and prompts. Bold: shown to differ from 0.",)
+    notes = (
+        "Reward units, ± half the 95 % crossed interval over seeds and prompts. Bold: significantly different from 0.",
+    )
     return t.plain_table("comparisons", "Step-shuffled against accumulated", columns, rows, notes)
 
 

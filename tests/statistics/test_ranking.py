@@ -77,8 +77,8 @@ def test_verdict_corrects_for_looking_at_many_step_counts():
     assert verdict({1: estimate(2.4)}, "sdpo", "ddpo") == "sdpo is better at 1 step"
     found = verdict({1: estimate(2.4), 2: estimate(0), 4: estimate(0), 8: estimate(0)}, "sdpo", "ddpo")
     assert found == (
-        "no significant difference at 2, 4, 8 steps; not shown after correction for 4 endpoints, though the interval "
-        "excludes 0, at 1 step (2.4 [0.172, 4.63], p = 0.15)"
+        "no significant difference at 2, 4, 8 steps; not significant after correction for 4 endpoints, though "
+        "the interval excludes 0, at 1 step (2.4 [0.172, 4.63], p = 0.15)"
     )
 
 

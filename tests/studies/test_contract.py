@@ -116,7 +116,7 @@ def test_an_interval_without_its_adjusted_p_has_both_in_the_sentence():
 def test_one_seed_shows_nothing():
     found = contrasts.family({"up": constant(1, seeds=1)})
     assert not found["up"].shown
-    assert "nothing can be shown" in contrasts.seed_caution(found.values())[0]
+    assert "nothing can be tested" in contrasts.seed_caution(found.values())[0]
     assert contrasts.listed("abc") == "a, b and c"
 
 

@@ -82,11 +82,11 @@ def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path, m
         return 0.0
 
     found = findings("one-step", request(four), tmp_path, gain)
-    assert has(found, "emoji-turbo, equal images: one-step pictures are shown to gain with nft (T = 1, 2 and 4).")
-    assert has(found, "emoji-turbo, equal images: one-step pictures are shown to get worse with grpo (T = 4).")
-    assert not has(found, "equal denoiser calls: one-step pictures are shown to get worse")
-    assert has(found, "emoji-flow, equal denoiser calls: neither is shown for nft (T = 1, 2 and 4), awm")
-    better = "training at T = 1 rather than 4 is shown to be better for one-step pictures with"
+    assert has(found, "emoji-turbo, equal images: one-step pictures gain significantly with nft (T = 1, 2 and 4).")
+    assert has(found, "emoji-turbo, equal images: one-step pictures get significantly worse with grpo (T = 4).")
+    assert not has(found, "equal denoiser calls: one-step pictures get significantly worse")
+    assert has(found, "emoji-flow, equal denoiser calls: no significant change for nft (T = 1, 2 and 4), awm")
+    better = "training at T = 1 rather than 4 is significantly better for one-step pictures with"
     assert has(found, f"emoji-turbo, equal images: {better} nft and grpo.")
     assert not has(found, f"emoji-flow, equal images: {better}")
     assert has(found, "emoji-flow: sdpo and grpo at T = 1: one denoising step", "so these cannot train there.")
@@ -152,20 +152,22 @@ def test_a_lead_that_is_paid_for_in_denoiser_calls_is_said_not_to_remain(four, t
     found = findings("dense-rewards", request(four), tmp_path, gain)
     assert has(
         found,
-        "emoji-turbo: predicted at equal images, full at equal images and completion at equal images is shown to learn "
-        "more than sparse.",
+        "emoji-turbo: predicted at equal images, full at equal images and completion at equal images learns "
+        "significantly more than sparse.",
     )
-    assert has(found, "emoji-turbo: branch at equal images and branch at equal denoiser calls is shown to learn less")
+    assert has(
+        found, "emoji-turbo: branch at equal images and branch at equal denoiser calls learns significantly less"
+    )
     assert has(
         found,
-        "emoji-turbo: the lead over sparse that completion has at equal images is not shown to remain at equal "
+        "emoji-turbo: the lead over sparse that completion has at equal images does not remain significant at equal "
         "denoiser calls.",
     )
     assert has(
         found,
         "emoji-turbo: the lead over predicted that completion has at equal images turns round at equal denoiser calls.",
     )
-    assert not has(found, "emoji-flow", "is shown to learn")
+    assert not has(found, "emoji-flow", "learns significantly")
     minus = table(found, "minus-sparse").groups[0].rows
     assert [r.cells[3].text for r in minus if r.cells[0].text in ("predicted", "full")] == ["same runs"] * 2
     assert next(r.cells[1] for r in minus if r.cells[0].text == "completion").value == pytest.approx(0.5, abs=0.05)
@@ -216,12 +218,16 @@ def test_a_model_that_blurs_while_its_reward_rises_is_said_to(four, tmp_path):
 
     found = findings("nft-on-distilled", request(four), tmp_path, gain, sharpness=sharpness)
     blurred = next(line for line in found.conclusion if "The distilled model at T = 4 BLURS" in line)
-    assert "sharpness is shown to fall (-0.2" in blurred
-    assert "reward is shown to rise (+0.5" in blurred
-    assert "emoji-accuracy is not shown to change" in blurred
-    assert has(found, "The undistilled model at T = 4 is not shown to blur: sharpness is not shown to change")
-    assert has(found, "Shown to differ: sharpness at T = 4 falls more, or rises less, on the distilled model.")
-    assert has(found, "Between the models no difference is shown in reward at T = 4, emoji-accuracy at T = 4,")
+    assert "sharpness falls significantly (-0.2" in blurred
+    assert "reward rises significantly (+0.5" in blurred
+    assert "emoji-accuracy does not change significantly" in blurred
+    assert has(
+        found, "The undistilled model at T = 4 does not blur significantly: sharpness does not change significantly"
+    )
+    assert has(found, "Significant difference: sharpness at T = 4 falls more, or rises less, on the distilled model.")
+    assert has(
+        found, "Between the models there is no significant difference in reward at T = 4, emoji-accuracy at T = 4,"
+    )
     rows = {(r.cells[0].text, r.cells[1].value): r.cells for r in table(found, "changes").rows}
     assert rows["distilled", 4][6].value == pytest.approx(-0.2, abs=0.01)
     assert rows["undistilled", 10][2].value == pytest.approx(0.5, abs=0.05)

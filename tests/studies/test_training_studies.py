@@ -38,7 +38,7 @@ def test_a_lead_that_vanishes_at_equal_optimiser_steps_is_not_the_orders(four, t
     gain = by_variant(shuffled=1.0, accumulated=0.4, accumulated_small=1.0, shuffled_early=0.4)
     found = findings("update-order", request(four), tmp_path, gain)
     assert has(found, "At equal images the step-shuffled order learns more: 0.6")
-    assert has(found, "At equal images and optimiser steps", "not shown to learn more or less")
+    assert has(found, "At equal images and optimiser steps", "does not differ significantly")
     assert has(found, "the number of optimiser steps may be all there is to it")
     rows = {r.cells[0].text: r.cells for r in table(found, "comparisons").rows}
     assert rows["equal images"][1].value == pytest.approx(0.6)
@@ -84,7 +84,7 @@ def test_seconds_are_what_the_reference_took(four, tmp_path):
     assert {cell.settings["budget.amount"] for cell in cells} == {12.5}
     assert len(cells) == 6
     found = find("studies", "budget").load()().findings(bench)
-    assert has(found, "The same is shown on every axis, which does not say that the axis makes no difference.")
+    assert has(found, "The same is significant on every axis, which does not say that the axis makes no difference.")
     assert [r.cells[0].text for r in table(found, "pairs").rows] == ["sdpo - ddpo", "sdpo - d3po", "ddpo - d3po"]
 
 
@@ -115,7 +115,7 @@ def test_kinds_are_judged_by_the_clean_reward(four, tmp_path):
         )
 
     found = findings("reward-kinds", request(four), tmp_path, gain)
-    assert has(found, "A noisy reward: works for sdpo and ddpo; no gain is shown for d3po")
+    assert has(found, "A noisy reward: works for sdpo and ddpo; no significant gain for d3po")
     assert has(found, "A thresholded reward: makes the pictures of sdpo, ddpo and d3po worse")
     assert has(found, "A jpeg reward: works for sdpo, ddpo and d3po")
     assert has(found, "A delayed reward: works for sdpo.")
@@ -168,8 +168,8 @@ def test_every_way_of_failing_is_listed(four, tmp_path):
     shares = lambda cell: [row(share=[0.1, 0.1, 0.8])]  # noqa: E731
     asked = StudyRequest(overrides={"eval.train": str(four), "eval.steps": "1,10"})
     found = findings("extreme-steps", asked, tmp_path, gain, fail=fail, contrast=flat, log=shares)
-    assert has(found, "sdpo is shown to gain, trained and judged at T = 10.")
-    assert has(found, "sdpo, trained and judged at T = 1: neither a gain nor a loss is shown.")
+    assert has(found, "sdpo gains significantly, trained and judged at T = 10.")
+    assert has(found, "sdpo, trained and judged at T = 1: no significant gain or loss.")
     assert not has(found, "fails")
     assert has(found, "sdpo, trained at T = 10: worse than the base model at 1 steps.")
     assert has(found, "sdpo, trained at T = 10: flat pictures (contrast 0.05, base model 0.2).")
@@ -231,7 +231,9 @@ def test_the_normalisation_study_says_which_mode_learns_less(four, tmp_path, mon
     gain = lambda cell, reward, k: 0.2 if cell.variant == "none" else 1.0  # noqa: E731
     found = findings("normalisation", request(four), tmp_path, gain)
     assert has(found, "SDPO gains more than with none")
-    assert has(found, "Between per-step-prompt and per-prompt, per-step and batch a difference in gain is not shown")
+    assert has(
+        found, "Between per-step-prompt and per-prompt, per-step and batch there is no significant difference in gain"
+    )
     assert has(found, "Steps and prompts are taken out", "per-step-prompt")
 
 
@@ -267,8 +269,8 @@ def test_the_onset_of_hacking_is_marked(four, tmp_path, monkeypatch):
     monkeypatch.setattr(over_optimisation, "measure_all", measured)
     found = findings("over-optimisation", request(four), tmp_path, gain)
     assert has(found, "jpeg-compressibility: HACKED from 4,096 images on")
-    assert has(found, "emoji-align: no onset of hacking is shown", "held-out rewards are shown to be up")
-    assert has(found, "emoji-align: diversity is shown to be lost in latent distance from 16,384 images on")
+    assert has(found, "emoji-align: no significant onset of hacking", "held-out rewards are significantly up")
+    assert has(found, "emoji-align: diversity is significantly lower in latent distance from 16,384 images on")
     rows = table(found, "budget-jpeg-compressibility").rows
     assert [r.cells[-2].text for r in rows] == ["-", "-", "onset of hacking", "-", "-"]
     charts = next(p for p in found.plots if p.name == "jpeg-compressibility").charts

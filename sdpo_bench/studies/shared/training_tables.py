@@ -208,7 +208,7 @@ def gain_table(
         rows.append(t.Row((t.word(label), *cells, *contrast, seeds), label == reference))
     notes = (
         "Gain over the base model in reward units on the same prompts and noise, ± half its 95 % crossed interval "
-        "over seeds and prompts. Bold: shown to differ from the reference (grey row) after Holm's adjustment.",
+        "over seeds and prompts. Bold: significantly different from the reference (grey row) after Holm's adjustment.",
         f"mean: over {', '.join(map(str, steps))} steps; not comparable with means over other step counts"
         f"{', as in suites; the few-step mean (1, 2 and 4 steps) is' if few else ''}.",
     )
