@@ -14,6 +14,7 @@ from sdpo_bench.advantages.epoch_metrics import part_metrics, reward_metrics, sp
 from sdpo_bench.advantages.experience import Experience
 from sdpo_bench.advantages.normalise import Normaliser, advantages, decoupled_advantages
 from sdpo_bench.advantages.run_context import RunContext
+from sdpo_bench.api import COMPLETED_MODES
 from sdpo_bench.rollout.base_log_probs import base_statistics
 from sdpo_bench.rollout.group_cost import PROBE_GROUPS, influential_steps
 from sdpo_bench.rollout.sampling import Trajectories
@@ -110,8 +111,13 @@ class Signals:
             micro_batch=self.context.micro_batch.size,
             overlap=self.context.runtime.async_rewards,
         )
-        random = influential_steps(method, steps, self.context.schedule.decision_steps().tolist())
+        random = self._random_steps()
         return answers, lambda scores: completion_rewards(scores, random, steps, method.reward_mode)
+
+    def _random_steps(self) -> list[int]:
+        """The steps of this epoch that have a reward of their own where completions are scored."""
+        schedule = self.context.schedule
+        return influential_steps(self.context.method, schedule.num_steps, schedule.decision_steps().tolist())
 
     def _everyone(
         self,
@@ -158,6 +164,8 @@ class Signals:
         sparse = self.context.method.reward_mode == "sparse"
         prompts, normaliser = scored.prompts, self.normaliser
         options: dict[str, Any] = {"gamma": settings.gamma, "clip": settings.clip, "sparse": sparse}
+        if self.context.method.reward_mode in COMPLETED_MODES:
+            options["scored"] = self._random_steps()
         if settings.rewards != "summed":
             assert isinstance(self.scorer, CompositeScorer)
             weights, options["over_batch"] = self.scorer.reward.weights, settings.rewards == "gdpo"

@@ -151,25 +151,42 @@ _MODES: dict[str, Callable[[Normaliser, np.ndarray, np.ndarray], np.ndarray]] = 
 
 
 def advantages(
-    rewards: Tensor, prompts: Sequence[str], normaliser: Normaliser, *, gamma: float, clip: float, sparse: bool
+    rewards: Tensor,
+    prompts: Sequence[str],
+    normaliser: Normaliser,
+    *,
+    gamma: float,
+    clip: float,
+    sparse: bool,
+    scored: Sequence[int] | None = None,
 ) -> Tensor:
     """Clipped advantages ``[N, G, T]`` of step rewards ``[N, G, T]`` of N prompts, same dtype and device.
 
     With a sparse reward and gamma 1 every step has the same return, so one column is normalised and shared, exactly
     as trajectory-level methods do it. Rows enter the buffers member by member (all first members, then all second
     ones), which is the official order.
+
+    Args:
+        scored: the steps that have a reward; None: all. The others get 0, and their returns are in no statistic: those
+            of a pooled mode would be half zeros.
     """
     n, g, steps = rewards.shape
     returns = discounted_returns(rewards, gamma)
     if sparse and gamma == 1:
         returns = returns[..., -1:]
+    if scored is not None:
+        returns = returns[..., list(scored)]
     rows = returns.transpose(0, 1).reshape(n * g, -1)
     # A prompt drawn twice makes two groups, which do not meet in the group mode.
     owners = [str(i) for i in range(n)] if normaliser.mode == "group" else list(prompts)
     normalised = normaliser(rows, owners * g)
     members_first = normalised.view(g, n, -1).transpose(0, 1)
     clipped = members_first.clamp(-clip, clip) if clip > 0 else members_first
-    return clipped.expand(n, g, steps).contiguous().to(rewards)
+    if scored is None:
+        return clipped.expand(n, g, steps).contiguous().to(rewards)
+    result = torch.zeros_like(rewards)
+    result[..., list(scored)] = clipped.to(rewards)
+    return result
 
 
 def decoupled_advantages(
@@ -181,12 +198,14 @@ def decoupled_advantages(
     gamma: float,
     clip: float,
     sparse: bool,
+    scored: Sequence[int] | None = None,
     over_batch: bool = False,
 ) -> Tensor:
     """Clipped sum of the weighted advantages of each part of a weighted sum, normalised by itself.
 
     Args:
         rewards: step rewards ``[N, G, T]`` by part; each has buffers of its own.
+        scored: as in :func:`advantages`.
         over_batch: normalise the sum over all images of each step before it is clipped, so that its size does not
             depend on the number of rewards: (A - mean) / (std + 1e-4) with the unbiased std (GDPO, arXiv 2601.05242;
             epsilon of TRL's ``normalize_then_sum``).
@@ -194,9 +213,11 @@ def decoupled_advantages(
     total: Tensor | None = None
     for name, weight in weights.items():
         owners = [f"{name}: {prompt}" for prompt in prompts]
-        own = weight * advantages(rewards[name], owners, normaliser, gamma=gamma, clip=0, sparse=sparse)
+        own = weight * advantages(rewards[name], owners, normaliser, gamma=gamma, clip=0, sparse=sparse, scored=scored)
         total = own if total is None else total + own
     assert total is not None
     if over_batch:
-        total = (total - total.mean((0, 1))) / (total.std((0, 1)) + 1e-4)
+        # One image alone differs from nothing: the unbiased std of one number is NaN.
+        divisor = total.std((0, 1)) + 1e-4 if total.shape[:2].numel() > 1 else 1.0
+        total = (total - total.mean((0, 1))) / divisor
     return total.clamp(-clip, clip) if clip > 0 else total

@@ -14,12 +14,15 @@ from sdpo_bench.models.catalogue import KNOWN, local_folder
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import plugins
 from sdpo_bench.rollout.flow_scheduler import EULER, check_options, check_sampler, check_sigmas, is_flow
-from sdpo_bench.rollout.sde_steps import random_steps
+from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps
 from sdpo_bench.settings import FLOW_SETTINGS, EvaluationSettings, ModelSettings, RunConfig, ScheduleSettings
 from sdpo_bench.system.json_toml import parse_json
 
 NOISE_LEVEL = 0.7
 """Default ``schedule.eta`` of flow models: Flow-GRPO's and MixGRPO's noise level."""
+
+REMEMBERING = ("per-step-prompt", "per-prompt")
+"""Normalisation modes that compare an epoch with earlier ones, column by column of the steps."""
 
 STEPS = 10
 """Default ``schedule.steps`` of flow models: Flow-GRPO's in training."""
@@ -91,7 +94,7 @@ def check_samplers(config: RunConfig, method: Method, sources: Mapping[str, str]
         check_sampler(scheduler, config.eval.sampler, "eval.sampler")
     _check_training(config.schedule, config.method.name, method, sources)
     if method.signal != "gradient" and method.reward_mode in COMPLETED_MODES:
-        _check_completions(config.schedule, config.method.name, method)
+        _check_completions(config, method)
     check_evaluation(config.eval)
     if scheduler.get("shift_terminal"):
         _refuse_one_step(config)
@@ -141,8 +144,10 @@ def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:
     )
 
 
-def _check_completions(schedule: ScheduleSettings, name: str, method: Method) -> None:
-    """Rewards of completions need a sampler that can go on without noise, and a random step to tell apart from it."""
+def _check_completions(config: RunConfig, method: Method) -> None:
+    """Rewards of completions need a sampler that can go on without noise, a random step to tell apart from it, and the
+    same steps in every epoch where the normalisation remembers earlier ones."""
+    schedule, name = config.schedule, config.method.name
     own = f"{name}'s {method.reward_mode} rewards"
     if schedule.sampler == "lcm":
         raise UsageError(
@@ -158,6 +163,12 @@ def _check_completions(schedule: ScheduleSettings, name: str, method: Method) ->
         )
     if method.reward_mode == "branch" and method.members == 1:
         raise UsageError(f"{own} compare the members of a group, and {name} samples one. Use completion.")
+    if changes_by_epoch(schedule.sde_steps) and config.advantage and config.advantage.normalisation in REMEMBERING:
+        raise UsageError(
+            f"{own} exist for the random steps alone, schedule.sde_steps = {schedule.sde_steps} makes other steps "
+            f"random in other epochs, and advantage.normalisation = {config.advantage.normalisation} would compare "
+            "them with each other. Use --set advantage.normalisation=per-step, group or batch, or sde_steps=all or first:K."
+        )
 
 
 def _methods_without_likelihood() -> list[str]:

@@ -90,3 +90,11 @@ def test_defaults_are_no_part_of_a_runs_identity(tiny_pipe):
     assert plain.run_id == typed.run_id
     assert set(plain.record["config"]["advantage"]) == {"normalisation", "gamma", "clip", "buffer_size", "min_count"}
     assert make_resolved(tiny_pipe, "grpo", **{"advantage.std": "batch"}).run_id != plain.run_id
+
+
+def test_gdpo_of_one_image_is_no_nan():
+    """An epoch of one image (the last one of a budget) has nothing to be compared with."""
+    found = decoupled_advantages(
+        {"a": last([1.0])}, {"a": 1.0}, ["cat"], Normaliser("batch"), **{**OPTIONS, "over_batch": True}
+    )
+    assert found.tolist() == [[[0.0]]]

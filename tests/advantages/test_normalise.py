@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from factories import make_resolved, make_trainer
-from sdpo_bench.advantages.normalise import Normaliser
+from sdpo_bench.advantages.normalise import Normaliser, advantages
 
 
 @pytest.mark.parametrize("mode", ["per-step-prompt", "per-prompt"])
@@ -37,3 +37,13 @@ def test_the_training_log_has_the_share_of_every_epoch(tiny_pipe, tmp_path):
     plain = make_trainer(make_resolved(tiny_pipe, **more, **{"advantage.normalisation": "batch"}), tmp_path)
     plain.train()
     assert not any("normalisation_fallback" in row for row in plain.run.log())
+
+
+@pytest.mark.parametrize("mode", ["batch", "per-prompt"])
+def test_steps_without_a_reward_are_in_no_pooled_statistic(mode):
+    """By hand: 1 and 3 have mean 2 and std 1. With the two zeros of the other steps the mean would be 1 of a std of
+    1.22."""
+    rewards = torch.tensor([[[1.0, 0.0, 0.0], [3.0, 0.0, 0.0]]])
+    normaliser = Normaliser(mode, min_count=1)
+    found = advantages(rewards, ["cat"], normaliser, gamma=0.0, clip=0, sparse=False, scored=[0])
+    assert torch.allclose(found, torch.tensor([[[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]]), atol=1e-5)

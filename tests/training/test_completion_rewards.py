@@ -159,3 +159,25 @@ def test_dense_grpo_is_grpo_with_gains_that_stand_alone(tiny_pipe):
 def test_completions_that_say_nothing_are_refused(tiny_pipe, method, settings, message):
     with pytest.raises(UsageError, match=message):
         make_resolved(tiny_pipe, method, **{"method.reward": "completion"} | settings)
+
+
+@pytest.mark.parametrize("rule", ["random:2", "window:2:1"])
+def test_moving_random_steps_need_a_normalisation_without_memory(sd3, tmp_path, rule):
+    """A buffer would hold the rewards of other steps. Groups compare an epoch with itself."""
+    moving = {"schedule.steps": 5, "schedule.sde_steps": rule}
+    with pytest.raises(UsageError, match="advantage.normalisation = per-step-prompt would compare"):
+        run_of(sd3, tmp_path, "sdpo", **moving)
+    run_of(sd3, tmp_path, "sdpo", **moving, **{"advantage.normalisation": "per-step"})
+    run_of(sd3, tmp_path, "grpo", **moving)
+
+
+def test_only_steps_with_a_reward_are_normalised(sd3, tmp_path):
+    """Two of five steps are random. Over all images and these steps the advantages have mean 0 and std 1."""
+    window = {"schedule.steps": 5, "schedule.sde_steps": "first:2", "advantage.normalisation": "batch"}
+    _, trainer = run_of(sd3, tmp_path, "sdpo", **window)
+    sampled = trainer._rollout(["cat", "dog"], torch.arange(2))
+    experience, _ = trainer.signals.of(sampled, torch.arange(2), 2, trainer._completions(sampled))
+    trained = experience.advantages[..., :2]
+    assert float(trained.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(trained.std(unbiased=False)) == pytest.approx(1, abs=1e-3)
+    assert not experience.advantages[..., 2:].any()
