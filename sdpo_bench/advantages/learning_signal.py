@@ -71,7 +71,7 @@ class Signals:
         everyone = self._everyone(answers, queried, rewards, by_part, trajectories.prompts, mine)
         normalised = self._advantages(everyone)
         reference, kl = self._reference(trajectories, mine)
-        metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | {"kl_to_base": kl}
+        metrics = reward_metrics(everyone.queried, everyone.rewards, mode) | kl
         metrics |= part_metrics(everyone.parts)
         if normalised is not None:
             metrics |= spread("advantage", normalised)
@@ -153,7 +153,7 @@ class Signals:
             images = torch.cat(
                 [self.context.policy.decode(part).cpu() for part in samples.split(self.context.micro_batch.size)]
             )
-        metrics = {"kl_to_base": self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)}
+        metrics = {**self._reference(trajectories, mine)[1], "pictures": self._picture_summary(images)}
         none = torch.zeros(*trajectories.latents.shape[:2], 0)
         return Experience(trajectories, none, none, rows=self._rows(mine, groups)), metrics
 
@@ -172,9 +172,10 @@ class Signals:
             return decoupled_advantages(scored.rewards_by_part, weights, prompts, normaliser, **options)
         return advantages(scored.rewards, prompts, normaliser, **options)
 
-    def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, float]:
-        """Log-probabilities under the base model where the method needs them, and the KL to it (measured on a few
-        groups otherwise): sum over steps of the mean over latent elements, nats."""
+    def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, dict[str, float]]:
+        """Log-probabilities under the base model where the method needs them, and ``kl_to_base`` (measured on a few
+        groups otherwise): sum over the steps that draw noise of the mean over latent elements, nats. Without such a
+        step there is none."""
         method = self.context.method
         whole = method.needs_reference and method.granularity in ("step", "trajectory")
         chosen = [row for row, g in enumerate(mine.tolist()) if whole or g < PROBE_GROUPS]
@@ -184,4 +185,5 @@ class Signals:
         with context.ledger.during(phase), policy.reference():  # type: ignore[arg-type]
             log_probs, kl = base_statistics(policy, context.schedule, trajectories, chosen, size)
         kl = self.context.processes.rows(kl, mine[chosen])
-        return (log_probs if whole else None), float(kl.sum(-1).mean())
+        metrics = {} if kl.isnan().all() else {"kl_to_base": float(kl.nansum(-1).mean())}
+        return (log_probs if whole else None), metrics

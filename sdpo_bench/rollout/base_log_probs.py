@@ -17,7 +17,8 @@ def base_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities under the present (reference) model and KL of the sampling policy to it, both ``[n, G, T]``.
 
-    The sampling policy's mean is recovered from the stored predicted originals, so only the reference model is called.
+    A step that draws no noise has no KL: NaN, since 0 would say that the policies agree. The sampling policy's mean is
+    recovered from the stored predicted originals, so only the reference model is called.
     """
     g, steps = trajectories.latents.shape[1], trajectories.num_steps
     if not groups:
@@ -42,6 +43,6 @@ def base_statistics(
         base = schedule.denoise(output[inverse], before, at)
         log_probs.append(schedule.log_prob(after, base))
         mean = schedule.mean_from_original(x0, before, at)
-        kls.append(gaussian_kl(mean, base.mean, base.std))
+        kls.append(gaussian_kl(mean, base.mean, base.std).where(base.std.flatten() != 0, torch.nan))
     log_prob, kl = (torch.cat(values).view(len(chosen), steps, g).transpose(1, 2) for values in (log_probs, kls))
     return log_prob.contiguous(), kl.contiguous()

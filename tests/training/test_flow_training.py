@@ -122,8 +122,18 @@ def test_the_base_model_is_at_distance_0_from_itself(flow_policy):
         sampled = rollout(policy, schedule, ["cat"] * 2, Noise((0, "test")), groups=range(2), members=2)
         with policy.reference():
             log_probs, kl = base_statistics(policy, schedule, sampled, range(2), 64)
-        assert kl.abs().max() < 1e-9
+        assert kl[..., :-1].abs().max() < 1e-9 and kl[..., -1].isnan().all()  # the last step draws no noise
         assert torch.allclose(log_probs, sampled.log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "steps", "sde"), [("nft", 1, "cps"), ("draft", 4, "ode"), ("nft", 4, "cps")])
+def test_where_no_step_draws_noise_there_is_no_distance_to_the_base(flow_trainer, method, steps, sde):
+    """A distance of 0, however far the policy has moved, would say that it is the base model."""
+    schedule = {"schedule.steps": steps, "schedule.sde": sde}
+    _, trainer = flow_trainer(method, **schedule, **{"reward.name": "emoji-align", "budget.images": 16})
+    trainer.train()
+    found = [row.get("kl_to_base") for row in trainer.run.log()]
+    assert (found[-1] > 0) if (steps, sde) == (4, "cps") else (set(found) == {None})
 
 
 @pytest.mark.parametrize("rule", ["first:2", "random:2", "window:2:1"])

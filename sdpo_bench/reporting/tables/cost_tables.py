@@ -129,7 +129,8 @@ def picture_table(
         "Means over images, step counts and seeds. Brightness: mean; contrast: standard deviation of luminance; "
         "saturation: max - min over channels; sharpness: difference of neighbouring luminance; pixels in [0, 1].",
         "* At the last epoch of training: root mean square distance of neighbouring images, share of pictures of one "
-        "colour, and KL divergence of the sampling policy from the base model (nats per latent element, all steps).",
+        "colour, and KL divergence of the sampling policy from the base model (nats per latent element, sum over the "
+        "steps that draw noise; none where no step does).",
     ]
     return t.Table(name, f"Pictures, {panel.key.split} prompts", columns, (t.Group("", tuple(rows)),), tuple(notes))
 
