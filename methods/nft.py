@@ -31,8 +31,8 @@ class NFTSettings(GroupSettings):
     kl_weight: Annotated[float, Ge(0)] = 1e-4
     """Weight of the squared difference of velocities to the base model (official: 1e-4); 0 computes none."""
     old_policy: Literal["newest", "slow", "late"] = "slow"
-    """The policy that samples after epoch n (official decay types 0, 1 and 2): the newest one; it keeps
-    min(0.001 n, 0.5) of itself; or nothing up to epoch 75, then min(0.0075 (n - 75), 0.999)."""
+    """The policy that samples the next epoch after n optimiser steps in all (official decay types 0, 1 and 2): the
+    newest one; it keeps min(0.001 n, 0.5) of itself; or nothing up to n = 75, then min(0.0075 (n - 75), 0.999)."""
 
 
 class NFT(NoisedGroups):
@@ -46,12 +46,12 @@ class NFT(NoisedGroups):
     def needs_reference(self) -> bool:
         return self.settings.kl_weight > 0
 
-    def old_decay(self, epoch: int) -> float:
+    def old_decay(self, updates: int) -> float:
         if self.settings.old_policy == "newest":
             return 0.0
         if self.settings.old_policy == "slow":
-            return min(0.001 * epoch, 0.5)
-        return 0.0 if epoch < 75 else min(0.0075 * (epoch - 75), 0.999)
+            return min(0.001 * updates, 0.5)
+        return 0.0 if updates < 75 else min(0.0075 * (updates - 75), 0.999)
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean a (r l+ + (1 - r) l-) / b + weight |v - v_ref|^2, r in [0, 1] how good a sample is (eq. 5, Algorithm 1).

@@ -210,9 +210,13 @@ class Method(ABC):
         """Whether the loss reads ``noised.old_original``; costs one call for each sample of each update."""
         return False
 
-    def old_decay(self, epoch: int) -> float:
-        """Share of its own weights that the policy that samples keeps after epoch ``epoch`` (from 1); the rest comes
-        from the policy that learns. 0: each epoch is sampled by the newest policy. Only with ``needs_old``."""
+    def old_decay(self, updates: int) -> float:
+        """Share of its own weights that the policy that samples keeps at the end of an epoch; the rest comes from the
+        policy that learns. 0: each epoch is sampled by the newest policy. Only with ``needs_old``.
+
+        Args:
+            updates: optimiser steps since the run began.
+        """
         return 0.0
 
     @property

@@ -280,7 +280,7 @@ class Trainer:
             experience = replace(experience, fresh=Noise((self.config.seed, "fresh", self.epoch, inner)))
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
-        self.updater.end_epoch(self.epoch + 1)
+        self.updater.end_epoch()
         metrics |= self._update_metrics(log)
         clock.lap("update_seconds")
         self._settle(before, remembered)

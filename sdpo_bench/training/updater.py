@@ -166,10 +166,11 @@ class Updater:
         keep = average_keep(self.ema_settings.decay, self.averaged, warmup=self.ema_settings.warmup)
         self.ema.follow(self.policy.lora_parameters(), keep)
 
-    def end_epoch(self, epoch: int) -> None:
-        """The policy that samples comes nearer to the one that learns after epoch ``epoch`` (from 1)."""
+    def end_epoch(self) -> None:
+        """The policy that samples comes nearer to the one that learns."""
         if self.old is not None:
-            self.old.follow(self.policy.lora_parameters(), self.method.old_decay(epoch))
+            keep = self.method.old_decay(self.ledger.optimiser_steps)
+            self.old.follow(self.policy.lora_parameters(), keep)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

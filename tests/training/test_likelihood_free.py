@@ -105,12 +105,23 @@ def test_the_policy_that_samples_is_the_old_one(tiny_pipe, tmp_path, monkeypatch
     """With an old policy that never moves, every epoch samples what the untrained adapter samples."""
     resolved = make_resolved(tiny_pipe, "nft")
     frozen, fresh = make_trainer(resolved, tmp_path / "frozen"), make_trainer(resolved, tmp_path / "fresh")
-    monkeypatch.setattr(NFT, "old_decay", lambda self, epoch: 1.0)
+    monkeypatch.setattr(NFT, "old_decay", lambda self, updates: 1.0)
     frozen.train()
     fresh.state.epoch = frozen.epoch
     moved = [t._sample(torch.arange(2), 2, 2) for t in (frozen, fresh)]
     assert torch.equal(moved[0].latents, moved[1].latents)
     assert not equal(adapter(frozen), adapter(fresh))
+
+
+def test_the_old_policy_decays_by_optimiser_steps(tiny_pipe, tmp_path, monkeypatch):
+    """Two epochs of two steps each: the official code counts gradient steps (train_nft_sd3.py at 24af555, global_step),
+    and not epochs."""
+    seen = []
+    monkeypatch.setattr(NFT, "old_decay", lambda self, updates: seen.append(updates) or 0.0)
+    overrides = {"budget.images": 16, "update.minibatch": 1, "update.accumulation": 1}
+    trainer = make_trainer(make_resolved(tiny_pipe, "nft", **overrides), tmp_path)
+    trainer.train()
+    assert trainer.epoch == 2 and seen == [2, 4]
 
 
 def test_trailing_weights_keep_their_share():
