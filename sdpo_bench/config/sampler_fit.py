@@ -167,7 +167,8 @@ def _check_completions(config: RunConfig, method: Method) -> None:
         raise UsageError(
             f"{own} exist for the random steps alone, schedule.sde_steps = {schedule.sde_steps} makes other steps "
             f"random in other epochs, and advantage.normalisation = {config.advantage.normalisation} would compare "
-            "them with each other. Use --set advantage.normalisation=per-step, group or batch, or sde_steps=all or first:K."
+            "them with each other. Use --set advantage.normalisation=per-step, group or batch, or "
+            "schedule.sde_steps=all or first:K."
         )
 
 
