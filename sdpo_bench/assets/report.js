@@ -226,6 +226,18 @@ addEventListener("resize", () => {
 
 // Pictures: another prompt, and a slider between base model and tuned.
 for (const panel of document.querySelectorAll("[data-pictures]")) {
+  // The base model's pictures are in the file once, and under those of every method.
+  for (const table of panel.querySelectorAll("table.tiles")) {
+    const [base, ...others] = [...table.tBodies[0].rows].map((row) => [...row.querySelectorAll(".over")]);
+    for (const pictures of others) {
+      pictures.forEach((picture, at) => {
+        const under = base[at].cloneNode();
+        under.className = "under";
+        under.alt = "";
+        picture.before(under);
+      });
+    }
+  }
   panel.querySelector("[data-choose]").addEventListener("change", (event) => {
     for (const table of panel.querySelectorAll("table.tiles")) table.hidden = table.dataset.prompt !== event.target.value;
   });

@@ -77,7 +77,9 @@ def _answer(one: Judged, parts: Sequence[Part], figures: Sequence[Figure], score
     badges = arm_badges(one.setting, one.boards)
     steps = next((figure for part in parts for figure in part.figures if figure.name.endswith("-steps")), None)
     learning = next((figure for figure in figures if "-learning-" in figure.name), None)
-    pictures = cache(partial(picture_grid, one.setting, scores, one.base)) if parts and parts[0].figures else None
+    order = next(([line.label for line in board.lines] for board in one.boards if board.panel.trained), [])
+    draw = cache(partial(picture_grid, one.setting, scores, one.base, order))
+    pictures = draw if parts and parts[0].figures else None
     return Answer(
         answer_words(one.setting, one.boards),
         one.setting.reward,

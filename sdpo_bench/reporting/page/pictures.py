@@ -5,7 +5,7 @@ Grids of another shape are left to the page's plain pictures.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -51,18 +51,22 @@ class PictureGrid:
     """Images a step count of each run behind the numbers of the tables; 0 where the trained reward has none."""
 
 
-def picture_grid(setting: Setting, scores: Mapping[str, Scores], base: Scores) -> PictureGrid | None:
+def picture_grid(
+    setting: Setting, scores: Mapping[str, Scores], base: Scores, order: Sequence[str] = ()
+) -> PictureGrid | None:
     """The first run of each arm that has a grid of the same prompts and step counts; None where no run has one.
 
     Args:
         scores: by run id.
         base: of the base model.
+        order: labels of arms, those whose rows come first; the others follow as in the setting.
     """
     prompts: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     images: dict[str, tuple[Run, list[list[str]]]] = {}
     missing: list[str] = []
-    for arm in setting.arms:
+    places = {label: place for place, label in enumerate(order)}
+    for arm in sorted(setting.arms, key=lambda arm: places.get(arm.label, len(places))):
         run = next((run for run in arm.done if (run.folder.path / "grid.png").is_file()), None)
         cut = _cut(run, with_base=not images) if run else None
         if run is None or cut is None or (prompts and (cut[0], cut[1]) != (prompts, steps)):

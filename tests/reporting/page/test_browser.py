@@ -148,6 +148,18 @@ def test_a_filter_leaves_the_settings_of_its_value(tab, key, value, left):
     assert tab.value('document.querySelectorAll("section.first:not([hidden])").length') == len(left)
 
 
+UNDER = """[...document.querySelectorAll("table.tiles")].flatMap((table) => {
+  const [base, ...others] = [...table.tBodies[0].rows].map((row) => [...row.querySelectorAll(".over")]);
+  return others.flatMap((row) => row.map((over, at) => over.previousSibling.src === base[at].src));
+})"""
+
+
+@needs_chromium
+def test_the_base_model_s_picture_lies_under_every_method_s(tab):
+    found = tab.value(UNDER)
+    assert len(found) == 5 * 3 and all(found)  # prompts times step counts of the one run with pictures
+
+
 GAIN = """(() => { const figure = figures.get(document.querySelector(".first .plot")), [plot] = figure.plots;
   return [plot.scales.y.min, plot.scales.y.max, figure.boxes[0].textContent]; })()"""
 

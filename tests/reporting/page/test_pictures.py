@@ -39,7 +39,7 @@ def test_every_method_with_a_grid_has_a_row_with_its_rewards(tmp_path):
     chosen = [texts[i] for i in (0, 9, 18, 27, 36)]  # of 45
     make_base(tmp_path, base_frame(spread([0, 0, 0], prompts=len(chosen)), prompts=chosen))
     for method, shade in (("sdpo", 0.25), ("ddpo", 0.75), ("grpo", None)):
-        scores = spread([1, 2, 3], prompts=len(chosen))
+        scores = spread([2, 3, 4] if method == "sdpo" else [1, 2, 3], prompts=len(chosen))
         folder = make_run(tmp_path, method, 0, frames=[partial(frame, scores, prompts=chosen)])
         if shade is not None:
             _grid(folder / "grid.png", chosen, shade)
@@ -48,17 +48,18 @@ def test_every_method_with_a_grid_has_a_row_with_its_rewards(tmp_path):
     assert grid.steps == STEPS and [one.prompt for one in grid.prompts] == chosen
     assert grid.missing == ("grpo",)
     first = grid.prompts[0]
-    assert [row.label for row in first.rows] == ["base model", "ddpo", "sdpo"]
+    assert [row.label for row in first.rows] == ["base model", "sdpo", "ddpo"]  # the best first
     # prompt 0 lies 0.3 and image 0 0.1 below the mean of its step count
     assert first.rows[0].scores == ("-0.4", "-0.4", "-0.4")
-    assert first.rows[1].scores == ("0.6", "1.6", "2.6")
-    for row, shade in zip(first.rows, (0, 191, 64)):
+    assert first.rows[2].scores == ("0.6", "1.6", "2.6")
+    for row, shade in zip(first.rows, (0, 64, 191)):
         tile = _opened(row.sources[0])
         assert tile.size == (16, 16)  # of the enlarged 96 x 96 pixels, one colour needs no more
         assert np.abs(np.asarray(tile, dtype=int) - shade).max() <= 1
     page = html(report)
     # 5 prompts with 2 images each, while a tile is one of them
     assert "its reward: one image of one prompt. The numbers in the tables are means over 10 images a step" in page
+    assert page.count(first.rows[0].sources[0]) == len(chosen) * len(STEPS)  # the base model's, all black, once
     assert page.count('class="tiles"') == len(chosen) and 'type="range"' in page
 
 
