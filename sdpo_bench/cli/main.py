@@ -53,7 +53,7 @@ def cli(context: click.Context, debug: bool) -> None:
     """Benchmark harness for RL alignment of few-step diffusion models.
 
     \b
-    sdpo-bench run                                   train and judge the embedded model on a CPU
+    sdpo-bench run                                   train and evaluate the embedded model on a CPU
     sdpo-bench run --method ddpo --seed 1            another method, another seed
     sdpo-bench run --method sdpo --reward hpsv2      SD-Turbo, as published (needs a GPU and its weights)
     sdpo-bench sweep embedded-main --dry-run         a whole table: its jobs and what they cost
@@ -125,7 +125,7 @@ def cli(context: click.Context, debug: bool) -> None:
 )
 @JSON
 def run(**options: Any) -> None:
-    """Train one method with one reward, then judge it at every step count.
+    """Train one method with one reward, then evaluate it at every step count.
 
     A run that is already done is shown again; an interrupted one goes on where it stopped.
 
