@@ -263,7 +263,7 @@ class Method(ABC):
 
 class Search(Method):
     """A method that trains nothing and searches at inference: of the candidates that it samples for each image, the
-    one with the highest trained reward is delivered. It is billed for every candidate of every evaluated image."""
+    one with the highest trained reward is delivered. It is charged for every candidate of every evaluated image."""
 
     signal = "none"
 

@@ -224,7 +224,7 @@ class EvaluationSettings:
     """Number of the noise bank; equal numbers give every method and the base model the same noise."""
     every: Annotated[int, Ge(0)] = 0
     """Epochs between two points of the learning curve; 0: no curve. The base model and the last epoch are always
-    points. Measured beside the training bill; changes no number of the training."""
+    points. Their cost is not counted for the training; they change no number of it."""
     curve_steps: Annotated[tuple[Steps, ...], MinLen(1)] = (1, 4)
     """Numbers of denoising steps of a point."""
     curve_images_per_prompt: Images = 1

@@ -162,7 +162,7 @@ def watch(what: str | None, once: bool, results: Path) -> None:
 @RESULTS
 @JSON
 def show(run_name: str, results: Path, as_json: bool) -> None:
-    """One run: settings that are not defaults, bill, scores, curves and files.
+    """One run: settings that are not defaults, cost, scores, curves and files.
 
     \b
     Examples:

@@ -71,5 +71,5 @@ def _search(loaded: Any, policy: Policy, settings: EvaluationSettings, batch: in
 CHECKS = {
     "proposals": check_proposals,
     "noise stays standard normal": check_noise_scale,
-    "never below the first candidate, bill, batch-size invariance": check_search,
+    "never below the first candidate, cost, batch-size invariance": check_search,
 }

@@ -162,7 +162,7 @@ def _axis_table(trainings: Trainings, letters: Mapping[str, Mapping[str, str]], 
         rows = [_axis_row(trainings, Arm(m, reward, axis), letters.get(axis, {})) for m in METHODS]
         groups.append(t.Group(f"equal {axis.replace('_', ' ')}", tuple(rows)))
     notes = (
-        "Gain over the base model, mean over step counts, ± half its 95 % crossed interval; bill: mean over runs. "
+        "Gain over the base model, mean over step counts, ± half its 95 % crossed interval; costs: mean over runs. "
         "Seconds are those of this machine, shared with whatever else ran on it.",
     )
     return t.Table(

@@ -55,7 +55,7 @@ class DenseRewards(Study):
             (
                 *tr.suite_facts(request, suites),
                 ("budget", f"{_images(request):,} images; or as many denoiser calls as {PREDICTED} uses for them"),
-                *((f"bill at equal images ({model})", _bill_words(bills[model])) for model in bills),
+                *((f"cost at equal images ({model})", _bill_words(bills[model])) for model in bills),
                 (
                     "at equal denoiser calls",
                     "; ".join(_calls_words(model, bills[model]) for model in bills),

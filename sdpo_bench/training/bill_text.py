@@ -1,4 +1,4 @@
-"""The bill of a run in words, and what the parts of a weighted sum had to say to each other."""
+"""The cost of a run in words, and what the parts of a weighted sum had to say to each other."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -53,28 +53,28 @@ def add_bills(bills: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def search_lines(run: Path) -> list[str]:
-    """What a searching method's bill is for; nothing for methods that train."""
+    """What a searching method's cost is for; nothing for methods that train."""
     found = read_search(run)
     if not found:
         return []
     delivered = sum(block["delivered"] for block in found["blocks"].values())
     return [
-        f"nothing was trained and none of the budget was used: this is the bill of {delivered:,} evaluated images, "
+        f"nothing was trained and none of the budget was used: this is the cost of {delivered:,} evaluated images, "
         f"{found['samples_per_image']} samples for each. Every further image costs as much again."
     ]
 
 
 def bill_text(bill: dict[str, Any], seconds: float) -> str:
-    """The whole bill in one line."""
+    """The whole cost in one line."""
     if not bill:
-        return "bill: nothing"
+        return "cost: nothing"
     forward = " + ".join(f"{count:,} {PHASE_WORDS.get(phase, phase)}" for phase, count in bill["forward"].items())
     cached = bill.get("cached", {})
     rewards = ", ".join(_reward_text(name, count, cached.get(name, 0)) for name, count in bill["rewards"].items())
     if bill.get("reward_backward"):
         rewards += f", {bill['reward_backward']:,} of them differentiated"
     return (
-        f"bill: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
+        f"cost: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
         f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"
     )
 

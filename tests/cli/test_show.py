@@ -49,7 +49,7 @@ def test_only_names_and_what_differs_from_the_defaults_is_shown(out, capsys):
 def test_show_in_words_names_the_state_the_bill_and_the_way_to_repeat(out, capsys):
     code, text, _ = call(capsys, "show", "sdpo", "--results", out)
     assert code == 0
-    assert "bill: 320 images" in text and "training, 5 of 5 epochs" in text
+    assert "cost: 320 images" in text and "training, 5 of 5 epochs" in text
     assert "+2.000" in text
     (folder,) = (out / "runs").glob("sdpo*")
     assert text.splitlines()[-1] == f"repeat it: sdpo-bench run --config {folder / 'run.json'}"

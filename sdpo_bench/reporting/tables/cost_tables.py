@@ -40,23 +40,23 @@ def bill_table(setting: Setting, name: str) -> t.Table:
     rows = tuple(_bill_row(arm, rewards, [entry[0] for entry in occasional]) for arm in setting.arms if arm.done)
     hardware = sorted({hardware_words(run) for run in runs} - {""})
     notes = [
-        "Mean over the finished runs of each method; evaluation is not part of the bill.",
+        "Mean over the finished runs of each method; evaluation is not counted.",
         *_search_notes(setting),
         *(f"Hardware: {text}." for text in hardware),
     ]
     if len(hardware) > 1:
         notes.append("Minutes on different hardware cannot be compared.")
-    return t.Table(name, "Bill of one run", columns, (t.Group("", rows),), tuple(notes))
+    return t.Table(name, "Cost of one run", columns, (t.Group("", rows),), tuple(notes))
 
 
 def _search_notes(setting: Setting) -> list[str]:
-    """A note on the bill of methods that train nothing."""
+    """A note on the cost of methods that train nothing."""
     searching = [arm.label for arm in setting.arms if any(run.search_bill for run in arm.done)]
     if not searching:
         return []
     return [
-        f"{', '.join(searching)} trained nothing and used none of the budget: billed are all candidates of the "
-        "evaluated images, and every further image costs as much again."
+        f"{', '.join(searching)} trained nothing and used none of the budget: their cost is that of all candidates of "
+        "the evaluated images, and every further image costs as much again."
     ]
 
 

@@ -134,7 +134,7 @@ def _notes(setting: Setting, panels: Sequence[CurvePanel], options: CurveOptions
         f"≥: some seeds never reach X and count with all their {unit}, so the mean is at least this.",
         f"Mean rise: area under the curve up to {amount(end)} {unit}, which every curve covers, divided by them.",
         f"±: half-width of the {100 * options.level:g} % interval over training seeds (Student's t), on these prompts.",
-        "The points are the policy of that epoch, whichever checkpoint the run chose. Measuring is not on the bill.",
+        "The points are the policy of that epoch, whichever checkpoint the run chose. Cost of measuring: not counted.",
     ]
     if options.axis == "seconds":
         notes.append("Seconds on different hardware cannot be compared.")

@@ -39,7 +39,7 @@ def _choices_table(suite: SuiteRecord, name: str) -> t.Table:
     notes = [
         *_round_notes(s),
         f"The highest mean score on {where} at {shown(s.get('steps'))} steps was chosen.",
-        "The bill is that of all tuning runs of the row; it is not part of the bill of the reported runs.",
+        "The cost is that of all tuning runs of the row; it is not part of the cost of the reported runs.",
     ]
     if s.get("suite"):
         notes.append(
