@@ -31,10 +31,12 @@ class Queries:
     Attributes:
         steps: int64 ``[..., Q]``; Q = 3 as (first, last, anchor), 2 where no inner step exists (T = 2), 1 for T = 1.
         similarity: ``[..., T, Q]`` cosine similarity of each step's predicted original to that of the queried step.
+        last: which of the Q is the last step, whose score is the final image's.
     """
 
     steps: Tensor
     similarity: Tensor
+    last: int
 
 
 def choose_queries(x0: Tensor, mode: RewardMode) -> Queries:
@@ -52,14 +54,16 @@ def choose_queries(x0: Tensor, mode: RewardMode) -> Queries:
     anchor_latent = flat.gather(-2, anchor[..., None, None].expand(*lead, 1, flat.shape[-1]))
     to_anchor = torch.cosine_similarity(flat, anchor_latent, dim=-1)
     return Queries(
-        torch.cat([ends.steps, anchor[..., None]], -1), torch.cat([ends.similarity, to_anchor[..., None]], -1)
+        torch.cat([ends.steps, anchor[..., None]], -1),
+        torch.cat([ends.similarity, to_anchor[..., None]], -1),
+        ends.last,
     )
 
 
 def _fixed(steps: list[int], flat: Tensor) -> Queries:
     similarity = torch.stack([torch.cosine_similarity(flat, flat[..., i : i + 1, :], dim=-1) for i in steps], -1)
     index = torch.tensor(steps, device=flat.device).expand(*flat.shape[:-2], len(steps))
-    return Queries(index, similarity)
+    return Queries(index, similarity, len(steps) - 1)
 
 
 def anchor_step(to_first: Tensor, to_last: Tensor) -> Tensor:

@@ -237,11 +237,11 @@ def ask_rewards(
 
     Members that share their first step share its predicted original, so it is decoded and scored once a group.
     """
-    latents, columns = trajectories.x0, queries.steps.cpu()
+    latents, columns, last = trajectories.x0, queries.steps.cpu(), queries.last
     if decode_sample:
         latents, columns = trajectories.latents[:, :, -1:], torch.zeros_like(columns)
     shared = trajectories.shared_start and not decode_sample
-    return _ask(policy, trajectories.prompts, latents, columns, shared, scorer, micro_batch, overlap)
+    return _ask(policy, trajectories.prompts, latents, columns, shared, scorer, micro_batch, overlap, last)
 
 
 def ask_completions(
@@ -265,7 +265,7 @@ def ask_completions(
     latents = torch.cat([completed, final], 2)
     columns = torch.arange(latents.shape[2]).expand(latents.shape[:3])
     shared = shared_first and latents.shape[2] > 1
-    return _ask(policy, trajectories.prompts, latents, columns, shared, scorer, micro_batch, overlap, last=-1)
+    return _ask(policy, trajectories.prompts, latents, columns, shared, scorer, micro_batch, overlap, -1)
 
 
 def _ask(
@@ -277,13 +277,13 @@ def _ask(
     scorer: Scorer,
     micro_batch: int,
     overlap: bool,
-    last: int | None = None,
+    last: int,
 ) -> Answers:
     """Answers for ``columns [N, G, Q]`` of latents ``[N, G, S, C, h, w]``, each distinct one decoded and scored once.
 
     Args:
         shared_first: whether column 0 of all members of a group is the same.
-        last: query of the final image; None: by the number of queries.
+        last: query of the final image.
     """
     (n, g, q), count = columns.shape, latents.shape[2]
     owner = torch.arange(n * g).view(n, g, 1).expand(n, g, q).clone()
@@ -294,7 +294,7 @@ def _ask(
     rows, at = unique // count, unique % count
     of_row = [prompts[row] for row in (rows // g).tolist()]
     scores, images, parts = _score_rows(policy, latents.flatten(0, 1), rows, at, of_row, scorer, micro_batch, overlap)
-    pictured = inverse.view(n, g, q)[..., _last_query(q) if last is None else last]
+    pictured = inverse.view(n, g, q)[..., last]
     final = images[pictured.flatten()].view(n, g, *images.shape[1:])
     return Answers(
         scores[inverse].view(n, g, q),
@@ -302,11 +302,6 @@ def _ask(
         {name: values[pictured] for name, values in parts.items()},
         {name: values[inverse].view(n, g, q) for name, values in parts.items()},
     )
-
-
-def _last_query(count: int) -> int:
-    """Column of the last step among the queries: (first, last, anchor) for three, else the final column."""
-    return 1 if count == 3 else count - 1
 
 
 def _score_rows(

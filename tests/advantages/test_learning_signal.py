@@ -11,6 +11,7 @@ from sdpo_bench.advantages.normalise import Normaliser, advantages
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.rollout.base_log_probs import base_statistics
 from sdpo_bench.rollout.group_cost import PROBE_GROUPS
+from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
 from sdpo_bench.system.distributed import Processes
 
@@ -40,6 +41,17 @@ def test_a_sparse_reward_is_that_of_the_sample_and_stands_at_the_last_step(tiny_
     assert (sample - original).abs().max() > 1e-4
     assert torch.equal(experience.rewards[..., -1], experience.final_rewards)
     assert not experience.rewards[..., :-1].any()
+
+
+@pytest.mark.parametrize("mode", ["full", "predicted"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_logged_pictures_are_the_final_ones(tiny_pipe, tmp_path, mode, steps):
+    """With three queries their order differs: first, last, anchor; or in the order of the steps."""
+    overrides = {"schedule.steps": steps, "method.reward": mode}
+    trainer, trajectories, *_, metrics = first_epoch(tiny_pipe, tmp_path, "sdpo", **overrides)
+    final = trainer.policy.decode(trajectories.x0[:, :, -1].flatten(0, 1))
+    expected = image_statistics.summary(image_statistics.Sums.of(final))
+    assert metrics["pictures"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.0])

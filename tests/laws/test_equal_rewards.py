@@ -147,7 +147,8 @@ def test_equal_queries_have_no_advantage(size, guard):
 
 def test_a_similarity_sum_of_zero_is_still_no_number_with_the_official_guard():
     similarity = torch.tensor([[1.0, 0.0, 0.5], [0.5, -0.5, 0.0], [0.5, 0.0, 1.0], [0.0, 1.0, 0.5]])
-    dense = predicted_rewards(Queries(torch.tensor([0, 3, 2]), similarity), torch.tensor([1.0, 3.0, 2.0]), "official")
+    queries = Queries(torch.tensor([0, 3, 2]), similarity, 1)
+    dense = predicted_rewards(queries, torch.tensor([1.0, 3.0, 2.0]), "official")
     assert torch.isfinite(dense).tolist() == [True, False, True, True]
 
 

@@ -87,7 +87,7 @@ def official_queries(file, key, precision, j, steps):
     names = ("first", "last", "anchor")
     similarity = torch.stack([torch.from_numpy(file[f"{key}/{precision}/sim_{n}{j}"]) for n in names], -1)
     ends = torch.zeros_like(anchor), torch.full_like(anchor, steps - 1)
-    return Queries(torch.stack([*ends, anchor], 1), similarity)
+    return Queries(torch.stack([*ends, anchor], 1), similarity, 1)
 
 
 def test_dense_rewards_predicted_from_three_queries(official):

@@ -54,7 +54,7 @@ def test_the_anchor_is_an_inner_step_and_the_earliest_of_equals():
 def test_a_hand_computed_prediction():
     """r_1 = (1 * .5 + 3 * .25 + 2 * .25) / 1 = 1.75 for rewards 1 (first), 3 (last), 2 (anchor at step 2)."""
     similarity = torch.tensor([[1.0, 0.1, 0.2], [0.5, 0.25, 0.25], [0.2, 0.2, 1.0], [0.1, 1.0, 0.2]])
-    queries = Queries(torch.tensor([0, 3, 2]), similarity)
+    queries = Queries(torch.tensor([0, 3, 2]), similarity, 1)
     dense = predicted_rewards(queries, torch.tensor([1.0, 3.0, 2.0]))
     assert dense.tolist() == pytest.approx([1.0, 1.75, 2.0, 3.0])
 
@@ -64,7 +64,7 @@ def test_negative_and_small_similarities_by_hand():
     inner = [([0.5, -0.5, 0.25], 4 / 3), ([0.01, 0.02, 0.01], 2.25), ([-0.5, -0.1, -0.2], 2.0), ([0.0, 0.0, 0.0], 2.0)]
     for weights, expected in inner:
         similarity = torch.tensor([[1.0, 0.1, 0.2], weights, [0.2, 0.2, 1.0], [0.1, 1.0, 0.2]])
-        dense = predicted_rewards(Queries(torch.tensor([0, 3, 2]), similarity), torch.tensor([1.0, 3.0, 2.0]))
+        dense = predicted_rewards(Queries(torch.tensor([0, 3, 2]), similarity, 1), torch.tensor([1.0, 3.0, 2.0]))
         assert dense.tolist() == pytest.approx([1.0, expected, 2.0, 3.0]), weights
 
 

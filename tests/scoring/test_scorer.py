@@ -38,7 +38,7 @@ def asked(shared, *, decode_sample=False, micro_batch=64, overlap=False):
     steps = torch.tensor([2] if decode_sample else [0, 2, 1]).expand(2, 2, -1)
     scorer = Scorer("tagged", Tagged(), Ledger())
     policy = SimpleNamespace(decode=lambda latents: latents)
-    queries = Queries(steps, torch.zeros(0))
+    queries = Queries(steps, torch.zeros(0), 0 if decode_sample else 1)
     options = {"decode_sample": decode_sample, "micro_batch": micro_batch, "overlap": overlap}
     return ask_rewards(policy, trajectories, queries, scorer, **options), scorer.ledger
 
