@@ -220,6 +220,8 @@ def test_statistics_are_named_by_all_that_can_change_the_pictures(prompts_file, 
         {"prompts": str(other_file)},
         {"model": {"guidance_scale": 3.0}},
         {"model": {"precision": "bf16"}},
+        {"model": {"resolution": 64}},
+        {"model": {"text_tokens": 128}},
         {"steps": 3},
         {"eta": 0.5},
     ]
