@@ -8,6 +8,7 @@ import torch
 
 from sdpo_bench.evaluation.evaluate import Pair, evaluation_schedule, sample_images, splits
 from sdpo_bench.evaluation.inference_search import Candidates
+from sdpo_bench.evaluation.mean_scores import evaluation_guidance
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.grid_layout import spread_prompts
@@ -33,6 +34,8 @@ def draw_grid(
 ) -> None:
     """Sample the pairs from both models and write the grid: two rows a pair, base above tuned (or searched).
 
+    The pictures are those that the evaluation scores, so they have its guidance and not that of the training.
+
     Args:
         policy: carries the run's adapter.
         caption: of a row, with ``{prompt}`` and ``{model}``.
@@ -40,7 +43,7 @@ def draw_grid(
     columns = {}
     for model, context in (("base", policy.reference()), ("searched" if search else "tuned", nullcontext())):
         how = search if model == "searched" else None
-        with context:
+        with context, evaluation_guidance(policy, settings):
             schedules = [evaluation_schedule(policy, settings, k) for k in steps]
             columns[model] = [sample_images(policy, s, settings, pairs, micro_batch, how).cpu() for s in schedules]
     rows = []
