@@ -7,7 +7,7 @@ the cut last one. Time is an estimate from a short measurement (``measure_speed`
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -190,12 +190,17 @@ def optimiser_steps(config: RunConfig, method: Any, groups: int) -> int:
     return windows * (slots if shuffled else 1) * config.update.inner_epochs
 
 
+def _evaluation_branches(config: RunConfig) -> int:
+    """Denoiser calls a step in the evaluation, whose guidance is its own."""
+    return 2 if is_guided(replace(config.model, guidance_scale=config.eval.guidance_scale)) else 1
+
+
 def evaluation_work(resolved: Resolved) -> Work:
     """Judging one checkpoint on the reported prompts; all candidates of a method that searches."""
     e, method = resolved.config.eval, make_method(resolved)
     candidates = method.candidates if isinstance(method, Search) else 1
     prompts = sum(len(load_prompts(name)) for name in (e.train, e.validation, e.unseen) if name)
-    branches = 2 if e.guidance_scale > 1 else 1
+    branches = _evaluation_branches(resolved.config)
     images = prompts * e.images_per_prompt * candidates
     return Work(outside_forward=branches * images * sum(e.steps), outside_images=images * len(e.steps))
 
@@ -208,7 +213,7 @@ def choice_work(config: RunConfig, work: Work | None, method: Any) -> Work:
     epochs = count_epochs(config, work, method)
     candidates = epochs // c.every + (epochs % c.every > 0)
     images = candidates * len(load_prompts(c.prompts)) * c.images_per_prompt
-    branches = 2 if config.eval.guidance_scale > 1 else 1
+    branches = _evaluation_branches(config)
     return Work(outside_forward=branches * images * sum(c.steps), outside_images=images * len(c.steps))
 
 
@@ -221,7 +226,7 @@ def curve_work(config: RunConfig, work: Work | None, method: Any) -> Work:
     points = 1 + epochs // e.every + (epochs % e.every > 0)
     prompts = sum(min(len(load_prompts(name)), e.curve_prompts or MOST) for name in (e.train, e.unseen) if name)
     images = points * prompts * e.curve_images_per_prompt
-    branches = 2 if e.guidance_scale > 1 else 1
+    branches = _evaluation_branches(config)
     return Work(outside_forward=branches * images * sum(e.curve_steps), outside_images=images * len(e.curve_steps))
 
 

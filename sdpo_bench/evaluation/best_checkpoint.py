@@ -115,12 +115,12 @@ class Validator:
     def _judge(self) -> dict[str, Any]:
         with evaluation_guidance(self.policy, self.sampler):
             by_steps = {str(k): self._mean_score(k) for k in self.settings.steps}
-        branches = 2 if self.sampler.guidance_scale > 1 else 1
+            branches = self.policy.branches
         return {
             "score": sum(by_steps.values()) / len(by_steps),
             "score_by_steps": by_steps,
             "denoiser_calls": branches * len(self.pairs) * sum(self.settings.steps),
-            "reward_calls": len(self.pairs) * len(by_steps),
+            "reward_calls": self.scorer.calls_per_image * len(self.pairs) * len(by_steps),
         }
 
     def _mean_score(self, steps: int) -> float:

@@ -169,6 +169,7 @@ def test_a_score_is_the_mean_over_all_pictures_of_all_processes(tiny_policy, pro
     settings = CheckpointSettings("validation", str(prompts / "held.txt"), steps=(1, 3), images_per_prompt=2)
     two = SimpleNamespace(rank=0, count=2, is_main=True, gather=lambda rows: [rows, [[1.0], [2.0]]])
     scorer = lambda images, texts: images + torch.tensor([float(len(text)) for text in texts])  # noqa: E731
+    scorer.calls_per_image = 3  # a sum of three rewards
     judge = Validator(
         tiny_policy, settings, EvaluationSettings(), scorer, RunFolder(prompts / "run"), MicroBatch(64), Watcher(), two
     )
@@ -179,7 +180,7 @@ def test_a_score_is_the_mean_over_all_pictures_of_all_processes(tiny_policy, pro
     found = judge._judge()
     assert found["score_by_steps"] == {"1": (5 + 15 + 1 + 2) / 4, "3": (8 + 18 + 1 + 2) / 4}
     assert found["score"] == (23 / 4 + 29 / 4) / 2
-    assert found["reward_calls"] == 2 * 4
+    assert found["reward_calls"] == 3 * 2 * 4
 
 
 class Stop(KeyboardInterrupt):
