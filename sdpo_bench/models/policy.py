@@ -77,11 +77,14 @@ class Policy:
         self.image_tokens = self.family.image_tokens(configs, self._side)
         self._embeds_guidance = self.family.embeds_guidance(configs)
         self._offload = cpu_offload
-        for part in (*self._encoders, self.vae, self.denoiser):
-            part.requires_grad_(False).eval()
-            resting = "cpu" if cpu_offload and part is not self.denoiser else self.device
-            upcast = part is self.vae and self.family.upcast_vae(configs)
-            part.to(resting, torch.float32 if upcast else self.dtype)
+        at_rest = "cpu" if cpu_offload else self.device
+        for encoder in self._encoders:
+            encoder.requires_grad_(False).eval()
+            encoder.to(at_rest)  # without a dtype: in fp16 T5 keeps the weights that overflow in float32
+        self.vae.requires_grad_(False).eval()
+        self.vae.to(at_rest, torch.float32 if self.family.upcast_vae(configs) else self.dtype)
+        self.denoiser.requires_grad_(False).eval()
+        self.denoiser.to(self.device, self.dtype)
         if channels_last:
             if any(weight.ndim == 5 for weight in self.vae.parameters()):
                 raise UsageError(

@@ -26,7 +26,7 @@ from sdpo_bench.runs.saved_adapter import load_adapter
 from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.training.critic import state_values
-from tools.random_pipeline import SMALL, write_pipeline
+from tools.random_pipeline import SMALL, SMALL_FLOW, write_pipeline
 
 PROMPTS = ["a cat", "the other dog"]
 
@@ -368,3 +368,13 @@ def test_a_run_is_not_judged_on_another_pipeline(tiny_pipe):
 def test_noise_is_as_large_as_the_resolution(small):
     policy = load_policy(replace(ModelSettings(name=str(small["sdxl"])), resolution=32))
     assert Noise((0,)).initial(policy.latent_shape, [0], 1, False).shape == (1, 1, 4, 16, 16)
+
+
+def test_t5_in_half_precision_keeps_the_weights_that_overflow(tmp_path):
+    """Transformers loads T5's output projections in float32 (its ``_keep_in_fp32_modules``), as the stock pipeline has
+    them; in float16 they overflow and are clamped without a word."""
+    folder = write_pipeline(SMALL_FLOW["sd3"], tmp_path / "sd3")
+    policy = load_policy(ModelSettings(name=str(folder), precision="fp16", resolution=16))
+    encoder = policy.pipeline.text_encoder_3.encoder.block[0].layer[-1].DenseReluDense
+    assert (encoder.wo.weight.dtype, encoder.wi_0.weight.dtype) == (torch.float32, torch.float16)
+    assert policy.denoiser.dtype == torch.float16
