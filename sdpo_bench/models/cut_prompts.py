@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.models.catalogue import local_folder
-from sdpo_bench.models.families import Configs, Family, configs_of
+from sdpo_bench.models.families import Family
 from sdpo_bench.models.pipeline_files import read_folder
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.settings import EvaluationSettings, ModelSettings, RunConfig
@@ -138,10 +138,14 @@ def _unknown_words(tokenizer: Any, texts: Sequence[str]) -> list[str]:
     return words
 
 
-def make_readers(family: Family, configs: Configs, tokenizers: Mapping[str, Any]) -> list[Reader]:
-    """The readers of a model of that family, from its tokenizers by part."""
+def make_readers(family: Family, tokenizers: Mapping[str, Any], text_tokens: int) -> list[Reader]:
+    """The readers of a model of that family, from its tokenizers by part.
+
+    Args:
+        text_tokens: that the run encodes where their number is free (``Family.chosen_text_tokens``).
+    """
     lengths = {part: tokenizer.model_max_length for part, tokenizer in tokenizers.items()}
-    limits = family.prompt_limits(configs, lengths)
+    limits = family.prompt_limits(lengths, text_tokens)
     return [
         Reader(tokenizers[part], limit, partial(family.as_read, tokenizers[part])) for part, limit in limits.items()
     ]
@@ -151,7 +155,7 @@ def read_by(policy: "Policy", prompts: Iterable[str]) -> Reading:
     """How a loaded model reads prompts."""
     found = {part: getattr(policy.pipeline, part, None) for part in policy.family.tokenizers}
     tokenizers = {part: tokenizer for part, tokenizer in found.items() if tokenizer is not None}
-    return read_prompts(make_readers(policy.family, configs_of(policy.pipeline), tokenizers), prompts)
+    return read_prompts(make_readers(policy.family, tokenizers, policy.text_tokens), prompts)
 
 
 def read_from_files(model: ModelSettings, prompts: Iterable[str]) -> Reading | None:
@@ -167,7 +171,9 @@ def read_from_files(model: ModelSettings, prompts: Iterable[str]) -> Reading | N
     if not folder or not tokenizers:
         return None
     files = read_folder(folder)
-    return read_prompts(make_readers(files.family(str(folder)), files.configs, tokenizers), prompts)
+    family = files.family(str(folder))
+    number = family.chosen_text_tokens(files.configs, model.text_tokens)
+    return read_prompts(make_readers(family, tokenizers, number), prompts)
 
 
 def prompts_of_run(config: RunConfig) -> list[str]:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.models.adapter_file import AdapterFile
 from sdpo_bench.models.conditioning import Conditioning, join_rows
-from sdpo_bench.models.families import Family, configs_of, family_of
-from sdpo_bench.models.families.base import Configs
+from sdpo_bench.models.families import configs_of, family_of
 
 __all__ = ["Conditioning", "Policy"]
 
@@ -71,7 +70,7 @@ class Policy:
         self._cache: dict[str, Conditioning] = {}
         self._adapted: list[Any] = []
         self._side = self.family.latent_side(configs, resolution)
-        self._text_tokens = chosen_text_tokens(self.family, configs, text_tokens)
+        self.text_tokens = self.family.chosen_text_tokens(configs, text_tokens)
         self._stride = self.family.stride(configs)
         self._channels = self.family.channels(configs)
         self.image_tokens = self.family.image_tokens(configs, self._side)
@@ -243,7 +242,7 @@ class Policy:
                         device=self.device,
                         guided=self.branches > 1,
                         size=size,
-                        text_tokens=self._text_tokens,
+                        text_tokens=self.text_tokens,
                     )
         return Conditioning.join([self._cache[prompt] for prompt in prompts])
 
@@ -291,15 +290,3 @@ class Policy:
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, h, w)`` of one latent."""
         return self._channels, self._side, self._side
-
-
-def chosen_text_tokens(family: Family, configs: Configs, asked: int | None) -> int:
-    """Tokens of a prompt that a run encodes.
-
-    Raises:
-        UsageError: the family's encoders read a fixed number.
-    """
-    own = family.text_tokens(configs)
-    if asked is not None and not own:
-        raise UsageError(f"model.text_tokens = {asked}: {family.name} reads prompts of a fixed length. Leave it out.")
-    return own if asked is None else asked

@@ -17,7 +17,7 @@ from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import ModelSettings
 from sdpo_bench.training import collapse_guards
-from tools.random_pipeline import SMALL, write_pipeline
+from tools.random_pipeline import SMALL, SMALL_FLOW, write_pipeline
 
 SIX = "a cat on a blue background"
 RED, GREEN = f"{SIX} red car", f"{SIX} green apple"
@@ -246,3 +246,13 @@ def test_a_damaged_tokenizer_is_refused_in_words(sdxl):
             read(sdxl, "cat")
     finally:
         config.write_text(before)
+
+
+def test_a_run_s_own_number_of_text_tokens_cuts_its_prompts(tmp_path):
+    """Twenty words are more than 16 tokens of T5, and less than the stock pipeline's 256."""
+    folder = str(write_pipeline(SMALL_FLOW["sd3"], tmp_path / "sd3"))
+    text = " ".join(["cat"] * 20)
+    for number, limit, cut in ((None, 256, ()), (16, 16, (text,))):
+        model = ModelSettings(name=folder, text_tokens=number, resolution=16)
+        for reading in (read_from_files(model, [text]), read_by(load_policy(model), [text])):
+            assert (reading.limit, reading.cut) == (limit, cut)

@@ -125,11 +125,23 @@ class Family(ABC):
         default this is); 0 where all encoders read a fixed length."""
         return 0
 
-    def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
+    def chosen_text_tokens(self, configs: Configs, asked: int | None) -> int:
+        """Tokens of a prompt that a run with ``model.text_tokens = asked`` encodes.
+
+        Raises:
+            UsageError: the family's encoders read a fixed number.
+        """
+        own = self.text_tokens(configs)
+        if asked is not None and not own:
+            raise UsageError(f"model.text_tokens = {asked}: {self.name} reads prompts of a fixed length. Leave it out.")
+        return own if asked is None else asked
+
+    def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
         """Tokenizers that decide which part of a prompt is read, with the tokens of each.
 
         Args:
             lengths: ``model_max_length`` of each tokenizer that the pipeline has.
+            text_tokens: as :meth:`chosen_text_tokens`.
         """
         return dict(lengths)
 

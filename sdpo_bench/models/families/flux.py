@@ -53,9 +53,9 @@ class Flux(Family):
     def text_tokens(self, configs: Configs) -> int:
         return t5_tokens(configs["transformer"])
 
-    def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
+    def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
         # CLIP gives a pooled embedding of 77 tokens; what it drops of a long prompt, T5 still reads.
-        return {"tokenizer_2": t5_tokens(configs["transformer"])}
+        return {"tokenizer_2": text_tokens}
 
     def encode(
         self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int

@@ -55,8 +55,8 @@ class QwenImage(Family):
     def text_shapes(self, configs: Configs) -> dict[str, tuple[int, ...]]:
         return {"encoder_hidden_states": (TEXT_TOKENS, configs["transformer"].get("joint_attention_dim", 3584))}
 
-    def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
-        return {"tokenizer": TEXT_TOKENS + _template().prompt_template_encode_start_idx}
+    def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
+        return {"tokenizer": text_tokens + _template().prompt_template_encode_start_idx}
 
     def as_read(self, tokenizer: Any, prompt: str) -> str:
         return str(_template().prompt_template_encode).format(prompt)

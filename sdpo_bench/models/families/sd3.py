@@ -57,9 +57,9 @@ class StableDiffusion3(Family):
         # Without a T5, the stock pipeline puts as many zeros in its place.
         return T5_TOKENS
 
-    def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
+    def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
         # What CLIP drops of a long prompt, T5 still reads.
-        return {"tokenizer_3": T5_TOKENS} if "tokenizer_3" in lengths else dict(lengths)
+        return {"tokenizer_3": text_tokens} if "tokenizer_3" in lengths and text_tokens else dict(lengths)
 
     def encode(
         self, pipeline: Any, prompt: str, *, device: "torch.device", guided: bool, size: int, text_tokens: int

@@ -38,8 +38,8 @@ class ZImage(Family):
     def text_tokens(self, configs: Configs) -> int:
         return TEXT_TOKENS
 
-    def prompt_limits(self, configs: Configs, lengths: Mapping[str, int]) -> dict[str, int]:
-        return {"tokenizer": TEXT_TOKENS}
+    def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
+        return {"tokenizer": text_tokens}
 
     def as_read(self, tokenizer: Any, prompt: str) -> str:
         message = [{"role": "user", "content": prompt}]
