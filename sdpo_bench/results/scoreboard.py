@@ -71,6 +71,31 @@ class Board:
         lines = [*self.lines, *([self.base] if self.base else [])]
         return sorted(lines, key=lambda line: -_height(line, self.endpoint))
 
+    @property
+    def best(self) -> str:
+        """The highest of the rows that the letters compare, the base model among them; empty without tests."""
+        if not self.leaders.get(self.endpoint):
+            return ""
+        return next(row.label for row in self.rows if row.letters or row.label == BASE)
+
+    @property
+    def first(self) -> Line | None:
+        """The method that sentences are about: the best of those with letters, else the highest one."""
+        return next((line for line in self.lines if line.label == self.best), self.lines[0] if self.lines else None)
+
+    @property
+    def lettered(self) -> tuple[Line, ...]:
+        """Methods that the letters compare: those of several seeds."""
+        return tuple(line for line in self.lines if line.letters)
+
+    @property
+    def untested_above(self) -> tuple[str, ...]:
+        """Methods of one seed, so without a test, whose mean is above that of the best row with tests."""
+        rows = self.rows
+        labels = [row.label for row in rows]
+        above = rows[: labels.index(self.best)] if self.best else []
+        return tuple(row.label for row in above if not row.letters and row.label != BASE)
+
 
 def endpoint_words(endpoint: Endpoint) -> str:
     """For example ``at 4 steps`` or ``on the mean over step counts``."""

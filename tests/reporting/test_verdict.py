@@ -57,13 +57,38 @@ def test_who_is_highest(tmp_path, gains, said):
     assert verdict(tmp_path, endpoint=4).startswith(said)
 
 
-def test_a_method_of_one_seed_is_not_said_to_be_highest(tmp_path):
-    runs(tmp_path, "sdpo", 5)
-    runs(tmp_path, "ddpo", 9, seeds=(0.0,), held_out_seeds=(0.0,))
-    runs(tmp_path, "d3po", 1)
-    assert verdict(tmp_path).startswith(
-        "sdpo is highest on the mean over step counts and differs significantly from all other"
-    )
+ONE_SEED = {"seeds": (0.0,), "held_out_seeds": (0.0,)}
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        (
+            {"sdpo": 5, "d3po": 1},
+            "sdpo is highest of the methods of several seeds on the mean over step counts and differs significantly "
+            "from all other methods of several seeds. Higher, but not tested (1 seed): ddpo. sdpo gains 5 [",
+        ),
+        (
+            {"sdpo": 5},
+            "sdpo is the only method of several seeds. Higher, but not tested (1 seed): ddpo. sdpo gains 5 [",
+        ),
+        (
+            {"sdpo": -5},
+            "No method of several seeds is above the base model on the mean over step counts. "
+            "Higher, but not tested (1 seed): ddpo.",
+        ),
+        (
+            {"sdpo": 12, "d3po": 1},
+            "sdpo is highest on the mean over step counts and differs significantly from all other methods of several "
+            "seeds. sdpo gains 12 [",
+        ),
+    ],
+)
+def test_a_method_of_one_seed_is_neither_highest_nor_different(tmp_path, gains, said):
+    runs(tmp_path, "ddpo", 9, **ONE_SEED)
+    for method, gain in gains.items():
+        runs(tmp_path, method, gain)
+    assert verdict(tmp_path).startswith(said)
 
 
 def test_the_best_and_the_reference_have_their_gains_in_numbers(tmp_path):

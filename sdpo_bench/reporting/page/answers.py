@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from sdpo_bench.reporting.tables.verdict import untested_words
 from sdpo_bench.results.comparability import Arm, Setting
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
 from sdpo_bench.settings import GuardSettings
@@ -42,24 +43,25 @@ def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
     The budget is in the setting's title, beside which the sentence stands.
     """
     board = next((board for board in boards if board.panel.trained), None)
-    if board is None or not board.lines:
+    if board is None or board.first is None:
         return f"No finished run of {setting.reward} has usable scores yet."
     prompts = len(board.panel.prompts)
     where = f"{endpoint_words(board.endpoint)}, {prompts} {board.panel.key.split} prompt{'s' * (prompts != 1)}"
     leaders = board.leaders.get(board.endpoint, frozenset())
     if not leaders:
-        return f"{_lead(board, 'scores highest')} ({where}). {' '.join(board.notes)}".rstrip()
-    best = next(row for row in board.rows if row.letters or row.label == BASE)
-    if best.label == BASE:
-        return f"No method is above the base model ({where})."
-    verb = "wins" if leaders == {best.label} else "leads"
-    return f"{_lead(board, verb)} ({where}); {_certainty(board, best, leaders)}."
+        return f"{_lead(board, board.first, 'scores highest')} ({where}). {' '.join(board.notes)}".rstrip()
+    if board.best == BASE:
+        methods = "method of several seeds" if board.untested_above else "method"
+        return f"No {methods} is above the base model ({where}).{untested_words(board)}"
+    verb = "wins" if leaders == {board.best} else "leads"
+    if board.untested_above:
+        verb = "is highest of the methods of several seeds"
+    return f"{_lead(board, board.first, verb)} ({where}); {_certainty(board, leaders)}.{untested_words(board)}"
 
 
-def _lead(board: Board, verb: str) -> str:
+def _lead(board: Board, best: Line, verb: str) -> str:
     """The best method with its gain; the only one has nobody to win against."""
-    best = board.lines[0]
-    if len(board.lines) == 1 and best.gain:
+    if len(board.lettered or board.lines) == 1 and best.gain:
         verb = "gains" if best.gain.value >= 0 else "is not above the base model:"
         return f"{best.label} {verb} {_gain_words(best)}"
     return f"{best.label} {verb}: {_gain_words(best)}"
@@ -76,13 +78,16 @@ def _gain_words(line: Line) -> str:
     return f"{gain.value:+.3g}{interval} over the base model{certainty}, {seeds}"
 
 
-def _certainty(board: Board, best: Line, leaders: frozenset[str]) -> str:
+def _certainty(board: Board, leaders: frozenset[str]) -> str:
     if BASE in leaders:
         return "not significantly different from the base model"
-    others = [line.label for line in board.lines if line.label in leaders and line.label != best.label]
+    others = [line.label for line in board.lines if line.label in leaders and line.label != board.best]
     if others:
         return f"not significantly different from it: {listed(others)}"
-    return "significantly different from every other method" if len(board.lines) > 1 else "the only method here"
+    group = "" if len(board.lettered) == len(board.lines) else " of several seeds"
+    if len(board.lettered) == 1:
+        return f"the only method{group or ' here'}"
+    return f"significantly different from every other method{group}"
 
 
 def arm_badges(setting: Setting, boards: Sequence[Board]) -> dict[str, tuple[str, ...]]:
@@ -121,4 +126,4 @@ def _distance(arm: Arm) -> list[str]:
 def best_cautions(boards: Sequence[Board], badges: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Flags of the method that the sentence names."""
     board = next((board for board in boards if board.panel.trained and board.lines), None)
-    return badges.get(board.lines[0].label, ()) if board else ()
+    return badges.get(board.first.label, ()) if board and board.first else ()

@@ -37,25 +37,36 @@ def _leader(board: Board) -> list[str]:
     leaders = board.leaders.get(board.endpoint, frozenset())
     if not leaders:
         return list(board.notes[:1])
-    where = endpoint_words(board.endpoint)
-    best = next(row.label for row in board.rows if row.letters or row.label == BASE)
+    sentence = f"{_leader_sentence(board, leaders)}{untested_words(board)}"
+    return [sentence] if sentence else []
+
+
+def _leader_sentence(board: Board, leaders: frozenset[str]) -> str:
+    best, where, tested = board.best, endpoint_words(board.endpoint), "of several seeds"
     if best == BASE:
-        return [f"No method is above the base model {where}."]
+        return f"No method {f'{tested} ' if board.untested_above else ''}is above the base model {where}."
+    highest = f"highest of the methods {tested}" if board.untested_above else "highest"
     if BASE in leaders:
-        return [f"{best} is highest {where}, but does not differ significantly from the base model."]
+        return f"{best} is {highest} {where}, but does not differ significantly from the base model."
     others = [line.label for line in board.lines if line.label in leaders and line.label != best]
     if others:
-        return [f"{best} is highest {where}; not significantly different from it: {listed(others)}."]
-    return (
-        [f"{best} is highest {where} and differs significantly from all other methods."] if len(board.lines) > 1 else []
-    )
+        return f"{best} is {highest} {where}; not significantly different from it: {listed(others)}."
+    if len(board.lettered) == 1:
+        return f"{best} is the only method {tested}." if len(board.lines) > 1 else ""
+    rest = "all other methods" if len(board.lettered) == len(board.lines) else f"all other methods {tested}"
+    return f"{best} is {highest} {where} and differs significantly from {rest}."
+
+
+def untested_words(board: Board) -> str:
+    """A sentence with the methods of one seed above the best tested row; empty where there is none."""
+    return f" Higher, but not tested (1 seed): {listed(board.untested_above)}." if board.untested_above else ""
 
 
 def _headlines(board: Board) -> list[str]:
     """Gains of the best method and of the reference: at the endpoint, and on the few-step mean."""
     texts = []
     by_label = {line.label: line for line in board.lines}
-    labels = [line.label for line in board.lines[:1]] + [board.reference]
+    labels = [*([board.first.label] if board.first else []), board.reference]
     for label in dict.fromkeys(labels):
         line = by_label.get(label)
         if line is None or line.gain is None:

@@ -37,6 +37,44 @@ def test_a_single_seed_leads_without_a_claim(tmp_path):
     )
 
 
+def one_seed_beside(out, **gains):
+    """ddpo gains 6 with its only seed; the others have three seeds. The base model scores 0."""
+    make_base(out, base_frame(spread([0, 0, 0])))
+    make_run(out, "ddpo", 0, spread([6] * 3))
+    for method, gain in gains.items():
+        for seed in range(3):
+            make_run(out, method, seed, spread([gain + 0.01 * seed] * 3))
+    return _section(out).answer.sentence
+
+
+def test_a_method_of_one_seed_above_the_others_is_named_as_untested(tmp_path):
+    sentence = one_seed_beside(tmp_path, sdpo=3, d3po=1)
+    assert sentence.startswith("sdpo is highest of the methods of several seeds: +3.01 [")
+    assert sentence.endswith(
+        "3 train prompts); significantly different from every other method of several seeds. "
+        "Higher, but not tested (1 seed): ddpo."
+    )
+
+
+def test_the_only_method_of_several_seeds_does_not_win_against_one_of_one_seed(tmp_path):
+    sentence = one_seed_beside(tmp_path, sdpo=3)
+    assert sentence.startswith("sdpo gains +3.01 [")
+    assert sentence.endswith("; the only method of several seeds. Higher, but not tested (1 seed): ddpo.")
+
+
+def test_the_base_model_is_not_above_a_method_of_one_seed(tmp_path):
+    assert one_seed_beside(tmp_path, sdpo=-3) == (
+        "No method of several seeds is above the base model (on the mean over step counts, 3 train prompts). "
+        "Higher, but not tested (1 seed): ddpo."
+    )
+
+
+def test_a_method_of_one_seed_below_the_best_is_not_called_different_from_it(tmp_path):
+    sentence = one_seed_beside(tmp_path, sdpo=9, d3po=7)
+    assert sentence.startswith("sdpo wins: +9.01 [")
+    assert sentence.endswith("; significantly different from every other method of several seeds.")
+
+
 @pytest.mark.parametrize(
     ("gain", "words"), [(1, "sdpo gains +1 over"), (-1, "sdpo is not above the base model: -1 over")]
 )
