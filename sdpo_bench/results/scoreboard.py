@@ -64,19 +64,16 @@ class Board:
     """The method that ``Line.difference`` is measured against; empty without methods."""
     apart: frozenset[Pair] = frozenset()
     """Pairs of rows that differ significantly at ``endpoint``: Holm over all pairs."""
+    best: str = ""
+    """The row with the highest mean over ``shared_seeds``, the base model among them; empty without tests."""
+    shared_seeds: tuple[int, ...] = ()
+    """Training seeds that all lettered methods have: letters, leaders and ``best`` use these alone."""
 
     @property
     def rows(self) -> list[Line]:
         """Methods and base model by their score at the endpoint, best first."""
         lines = [*self.lines, *([self.base] if self.base else [])]
         return sorted(lines, key=lambda line: -_height(line, self.endpoint))
-
-    @property
-    def best(self) -> str:
-        """The highest of the rows that the letters compare, the base model among them; empty without tests."""
-        if not self.leaders.get(self.endpoint):
-            return ""
-        return next(row.label for row in self.rows if row.letters or row.label == BASE)
 
     @property
     def first(self) -> Line | None:
@@ -149,6 +146,7 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
     notes: list[str] = []
     leaders: dict[Endpoint, frozenset[str]] = {}
     apart: frozenset[Pair] = frozenset()
+    best, shared_seeds = "", tuple[int, ...]()
     if panel.trained:  # of held-out rewards only the gains are tested
         lines, base = _with_differences(panel, lines, base, chosen, endpoint, level)
         matrices, notes = _comparable(panel, endpoint)
@@ -159,7 +157,10 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
             at_step = _comparable(panel, step)[0]
             leaders[step] = _leaders(at_step, pairs_told_apart(at_step, level=level))
         leaders[endpoint] = _leaders(matrices, apart)
-    return Board(panel, endpoint, tuple(lines), base, tuple(notes), level, leaders, chosen, apart)
+        best = _best(matrices)
+        shared_seeds = matrices[best].seeds if best else ()
+    notes_of_board = tuple(notes)
+    return Board(panel, endpoint, tuple(lines), base, notes_of_board, level, leaders, chosen, apart, best, shared_seeds)
 
 
 def _reference(panel: Panel, lines: Sequence[Line], asked_for: str) -> str:
@@ -285,11 +286,14 @@ def _comparable(panel: Panel, endpoint: Endpoint) -> tuple[dict[str, Matrix], li
     return {label: reduced(only_seeds(part, shared), endpoint) for label, part in several.items()}, notes
 
 
+def _best(matrices: Mapping[str, Matrix]) -> str:
+    """The row with the highest mean, the first by name of equals; empty without rows."""
+    return max(sorted(matrices), key=lambda label: matrices[label].values.mean(), default="")
+
+
 def _leaders(matrices: Mapping[str, Matrix], apart: frozenset[Pair]) -> frozenset[str]:
     """The row with the highest mean and those not significantly different from it."""
-    if not matrices:
-        return frozenset()
-    best = max(sorted(matrices), key=lambda label: matrices[label].values.mean())
+    best = _best(matrices)
     return frozenset(label for label in matrices if frozenset((label, best)) not in apart)
 
 

@@ -94,6 +94,17 @@ def test_letters_use_the_seeds_that_all_lettered_methods_have():
     board = scoreboard(panel_of(*arms))
     assert {line.label: line.letters for line in board.lines} == {"a": "a", "b": "b"}
     assert board.notes == ("Letters use the training seeds that all lettered methods have: 1, 2, 3.",)
+    assert (board.best, board.shared_seeds) == ("a", (1, 2, 3))
+
+
+def test_the_best_is_the_leader_over_the_shared_seeds():
+    """The method b is above a over its own seeds (3.5 against 2.1) and below it over the seeds that both have."""
+    arms = [cells_of("a", {1: 2.0, 2: 2.1, 3: 2.2}), cells_of("b", {0: 10.7, 1: 1.0, 2: 1.1, 3: 1.2})]
+    board = scoreboard(panel_of(*arms))
+    assert board.rows[0].label == "b"
+    assert (board.best, board.leaders["mean"], board.first.label) == ("a", {"a"}, "a")
+    below = scoreboard(panel_of(*arms, base=4.0))
+    assert (below.best, below.first.label) == (BASE, "b")
 
 
 def test_rows_come_by_score_the_base_model_among_them():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sdpo_bench.reporting.tables.verdict import untested_words
+from sdpo_bench.reporting.tables.verdict import shared_seed_words, untested_words
 from sdpo_bench.results.comparability import Arm, Setting
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
 from sdpo_bench.settings import GuardSettings
@@ -47,6 +47,8 @@ def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
         return f"No finished run of {setting.reward} has usable scores yet."
     prompts = len(board.panel.prompts)
     where = f"{endpoint_words(board.endpoint)}, {prompts} {board.panel.key.split} prompt{'s' * (prompts != 1)}"
+    if seeds := shared_seed_words(board):
+        where += f", {seeds}"
     leaders = board.leaders.get(board.endpoint, frozenset())
     if not leaders:
         return f"{_lead(board, board.first, 'scores highest')} ({where}). {' '.join(board.notes)}".rstrip()

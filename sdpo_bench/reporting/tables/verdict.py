@@ -43,6 +43,8 @@ def _leader(board: Board) -> list[str]:
 
 def _leader_sentence(board: Board, leaders: frozenset[str]) -> str:
     best, where, tested = board.best, endpoint_words(board.endpoint), "of several seeds"
+    if seeds := shared_seed_words(board):
+        where += f" ({seeds})"
     if best == BASE:
         return f"No method {f'{tested} ' if board.untested_above else ''}is above the base model {where}."
     highest = f"highest of the methods {tested}" if board.untested_above else "highest"
@@ -55,6 +57,13 @@ def _leader_sentence(board: Board, leaders: frozenset[str]) -> str:
         return f"{best} is the only method {tested}." if len(board.lines) > 1 else ""
     rest = "all other methods" if len(board.lettered) == len(board.lines) else f"all other methods {tested}"
     return f"{best} is {highest} {where} and differs significantly from {rest}."
+
+
+def shared_seed_words(board: Board) -> str:
+    """The seeds behind the order of the lettered methods; empty where these have no other seeds."""
+    if all(line.seeds == board.shared_seeds for line in board.lettered):
+        return ""
+    return f"shared seeds {listed(board.shared_seeds)}"
 
 
 def untested_words(board: Board) -> str:

@@ -37,6 +37,25 @@ def test_a_single_seed_leads_without_a_claim(tmp_path):
     )
 
 
+def test_the_winner_is_the_best_over_the_seeds_that_all_methods_have(tmp_path):
+    """By hand: ddpo has 3.01 over seeds 0 to 2; sdpo has 2.01 over these and (3 * 2.01 + 2 * 9) / 5 over its own."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in range(3):
+        make_run(tmp_path, "ddpo", seed, spread([3 + 0.01 * seed] * 3))
+    for seed, gain in enumerate((2, 2.01, 2.02, 9, 9)):
+        make_run(tmp_path, "sdpo", seed, spread([gain] * 3))
+    section = _section(tmp_path)
+    assert section.answer.sentence.startswith("ddpo wins: +3.01 [")
+    assert section.answer.sentence.endswith(
+        "3 seeds (on the mean over step counts, 3 train prompts, shared seeds 0, 1 and 2); "
+        "significantly different from every other method."
+    )
+    assert section.parts[0].finding.startswith(
+        "ddpo is highest on the mean over step counts (shared seeds 0, 1 and 2) and differs significantly from all "
+        "other methods. ddpo gains 3.01 ["
+    )
+
+
 def one_seed_beside(out, **gains):
     """ddpo gains 6 with its only seed; the others have three seeds. The base model scores 0."""
     make_base(out, base_frame(spread([0, 0, 0])))
