@@ -110,7 +110,7 @@ class Results:
     def scores(self) -> "pd.DataFrame":
         """One row an image and reward: who, ``sampler, split, reward, version, prompt, steps, image, score``.
 
-        The base model's rows have the method ``base model`` and no seed. Incomplete step counts are left out.
+        The base model's rows have the method ``base model`` and no seed. Incomplete step counts of a run are left out.
         """
         import pandas as pd
 
@@ -200,10 +200,11 @@ def _score_frame(run: read_results.Run, scores: Scores) -> "pd.DataFrame":
     import pandas as pd
 
     frames = []
-    for key, block in scores.blocks.items():
+    for key, block in scores.every_block:
         prompts, steps, images = (np.asarray(axis) for axis in (block.prompts, block.steps, block.images))
-        p, k, i = (index.ravel() for index in np.indices(block.scores.shape))
-        where = {"prompt": prompts[p], "steps": steps[k], "image": images[i], "score": block.scores.ravel()}
+        present = np.ones(block.scores.shape, bool) if block.present is None else block.present
+        p, k, i = np.nonzero(present)
+        where = {"prompt": prompts[p], "steps": steps[k], "image": images[i], "score": block.scores[p, k, i]}
         frames.append(pd.DataFrame({**key._asdict(), **where}))
     return _with_names(pd.concat(frames, ignore_index=True), _names(run))
 

@@ -93,7 +93,7 @@ def panels_of(setting: Setting, scores: Mapping[str, Scores], bases: Mapping[Pan
             run_scores = scores.get(run.id)
             if run_scores is None or run_scores.bad:
                 continue
-            for key, block in run_scores.blocks.items():
+            for key, block in run_scores.every_block:
                 by_panel.setdefault((key, block.prompts), {}).setdefault(arm.label, {})[run.seed] = block
     counts = {arm.label: run_counts(arm, scores) for arm in setting.arms}
     panels = [_panel(setting, key, prompts, rows, bases.get(key), counts) for (key, prompts), rows in by_panel.items()]
@@ -144,14 +144,15 @@ def _arm_grid(runs: Mapping[int, Block], key: PanelKey, label: str, images: Sequ
 
 
 def _matching_base(base: Block, prompts: tuple[str, ...], images: Sequence[int]) -> tuple[Block | None, str]:
-    """The base model's scores of exactly these prompts and images."""
-    if base.bad:
-        return None, "the base model's scores here are not all finite, so it has no row"
-    absent = set(prompts) - set(base.prompts)
-    if absent or not set(images) <= set(base.images):
+    """The base model's scores of exactly these prompts and images, at the step counts that have all of them."""
+    part = base.part(prompts, images)
+    if part is None:
+        absent = set(prompts) - set(base.prompts)
         what = f"{len(absent)} of {len(prompts)} prompts" if absent else "some of the images"
         return None, f"the base model lacks {what}, so it has no row; sdpo-bench eval RUN completes it"
-    return base.at_prompts(prompts).restrict(base.steps, images), ""
+    if part.bad:
+        return None, "the base model's scores here are not all finite, so it has no row"
+    return part, ""
 
 
 def run_counts(arm: Arm, scores: Mapping[str, Scores]) -> RunCounts:
@@ -173,5 +174,5 @@ def base_scores(setting: Setting, bases: Iterable[Run], scores: Mapping[str, Sco
     for base in bases:
         if base.id in scores and [base.settings.get(key) for key in MODEL_KEYS] == model:
             more = scores[base.id]
-            merged = Scores(more.blocks | merged.blocks, more.pictures | merged.pictures)
+            merged = Scores(more.blocks | merged.blocks, pictures=more.pictures | merged.pictures)
     return merged

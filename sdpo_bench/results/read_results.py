@@ -19,12 +19,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.hashing import canonical
+from sdpo_bench.prompts.hub_prompts import parse_hub
+from sdpo_bench.prompts.prompt_sets import file_digest, load_prompts, prompt_cache, shipped_sets
+from sdpo_bench.prompts.published_sets import PUBLISHED
 from sdpo_bench.results.study_record import StudyRecord, read_studies
 from sdpo_bench.results.suite_records import SuiteRecord, read_records
-from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import Scores, read_scores
+from sdpo_bench.runs.run_folder import RunFolder, read_object
+from sdpo_bench.statistics.eval_table import Scores, own_part, read_scores
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.signals import shield_children
 from sdpo_bench.training.bill_text import search_bill
@@ -337,13 +340,44 @@ def foreign_run_ids(run: Run, scores: Scores) -> list[str]:
     return sorted(set(scores.runs) - {run.id, str(run.record.get("run"))})
 
 
+def own_prompts(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Prompts by split that a run's configuration names, of shipped sets and of files that are as the run read them.
+
+    Sets of the hub are left out: reading them can take a download.
+    """
+    config = record.get("config")
+    names = config.get("eval") if isinstance(config, dict) else None
+    prompts = {}
+    for split in ("train", "validation", "unseen"):
+        name = names.get(split) if isinstance(names, dict) else None
+        if isinstance(name, str) and name:
+            with suppress(SdpoBenchError):
+                if texts := _known_prompts(folder, name):
+                    prompts[split] = texts
+    return prompts
+
+
+def _known_prompts(folder: RunFolder, name: str) -> list[str]:
+    if name in shipped_sets():
+        return load_prompts(name)
+    if name in PUBLISHED or parse_hub(name) or not folder.inputs.exists():
+        return []
+    recorded = read_object(folder.inputs).get("prompts", {}).get(os.path.normpath(name))
+    return load_prompts(name) if recorded and file_digest(name) == recorded else []
+
+
 def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice]]:
-    """Scores by run id, and a notice for each problem of an evaluation file."""
+    """Scores by run id, and a notice for each problem of an evaluation file.
+
+    Runs' scores are without gaps (:func:`own_part`); base models' are as in the file, for all runs to be cut to theirs.
+    """
     evaluated = [run for run in runs if run.folder.evaluation.exists()]
     evaluations = read_many([run.folder.evaluation for run in evaluated])
+    with prompt_cache():
+        parts = [scores if _is_base(run) else _own_scores(run, scores) for run, scores in zip(evaluated, evaluations)]
     by_run: dict[str, Scores] = {}
     notices = []
-    for run, scores in zip(evaluated, evaluations):
+    for run, scores in zip(evaluated, parts):
         notices += [Notice(run.id, problem) for problem in scores.problems]
         if others := foreign_run_ids(run, scores):
             notices.append(Notice(run.id, f"eval.parquet holds scores of {', '.join(others)}: not used"))
@@ -352,3 +386,11 @@ def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice
         if scores.damaged or others:
             notices.append(Notice(run.id, f"score it again: delete its eval.parquet, then {run.folder.rescoring}"))
     return by_run, notices
+
+
+def _is_base(run: Run) -> bool:
+    return run.record.get("kind") == "base"
+
+
+def _own_scores(run: Run, scores: Scores) -> Scores:
+    return own_part(scores, own_prompts(run.folder, run.record))

@@ -12,10 +12,11 @@ from typing import Any
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import limit_text, used_text
+from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.results.comparability import MODEL_KEYS
 from sdpo_bench.results.panels import SPLITS
-from sdpo_bench.results.read_results import Run, foreign_run_ids, load_results, read_many
-from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores, read_scores
+from sdpo_bench.results.read_results import Run, foreign_run_ids, load_results, own_prompts, read_many
+from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores, own_part, read_scores
 from sdpo_bench.system.console_text import duration
 
 COLUMNS = [
@@ -52,7 +53,11 @@ def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
     bases = base_panels(results.bases)
     evaluated = [run for run in results.runs if run.folder.evaluation.exists()]
     evaluations = read_many([run.folder.evaluation for run in evaluated], pictures=False)
-    scores = {run.id: one for run, one in zip(evaluated, evaluations) if not foreign_run_ids(run, one)}
+    scores = {}
+    with prompt_cache():
+        for run, one in zip(evaluated, evaluations):
+            if not foreign_run_ids(run, one):
+                scores[run.id] = own_part(one, own_prompts(run.folder, run.record))
     rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
     for notice in results.notices:
         state = "damaged" if "damaged" in notice.text else "not used"
@@ -124,10 +129,14 @@ def _split_first(key: PanelKey) -> tuple[Any, ...]:
 
 
 def shared_part(a: Block, b: Block) -> tuple[Block, Block] | None:
-    """Both at the prompts of ``a`` and their common step counts and images; None without any, or if not finite."""
-    steps = [step for step in a.steps if step in b.steps]
+    """Both at the prompts of ``a`` and their common step counts and images; None without any, or if not finite.
+
+    ``a`` has no gaps.
+    """
     images = [image for image in a.images if image in b.images]
-    if not steps or not images or not set(a.prompts) <= set(b.prompts):
+    other = b.part(a.prompts, images) if images else None
+    steps = [step for step in a.steps if step in other.steps] if other else []
+    if other is None or not steps:
         return None
-    pair = a.restrict(steps, images), b.at_prompts(a.prompts).restrict(steps, images)
+    pair = a.restrict(steps, images), other.restrict(steps, images)
     return None if pair[0].bad or pair[1].bad else pair

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench.config.differences import differs_from_default
-from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run, foreign_run_ids, read_run
+from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run, foreign_run_ids, own_prompts, read_run
 from sdpo_bench.results.run_list import base_panels, shared_part
 from sdpo_bench.runs.log_numbers import numbers_of
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import read_scores
+from sdpo_bench.statistics.eval_table import own_part, read_scores
 
 FILES = ("run.json", "train.jsonl", "timing.jsonl", "eval.parquet", "grid.png", "lora", "checkpoints")
 CURVES = {"train.jsonl": ""}
@@ -61,6 +61,7 @@ def score_rows(run: Run, bases: Sequence[Run]) -> list[dict[str, Any]]:
     scores = read_scores(run.folder.evaluation, pictures=False)
     if foreign_run_ids(run, scores):
         return []
+    scores = own_part(scores, own_prompts(run.folder, run.record))
     base = base_panels(bases).get(tuple(run.settings.get(key) for key in MODEL_KEYS), {})
     rows = []
     for key in sorted(scores.blocks):

@@ -18,7 +18,6 @@ from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.files import atomic_write
 
-FILE = "inputs.json"
 Kind = Literal["prompts", "rewards"]
 
 
@@ -36,11 +35,11 @@ def record_digests(folder: RunFolder, kind: Kind, digests: Mapping[str, str]) ->
     before = recorded_digests(folder, kind)
     if not digests.items() <= before.items():
         content = _read(folder) | {kind: before | dict(digests)}
-        atomic_write(folder.path / FILE, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        atomic_write(folder.inputs, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _read(folder: RunFolder) -> dict[str, Any]:
-    path = folder.path / FILE
+    path = folder.inputs
     return read_object(path, " Put it back, or delete it if no input has changed.") if path.exists() else {}
 
 

@@ -58,6 +58,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def inputs(self) -> Path:
+        return self.path / "inputs.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "eval.parquet"
 

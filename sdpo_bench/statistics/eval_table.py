@@ -1,11 +1,12 @@
-"""One evaluation file as dense arrays: prompts x step counts x images, without gaps.
+"""One evaluation file as dense arrays: prompts x step counts x images.
 
 Reports ask many questions of the same scores, and results folders hold thousands of files. Each file is read once,
-without pandas, into one small array per panel. Incomplete step counts or image numbers are left out whole and reported
-as problems.
+without pandas, into one small array per panel. A file can hold sets of prompts that were judged at different step
+counts or image numbers, so an array can have gaps. It is cut to one set of prompts first (``Block.part``,
+:func:`own_part`); only then are incomplete step counts or image numbers left out whole.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -42,22 +43,49 @@ class Block:
     steps: tuple[int, ...]
     """Ascending."""
     images: tuple[int, ...]
+    present: np.ndarray | None = None
+    """``[P, K, I]`` bool: which scores the file has; None: all of them."""
 
     @property
     def bad(self) -> int:
-        """Scores that are not finite."""
-        return int((~np.isfinite(self.scores)).sum())
+        """Scores that are not finite; gaps are no scores."""
+        bad = ~np.isfinite(self.scores)
+        return int(bad.sum() if self.present is None else (bad & self.present).sum())
 
     def restrict(self, steps: Sequence[int], images: Sequence[int]) -> "Block":
         """The part at these step counts and image numbers, which must be there."""
         k = [self.steps.index(step) for step in steps]
         i = [self.images.index(image) for image in images]
-        return Block(self.scores[:, k][:, :, i], self.prompts, tuple(steps), tuple(images))
+        present = None if self.present is None else self.present[:, k][:, :, i]
+        return Block(self.scores[:, k][:, :, i], self.prompts, tuple(steps), tuple(images), present)
 
     def at_prompts(self, prompts: Sequence[str]) -> "Block":
         """The part at these prompts, which must be there, in this order."""
         place = {prompt: i for i, prompt in enumerate(self.prompts)}
-        return replace(self, scores=self.scores[[place[prompt] for prompt in prompts]], prompts=tuple(prompts))
+        rows = [place[prompt] for prompt in prompts]
+        present = None if self.present is None else self.present[rows]
+        return replace(self, scores=self.scores[rows], prompts=tuple(prompts), present=present)
+
+    def part(self, prompts: Sequence[str], images: Sequence[int]) -> "Block | None":
+        """The step counts with a score for each of these prompts and images; None where there is none."""
+        if not set(prompts) <= set(self.prompts) or not set(images) <= set(self.images):
+            return None
+        block = self.at_prompts(prompts).restrict(self.steps, images)
+        if block.present is None:
+            return block
+        steps = [step for k, step in enumerate(block.steps) if block.present[:, k].all()]
+        return replace(block.restrict(steps, images), present=None) if steps else None
+
+    def complete(self) -> "tuple[Block | None, str]":
+        """The part without gaps, and what is left out: images that some step count lacks, else whole step counts."""
+        if self.present is None:
+            return self, ""
+        # Other prompts of the file can have step counts and images that none of these has.
+        steps = [step for k, step in enumerate(self.steps) if self.present[:, k].any()]
+        images = [image for i, image in enumerate(self.images) if self.present[:, :, i].any()]
+        block = self.restrict(steps, images)
+        assert block.present is not None
+        return _complete_part(block, block.present)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +93,9 @@ class Scores:
     """Content of one ``eval.parquet``."""
 
     blocks: dict[PanelKey, Block] = field(default_factory=dict)
+    """Everything in the file, or (:func:`own_part`) the run's own prompts."""
+    others: tuple[tuple[PanelKey, Block], ...] = ()
+    """Other prompts of the same panels that the run was judged on later."""
     pictures: dict[tuple[str, str], dict[str, dict[int, float]]] = field(default_factory=dict)
     """By (sampler, split): picture statistic -> step count -> mean over images."""
     problems: tuple[str, ...] = ()
@@ -73,16 +104,56 @@ class Scores:
     """Run ids in the rows; more than one means that files were mixed up."""
 
     @property
+    def every_block(self) -> tuple[tuple[PanelKey, Block], ...]:
+        """All blocks with their panels, those of other prompts last."""
+        return (*self.blocks.items(), *self.others)
+
+    @property
     def bad(self) -> int:
         """Scores that are not finite, over all panels."""
-        return sum(block.bad for block in self.blocks.values())
+        return sum(block.bad for _, block in self.every_block)
+
+
+def own_part(scores: Scores, own: Mapping[str, Sequence[str]]) -> Scores:
+    """A run's scores without gaps: each panel cut to the run's own prompts, other prompts as blocks of their own.
+
+    Args:
+        own: prompts by split that the run's configuration names. Of other splits the prompts that have the most scores
+            take their place.
+    """
+    blocks, others, problems = {}, list(scores.others), list(scores.problems)
+    for key, block in scores.blocks.items():
+        first, *rest = _prompt_sets(block, own.get(key.split, ()))
+        complete, problem = block.at_prompts(first).complete() if rest else block.complete()
+        if problem:
+            problems.append(f"{key.reward}, {key.split} prompts: {problem}")
+        if complete is not None:
+            blocks[key] = complete
+        for prompts in rest:
+            other = block.at_prompts(prompts).complete()[0]
+            others += [(key, other)] if other is not None else []
+    return replace(scores, blocks=blocks, others=tuple(others), problems=tuple(problems))
+
+
+def _prompt_sets(block: Block, own: Sequence[str]) -> list[tuple[str, ...]]:
+    """The prompts in sets that were judged alike: the run's own ones first, others by the scores that they have."""
+    mine = set(own)
+    if not mine <= set(block.prompts):
+        return [block.prompts]
+    by_coverage: dict[bytes, list[str]] = {}
+    for i, prompt in enumerate(block.prompts):
+        if prompt not in mine:
+            coverage = b"" if block.present is None else block.present[i].tobytes()
+            by_coverage.setdefault(coverage, []).append(prompt)
+    sets = [tuple(by_coverage[coverage]) for coverage in sorted(by_coverage, key=sum, reverse=True)]
+    return [tuple(sorted(mine)), *sets] if mine else sets
 
 
 def stack(blocks: dict[int, Block], key: PanelKey, method: str) -> ScoreGrid:
     """Runs of one method as one array ``[S, P, K, I]``.
 
     Args:
-        blocks: by training seed; all with the same prompts, step counts and images, all finite.
+        blocks: by training seed; all with the same prompts, step counts and images, without gaps, all finite.
     """
     seeds, first = tuple(sorted(blocks)), next(iter(blocks.values()))
     scores = np.stack([blocks[seed].scores for seed in seeds])
@@ -259,7 +330,7 @@ def _panels(columns: dict[str, Any]) -> Scores:
             scores.blocks[key] = block
             if (key.sampler, key.split) not in scores.pictures:
                 scores.pictures[key.sampler, key.split] = _pictures(place, columns)
-    return Scores(scores.blocks, scores.pictures, tuple(problems), runs=tuple(sorted(columns["run"].values)))
+    return replace(scores, problems=tuple(problems), runs=tuple(sorted(columns["run"].values)))
 
 
 def _block(place: Place, score: np.ndarray) -> tuple[Block | None, str]:
@@ -267,12 +338,16 @@ def _block(place: Place, score: np.ndarray) -> tuple[Block | None, str]:
         return None, f"{int(repeated.sum())} images are scored more than once, so none of them counts"
     grid = np.full(place.counts.size, np.nan)
     grid[place.flat] = score[place.rows]
-    block = Block(grid.reshape(place.counts.shape), *place.labels)
-    return (block, "") if place.counts.all() else _complete_part(block, place.counts == 1)
+    present = None if place.counts.all() else place.counts == 1
+    prompts, steps, images = place.labels
+    return Block(grid.reshape(place.counts.shape), prompts, steps, images, present), ""
 
 
 def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str]:
     """The part without gaps: images that all step counts have, else step counts that have all images."""
+    block = replace(block, present=None)
+    if present.all():
+        return block, ""
     missing = f"{int((~present).sum())} of {present.size} images have no score"
     images = [image for i, image in enumerate(block.images) if present[:, :, i].all()]
     if images:

@@ -15,10 +15,10 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimates.time_estimate import Rates, Work, run_work, seconds
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.ledger import limit_text
-from sdpo_bench.results.read_results import flat_settings
+from sdpo_bench.results.read_results import flat_settings, own_prompts
 from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import read_scores
+from sdpo_bench.statistics.eval_table import own_part, read_scores
 from sdpo_bench.sweep.search import Round, Search
 from sdpo_bench.sweep.suite import Group, Suite
 from sdpo_bench.sweep.tuning import (
@@ -247,12 +247,13 @@ def _fault_of_results(folder: RunFolder) -> str:
     Its adapter may be gone: scores are shared without weights.
     """
     try:
-        folder.record()
+        record = folder.record()
     except UsageError as error:
         return str(error)
     if not folder.evaluation.exists():
         return "its eval.parquet is gone"
-    problems = read_scores(folder.evaluation, pictures=False).problems
+    scores = read_scores(folder.evaluation, pictures=False)
+    problems = own_part(scores, own_prompts(folder, record)).problems
     return problems[0] if problems else ""
 
 

@@ -87,6 +87,16 @@ def test_nothing_else_is_public():
         sb.runn  # noqa: B018
 
 
+def test_scores_of_prompts_judged_at_fewer_step_counts_are_there_without_gaps(tmp_path):
+    make_base(
+        tmp_path, base_frame(spread([0, 0, 0])), base_frame(spread([5]), prompts=("fox", "owl", "yak"), steps=(1,))
+    )
+    make_run(tmp_path, "sdpo", 0, spread([1, 1, 1]))
+    base = sb.load_results(tmp_path).scores.query("method == 'base model'")
+    assert base.groupby(["prompt", "steps"]).size().tolist() == [2] * (3 * 3 + 3)
+    assert base[base.prompt == "owl"].score.mean() == pytest.approx(5)
+
+
 def test_scores_are_one_row_an_image(out):
     scores = sb.load_results(out).scores
     assert list(scores.columns[:5]) == ["run", "method", "trained_on", "model", "seed"]

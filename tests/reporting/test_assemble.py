@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_factory import (
     PROMPTS,
@@ -24,6 +25,7 @@ from scipy import stats as scipy_stats
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.library.reports import render
+from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.reporting.content import Report
 from sdpo_bench.reporting.markdown import as_csv, as_json
@@ -399,8 +401,6 @@ def drop_column(folder: Path) -> None:
 
 
 def repeat_rows(folder: Path) -> None:
-    import pandas as pd
-
     rows = pd.read_parquet(folder / "eval.parquet")
     pd.concat([rows, rows[:1]]).to_parquet(folder / "eval.parquet")
 
@@ -536,8 +536,6 @@ def test_missing_base_model_leaves_gains_out(tmp_path):
 
 def test_incomplete_step_counts_are_left_out(out):
     folder = next((out / "runs").glob("ddpo-*-s1-*"))
-    import pandas as pd
-
     rows = pd.read_parquet(folder / "eval.parquet")
     gone = (rows.steps == 4) & (rows.prompt == "cat")
     rows[~gone].to_parquet(folder / "eval.parquet")
@@ -547,6 +545,47 @@ def test_incomplete_step_counts_are_left_out(out):
     assert cell(table, "ddpo", "steps_4").value is None
     assert cell(table, "sdpo", "steps_4").value == pytest.approx(2)
     assert any(note.startswith("mean and area: over 1, 2 steps, which every row has.") for note in table.notes)
+
+
+@pytest.mark.parametrize("more", [{"steps": (1,)}, {"images": 1}], ids=["fewer step counts", "fewer images"])
+def test_another_set_of_prompts_of_the_base_model_changes_nothing(out, more):
+    """The base folder is shared: another run was judged on these prompts, which score 9 below the others."""
+    before = table_of(report_of(out), "leaderboard-1")
+    steps, images = more.get("steps", STEPS), more.get("images", 2)
+    other = base_frame(spread([-9] * len(steps), images=images), prompts=("fox", "owl", "yak"), steps=steps)
+    base = next((out / "runs").glob("base-*")) / "eval.parquet"
+    pd.concat([pd.read_parquet(base), other]).assign(run=base.parent.name).to_parquet(base, index=False)
+    after = table_of(report_of(out), "leaderboard-1")
+    assert after == before
+    assert cell(after, "sdpo", "gain").value == pytest.approx(2)
+
+
+def test_a_seed_judged_on_another_set_of_prompts_stays_in_its_table(tmp_path):
+    """The configuration of every run names simple-animals; seed 1 was judged on three more prompts of that split."""
+    own = tuple(load_prompts("simple-animals"))
+
+    def animals(level):
+        return spread([level] * 3, prompts=len(own))
+
+    make_base(tmp_path, base_frame(animals(0), prompts=own))
+    for seed in (0, 1, 2):
+        frames = [partial(frame, animals(1 + 0.1 * seed), prompts=own)]
+        if seed == 1:
+            frames.append(partial(frame, spread([-5]), prompts=("xylophone", "yarn", "zip"), steps=(1,)))
+        make_run(tmp_path, "sdpo", seed, frames=frames)
+    report = report_of(tmp_path)
+    table = table_of(report, "1-1-leaderboard-1")
+    assert cell(table, "sdpo", "seeds").text == "3"
+    assert cell(table, "sdpo", "mean").value == pytest.approx(1.1)
+    assert cell(table, "sdpo", "steps_4").value == pytest.approx(1.1)
+    other = table_of(report, "1-2-leaderboard-1")
+    assert (cell(other, "sdpo", "seeds").text, cell(other, "sdpo", "steps_1").value) == (
+        "1 of 3, no interval",
+        pytest.approx(-5),
+    )
+    assert "have no score" not in notices(report)
+    row = next(row for row in list_runs(tmp_path)[1] if "-s1-" in row[0])
+    assert row[8] == pytest.approx(1.1)
 
 
 def test_fewer_images_of_one_run_are_used_for_all(out):

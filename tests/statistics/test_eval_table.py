@@ -1,6 +1,7 @@
 """Evaluation files as arrays: every score stays with its prompt, step count, image and seed."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_factory import frame
 
@@ -12,6 +13,7 @@ from sdpo_bench.statistics.eval_table import (
     at,
     only_seeds,
     only_steps,
+    own_part,
     read_scores,
     stack,
 )
@@ -75,3 +77,66 @@ def test_a_picture_statistic_stands_in_the_place_of_the_scores(tmp_path):
     }
     assert found == pytest.approx(by_label)
     assert not plain.scores.any()
+
+
+def judged(prompts, steps, images=2):
+    """Rows whose score is 100 for the first prompt of the alphabet, 200 for the next, plus the step count."""
+    scores = np.array([100.0 * (ord(p[0]) - 96) for p in prompts])[:, None, None] + np.array(steps)[None, :, None]
+    return frame(
+        np.repeat(scores, images, axis=2), run="r", method="sdpo", seed=0, prompts=prompts, steps=steps, split="unseen"
+    )
+
+
+def scores_of(tmp_path, *frames):
+    pd.concat(frames).to_parquet(tmp_path / "eval.parquet", index=False)
+    return read_scores(tmp_path / "eval.parquet", pictures=False)
+
+
+KNOWN = ("ant", "cat")
+"""The prompts that a run's configuration names."""
+
+
+@pytest.mark.parametrize(
+    "more", [{"steps": (1,)}, {"steps": (1, 4), "images": 1}, {"steps": (1, 4)}, {"steps": (1, 4, 16)}]
+)
+def test_other_prompts_of_a_split_do_not_change_the_runs_own(tmp_path, more):
+    scores = scores_of(tmp_path, judged(KNOWN, (1, 4)), judged(("bee", "dog"), **more))
+    own = own_part(scores, {"unseen": KNOWN})
+    (block,) = own.blocks.values()
+    assert (block.prompts, block.steps, block.images, block.present) == (KNOWN, (1, 4), (0, 1), None)
+    assert block.scores[..., 0].tolist() == [[101, 104], [301, 304]]
+    ((_, other),) = own.others
+    assert (other.prompts, other.steps, len(other.images)) == (("bee", "dog"), more["steps"], more.get("images", 2))
+    assert other.scores[:, 0, 0].tolist() == [201, 401] and other.present is None
+    assert own.problems == ()
+
+
+def test_prompts_that_no_configuration_names_are_told_apart_by_their_step_counts(tmp_path):
+    scores = scores_of(tmp_path, judged(KNOWN, (1,)), judged(("bee", "dog"), (1, 4)))
+    own = own_part(scores, {})
+    assert [(b.prompts, b.steps) for _, b in own.every_block] == [(("bee", "dog"), (1, 4)), (KNOWN, (1,))]
+
+
+def test_a_gap_in_the_runs_own_prompts_is_a_problem(tmp_path):
+    rows = judged(KNOWN, (1, 4))
+    scores = scores_of(tmp_path, rows[~((rows.prompt == "cat") & (rows.steps == 4))], judged(("bee",), (1,)))
+    own = own_part(scores, {"unseen": KNOWN})
+    assert own.problems == ("emoji-align, unseen prompts: 2 of 8 images have no score; left out: 4 steps",)
+    assert [(b.prompts, b.steps) for _, b in own.every_block] == [(KNOWN, (1,)), (("bee",), (1,))]
+
+
+def test_a_configuration_with_prompts_that_the_file_lacks_cuts_nothing(tmp_path):
+    own = own_part(scores_of(tmp_path, judged(KNOWN, (1, 4))), {"unseen": ("ant", "owl")})
+    assert [block.prompts for _, block in own.every_block] == [KNOWN]
+
+
+def test_a_part_has_the_step_counts_with_all_of_its_prompts_and_images(tmp_path):
+    """ant and cat have 2 images at 1 and 4 steps and 1 image at 16; bee has 1 step alone."""
+    frames = judged(KNOWN, (1, 4)), judged(KNOWN, (16,), images=1), judged(("bee",), (1,))
+    (block,) = scores_of(tmp_path, *frames).blocks.values()
+    parts = {prompts: block.part(prompts, (0, 1)) for prompts in (("cat", "ant"), ("ant", "bee"))}
+    assert [part.steps for part in parts.values()] == [(1, 4), (1,)]
+    assert parts["cat", "ant"].scores[..., 1].tolist() == [[301, 304], [101, 104]]
+    assert block.part(KNOWN, (0,)).steps == (1, 4, 16)
+    assert block.part(("ant", "owl"), (0,)) is None and block.part(KNOWN, (0, 5)) is None
+    assert block.bad == 0

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
+from report_factory import frame
 from suite_files import SEARCH, finish, finish_job, leave_scores, write_suite
 
 from factories import METHODS, make_resolved, make_trainer, mostly_slow
@@ -23,6 +26,7 @@ from sdpo_bench.estimates.time_estimate import (
     trained_steps,
     training_work,
 )
+from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.settings import ModelSettings, ScheduleSettings
 from sdpo_bench.sweep.plan import make_plan, record_of
 from sdpo_bench.sweep.suite import find_suite, read_suite
@@ -216,6 +220,22 @@ def test_a_job_that_has_lost_its_results_is_not_done(tmp_path, lost):
     for path, content in kept.items():
         path.write_bytes(content)
     assert make_plan(suite, tmp_path).jobs[0].state == "done"
+
+
+def test_a_job_judged_on_more_prompts_later_stays_done(tmp_path):
+    """``eval RUN --set eval.train=FILE --steps 1`` adds prompts to those that its configuration names."""
+    suite = read_suite(write_suite(tmp_path))
+    first = make_plan(suite, tmp_path).jobs[0]
+    finish_job(tmp_path, first, "done")
+    scores, who = tmp_path / "runs" / first.run_id / "eval.parquet", {"run": first.run_id, "method": "sdpo", "seed": 0}
+    own = load_prompts(first.settings["eval.train"])
+    parts = [((1, 4), own, np.zeros((len(own), 2, 2))), ((1,), ("an owl", "a yak"), np.zeros((2, 1, 2)))]
+    frames = [frame(cells, **who, prompts=prompts, steps=steps) for steps, prompts, cells in parts]
+    pd.concat(frames).to_parquet(scores, index=False)
+    assert make_plan(suite, tmp_path).jobs[0].state == "done"
+    pd.concat([frames[0].iloc[1:], frames[1]]).to_parquet(scores, index=False)  # one of its own scores is gone
+    job = make_plan(suite, tmp_path).jobs[0]
+    assert (job.state, "1 of " in job.message) == ("unfinished", True)
 
 
 # -- search --------------------------------------------------------------------------------------------------

@@ -123,6 +123,8 @@ def _score(block: Block | None, prompt: str, step: int) -> str:
     if block is None or step not in block.steps or prompt not in block.prompts or 0 not in block.images:
         return ""
     place = block.prompts.index(prompt), block.steps.index(step), block.images.index(0)
+    if block.present is not None and not block.present[place]:
+        return ""
     return f"{block.scores[place]:.3g}"
 
 

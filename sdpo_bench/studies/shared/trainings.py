@@ -97,18 +97,15 @@ def _block_of(job: Job, scores: Scores, reward: str, split: str) -> tuple[PanelK
     s = job.settings
     prompts = tuple(sorted(load_prompts(s[f"eval.{split}"])))
     steps, images = tuple(sorted(s["eval.steps"])), tuple(range(s["eval.images_per_prompt"]))
-    matches = [
-        (key, block)
-        for key, block in scores.blocks.items()
-        if (key.split, key.reward) == (split, reward)
-        and block.prompts == prompts
-        and set(steps) <= set(block.steps)
-        and set(images) <= set(block.images)
-    ]
+    matches = []
+    for key, block in scores.blocks.items():
+        part = block.part(prompts, images) if (key.split, key.reward) == (split, reward) else None
+        if part is not None and set(steps) <= set(part.steps):
+            matches.append((key, part.restrict(steps, images)))
     if len(matches) > 1:
         samplers = ", ".join(f"{key.sampler} (version {key.version})" for key, _ in matches)
         raise UsageError(f"run '{job.run_id}' was judged in several ways: {samplers}. Use another --results FOLDER.")
-    return (matches[0][0], matches[0][1].restrict(steps, images)) if matches else None
+    return matches[0] if matches else None
 
 
 @dataclass(frozen=True, eq=False)
