@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.results.read_results import clean_bill, last_line
+from sdpo_bench.results.read_results import clean_bill, last_line, own_prompts
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import Block, PanelKey, read_scores
+from sdpo_bench.statistics.eval_table import Block, PanelKey, own_part, read_scores
 from sdpo_bench.sweep.search import Requirement, Round, Search, products
 from sdpo_bench.sweep.suite import Group
 
@@ -194,7 +194,7 @@ def _broken_requirement(folder: RunFolder, require: Requirement, search: Search)
     if own is None:
         return f"it has no scores by {require.reward}"
     key, block = own
-    base = _base_block(folder, key, search)
+    base = _base_block(folder, key, block)
     if base is None:
         return f"the base model has no scores by {require.reward}"
     score, least = float(block.scores.mean()), float(base.scores.mean()) - require.drop
@@ -203,8 +203,8 @@ def _broken_requirement(folder: RunFolder, require: Requirement, search: Search)
     return f"{require.reward} {score:.3f} is below {least:.3f}, the base model's minus {require.drop:g}"
 
 
-def _base_block(folder: RunFolder, key: PanelKey, search: Search) -> Block | None:
-    """The base model's scores in the same panel, from the folder beside the run's."""
+def _base_block(folder: RunFolder, key: PanelKey, own: Block) -> Block | None:
+    """The base model's scores of the run's prompts, step counts and images, from the folder beside the run's."""
     model = folder.record()["config"]["model"]
     for path in sorted(folder.path.parent.glob("base-*")):
         base = RunFolder(path)
@@ -215,8 +215,9 @@ def _base_block(folder: RunFolder, key: PanelKey, search: Search) -> Block | Non
         if not base.evaluation.exists() or any(model.get(name, value) != value for name, value in facts.items()):
             continue
         block = read_scores(base.evaluation, pictures=False).blocks.get(key)
-        if block is not None and (asked := _asked_part(block, search)) is not None:
-            return asked
+        part = block.part(own.prompts, own.images) if block is not None else None
+        if part is not None and set(own.steps) <= set(part.steps):
+            return part.restrict(own.steps, own.images)
     return None
 
 
@@ -228,19 +229,17 @@ def tuning_score(folder: RunFolder, reward: str, search: Search) -> float | None
 
 def _judged(folder: RunFolder, reward: str, search: Search) -> tuple[PanelKey, Block] | None:
     """A run's scores by a reward on the prompts, step counts and images that the search asks for, if all are finite."""
-    split = "validation" if search.settings.by == "validation" else "train"
-    for key, block in read_scores(folder.evaluation, pictures=False).blocks.items():
-        if key.reward == reward and key.split == split and (asked := _asked_part(block, search)) is not None:
+    s = search.settings
+    split, images = "validation" if s.by == "validation" else "train", tuple(range(s.images_per_prompt))
+    prompts = own_prompts(folder, folder.record()).get(split, [])
+    scores = read_scores(folder.evaluation, pictures=False)
+    for key, block in own_part(scores, {split: prompts}).blocks.items():
+        if (key.reward, key.split) != (reward, split):
+            continue
+        if set(s.steps) <= set(block.steps) and set(images) <= set(block.images):
+            asked = block.restrict(s.steps, images)
             return None if asked.bad else (key, asked)
     return None
-
-
-def _asked_part(block: Block, search: Search) -> Block | None:
-    s = search.settings
-    images = tuple(range(s.images_per_prompt))
-    if not set(s.steps) <= set(block.steps) or not set(images) <= set(block.images):
-        return None
-    return block.restrict(s.steps, images)
 
 
 def search_data(search: Search, suite: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from report_factory import frame
 
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.hashing import digest
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.search import Requirement, Round, Search, SearchSettings
 from sdpo_bench.sweep.suite import Group
@@ -110,9 +111,11 @@ def scores_of(cells, reward="good", steps=(1, 2, 4), **options):
     return frame(cells, **who, reward=reward, **options)
 
 
-def folder_with(path, *frames, state="done"):
+def folder_with(path, *frames, state="done", **prompts):
+    """A tuning run; ``prompts`` are the sets that its configuration names, by split."""
     folder = RunFolder(path)
-    folder.path.mkdir(parents=True)
+    record = resolve(Request("sdpo", "emoji-align", "emoji-turbo")).record
+    folder.create(record | {"config": record["config"] | {"eval": prompts}})
     folder.set_status(state)
     pd.concat(frames).to_parquet(folder.evaluation, index=False)
     return folder
@@ -159,10 +162,37 @@ def test_a_run_that_falls_below_the_base_model_by_another_reward_is_out(tmp_path
     asked = SimpleNamespace(settings=ASKED.settings, require=Requirement("accuracy", 0.1))
     ones = np.ones((2, 3, 2))
     folder = folder_with(tmp_path / "run", scores_of(ones), scores_of(ones * own, "accuracy"))
-    folder.create(resolve(Request("sdpo", "emoji-align", "emoji-turbo")).record)
     for name, facts, level in (("base-a", {"name": "other"}, 0.0), ("base-b", {"name": "emoji-turbo"}, 0.9)):
         base = folder_with(tmp_path / name, scores_of(ones * level, "accuracy"))
         (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": facts}}))
     run = read_tuning_run(folder, "good", asked)
     assert (run.score is None) == out
     assert ("accuracy 0.790 is below 0.800" in run.out) == out
+
+
+EASY, HARD = ("ant", "bee"), ("cat", "dog")
+
+
+@pytest.mark.parametrize(("by", "split"), [("reward", "train"), ("validation", "validation")])
+def test_a_run_is_held_against_the_base_model_on_its_own_prompts_alone(tmp_path, by, split):
+    """The base model has .9 on the easy prompts of the search and .1 on hard ones, on which other runs were judged."""
+    (tmp_path / "easy.txt").write_text("\n".join(EASY))
+    name, settings = str(tmp_path / "easy.txt"), SimpleNamespace(by=by, steps=(1, 4), images_per_prompt=2)
+    asked = SimpleNamespace(settings=settings, require=Requirement("accuracy", 0.1))
+
+    def judged(level, reward, prompts, **options):
+        return scores_of(np.full((2, 3, 2), level), reward, split=split, **options).assign(
+            prompt=lambda rows: rows.prompt.map(dict(zip(("bee", "cat"), prompts)))
+        )
+
+    base = folder_with(tmp_path / "base-a", judged(0.9, "accuracy", EASY), judged(0.1, "accuracy", HARD))
+    (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": {"name": "emoji-turbo"}}}))
+    found = []
+    for i, (easy, hard) in enumerate([(0.6, None), (0.85, None), (0.85, 0.0), (0.6, 5.0)]):
+        frames = [judged(easy, "accuracy", EASY), judged(1.0, "good", EASY)]
+        if hard is not None:  # judged on other prompts afterwards
+            frames += [judged(hard, "accuracy", HARD), judged(9.0, "good", HARD)]
+        run = folder_with(tmp_path / f"run-{i}", *frames, **{split: name})
+        run.inputs.write_text(json.dumps({"prompts": {name: digest(list(EASY))}}))
+        found.append(read_tuning_run(run, "good", asked).score)
+    assert found == [None, 1.0, 1.0, None]
