@@ -82,6 +82,15 @@ def test_a_method_that_never_gets_there_has_a_row_that_says_so(results):
     assert rows["rebel"]["reached_by"]["text"] == "1 of 2"
 
 
+def test_a_level_that_no_seed_reaches_is_not_held_against_the_largest_budget(tmp_path):
+    """Seeds that were trained for 64 and for 128 images: none is there after 64, and the mean is at least 96."""
+    for seed, rises in enumerate(([0, 0.1], [0, 0.1, 0.2])):
+        add_curve(make_run(tmp_path, "ddpo", seed, spread([-0.5] * 3)), rises)
+    _, rows = rows_of(table_of(tmp_path, reach=9.0)[0], "at 1 step:")
+    assert rows["ddpo"]["reach"]["text"] == "not reached in 64 images"
+    assert rows["ddpo"]["reach"]["low"] == 96 and rows["ddpo"]["reach"]["value"] is None
+
+
 def test_runs_without_a_curve_are_named(results):
     table, _ = table_of(results)
     assert "d3po: 1 run without this curve." in table["notes"]

@@ -99,8 +99,8 @@ def _reach_cell(timed: Reach | None, axis: str) -> t.Cell:
         return t.Cell(t.DASH)
     unit, seeds = axis_words(axis), len(timed.amounts)
     if timed.reached == 0:
-        most = max(timed.budgets.values())
-        return t.Cell(f"not reached in {amount(most)} {unit}", None, low=most, seeds=seeds)
+        every = min(timed.budgets.values())  # what all seeds were trained for
+        return t.Cell(f"not reached in {amount(every)} {unit}", None, low=timed.at_least, seeds=seeds)
     estimate = timed.estimate
     if estimate is None:
         return t.Cell(f"≥{amount(timed.at_least)}", None, low=timed.at_least, seeds=seeds)
