@@ -534,6 +534,20 @@ def test_missing_base_model_leaves_gains_out(tmp_path):
     assert any("base model has no scores here" in note for note in table.notes)
 
 
+def test_the_diversity_that_methods_start_from_is_named_where_it_differs(out):
+    """All methods have .3 in all epochs, ddpo .26 in the first one: the base model's row is .28."""
+    start = "Diversity of the first epoch"
+    assert not any(start in note for note in table_of(report_of(out), "leaderboard-1").notes)
+    for log in (out / "runs").glob("ddpo-*/train.jsonl"):
+        first, *others = log.read_text().splitlines(keepends=True)
+        log.write_text("".join([first.replace('"diversity": 0.3', '"diversity": 0.26'), *others]))
+    report = report_of(out)
+    table = table_of(report, "leaderboard-1")
+    assert cell(table, "base model", "diversity").value == pytest.approx(0.28)
+    assert any(note.startswith(f"{start}: 0.260 for ddpo; 0.300 for sdpo. ") for note in table.notes)
+    assert sum(start in note for note in table_of(report, "main-1").notes) == 1
+
+
 def test_incomplete_step_counts_are_left_out(out):
     folder = next((out / "runs").glob("ddpo-*-s1-*"))
     rows = pd.read_parquet(folder / "eval.parquet")

@@ -7,6 +7,7 @@ from sdpo_bench.results.comparability import Arm, Setting
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.eval_table import BASE, PICTURES, Scores
 
 # Counts that most bills lack, shown where one has them: key of the bill, title, what it is.
@@ -17,7 +18,7 @@ OCCASIONAL = (
 
 DIVERSITY_NOTE = (
     "diversity: root mean square distance of two sampled pictures in the last epoch of training (base model: in the "
-    "first epoch, before any update), mean over runs, no interval."
+    "first epoch of all methods, before any update), mean over runs, no interval."
 )
 
 
@@ -133,6 +134,23 @@ def picture_table(
         "steps that draw noise; none where no step does).",
     ]
     return t.Table(name, f"Pictures, {panel.key.split} prompts", columns, (t.Group("", tuple(rows)),), tuple(notes))
+
+
+def diversity_notes(setting: Setting) -> list[str]:
+    """Meaning of the column, and where methods start from where their first epochs differ."""
+    by_value: dict[str, list[str]] = {}
+    for arm in setting.arms:
+        first = _mean(_part(run.first_epoch, "pictures").get("diversity") for run in arm.done)
+        if first is not None:
+            by_value.setdefault(t.fixed(first, 3), []).append(arm.label)
+    if len(by_value) < 2:
+        return [DIVERSITY_NOTE]
+    starts = "; ".join(f"{value} for {listed(by_value[value])}" for value in sorted(by_value))
+    return [
+        DIVERSITY_NOTE,
+        f"Diversity of the first epoch: {starts}. It differs before any update, since methods draw other batches of "
+        "prompts and images: measure a method's change from its own first epoch, not from the base model's row.",
+    ]
 
 
 def diversity(setting: Setting) -> dict[str, float | None]:

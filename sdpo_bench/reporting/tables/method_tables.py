@@ -7,7 +7,7 @@ sampler, scheduler settings, seeds, prompts, images, reward version, and what th
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
-from sdpo_bench.reporting.tables.cost_tables import DIVERSITY_NOTE, diversity
+from sdpo_bench.reporting.tables.cost_tables import diversity, diversity_notes
 from sdpo_bench.results.comparability import Setting, amount, sampler_words, shown
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
@@ -76,7 +76,8 @@ def leaderboard(board: Board, name: str) -> t.Table:
     spread = diversity(board.panel.setting)
     rows = tuple(_leader_row(board, line, steps, digits, spread) for line in board.rows)
     title = f"{board.panel.key.reward}, {board.panel.key.split} prompts"
-    notes = (*panel_notes(board.panel), *interval_notes(board), *_test_notes(board), DIVERSITY_NOTE)
+    meaning = diversity_notes(board.panel.setting)
+    notes = (*panel_notes(board.panel), *interval_notes(board), *_test_notes(board), *meaning)
     cautions = (*board.notes, *board_cautions(board))
     return t.Table(name, title, tuple(columns), (t.Group("", rows),), notes, cautions, board.panel.prompts)
 
@@ -143,10 +144,8 @@ def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable
     groups = tuple(t.Group(heading(board), _step_rows(board, [*steps, *summary], trained)) for board in boards)
     notes = [note for b in boards for note in (*panel_notes(b.panel), *interval_notes(b))]
     if trained:
-        notes += [
-            "Bold: not significantly different from the best of its column, each column on its own.",
-            DIVERSITY_NOTE,
-        ]
+        notes.append("Bold: not significantly different from the best of its column, each column on its own.")
+        notes += [note for board in boards for note in diversity_notes(board.panel.setting)]
     cautions = tuple(dict.fromkeys(note for b in boards for note in board_cautions(b)))
     prompts = sorted({prompt for board in boards for prompt in board.panel.prompts})
     return t.Table(name, title, columns, groups, tuple(dict.fromkeys(notes)), cautions, tuple(prompts))
