@@ -139,13 +139,19 @@ def conclusion(letters: Mapping[str, Mapping[str, str]], pairs: Mapping[str, Con
         )
     if contradictions:
         return texts
-    if len(by_order) > 1:
+    if len({_significant(axis, pairs) for axis in letters}) > 1:
         return [
             *texts,
             "What is significant differs between axes, but no pair of methods is significant both ways round.",
         ]
     same = "The same is significant on every axis, which does not say that the axis makes no difference."
     return [*texts, same] if texts else ["Nothing can be compared."]
+
+
+def _significant(axis: str, pairs: Mapping[str, Contrast]) -> frozenset[tuple[str, str]]:
+    """Pairs that differ significantly on an axis, each with its direction."""
+    own = {label.partition(": ")[2]: c for label, c in pairs.items() if label.partition(": ")[0] == axis}
+    return frozenset((pair, contrast.outcome) for pair, contrast in own.items() if contrast.shown)
 
 
 def _axis_table(trainings: Trainings, letters: Mapping[str, Mapping[str, str]], reward: str) -> t.Table:

@@ -15,6 +15,9 @@ from sdpo_bench.plugins.conflicts import refuse_what_a_study_owns
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.results.study_record import read_studies
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.statistics.contrasts import Contrast
+from sdpo_bench.statistics.intervals import Estimate
+from sdpo_bench.statistics.letters import letter_display
 from sdpo_bench.studies import budget, extreme_steps, normalisation, over_optimisation, update_order
 from sdpo_bench.studies.shared import diversity
 from sdpo_bench.studies.shared.contract import StudyRequest
@@ -86,6 +89,32 @@ def test_seconds_are_what_the_reference_took(four, tmp_path):
     found = find("studies", "budget").load()().findings(bench)
     assert has(found, "The same is significant on every axis, which does not say that the axis makes no difference.")
     assert [r.cells[0].text for r in table(found, "pairs").rows] == ["sdpo - ddpo", "sdpo - d3po", "ddpo - d3po"]
+
+
+def contrast(label, value, shown):
+    return Contrast(label, Estimate(value, None, None, 0.95, 3, 4, None, None, "", ""), 0.01 if shown else 1.0)
+
+
+def budget_conclusion(**axes):
+    """Of significant differences (1, -1) and others (0.1, -0.1) by axis: sdpo - ddpo, sdpo - d3po, ddpo - d3po."""
+    pairs, letters = {}, {}
+    for axis, (order, *values) in axes.items():
+        for pair, value in zip(("sdpo - ddpo", "sdpo - d3po", "ddpo - d3po"), values):
+            pairs[f"{axis}: {pair}"] = contrast(f"{axis}: {pair}", value, abs(value) == 1)
+        apart = {frozenset(p.partition(": ")[2].split(" - ")) for p, c in pairs.items() if c.shown and axis in p}
+        letters[axis] = letter_display(order.split(), apart)
+    return budget.conclusion(letters, pairs)
+
+
+def test_another_order_of_methods_that_do_not_differ_is_no_difference_between_axes():
+    found = budget_conclusion(images=("sdpo ddpo d3po", 0.1, 1, 1), seconds=("ddpo sdpo d3po", -0.1, 1, 1))
+    assert found == [
+        "At equal images: sdpo a, ddpo a, d3po b.",
+        "At equal seconds: ddpo a, sdpo a, d3po b.",
+        "The same is significant on every axis, which does not say that the axis makes no difference.",
+    ]
+    less = budget_conclusion(images=("sdpo ddpo d3po", 0.1, 1, 1), seconds=("ddpo sdpo d3po", -0.1, 1, 0.1))
+    assert less[-1].startswith("What is significant differs between axes")
 
 
 def test_what_is_not_told_apart_reads_alike_whoever_happens_to_lead():
