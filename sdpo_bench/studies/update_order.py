@@ -192,11 +192,17 @@ def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
 
 
 def _together(images: Contrast, both: Contrast) -> str:
+    if both.up and not images.shown:
+        return (
+            "With equal images and optimiser steps the step-shuffled order is the better one, though not significantly "
+            "with equal images alone."
+        )
     if images.up and both.up:
         return "The order itself helps: its lead remains when the optimiser steps are equal too."
-    if images.up and not both.shown:
+    if images.shown and not both.shown:
+        whose = "Its lead" if images.up else "The accumulated order's lead"
         return (
-            "Its lead at equal images is not significant when the optimiser steps are equal too, so the number of "
+            f"{whose} at equal images is not significant when the optimiser steps are equal too, so the number of "
             "optimiser steps may be all there is to it."
         )
     if both.down:

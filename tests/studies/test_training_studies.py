@@ -30,6 +30,10 @@ def table(found, name):
     return next(one for one in found.tables if one.name == name)
 
 
+def contrast(label, value, shown):
+    return Contrast(label, Estimate(value, None, None, 0.95, 3, 4, None, None, "", ""), 0.01 if shown else 1.0)
+
+
 # -- update order --------------------------------------------------------------------------------------------
 
 
@@ -52,6 +56,26 @@ def test_a_lead_that_vanishes_at_equal_optimiser_steps_is_not_the_orders(four, t
 def test_a_lead_that_remains_is_the_orders(four, tmp_path):
     gain = by_variant(shuffled=1.0, accumulated=0.4, accumulated_small=0.5, shuffled_early=0.9)
     assert has(findings("update-order", request(four), tmp_path, gain), "The order itself helps")
+
+
+@pytest.mark.parametrize(
+    ("images", "both", "said"),
+    [
+        (1, 1, "The order itself helps"),
+        (1, 0, "Its lead at equal images is not significant when the optimiser steps are equal too"),
+        (-1, 0, "The accumulated order's lead at equal images is not significant when the optimiser steps are equal"),
+        (0, 1, "With equal images and optimiser steps the step-shuffled order is the better one, though not signif"),
+        (0, 0, "The two orders do not differ significantly when images are equal."),
+        (0, -1, "With equal images and optimiser steps the accumulated order is the better one."),
+        (1, -1, "With equal images and optimiser steps the accumulated order is the better one."),
+        (-1, -1, "With equal images and optimiser steps the accumulated order is the better one."),
+        (-1, 1, "The order matters, but not in one direction."),
+    ],
+)
+def test_what_two_comparisons_say_together_follows_from_both(images, both, said):
+    labels = {"equal images": images, "equal images and optimiser steps": both}
+    found = update_order.conclusion({label: contrast(label, sign or 0.1, sign != 0) for label, sign in labels.items()})
+    assert found[2].startswith(said)
 
 
 def test_the_arms_of_update_order_are_equal_where_they_say_so(four):
@@ -89,10 +113,6 @@ def test_seconds_are_what_the_reference_took(four, tmp_path):
     found = find("studies", "budget").load()().findings(bench)
     assert has(found, "The same is significant on every axis, which does not say that the axis makes no difference.")
     assert [r.cells[0].text for r in table(found, "pairs").rows] == ["sdpo - ddpo", "sdpo - d3po", "ddpo - d3po"]
-
-
-def contrast(label, value, shown):
-    return Contrast(label, Estimate(value, None, None, 0.95, 3, 4, None, None, "", ""), 0.01 if shown else 1.0)
 
 
 def budget_conclusion(**axes):
