@@ -6,7 +6,7 @@ trained reward is significantly up and the others significantly down.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -178,12 +178,12 @@ class _View:
         up = [i for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.up]
         open_ones = [c.interval_words for i in self.arms if (c := self.gains.get(f"trained {i}")) and c.interval_words]
         not_up = f"does not rise significantly at any budget{open_ones[0] if open_ones else ''}"
-        first = f"rises significantly from {up[0]:,} images on" if up else not_up
+        first = f"rises significantly {budget_words(up, self.arms)}" if up else not_up
         texts = [f"{self.reward}: trained on, it {first}."]
         if self.onset is not None:
             texts.append(
-                f"{self.reward}: HACKED from {self.onset:,} images on: the held-out rewards are significantly below "
-                "the base model's."
+                f"{self.reward}: HACKED {budget_words(hacked(self.gains, self.arms), self.arms)}: the held-out rewards "
+                "are significantly below the base model's."
             )
         else:
             texts.append(f"{self.reward}: no significant onset of hacking: {self._held_out_words()}")
@@ -191,7 +191,7 @@ class _View:
         for space, words in SPACES.items():
             budgets_of_loss = [i for i in self.arms if (c := self.diversity.get(f"{space} {i}")) and c.down]
             if budgets_of_loss:
-                losses.append(f"{words} from {budgets_of_loss[0]:,} images on")
+                losses.append(f"{words} {budget_words(budgets_of_loss, self.arms)}")
         if losses:
             texts.append(f"{self.reward}: diversity is significantly lower in {listed(losses)}.")
         elif self.diversity:
@@ -278,13 +278,26 @@ class _View:
         return Plot(self.reward, caption, charts, columns=3, size=(3.6, 2.7))
 
 
-def onset(gains: Mapping[str, Contrast], budgets: list[int]) -> int | None:
-    """The smallest budget with a significant gain by the trained reward and a significant loss by the held-out ones."""
+def onset(gains: Mapping[str, Contrast], budgets: Iterable[int]) -> int | None:
+    """The smallest budget of :func:`hacked`; None without one."""
+    return min(hacked(gains, budgets), default=None)
+
+
+def hacked(gains: Mapping[str, Contrast], budgets: Iterable[int]) -> list[int]:
+    """Budgets with a significant gain by the trained reward and a significant loss by the held-out ones."""
+    found = []
     for images in sorted(budgets):
         own, others = gains.get(f"trained {images}"), gains.get(f"held-out {images}")
         if own and others and own.up and others.down:
-            return images
-    return None
+            found.append(images)
+    return found
+
+
+def budget_words(found: Sequence[int], budgets: Iterable[int]) -> str:
+    """Budgets at which something is significant: the first one where all later ones agree, else all of them."""
+    if list(found) == [images for images in sorted(budgets) if images >= found[0]]:
+        return f"from {found[0]:,} images on"
+    return f"at {listed(f'{images:,}' for images in found)} images"
 
 
 def held_out(trainings: Trainings, arm: Arm, judges: list[str]) -> Matrix | None:

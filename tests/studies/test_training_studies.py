@@ -328,6 +328,32 @@ def test_the_onset_of_hacking_is_marked(four, tmp_path, monkeypatch):
     assert matrix.cells[3].value > 0 > matrix.cells[1].value
 
 
+def test_a_budget_stands_for_later_ones_only_where_these_agree():
+    """Trained: up, unclear, up. Held-out: unclear, unclear, down at the last two budgets."""
+    budgets = [1024, 2048, 4096, 8192]
+    gains = {}
+    for images, own, others in zip(budgets, (1, 0.1, 1, 1), (-0.1, -1, -1, -1)):
+        for name, value in (("trained", own), ("held-out", others)):
+            gains[f"{name} {images}"] = contrast(name, value, abs(value) == 1)
+    assert over_optimisation.hacked(gains, budgets) == [4096, 8192]
+    assert over_optimisation.onset(gains, budgets) == 4096
+    assert over_optimisation.budget_words([4096, 8192], budgets) == "from 4,096 images on"
+    assert over_optimisation.budget_words([1024, 4096, 8192], budgets) == "at 1,024, 4,096 and 8,192 images"
+    assert over_optimisation.budget_words([8192], budgets) == "from 8,192 images on"
+
+
+def test_a_rise_that_is_lost_again_is_said_of_its_budgets_alone(four, tmp_path, monkeypatch):
+    def gain(cell, reward, k):
+        last = int(cell.variant) == 16384
+        return 0.0 if reward == cell.reward and last else 1.0 if reward == cell.reward else -1.0
+
+    monkeypatch.setattr(over_optimisation, "measure_all", lambda bench, steps: {})
+    found = findings("over-optimisation", request(four), tmp_path, gain)
+    budgets = "at 1,024, 2,048, 4,096 and 8,192 images"
+    assert has(found, f"emoji-align: trained on, it rises significantly {budgets}.")
+    assert has(found, f"emoji-align: HACKED {budgets}: the held-out rewards")
+
+
 def test_nothing_can_be_held_out_from_a_single_foreign_reward():
     with pytest.raises(UsageError, match="nothing is held out"):
         over_optimisation._judges(StudyRequest(rewards=("aesthetic",)))
