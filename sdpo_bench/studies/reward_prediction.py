@@ -165,8 +165,11 @@ class _Reward:
         if bad:
             return f"the official weights give NaN or infinite rewards at T = {listed(bad)}."
         means = {n: [by_rule[r].values.mean() for r in (s.OFFICIAL, s.SDPO)] for n, by_rule in self.matrices.items()}
-        worse = [n for n, (official, own) in means.items() if official > own + 5e-3]
-        where = f"have a larger error at T = {listed(worse)}" if worse else "change the error by less than 0.005"
+        effects = []
+        for words, sign in (("larger", 1), ("smaller", -1)):
+            changed = [n for n, (official, own) in means.items() if sign * (official - own) > 5e-3]
+            effects += [f"a {words} error at T = {listed(changed)}"] if changed else []
+        where = f"have {listed(effects)}" if effects else "change the error by less than 0.005"
         return f"the official weights, which may be negative, {where}."
 
     def plots(self) -> list[Plot]:

@@ -1,6 +1,7 @@
 """Studies of the newer methods: what they train, what they leave out, and what they conclude from known numbers."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 from study_factory import findings, finished, has, request
@@ -8,7 +9,9 @@ from study_factory import findings, finished, has, request
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import CannotTrain, UsageError
 from sdpo_bench.plugins.registry import find
-from sdpo_bench.studies import dense_rewards, one_step
+from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.studies import dense_rewards, one_step, reward_prediction
+from sdpo_bench.studies.shared import step_rewards
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.training_tables import unsearched
 from sdpo_bench.sweep.plan import make_plan
@@ -238,3 +241,24 @@ def test_a_model_that_blurs_while_its_reward_rises_is_said_to(four, tmp_path):
 def test_the_models_of_nft_on_distilled_are_the_study_s_own():
     with pytest.raises(UsageError, match="this study compares emoji-flow and emoji-flow-base"):
         design("nft-on-distilled", StudyRequest(model="sd-turbo"))
+
+
+@pytest.mark.parametrize(
+    ("official", "said"),
+    [
+        ({4: 0.504, 10: 0.496}, "change the error by less than 0.005."),
+        ({4: 0.52, 10: 0.51}, "have a larger error at T = 4 and 10."),
+        ({4: 0.48, 10: 0.5}, "have a smaller error at T = 4."),
+        ({4: 0.48, 10: 0.52}, "have a larger error at T = 10 and a smaller error at T = 4."),
+    ],
+)
+def test_official_weights_that_lower_the_error_are_said_to(official, said):
+    """SDPO's error is .5 at T = 4 and 10."""
+    rules = step_rewards.OFFICIAL, step_rewards.SDPO
+    errors = {n: dict(zip(rules, (error, 0.5))) for n, error in official.items()}
+    view = SimpleNamespace(
+        sampled=official,
+        accuracy={n: {step_rewards.OFFICIAL: SimpleNamespace(not_finite=0)} for n in official},
+        matrices={n: {rule: Matrix([[e]], (0,), ("cat",)) for rule, e in own.items()} for n, own in errors.items()},
+    )
+    assert reward_prediction._Reward._official(view) == f"the official weights, which may be negative, {said}"
