@@ -59,7 +59,8 @@ class Board:
     notes: tuple[str, ...]
     level: float
     leaders: Mapping[Endpoint, frozenset[str]]
-    """Rows not significantly different from the best, by step count and at ``endpoint``; empty without tests."""
+    """Rows not significantly different from the best, by step count, on the few-step mean and at ``endpoint``; empty
+    without tests."""
     reference: str = ""
     """The method that ``Line.difference`` is measured against; empty without methods."""
     apart: frozenset[Pair] = frozenset()
@@ -153,9 +154,10 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
         apart = pairs_told_apart(matrices, level=level)
         letters = letter_display([line.label for line in lines if line.label in matrices], apart)
         lines = [replace(line, letters=letters.get(line.label, "")) for line in lines]
-        for step in panel.steps:
-            at_step = _comparable(panel, step)[0]
-            leaders[step] = _leaders(at_step, pairs_told_apart(at_step, level=level))
+        columns: tuple[Endpoint, ...] = (*panel.steps, "few")
+        for key in columns:
+            own = _comparable(panel, key)[0]
+            leaders[key] = _leaders(own, pairs_told_apart(own, level=level))
         leaders[endpoint] = _leaders(matrices, apart)
         best = _best(matrices)
         shared_seeds = matrices[best].seeds if best else ()

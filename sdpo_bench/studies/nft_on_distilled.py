@@ -214,7 +214,12 @@ def _cell_sentence(cell: Cell, found: Mapping[str, Contrast]) -> str:
     blur = found.get(BLUR)
     verdict = {"down": "BLURS", "up": "does not blur"}.get(blur.outcome, "does not blur significantly") if blur else "?"
     names = [BLUR, *(name for name in found if name != BLUR)] if blur else list(found)
-    parts = [f"{name} {verbs[found[name].outcome]} ({found[name].estimate.value:+.3g})" for name in names]
+    parts = []
+    for name in names:
+        contrast = found[name]
+        parts.append(
+            f"{name} {verbs[contrast.outcome]}{contrast.interval_words or f' ({contrast.estimate.value:+.3g})'}"
+        )
     if blur is None:
         return f"The {cell.kind} model at T = {cell.steps} has no sharpness to judge by: {'; '.join(parts)}."
     return f"The {cell.kind} model at T = {cell.steps} {verdict}: {'; '.join(parts)}."

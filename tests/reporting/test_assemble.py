@@ -658,6 +658,19 @@ def test_the_few_step_mean_stands_beside_the_mean_over_all_step_counts(tmp_path)
     assert cell(few, "sdpo", "gain").value == pytest.approx(3)
 
 
+def test_each_column_of_the_main_table_has_its_own_bold(tmp_path):
+    """sdpo is ahead on the few steps, ddpo at 8 steps and so on the mean over all."""
+    steps = (1, 2, 4, 8)
+    make_base(tmp_path, base_frame(spread([0, 0, 0, 0]), steps=steps))
+    for seed in (0, 1, 2):
+        for method, scores in (("sdpo", [3, 3, 3, 3]), ("ddpo", [2, 2, 2, 20])):
+            means = [score + 0.01 * seed for score in scores]
+            make_run(tmp_path, method, seed, frames=[partial(frame, spread(means), steps=steps)])
+    table = table_of(report_of(tmp_path), "main-1")
+    bold = {m: [k for k in ("steps_1", "few", "mean") if cell(table, m, k).strong] for m in ("sdpo", "ddpo")}
+    assert bold == {"sdpo": ["steps_1", "few"], "ddpo": ["mean"]}
+
+
 def test_the_few_step_mean_is_refused_without_its_step_counts(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0]), steps=(2, 4)))
     make_run(tmp_path, "sdpo", 0, frames=[partial(frame, spread([1, 2]), steps=(2, 4))])

@@ -9,11 +9,14 @@ from study_factory import findings, finished, has, request
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import CannotTrain, UsageError
 from sdpo_bench.plugins.registry import find
+from sdpo_bench.statistics.contrasts import Contrast
+from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
-from sdpo_bench.studies import dense_rewards, one_step, reward_prediction
+from sdpo_bench.studies import dense_rewards, nft_on_distilled, one_step, reward_prediction
 from sdpo_bench.studies.shared import step_rewards
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.training_tables import unsearched
+from sdpo_bench.studies.shared.trainings import Trainings
 from sdpo_bench.sweep.plan import make_plan
 
 
@@ -236,6 +239,31 @@ def test_a_model_that_blurs_while_its_reward_rises_is_said_to(four, tmp_path):
     assert rows["undistilled", 10][2].value == pytest.approx(0.5, abs=0.05)
     away = next(r for r in table(found, "steps-reward").rows if r.cells[0].text == "distilled")
     assert away.cells[2].value == pytest.approx(-3.0, abs=0.05)  # judged at one step, trained at four
+
+
+def test_a_change_that_only_its_interval_excludes_has_both_numbers():
+    """Of three: the interval [.01, .5] excludes 0, the corrected p is .09."""
+    near = Contrast("reward", Estimate(0.255, 0.01, 0.5, 0.95, 3, 4, 0.1, 2.0, ""), 0.09)
+    clear = Contrast("sharpness", Estimate(-0.2, -0.3, -0.1, 0.95, 3, 4, 0.1, 2.0, ""), 0.001)
+    cell = nft_on_distilled._cells()[0]
+    sentence = nft_on_distilled._cell_sentence(cell, {"reward": near, nft_on_distilled.BLUR: clear})
+    assert "falls significantly (-0.2); reward does not change significantly (+0.255, interval [0.01, 0.5]" in sentence
+    assert "but adjusted p = 0.09)" in sentence
+
+
+def test_pictures_are_compared_at_the_step_counts_of_the_study():
+    """The base model was judged at 50 steps too, for another run: its mean at 1 and 4 steps is .2."""
+
+    def judged(**by_step):
+        return SimpleNamespace(
+            pictures={("sampler", "train"): {"contrast": {int(k[1:]): v for k, v in by_step.items()}}}
+        )
+
+    job = SimpleNamespace(settings={"eval.steps": (1, 4)})
+    run = SimpleNamespace(job=job, why_not="", scores=judged(k1=0.1, k4=0.2, k16=0.9))
+    base = SimpleNamespace(scores=judged(k1=0.1, k4=0.3, k50=0.8))
+    trainings = SimpleNamespace(arms={"arm": (run,)}, bases_of=lambda arm: [base])
+    assert Trainings.pictures(trainings, "arm", "contrast") == pytest.approx((0.15, 0.2))
 
 
 def test_the_models_of_nft_on_distilled_are_the_study_s_own():

@@ -247,9 +247,10 @@ class Trainings:
         return replace(gain, values=gain.values * (1 / spread)) if gain is not None and spread > 0 else None
 
     def pictures(self, arm: Arm, statistic: str) -> tuple[float, float]:
-        """A picture statistic averaged over usable runs and step counts: the arm's and the base model's."""
-        tuned = [_picture(run.scores, statistic) for run in self.arms[arm] if not run.why_not]
-        base = [_picture(base.scores, statistic) for base in self.bases_of(arm)]
+        """A picture statistic averaged over usable runs and the study's step counts: the arm's and the base model's."""
+        steps = self.arms[arm][0].job.settings["eval.steps"]
+        tuned = [_picture(run.scores, statistic, steps) for run in self.arms[arm] if not run.why_not]
+        base = [_picture(base.scores, statistic, steps) for base in self.bases_of(arm)]
         return mean_of(tuned), mean_of(base)
 
     def failures(self) -> list[Trained]:
@@ -257,11 +258,11 @@ class Trainings:
         return [run for run in self.runs if run.why_not]
 
 
-def _picture(scores: Scores, statistic: str) -> float:
+def _picture(scores: Scores, statistic: str, steps: Sequence[int]) -> float:
     values: list[float] = []
     for (_, split), statistics in scores.pictures.items():
         if split == "train":
-            values += statistics[statistic].values()
+            values += [value for step, value in statistics[statistic].items() if step in steps]
     return mean_of(values)
 
 
