@@ -85,7 +85,7 @@ def compare(
         a, b: methods (all their seeds), runs, or ``base``.
         results: results folder; that of a :class:`Run` goes before it.
         select: only runs that fit, e.g. ``["reward=hpsv2"]``.
-        metric: ``mean`` or ``auc`` over step counts, or a number of steps.
+        metric: ``mean``, ``few`` or ``area`` over step counts, or a number of steps.
 
     Raises:
         UsageError: unknown names, or sides that differ in what they must share, naming what differs.

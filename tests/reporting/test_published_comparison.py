@@ -82,7 +82,14 @@ def test_gains_are_shares_of_the_largest_mean_gain_of_their_side(out, published)
 def test_a_number_as_large_as_its_error_has_no_direction():
     found = [Reading(value, half).direction for value, half in ((0.5, 0.5), (-0.5, 0.5), (0.6, 0.5), (-0.6, 0.5))]
     assert found == [0, 0, 1, -1]
-    assert [Reading(value).direction for value in (0.1, 0.0, -0.1)] == [1, 0, -1]
+    assert [Reading(value).direction for value in (0.1, 0.0, -0.1)] == [0, 0, 0]
+
+
+def test_a_method_of_one_seed_moves_in_no_direction(out, published):
+    make_run(out, "d3po", 0, spread([-0.9, 0.9, 0.9]))
+    published.write_text(published.read_text().replace("[1.02, 1.02, 1.02]", "[2.0, 2.0, 2.0]"))
+    table = tables(out, published)["against-1-shape"]
+    assert row(table, "d3po", "here")["direction"].text == "open at 3"
 
 
 def test_order_there_needs_more_than_the_error_of_two_readings(out, published):

@@ -63,7 +63,12 @@ def tables_of(search):
     [
         (ROUNDS, "Each candidate was trained with seed 1000, not reported, for 2560 images."),
         (ROUNDS, "Round 2: each of the best 4 was trained with seeds 1000, 1001, not reported, for 2560 images."),
-        (ROUNDS, "The highest mean score on validation prompts (emoji-validation) at 1, 4 steps was chosen."),
+        (
+            ROUNDS,
+            "The highest mean score of the last round on validation prompts (emoji-validation) at 1, 4 steps was "
+            "chosen.",
+        ),
+        (ONE_ROUND, "The highest mean score on the training prompts at 1 steps was chosen."),
         (ROUNDS, "A candidate whose emoji-accuracy there fell below the base model's minus 0.02 was out."),
         (ROUNDS, "Where an end of the list of update.lr won, the list grew by its next value."),
         (ROUNDS, "sdpo: the chosen update.lr is still at an end of its list."),

@@ -17,7 +17,7 @@ HERE = "here"
 
 @dataclass(frozen=True)
 class Reading:
-    """A number and the half-width of its uncertainty; None if the uncertainty is unknown."""
+    """A number and the half-width of its uncertainty; None where that is unknown, as with one seed."""
 
     value: float
     half: float | None = None
@@ -25,7 +25,7 @@ class Reading:
     @property
     def direction(self) -> int:
         """1 up, -1 down, 0 where it is not significant."""
-        if self.value == 0 or (self.half is not None and abs(self.value) <= self.half):
+        if self.half is None or abs(self.value) <= self.half:
             return 0
         return 1 if self.value > 0 else -1
 

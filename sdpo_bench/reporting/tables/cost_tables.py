@@ -129,9 +129,9 @@ def picture_table(
     notes = [
         "Means over images, step counts and seeds. Brightness: mean; contrast: standard deviation of luminance; "
         "saturation: max - min over channels; sharpness: difference of neighbouring luminance; pixels in [0, 1].",
-        "* At the last epoch of training: root mean square distance of neighbouring images, share of pictures of one "
-        "colour, and KL divergence of the sampling policy from the base model (nats per latent element, sum over the "
-        "steps that draw noise; none where no step does).",
+        "* At the last epoch of training: root mean square distance of two images over all pairs, share of pictures "
+        "of one colour, and KL divergence of the sampling policy from the base model (nats per latent element, sum "
+        "over the steps that draw noise; none where no step does).",
     ]
     return t.Table(name, f"Pictures, {panel.key.split} prompts", columns, (t.Group("", tuple(rows)),), tuple(notes))
 

@@ -163,7 +163,7 @@ def _shape_notes(pair: Pair) -> list[str]:
         "A gain is a score minus the base model's at the same number of steps. 100 % is the largest mean gain among "
         f"the rows of the same side, over {', '.join(map(str, steps))} step{'s' * (len(steps) > 1)}.",
         f"Direction: whether a gain is up or down at each of the {len(steps)} step counts on both sides; open where "
-        "an interval or an error of reading includes no change.",
+        "an interval or an error of reading includes no change, and where one seed has no interval.",
         *_order_notes(pair),
     ]
     one_sided = []

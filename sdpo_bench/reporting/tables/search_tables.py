@@ -36,9 +36,10 @@ def _choices_table(suite: SuiteRecord, name: str) -> t.Table:
     rows = tuple(_choice_row(choice, variants) for choice in suite.choices)
     s = suite.search or {}
     where = f"validation prompts ({s.get('prompts')})" if s.get("by") == "validation" else "the training prompts"
+    last = " of the last round" if len(s.get("rounds") or ()) > 1 else ""
     notes = [
         *_round_notes(s),
-        f"The highest mean score on {where} at {shown(s.get('steps'))} steps was chosen.",
+        f"The highest mean score{last} on {where} at {shown(s.get('steps'))} steps was chosen.",
         "The cost is that of all tuning runs of the row; it is not part of the cost of the reported runs.",
     ]
     if s.get("suite"):
