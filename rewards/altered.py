@@ -58,7 +58,7 @@ class Altered(Reward):
         """Names the altered reward, its version and every alteration."""
         plain = AlteredSettings()
         changed = [
-            f"{f.name}={getattr(self.settings, f.name):g}"
+            f"{f.name}={_exact(getattr(self.settings, f.name))}"
             for f in fields(plain)
             if f.name != "of" and getattr(self.settings, f.name) != getattr(plain, f.name)
         ]
@@ -91,3 +91,9 @@ def content_noise(images: "Tensor", prompts: Sequence[str]) -> "Tensor":
     rows = images.detach().float().cpu().contiguous()
     names = [blake2b(row.numpy().tobytes(), digest_size=16).hexdigest() for row in rows]
     return torch.stack([normal((), "altered", name, prompt) for name, prompt in zip(names, prompts, strict=True)])
+
+
+def _exact(value: float) -> str:
+    """The shortest text that tells it from every other number; short ones read as in the versions of earlier runs."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -14,6 +14,7 @@ from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.rewards import _images
 from sdpo_bench.rewards._hps import clean_prompt
+from sdpo_bench.rewards.altered import Altered, AlteredSettings
 
 MODEL_REWARDS = sorted(PATHS)
 
@@ -210,3 +211,12 @@ def test_an_official_package_that_is_not_here_is_named_with_its_requirements(nam
     assert (Path(__file__).parents[2] / file).is_file()
     with pytest.raises(UsageError, match="preprocessing=official"):
         new_reward(name, backend="official", preprocessing="sdpo").load()
+
+
+def test_versions_of_altered_rewards_tell_all_numbers_apart():
+    """Base scores are remembered by version; six digits would give these two one."""
+    versions = [
+        Altered(AlteredSettings(of="jpeg-compressibility", offset=offset), "cpu").full_version
+        for offset in (1234567.4, 1234567.9, 0.5)
+    ]
+    assert len(set(versions)) == 3 and versions[2].endswith("offset=0.5")
