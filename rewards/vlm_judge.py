@@ -195,9 +195,13 @@ class VlmJudge(Reward):
         if answer.status_code != 200:
             raise RunFailed(f"the judge at {self.settings.url} answered {answer.status_code}: {beginning}")
         try:
-            return str(parse_json(answer.content)["choices"][0]["message"]["content"])
+            choice = parse_json(answer.content)["choices"][0]
+            text = str(choice["message"]["content"])
         except (ValueError, LookupError, TypeError):
             raise BadAnswer(f"what it sent is no chat completion: {beginning!r}") from None
+        if choice.get("finish_reason") == "length":  # cut inside "Score: 10" it would be a 1
+            raise BadAnswer(f"the answer was cut at max_tokens={self.settings.max_tokens}: {text[-80:]!r}")
+        return text
 
     def _request(self, picture: Image.Image, prompt: str) -> dict[str, Any]:
         buffer = BytesIO()

@@ -18,8 +18,9 @@ from sdpo_bench.scoring.reward_expression import choose
 from sdpo_bench.scoring.scorer import Scorer
 
 
-def completion(text):
-    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+def completion(text, finish="stop"):
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return 200, json.dumps({"choices": [choice]})
 
 
 @contextmanager
@@ -122,6 +123,7 @@ def test_a_busy_server_is_asked_again(status):
         (completion("I cannot judge this."), "'I cannot judge this.' has no number"),
         (completion(""), "'' has no number"),
         (completion("Score: 11"), "outside 0 to 10"),
+        (completion("Score: 1", "length"), "cut at max_tokens"),
         ((200, "<html><body>Sign in</body></html>"), "no chat completion: '<html>"),
         ((200, ""), "no chat completion: ''"),
         ((200, '{"choices": []}'), "no chat completion"),
