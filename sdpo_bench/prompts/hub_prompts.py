@@ -53,6 +53,8 @@ class HubPrompts:
             return None
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         chosen = self._choose(names) if any(name.lower().endswith(SUFFIXES) for name in names) else []
+        if chosen != [self.split] and _lacks_shards(chosen):  # an interrupted download
+            return None
         return [folder / name for name in chosen] or None
 
     @preserve_stop()
@@ -101,6 +103,17 @@ class HubPrompts:
                 f"{self.name}:{self.column}:SPLIT"
             )
         return tables
+
+
+def _lacks_shards(names: list[str]) -> bool:
+    """Whether files such as ``test-00000-of-00002.parquet`` are not all there."""
+    shards = re.compile(r"(.*)-\d{5}-of-(\d{5})(\.\w+)")
+    found: dict[tuple[str, int, str], int] = {}
+    for name in names:
+        if match := shards.fullmatch(name):
+            key = match[1], int(match[2]), match[3]
+            found[key] = found.get(key, 0) + 1
+    return any(count < total for (_, total, _), count in found.items())
 
 
 def parse_hub(name: str) -> HubPrompts | None:

@@ -105,6 +105,13 @@ def test_a_cached_dataset_needs_no_network_and_is_known_by_content_and_commit(hu
     assert before != after.run_id
 
 
+def test_a_split_that_was_fetched_in_part_is_not_taken_for_the_whole(hub):
+    hub("someone/sets", "data/test-00000-of-00002.csv", pd.DataFrame({"prompt": ["b"]}))
+    with pytest.raises(MissingError, match="neither in the hub cache nor reachable"):
+        load_prompts("hub:someone/sets:prompt:test")
+    assert load_prompts("hub:someone/sets:prompt:data/test-00000-of-00002.csv") == ["b"]
+
+
 def test_a_split_or_file_chooses_among_several(hub):
     hub("someone/sets", "data/train-00000-of-00001.csv", TABLE)
     hub("someone/sets", "data/test-00000-of-00002.csv", pd.DataFrame({"prompt": ["b"]}))
