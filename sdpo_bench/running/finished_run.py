@@ -97,11 +97,13 @@ def load_tuned(run: FinishedRun, device: str) -> tuple[Policy, Candidates | None
     """The run's model with its adapter and guidance, and how a searching method chooses its images."""
     policy = run.load_policy(device)
     load_adapter(policy, run.folder.lora)
+    search = None
+    if run.searches:
+        scorers = run.make_scorers([], device)
+        for scorer in scorers:
+            scorer.load()
+        # Under the training's guidance, by which a sum's statistics are named.
+        calibrate(scorers, policy, run.folder.path.parent.parent, run.record.get("reward_reference", {}))
+        search = run.search(scorers)
     policy.set_guidance(run.evaluation.guidance_scale)
-    if not run.searches:
-        return policy, None
-    scorers = run.make_scorers([], device)
-    for scorer in scorers:
-        scorer.load()
-    calibrate(scorers, policy, run.folder.path.parent.parent, run.record.get("reward_reference", {}))
-    return policy, run.search(scorers)
+    return policy, search
