@@ -58,7 +58,27 @@ def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
     verb = "wins" if leaders == {board.best} else "leads"
     if board.untested_above:
         verb = "is highest of the methods of several seeds"
-    return f"{_lead(board, board.first, verb)} ({where}); {_certainty(board, leaders)}.{untested_words(board)}"
+    elsewhere = _ahead_elsewhere(board, boards)
+    return (
+        f"{_lead(board, board.first, verb)} ({where}); {_certainty(board, leaders)}.{untested_words(board)}{elsewhere}"
+    )
+
+
+def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:
+    """Which rows are significantly ahead of the winner on other prompts: who stops at the first sentence must know."""
+    texts = []
+    for other in boards:
+        same = other.panel.trained and other.panel.key.sampler == board.panel.key.sampler and other is not board
+        rows = [row.label for row in other.rows] if same else []
+        above = rows[: rows.index(board.best)] if board.best in rows else []
+        ahead = [label for label in above if frozenset((label, board.best)) in other.apart]
+        if ahead:
+            names = listed("the base model" if label == BASE else label for label in ahead)
+            prompts = f"{len(other.panel.prompts)} {other.panel.key.split} prompts"
+            texts.append(
+                f" On {prompts} {names} {'are' if len(ahead) > 1 else 'is'} significantly ahead of {board.best}."
+            )
+    return "".join(texts)
 
 
 def _lead(board: Board, best: Line, verb: str) -> str:

@@ -27,6 +27,18 @@ def test_the_sentence_says_who_wins_by_how_much_how_surely_and_at_which_budget(t
     assert answer.sentence.endswith("3 train prompts); significantly different from every other method.")
 
 
+def test_who_is_ahead_of_the_winner_on_other_prompts_is_named(tmp_path):
+    """ddpo wins on the train prompts; on the unseen ones it ends below sdpo and the base model."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])), base_frame(spread([0, 0, 0]), split="unseen"))
+    for seed in range(3):
+        for method, train, unseen in (("sdpo", 1.0, 0.5), ("ddpo", 2.0, -1.0)):
+            frames = [partial(frame, spread([unseen + 0.01 * seed] * 3), split="unseen")]
+            make_run(tmp_path, method, seed, spread([train + 0.01 * seed] * 3), frames=frames)
+    sentence = _section(tmp_path).answer.sentence
+    assert sentence.startswith("ddpo wins: +2.01 [")
+    assert sentence.endswith("On 3 unseen prompts sdpo and the base model are significantly ahead of ddpo.")
+
+
 def test_a_single_seed_leads_without_a_claim(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0, 0])))
     make_run(tmp_path, "sdpo", 0, spread([2, 2, 2]))
