@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sdpo_bench.reporting.figures import Figure
     from sdpo_bench.reporting.page.pictures import PictureGrid
 
+MOST_NAMED = 3
+"""Rows that a sentence names; of more, the first and their number."""
 FAR_KL = GuardSettings().kl
 """Mean KL to the base model at the end of training from which on a row has a badge: the default of ``guard.kl``."""
 
@@ -73,7 +75,8 @@ def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:
         above = rows[: rows.index(board.best)] if board.best in rows else []
         ahead = [label for label in above if frozenset((label, board.best)) in other.apart]
         if ahead:
-            names = listed("the base model" if label == BASE else label for label in ahead)
+            named = ["the base model" if label == BASE else label for label in ahead]
+            names = listed(named if len(named) <= MOST_NAMED else [named[0], f"{len(named) - 1} more"])
             prompts = f"{len(other.panel.prompts)} {other.panel.key.split} prompts"
             texts.append(
                 f" On {prompts} {names} {'are' if len(ahead) > 1 else 'is'} significantly ahead of {board.best}."

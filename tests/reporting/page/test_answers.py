@@ -37,6 +37,12 @@ def test_who_is_ahead_of_the_winner_on_other_prompts_is_named(tmp_path):
     sentence = _section(tmp_path).answer.sentence
     assert sentence.startswith("ddpo wins: +2.01 [")
     assert sentence.endswith("On 3 unseen prompts sdpo and the base model are significantly ahead of ddpo.")
+    for number, method in enumerate(("grpo", "d3po")):
+        for seed in range(3):
+            frames = [partial(frame, spread([number / 10 + 0.01 * seed] * 3), split="unseen")]
+            make_run(tmp_path, method, seed, spread([number / 10 + 0.01 * seed] * 3), frames=frames)
+    sentence = _section(tmp_path).answer.sentence
+    assert sentence.endswith("On 3 unseen prompts sdpo and 3 more are significantly ahead of ddpo.")
 
 
 def test_a_single_seed_leads_without_a_claim(tmp_path):
