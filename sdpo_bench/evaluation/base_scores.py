@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.hashing import canonical, digest
 from sdpo_bench.models.catalogue import model_digest
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def base_folder(model: ModelSettings, settings: EvaluationSettings, runtime: Runtime) -> RunFolder:
     """Where the base model's scores live; shared by all runs with the same model and evaluation sampler."""
-    identity = {"model": model.name, "sampler": ev.sampler_id(settings), **_base_facts(model)}
+    identity = {"model": model.name, "sampler": sampler_id(settings), **_base_facts(model)}
     slug = "".join(c if c.isalnum() else "_" for c in model.name)[-40:]
     return RunFolder(runtime.out / "runs" / f"base-{slug}-{digest(identity)}")
 
@@ -50,7 +51,7 @@ def evaluate_base(
         "kind": "base",
         "run": run.run_id,
         "config": canonical({"model": {"name": model.name, **_base_facts(model)}}),
-        "sampler": ev.sampler_id(settings),
+        "sampler": sampler_id(settings),
         "versions": provenance.versions(),
         "hardware": provenance.hardware(device),
     }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdpo_bench.config.sampler_fit import check_evaluation
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.evaluation.score_rows import COLUMNS, KEYS, read_rows, step_table, write_rows
@@ -23,7 +24,7 @@ from sdpo_bench.models.catalogue import scheduler_config
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.sampling import Noise, sample
-from sdpo_bench.rollout.schedule import Schedule, StepOptions, lint, make_schedule, sampler_family
+from sdpo_bench.rollout.schedule import Schedule, lint, make_schedule
 from sdpo_bench.runs.input_digests import record_reward_digests
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring import image_statistics
@@ -70,13 +71,6 @@ class Helper(Protocol):
 
     def rows(self, block: Block) -> "pd.DataFrame | None":
         """Rows of a block that it took, as soon as they are there; None where it has failed."""
-
-
-def sampler_id(settings: EvaluationSettings) -> str:
-    """What the evaluation sampler is, in words; rows with different samplers never share a table."""
-    family = sampler_family(settings.sampler)
-    steps = family.describe(StepOptions(settings.eta, settings.spacing, sigmas=settings.sigmas))
-    return f"{steps} guidance={settings.guidance_scale:g} {settings.image} bank={settings.noise_bank}"
 
 
 def splits(settings: EvaluationSettings) -> dict[str, list[str]]:

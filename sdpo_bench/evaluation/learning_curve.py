@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdpo_bench import seeds
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.mean_scores import evaluation_guidance, mean_scores
@@ -94,7 +95,7 @@ class CurveRecorder:
         common = {
             "split": split,
             "steps": steps,
-            "sampler": ev.sampler_id(self.sampler),
+            "sampler": sampler_id(self.sampler),
             "images": len(pairs),
             "pictures": digest(pairs),
         }

@@ -76,12 +76,6 @@ class Flow(Schedule):
             log_prob_form=options.cps_log_prob,
         )
 
-    @classmethod
-    def describe(cls, options: StepOptions) -> str:
-        rule = "ode" if options.eta == 0 else f"{options.sde} eta={options.eta:g}"
-        given = f" sigmas={','.join(f'{s:g}' for s in options.sigmas)}" if options.sigmas else ""
-        return f"{cls.sampler} {rule} {options.spacing}{given}"
-
     def std(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard deviation of each step, ``[T]``; 0 for steps of the ODE."""
         return self._gaussians[2].to(dtype)

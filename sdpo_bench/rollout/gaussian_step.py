@@ -89,11 +89,6 @@ class Schedule(ABC):
             UsageError: a step count the family cannot give, or options that would have no effect on it.
         """
 
-    @classmethod
-    def describe(cls, options: StepOptions) -> str:
-        """The sampler in words, as evaluation rows carry it."""
-        return f"{cls.sampler} {options.spacing} eta={options.eta:g}"
-
     @property
     def num_steps(self) -> int:
         return len(self.timesteps)

@@ -76,10 +76,6 @@ class LCM(DiffusionSchedule):
             out=out,
         )
 
-    @classmethod
-    def describe(cls, options: StepOptions) -> str:
-        return cls.sampler
-
     def std(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard deviation of each step, ``[T]``: sqrt(1 - abar_p), 0 for the last unless there is a floor."""
         return ((1 - self.alpha_prev.to(dtype)) ** 0.5).clamp(min=self.std_floor)

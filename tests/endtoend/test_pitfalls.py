@@ -14,6 +14,7 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.cli.main import cli
 from sdpo_bench.config.presets import shipped_presets
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.rollout.sampling import Noise
 from sdpo_bench.settings import EvaluationSettings
@@ -70,7 +71,7 @@ def test_the_training_schedule_does_not_reach_the_evaluation(tiny_pipe, tiny_pol
     plain = make_resolved(tiny_pipe).config.eval
     changed = {"schedule.eta": 0.3, "schedule.spacing": "leading", "schedule.steps": 7, "schedule.std_floor": 0.1}
     other = make_resolved(tiny_pipe, **changed).config.eval
-    assert ev.sampler_id(plain) == ev.sampler_id(other) == "ddim trailing eta=1 guidance=1 sample bank=0"
+    assert sampler_id(plain) == sampler_id(other) == "ddim trailing eta=1 guidance=1 sample bank=0"
     ours, theirs = (ev.evaluation_schedule(tiny_policy, settings, 4) for settings in (plain, other))
     assert torch.equal(ours.timesteps, theirs.timesteps) and torch.equal(ours.std(), theirs.std())
 
@@ -92,7 +93,7 @@ def test_the_evaluation_has_settings_of_its_own(tiny_policy):
         "image": "predicted",
         "noise_bank": 1,
     }
-    texts = {ev.sampler_id(plain), *(ev.sampler_id(replace(plain, **{k: v})) for k, v in changes.items())}
+    texts = {sampler_id(plain), *(sampler_id(replace(plain, **{k: v})) for k, v in changes.items())}
     assert len(texts) == 1 + len(changes)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from report_factory import frame
 
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.evaluation.evaluate import (
     Block,
     Subject,
@@ -18,7 +19,6 @@ from sdpo_bench.evaluation.evaluate import (
     my_batches,
     of_versions,
     sample_images,
-    sampler_id,
     select,
 )
 from sdpo_bench.evaluation.score_rows import empty_rows, read_rows, step_table

@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import UsageError
-from sdpo_bench.evaluation.evaluate import evaluation_schedule, sampler_id
+from sdpo_bench.evaluation.evaluate import evaluation_schedule
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.settings import EvaluationSettings
 

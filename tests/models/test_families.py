@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from factories import make_resolved, make_trainer
 from sdpo_bench.cli.entry import main
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.evaluation.base_scores import base_folder
-from sdpo_bench.evaluation.evaluate import sampler_id
 from sdpo_bench.hashing import digest
 from sdpo_bench.methods._temporal_critic import TemporalCritic
 from sdpo_bench.models.catalogue import known_model, load_policy, model_digest, refuse_changed

@@ -176,8 +176,9 @@ def test_values_out_of_range(steps, options):
 def test_the_sampler_settings_name_every_family():
     from typing import get_args, get_type_hints
 
+    from sdpo_bench.config.sampler_id import FAMILIES
     from sdpo_bench.rollout.schedule import SAMPLERS
     from sdpo_bench.settings import EvaluationSettings, ScheduleSettings
 
     for kind in (ScheduleSettings, EvaluationSettings):
-        assert set(get_args(get_type_hints(kind)["sampler"])) == set(SAMPLERS)
+        assert set(get_args(get_type_hints(kind)["sampler"])) == set(SAMPLERS) == set(FAMILIES)

@@ -15,9 +15,9 @@ from sdpo_bench.cli.options import echo_json, parse_seeds
 from sdpo_bench.cli.run_plan import default_rates_note, parse_memory, show_plan
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.config.run_file import RunFile, read_run_file, replaced_settings, run_file_text
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import MissingError, RunFailed, Unwritable, UsageError
 from sdpo_bench.estimates import memory_estimate
-from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.ledger import parse_budget
 from sdpo_bench.library.runs import run_with_progress
 from sdpo_bench.models.catalogue import pick_device
@@ -242,7 +242,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
         click.echo(f"warning: {changed}.")
     for warned in collapse_guards.warnings(outcome.run):
         click.echo(f"warning: {warned.when}: {warned.text}")
-    click.echo(f"evaluation sampler: {sampler_words(ev.sampler_id(resolved.config.eval))}")
+    click.echo(f"evaluation sampler: {sampler_words(sampler_id(resolved.config.eval))}")
     click.echo(f"picture grid: {outcome.run.path / 'grid.png'}")
     click.echo(str(outcome.run.path))
     if outcome.trained_now:
