@@ -87,6 +87,7 @@ from sdpo_bench.cli.options import (
 @JSON
 def sweep(**options: Any) -> None:
     """Run all jobs of a suite: what is done is skipped, what was interrupted goes on, a failure stops nothing else.
+    A finished run that lacks scores that the suite asks for is evaluated; it trains again only if its adapter is gone.
 
     SUITE is a shipped one (sdpo-bench list suites) or a TOML file. Several sweeps may share a results folder. The exit
     code is 1 when jobs failed.

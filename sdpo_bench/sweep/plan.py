@@ -15,10 +15,11 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.estimates.time_estimate import Rates, Work, run_work, seconds
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.ledger import limit_text
-from sdpo_bench.results.read_results import flat_settings, own_prompts
+from sdpo_bench.results.read_results import flat_settings
 from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import own_part, read_scores
+from sdpo_bench.statistics.eval_table import read_scores
+from sdpo_bench.sweep.asked_scores import AskedScores, asked_scores
 from sdpo_bench.sweep.search import Round, Search
 from sdpo_bench.sweep.suite import Group, Suite
 from sdpo_bench.sweep.tuning import (
@@ -70,6 +71,8 @@ class Job:
     """The resolved configuration by ``section.key``, for ``--filter``."""
     search_group: Group
     """Jobs that share their tuned settings, and the tuning jobs that find them."""
+    asked: AskedScores
+    """What a finished run must have been judged on."""
 
     @property
     def group(self) -> Group:
@@ -138,7 +141,7 @@ class _Planner:
 
     def __init__(self, suite: Suite, out: Path, rates: RatesOf):
         self.suite, self.out, self.rates = suite, out, rates
-        self._resolved: dict[str, tuple[Resolved, Work | None]] = {}
+        self._resolved: dict[str, tuple[Resolved, Work | None, AskedScores]] = {}
 
     def tuning(self) -> tuple[list[Job], tuple[Choice, ...]]:
         """The tuning jobs, and the choices so far."""
@@ -164,7 +167,7 @@ class _Planner:
         def run_of(settings: Mapping[str, Any], one: Round, seed: int) -> TuningRun:
             job = self.job(group, seed, "tuning", {**common, **tuning_overrides(search, one), **settings})
             jobs.setdefault(job.run_id, job)
-            return read_tuning_run(RunFolder(self.out / "runs" / job.run_id), str(job.settings["reward.name"]), search)
+            return read_tuning_run(RunFolder(self.out / "runs" / job.run_id), job.state, search, job.asked)
 
         choice = search_settings(group, search, run_of)
         return list(jobs.values()), choice
@@ -182,9 +185,9 @@ class _Planner:
         return replace(first, run_id="", state="waiting", message="after its tuning runs")
 
     def job(self, group: Group, seed: int, role: Role, overrides: dict[str, Any]) -> Job:
-        resolved, work = self._resolve(group, role, overrides)
+        resolved, work, asked = self._resolve(group, role, overrides)
         resolved = replace(resolved, config=replace(resolved.config, seed=seed))
-        state, message = job_state(RunFolder(self.out / "runs" / resolved.run_id))
+        state, message = job_state(RunFolder(self.out / "runs" / resolved.run_id), asked)
         rates = self.rates(resolved)
         return Job(
             *group,
@@ -199,9 +202,12 @@ class _Planner:
             seconds(resolved, work, rates) if rates else None,
             flat_settings(resolved.record),
             self.suite.searched_group(group),
+            asked,
         )
 
-    def _resolve(self, group: Group, role: Role, overrides: dict[str, Any]) -> tuple[Resolved, Work | None]:
+    def _resolve(
+        self, group: Group, role: Role, overrides: dict[str, Any]
+    ) -> tuple[Resolved, Work | None, AskedScores]:
         key = canonical_json([group, role, overrides])
         if key not in self._resolved:
             search = self.suite.search
@@ -209,7 +215,7 @@ class _Planner:
                 resolved = resolve(Request(*group[:3], self.suite.preset, 0, overrides))
                 if search is not None and search.settings.prompts and role == "reported":
                     refuse_reported(search.settings.prompts, resolved.config.eval, "search.prompts")
-                self._resolved[key] = resolved, run_work(resolved)
+                self._resolved[key] = resolved, run_work(resolved), asked_scores(resolved)
             except UsageError as error:
                 variant = f", variant {group.variant}" if group.variant else ""
                 where = f"method {group.method}, reward {group.reward}{variant}"
@@ -229,32 +235,34 @@ def _common(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if not k.startswith(("budget.", "checkpoint."))}
 
 
-def job_state(folder: RunFolder) -> tuple[JobState, str]:
-    """A job's state by its folder, and why it failed or must run again."""
+def job_state(folder: RunFolder, asked: AskedScores) -> tuple[JobState, str]:
+    """A job's state by its folder, and why it failed or must run again.
+
+    A run that is done but lacks a score that the job asks for is unfinished: running the job adds what is missing.
+    """
     try:
         status = folder.status
     except UsageError as error:  # running the job repairs a damaged file and reports an unreadable one
         return "unfinished", "its status file is damaged" if "is damaged" in str(error) else str(error)
     state = STATES.get(str(status.get("state")), "unfinished")
-    if state == "done" and (fault := _fault_of_results(folder)):
+    if state == "done" and (fault := _fault_of_results(folder, asked)):
         return "unfinished", fault
     return state, str(status.get("message", ""))
 
 
-def _fault_of_results(folder: RunFolder) -> str:
-    """Why a finished run has to be judged again; empty where its record and scores are sound.
+def _fault_of_results(folder: RunFolder, asked: AskedScores) -> str:
+    """Why a finished run has to be judged again; empty where its record is sound and has all asked scores.
 
     Its adapter may be gone: scores are shared without weights.
     """
     try:
-        record = folder.record()
+        folder.record()
     except UsageError as error:
         return str(error)
     if not folder.evaluation.exists():
         return "its eval.parquet is gone"
     scores = read_scores(folder.evaluation, pictures=False)
-    problems = own_part(scores, own_prompts(folder, record)).problems
-    return problems[0] if problems else ""
+    return scores.problems[0] if scores.problems else asked.missing(scores)
 
 
 def _refuse_twins(suite: Suite, jobs: Sequence[Job]) -> None:

@@ -180,7 +180,7 @@ class Sweep:
         p = self.progress
         if task.folder.is_locked:
             p.locked.add(key)
-        elif job_state(task.folder)[0] == "done":
+        elif job_state(task.folder, job.asked)[0] == "done":
             self._settle(key, "elsewhere", f"done by another sweep: {job.label}")
         else:
             self.executor.start(task)
@@ -202,7 +202,7 @@ class Sweep:
         if result.code == BUSY:
             return
         folder = result.task.folder
-        if job_state(folder)[0] == "done":  # even if its process failed afterwards
+        if job_state(folder, job.asked)[0] == "done":  # even if its process failed afterwards
             failure = f" ({result.message})" if result.message else ""
             self._settle(key, "done", f"done: {job.label} in {seconds:.0f} s{failure}")
         elif result.code == STOPPED or (self._signals and folder.state_or_unknown == "interrupted"):

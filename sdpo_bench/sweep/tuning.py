@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.results.read_results import clean_bill, last_line, own_prompts
+from sdpo_bench.results.read_results import clean_bill, last_line
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import Block, PanelKey, own_part, read_scores
+from sdpo_bench.statistics.eval_table import Block, PanelKey, read_scores
+from sdpo_bench.sweep.asked_scores import AskedScores
 from sdpo_bench.sweep.search import Requirement, Round, Search, products
 from sdpo_bench.sweep.suite import Group
 
@@ -173,24 +174,24 @@ def tuning_overrides(search: Search, one: Round) -> dict[str, Any]:
     return {**one.budget, **judged, "checkpoint.choose": "last"}
 
 
-def read_tuning_run(folder: RunFolder, filed_as: str, search: Search) -> TuningRun:
+def read_tuning_run(folder: RunFolder, state: str, search: Search, asked: AskedScores) -> TuningRun:
     """A tuning run from disk.
 
     Args:
-        filed_as: name of the trained reward in results, which is not the one asked for where a service computes it.
+        state: of its job.
+        asked: the scores that decide.
     """
-    state = folder.state_or_unknown
     bill = clean_bill((last_line(folder.path / "train.jsonl") or {}).get("bill"))
     if state != "done":
         return TuningRun(folder.run_id, state, None, bill)
-    reason = "" if search.require is None else _broken_requirement(folder, search.require, search)
-    score = None if reason else tuning_score(folder, filed_as, search)
+    reason = "" if search.require is None else _broken_requirement(folder, search.require, search, asked)
+    score = None if reason else tuning_score(folder, search, asked)
     return TuningRun(folder.run_id, state, score, bill, reason)
 
 
-def _broken_requirement(folder: RunFolder, require: Requirement, search: Search) -> str:
+def _broken_requirement(folder: RunFolder, require: Requirement, search: Search, asked: AskedScores) -> str:
     """Why a run does not keep what is required besides the trained reward; empty where it does."""
-    own = _judged(folder, require.reward, search)
+    own = _judged(folder, require.reward, search, asked)
     if own is None:
         return f"it has no scores by {require.reward}"
     key, block = own
@@ -221,25 +222,17 @@ def _base_block(folder: RunFolder, key: PanelKey, own: Block) -> Block | None:
     return None
 
 
-def tuning_score(folder: RunFolder, reward: str, search: Search) -> float | None:
-    """Mean score of a finished tuning run at the search's step counts; None if it has none that is finite."""
-    judged = _judged(folder, reward, search)
+def tuning_score(folder: RunFolder, search: Search, asked: AskedScores) -> float | None:
+    """Mean asked score of a finished tuning run by the trained reward; None if one is missing or not finite."""
+    judged = _judged(folder, asked.trained, search, asked)
     return float(judged[1].scores.mean()) if judged else None
 
 
-def _judged(folder: RunFolder, reward: str, search: Search) -> tuple[PanelKey, Block] | None:
-    """A run's scores by a reward on the prompts, step counts and images that the search asks for, if all are finite."""
-    s = search.settings
-    split, images = "validation" if s.by == "validation" else "train", tuple(range(s.images_per_prompt))
-    prompts = own_prompts(folder, folder.record()).get(split, [])
-    scores = read_scores(folder.evaluation, pictures=False)
-    for key, block in own_part(scores, {split: prompts}).blocks.items():
-        if (key.reward, key.split) != (reward, split):
-            continue
-        if set(s.steps) <= set(block.steps) and set(images) <= set(block.images):
-            asked = block.restrict(s.steps, images)
-            return None if asked.bad else (key, asked)
-    return None
+def _judged(folder: RunFolder, reward: str, search: Search, asked: AskedScores) -> tuple[PanelKey, Block] | None:
+    """A run's scores by a reward on the prompts of the search, if all asked ones are there and finite."""
+    split = "validation" if search.settings.by == "validation" else "train"
+    found = asked.block(read_scores(folder.evaluation, pictures=False), split, reward)
+    return None if found is None or found[1].bad else found
 
 
 def search_data(search: Search, suite: str = "") -> dict[str, Any]:

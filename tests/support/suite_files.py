@@ -1,12 +1,13 @@
 """Suite files for tests, and executors that only pretend."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdpo_bench.config.resolve import resolve
 from sdpo_bench.settings import Runtime
+from sdpo_bench.sweep.asked_scores import asked_scores
 from sdpo_bench.sweep.local_executor import TaskResult
 from sdpo_bench.sweep.plan import Job
 from sdpo_bench.sweep.worker import DONE, STOPPED, Task
@@ -97,7 +98,7 @@ def finish(task: Task, state: str = "done", message: str = "") -> None:
     """Leave what a job would leave, as far as a sweep looks at it."""
     task.folder.create(resolve(task.request).record)
     if state == "done" and not task.folder.evaluation.exists():
-        leave_scores(task, 0.0, "any", [1])
+        leave_scores(task, 0.0)
     task.folder.set_status(state, message)
 
 
@@ -137,27 +138,37 @@ def succeed(task: Task) -> TaskResult:
     return TaskResult(task, DONE)
 
 
-def finish_job(out: Path, job: Job, state: str, message: str = "") -> None:
-    """:func:`finish` for a job of a plan."""
-    finish(Task(job.label, job.run_id, job.request, Runtime(out=out), ""), state, message)
+def finish_job(out: Path, job: Job, state: str, message: str = "", *, rescored: bool = False) -> None:
+    """:func:`finish` for a job of a plan; ``rescored``: with the scores that it asks for in place of those there."""
+    task = Task(job.label, job.run_id, job.request, Runtime(out=out), "")
+    if rescored:
+        leave_scores(task, 0.0)
+    finish(task, state, message)
 
 
-def leave_scores(task: Task, score: float, reward: str, steps: list[int], split: str = "train") -> None:
-    """An evaluation file with one score everywhere, and a bill."""
+def leave_scores(task: Task, score: float, *, add: bool = False, **changes: Any) -> None:
+    """An evaluation file with the scores that a job asks for, all equal, and a bill.
+
+    Args:
+        add: keep the rows that are there, as an evaluation does.
+        changes: fields of ``AskedScores``, for a run that was judged otherwise.
+    """
+    import numpy as np
     import pandas as pd
     from report_factory import frame
 
+    asked = replace(asked_scores(resolve(task.request)), **changes)
+    who = {"run": task.run_id, "method": "any", "seed": 0, "steps": asked.steps, "sampler": asked.sampler}
+    frames = []
+    for split, prompts in asked.prompts.items():
+        scores = np.full((len(prompts), len(asked.steps), len(asked.images)), score)
+        for reward in (asked.trained, *asked.held_out):
+            frames.append(frame(scores, prompts=prompts, split=split, reward=reward, **who))
     task.folder.path.mkdir(parents=True, exist_ok=True)
-    rows = frame(
-        [[[score]] * len(steps)],
-        run=task.run_id,
-        method="any",
-        seed=0,
-        prompts=["cat"],
-        steps=steps,
-        reward=reward,
-        split=split,
-    )
-    pd.DataFrame(rows).to_parquet(task.folder.evaluation, index=False)
+    rows = pd.concat(frames)
+    if add:
+        keys = ["sampler", "split", "prompt", "image", "steps", "reward", "version"]
+        rows = pd.concat([pd.read_parquet(task.folder.evaluation), rows]).drop_duplicates(keys)
+    rows.to_parquet(task.folder.evaluation, index=False)
     bill = {"images": 64, "denoiser_calls": 100, "reward_calls": 64, "optimiser_steps": 5}
     (task.folder.path / "train.jsonl").write_text(json.dumps({"epoch": 1, "bill": bill}) + "\n")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from report_factory import frame
-from suite_files import SEARCH, finish, finish_job, leave_scores, write_suite
+from suite_files import SEARCH, SUITE, finish, finish_job, leave_scores, write_suite
 
 from factories import METHODS, make_resolved, make_trainer, mostly_slow
 from sdpo_bench.config.resolve import Request, resolve
@@ -224,7 +224,7 @@ def test_a_job_that_has_lost_its_results_is_not_done(tmp_path, lost):
 
 def test_a_job_judged_on_more_prompts_later_stays_done(tmp_path):
     """``eval RUN --set eval.train=FILE --steps 1`` adds prompts to those that its configuration names."""
-    suite = read_suite(write_suite(tmp_path))
+    suite = read_suite(write_suite(tmp_path, SUITE + "[eval]\nsteps = [1, 4]\nimages_per_prompt = 2\nrewards = []\n"))
     first = make_plan(suite, tmp_path).jobs[0]
     finish_job(tmp_path, first, "done")
     scores, who = tmp_path / "runs" / first.run_id / "eval.parquet", {"run": first.run_id, "method": "sdpo", "seed": 0}
@@ -235,7 +235,35 @@ def test_a_job_judged_on_more_prompts_later_stays_done(tmp_path):
     assert make_plan(suite, tmp_path).jobs[0].state == "done"
     pd.concat([frames[0].iloc[1:], frames[1]]).to_parquet(scores, index=False)  # one of its own scores is gone
     job = make_plan(suite, tmp_path).jobs[0]
-    assert (job.state, "1 of " in job.message) == ("unfinished", True)
+    missing = "it lacks scores by emoji-align on train prompts (1, 4 steps, 2 images a prompt)"
+    assert (job.state, job.message) == ("unfinished", missing)
+
+
+JUDGED = {"steps": "[1, 4]", "images_per_prompt": "1", "rewards": "[]", "unseen": '""', "eta": "1"}
+ASKED_LATER = {
+    "unseen": '"emoji-unseen"',
+    "steps": "[1, 4, 8]",
+    "images_per_prompt": "2",
+    "rewards": '["emoji-accuracy"]',
+    "eta": "0",
+    "train": '"emoji-validation"',
+}
+
+
+@pytest.mark.parametrize("key", ASKED_LATER)
+def test_a_finished_job_is_unfinished_where_the_suite_asks_for_scores_that_it_lacks(tmp_path, key):
+    """No setting of the evaluation is part of its id."""
+    before, after = (
+        read_suite(write_suite(tmp_path, f"{SUITE}[eval]\n" + "\n".join(f"{k} = {v}" for k, v in table.items())))
+        for table in (JUDGED, JUDGED | {key: ASKED_LATER[key]})
+    )
+    first = make_plan(before, tmp_path).jobs[0]
+    finish_job(tmp_path, first, "done")
+    job = make_plan(after, tmp_path).jobs[0]
+    assert (job.run_id, job.state) == (first.run_id, "unfinished")
+    assert job.message.startswith("it lacks scores by emoji-")
+    finish_job(tmp_path, job, "done", rescored=True)
+    assert make_plan(after, tmp_path).jobs[0].state == "done"
 
 
 # -- search --------------------------------------------------------------------------------------------------
@@ -271,7 +299,7 @@ def test_the_best_mean_score_is_chosen_and_its_cost_recorded(searching, tmp_path
     plan = make_plan(searching, tmp_path)
     scores = iter([0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.8, 0.7])
     for _, task in jobs(plan):
-        leave_scores(task, next(scores), "emoji-align", [1, 4])
+        leave_scores(task, next(scores))
         finish(task)
     plan = make_plan(searching, tmp_path)
     reported = {c.method: c for c in plan.jobs if c.role == "reported" and c.seed == 0}
@@ -289,7 +317,7 @@ def test_what_was_chosen_goes_before_what_the_suite_says(tmp_path):
     suite = read_suite(write_suite(tmp_path, f"{SEARCH}\n[for.ddpo.update]\nlr = 5e-3\n"))
     plan = make_plan(suite, tmp_path)
     for i, (_, task) in enumerate(jobs(plan)):
-        leave_scores(task, float(i), "emoji-align", [1, 4])
+        leave_scores(task, float(i))
         finish(task)
     reported = {c.method: c.settings["update.lr"] for c in make_plan(suite, tmp_path).jobs if c.role == "reported"}
     assert reported["ddpo"] == 2e-3
@@ -326,7 +354,7 @@ def test_a_failed_candidate_is_never_chosen_and_all_failed_is_said(searching, tm
         if job.method == "ddpo" or job.settings["update.lr"] == 1e-3:
             finish(task, "failed", "the loss is NaN")
         else:
-            leave_scores(task, -5.0, "emoji-align", [1, 4])
+            leave_scores(task, -5.0)
             finish(task)
     plan = make_plan(searching, tmp_path)
     sdpo, ddpo = (c for c in plan.jobs if c.role == "reported" and c.seed == 0)
@@ -342,10 +370,58 @@ def test_a_choice_on_validation_prompts_reads_that_split(tmp_path):
     tuning = jobs(plan)
     assert {(c.settings["eval.train"], c.settings["eval.validation"]) for c, _ in tuning} == {("", "emoji-validation")}
     for i, (_, task) in enumerate(tuning):
-        leave_scores(task, float(i), "emoji-align", [1, 4], split="train" if i in (5, 7) else "validation")
+        leave_scores(task, float(i))
+        leave_scores(task, -float(i), add=True, prompts={"train": tuple(load_prompts("simple-animals"))})
         finish(task)
     lrs = [c.chosen.settings["update.lr"] for c in make_plan(suite, tmp_path).choices]
-    assert lrs == [2e-3, 1e-3], "the last candidate of each method was not judged on the validation prompts"
+    assert lrs == [2e-3, 2e-3], "the highest on the validation prompts, not on those of training"
+
+
+ON_A, ON_B = (f'seed = 9\nby = "validation"\nprompts = "{name}"' for name in ("emoji-validation", "emoji-unseen"))
+CHANGED_SEARCHES = {
+    "other prompts": (ON_A, ON_B),
+    "more images and another step count": ("seed = 9", "seed = 9\nimages_per_prompt = 2"),
+    "validation prompts instead of training ones": ("seed = 9", ON_A),
+    "scores in which each lacks what the other has": ("seed = 9\nimages_per_prompt = 2", "seed = 9"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED_SEARCHES)
+def test_a_changed_search_judges_its_old_runs_again_and_chooses_by_what_it_asks_for(tmp_path, change):
+    """The ids of the tuning runs stay; first the last candidate scores best, then the first."""
+    before, after = (SEARCH.replace("seed = 9", lines) for lines in CHANGED_SEARCHES[change])
+    after = after.replace("steps = [1, 4]", "steps = [1, 8]")
+    first = read_suite(write_suite(tmp_path, before))
+    for i, (_, task) in enumerate(jobs(make_plan(first, tmp_path))):
+        leave_scores(task, float(i))
+        finish(task)
+    assert [c.chosen.settings["update.lr"] for c in make_plan(first, tmp_path).choices] == [2e-3, 2e-3]
+    second = read_suite(write_suite(tmp_path, after, "changed"))
+    plan = make_plan(second, tmp_path)
+    assert [job.state for job in plan.jobs] == ["unfinished"] * 8 + ["waiting"] * 4
+    assert [choice.settled for choice in plan.choices] == [False, False]
+    for i, (_, task) in enumerate(jobs(plan)):
+        leave_scores(task, -3.0 * i, add=True)
+    assert [c.chosen.settings["update.lr"] for c in make_plan(second, tmp_path).choices] == [1e-3, 1e-3]
+    assert [job.state for job in make_plan(first, tmp_path).jobs[:8]] == ["done"] * 8, "no score was lost"
+
+
+def test_old_candidates_compete_with_a_new_one_only_after_they_were_judged_like_it(tmp_path):
+    first = read_suite(write_suite(tmp_path, SEARCH))
+    for _, task in jobs(make_plan(first, tmp_path)):
+        leave_scores(task, 1.0)
+        finish(task)
+    longer = SEARCH.replace("steps = [1, 4]", "steps = [1, 4, 8]").replace("[1e-3, 2e-3]", "[1e-3, 2e-3, 4e-3]")
+    second = read_suite(write_suite(tmp_path, longer))
+    for job, task in jobs(make_plan(second, tmp_path)):
+        if job.state == "new":
+            leave_scores(task, 0.5)
+            finish(task)
+    assert [choice.chosen for choice in make_plan(second, tmp_path).choices] == [None, None]
+    for job, task in jobs(make_plan(second, tmp_path)):
+        if job.state == "unfinished":
+            leave_scores(task, 1.0, add=True)
+    assert [c.chosen.settings["update.lr"] for c in make_plan(second, tmp_path).choices] == [1e-3, 1e-3]
 
 
 def test_what_a_search_has_found_is_said_in_a_line(searching, tmp_path):
@@ -354,7 +430,7 @@ def test_what_a_search_has_found_is_said_in_a_line(searching, tmp_path):
     plan = make_plan(searching, tmp_path)
     assert found_settings(plan) == []
     for i, (_, task) in enumerate(jobs(plan)):
-        leave_scores(task, float(i), "emoji-align", [1, 4])
+        leave_scores(task, float(i))
         finish(task)
     sdpo, _ = found_settings(make_plan(searching, tmp_path))
     assert sdpo == "search for sdpo, emoji-align: update.lr = 0.002, method.clip_range = 0.01 (best of 6)"

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import preload  # noqa: F401  (forked processes then have it)
 import pytest
 from suite_files import tiny_suite
@@ -92,6 +93,22 @@ def test_a_done_job_that_has_lost_its_scores_is_judged_again(undisturbed, tmp_pa
     assert "eval.parquet' is damaged" in data["cells"][1]["message"] and "Delete it" in data["cells"][1]["message"]
     second.unlink()
     assert sweep(path, out) == 0 and content(out) == content(there)
+
+
+def test_a_finished_suite_with_one_more_step_count_is_judged_at_it_and_not_trained(undisturbed, tmp_path, capfd):
+    _, there = undisturbed
+    out = Path(shutil.copytree(there, tmp_path / "out"))
+    path = Path(shutil.copytree(there.parent, tmp_path / "suite", ignore=shutil.ignore_patterns("out"))) / "mine.toml"
+    path.write_text(path.read_text().replace("steps = [1]", "steps = [1, 2]"))
+    assert [job.state for job in jobs(path, out)] == ["unfinished"] * 2
+    assert sweep(path, out) == 0
+    assert "2 of 2 jobs done" in capfd.readouterr().out
+    before, after = content(there), content(out)
+    for job in jobs(path, out):
+        rows = pd.read_parquet(out / "runs" / job.run_id / "eval.parquet")
+        assert set(rows.steps) == {1, 2}
+        for name in (FILES[0], FILES[2]):
+            assert after[job.run_id, name] == before[job.run_id, name]
 
 
 @pytest.mark.slow

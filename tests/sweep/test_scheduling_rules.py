@@ -203,7 +203,7 @@ def test_reported_jobs_start_when_their_own_search_has_ended(tmp_path):
     suite = read_suite(write_suite(tmp_path, SEARCH))
 
     def behave(task):
-        leave_scores(task, task.request.overrides["update.lr"], "emoji-align", [1, 4])
+        leave_scores(task, task.request.overrides["update.lr"])
         return succeed(task)
 
     made, executor = sweep(suite, tmp_path, behave)
@@ -226,7 +226,7 @@ def test_the_next_round_of_a_search_joins_the_sweep(tmp_path):
     def behave(task):
         request = task.request
         score = request.overrides["update.lr"] * (1 if request.seed == 9 else -1)
-        leave_scores(task, score, "emoji-align", [1, 4])
+        leave_scores(task, score)
         return succeed(task)
 
     made, executor = sweep(suite, tmp_path, behave)
@@ -247,7 +247,7 @@ def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
         if task.request.method == "ddpo":
             finish(task, "failed", "diverged")
             return TaskResult(task, FAILED)
-        leave_scores(task, 1.0, "emoji-align", [1, 4])
+        leave_scores(task, 1.0)
         return succeed(task)
 
     made, _ = sweep(suite, tmp_path, behave)

@@ -494,7 +494,7 @@ def test_a_suite_can_take_the_search_of_another(borrowing, tmp_path):
     assert {job.state for job in plan.jobs if job.role == "reported"} == {"waiting"}
     for i, job in enumerate(tuning):
         task = Task(job.label, job.run_id, job.request, Runtime(out=tmp_path), "")
-        leave_scores(task, float(i), "emoji-align", [1])
+        leave_scores(task, float(i))
         finish(task)
     done = [job for job in make_plan(borrowing, tmp_path).jobs if job.role == "reported"]
     assert {job.variant for job in done} == {"dense", "sparse"} and all(job.run_id for job in done)

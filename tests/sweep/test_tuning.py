@@ -1,22 +1,24 @@
 """The choice among tuning runs by hand: whose score counts, over what it is a mean, and which of equals is taken."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from report_factory import frame
+from report_factory import SAMPLER, frame
 
 from sdpo_bench.config.resolve import Request, resolve
-from sdpo_bench.hashing import digest
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep.asked_scores import AskedScores
 from sdpo_bench.sweep.search import Requirement, Round, Search, SearchSettings
 from sdpo_bench.sweep.suite import Group
 from sdpo_bench.sweep.tuning import TuningRun, read_tuning_run, search_settings, tuning_score
 
 GROUP = Group("sdpo", "good", "model", "")
-ASKED = SimpleNamespace(settings=SimpleNamespace(by="train", steps=(1, 4), images_per_prompt=2), require=None)
+BY_REWARD = SimpleNamespace(settings=SimpleNamespace(by="reward"), require=None)
+ASKED = AskedScores(SAMPLER, {"train": ("bee", "cat")}, (1, 4), (0, 1), "good")
 PLACES = "method.clip_range"
 
 
@@ -108,15 +110,13 @@ def test_a_winner_at_an_end_of_the_list_makes_it_longer_twice_at_most(rule, trie
 
 def scores_of(cells, reward="good", steps=(1, 2, 4), **options):
     who = {"run": "tuning", "method": "sdpo", "seed": 9, "prompts": ("bee", "cat"), "steps": steps}
-    return frame(cells, **who, reward=reward, **options)
+    return frame(cells, **who | options, reward=reward)
 
 
-def folder_with(path, *frames, state="done", **prompts):
-    """A tuning run; ``prompts`` are the sets that its configuration names, by split."""
+def folder_with(path, *frames):
+    """A tuning run."""
     folder = RunFolder(path)
-    record = resolve(Request("sdpo", "emoji-align", "emoji-turbo")).record
-    folder.create(record | {"config": record["config"] | {"eval": prompts}})
-    folder.set_status(state)
+    folder.create(resolve(Request("sdpo", "emoji-align", "emoji-turbo")).record)
     pd.concat(frames).to_parquet(folder.evaluation, index=False)
     return folder
 
@@ -125,22 +125,23 @@ def test_a_score_is_the_mean_over_the_step_counts_and_images_that_the_search_ask
     """Prompts 0 and 10, step counts 1, 2, 4, images 0, 1, 2 in units, hundreds and thousands."""
     cells = np.array([0, 10])[:, None, None] + np.array([100, 200, 400])[None, :, None] + np.arange(3) * 1000.0
     others = [scores_of(cells * 0 + 9e9, "a-better-one"), scores_of(cells * 0 + 9e9, split="unseen")]
+    others += [scores_of(cells * 0 + 9e9, sampler="another"), scores_of(cells[:1] * 0 + 9e9, prompts=("owl",))]
     folder = folder_with(tmp_path / "a", scores_of(cells), *others)
-    assert tuning_score(folder, "good", ASKED) == 5 + 250 + 500
+    assert tuning_score(folder, BY_REWARD, ASKED) == 5 + 250 + 500
     outside, inside = cells.copy(), cells.copy()
     outside[0, 1, 2], inside[0, 2, 1] = np.nan, np.nan
-    assert tuning_score(folder_with(tmp_path / "b", scores_of(outside)), "good", ASKED) == 5 + 250 + 500
-    assert tuning_score(folder_with(tmp_path / "c", scores_of(inside)), "good", ASKED) is None
-    assert tuning_score(folder_with(tmp_path / "d", scores_of(cells[:, :2], steps=(1, 2))), "good", ASKED) is None
-    assert tuning_score(folder_with(tmp_path / "e", scores_of(cells[:, :, :1])), "good", ASKED) is None
+    assert tuning_score(folder_with(tmp_path / "b", scores_of(outside)), BY_REWARD, ASKED) == 5 + 250 + 500
+    assert tuning_score(folder_with(tmp_path / "c", scores_of(inside)), BY_REWARD, ASKED) is None
+    assert tuning_score(folder_with(tmp_path / "d", scores_of(cells[:, :2], steps=(1, 2))), BY_REWARD, ASKED) is None
+    assert tuning_score(folder_with(tmp_path / "e", scores_of(cells[:, :, :1])), BY_REWARD, ASKED) is None
 
 
 def test_scores_of_a_run_that_is_not_done_do_not_count_and_its_cost_does(tmp_path):
     runs = []
     for state, level, images in (("done", 1.0, 64), ("failed", 9.0, 32), ("done", 2.0, 64)):
-        folder = folder_with(tmp_path / str(len(runs)), scores_of(np.full((2, 3, 2), level)), state=state)
+        folder = folder_with(tmp_path / str(len(runs)), scores_of(np.full((2, 3, 2), level)))
         (folder.path / "train.jsonl").write_text(json.dumps({"epoch": 1, "bill": {"images": images}}) + "\n")
-        runs.append(read_tuning_run(folder, "good", ASKED))
+        runs.append(read_tuning_run(folder, state, BY_REWARD, ASKED))
     assert [(run.score, run.bill["images"]) for run in runs] == [(1.0, 64), (None, 32), (2.0, 64)]
 
 
@@ -159,13 +160,13 @@ def test_the_cost_counts_runs_that_a_longer_list_has_made_idle():
 @pytest.mark.parametrize(("own", "out"), [(0.79, True), (0.81, False)])
 def test_a_run_that_falls_below_the_base_model_by_another_reward_is_out(tmp_path, own, out):
     """The base model's accuracy is .9 in this panel, and .1 may be lost."""
-    asked = SimpleNamespace(settings=ASKED.settings, require=Requirement("accuracy", 0.1))
+    search = SimpleNamespace(settings=BY_REWARD.settings, require=Requirement("accuracy", 0.1))
     ones = np.ones((2, 3, 2))
     folder = folder_with(tmp_path / "run", scores_of(ones), scores_of(ones * own, "accuracy"))
     for name, facts, level in (("base-a", {"name": "other"}, 0.0), ("base-b", {"name": "emoji-turbo"}, 0.9)):
         base = folder_with(tmp_path / name, scores_of(ones * level, "accuracy"))
         (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": facts}}))
-    run = read_tuning_run(folder, "good", asked)
+    run = read_tuning_run(folder, "done", search, ASKED)
     assert (run.score is None) == out
     assert ("accuracy 0.790 is below 0.800" in run.out) == out
 
@@ -174,11 +175,10 @@ EASY, HARD = ("ant", "bee"), ("cat", "dog")
 
 
 @pytest.mark.parametrize(("by", "split"), [("reward", "train"), ("validation", "validation")])
-def test_a_run_is_held_against_the_base_model_on_its_own_prompts_alone(tmp_path, by, split):
+def test_a_run_is_held_against_the_base_model_on_the_prompts_of_the_search_alone(tmp_path, by, split):
     """The base model has .9 on the easy prompts of the search and .1 on hard ones, on which other runs were judged."""
-    (tmp_path / "easy.txt").write_text("\n".join(EASY))
-    name, settings = str(tmp_path / "easy.txt"), SimpleNamespace(by=by, steps=(1, 4), images_per_prompt=2)
-    asked = SimpleNamespace(settings=settings, require=Requirement("accuracy", 0.1))
+    search = SimpleNamespace(settings=SimpleNamespace(by=by), require=Requirement("accuracy", 0.1))
+    asked = replace(ASKED, prompts={split: EASY})
 
     def judged(level, reward, prompts, **options):
         return scores_of(np.full((2, 3, 2), level), reward, split=split, **options).assign(
@@ -192,7 +192,6 @@ def test_a_run_is_held_against_the_base_model_on_its_own_prompts_alone(tmp_path,
         frames = [judged(easy, "accuracy", EASY), judged(1.0, "good", EASY)]
         if hard is not None:  # judged on other prompts afterwards
             frames += [judged(hard, "accuracy", HARD), judged(9.0, "good", HARD)]
-        run = folder_with(tmp_path / f"run-{i}", *frames, **{split: name})
-        run.inputs.write_text(json.dumps({"prompts": {name: digest(list(EASY))}}))
-        found.append(read_tuning_run(run, "good", asked).score)
+        run = folder_with(tmp_path / f"run-{i}", *frames)
+        found.append(read_tuning_run(run, "done", search, asked).score)
     assert found == [None, 1.0, 1.0, None]
