@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.results.read_results import clean_bill, last_line
+from sdpo_bench.results.read_results import MODEL_KEYS, clean_bill, flat_settings, last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import Block, PanelKey, read_scores
 from sdpo_bench.sweep.asked_scores import AskedScores
@@ -206,20 +206,26 @@ def _broken_requirement(folder: RunFolder, require: Requirement, search: Search,
 
 def _base_block(folder: RunFolder, key: PanelKey, own: Block) -> Block | None:
     """The base model's scores of the run's prompts, step counts and images, from the folder beside the run's."""
-    model = folder.record()["config"]["model"]
+    model = _base_model(folder)
     for path in sorted(folder.path.parent.glob("base-*")):
         base = RunFolder(path)
         try:
-            facts = base.record()["config"]["model"]
+            other = _base_model(base)
         except UsageError:
             continue
-        if not base.evaluation.exists() or any(model.get(name, value) != value for name, value in facts.items()):
+        if other != model or not base.evaluation.exists():
             continue
         block = read_scores(base.evaluation, pictures=False).blocks.get(key)
         part = block.part(own.prompts, own.images) if block is not None else None
         if part is not None and set(own.steps) <= set(part.steps):
             return part.restrict(own.steps, own.images)
     return None
+
+
+def _base_model(folder: RunFolder) -> list[Any]:
+    """What tells the base model of a run, or of a folder of base scores, from others."""
+    settings = flat_settings(folder.record())
+    return [settings.get(key) for key in MODEL_KEYS]
 
 
 def tuning_score(folder: RunFolder, search: Search, asked: AskedScores) -> float | None:

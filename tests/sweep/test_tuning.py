@@ -10,6 +10,7 @@ import pytest
 from report_factory import SAMPLER, frame
 
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.config.run_id import training_id, versions_of
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.asked_scores import AskedScores
 from sdpo_bench.sweep.search import Requirement, Round, Search, SearchSettings
@@ -113,10 +114,10 @@ def scores_of(cells, reward="good", steps=(1, 2, 4), **options):
     return frame(cells, **who | options, reward=reward)
 
 
-def folder_with(path, *frames):
+def folder_with(path, *frames, **settings):
     """A tuning run."""
     folder = RunFolder(path)
-    folder.create(resolve(Request("sdpo", "emoji-align", "emoji-turbo")).record)
+    folder.create(resolve(Request("sdpo", "emoji-align", "emoji-turbo", overrides=settings)).record)
     pd.concat(frames).to_parquet(folder.evaluation, index=False)
     return folder
 
@@ -163,12 +164,50 @@ def test_a_run_that_falls_below_the_base_model_by_another_reward_is_out(tmp_path
     search = SimpleNamespace(settings=BY_REWARD.settings, require=Requirement("accuracy", 0.1))
     ones = np.ones((2, 3, 2))
     folder = folder_with(tmp_path / "run", scores_of(ones), scores_of(ones * own, "accuracy"))
-    for name, facts, level in (("base-a", {"name": "other"}, 0.0), ("base-b", {"name": "emoji-turbo"}, 0.9)):
+    for name, facts, level in (("base-a", {"name": "other"}, 0.0), ("base-b", BASE, 0.9)):
         base = folder_with(tmp_path / name, scores_of(ones * level, "accuracy"))
         (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": facts}}))
     run = read_tuning_run(folder, "done", search, ASKED)
     assert (run.score is None) == out
     assert ("accuracy 0.790 is below 0.800" in run.out) == out
+
+
+BASE = {"name": "emoji-turbo", "revision": None, "precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "own_digest"),
+    [
+        (BASE | {"resolution": 64}, ""),
+        (BASE | {"text_tokens": 77}, ""),
+        (BASE | {"precision": "bf16"}, ""),
+        (BASE | {"digest": "before it was edited"}, "as it is now"),
+        (BASE, "as it is now"),
+    ],
+)
+def test_a_run_is_held_against_its_own_base_model_alone(tmp_path, facts, own_digest):
+    """A record has no key for a resolution or a number of tokens that is the model's own, nor for a digest of a run."""
+    search = SimpleNamespace(settings=BY_REWARD.settings, require=Requirement("accuracy", 0.1))
+    ones = np.ones((2, 3, 2))
+    run = folder_with(tmp_path / "run", scores_of(ones), scores_of(ones * 0.5, "accuracy"))
+    record = json.loads((run.path / "run.json").read_text())
+    versions = versions_of(record | {"model_digest": own_digest})
+    record |= {"model_digest": own_digest, "run": training_id(record["config"], versions)}
+    (run.path / "run.json").write_text(json.dumps(record))
+    own = BASE | ({"digest": own_digest} if own_digest else {})
+    for name, model, level in (("base-a", facts, 0.0), ("base-b", own, 0.9)):
+        base = folder_with(tmp_path / name, scores_of(ones * level, "accuracy"))
+        (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": model}}))
+    assert read_tuning_run(run, "done", search, ASKED).out.startswith("accuracy 0.500 is below 0.800")
+
+
+def test_a_run_of_another_resolution_finds_no_base_model_in_that_of_the_models_own(tmp_path):
+    search = SimpleNamespace(settings=BY_REWARD.settings, require=Requirement("accuracy", 0.1))
+    ones = np.ones((2, 3, 2))
+    run = folder_with(tmp_path / "run", scores_of(ones), scores_of(ones, "accuracy"), **{"model.resolution": 64})
+    base = folder_with(tmp_path / "base-a", scores_of(ones * 0.0, "accuracy"))
+    (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": BASE}}))
+    assert read_tuning_run(run, "done", search, ASKED).out == "the base model has no scores by accuracy"
 
 
 EASY, HARD = ("ant", "bee"), ("cat", "dog")
@@ -186,7 +225,7 @@ def test_a_run_is_held_against_the_base_model_on_the_prompts_of_the_search_alone
         )
 
     base = folder_with(tmp_path / "base-a", judged(0.9, "accuracy", EASY), judged(0.1, "accuracy", HARD))
-    (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": {"name": "emoji-turbo"}}}))
+    (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": BASE}}))
     found = []
     for i, (easy, hard) in enumerate([(0.6, None), (0.85, None), (0.85, 0.0), (0.6, 5.0)]):
         frames = [judged(easy, "accuracy", EASY), judged(1.0, "good", EASY)]
