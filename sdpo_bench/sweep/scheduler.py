@@ -234,13 +234,15 @@ class Sweep:
             self._replan()
 
     def _replan(self) -> None:
-        """Plan again; the tuning runs of a search's next round join the jobs, in the order of the plan."""
+        """Plan again; jobs that are new join the others, in the order of the plan.
+
+        These are tuning runs of a search's next round, and reported jobs that were done with settings that a repeated
+        tuning run has now beaten.
+        """
         p = self.progress
         p.plan = self.replan()
         known = set(p.todo)
-        p.todo = [
-            job.key for job in p.plan.jobs if job.key in known or (job.role == "tuning" and job.state in self.states)
-        ]
+        p.todo = [job.key for job in p.plan.jobs if job.key in known or job.state in self.states]
 
     @contextmanager
     def _catching(self) -> Iterator[None]:

@@ -240,6 +240,33 @@ def test_the_next_round_of_a_search_joins_the_sweep(tmp_path):
     assert [("tuning" in label) for label in executor.started] == [True] * 6 + [False] * 2
 
 
+def test_a_repeated_tuning_run_that_wins_makes_the_same_sweep_run_the_reported_jobs_with_its_settings(tmp_path):
+    """They were done with the settings of the best one before."""
+    suite = read_suite(write_suite(tmp_path, SEARCH[: SEARCH.index("[search.for")], method='["ddpo"]'))
+
+    def behave(task, fails=False):
+        rate = task.request.overrides["update.lr"]
+        if fails and rate == 2e-3:
+            finish(task, "failed", "out of memory")
+            return TaskResult(task, FAILED)
+        leave_scores(task, rate)
+        return succeed(task)
+
+    first, _ = sweep(suite, tmp_path, lambda task: behave(task, fails=True))
+    progress = first.run("again")
+    assert (progress.count("done"), progress.count("failed")) == (1 + 2, 1)
+    made, executor = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert executor.started == [
+        "ddpo emoji-align seed 9 (tuning)",
+        "ddpo emoji-align seed 0",
+        "ddpo emoji-align seed 1",
+    ]
+    reported = [c for c in make_plan(suite, tmp_path).jobs if c.role == "reported"]
+    assert [(c.settings["update.lr"], c.state) for c in reported] == [(2e-3, "done")] * 2
+    assert (progress.count("done"), progress.left) == (3, 0)
+
+
 def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
     suite = read_suite(write_suite(tmp_path, SEARCH))
 
