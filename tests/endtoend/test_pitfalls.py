@@ -24,7 +24,7 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("|")][2:]
 
 
 def test_every_row_names_checks_that_exist():
-    assert len(ROWS) == 37
+    assert len(ROWS) == 42
     tests = {f"{path.parent.name}/{path.name}": path.read_text() for path in HERE.rglob("test_*.py")}
     checks = "\n".join(path.read_text() for path in (HERE.parent / "sdpo_bench" / "doctor").glob("*.py"))
     for row in ROWS:
