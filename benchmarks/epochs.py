@@ -106,7 +106,7 @@ def make_trainer(
 def epoch(trainer: Any) -> None:
     """One epoch as ``train()`` does it."""
     groups = trainer.groups_per_epoch
-    trainer._epoch(groups, groups)
+    trainer._epoch(groups, groups, time.monotonic())
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class Trainer:
                 started = time.monotonic()
                 for attempt in self.attempts(self._begin_epoch_again):
                     with attempt:
-                        metrics, timing = self._epoch(groups, wanted)
+                        metrics, timing = self._epoch(groups, wanted, started)
                 self._finish_epoch(groups, metrics, timing, started)
                 self._refuse_standstill(before)
                 self._refuse_collapse()
@@ -259,7 +259,7 @@ class Trainer:
         collapse_guards.record(self.run, collapse_guards.Warned(self.epoch + 1, "memory", text))
         self.warn(text)
 
-    def _epoch(self, groups: int, wanted: int) -> tuple[dict[str, Any], dict[str, float]]:
+    def _epoch(self, groups: int, wanted: int, started: float) -> tuple[dict[str, Any], dict[str, float]]:
         clock, before = Stopwatch(), Ledger.from_state(self.ledger.state_dict())
         remembered = self.scorer.cache.mark() if self.processes.count > 1 else set()
         # Nothing of ours draws from it; what a plugin's network draws (dropout) is the same after a resume.
@@ -274,7 +274,7 @@ class Trainer:
             experience = replace(experience, old_values=self.updater.sampled_values(trajectories))
         experience = replace(experience, names=tuple(mine.tolist()), ref_samples=self._base_samples(trajectories, mine))
         clock.lap("reward_seconds")
-        log, stop = UpdateLog(self.schedule.num_steps), self._stop()
+        log, stop = UpdateLog(self.schedule.num_steps), self._stop(started)
         for inner in range(self.config.update.inner_epochs):
             order = self._order(groups, inner) if inner else first
             experience = replace(experience, fresh=Noise((self.config.seed, "fresh", self.epoch, inner)))
@@ -351,11 +351,13 @@ class Trainer:
             base = self._rollout(trajectories.prompts, mine)
         return base.latents[:, :, -1] if self.method.final_image == "sample" else base.x0[:, :, -1]
 
-    def _stop(self) -> Callable[[], bool]:
-        """Whether the budget ends between two optimiser steps; only these two axes can."""
+    def _stop(self, started: float) -> Callable[[], bool]:
+        """Whether the budget ends inside the epoch that began at ``started``; only these two axes can."""
         if self.limit.axis == "optimiser_steps":
             return lambda: self.limit.reached(self.ledger)
-        return self._seconds_stop() if self.limit.axis == "seconds" else lambda: False
+        # The ledger has whole epochs only, so the sampling and scoring of this one count by the clock.
+        late = lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount  # noqa: E731
+        return (lambda: self.processes.share(late)) if self.limit.axis == "seconds" else lambda: False
 
     def _update_metrics(self, log: UpdateLog) -> dict[str, Any]:
         """What all processes' updates of an epoch log."""
@@ -363,11 +365,6 @@ class Trainer:
         for other in others:
             log.absorb(other)
         return log.summary() | update_rewards(log.rewards)
-
-    def _seconds_stop(self) -> Callable[[], bool]:
-        started = time.monotonic()
-        late = lambda: self.ledger.seconds + time.monotonic() - started >= self.limit.amount  # noqa: E731
-        return lambda: self.processes.share(late)
 
     def _order(self, groups: int, inner: int) -> Order:
         """Samples and, independently for each group, steps in a fresh random order."""

@@ -119,7 +119,8 @@ def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
     killed = make_trainer(resolved, tmp_path / "killed", checkpoint_every=9)
     killed._resume()
     for _ in range(2):  # two epochs and no checkpoint: SIGKILL
-        killed._finish_epoch(4, *killed._epoch(4, 4), time.monotonic())
+        started = time.monotonic()
+        killed._finish_epoch(4, *killed._epoch(4, 4, started), started)
     again = make_trainer(resolved, tmp_path / "killed")
     told = []
     again.watch = lambda tick: told.append(tick.metrics["warning"]) if tick.phase == "warning" else None

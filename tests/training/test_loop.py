@@ -1,6 +1,7 @@
 """Training: budgets stop exactly, the ledger counts real calls, and a resumed run equals one that never stopped."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +86,23 @@ def test_seconds_stop_a_run(tiny_pipe, tmp_path):
     trainer.train()
     assert trainer.epoch == 1
     assert trainer.ledger.images == 8 and trainer.ledger.optimiser_steps == 0, "inside the epoch"
+
+
+def test_seconds_include_the_sampling_of_the_last_epoch(tiny_pipe, tmp_path, monkeypatch):
+    """Sampling takes 10 s on this clock and an update none: 25 s end before the third epoch's first update."""
+    now = [0.0]
+    monkeypatch.setattr("sdpo_bench.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    trainer = make_trainer(make_resolved(tiny_pipe, "ddpo", **{"budget.seconds": 25}), tmp_path)
+
+    def watch(tick):
+        if tick.phase == "scoring":
+            now[0] += 10
+
+    trainer.watch = watch
+    trainer.train()
+    steps = [row["bill"]["optimiser_steps"] for row in trainer.run.log()]
+    assert steps[1] == 2 * steps[0] > 0
+    assert steps[2:] == [steps[1]]
 
 
 def test_a_budget_below_one_group_is_refused(tiny_pipe, tmp_path):
