@@ -284,7 +284,8 @@ class GuardSettings:
     ratio_at_start: Execution[Positive] = 0.01
     """Largest deviation of an importance ratio from 1 before an epoch's first update."""
     stop: Execution[bool] = True
-    """Stop a run all of whose pictures have become one colour."""
+    """Stop a run all of whose pictures have become one colour. It fails, unless ``checkpoint.choose = before-collapse``
+    has a checkpoint from before."""
 
 
 @dataclass(frozen=True)

@@ -133,5 +133,9 @@ def before_collapse(rows: Sequence[dict[str, Any]], collapse: int | None) -> dic
 
     Pictures of epoch e are the policy's after e - 1 epochs, so a candidate is sound if the next epoch's pictures are.
     """
-    sound = [row for row in rows if collapse is None or row["epoch"] < collapse - 1]
-    return best_row(sound or rows[:1])
+    return best_row(sound_candidates(rows, collapse) or rows[:1])
+
+
+def sound_candidates(rows: Sequence[dict[str, Any]], collapse: int | None) -> list[dict[str, Any]]:
+    """The candidates of before the collapse (:func:`before_collapse`)."""
+    return [row for row in rows if collapse is None or row["epoch"] < collapse - 1]

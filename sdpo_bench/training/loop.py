@@ -30,7 +30,7 @@ from sdpo_bench.rollout.group_cost import completed_states, group_cost, probe_co
 from sdpo_bench.rollout.sampling import Noise, Trajectories, completions, rollout
 from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.rollout.sde_steps import changes_by_epoch
-from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.run_folder import VALIDATION, RunFolder
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
@@ -124,8 +124,7 @@ class Trainer:
         self.policy.on_call = self.ledger.charge_call
         wanted = self.groups_per_epoch
         try:
-            self._refuse_collapse()
-            while groups := self._groups_of_epoch(wanted):
+            while not self._has_collapsed() and (groups := self._groups_of_epoch(wanted)):
                 raise_pending_stop()
                 before = self.ledger.used(self.limit.axis)
                 self._judge(last=False)
@@ -135,7 +134,6 @@ class Trainer:
                         metrics, timing = self._epoch(groups, wanted, started)
                 self._finish_epoch(groups, metrics, timing, started)
                 self._refuse_standstill(before)
-                self._refuse_collapse()
                 if self.epoch % self.runtime.checkpoint_every == 0:
                     self.state.save()
             self._judge(last=True)
@@ -234,13 +232,30 @@ class Trainer:
         epoch = f"epoch {self.epoch}: " if self.epoch else ""
         self.watch(self._tick("warning", {"warning": f"{epoch}{text}"}))
 
-    def _refuse_collapse(self) -> None:
-        """All pictures are one colour: every reward is the same, and there is nothing left to learn from."""
-        if self.config.guard.stop and collapse_guards.all_flat(self.state.last, self.state.first):
-            raise RunFailed(
-                f"all pictures of epoch {self.epoch} are one colour: the policy has collapsed. Lower update.lr, or use "
-                "checkpoint.choose=before-collapse. To go on all the same: --set guard.stop=false"
-            )
+    def _has_collapsed(self) -> bool:
+        """Whether all pictures are one colour: every reward is the same, and there is nothing left to learn from.
+
+        Raises:
+            RunFailed: they are, and no checkpoint from before can be the result.
+        """
+        if not (self.config.guard.stop and collapse_guards.all_flat(self.state.last, self.state.first)):
+            return False
+        chosen = self.config.checkpoint is not None and self.config.checkpoint.choose == "before-collapse"
+        if chosen and self.processes.share(self._has_sound_candidate):
+            text = "all pictures are one colour: training ends here, and the result is the best checkpoint from before"
+            warned = collapse_guards.Warned(self.epoch, "stop", text)
+            if self.processes.is_main and collapse_guards.record_once(self.run, warned):
+                self.warn(text)
+            return True
+        instead = "take a smaller checkpoint.every" if chosen else "use checkpoint.choose=before-collapse"
+        raise RunFailed(
+            f"all pictures of epoch {self.epoch} are one colour: the policy has collapsed. Lower update.lr, or "
+            f"{instead}. To go on all the same: --set guard.stop=false"
+        )
+
+    def _has_sound_candidate(self) -> bool:
+        collapse = collapse_guards.collapsed_at(self.run)
+        return bool(collapse_guards.sound_candidates(self.run.log(VALIDATION), collapse))
 
     def attempts(self, halved: Callable[[str], None]) -> Iterator[Attempt]:
         """Attempts of a block of work, with smaller micro-batches after each that ran out of memory.

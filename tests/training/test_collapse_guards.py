@@ -207,6 +207,58 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     assert all(torch.equal(value, ours[name]) for name, value in load_file(str(theirs)).items())
 
 
+@pytest.fixture
+def collapsing(tiny_pipe, tmp_path, monkeypatch):
+    """A function: do a run of ten epochs, with a candidate every second one, whose policy is black after so many."""
+    from sdpo_bench.running.run_one import run_job
+    from sdpo_bench.settings import Runtime
+    from sdpo_bench.system.progress import Watcher
+
+    (tmp_path / "train.txt").write_text("cat\ndog\n")
+    (tmp_path / "held.txt").write_text("bee\n")
+    settings = {
+        **SMALL,
+        "sample.prompts": str(tmp_path / "train.txt"),
+        "eval.train": str(tmp_path / "train.txt"),
+        "eval.steps": 1,
+        "checkpoint.choose": "before-collapse",
+        "checkpoint.prompts": str(tmp_path / "held.txt"),
+        "checkpoint.every": 2,
+        "checkpoint.steps": 1,
+        "budget.images": 40,
+    }
+    resolved, decode = make_resolved(tiny_pipe, "ddpo", **settings), Policy.decode
+
+    def run(black_after, told=None):
+        epoch = [0]
+        monkeypatch.setattr(Policy, "decode", lambda self, x: decode(self, x) * (epoch[0] < black_after))
+
+        def watch(tick):
+            epoch[0] = tick.epoch
+            if told is not None and tick.phase == "warning":
+                told.append(tick.metrics["warning"])
+
+        return run_job(resolved, Runtime(out=tmp_path, device="cpu"), Watcher(train=watch)).run
+
+    return run
+
+
+def test_a_collapsed_run_ends_with_its_checkpoint_from_before(collapsing):
+    """Black after three epochs: the pictures of epoch 4 show it, and the candidate of epoch 2 is sound."""
+    told = []
+    run = collapsing(3, told)
+    assert run.state == "done"
+    assert [row["epoch"] for row in run.log("validation.jsonl")] == [2]
+    assert [row["epoch"] for row in run.log()] == [1, 2, 3, 4]
+    assert [warned.guard for warned in collapse_guards.warnings(run)] == ["flat", "dark", "diversity", "stop"]
+    assert told[-1].endswith("training ends here, and the result is the best checkpoint from before")
+
+
+def test_a_run_that_collapsed_before_its_first_candidate_fails(collapsing):
+    with pytest.raises(RunFailed, match=r"all pictures of epoch 2 are one colour.*a smaller checkpoint\.every"):
+        collapsing(1)
+
+
 def test_reports_show_what_a_run_was_warned_of(tmp_path):
     from sdpo_bench.reporting.assemble import Request, build_report
 
