@@ -14,17 +14,36 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.mean_scores import evaluation_guidance, mean_scores
 from sdpo_bench.models.policy import Policy
+from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.adapter import LORA_FILE
+from sdpo_bench.runs.input_digests import has_numbers
 from sdpo_bench.runs.run_folder import VALIDATION as LOG
 from sdpo_bench.runs.run_folder import RunFolder, best_row
 from sdpo_bench.runs.saved_adapter import save_adapter
 from sdpo_bench.scoring.scorer import Scorer
-from sdpo_bench.settings import CheckpointSettings, EvaluationSettings
+from sdpo_bench.settings import CheckpointSettings, EvaluationSettings, RunConfig
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.memory_retry import MicroBatch
 from sdpo_bench.system.progress import Watcher
 from sdpo_bench.training import collapse_guards
+
+
+def refuse_other_sampler(run: RunFolder, config: RunConfig) -> None:
+    """Candidates are judged by the sampler of the evaluation, which is no part of a run's identity.
+
+    Raises:
+        UsageError: the run has begun with another sampler, and its checkpoint is chosen.
+    """
+    if config.checkpoint is None or not (run.path / "run.json").exists() or not has_numbers(run):
+        return
+    before: EvaluationSettings = validate(EvaluationSettings, run.record()["config"]["eval"], "eval")
+    if (earlier := ev.sampler_id(before)) != (now := ev.sampler_id(config.eval)):
+        raise UsageError(
+            f"the checkpoint of run '{run.run_id}' is chosen by the evaluation sampler '{earlier}', not by '{now}'. "
+            f"Its scores by the latter: sdpo-bench eval {run.run_id} --set eval.KEY=VALUE. A run that chooses by it: "
+            "the same command with another --out FOLDER."
+        )
 
 
 class Validator:

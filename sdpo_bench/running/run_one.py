@@ -15,7 +15,7 @@ from sdpo_bench.config.resolve import Resolved, build_method
 from sdpo_bench.errors import RunFailed, SdpoBenchError, Unwritable, UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
-from sdpo_bench.evaluation.best_checkpoint import Validator
+from sdpo_bench.evaluation.best_checkpoint import Validator, refuse_other_sampler
 from sdpo_bench.evaluation.inference_search import Candidates, candidates_of
 from sdpo_bench.evaluation.learning_curve import CurveRecorder
 from sdpo_bench.evaluation.picture_grid import draw_grid, grid_prompts
@@ -81,6 +81,7 @@ def run_job(
     with prompt_cache():
         run = RunFolder(runtime.out / "runs" / resolved.run_id)
         _refuse_another_run(run)
+        refuse_other_sampler(run, resolved.config)
         with prompt_cache(recorded_prompt_digests(run), run.run_id):
             job = _prepare(resolved, runtime, run, watcher or Watcher(), processes)
             if isinstance(job, Outcome):

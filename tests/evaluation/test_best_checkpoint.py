@@ -231,6 +231,21 @@ def test_a_choice_needs_prompts_of_its_own(tiny_pipe, choose):
         make_resolved(tiny_pipe, **{"checkpoint.choose": choose})
 
 
+def test_a_checkpoint_is_not_shown_for_a_sampler_that_did_not_choose_it(tiny_pipe, prompts):
+    """The id is the same, since a run can be judged by many samplers; a run without a choice may be."""
+    short = {"budget.images": 16}
+    made = run(choosing(tiny_pipe, prompts, **short), prompts / "out")
+    other = choosing(tiny_pipe, prompts, **short, **{"eval.eta": 0})
+    assert other.run_id == made.run_id
+    with pytest.raises(UsageError, match=rf"eta=1.*eta=0.*sdpo-bench eval {made.run_id} --set eval\.") as refused:
+        run(other, prompts / "out")
+    assert "--out FOLDER" in str(refused.value) and refused.value.exit_code == 2
+    run(choosing(tiny_pipe, prompts, **short, **{"eval.steps": "1,3"}), prompts / "out")  # of the same sampler
+    sets = {key: str(prompts / "train.txt") for key in ("sample.prompts", "eval.train")}
+    ids = [run(make_resolved(tiny_pipe, "ddpo", **sets, **{"eval.eta": eta}), prompts / "out").run_id for eta in (1, 0)]
+    assert ids[0] == ids[1]
+
+
 def test_the_last_checkpoint_leaves_no_trace_in_the_identity(tiny_pipe):
     plain, said = make_resolved(tiny_pipe), make_resolved(tiny_pipe, **{"checkpoint.choose": "last"})
     assert plain.run_id == said.run_id
