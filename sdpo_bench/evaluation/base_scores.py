@@ -7,6 +7,7 @@ from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.hashing import canonical, digest
 from sdpo_bench.models.catalogue import model_digest
+from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.run_folder import RunFolder
@@ -47,6 +48,7 @@ def evaluate_base(
 ) -> "pd.DataFrame":
     """Rows of the base model (adapter off), computed once for each model and sampler."""
     run = base_folder(model, settings, runtime)
+    commit = resolved_commit(policy.pipeline.name_or_path)
     record = {
         "kind": "base",
         "run": run.run_id,
@@ -54,6 +56,7 @@ def evaluate_base(
         "sampler": sampler_id(settings),
         "versions": provenance.versions(),
         "hardware": provenance.hardware(device),
+        **({"model_commit": commit} if commit else {}),
     }
     if processes.is_main:
         run.create(record)

@@ -9,6 +9,7 @@ from sdpo_bench.evaluation.reward_scale import calibrate
 from sdpo_bench.models.catalogue import load_policy, refuse_changed
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.running.source_check import refuse_other_weights
 from sdpo_bench.runs.adapter import require_adapter
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.runs.saved_adapter import load_adapter
@@ -51,8 +52,14 @@ class FinishedRun:
         return "search" in self.record
 
     def load_policy(self, device: str) -> Policy:
-        """The base model with a fresh adapter; ``load_adapter(policy, run.folder.lora)`` makes it the run's own."""
-        return load_policy(self.model, device=device, lora_seed=seed_for(self.config["seed"], "lora"))
+        """The base model with a fresh adapter; ``load_adapter(policy, run.folder.lora)`` makes it the run's own.
+
+        Raises:
+            UsageError: its hub repository has other weights now.
+        """
+        policy = load_policy(self.model, device=device, lora_seed=seed_for(self.config["seed"], "lora"))
+        refuse_other_weights(policy, self.folder)
+        return policy
 
     def make_scorers(self, names: Sequence[str], device: str, timeout: float = 0) -> list[Scorer]:
         """Scorers of rewards by name, the trained one with the run's own settings; not loaded yet.

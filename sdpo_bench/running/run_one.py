@@ -35,7 +35,7 @@ from sdpo_bench.running.evaluation_process import (
     reward_sources,
     use_second_process,
 )
-from sdpo_bench.running.source_check import refuse_changed_plugins
+from sdpo_bench.running.source_check import refuse_changed_plugins, refuse_other_weights
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
 from sdpo_bench.runs.input_digests import has_numbers, record_prompt_digests, recorded_prompt_digests
@@ -150,9 +150,13 @@ def _prepare(
 
 
 def _load(job: _PreparedRun) -> None:
-    """Load the rewards, after refusing plugins whose source changed since the run began."""
+    """Load the rewards, after refusing plugins and weights that changed since the run began."""
     trainer, settings = job.trainer, job.trainer.config.eval
     refuse_changed_plugins(trainer.run, job.base, settings, job.scorers, trains=job.trains, warn=trainer.warn)
+    folders = trainer.run, job.base
+    if job.trains or any(ev.missing_scorers(folder, settings, job.scorers) for folder in folders):
+        for folder in folders:
+            refuse_other_weights(trainer.policy, folder)
     for scorer in job.every_scorer:
         scorer.load()
 

@@ -1,4 +1,4 @@
-"""Whether plugins are still those that the numbers of a folder came from, before more numbers are added.
+"""Whether plugins and weights are still those that the numbers of a folder came from, before more are added.
 
 A version is a promise that scores are the same, and nobody checks it for a plugin from outside: where its source has
 changed, adding to what is there is refused. Built-in plugins change with this package, whose tests hold their numbers
@@ -12,6 +12,8 @@ from typing import Any
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.score_rows import read_rows
+from sdpo_bench.models.hub import resolved_commit
+from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.registry import BUILT_IN, Plugin, find
 from sdpo_bench.runs.input_digests import has_numbers, recorded_digests, reward_key, reward_source
 from sdpo_bench.runs.provenance import reward_hash, source_hash
@@ -73,6 +75,27 @@ def refuse_changed_plugins(
                 "with another --out FOLDER."
             )
         warn(f"{one.text}; its numbers should be the same")
+
+
+def refuse_other_weights(policy: Policy, folder: RunFolder) -> None:
+    """A hub repository can get other weights under the same name; pipeline folders have a digest in the run's id.
+
+    Args:
+        folder: of a run or of a base model, whose numbers must come from the policy's base model.
+
+    Raises:
+        UsageError: they come from another commit.
+    """
+    now = resolved_commit(policy.pipeline.name_or_path)
+    if now is None or not (folder.path / "run.json").exists() or not has_numbers(folder):
+        return
+    before = folder.record().get("model_commit")
+    if before and before != now:
+        raise UsageError(
+            f"the numbers in '{folder.run_id}' come from commit {before} of the model, and its newest one here, {now}, "
+            f"would not be comparable. A run with the former weights: --set model.revision={before}. With the newest: "
+            "the same command with another --out FOLDER."
+        )
 
 
 def _of_run(run: RunFolder, wanted: Sequence[Scorer], trains: bool) -> Iterator[Changed]:

@@ -22,7 +22,7 @@ from sdpo_bench.plugins.setting_names import unknown_setting
 from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.running.finished_run import FinishedRun, open_finished_run
 from sdpo_bench.running.live import Live, print_step_table
-from sdpo_bench.running.source_check import refuse_changed_plugins
+from sdpo_bench.running.source_check import refuse_changed_plugins, refuse_other_weights
 from sdpo_bench.runs.adapter import exported
 from sdpo_bench.runs.input_digests import record_prompt_digests, recorded_prompt_digests
 from sdpo_bench.runs.run_folder import RunFolder, check_writable, find_run
@@ -100,6 +100,7 @@ def _eval_one(
         return ev.recorded_table(folder, base, settings, scorers, refused), run.reward
     refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=_warn)
     policy = run.load_policy(device)
+    refuse_other_weights(policy, base)
     if warning := read_by(policy, judged(settings)).warning:
         _warn(warning)
     # The tuned and the base model have the same pictures to draw; nothing is trained.
