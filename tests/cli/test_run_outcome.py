@@ -3,9 +3,27 @@
 import re
 import shlex
 
-from finished_run import call, words_of
+import pytest
+from finished_run import call, make, words_of
 
 from sdpo_bench.cli.commands.run import next_steps
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, tiny_pipe):
+    """The words of a command that was done, with its results folder; tests leave its numbers alone."""
+    folder = tmp_path_factory.mktemp("done")
+    words = words_of(folder, tiny_pipe, "jpeg-incompressibility", 4)
+    return [*words, "--out", make(words, folder / "out"), "--device", "cpu"]
+
+
+def test_a_finished_run_says_that_it_has_no_curve(done, capsys):
+    """The curve is measured during training, so the same run cannot get one later."""
+    assert "curve" not in call(capsys, *done)[2]
+    for more in ([], ["--json"], ["--seeds", "0"]):
+        code, _, said = call(capsys, *done, "--set", "eval.every=1", *more)
+        assert code == 0
+        assert "eval.every=1 has no effect: this run was trained without a learning curve" in said, more
 
 
 def test_a_first_run_names_commands_that_work(tmp_path, tiny_pipe, capsys):

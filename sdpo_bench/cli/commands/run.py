@@ -27,6 +27,7 @@ from sdpo_bench.running.live import print_step_table
 from sdpo_bench.running.run_one import Outcome
 from sdpo_bench.running.tracking import replaced_trackers, split_settings, track_settings
 from sdpo_bench.runs.adapter import log_changed
+from sdpo_bench.runs.run_folder import CURVE
 from sdpo_bench.settings import Runtime, TrackSettings
 from sdpo_bench.system.console_text import number, print_table
 from sdpo_bench.system.distributed import Processes, launched
@@ -114,6 +115,7 @@ def run_command(
             return
         outcome = run_with_progress(resolved, runtime, trackers, group)
         if group.is_main:
+            _say_no_curve(resolved, outcome)
             _show_outcome(resolved, outcome, as_json)
 
 
@@ -131,7 +133,9 @@ def run_seeds(
         if processes.is_main:
             click.echo(f"run {count} of {len(runs)}, seed {seed}: {resolved.run_id}", err=True)
         try:
-            outcomes[seed] = run_with_progress(resolved, runtime, trackers, processes)
+            outcomes[seed] = outcome = run_with_progress(resolved, runtime, trackers, processes)
+            if processes.is_main:
+                _say_no_curve(resolved, outcome)
         except RunFailed as error:
             if processes.count > 1:  # the others may be in the middle of the run
                 raise
@@ -200,6 +204,17 @@ def _write_config(resolved: Resolved, target: Path, read: Path | None, out: Path
     except Unwritable as error:
         raise MissingError(f"'{target}' cannot be written: {error.strerror}. Choose another file.") from error
     click.echo(f"settings: {target}", err=True)
+
+
+def _say_no_curve(resolved: Resolved, outcome: Outcome) -> None:
+    """A run is judged again as often as one likes, but its learning curve is measured while it trains."""
+    every = resolved.config.eval.every
+    if every and outcome.run.log() and not outcome.run.log(CURVE):
+        click.echo(
+            f"note: eval.every={every} has no effect: this run was trained without a learning curve. The same command "
+            "with another --seed or --out FOLDER measures one",
+            err=True,
+        )
 
 
 def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
