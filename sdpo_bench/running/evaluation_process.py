@@ -78,6 +78,16 @@ def is_small(policy: Policy) -> bool:
     return sum(p.numel() for p in policy.denoiser.parameters()) < SMALL
 
 
+def set_threads(threads: int, device: str, policy: Policy) -> None:
+    """Set the CPU threads of torch; 0 is one for a small denoiser: a second changes last digits and saves no time."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    elif device == "cpu" and is_small(policy):
+        torch.set_num_threads(1)
+
+
 def _memory_for_two() -> bool:
     """The second process loads what this one has loaded; both grow while they work."""
     import psutil

@@ -31,8 +31,8 @@ from sdpo_bench.running.evaluation_process import (
     Assignment,
     EvaluationProcess,
     evaluation_process,
-    is_small,
     reward_sources,
+    set_threads,
     use_second_process,
 )
 from sdpo_bench.running.source_check import refuse_changed_plugins, refuse_other_weights
@@ -129,7 +129,6 @@ def _prepare(
     """Refuse whatever can be refused before anything is written; the outcome where nothing can be written."""
     config = resolved.config
     device = pick_device(runtime.device)
-    _set_threads(runtime.threads)
     base = base_folder(config.model, config.eval, runtime)
     try:
         check_writable(runtime.out, run, base)
@@ -138,8 +137,7 @@ def _prepare(
         return Outcome(run, ev.recorded_table(run, base, config.eval, scorers, refused), trained_now=False)
     ev.splits(config.eval)
     policy = load_policy(config.model, device=device, lora_seed=seed_for(config.seed, "lora"))
-    if not runtime.threads and device == "cpu" and is_small(policy):
-        torch.set_num_threads(1)  # as in a sweep: a second thread changes last digits and saves no time
+    set_threads(runtime.threads, device, policy)
     for steps in config.eval.steps:
         ev.evaluation_schedule(policy, config.eval, steps)
     scorers = evaluation_scorers(config, device, runtime.reward_timeout)
@@ -297,11 +295,6 @@ def _export(trainer: Trainer, run: RunFolder) -> None:
     trainer.processes.meet()
     if trainer.validator is not None:
         trainer.validator.clear()
-
-
-def _set_threads(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def _record(job: _PreparedRun, references: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import re
 import shlex
 
 import pytest
+import torch
 from finished_run import call, make, words_of
 
 from sdpo_bench.cli.commands.run import next_steps
@@ -24,6 +25,19 @@ def test_a_finished_run_says_that_it_has_no_curve(done, capsys):
         code, _, said = call(capsys, *done, "--set", "eval.every=1", *more)
         assert code == 0
         assert "eval.every=1 has no effect: this run was trained without a learning curve" in said, more
+
+
+def test_eval_uses_the_threads_of_run(done, capsys, monkeypatch):
+    """One for a denoiser below 5 M parameters, unless ``--threads`` says otherwise."""
+    out = done[done.index("--out") + 1]
+    (run,) = (out / "runs").glob("sdpo-*")
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    for words in (["run", *done[1:]], ["eval", run.name, "--out", out, "--device", "cpu"]):
+        for more, threads in (([], 1), (["--threads", "3"], 3)):
+            set_to.clear()
+            assert call(capsys, *words, *more)[0] == 0
+            assert set_to[-1:] == [threads], (words[0], more)
 
 
 def test_a_first_run_names_commands_that_work(tmp_path, tiny_pipe, capsys):

@@ -20,6 +20,7 @@ from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.plugins.setting_names import unknown_setting
 from sdpo_bench.prompts.prompt_sets import prompt_cache
+from sdpo_bench.running.evaluation_process import set_threads
 from sdpo_bench.running.finished_run import FinishedRun, open_finished_run
 from sdpo_bench.running.live import Live, print_step_table
 from sdpo_bench.running.source_check import refuse_changed_plugins, refuse_other_weights
@@ -100,6 +101,7 @@ def _eval_one(
         return ev.recorded_table(folder, base, settings, scorers, refused), run.reward
     refuse_changed_plugins(folder, base, settings, scorers, trains=False, warn=_warn)
     policy = run.load_policy(device)
+    set_threads(runtime.threads, device, policy)
     refuse_other_weights(policy, base)
     if warning := read_by(policy, judged(settings)).warning:
         _warn(warning)

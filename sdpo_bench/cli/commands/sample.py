@@ -73,17 +73,16 @@ def draw(
     Raises:
         UsageError: the run has no adapter yet.
     """
-    import torch
-
     from sdpo_bench.evaluation.picture_grid import draw_grid
     from sdpo_bench.models.catalogue import pick_device
     from sdpo_bench.models.cut_prompts import read_by
+    from sdpo_bench.running.evaluation_process import set_threads
     from sdpo_bench.running.finished_run import load_tuned, open_finished_run
 
     run = open_finished_run(folder)
-    if threads:
-        torch.set_num_threads(threads)
-    policy, search = load_tuned(run, pick_device(device))
+    chosen_device = pick_device(device)
+    policy, search = load_tuned(run, chosen_device)
+    set_threads(threads, chosen_device, policy)
     if warning := read_by(policy, prompts).warning:
         click.echo(f"warning: {warning}", err=True)
     draw_grid(
