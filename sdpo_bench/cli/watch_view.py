@@ -20,7 +20,7 @@ from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.results.read_results import clean_bill
 from sdpo_bench.results.suite_records import read_records
 from sdpo_bench.running.live import trend
-from sdpo_bench.runs.run_folder import RunFolder, find_run, run_folders
+from sdpo_bench.runs.run_folder import KILLED, RunFolder, find_run, run_folders
 from sdpo_bench.system.console_text import PLAIN_WIDTH, clean, clock
 
 REFRESH = 2.0  # seconds between two looks
@@ -60,7 +60,7 @@ def standing(run: RunFolder) -> Standing:
     """Read a run's folder; damaged files count as empty."""
     status = run.status_or_unknown
     state = str(status["state"])
-    if state == "running" and not run.is_locked:
+    if state == "running" and run.is_abandoned:
         state = "killed"
     rows = run.log()
     rewards = [row["reward_mean"] for row in rows if isinstance(row.get("reward_mean"), int | float)]
@@ -132,7 +132,7 @@ def _run_lines(one: Standing) -> list[str]:
     if one.state in ("failed", "interrupted") and one.message:
         lines.append(f"  {one.message}")
     if one.state == "killed":
-        lines.append("  its process died without an exit status; the same command resumes it")
+        lines.append(f"  {KILLED}")
     if one.warnings:
         more = f" (and {len(one.warnings) - 1} before it)" if len(one.warnings) > 1 else ""
         lines.append(f"  warning{more}: {one.warnings[-1]}")

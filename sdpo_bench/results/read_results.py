@@ -26,7 +26,7 @@ from sdpo_bench.prompts.prompt_sets import file_digest, load_prompts, prompt_cac
 from sdpo_bench.prompts.published_sets import PUBLISHED
 from sdpo_bench.results.study_record import StudyRecord, read_studies
 from sdpo_bench.results.suite_records import SuiteRecord, read_records
-from sdpo_bench.runs.run_folder import RunFolder, read_object
+from sdpo_bench.runs.run_folder import KILLED, RunFolder, read_object
 from sdpo_bench.statistics.eval_table import Scores, own_part, read_scores
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.signals import shield_children
@@ -250,9 +250,11 @@ def _with_shared_sections(record: dict[str, Any], sections: dict[str, Any]) -> d
 
 
 def _status(folder: RunFolder) -> tuple[str, str]:
-    """State and message; ``unknown`` if the status file cannot be read."""
+    """State and message: ``killed`` where no process works on a running run, ``unknown`` for an unreadable file."""
     try:
         status = folder.status
+        if status["state"] == "running" and folder.is_abandoned:
+            return "killed", KILLED
         return str(status["state"]), str(status.get("message", ""))
     except (UsageError, OSError, KeyError) as error:
         if isinstance(error.__cause__, PermissionError):

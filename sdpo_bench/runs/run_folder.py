@@ -34,6 +34,7 @@ from sdpo_bench.system.files import atomic_write, disk_space
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.lock import lock
 
+KILLED = "its process died without an exit status; the same command resumes it"
 VALIDATION = "validation.jsonl"
 CURVE = "curve.jsonl"
 State = Literal["new", "running", "interrupted", "failed", "done"]
@@ -216,6 +217,17 @@ class RunFolder:
             if not left.name.startswith(".run.json."):
                 with suppress(FileNotFoundError):
                     left.unlink()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether no process works on the run: its own was killed if the status says running.
+
+        A folder that this user cannot lock is not called abandoned.
+        """
+        try:
+            return not self.is_locked
+        except Unwritable:
+            return False
 
     @property
     def is_locked(self) -> bool:

@@ -6,6 +6,9 @@ import pytest
 from finished_run import call
 from report_factory import base_frame, make_base, make_run, spread
 
+from sdpo_bench.results.run_list import list_runs
+from sdpo_bench.runs.run_folder import RunFolder
+
 
 @pytest.fixture
 def out(tmp_path):
@@ -53,6 +56,23 @@ def test_show_in_words_names_the_state_the_bill_and_the_way_to_repeat(out, capsy
     assert "+2.000" in text
     (folder,) = (out / "runs").glob("sdpo*")
     assert text.splitlines()[-1] == f"repeat it: sdpo-bench run --config {folder / 'run.json'}"
+
+
+def test_a_run_whose_process_is_gone_is_shown_as_killed(out, capsys):
+    """Its status says running for ever; a living process holds the folder's lock."""
+    (folder,) = (out / "runs").glob("sdpo*")
+    run = RunFolder(folder)
+    run.set_status("running", "training")
+
+    def shown():
+        text = call(capsys, "show", "sdpo", "--results", out)[1]
+        (listed,) = [row for row in list_runs(out)[1] if row[0] == run.run_id]
+        data = json.loads(call(capsys, "show", "sdpo", "--results", out, "--json")[1])
+        return data["state"], listed[1], "same command resumes it" in text, "same command resumes it" in listed[-1]
+
+    assert shown() == ("killed", "killed", True, True)
+    with run.locked():
+        assert shown() == ("running", "running", False, False)
 
 
 def test_show_refuses_what_is_no_whole_run(out, capsys):

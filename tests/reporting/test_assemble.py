@@ -433,7 +433,7 @@ def put(section: str, key: str, value: object):
         (put("budget", "amount", {"images": 1}), "is damaged: its settings are not those of run 'd3po-"),
         (lambda folder: (folder / "run.json").unlink(), "is not a run folder"),
         (lambda folder: (folder / "status").write_text("?"), "state is 'unknown'"),
-        (lambda folder: (folder / "status").write_text('{"state": "running", "message": ""}'), "state is 'running'"),
+        (lambda folder: (folder / "status").write_text('{"state": "running", "message": ""}'), "state is 'killed'"),
     ],
 )
 def test_a_damaged_run_is_listed_and_the_others_are_reported(out, harm, words):
