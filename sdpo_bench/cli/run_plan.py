@@ -21,9 +21,11 @@ from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError
 from sdpo_bench.estimates import memory_estimate
 from sdpo_bench.estimates.time_estimate import (
     Rates,
+    base_work,
     epoch_work,
     evaluation_work,
     make_method,
+    outside_seconds,
     reward_keys,
     run_work,
     seconds,
@@ -137,21 +139,27 @@ def missing_weights(resolved: Resolved) -> dict[str, Any]:
     return {"names": [name for name, missing in items.items() if missing], "bytes": size}
 
 
-def expected_seconds(resolved: Resolved, runtime: Runtime, missing: Sequence[str]) -> tuple[float | None, str]:
-    """Time of a run on this machine, from a few calls that are timed now, and why it is not known.
+def expected_seconds(resolved: Resolved, runtime: Runtime, missing: Sequence[str]) -> tuple[float | None, float, str]:
+    """Time of a run on this machine, from a few calls that are timed now; its part for the base model; why unknown.
 
     Args:
         missing: names of weights that are not here; then nothing is timed.
     """
     if missing:
-        return None, f"the weights of {', '.join(missing)} are not here"
+        return None, 0.0, f"the weights of {', '.join(missing)} are not here"
     try:
         device = pick_device(runtime.device)
         keys = tuple(sorted(reward_keys(resolved)[1]))
         rates = _rates(json.dumps(asdict(resolved.config.model)), keys, device, runtime.threads, runtime.micro_batch)
     except SdpoBenchError as error:
-        return None, str(error)
-    return seconds(resolved, run_work(resolved), rates), ""
+        return None, 0.0, str(error)
+    from sdpo_bench.evaluation.base_scores import base_folder  # brings torch, as measuring does
+
+    config = resolved.config
+    scored = base_folder(config.model, config.eval, runtime).evaluation.exists()
+    beside = scored or runtime.processes == 2  # a second process scores it while this one trains
+    base = 0.0 if beside else outside_seconds(resolved, base_work(resolved), rates)
+    return seconds(resolved, run_work(resolved), rates) + base, base, ""
 
 
 @lru_cache
@@ -187,11 +195,14 @@ def show_plan(
     needs = needed_memory(resolved, runtime, gpu_bytes)
     reading = read_from_files(resolved.config.model, prompts_of_run(resolved.config))
     missing = missing_weights(resolved)
-    time, why = (None, "a GPU that is not here") if gpu_bytes else expected_seconds(resolved, runtime, missing["names"])
+    time, base, why = (
+        (None, 0.0, "a GPU that is not here") if gpu_bytes else expected_seconds(resolved, runtime, missing["names"])
+    )
     data = plan(resolved) | {
         "memory": needs,
         "missing_weights": missing,
         "seconds": time,
+        "base_seconds": base,
         "no_time_because": why,
         "prompts": reading.as_data() if reading else None,
         "state": run.state,
@@ -250,8 +261,11 @@ def _cost_lines(data: Mapping[str, Any], runs: int) -> list[str]:
     if data["seconds"] is None:
         lines.append(f"time: not known: {data['no_time_because']}")
     else:
-        total = f", {duration(runs * data['seconds'])} for {runs} runs" if runs > 1 else ""
-        lines.append(f"time: about {duration(data['seconds'])}{each}{total} (measured here)")
+        base = data["base_seconds"]
+        own = data["seconds"] - (base if runs > 1 else 0.0)  # several runs score it once
+        total = f", {duration(runs * own + base)} for {runs} runs" if runs > 1 else ""
+        judged = f", {duration(base)} of it for the base model's scores" if base else ""
+        lines.append(f"time: about {duration(own)}{each}{total}{judged} (measured here)")
     if names := data["missing_weights"]["names"]:
         size = data["missing_weights"]["bytes"]
         known = f" (about {size / 1e9:.1f} GB)" if size else ""

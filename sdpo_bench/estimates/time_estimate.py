@@ -248,19 +248,39 @@ def run_work(resolved: Resolved) -> Work | None:
 
 def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:
     """Time of a run by measured rates; a reward without a rate counts as free."""
-    config = resolved.config
-    trained, evaluated = (sum(rates.rewards.get(key, 0.0) for key in keys) for keys in reward_keys(resolved))
-    outside = evaluation_work(resolved) if work is None else work
-    judged = outside.outside_forward * rates.forward + outside.outside_images * (rates.decode + evaluated)
-    if work is None:
-        return config.budget.amount + judged
+    if work is not None:
+        return _training_seconds(resolved, work, rates) + outside_seconds(resolved, work, rates)
+    config, method = resolved.config, make_method(resolved)
+    epoch = _epoch(resolved, cost_of_group(resolved), config.sample.images_per_epoch // method.members)
+    # Candidates and points of the curve come every few epochs; how many epochs there are is up to the clock.
+    epochs = math.ceil(config.budget.amount / max(_training_seconds(resolved, epoch, rates), 1e-9))
+    training = epoch.times(epochs)
+    outside = choice_work(config, training, method) + curve_work(config, training, method) + evaluation_work(resolved)
+    return config.budget.amount + outside_seconds(resolved, outside, rates)
+
+
+def _training_seconds(resolved: Resolved, work: Work, rates: Rates) -> float:
+    """Time of a training's own bill."""
+    trained = sum(rates.rewards.get(key, 0.0) for key in reward_keys(resolved)[0])
     return (
         (work.forward - work.backward) * rates.forward
         + work.backward * rates.train
         + work.decoded * (rates.decode + trained)
         + work.optimiser_steps * rates.optimiser_step
-        + judged
     )
+
+
+def outside_seconds(resolved: Resolved, work: Work, rates: Rates) -> float:
+    """Time of what is done beside the training's bill."""
+    evaluated = sum(rates.rewards.get(key, 0.0) for key in reward_keys(resolved)[1])
+    return work.outside_forward * rates.forward + work.outside_images * (rates.decode + evaluated)
+
+
+def base_work(resolved: Resolved) -> Work:
+    """Judging the base model on the reported prompts, once for all runs of a results folder; it never searches."""
+    tuned, method = evaluation_work(resolved), make_method(resolved)
+    candidates = method.candidates if isinstance(method, Search) else 1
+    return Work(outside_forward=tuned.outside_forward // candidates, outside_images=tuned.outside_images // candidates)
 
 
 # -- single rewards ------------------------------------------------------------------------------------------

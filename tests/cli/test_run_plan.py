@@ -7,8 +7,11 @@ from finished_run import call
 
 from sdpo_bench.cli import run_plan
 from sdpo_bench.cli.run_plan import parse_memory
+from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import Rates
+from sdpo_bench.evaluation.base_scores import base_folder
+from sdpo_bench.settings import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +33,41 @@ def test_the_whole_run_is_counted_and_timed(capsys):
     forward, backward = (10 * data["cost_per_epoch"][f"denoiser_{way}"] for way in ("forward", "backward"))
     assert data["cost"]["denoiser_calls"] == forward + backward
     judged = data["cost"]["evaluation_denoiser_calls"]
-    assert data["seconds"] == (forward - backward) + 3 * backward + judged
+    assert data["seconds"] == (forward - backward) + 3 * backward + 2 * judged, "the base model's scores are missing"
+
+
+@pytest.mark.parametrize(("method", "candidates"), [("sdpo", 1), ("best_of_n", 4)])
+def test_a_base_model_that_has_scores_takes_no_time(capsys, tmp_path, method, candidates):
+    words = ["--method", method, "--out", tmp_path, "--json"]
+    words += ["--set", "method.n=4"] if candidates > 1 else []
+    fresh = json.loads(plan(capsys, *words))
+    config = resolve(Request(method=method)).config
+    base = base_folder(config.model, config.eval, Runtime(out=tmp_path))
+    base.path.mkdir(parents=True)
+    base.evaluation.touch()
+    judged = fresh["cost"]["evaluation_denoiser_calls"]
+    assert (
+        fresh["seconds"] - json.loads(plan(capsys, *words))["seconds"] == judged / candidates == fresh["base_seconds"]
+    )
+
+
+def test_a_budget_of_seconds_has_the_curve_and_candidates_of_its_epochs(capsys):
+    """Ten epochs by images, and as many by the clock."""
+    beside = ["--set", "eval.every=2", "--set", "checkpoint.choose=validation"]
+    beside += ["--set", "checkpoint.prompts=emoji-validation", "--json"]
+    whole, plain = (json.loads(plan(capsys, "--budget", "images=640", *more)) for more in (beside, ["--json"]))
+    cost = plain["cost_per_epoch"]
+    budget = f"seconds={10 * (cost['denoiser_forward'] + 2 * cost['denoiser_backward'])}"
+    timed, bare = (json.loads(plan(capsys, "--budget", budget, *more)) for more in (beside, ["--json"]))
+    assert timed["seconds"] - bare["seconds"] == whole["seconds"] - plain["seconds"] > 0
 
 
 def test_several_seeds_cost_several_times_as_much(capsys):
-    one = json.loads(plan(capsys, "--json"))["seconds"]
+    """They share one base model."""
+    one = json.loads(plan(capsys, "--json"))
+    each, base = one["seconds"] - one["base_seconds"], one["base_seconds"]
     text = plan(capsys, "--seeds", "0-4")
-    assert f"each, {run_plan.duration(5 * one)} for 5 runs" in text
+    assert f"each, {run_plan.duration(5 * each + base)} for 5 runs" in text and base > 0
     assert "one run for each of the seeds 0, 1, 2, 3, 4;" in text
 
 
