@@ -454,5 +454,4 @@ def test_asking_for_more_scores_reopens_finished_trainings(trained):
     asked.overrides["eval.steps"] = "1,2,3"
     more = make_plan(study.design(asked).suites[0], folder)
     assert [cell.run_id for cell in more.jobs] == [cell.run_id for cell in plan.jobs]
-    assert reopen(more) == 3
-    assert {cell.state for cell in make_plan(study.design(asked).suites[0], folder).jobs} == {"unfinished"}
+    assert {cell.state for cell in more.jobs} == {"unfinished"}

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from report_factory import SAMPLER, frame
+from report_factory import frame
 
 from sdpo_bench.config.resolve import resolve
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.plugins.registry import plugins
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.runs.run_folder import RunFolder
@@ -126,7 +127,7 @@ def _scores(folder: RunFolder, cell: Job, gain: Gain, contrast: float, seed: int
                 steps=steps,
                 reward=reward,
                 version=version,
-                sampler=SAMPLER,
+                sampler=sampler_id(resolve(cell.request).config.eval),
             ).assign(contrast=contrast)
         )
     return pd.concat(rows)

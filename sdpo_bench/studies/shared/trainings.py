@@ -61,18 +61,16 @@ def merged_plan(name: str, suites: Sequence[Suite], out: Path, rates: RatesOf = 
 
 
 def reopen(plan: Plan) -> int:
-    """Reopen finished runs whose evaluation, or their base model's, lacks scores that the plan needs now.
+    """Reopen finished runs whose base model lacks scores that the plan needs; returns how many.
 
-    A run's identity leaves evaluation out, so a study that is repeated with more step counts, prompts or images finds
-    its trainings done. Returns how many.
+    Runs that lack scores of their own are unfinished in the plan already.
     """
     reopened = 0
     bases = Trainings.of(plan).bases
     for job in plan.jobs:
         if job.state != "done":
             continue
-        own = read_scores(_folder(plan, job).evaluation, pictures=False)
-        if not _judged(job, own) or not any(_judged(job, base.scores) for base in bases if base.model == job.model):
+        if not any(_judged(job, base.scores) for base in bases if base.model == job.model):
             _folder(plan, job).set_status("interrupted", "to be evaluated as a study asks")
             reopened += 1
     return reopened
