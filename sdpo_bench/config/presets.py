@@ -107,10 +107,10 @@ def find_preset(name: str) -> Preset:
     """
     if name.endswith(".toml"):
         return read_preset(Path(name))
-    available = shipped_presets()
-    if name not in available:
-        raise UsageError(f"unknown preset '{name}'.{nearest(name, available)} A path ending in .toml works too.")
-    return available[name]
+    paths = {path.stem: path for path in preset_folder().glob("*.toml")}
+    if name not in paths:
+        raise UsageError(f"unknown preset '{name}'.{nearest(name, sorted(paths))} A path ending in .toml works too.")
+    return read_preset(paths[name])
 
 
 def automatic_preset(model: str, reward: str) -> Preset | None:
