@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sdpo_bench.reporting.page.pictures import PictureGrid
 
 MOST_NAMED = 3
-"""Rows that a sentence names; of more, the first and their number."""
+"""Rows that a sentence names; of more it gives the number."""
 FAR_KL = GuardSettings().kl
 """Mean KL to the base model at the end of training from which on a row has a badge: the default of ``guard.kl``."""
 
@@ -76,7 +76,10 @@ def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:
         ahead = [label for label in above if frozenset((label, board.best)) in other.apart]
         if ahead:
             named = ["the base model" if label == BASE else label for label in ahead]
-            names = listed(named if len(named) <= MOST_NAMED else [named[0], f"{len(named) - 1} more"])
+            if len(named) > MOST_NAMED:
+                methods = f"{len(set(ahead) - {BASE})} of {len(other.lines) - 1} other methods"
+                named = ["the base model", methods] if BASE in ahead else [methods]
+            names = listed(named)
             prompts = f"{len(other.panel.prompts)} {other.panel.key.split} prompts"
             texts.append(
                 f" On {prompts} {names} {'are' if len(ahead) > 1 else 'is'} significantly ahead of {board.best}."
@@ -133,7 +136,7 @@ def _losses(arm: Arm, boards: Sequence[Board]) -> list[str]:
         if line and line.gain and line.gain.excludes_zero and line.gain.value < 0:
             reward = "" if board.panel.trained else f" by {board.panel.key.reward}"
             losses.setdefault(reward, []).append(f"{line.gain.value:.3g} on {board.panel.key.split}")
-    return [f"loss{reward}: {listed(dict.fromkeys(texts))}" for reward, texts in losses.items()]
+    return [f"below the base model{reward}: {listed(dict.fromkeys(texts))}" for reward, texts in losses.items()]
 
 
 def _search_cost(arm: Arm) -> list[str]:
@@ -145,7 +148,7 @@ def _search_cost(arm: Arm) -> list[str]:
 def _distance(arm: Arm) -> list[str]:
     distances = [run.last_epoch.get("kl_to_base") for run in arm.done]
     known = [float(value) for value in distances if isinstance(value, int | float)]
-    return [f"KL {fmean(known):.0f} (above {FAR_KL:g})"] if known and fmean(known) >= FAR_KL else []
+    return [f"far from the base model: KL {fmean(known):.0f}"] if known and fmean(known) >= FAR_KL else []
 
 
 def best_cautions(boards: Sequence[Board], badges: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

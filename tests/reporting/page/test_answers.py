@@ -42,7 +42,9 @@ def test_who_is_ahead_of_the_winner_on_other_prompts_is_named(tmp_path):
             frames = [partial(frame, spread([number / 10 + 0.01 * seed] * 3), split="unseen")]
             make_run(tmp_path, method, seed, spread([number / 10 + 0.01 * seed] * 3), frames=frames)
     sentence = _section(tmp_path).answer.sentence
-    assert sentence.endswith("On 3 unseen prompts sdpo and 3 more are significantly ahead of ddpo.")
+    assert sentence.endswith(
+        "On 3 unseen prompts the base model and 3 of 3 other methods are significantly ahead of ddpo."
+    )
 
 
 def test_a_single_seed_leads_without_a_claim(tmp_path):
@@ -147,10 +149,10 @@ def test_flags_say_where_a_method_loses_and_how_far_it_went(tmp_path):
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = build_report(load_results(tmp_path), Request())
     answer = report.sections[0].answer
-    assert answer.badges == {"draft": ("loss: -1.01 on unseen", "KL 32 (above 20)")}
+    assert answer.badges == {"draft": ("below the base model: -1.01 on unseen", "far from the base model: KL 32")}
     assert answer.cautions == answer.badges["draft"]
     row = html(report).partition('id="setting-1-1-leaderboard-1"')[2].partition("</table>")[0]
-    assert '<span class="badge"><bdi>KL 32 (above 20)</bdi></span>' in row
+    assert '<span class="badge"><bdi>far from the base model: KL 32</bdi></span>' in row
 
 
 def test_notices_of_the_seeds_of_a_method_are_one_line(tmp_path):

@@ -59,7 +59,7 @@ def test_every_method_with_a_grid_has_a_row_with_its_rewards(tmp_path):
     page = html(report)
     # 5 prompts with 2 images each, while a tile is one of them
     assert "its reward (<bdi>emoji-align</bdi>): one image of one prompt." in page
-    assert "The numbers in the tables are means over 10 images a step" in page
+    assert "The numbers in the tables are means over 10 images for each step" in page
     assert page.count(first.rows[0].sources[0]) == len(chosen) * len(STEPS)  # the base model's, all black, once
     assert page.count('class="tiles"') == len(chosen) and 'type="range"' in page
 
