@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.mean_scores import evaluation_guidance, mean_scores
@@ -38,11 +39,11 @@ def refuse_other_sampler(run: RunFolder, config: RunConfig) -> None:
     if config.checkpoint is None or not (run.path / "run.json").exists() or not has_numbers(run):
         return
     before: EvaluationSettings = validate(EvaluationSettings, run.record()["config"]["eval"], "eval")
-    if (earlier := ev.sampler_id(before)) != (now := ev.sampler_id(config.eval)):
+    if (earlier := sampler_id(before)) != (now := sampler_id(config.eval)):
         raise UsageError(
-            f"the checkpoint of run '{run.run_id}' is chosen by the evaluation sampler '{earlier}', not by '{now}'. "
-            f"Its scores by the latter: sdpo-bench eval {run.run_id} --set eval.KEY=VALUE. A run that chooses by it: "
-            "the same command with another --out FOLDER."
+            f"the checkpoint of run '{run.run_id}' is chosen with the sampler '{earlier}', not with '{now}'. "
+            f"To score it with the latter: sdpo-bench eval {run.run_id} --set eval.KEY=VALUE. To choose with the "
+            "latter: the same command with another --out FOLDER."
         )
 
 

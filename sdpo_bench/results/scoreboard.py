@@ -161,8 +161,7 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
         leaders[endpoint] = _leaders(matrices, apart)
         best = _best(matrices)
         shared_seeds = matrices[best].seeds if best else ()
-    notes_of_board = tuple(notes)
-    return Board(panel, endpoint, tuple(lines), base, notes_of_board, level, leaders, chosen, apart, best, shared_seeds)
+    return Board(panel, endpoint, tuple(lines), base, tuple(notes), level, leaders, chosen, apart, best, shared_seeds)
 
 
 def _reference(panel: Panel, lines: Sequence[Line], asked_for: str) -> str:

@@ -92,9 +92,9 @@ def refuse_other_weights(policy: Policy, folder: RunFolder) -> None:
     before = folder.record().get("model_commit")
     if before and before != now:
         raise UsageError(
-            f"the numbers in '{folder.run_id}' come from commit {before} of the model, and its newest one here, {now}, "
-            f"would not be comparable. A run with the former weights: --set model.revision={before}. With the newest: "
-            "the same command with another --out FOLDER."
+            f"the numbers in '{folder.run_id}' come from commit {before} of the model, and this machine has commit "
+            f"{now}: their scores cannot be compared. To use the former: --set model.revision={before}. To use the "
+            "latter: the same command with another --out FOLDER."
         )
 
 

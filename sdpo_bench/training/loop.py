@@ -124,7 +124,7 @@ class Trainer:
         self.policy.on_call = self.ledger.charge_call
         wanted = self.groups_per_epoch
         try:
-            while not self._has_collapsed() and (groups := self._groups_of_epoch(wanted)):
+            while not self._ends_in_collapse() and (groups := self._groups_of_epoch(wanted)):
                 raise_pending_stop()
                 before = self.ledger.used(self.limit.axis)
                 self._judge(last=False)
@@ -232,8 +232,8 @@ class Trainer:
         epoch = f"epoch {self.epoch}: " if self.epoch else ""
         self.watch(self._tick("warning", {"warning": f"{epoch}{text}"}))
 
-    def _has_collapsed(self) -> bool:
-        """Whether all pictures are one colour: every reward is the same, and there is nothing left to learn from.
+    def _ends_in_collapse(self) -> bool:
+        """Whether training ends since all pictures are one colour: all rewards are equal, so nothing can be learnt.
 
         Raises:
             RunFailed: they are, and no checkpoint from before can be the result.

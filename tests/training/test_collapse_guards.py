@@ -152,6 +152,23 @@ def test_a_collapse_is_the_first_warning_of_pictures_or_distance(tmp_path):
     assert collapse_guards.collapsed_at(run) == 5
 
 
+def choosing(folder, every, images):
+    """Settings of a small run that keeps its best checkpoint of before a collapse, by prompts of its own."""
+    (folder / "train.txt").write_text("cat\ndog\n")
+    (folder / "held.txt").write_text("bee\n")
+    return {
+        **SMALL,
+        "sample.prompts": str(folder / "train.txt"),
+        "eval.train": str(folder / "train.txt"),
+        "eval.steps": 1,
+        "checkpoint.choose": "before-collapse",
+        "checkpoint.prompts": str(folder / "held.txt"),
+        "checkpoint.every": every,
+        "checkpoint.steps": 1,
+        "budget.images": images,
+    }
+
+
 @pytest.mark.slow
 def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path, monkeypatch):
     """The reward prefers what comes after the collapse; the choice does not fall for it."""
@@ -163,21 +180,7 @@ def test_a_run_keeps_its_best_checkpoint_before_the_collapse(tiny_pipe, tmp_path
     from sdpo_bench.settings import Runtime
     from sdpo_bench.system.progress import Watcher
 
-    (tmp_path / "train.txt").write_text("cat\ndog\n")
-    (tmp_path / "held.txt").write_text("bee\n")
-    settings = {
-        "sample.prompts": str(tmp_path / "train.txt"),
-        "eval.train": str(tmp_path / "train.txt"),
-        "eval.steps": 1,
-        "checkpoint.choose": "before-collapse",
-        "checkpoint.prompts": str(tmp_path / "held.txt"),
-        "checkpoint.every": 1,
-        "checkpoint.steps": 1,
-        "budget.images": 20,
-        **SMALL,
-        "guard.stop": False,
-        "reward.name": "jpeg-compressibility",
-    }
+    settings = choosing(tmp_path, every=1, images=20) | {"guard.stop": False, "reward.name": "jpeg-compressibility"}
     epoch = [0]
     decode = Policy.decode
     monkeypatch.setattr(Policy, "decode", lambda self, x: decode(self, x) * (epoch[0] < 3))
@@ -214,19 +217,7 @@ def collapsing(tiny_pipe, tmp_path, monkeypatch):
     from sdpo_bench.settings import Runtime
     from sdpo_bench.system.progress import Watcher
 
-    (tmp_path / "train.txt").write_text("cat\ndog\n")
-    (tmp_path / "held.txt").write_text("bee\n")
-    settings = {
-        **SMALL,
-        "sample.prompts": str(tmp_path / "train.txt"),
-        "eval.train": str(tmp_path / "train.txt"),
-        "eval.steps": 1,
-        "checkpoint.choose": "before-collapse",
-        "checkpoint.prompts": str(tmp_path / "held.txt"),
-        "checkpoint.every": 2,
-        "checkpoint.steps": 1,
-        "budget.images": 40,
-    }
+    settings = choosing(tmp_path, every=2, images=40)
     resolved, decode = make_resolved(tiny_pipe, "ddpo", **settings), Policy.decode
 
     def run(black_after, told=None):
