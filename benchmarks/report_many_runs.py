@@ -4,7 +4,7 @@
 
 Makes synthetic run folders (4 methods x 5 learning rates x 25 seeds a setting, rewards x budgets for the rest; 45
 prompts, 4 step counts, 2 rewards; 40 epochs of training log) and prints seconds, peak memory and sizes as JSON.
-The goal: each command under a minute for 10,000 runs on two cores.
+The goals for 10,000 runs on two cores: 10 s in a terminal, 20 s for HTML, 400 MB.
 """
 
 import argparse

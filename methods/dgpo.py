@@ -2,6 +2,7 @@
 
 A preference loss between the better and the worse images of a group, on re-noised samples: the flow-matching error
 relative to the base model stands for a log-likelihood ratio, as in Diffusion-DPO. All members share their fresh noise.
+Flow-Factory can also measure against a moving average of the policy, which is not here.
 """
 
 from dataclasses import dataclass

@@ -78,7 +78,7 @@ class Minibatch:
     """
 
     log_probs: "Tensor"
-    """``[b, G, K]`` under the current policy; the only tensor that carries gradients (with ``kl``)."""
+    """``[b, G, K]`` under the current policy; carries gradients."""
     old_log_probs: "Tensor"
     """``[b, G, K]`` under the policy that sampled."""
     ref_log_probs: "Tensor | None"
@@ -94,7 +94,8 @@ class Minibatch:
     """int64 ``[b, K]``: step index i, 0 is the noisiest."""
     num_steps: int
     kl: "Tensor | None" = None
-    """``[b, G, K]`` KL(policy step || base step) per latent element; only for methods with ``needs_kl``."""
+    """``[b, G, K]`` KL(policy step || base step) per latent element; carries gradients. Only for methods with
+    ``needs_kl``."""
     drift: "Tensor | None" = None
     """``[b, G, K]`` KL(step of the policy that sampled || step of the current policy) per latent element,
     ``mean (mu - mu_old)^2 / (2 std^2)``; carries gradients and the engine's step weight. Only with ``needs_drift``."""
