@@ -223,7 +223,7 @@ def _score_table(pair: Pair, name: str) -> t.Table:
         f"Against {other.name}: scores, {own.reward} on {own.model}",
         (t.Column("from", "method, from", numeric=False), *step_columns(steps)),
         tuple(groups),
-        (*verdict, *other.notes, *own.notes),
+        (*other.notes, *own.notes, *verdict),
         (caution, *own.cautions, *other.cautions),
         own.prompts,
     )
