@@ -276,7 +276,9 @@ class GuardSettings:
     ``results/reference``: trained on ``emoji-align``, diversity is below .9 of the first epoch's in 42 % of the epochs
     with a KL of 10 to 20 (mean .92), and in 95 % above 20 (mean .78). It is a matter of degree and of the reward:
     trained on the size of a JPEG file, diversity and ``emoji-accuracy`` fall from 5 on, and ``draft`` and ``refl``
-    reach the highest ``emoji-accuracy`` at 32. Held-out scores say whether pictures got worse; a KL does not."""
+    reach the highest ``emoji-accuracy`` at 32. In ``results/reference/long`` (25,680 images) it warns in one run of
+    SDPO and all five of DDPO, at whose end ``emoji-accuracy`` is above the base model's on training prompts and the
+    reward below it on unseen ones. Held-out scores say whether pictures got worse; a KL does not."""
     clip_fraction: Execution[Share] = 0.999
     """Share of samples whose importance ratio is clipped."""
     clip_at_start: Execution[Share] = 0.01
