@@ -1,14 +1,17 @@
 """Studies of the newer methods: what they train, what they leave out, and what they conclude from known numbers."""
 
+import json
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
+from report_factory import base_frame, make_base, make_run, spread
 from study_factory import findings, finished, has, request
 
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import CannotTrain, UsageError
 from sdpo_bench.plugins.registry import find
+from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.contrasts import Contrast
 from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
@@ -252,18 +255,31 @@ def test_a_change_that_only_its_interval_excludes_has_both_numbers():
 
 
 def test_pictures_are_compared_at_the_step_counts_of_the_study():
-    """The base model was judged at 50 steps too, for another run: its mean at 1 and 4 steps is .2."""
+    """The base model was judged at 50 steps too, for another run: its mean at 1 and 4 steps is .2. Another sampler's
+    pictures of it do not count."""
 
-    def judged(**by_step):
-        return SimpleNamespace(
-            pictures={("sampler", "train"): {"contrast": {int(k[1:]): v for k, v in by_step.items()}}}
-        )
+    def judged(sampler="ddim", **by_step):
+        return SimpleNamespace(pictures={(sampler, "train"): {"contrast": {int(k[1:]): v for k, v in by_step.items()}}})
 
     job = SimpleNamespace(settings={"eval.steps": (1, 4)})
     run = SimpleNamespace(job=job, why_not="", scores=judged(k1=0.1, k4=0.2, k16=0.9))
     base = SimpleNamespace(scores=judged(k1=0.1, k4=0.3, k50=0.8))
-    trainings = SimpleNamespace(arms={"arm": (run,)}, bases_of=lambda arm: [base])
+    other = SimpleNamespace(scores=judged(sampler="ode", k1=0.5, k4=0.9))
+    trainings = SimpleNamespace(arms={"arm": (run,)}, bases_of=lambda arm: [other, base])
     assert Trainings.pictures(trainings, "arm", "contrast") == pytest.approx((0.15, 0.2))
+
+
+def test_an_arm_is_compared_with_its_own_base_model(tmp_path):
+    """Another one of the same name, at another resolution, was judged in the same folder by the same sampler."""
+    small = make_base(tmp_path, base_frame(spread([-1.0, -1.0, -1.0])), name="base-emoji_turbo-1")
+    record = json.loads((small / "run.json").read_text())
+    record["config"]["model"]["resolution"] = 16
+    (small / "run.json").write_text(json.dumps(record))
+    make_base(tmp_path, base_frame(spread([-2.0, -2.0, -2.0])), name="base-emoji_turbo-2")
+    run = SimpleNamespace(folder=RunFolder(make_run(tmp_path)), why_not="")
+    trainings = Trainings(tmp_path, ())
+    vars(trainings)["arms"] = {"arm": (run,)}
+    assert [base.folder.run_id for base in trainings.bases_of("arm")] == ["base-emoji_turbo-2"]
 
 
 def test_the_models_of_nft_on_distilled_are_the_study_s_own():

@@ -4,7 +4,7 @@ Scores are read by the rules of the report (``scores``): a run that failed or di
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts.prompt_sets import load_prompts
+from sdpo_bench.results.read_results import MODEL_KEYS, flat_settings
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, at, read_scores, stack
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid
@@ -70,7 +71,7 @@ def reopen(plan: Plan) -> int:
     for job in plan.jobs:
         if job.state != "done":
             continue
-        if not any(_judged(job, base.scores) for base in bases if base.model == job.model):
+        if not any(_judged(job, base.scores) for base in bases if base.model == _model_of(_folder(plan, job))):
             _folder(plan, job).set_status("interrupted", "to be evaluated as a study asks")
             reopened += 1
     return reopened
@@ -78,6 +79,11 @@ def reopen(plan: Plan) -> int:
 
 def _folder(plan: Plan, job: Job) -> RunFolder:
     return RunFolder(plan.out / "runs" / job.run_id)
+
+
+def _model_of(folder: RunFolder) -> list[Any]:
+    settings = flat_settings(folder.record())
+    return [settings.get(key) for key in MODEL_KEYS]
 
 
 def _judged(job: Job, scores: Scores) -> bool:
@@ -151,8 +157,12 @@ class Trained:
 class Base:
     """Scores of a base model by one sampler."""
 
-    model: str
     folder: RunFolder
+
+    @cached_property
+    def model(self) -> list[Any]:
+        """What tells it from other base models."""
+        return _model_of(self.folder)
 
     @cached_property
     def scores(self) -> Scores:
@@ -185,12 +195,12 @@ class Trainings:
     @cached_property
     def bases(self) -> list[Base]:
         """The base models whose scores are here."""
-        folders = [folder for folder in run_folders(self.out) if folder.run_id.startswith("base-")]
-        return [Base(str(folder.record()["config"]["model"]["name"]), folder) for folder in folders]
+        return [Base(folder) for folder in run_folders(self.out) if folder.run_id.startswith("base-")]
 
     def bases_of(self, arm: Arm) -> list[Base]:
-        """The base model of an arm, once for each sampler that judged it."""
-        return [base for base in self.bases if base.model == self.arms[arm][0].job.model]
+        """The base model of an arm's usable runs, once for each sampler that judged it."""
+        models = [_model_of(run.folder) for run in self.arms[arm] if not run.why_not]
+        return [base for base in self.bases if base.model in models]
 
     def grids(self, arm: Arm, reward: str = "", statistic: str = "") -> tuple[ScoreGrid, ScoreGrid] | None:
         """Scores on train prompts of an arm's usable runs and of the base model, with the same prompts, step counts and
@@ -247,8 +257,10 @@ class Trainings:
     def pictures(self, arm: Arm, statistic: str) -> tuple[float, float]:
         """A picture statistic averaged over usable runs and the study's step counts: the arm's and the base model's."""
         steps = self.arms[arm][0].job.settings["eval.steps"]
-        tuned = [_picture(run.scores, statistic, steps) for run in self.arms[arm] if not run.why_not]
-        base = [_picture(base.scores, statistic, steps) for base in self.bases_of(arm)]
+        runs = [run for run in self.arms[arm] if not run.why_not]
+        samplers = {sampler for run in runs for sampler, _ in run.scores.pictures}
+        tuned = [_picture(run.scores, samplers, statistic, steps) for run in runs]
+        base = [_picture(base.scores, samplers, statistic, steps) for base in self.bases_of(arm)]
         return mean_of(tuned), mean_of(base)
 
     def failures(self) -> list[Trained]:
@@ -256,10 +268,10 @@ class Trainings:
         return [run for run in self.runs if run.why_not]
 
 
-def _picture(scores: Scores, statistic: str, steps: Sequence[int]) -> float:
+def _picture(scores: Scores, samplers: Collection[str], statistic: str, steps: Sequence[int]) -> float:
     values: list[float] = []
-    for (_, split), statistics in scores.pictures.items():
-        if split == "train":
+    for (sampler, split), statistics in scores.pictures.items():
+        if split == "train" and sampler in samplers:
             values += [value for step, value in statistics[statistic].items() if step in steps]
     return mean_of(values)
 
