@@ -18,8 +18,8 @@ from sdpo_bench.settings import ModelSettings
 
 SETTING_KEYS = (*MODEL_KEYS, "reward.", "sample.prompts", "sample.prompts.digest", "schedule.", "budget.")
 FREE_KEYS = ("seed", "eval.", "guard.", *(f"model.{name}" for name in sorted(execution_settings(ModelSettings))))
-"""What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, when it warns, and what
-only moves memory about."""
+"""What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, when it warns (unless the
+warnings choose the checkpoint), and what only moves memory about."""
 MOST_LABEL_KEYS = 3
 
 
@@ -29,9 +29,14 @@ def is_setting_key(key: str) -> bool:
     return _matches_any(key, SETTING_KEYS)
 
 
+def is_free_key(key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether runs of one arm may differ in ``key``, one of their ``settings``."""
+    chooses = key.startswith("guard.") and settings.get("checkpoint.choose") == "before-collapse"
+    return not chooses and _is_free(key)
+
+
 @cache
-def is_free_key(key: str) -> bool:
-    """Whether runs of one arm may differ in ``key``."""
+def _is_free(key: str) -> bool:
     return _matches_any(key, FREE_KEYS)
 
 
@@ -100,7 +105,7 @@ def group_settings(runs: Iterable[Run]) -> tuple[list[Setting], list[Notice]]:
     for run in runs:
         arm_settings, common_settings = {}, {}
         for key, value in run.settings.items():
-            if is_free_key(key):
+            if is_free_key(key, run.settings):
                 continue
             if is_setting_key(key):
                 common_settings[key] = value
@@ -134,7 +139,8 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[list[Run], list[Notice]]:
 
 
 def _arm(runs: list[Run]) -> Arm:
-    own = {k: v for k, v in runs[0].settings.items() if not is_free_key(k) and not is_setting_key(k)}
+    settings = runs[0].settings
+    own = {k: v for k, v in settings.items() if not is_free_key(k, settings) and not is_setting_key(k)}
     return Arm(runs[0].method, runs[0].method, own, tuple(runs))
 
 

@@ -50,7 +50,7 @@ def config(method: str = "sdpo", seed: int = 0, reward: str = "emoji-align", **c
         data["method"]["settings"] |= {"reward": "predicted", "temporal_discount": 0.99}
     for key, value in changes.items():
         section, _, name = key.partition(".")
-        place = data[section]["settings"] if section in ("method", "reward") else data[section]
+        place = data[section]["settings"] if section in ("method", "reward") else data.setdefault(section, {})
         place[name] = value
     return data
 
