@@ -147,6 +147,7 @@ class Trainer:
         for warning in warnings:
             self.watch(self._tick("warning", {"warning": warning}))
         self.state.resume(path)
+        self._fire_guards()  # a run may have been stopped between an epoch and its guards, which choose a checkpoint
 
     def _refuse_standstill(self, before: float) -> None:
         """A policy that draws the same few pictures is scored from the cache for ever and spends no reward calls."""
@@ -223,8 +224,11 @@ class Trainer:
         timing |= {"seconds": round(seconds, 4), "images_per_second": round(groups * self.method.members / seconds, 3)}
         self.state.add_epoch(metrics, timing)
         self._tell("epoch")
-        if self.processes.is_main:
-            for warned in collapse_guards.fire(self.run, metrics, self.state.first, self.config.guard):
+        self._fire_guards()
+
+    def _fire_guards(self) -> None:
+        if self.processes.is_main and self.state.epoch:
+            for warned in collapse_guards.fire(self.run, self.state.last, self.state.first, self.config.guard):
                 self.warn(warned.text)
 
     def warn(self, text: str) -> None:

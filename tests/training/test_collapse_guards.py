@@ -132,6 +132,27 @@ def test_a_resumed_run_warns_as_one_never_stopped(tiny_pipe, tmp_path):
     assert (again.run.path / "warnings.jsonl").read_bytes() == expected
 
 
+@pytest.mark.slow
+def test_a_run_stopped_between_an_epoch_and_its_guards_warns_of_that_epoch(tiny_pipe, tmp_path):
+    """Trackers and progress are told first, and a stop may come there; guards can choose the checkpoint."""
+    resolved = make_resolved(tiny_pipe, "ddpo", **SMALL, **{"budget.images": 12, "guard.kl": 1e-12})
+    whole = make_trainer(resolved, tmp_path / "whole")
+    whole.train()
+    expected = (whole.run.path / "warnings.jsonl").read_bytes()
+    stopped = make_trainer(resolved, tmp_path / "stopped")
+
+    def stop(tick):
+        if tick.phase == "epoch" and tick.epoch == json.loads(expected)["epoch"]:
+            raise KeyboardInterrupt
+
+    stopped.watch = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert not (stopped.run.path / "warnings.jsonl").exists()
+    make_trainer(resolved, tmp_path / "stopped").train()
+    assert (stopped.run.path / "warnings.jsonl").read_bytes() == expected
+
+
 def test_the_best_before_the_collapse_by_hand():
     """Pictures of epoch 6 were black: they are the policy's after 5 epochs, so epoch 4 is the last sound candidate."""
     rows = [{"epoch": e, "score": s} for e, s in ((2, 0.3), (3, 0.2), (4, 0.4), (5, 0.9), (6, 0.8))]
