@@ -242,7 +242,14 @@ class Sweep:
         p = self.progress
         p.plan = self.replan()
         known = set(p.todo)
-        p.todo = [job.key for job in p.plan.jobs if job.key in known or job.state in self.states]
+        searched = {job.search_group for job in p.plan.jobs if job.key in known and job.state == "waiting"}
+        p.todo = [
+            job.key
+            for job in p.plan.jobs
+            if job.key in known
+            or job.state in self.states
+            or (job.role == "tuning" and job.search_group in searched and job.state in ("new", "unfinished"))
+        ]
 
     @contextmanager
     def _catching(self) -> Iterator[None]:

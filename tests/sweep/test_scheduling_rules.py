@@ -267,6 +267,28 @@ def test_a_repeated_tuning_run_that_wins_makes_the_same_sweep_run_the_reported_j
     assert (progress.count("done"), progress.left) == (3, 0)
 
 
+def test_only_failed_goes_on_with_the_rounds_of_a_search_whose_failed_runs_succeed(tmp_path):
+    rounds = "[[search.rounds]]\nseeds = [9]\nimages = 64\n[[search.rounds]]\nkeep = 1\nseeds = [9]\nimages = 128\n"
+    text = SEARCH.replace("seed = 9\n", "").replace("[search.budget]\nimages = 64\n", "")
+    suite = read_suite(write_suite(tmp_path, text[: text.index("[search.for")] + rounds, method='["ddpo"]'))
+
+    def fail(task):
+        finish(task, "failed", "the reward service is down")
+        return TaskResult(task, FAILED)
+
+    def behave(task):
+        leave_scores(task, task.request.overrides["update.lr"])
+        return succeed(task)
+
+    first, _ = sweep(suite, tmp_path, fail)
+    first.run("again")
+    for job in make_plan(suite, tmp_path).jobs:  # as a person who tries them again finds them
+        assert job.state in ("failed", "waiting")
+    made, _ = sweep(suite, tmp_path, behave, only_failed=True, deadline=time.monotonic() + 20)
+    progress = made.run("again")
+    assert (progress.count("done"), progress.left) == (3 + 2, 0)
+
+
 def test_a_method_whose_whole_search_failed_fails_alone(tmp_path):
     suite = read_suite(write_suite(tmp_path, SEARCH))
 
