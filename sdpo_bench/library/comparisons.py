@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdpo_bench.errors import UsageError
 from sdpo_bench.library.results import Run
 from sdpo_bench.reporting.compare_view import comparison_data, print_comparison
 from sdpo_bench.reporting.console import make_console
@@ -88,9 +89,14 @@ def compare(
         metric: ``mean``, ``few`` or ``area`` over step counts, or a number of steps.
 
     Raises:
-        UsageError: unknown names, or sides that differ in what they must share, naming what differs.
+        UsageError: unknown names, runs of two results folders, or sides that differ in what they must share.
     """
     folders = [run.folder.parent.parent for run in (a, b) if isinstance(run, Run)]
+    if len({folder.resolve() for folder in folders}) > 1:
+        raise UsageError(
+            f"runs of two results folders, '{folders[0]}' and '{folders[1]}', are not compared. Copy one run into the "
+            "other folder."
+        )
     names = [run.id if isinstance(run, Run) else run for run in (a, b)]
     compared = compare_names(folders[0] if folders else Path(results), names[0], names[1], select, str(metric))
     data = comparison_data(compared)

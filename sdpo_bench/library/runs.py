@@ -69,9 +69,12 @@ def run(
         "model.name": (f"model={model!r}", model),
         "seed": (f"seed={seed}", seed),
     }
-    refuse_two_values(overrides, given)
     if budget:
         axis, amount = parse_budget(budget)
+        said = f"budget={budget!r}"
+        given |= {f"budget.{axis}": (said, amount), "budget.amount": (said, amount), "budget.axis": (said, axis)}
+    refuse_two_values(overrides, given)
+    if budget:
         overrides[f"budget.{axis}"] = amount
     resolved = resolve(Request(method, reward, model, preset, seed, overrides, file))
     runtime = Runtime(Path(results), device, micro_batch, threads=threads)

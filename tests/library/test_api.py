@@ -165,6 +165,14 @@ def test_compare_is_the_command(out, capsys):
         sb.compare("sdpp", results=out)
 
 
+def test_runs_of_two_folders_are_not_compared(out, tmp_path):
+    """The second one was looked up by its name in the first one's folder."""
+    here = sb.load_results(out).run("sdpo-emoji_align-emoji_turbo-s0")
+    there = sb.load_results(shutil.copytree(out, tmp_path / "there")).run("ddpo-emoji_align-emoji_turbo-s0")
+    with pytest.raises(UsageError, match="two results folders"):
+        sb.compare(here, there)
+
+
 def test_report_is_the_command(out, capsys, tmp_path):
     text = call(capsys, "report", "--results", out, "--format", "markdown")[1]
     found = sb.report(out)
@@ -189,6 +197,8 @@ def test_wrong_requests_are_the_package_s_own_errors(settings, tiny_pipe, tmp_pa
         sb.run(method="sdppo")
     with pytest.raises(UsageError, match="contradict"):
         sb.run(seed=1, settings={"seed": 2})
+    with pytest.raises(UsageError, match="contradict"):
+        sb.run(budget="images=300", settings={"budget.images": 100})
     with pytest.raises(UsageError, match="no run 'nothing'"):
         sb.load_policy("nothing", results=tmp_path)
 
