@@ -2,7 +2,8 @@
 
 A preference loss between the better and the worse images of a group, on re-noised samples: the flow-matching error
 relative to the base model stands for a log-likelihood ratio, as in Diffusion-DPO. All members share their fresh noise.
-Flow-Factory can also measure against a moving average of the policy, which is not here.
+On a model with classifier-free guidance the loss has the guidance of sampling, Flow-Factory's has none. It can also
+measure against a moving average of the policy, which is not here.
 """
 
 from dataclasses import dataclass

@@ -71,6 +71,7 @@ _CONSISTENCY = {
 
 # Guidance 8 is what the authors of LCM sample with; as an embedding of the UNet it costs no second evaluation.
 _EMBEDDED_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
+_FLUX_GUIDANCE = {"model.guidance_scale": 3.5, "eval.guidance_scale": 3.5}
 
 _TRANSFORMER = {"eval.unseen": "complex-animals", "model.precision": "bf16"}
 
@@ -210,8 +211,9 @@ def known_model(name: str) -> BaseModel:
 
 def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
     """Settings that a local folder's files ask for, and the family that they show, in words."""
-    if transformer := _network(folder / "transformer" / "config.json"):
-        return _PUBLISHED_SCHEDULE | _lora(type(transformer)), transformer.name
+    config = folder / "transformer" / "config.json"
+    if transformer := _network(config):
+        return _PUBLISHED_SCHEDULE | _transformer(transformer, config), transformer.name
     if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
         return _PUBLISHED_SCHEDULE, ""
     if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
@@ -221,12 +223,18 @@ def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
 
 
 def _hub_adapter(name: str) -> dict[str, Any]:
-    """The default adapter of a hub pipeline that is in the cache; of others nothing is known before their download."""
+    """Default adapter and guidance of a hub pipeline in the cache; of others nothing is known before their download."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, "transformer/config.json")
     family = _network(Path(path)) if isinstance(path, str) else None
-    return _lora(type(family)) if family else {}
+    return _transformer(family, Path(path)) if family else {}
+
+
+def _transformer(family: Family, config: Path) -> dict[str, Any]:
+    """Settings that a transformer's file asks for. One with a guidance embedding takes the scale as an input,
+    whose default in the stock pipeline is 3.5 (MixGRPO's too); 1 is another condition, not the absence of one."""
+    return _lora(type(family)) | (_FLUX_GUIDANCE if _entry(config, "guidance_embeds") else {})
 
 
 def _network(config: Path) -> Family | None:

@@ -91,6 +91,7 @@ def _words(settings: Mapping[str, Any], clean: str) -> str:
 
 def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
     """For a reward that is not in :data:`MEASURED`: the same two numbers, to two digits."""
+    from sdpo_bench.config.training_schedule import schedule_options
     from sdpo_bench.models.catalogue import load_policy, scheduler_config
     from sdpo_bench.prompts.prompt_sets import load_prompts
     from sdpo_bench.rollout.sampling import Noise, sample
@@ -99,7 +100,8 @@ def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
 
     config = tr.resolved_training(request, "sdpo", clean, request.overrides).config
     policy = load_policy(config.model, lora_seed=0)
-    schedule = make_schedule(scheduler_config(policy), config.schedule.steps, sampler=config.schedule.sampler)
+    s = config.schedule
+    schedule = make_schedule(scheduler_config(policy), s.steps, sampler=s.sampler, **schedule_options(s))
     prompts = [p for p in load_prompts(config.sample.prompts) for _ in range(2)]
     names = [f"{prompt}\n{i}" for i, prompt in enumerate(prompts)]
     latents, _ = sample(policy, schedule, prompts, Noise(("study", "reward-kinds")), groups=names)

@@ -14,8 +14,8 @@ def chosen(**request):
 
 def test_the_preset_has_the_numbers_of_the_official_script():
     """github.com/Tencent-Hunyuan/MixGRPO e5cdd6a: 25 steps, eta .7, window 4 that moves by 1 every 25 iterations, 12
-    images from one initial noise, clip 1e-4 and 5, learning rate 1e-5, no KL; --flow_grpo_sampling, whose sigmas are
-    linspace(1, 0, 26) with a shift of 3: the last one before 0 is 3 (1/25) / (1 + 2 (1/25)) = 1/9."""
+    images from one initial noise, clip 1e-4 and 5, no KL (learning rate: 1e-5 for all weights); --flow_grpo_sampling,
+    whose sigmas are linspace(1, 0, 26) with a shift of 3: the last one before 0 is 3 (1/25) / (1 + 2 (1/25)) = 1/9."""
     config = chosen().config
     assert config.method.name == "grpo" and config.model.name == "sd3.5-medium"
     schedule, method = config.schedule, config.method.settings
@@ -23,7 +23,7 @@ def test_the_preset_has_the_numbers_of_the_official_script():
     _, sigmas = scheduler_sigmas({"shift": 3.0}, schedule.steps, schedule)
     assert (float(sigmas[0]), float(sigmas[-2])) == (1.0, pytest.approx(1 / 9))
     assert (method["group_size"], method["clip_range"], method["kl_weight"]) == (12, 1e-4, 0.0)
-    assert method["shared_noise"] and (config.update.lr, config.advantage.clip) == (1e-5, 5.0)
+    assert method["shared_noise"] and (config.update.lr, config.advantage.clip) == (3e-4, 5.0)
 
 
 def test_only_the_window_is_trained_and_completed():

@@ -52,8 +52,8 @@ def arguments(shape, guidance):
         return {"guidance_scale": guidance}
     if shape == "flux-schnell":  # the authors' code reads 256 tokens where the pipeline's default is 512
         return {"true_cfg_scale": guidance, "negative_prompt": [""] * len(PROMPTS), "max_sequence_length": 256}
-    if shape == "qwenimage":
-        return {"true_cfg_scale": guidance, "negative_prompt": [""] * len(PROMPTS)}
+    if shape == "qwenimage":  # one space, as in the pipeline's example
+        return {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(PROMPTS)}
     if shape == "zimage":
         return {"guidance_scale": guidance - 1}
     return {"guidance_scale": guidance}
@@ -311,6 +311,13 @@ def test_fetch_names_licence_size_and_login(capsys):
     hint = KNOWN["flux.1-schnell"].fetch_hint
     assert "https://huggingface.co/black-forest-labs/FLUX.1-schnell" in hint and "hf auth login" in hint
     assert "hf auth login" not in KNOWN["z-image-turbo"].fetch_hint
+
+
+def test_a_guidance_embedding_is_given_its_pipelines_default(folders):
+    """Stock FluxPipeline: 3.5. Its value is an input, so that 1 would be a picture of another condition."""
+    dev, schnell = (known_model(str(folders(shape))).defaults for shape in ("flux-dev", "flux-schnell"))
+    assert (dev["model.guidance_scale"], dev["eval.guidance_scale"]) == (3.5, 3.5)
+    assert "model.guidance_scale" not in schnell
 
 
 def test_a_hub_pipeline_in_the_cache_gets_its_familys_adapter(folders, monkeypatch):

@@ -15,8 +15,8 @@ TEXT_TOKENS = 512
 
 
 class QwenImage(Family):
-    """Guidance is classifier-free with an empty negative prompt; the guided velocity of a token keeps the length of the
-    conditional one, as in the stock pipeline. Pictures are videos of one frame to the autoencoder."""
+    """Guidance is classifier-free with a negative prompt of one space, as in the stock pipeline's example; the guided
+    velocity of a token keeps the length of the conditional one. Pictures are videos of one frame to the autoencoder."""
 
     name = "Qwen-Image"
     network = "QwenImageTransformer2DModel"
@@ -73,7 +73,7 @@ class QwenImage(Family):
             hidden, _ = pipeline.encode_prompt(text, device=device, max_sequence_length=text_tokens)
             return {"encoder_hidden_states": hidden, "length": torch.tensor([hidden.shape[1]])}
 
-        return Conditioning(one(prompt), one("") if guided else None)
+        return Conditioning(one(prompt), one(" ") if guided else None)
 
     def predict(
         self, denoiser: Any, latents: "Tensor", timesteps: "Tensor", tensors: "dict[str, Tensor]", guidance: float
