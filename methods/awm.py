@@ -41,6 +41,11 @@ class AWMSettings(GroupSettings):
 class AWM(NoisedGroups):
     """Clipped policy gradient on minus the flow-matching error of re-noised samples (advantage-weighted matching)."""
 
+    formula = (
+        "PG(A, c) with r = w (e_old - e), e = |v - (eps - x0)|^2 on re-noised samples, w by noise level; + "
+        "kl_weight |v - v_ref|^2"
+    )
+    source = "arXiv 2509.25050"
     Settings = AWMSettings
     settings: AWMSettings
     needs_old = True

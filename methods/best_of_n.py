@@ -27,6 +27,8 @@ class BestOfNSettings:
 class BestOfN(Search):
     """Trains nothing: the best of n samples by the reward, paid for at every image (inference-time reference)."""
 
+    formula = "none; the best by the reward of n samples with noise z ~ N(0, I)"
+    source = "arXiv 2501.09732, section 3 (random search); arXiv 2009.01325"
     Settings = BestOfNSettings
     settings: BestOfNSettings
 

@@ -39,6 +39,8 @@ def preference_loss(batch: Minibatch, beta: float, clip_range: float) -> Loss:
 class D3PO(Method):
     """Preference loss at every denoising step, the better final image's trajectory preferred (D3PO)."""
 
+    formula = "mean -ln sigmoid(beta y (ln rho_a - ln rho_b)), per step; here rho = clamp(exp(w_i (lp - ref)), 1 +- c)"
+    source = "arXiv 2311.13231; code yk7333/d3po"
     Settings = D3POSettings
     settings: D3POSettings
     members = 2

@@ -33,6 +33,8 @@ def clipped_policy_gradient(advantages: "Tensor", log_ratio: "Tensor", clip_rang
 class DDPO(Method):
     """Clipped policy gradient with the final image's reward at every step (DDPO-IS)."""
 
+    formula = "PG(A, c); the final image's reward at every step, c = clip_range"
+    source = "arXiv 2305.13301, eq. 4, with the clipping of PPO (arXiv 1707.06347, eq. 7); code kvablack/ddpo-pytorch"
     Settings = DDPOSettings
     settings: DDPOSettings
     defaults = {"update.order": "accumulated", "advantage.gamma": 1.0}

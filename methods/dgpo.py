@@ -30,6 +30,8 @@ class DGPOSettings(GroupSettings):
 class DGPO(NoisedGroups):
     """Group preference loss on flow-matching errors relative to the base model (DGPO)."""
 
+    formula = "mean sigmoid(S) A e, S = sum over the group of A beta (e - e_ref) / G without gradient"
+    source = "arXiv 2510.08425"
     Settings = DGPOSettings
     settings: DGPOSettings
     needs_reference = True

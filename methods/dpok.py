@@ -21,6 +21,8 @@ class DPOKSettings(DDPOSettings):
 class DPOK(Method):
     """Clipped policy gradient of the final reward, held to the base model by a KL penalty (DPOK)."""
 
+    formula = "PG(A, c) + kl_weight KL(policy, base) of each step"
+    source = "arXiv 2305.16381; code google-research/dpok"
     Settings = DPOKSettings
     settings: DPOKSettings
     needs_kl = True

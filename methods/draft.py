@@ -23,6 +23,8 @@ class DRaFTSettings:
 class DRaFT(Method):
     """The reward's own gradient through the last K denoising steps (DRaFT-K; differentiable rewards only)."""
 
+    formula = "mean -R, differentiated through the last K = steps denoising steps"
+    source = "arXiv 2309.17400 (DRaFT-K); arXiv 2310.03739 (AlignProp, K = T)"
     Settings = DRaFTSettings
     settings: DRaFTSettings
     signal = "gradient"

@@ -36,6 +36,11 @@ class DrPOSettings:
 class DrPO(Method):
     """Samples drift towards the best and away from the worst of their group in latent space (DrPO)."""
 
+    formula = (
+        "squared distance of final latents to where the best of the group attract and the worst repel them; + "
+        "reference_weight times the same towards the base model's samples"
+    )
+    source = "arXiv 2606.02521; code UGVly/DrPO"
     Settings = DrPOSettings
     settings: DrPOSettings
     signal = "preference"

@@ -41,6 +41,8 @@ class GRPOSettings:
 class GRPO(Method):
     """Clipped policy gradient with advantages relative to the other images of the same prompt (GRPO)."""
 
+    formula = "PG(A, c), A relative to the other images of the group; + kl_weight KL where it is > 0"
+    source = "arXiv 2505.07818 (DanceGRPO), arXiv 2505.05470 (Flow-GRPO)"
     Settings = GRPOSettings
     settings: GRPOSettings
     defaults = {"update.order": "accumulated", "advantage.gamma": 1.0, "advantage.normalisation": "group"}

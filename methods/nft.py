@@ -38,6 +38,11 @@ class NFTSettings(GroupSettings):
 class NFT(NoisedGroups):
     """Negative-aware fine-tuning on re-noised samples, without likelihoods (DiffusionNFT)."""
 
+    formula = (
+        "mean a (r l+ + (1 - r) l-) / b, r = clip(A / 2a + 1/2, 0, 1); l+- the normalised error of the policies "
+        "v_old +- b (v - v_old) on re-noised samples; + kl_weight |v - v_ref|^2"
+    )
+    source = "arXiv 2509.16117, eq. 5, Algorithm 1; code NVlabs/DiffusionNFT"
     Settings = NFTSettings
     settings: NFTSettings
     needs_old = True

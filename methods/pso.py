@@ -28,6 +28,8 @@ class PSOSettings:
 class PSO(Method):
     """Preference loss at every step but the last, on pairs from the few-step model itself (online PSO)."""
 
+    formula = "as d3po, on pairs from independent noise, without the last step"
+    source = "arXiv 2410.03190"
     Settings = PSOSettings
     settings: PSOSettings
     members = 2

@@ -28,6 +28,8 @@ class RandomSearchSettings:
 class RandomSearch(Search):
     """Trains nothing: climbs the reward by random neighbours of the best noise so far (inference-time reference)."""
 
+    formula = "none; noise z = sqrt(1 - rho^2) z_best + rho eps, rho = radius"
+    source = "Matyas 1965; arXiv 2501.09732 (zero-order search)"
     Settings = RandomSearchSettings
     settings: RandomSearchSettings
 

@@ -29,6 +29,10 @@ class RebelSettings:
 class Rebel(Method):
     """Regression of a pair's log-ratio difference on its reward difference, whole trajectories (REBEL, PRDP)."""
 
+    formula = (
+        "mean max(u, u_c); u = (sum_i (r_a,i - r_b,i) / eta - (A_a - A_b))^2; u_c (PRDP) only where clip_range > 0"
+    )
+    source = "arXiv 2404.16767, Algorithm 1 (REBEL); arXiv 2402.08714 (PRDP)"
     Settings = RebelSettings
     settings: RebelSettings
     members = 2

@@ -26,6 +26,8 @@ class ReFLSettings:
 class ReFL(Method):
     """The reward's own gradient through one of the last denoising steps (ReFL; differentiable rewards only)."""
 
+    formula = "mean -R or mean max(0, target - R), through one of the last steps (window), drawn for each image"
+    source = "arXiv 2304.05977, section 4"
     Settings = ReFLSettings
     settings: ReFLSettings
     signal = "gradient"

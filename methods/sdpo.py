@@ -51,6 +51,10 @@ class SDPOSettings:
 class SDPO(Method):
     """Dense reward difference learning on trajectory pairs with step-shuffled updates (SDPO)."""
 
+    formula = (
+        "mean max(u, u_c); u = (lambda^i / eta (r_a - r_b) - (A_a - A_b))^2; u_c the same with both r clamped to +-c"
+    )
+    source = "arXiv 2411.11727, eq. 13; code ZiyiZhang27/sdpo"
     Settings = SDPOSettings
     settings: SDPOSettings
     members = 2

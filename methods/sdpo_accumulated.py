@@ -6,5 +6,7 @@ from sdpo_bench.methods.sdpo import SDPO
 class SDPOAccumulated(SDPO):
     """SDPO with one optimiser step after whole trajectories (ablation: T times fewer optimiser steps)."""
 
+    formula = "sdpo with one thing changed: minibatches outside and steps inside"
+    source = "arXiv 2411.11727, ablation"
     variant_of = "sdpo"
     fixed = {"update.order": "accumulated"}

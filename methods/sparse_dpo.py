@@ -23,6 +23,8 @@ class SparseDPOSettings:
 class SparseDPO(Method):
     """Trajectory-level DPO: the better final image's whole trajectory preferred (sparse-reward baseline)."""
 
+    formula = "mean -ln sigmoid(beta y sum_i w_i [(lp_a - ref_a) - (lp_b - ref_b)])"
+    source = "arXiv 2305.18290, eq. 7, with a denoising trajectory for a text"
     Settings = SparseDPOSettings
     settings: SparseDPOSettings
     members = 2

@@ -30,6 +30,10 @@ class TDPOSettings:
 class TDPO(Method):
     """Clipped policy gradient of temporal rewards from a learned critic, updated at every single step (TDPO)."""
 
+    formula = (
+        "PG(A - V_old, c) + mean max((V - A)^2, (clip(V, V_old +- c_V) - A)^2) / 2; V a critic of latents and step"
+    )
+    source = "arXiv 2402.08552; code ZiyiZhang27/tdpo"
     Settings = TDPOSettings
     settings: TDPOSettings
     defaults = {"update.order": "step-shuffled", "advantage.gamma": 1.0}

@@ -169,6 +169,11 @@ class Method(ABC):
 
     Settings: ClassVar[type] = NoSettings
     """Frozen dataclass of the method's own settings (``--set method.KEY=VALUE``)."""
+    formula: ClassVar[str] = ""
+    """The loss in one line of plain text, in the letters of ``docs/methods.md``. ``list`` reads it and ``source`` from
+    the class as it is written, so it sees neither what is computed nor what is inherited."""
+    source: ClassVar[str] = ""
+    """Paper with its equation, and official code: ``arXiv 2411.11727, eq. 13; code OWNER/NAME``."""
     signal: ClassVar[Signal] = "advantage"
     """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings; ``gradient``:
     the reward's own gradient through the last denoising steps (:meth:`backprop`), for differentiable rewards; ``none``:

@@ -329,19 +329,23 @@ def serve_reward(name: str, **options: Any) -> None:
 
 @cli.command("list")
 @click.argument("what", metavar="WHAT", type=Choice(LISTS))
+@click.argument("name", required=False)
 @OUT
 @JSON
-def list_(what: str, out: Path, as_json: bool) -> None:
+def list_(what: str, name: str | None, out: Path, as_json: bool) -> None:
     """Show what there is; WHAT is methods, rewards, models, presets, suites, studies, prompts, settings or runs.
+
+    With the NAME of a method: its formula, cost and source.
 
     \b
     Examples:
       sdpo-bench list methods
+      sdpo-bench list methods sdpo
       sdpo-bench list settings --json
     """
     from sdpo_bench.cli.commands.list import show
 
-    show(what, out, as_json)
+    show(what, out, as_json, name)
 
 
 @cli.command()

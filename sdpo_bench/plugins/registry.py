@@ -2,8 +2,8 @@
 
 Built-in plugins are the files of three folders (``methods/``, ``rewards/``, ``sdpo_bench/studies/``); third parties
 announce theirs through the entry-point groups ``sdpo_bench.methods``, ``sdpo_bench.rewards`` and
-``sdpo_bench.studies``. Listing reads names and first docstring lines from the source text, so ``sdpo-bench list``
-needs no torch. The rest of the package knows plugins by name only.
+``sdpo_bench.studies``. Listing reads names, first docstring lines and plain texts from the source, so
+``sdpo-bench list`` needs no torch. The rest of the package knows plugins by name only.
 
 A method may also be a single file, ``./FILE.py:CLASS``. Its name is its class and the digest of its source,
 ``CLASS@DIGEST``, so that an edited file makes other runs; only commands that are given the file know it.
@@ -45,6 +45,9 @@ class Plugin:
     class_name: str
     summary: str
     path: Path | None
+    formula: str = ""
+    source: str = ""
+    """Where it comes from; like the formula empty where the class does not say it as a plain text."""
 
     def load(self) -> Any:
         """The plugin class.
@@ -211,7 +214,8 @@ def _third_party(kind: str, path: tuple[str, ...]) -> tuple[Plugin, ...]:
             raise
         except BaseException:  # it is listed all the same; loading it says what is wrong
             pass
-        result.append(Plugin(entry.name, kind, owner, module, class_name, described.summary if described else "", file))
+        unknown = Plugin(entry.name, kind, owner, module, class_name, "", file)
+        result.append(replace(described or unknown, name=entry.name, class_name=class_name))
     return tuple(result)
 
 
@@ -226,7 +230,8 @@ def _from_source(kind: str, path: Path, module: str, owner: str, class_name: str
     node = classes[-1]
     doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
     name = _literal(node, "name") or path.stem
-    return Plugin(name, kind, owner, module, node.name, doc.strip().split("\n")[0], path)
+    formula, source = _literal(node, "formula") or "", _literal(node, "source") or ""
+    return Plugin(name, kind, owner, module, node.name, doc.strip().split("\n")[0], path, formula, source)
 
 
 def _literal(node: ast.ClassDef, attribute: str) -> str | None:

@@ -5,12 +5,26 @@ from pathlib import Path
 from typing import Any
 
 from sdpo_bench.cli.options import echo_json
-from sdpo_bench.plugins.registry import field_docs, plugins
+from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.plugins.registry import Plugin, field_docs, find, plugins
+
+METHOD_COLUMNS = ["name", "from", "what", "formula", "source"]
+SHORT = 3
+"""How many of them the table has, which stays readable in 80 columns."""
 
 
-def show(what: str, out: Path, as_json: bool) -> None:
-    """Print one list as a table or as JSON."""
+def show(what: str, out: Path, as_json: bool, name: str | None = None) -> None:
+    """Print one list as a table or as JSON, or all about the method of that name.
+
+    Raises:
+        UsageError: a name in another list than that of the methods, or of no method.
+    """
+    if name is not None:
+        _show_one(what, name, as_json)
+        return
     columns, rows = _LISTS[what](out)
+    if what == "methods" and not as_json:
+        columns, rows = columns[:SHORT], [row[:SHORT] for row in rows]
     if as_json:
         echo_json([dict(zip(columns, row)) for row in rows])
         return
@@ -24,6 +38,46 @@ def show(what: str, out: Path, as_json: bool) -> None:
     if what == "runs":
         from sdpo_bench.results.run_list import OPTIONAL as optional
     print_table(columns, cells, optional=optional, see=f"sdpo-bench list {what} --json")
+    if what == "methods":
+        print("Formula, cost and source of one: sdpo-bench list methods NAME")
+
+
+def _show_one(what: str, name: str, as_json: bool) -> None:
+    """Formula, cost and source of a method."""
+    if what != "methods":
+        raise UsageError(f"only 'list methods' takes a name, got '{name}' for {what}. Type: sdpo-bench list {what}")
+    plugin = find("methods", name)
+    data = dict(zip(METHOD_COLUMNS, _method_row(plugin))) | {"cost": _method_cost(name)}
+    if as_json:
+        echo_json(data)
+        return
+    from sdpo_bench.system.console_text import print_table
+
+    print_table(["method", data.pop("name")], [[key, value or "-"] for key, value in data.items()])
+
+
+def _method_cost(name: str) -> str:
+    """What a training image costs at the method's own settings, as ``run --dry-run`` counts it; empty where the method
+    cannot be run with the default reward and model, whose error ``run`` gives."""
+    from sdpo_bench.api import Search
+    from sdpo_bench.config.resolve import Request, resolve
+    from sdpo_bench.estimates.time_estimate import epoch_work, make_method
+
+    try:
+        resolved = resolve(Request(method=name))
+        method = make_method(resolved)
+        if isinstance(method, Search):
+            return f"{method.candidates} samples and reward calls for every image that is delivered"
+        work = epoch_work(resolved)
+    except (UsageError, MissingError):
+        return ""
+    images, steps = work["images"], resolved.config.schedule.steps
+    calls = (work["denoiser_forward"] + work["denoiser_backward"]) / images
+    return (
+        f"per image at {steps} steps: {calls:.4g} denoiser calls ({work['denoiser_backward'] / images:.4g} of them "
+        f"backward), {work['reward_calls'] / images:.4g} reward calls; "
+        f"{work['optimiser_steps']} optimiser steps for {images} images"
+    )
 
 
 Listing = tuple[list[str], list[list[Any]]]
@@ -32,6 +86,14 @@ Listing = tuple[list[str], list[list[Any]]]
 def _plugins(kind: str) -> Listing:
     found = plugins(kind)
     return ["name", "from", "what"], [[p.name, p.owner, p.summary] for p in found.values()]
+
+
+def _method_row(plugin: Plugin) -> list[str]:
+    return [plugin.name, plugin.owner, plugin.summary, plugin.formula, plugin.source]
+
+
+def _methods(out: Path) -> Listing:
+    return METHOD_COLUMNS, [_method_row(plugin) for plugin in plugins("methods").values()]
 
 
 def _models(out: Path) -> Listing:
@@ -100,7 +162,7 @@ def _runs(out: Path) -> Listing:
 
 
 _LISTS = {
-    "methods": lambda out: _plugins("methods"),
+    "methods": _methods,
     "rewards": lambda out: _plugins("rewards"),
     "studies": lambda out: _plugins("studies"),
     "models": _models,
