@@ -21,6 +21,8 @@ class RewardWeightedSettings:
 class RewardWeighted(Method):
     """Raises the likelihood of each image by its share of the group's exponentiated reward."""
 
+    formula = "- mean sum over the group of softmax(R / temperature) (lp - old)"
+    source = "arXiv 2302.12192"
     Settings = RewardWeightedSettings
     settings: RewardWeightedSettings
     signal = "preference"
