@@ -30,6 +30,10 @@ class Backend:
     name = ""
     stores_settings_once = False
     """Whether a resumed run has its settings already and takes no others."""
+    own_id: str
+    """Id of the run for trackers that take one."""
+    own_name: str
+    """Name of the run for trackers that tell runs apart by name alone: the seeds of one ``track.name`` differ in it."""
 
     def __init__(self, project: str, run: str, run_id: str, folder: Path, told: dict[str, Any]):
         from accelerate import PartialState
@@ -37,6 +41,7 @@ class Backend:
 
         PartialState()  # accelerate's own logging needs it
         self.own_id = digest([project, run, run_id], 21)
+        self.own_name = run if run == run_id else f"{run}-{self.own_id[:6]}"
         first, options = self._options(project, run, folder, told)
         self.tracker = LOGGER_TYPE_TO_CLASS[self.name](first, **options)
         self.tracker.start()
@@ -77,7 +82,7 @@ class TensorBoard(Backend):
     stores_settings_once = True
 
     def _options(self, project: str, run: str, folder: Path, told: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        return run, {"logging_dir": str(folder / project)}
+        return self.own_name, {"logging_dir": str(folder / project)}
 
     def log_table(self, columns: Sequence[str], rows: Rows, step: int) -> None:
         from tabulate import tabulate
@@ -108,7 +113,7 @@ class Trackio(Backend):
 
     def _options(self, project: str, run: str, folder: Path, told: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         os.environ.setdefault("TRACKIO_DIR", str(folder))
-        return project, {"name": run, "resume": "allow"}
+        return project, {"name": self.own_name, "resume": "allow"}
 
     def log_table(self, columns: Sequence[str], rows: Rows, step: int) -> None:
         import pandas

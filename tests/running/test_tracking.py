@@ -12,6 +12,7 @@ import pytest
 from finished_run import call, words_of
 
 from sdpo_bench.running import tracking
+from sdpo_bench.running.tracker_backends import BACKENDS
 from sdpo_bench.settings import TrackSettings
 
 EPOCHS = 3
@@ -289,6 +290,40 @@ def test_a_run_that_was_done_before_is_told_whole(words, capsys, recorder):
     assert not recorder.logged
     assert call(capsys, *words, "--track", "wandb")[0] == 0
     assert set(recorder.logged) == {1, 2, 3}
+
+
+class AccelerateTracker:
+    """One of accelerate's tracker classes that keeps its arguments and starts nothing."""
+
+    def __init__(self, first, **options):
+        self.first, self.options = first, options
+
+    def start(self):
+        pass
+
+
+def started(monkeypatch, tracker, folder, run, run_id, told=None):
+    """A backend of ``tracker`` on a hand-made class of accelerate, installed or not."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, tracker, AccelerateTracker)
+    for variable in ("WANDB_MODE", "TRACKIO_DIR"):
+        monkeypatch.setenv(variable, os.environ.get(variable, "offline"))
+    return BACKENDS[tracker]("mine", run, run_id, folder, {} if told is None else told)
+
+
+def shown_name(backend):
+    """The name that TensorBoard takes as its folder and Trackio as its run."""
+    return backend.tracker.options.get("name", backend.tracker.first)
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio"])
+def test_runs_of_one_track_name_stay_apart_where_a_tracker_knows_runs_by_name(tracker, tmp_path, monkeypatch):
+    names = [shown_name(started(monkeypatch, tracker, tmp_path, "first-try", f"run-s{seed}")) for seed in range(5)]
+    assert len(set(names)) == 5 and all(name.startswith("first-try-") for name in names)
+    resumed = started(monkeypatch, tracker, tmp_path, "first-try", "run-s0")
+    assert shown_name(resumed) == names[0]
+    assert shown_name(started(monkeypatch, tracker, tmp_path, "run-s0", "run-s0")) == "run-s0"
 
 
 def test_a_missing_package_is_refused_before_anything_is_loaded(words, tmp_path, capsys, monkeypatch):
