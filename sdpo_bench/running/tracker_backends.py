@@ -30,6 +30,8 @@ class Backend:
     name = ""
     stores_settings_once = False
     """Whether a resumed run has its settings already and takes no others."""
+    scores_follow_epochs = False
+    """Whether scores need a step above the last epoch, because a resumed run drops values at steps that it has."""
     own_id: str
     """Id of the run for trackers that take one."""
     own_name: str
@@ -97,6 +99,8 @@ class WandB(Backend):
     """Weights & Biases: offline, each process writes a folder of its own, and ``wandb sync`` joins them by their id."""
 
     name = "wandb"
+    # A run resumed online begins one step above its last, and ignores values of earlier steps without an error.
+    scores_follow_epochs = True
 
     def _options(self, project: str, run: str, folder: Path, told: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         os.environ.setdefault("WANDB_MODE", "offline")

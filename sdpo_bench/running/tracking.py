@@ -76,7 +76,8 @@ class _Tracker:
     name: str
     backend: Backend
     told: dict[str, Any]
-    """``epoch``: the last one; ``finished``: whether scores and pictures were sent; ``id``: that of MLflow."""
+    """``epoch``: the last one; ``finished``: whether scores and pictures were sent;
+    ``score_step``: their step; ``id``: that of MLflow."""
 
 
 class Tracking:
@@ -170,17 +171,27 @@ class Tracking:
     def _send_scores(self, tracker: _Tracker, table: Sequence[Mapping[str, Any]]) -> None:
         if tracker.told.get("finished"):
             return
-        epoch = tracker.told["epoch"]
+        step = self._score_step(tracker)
         values: dict[str, float] = {}
         for row in table:
             place = f"eval/{row['reward']}/{row['split']}/{row['steps']}"
             values |= {f"{place}/{name}": float(row[name]) for name in ("base", "tuned", "difference")}
-        tracker.backend.log(values, step=epoch)
+        tracker.backend.log(values, step=step)
         if table:
-            _send_table(tracker, table, epoch)
+            _send_table(tracker, table, step)
         if self.settings.images:
-            _send_grid(tracker, self.run.path / "grid.png", epoch)
+            _send_grid(tracker, self.run.path / "grid.png", step)
         tracker.told["finished"] = True
+
+    def _score_step(self, tracker: _Tracker) -> int:
+        """Step of scores, table and grid; remembered before they are sent, so that no killed process uses it twice."""
+        told = tracker.told
+        step: int = told["epoch"] + int(tracker.backend.scores_follow_epochs)
+        if tracker.backend.scores_follow_epochs and "score_step" in told:
+            step = max(step, told["score_step"] + 1)
+        told["score_step"] = step
+        self._remember(tracker)
+        return step
 
     # -- what a tracker has been told, beside the trackers' own files ----------------------------------------------
 
@@ -214,12 +225,12 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _send_table(tracker: _Tracker, table: Sequence[Mapping[str, Any]], epoch: int) -> None:
+def _send_table(tracker: _Tracker, table: Sequence[Mapping[str, Any]], step: int) -> None:
     columns = ["split", "reward", "version", "steps", "images", "base", "tuned", "difference", "standard_error"]
-    tracker.backend.log_table(columns, [[row[name] for name in columns] for row in table], epoch)
+    tracker.backend.log_table(columns, [[row[name] for name in columns] for row in table], step)
 
 
-def _send_grid(tracker: _Tracker, path: Path, epoch: int) -> None:
+def _send_grid(tracker: _Tracker, path: Path, step: int) -> None:
     if not path.exists():
         return
     import numpy as np
@@ -227,7 +238,7 @@ def _send_grid(tracker: _Tracker, path: Path, epoch: int) -> None:
 
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    tracker.backend.log_grid(pixels, epoch)
+    tracker.backend.log_grid(pixels, step)
 
 
 def replaced_trackers(names: Sequence[str], values: Mapping[str, Any]) -> str:

@@ -46,6 +46,7 @@ class Recorder:
     """A tracker that keeps what it is told, and fails where it is asked to."""
 
     stores_settings_once = True
+    scores_follow_epochs = False
 
     def __init__(self, fail_at=None):
         self.fail_at, self.config, self.logged, self.table, self.pixels, self.ended = (
@@ -302,14 +303,57 @@ class AccelerateTracker:
         pass
 
 
-def started(monkeypatch, tracker, folder, run, run_id, told=None):
+def started(monkeypatch, tracker, folder, run, run_id):
     """A backend of ``tracker`` on a hand-made class of accelerate, installed or not."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, tracker, AccelerateTracker)
     for variable in ("WANDB_MODE", "TRACKIO_DIR"):
         monkeypatch.setenv(variable, os.environ.get(variable, "offline"))
-    return BACKENDS[tracker]("mine", run, run_id, folder, {} if told is None else told)
+    return BACKENDS[tracker]("mine", run, run_id, folder, {})
+
+
+class Online(Recorder):
+    """Weights & Biases online: a resumed run begins one step above its last, and ignores earlier ones silently.
+
+    Args:
+        last: last step of the earlier process.
+    """
+
+    scores_follow_epochs = BACKENDS["wandb"].scores_follow_epochs
+
+    def __init__(self, last):
+        super().__init__()
+        self.first = last + 1
+
+    def log(self, values, step):
+        if step >= self.first:
+            super().log(values, step)
+
+    def log_table(self, columns, rows, step):
+        if step >= self.first:
+            super().log_table(columns, rows, step)
+
+    def log_grid(self, pixels, step):
+        if step >= self.first:
+            super().log_grid(pixels, step)
+
+
+def test_wandb_online_takes_the_scores_of_a_run_that_was_interrupted_after_its_last_epoch(
+    words, capsys, monkeypatch, recorder
+):
+    def interrupted(self, table):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Tracking, "finish", interrupted)
+        assert call(capsys, *words, "--track", "wandb")[0] == 130
+    assert set(recorder.logged) == {1, 2, 3}
+    resumed = Online(EPOCHS)
+    use(monkeypatch, lambda *_: resumed)
+    assert call(capsys, *words, "--track", "wandb")[0] == 0
+    assert "eval/jpeg-incompressibility/train/1/tuned" in resumed.logged[EPOCHS + 1]
+    assert resumed.table and resumed.pixels is not None
 
 
 def shown_name(backend):
