@@ -25,6 +25,7 @@ class Backend:
         run_id: id of the run; another one with the same name is another run.
         folder: where this tracker writes.
         told: what an earlier process of the run told this tracker; a subclass may remember its own id there.
+            ``training`` tells a run from one of the same id that was deleted and trained again.
     """
 
     name = ""
@@ -42,8 +43,8 @@ class Backend:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         PartialState()  # accelerate's own logging needs it
-        self.own_id = digest([project, run, run_id], 21)
-        self.own_name = run if run == run_id else f"{run}-{self.own_id[:6]}"
+        self.own_id = digest([project, run, run_id, told["training"]], 21)
+        self.own_name = f"{run}-{self.own_id[:6]}" if run != run_id or told.get("again") else run
         first, options = self._options(project, run, folder, told)
         self.tracker = LOGGER_TYPE_TO_CLASS[self.name](first, **options)
         self.tracker.start()

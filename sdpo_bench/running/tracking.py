@@ -10,12 +10,13 @@ is switched off with one warning, and the run goes on. Names of what is tracked:
     pictures                     the grid of base beside tuned, at the end
 
 The resolved settings are stored as the tracker's own configuration. Trackers write below ``<out>/trackers``. A resumed
-run goes on in the same tracker run.
+run goes on in the same tracker run; one that was deleted and trained again is another tracker run.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from typing import Any, get_args
 
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import MissingError
+from sdpo_bench.hashing import digest
 from sdpo_bench.plugins.conflicts import same_value
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.setting_names import unknown_setting
@@ -36,6 +38,8 @@ from sdpo_bench.system.progress import Tick
 
 LOGS = {"train.jsonl": "train/", "timing.jsonl": "time/"}
 """Logs of a run with one line an epoch, and the beginning of their names in a tracker."""
+COLUMNS = ("split", "reward", "version", "steps", "images", "base", "tuned", "difference", "standard_error")
+"""Columns of the final table."""
 NAMES: tuple[str, ...] = get_args(TrackerName)
 
 
@@ -76,8 +80,8 @@ class _Tracker:
     name: str
     backend: Backend
     told: dict[str, Any]
-    """``epoch``: the last one; ``finished``: whether scores and pictures were sent;
-    ``score_step``: their step; ``id``: that of MLflow."""
+    """``epoch``: the last one; ``sent``: digest of the scores and the grid; ``score_step``: their step;
+    ``training``, ``again``: see ``Tracking._told``; ``id``: that of MLflow."""
 
 
 class Tracking:
@@ -100,7 +104,8 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._each(lambda tracker: tracker.backend.finish())
+        if self._trackers is not None:  # a run that ended before its first epoch has nothing to track
+            self._each(lambda tracker: tracker.backend.finish())
         self._trackers = []
 
     def tick(self, tick: Tick) -> None:
@@ -169,7 +174,8 @@ class Tracking:
                 tracker.told["epoch"] = epoch
 
     def _send_scores(self, tracker: _Tracker, table: Sequence[Mapping[str, Any]]) -> None:
-        if tracker.told.get("finished"):
+        sent = self._digest_of_scores(table)
+        if tracker.told.get("sent") == sent:
             return
         step = self._score_step(tracker)
         values: dict[str, float] = {}
@@ -181,7 +187,14 @@ class Tracking:
             _send_table(tracker, table, step)
         if self.settings.images:
             _send_grid(tracker, self.run.path / "grid.png", step)
-        tracker.told["finished"] = True
+        tracker.told["sent"] = sent
+
+    def _digest_of_scores(self, table: Sequence[Mapping[str, Any]]) -> str:
+        """Digest of what the end of a run sends: an evaluation at more steps or on more prompts has another one."""
+        grid = self.run.path / "grid.png"
+        pixels = grid.read_bytes() if self.settings.images and grid.exists() else b""
+        rows = [[str(row[name]) for name in COLUMNS] for row in table]
+        return digest([rows, sha256(pixels).hexdigest()])
 
     def _score_step(self, tracker: _Tracker) -> int:
         """Step of scores, table and grid; remembered before they are sent, so that no killed process uses it twice."""
@@ -203,9 +216,19 @@ class Tracking:
         return f"{name}: {self.settings.project}/{self.name}"
 
     def _told(self, name: str) -> dict[str, Any]:
+        """What the tracker was told about this training of the run.
+
+        A run can be deleted and trained again under its id, and numbers of another training are not this one's. The
+        first lines of the logs tell trainings apart, because they hold the seconds of the first epoch. What was told of
+        an earlier training, or by a version that did not note which, counts for nothing: ``again`` is set then.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         memory = read_object(self._memory) if self._memory.exists() else {}
-        return dict(memory.get(self._key(name), {}))
+        told = dict(memory.get(self._key(name), {}))
+        training = digest([self.run.log(log)[:1] for log in LOGS])
+        if told.get("epoch") and told.get("training") != training:
+            told = {"again": True}
+        return told | {"training": training}
 
     def _remember(self, tracker: _Tracker) -> None:
         memory = read_object(self._memory) if self._memory.exists() else {}
@@ -226,8 +249,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _send_table(tracker: _Tracker, table: Sequence[Mapping[str, Any]], step: int) -> None:
-    columns = ["split", "reward", "version", "steps", "images", "base", "tuned", "difference", "standard_error"]
-    tracker.backend.log_table(columns, [[row[name] for name in columns] for row in table], step)
+    tracker.backend.log_table(COLUMNS, [[row[name] for name in COLUMNS] for row in table], step)
 
 
 def _send_grid(tracker: _Tracker, path: Path, step: int) -> None:

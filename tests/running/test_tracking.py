@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -303,14 +304,14 @@ class AccelerateTracker:
         pass
 
 
-def started(monkeypatch, tracker, folder, run, run_id):
+def started(monkeypatch, tracker, folder, run, run_id, training="first"):
     """A backend of ``tracker`` on a hand-made class of accelerate, installed or not."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, tracker, AccelerateTracker)
     for variable in ("WANDB_MODE", "TRACKIO_DIR"):
         monkeypatch.setenv(variable, os.environ.get(variable, "offline"))
-    return BACKENDS[tracker]("mine", run, run_id, folder, {})
+    return BACKENDS[tracker]("mine", run, run_id, folder, {"training": training})
 
 
 class Online(Recorder):
@@ -354,6 +355,45 @@ def test_wandb_online_takes_the_scores_of_a_run_that_was_interrupted_after_its_l
     assert call(capsys, *words, "--track", "wandb")[0] == 0
     assert "eval/jpeg-incompressibility/train/1/tuned" in resumed.logged[EPOCHS + 1]
     assert resumed.table and resumed.pixels is not None
+
+
+def test_a_run_that_was_deleted_and_trained_again_is_another_tracker_run(words, tmp_path, capsys, monkeypatch):
+    made, told = [], []
+
+    def backend(project, run, run_id, folder, memory):
+        made.append(Recorder())
+        told.append(dict(memory))
+        return made[-1]
+
+    use(monkeypatch, backend)
+    assert call(capsys, *words, "--track", "wandb")[0] == 0
+    shutil.rmtree(run_folder(tmp_path))
+    assert call(capsys, *words, "--track", "wandb")[0] == 0
+    first, second = made
+    assert set(second.logged) == {1, 2, 3} and second.config == first.config and second.table
+    seconds = [row["seconds"] for row in log_of(run_folder(tmp_path), "timing.jsonl")]
+    assert [second.logged[epoch]["time/seconds"] for epoch in (1, 2, 3)] == seconds
+    assert told[0]["training"] != told[1]["training"] and told[1]["again"]
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
+def test_trackers_know_two_trainings_of_one_run_apart(tracker, tmp_path, monkeypatch):
+    first, second = (started(monkeypatch, tracker, tmp_path, "run", "run", name) for name in ("first", "second"))
+    assert first.own_id != second.own_id
+    named = [started(monkeypatch, tracker, tmp_path, "mine", "run", name).own_name for name in ("first", "second")]
+    assert named[0] != named[1]
+
+
+def test_scores_of_a_changed_evaluation_are_sent_to_a_tracker_that_had_others(words, capsys, monkeypatch, recorder):
+    recorder.scores_follow_epochs = True
+    assert call(capsys, *words, "--track", "wandb")[0] == 0
+    resumed = Online(EPOCHS + 1)
+    use(monkeypatch, lambda *_: resumed)
+    changed = ["eval.steps=1,2" if word == "eval.steps=1" else word for word in words]
+    code, _, err = call(capsys, *changed, "--track", "wandb")
+    assert code == 0, err
+    assert set(resumed.logged) == {EPOCHS + 2}
+    assert sorted({row["steps"] for row in resumed.table}) == [1, 2]
 
 
 def shown_name(backend):
