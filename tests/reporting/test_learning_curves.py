@@ -110,7 +110,7 @@ def test_where_no_method_has_risen_there_is_no_level(tmp_path):
     add_curve(make_run(tmp_path, "sdpo", 0, spread([-0.5] * 3)), [0, -0.1, -0.2])
     table, _ = table_of(tmp_path)
     title, rows = rows_of(table, "at 1 step:")
-    assert "no method has risen above the base model" in title
+    assert "no method ends above the base model" in title
     assert rows["sdpo"]["reach"]["text"] == "-" and rows["sdpo"]["area"]["value"] == pytest.approx(-0.1)
 
 

@@ -63,7 +63,7 @@ def curve_table(setting: Setting, panels: Sequence[CurvePanel], options: CurveOp
 
 def _level_words(chosen: Level | None) -> str:
     if chosen is None:
-        return "no X, since no method has risen above the base model"
+        return "no X, since no method ends above the base model"
     source = f"half of {chosen.best}'s final rise" if chosen.best else "as stated"
     return f"X = {t.fixed(chosen.rise, 3, signed=True)}, {source}"
 
