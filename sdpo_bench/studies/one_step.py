@@ -23,6 +23,8 @@ MODELS = ("emoji-turbo", "emoji-flow")
 METHODS = ("nft", "awm", "drpo", "refl", "draft", "sdpo", "grpo")
 STEPS = (1, 2, 4)
 SHORT, LONG = STEPS[0], STEPS[-1]
+REFERENCE, NEVER_COMPARED = "sdpo", "drpo"
+"""DrPO trains SD-Turbo at one step and was not compared with SDPO by its authors."""
 AMOUNTS = {"images": 1024, "denoiser_calls": 12288}
 """What every training may use, one axis at a time: 16 epochs; about the mean bill of these at the three T."""
 ONE = 1
@@ -68,6 +70,8 @@ class OneStep(Study):
                 "A family for each model, budget and method: its T against no gain; crossed intervals, Holm.",
                 f"A family for each model and budget: T = {SHORT} minus T = {LONG} of every method that can train at "
                 "both; crossed intervals of the paired difference, Holm.",
+                f"A family for each model and budget: every other method minus {REFERENCE}, each at the smallest T of "
+                "the study that it can train at, paired by seed; crossed intervals, Holm.",
                 "At equal images the compute differs between methods and T; at equal denoiser calls the images do.",
             ),
             tuple(suites),
@@ -78,12 +82,15 @@ class OneStep(Study):
         arms = {cell: _arm(cell, tr.one_reward(bench.request)) for cell in _cells(bench.request, refused)}
         own = own_gains(trainings, arms)
         shorter = shorter_or_longer(trainings, arms)
+        against = against_reference(trainings, arms)
+        families = [*shorter.values(), *against.values()]
         return Findings(
             (
                 *conclusion(own, shorter, refused),
-                *seed_caution([*own.values(), *(c for found in shorter.values() for c in found.values())]),
+                *reference_sentences(against, arms),
+                *seed_caution([*own.values(), *(c for found in families for c in found.values())]),
             ),
-            (_own_table(trainings, arms, own, refused), _length_table(shorter)),
+            (_own_table(trainings, arms, own, refused), _length_table(shorter), _against_table(against, arms)),
             (_plot(trainings, arms),),
         )
 
@@ -207,6 +214,50 @@ def shorter_or_longer(trainings: Trainings, arms: Mapping[Cell, Arm]) -> dict[tu
     return found
 
 
+def shortest(arms: Iterable[Cell], model: str, axis: str, method: str) -> Cell | None:
+    """The method's cell of the smallest T that it can train at: a choice that needs no score."""
+    own = [cell for cell in arms if cell[:3] == (model, axis, method)]
+    return min(own, key=lambda cell: cell.steps, default=None)
+
+
+def against_reference(trainings: Trainings, arms: Mapping[Cell, Arm]) -> dict[tuple[str, str], dict[str, Contrast]]:
+    """One-step gain of every other method minus the reference's, by model and budget, then by method."""
+    found = {}
+    for model, axis in dict.fromkeys(cell[:2] for cell in arms):
+        cells = {method: shortest(arms, model, axis, method) for method in METHODS}
+        gains = {method: trainings.gain(arms[cell], ONE) for method, cell in cells.items() if cell}
+        reference = gains.pop(REFERENCE, None)
+        found[model, axis] = family({method: difference(gain, reference) for method, gain in gains.items()})
+    return found
+
+
+def reference_sentences(
+    against: Mapping[tuple[str, str], Mapping[str, Contrast]], arms: Mapping[Cell, Arm]
+) -> list[str]:
+    """By model and budget: the methods that differ from the reference, and in any case what is known of DrPO."""
+    outcomes = {"up": "significantly better", "down": "significantly worse", "unclear": "a difference is not shown"}
+    texts = []
+    for (model, axis), contrasts in against.items():
+        reference = shortest(arms, model, axis, REFERENCE)
+        for method, contrast in contrasts.items():
+            own = shortest(arms, model, axis, method)
+            if own and reference and (contrast.shown or method == NEVER_COMPARED):
+                pair = f"{method} (T = {own.steps}) against {REFERENCE} (T = {reference.steps})"
+                words = outcomes[contrast.outcome] + _size_words(contrast)
+                texts.append(f"{model}, equal {_said(axis)}, one-step pictures, {pair}: {words}.")
+    return texts
+
+
+def _size_words(contrast: Contrast) -> str:
+    """Difference with interval and adjusted p, and the difference found with a power of 80 % where none is shown."""
+    e, p = contrast.estimate, contrast.adjusted_p
+    if p is None:
+        return f" ({e.value:+.3g}, one seed, no interval)"
+    findable = None if contrast.shown else e.detectable()
+    power = f"; a difference of {findable:.3g} is found with a power of 80 % before adjustment" if findable else ""
+    return f" ({e.value:+.3g}, interval [{e.low:.3g}, {e.high:.3g}], adjusted p = {p:.2g}{power})"
+
+
 def conclusion(
     own: Mapping[Cell, Contrast],
     shorter: Mapping[tuple[str, str], Mapping[str, Contrast]],
@@ -309,6 +360,25 @@ def _length_table(shorter: Mapping[tuple[str, str], Mapping[str, Contrast]]) -> 
         "Paired difference of the gains at one step. Bold: significantly different from 0 in the column's family.",
     )
     return t.plain_table("length", f"Trained at T = {SHORT} minus trained at T = {LONG}", columns, rows, notes)
+
+
+def _against_table(against: Mapping[tuple[str, str], Mapping[str, Contrast]], arms: Mapping[Cell, Arm]) -> t.Table:
+    columns = (
+        t.Column("method", "method", numeric=False),
+        t.Column("steps", "trained at T"),
+        t.Column("difference", f"minus {REFERENCE}"),
+        t.Column("p", "Holm p"),
+    )
+    groups = []
+    for (model, axis), contrasts in against.items():
+        rows = []
+        for method, contrast in contrasts.items():
+            cell = shortest(arms, model, axis, method)
+            steps = t.count(cell.steps) if cell else t.Cell(t.DASH)
+            rows.append(t.Row((t.word(method), steps, *contrast_cells(contrast))))
+        groups.append(t.Group(f"{model}, equal {_said(axis)}", tuple(rows)))
+    notes = ("Paired difference of the gains at one step. Bold: significantly different from 0 in the group's family.",)
+    return t.Table("against", f"One-step pictures, minus {REFERENCE}", columns, tuple(groups), notes, ())
 
 
 def _plot(trainings: Trainings, arms: Mapping[Cell, Arm]) -> Plot:

@@ -123,6 +123,24 @@ def test_the_family_of_one_step_is_a_method_at_one_budget_of_one_model(four, tmp
         assert min(c.adjusted_p for c in found) == pytest.approx(min(size * c.estimate.p_value() for c in found))
 
 
+def test_one_step_compares_drpo_with_sdpo_at_the_smallest_t_of_each(four, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_step, "METHODS", ("drpo", "sdpo"))
+
+    def gain(cell, reward, k):
+        if cell.method == "drpo" and cell.settings["budget.axis"] == "images":
+            return 0.9 if cell.settings["schedule.steps"] == 1 else -9.0
+        return 0.5 + (0.1 * (cell.seed % 2) if cell.method == "drpo" else 0.0)
+
+    found = findings("one-step", request(four), tmp_path, gain)
+    turbo, flow = "drpo (T = 1) against sdpo (T = 1)", "drpo (T = 1) against sdpo (T = 2)"
+    assert has(found, f"emoji-turbo, equal images, one-step pictures, {turbo}: significantly better (+0.4")
+    assert has(found, f"emoji-flow, equal images, one-step pictures, {flow}: significantly better (+0.4")
+    assert has(found, f"emoji-flow, equal denoiser calls, one-step pictures, {flow}: a difference is not shown", "80 %")
+    rows = {g.title: g.rows[0].cells for g in table(found, "against").groups}
+    assert rows["emoji-turbo, equal images"][2].value == pytest.approx(0.4, abs=0.05)
+    assert rows["emoji-turbo, equal images"][2].strong and not rows["emoji-flow, equal denoiser calls"][2].strong
+
+
 @pytest.mark.parametrize(("name", "steps"), [("one-step", "1,4"), ("nft-on-distilled", "4,10")])
 def test_an_evaluation_without_the_endpoint_is_refused(name, steps):
     with pytest.raises(UsageError, match=f"Keep them: eval.steps={steps}"):

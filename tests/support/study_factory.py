@@ -70,11 +70,14 @@ def row(images: int = 64, steps: int = 10, share: Any = (0.5, 0.5), **more: Any)
 
 def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: Any, sharpness: Any) -> None:
     blocks: dict[str, dict[Any, Any]] = {}
+    models: dict[str, Any] = {}
     jobs = merged_plan("test", suites, out).jobs
     levels = {model: 10 * i for i, model in enumerate(dict.fromkeys(cell.model for cell in jobs))}
     for cell in jobs:
         folder = RunFolder(out / "runs" / cell.run_id)
-        folder.create(resolve(cell.request).record)
+        record = resolve(cell.request).record
+        folder.create(record)
+        models[cell.model] = record["config"]["model"]
         reason = fail(cell)
         (folder.path / "status").write_text(json.dumps({"state": "failed" if reason else "done", "message": reason}))
         if reason:
@@ -93,7 +96,7 @@ def _finish(suites: Any, out: Path, gain: Gain, fail: Any, contrast: Any, log: A
     keys = ["split", "prompt", "image", "steps", "reward", "version"]
     for model, own in blocks.items():
         base = _base(out, model)
-        base.create({"kind": "base", "config": {"model": {"name": model}}})
+        base.create({"kind": "base", "config": {"model": models[model]}})
         pd.concat(own.values()).drop_duplicates(keys).to_parquet(base.evaluation, index=False)
 
 
