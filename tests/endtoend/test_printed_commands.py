@@ -271,5 +271,5 @@ def test_every_hint_in_a_text_names_a_command_and_options_that_exist():
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= options, hint
         if first == "list" and rest and rest[0] != "FILLED":
-            (kinds,) = (p.type.choices for p in command.params if isinstance(p, click.Argument))
+            kinds = next(p.type.choices for p in command.params if isinstance(p.type, click.Choice))
             assert rest[0] in kinds, hint
