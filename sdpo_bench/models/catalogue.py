@@ -227,7 +227,9 @@ def _hub_adapter(name: str) -> dict[str, Any]:
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(name, "transformer/config.json")
-    family = _network(Path(path)) if isinstance(path, str) else None
+    if not isinstance(path, str):
+        return {}
+    family = _network(Path(path))
     return _transformer(family, Path(path)) if family else {}
 
 

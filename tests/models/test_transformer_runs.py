@@ -73,9 +73,11 @@ def test_known_transformers_resolve_to_their_own_settings(name):
 
 
 def test_flow_grpos_preset_has_the_numbers_of_the_official_code():
-    """github.com/yifan123/flow_grpo: config/grpo.py (pickscore_sd3), config/base.py, scripts/train_sd3.py. Their KL of 0.01
-    lacks the step size |dt|; over the nine trained steps ours is 25.1, 21.4, 18.0, 14.9, 12.0, 9.5, 7.3, 5.4 and 3.7 times
-    theirs (shift 3 on linspace), 13.0 on the mean."""
+    """github.com/yifan123/flow_grpo: config/grpo.py (pickscore_sd3), config/base.py, scripts/train_sd3.py.
+
+    Their KL, with a weight of 0.01, lacks the step size |dt|. Over the nine trained steps ours is 25.1, 21.4, 18.0,
+    14.9, 12.0, 9.5, 7.3, 5.4 and 3.7 times theirs (shift 3 on linspace), 13.0 on the mean.
+    """
     resolved = resolve(Request(method="grpo", model="sd3.5-medium", reward="pickscore"))
     assert resolved.preset == "flow-grpo-sd3.5-medium"
     config = resolved.config
