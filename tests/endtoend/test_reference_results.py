@@ -36,10 +36,11 @@ def test_nothing_is_there_that_no_suite_asks_for():
         assert present == wanted
 
 
-def test_the_unfinished_long_suite_has_nothing_but_its_own_runs():
+@pytest.mark.parametrize(("suite", "place"), [("embedded-long", "long"), ("embedded-flow", "flow")])
+def test_an_unfinished_suite_has_nothing_but_its_own_runs(suite, place):
     """Searched and reported runs that are there have the settings of this code; what is missing is said on its page."""
-    wanted = {cell.run_id for cell in make_plan(find_suite("embedded-long"), REFERENCE / "long").jobs}
-    present = {path.name for path in (REFERENCE / "long" / "runs").iterdir() if not path.name.startswith("base-")}
+    wanted = {cell.run_id for cell in make_plan(find_suite(suite), REFERENCE / place).jobs}
+    present = {path.name for path in (REFERENCE / place / "runs").iterdir() if not path.name.startswith("base-")}
     assert present and present <= wanted
 
 
