@@ -7,6 +7,6 @@ class SDPOFull(SDPO):
     """SDPO with a reward query at every denoising step (ablation: T reward queries a trajectory)."""
 
     formula = "sdpo with one thing changed: a reward queried at every step"
-    source = "arXiv 2411.11727, upper line"
+    source = "arXiv 2411.11727, ablation"
     variant_of = "sdpo"
     fixed = {"method.reward": "full"}

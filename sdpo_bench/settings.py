@@ -297,7 +297,7 @@ class EmaSettings:
 
     decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share that the average keeps at each optimiser step; 0: no average (SDPO). DiffusionNFT: 0.9. Flow-GRPO: 0.9
-    every eighth optimiser step, once for each accumulated minibatch then: about 0.97 to 0.99 at each step."""
+    after every eighth optimiser step, which is 0.97 to 0.99 a step."""
     warmup: bool = True
     """Keep at most (1 + n) / (10 + n) at step n, so that the untrained adapter is forgotten."""
 

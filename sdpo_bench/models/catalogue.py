@@ -202,7 +202,7 @@ def known_model(name: str) -> BaseModel:
     if os.path.isdir(name):  # which takes any text, however long
         return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
-        return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE | _hub_adapter(name))
+        return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE | _hub_defaults(name))
     raise UsageError(
         f"unknown model '{name}': not a known name, not a folder, not a hub id (owner/name).{nearest(name, KNOWN)} "
         "See: sdpo-bench list models"
@@ -213,7 +213,7 @@ def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
     """Settings that a local folder's files ask for, and the family that they show, in words."""
     config = folder / "transformer" / "config.json"
     if transformer := _network(config):
-        return _PUBLISHED_SCHEDULE | _transformer(transformer, config), transformer.name
+        return _PUBLISHED_SCHEDULE | _transformer_defaults(transformer, config), transformer.name
     if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
         return _PUBLISHED_SCHEDULE, ""
     if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
@@ -222,7 +222,7 @@ def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
     return _CONSISTENCY, "latent consistency model without guidance embedding"
 
 
-def _hub_adapter(name: str) -> dict[str, Any]:
+def _hub_defaults(name: str) -> dict[str, Any]:
     """Default adapter and guidance of a hub pipeline in the cache; of others nothing is known before their download."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -230,10 +230,10 @@ def _hub_adapter(name: str) -> dict[str, Any]:
     if not isinstance(path, str):
         return {}
     family = _network(Path(path))
-    return _transformer(family, Path(path)) if family else {}
+    return _transformer_defaults(family, Path(path)) if family else {}
 
 
-def _transformer(family: Family, config: Path) -> dict[str, Any]:
+def _transformer_defaults(family: Family, config: Path) -> dict[str, Any]:
     """Settings that a transformer's file asks for. One with a guidance embedding takes the scale as an input,
     whose default in the stock pipeline is 3.5 (MixGRPO's too); 1 is another condition, not the absence of one."""
     return _lora(type(family)) | (_FLUX_GUIDANCE if _entry(config, "guidance_embeds") else {})

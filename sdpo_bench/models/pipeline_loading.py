@@ -43,8 +43,7 @@ def whole_pipeline(folder: Path, precision: str) -> Any:
     family.check(files.configs, str(folder))
     dtypes = {"default": DTYPES[precision], "vae": torch.float32}
     given: dict[str, Any] = {"safety_checker": None} if family.encoders == ("text_encoder",) and not family.flow else {}
-    index = index_of(folder)
-    given |= {part: None for part in family.optional if not any(index.get(part) or ())}
+    given |= dict.fromkeys(left_out_parts(folder, family))
     with _pipeline_at_fault(folder):
         given |= _text_encoders(folder, family, DTYPES[precision])
         pipeline = DiffusionPipeline.from_pretrained(
@@ -54,6 +53,12 @@ def whole_pipeline(folder: Path, precision: str) -> Any:
         _check_whole(pipeline, family, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def left_out_parts(folder: Path, family: Family) -> tuple[str, ...]:
+    """Optional parts of the family that this pipeline lacks; stock diffusers must be given ``None`` for each."""
+    index = index_of(folder)
+    return tuple(part for part in family.optional if not any(index.get(part) or ()))
 
 
 @contextmanager

@@ -23,7 +23,8 @@ MODELS = ("emoji-turbo", "emoji-flow")
 METHODS = ("nft", "awm", "drpo", "refl", "draft", "sdpo", "grpo")
 STEPS = (1, 2, 4)
 SHORT, LONG = STEPS[0], STEPS[-1]
-REFERENCE, NEVER_COMPARED = "sdpo", "drpo"
+REFERENCE = "sdpo"
+NEVER_COMPARED = "drpo"
 """DrPO trains SD-Turbo at one step and was not compared with SDPO by its authors."""
 AMOUNTS = {"images": 1024, "denoiser_calls": 12288}
 """What every training may use, one axis at a time: 16 epochs; about the mean bill of these at the three T."""

@@ -11,6 +11,8 @@ from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.library.model_card import RUN_FILE, licence_warning, model_card
 from sdpo_bench.models.catalogue import known_model, resolve_location
 from sdpo_bench.models.kohya import kohya_bytes
+from sdpo_bench.models.pipeline_files import read_folder
+from sdpo_bench.models.pipeline_loading import left_out_parts
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.running.finished_run import open_finished_run
 from sdpo_bench.runs.adapter import LORA_FILE, check_seal, require_adapter
@@ -78,7 +80,7 @@ def loading_code(model: ModelSettings, folder: Path, file: str = LORA_FILE) -> s
     return (
         "import torch\n"
         "from diffusers import DiffusionPipeline\n"
-        f"pipeline = DiffusionPipeline.from_pretrained({location!r}{revision}, dtype=torch.float32)\n"
+        f"pipeline = DiffusionPipeline.from_pretrained({location!r}{revision}, dtype=torch.float32{_nones(location)})\n"
         f"pipeline.load_lora_weights({str(folder)!r}, weight_name={file!r})"
     )
 
@@ -87,8 +89,17 @@ def _merged_code(folder: Path) -> str:
     return (
         "import torch\n"
         "from diffusers import DiffusionPipeline\n"
-        f"pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, dtype=torch.float32)"
+        f"pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, dtype=torch.float32{_nones(str(folder))})"
     )
+
+
+def _nones(location: str) -> str:
+    """Arguments for the parts that a pipeline folder leaves out, without which stock diffusers refuses it; a pipeline
+    of the hub leaves out none."""
+    if not Path(location).is_dir():
+        return ""
+    parts = left_out_parts(Path(location), read_folder(Path(location)).family(location))
+    return "".join(f", {part}=None" for part in parts)
 
 
 def _write_merged(folder: RunFolder, target: Path) -> None:
