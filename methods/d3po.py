@@ -28,7 +28,8 @@ def preference_loss(batch: Minibatch, beta: float, clip_range: float) -> Loss:
     metrics = {}
     if clip_range > 0:
         ratio = log_ratio.exp()
-        metrics["clip_fraction"] = ((ratio - 1).abs() > clip_range).float().mean()
+        # Not "clip_fraction": that is of the ratio to the old policy, which is 1 before an epoch's first update.
+        metrics["base_clip_fraction"] = ((ratio - 1).abs() > clip_range).float().mean()
         log_ratio = ratio.clamp(1 - clip_range, 1 + clip_range).log()
     preferred = (batch.final_rewards[:, 0] - batch.final_rewards[:, 1]).sign()[:, None]
     margin = beta * preferred * (log_ratio[:, 0] - log_ratio[:, 1])

@@ -281,6 +281,8 @@ class GuardSettings:
     reward below it on unseen ones. Held-out scores say whether pictures got worse; a KL does not."""
     clip_fraction: Execution[Share] = 0.999
     """Share of samples whose importance ratio is clipped."""
+    base_clip_fraction: Execution[Share] = 0.999
+    """Share of samples whose ratio to the base model is clipped (D3PO); they give no gradient."""
     clip_at_start: Execution[Share] = 0.01
     """The same before an epoch's first update, where every ratio should be 1."""
     ratio_at_start: Execution[Positive] = 0.01

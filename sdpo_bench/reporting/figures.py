@@ -32,6 +32,7 @@ BUDGETS = (("images", "images sampled"), ("reward_calls", "reward calls"), ("den
 DIAGNOSTICS = (
     ("kl_to_base", "KL to the base model"),
     ("clip_fraction", "clip fraction"),
+    ("base_clip_fraction", "clip fraction, ratio to the base model"),
     ("gradient_share_by_step", ""),
     ("pictures.contrast", "contrast"),
     ("pictures.saturation", "saturation"),

@@ -59,6 +59,12 @@ def look(row: Mapping[str, Any], start: Mapping[str, Any], settings: GuardSettin
         ("kl", "kl_to_base", settings.kl, "the policy has moved very far from its base: KL"),
         ("clip_fraction", "clip_fraction", settings.clip_fraction, "hardly a sample moves the policy: clip fraction"),
         (
+            "base_clip_fraction",
+            "base_clip_fraction",
+            settings.base_clip_fraction,
+            "hardly a sample is within the clip range around the base model: share outside",
+        ),
+        (
             "clip_at_start",
             "clip_fraction_at_zero_update",
             settings.clip_at_start,

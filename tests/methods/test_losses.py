@@ -55,6 +55,16 @@ def test_rebel_by_hand():
     assert torch.allclose(slope, torch.tensor([[[0.0, 0.0], [2.7, 0.0]]], dtype=torch.float64))
 
 
+def test_d3po_counts_ratios_to_the_base_model_apart_from_ratios_to_the_old_policy():
+    """Ratios to the base model of 1.5 and 1.02, clip range 0.1: half.
+
+    The guard of an epoch's first update reads ``clip_fraction``: the policy is the old one there, not the base model.
+    """
+    batch = make_batch([[[math.log(1.5)], [math.log(1.02)]]], reference=True, final=[[1.0, 0.0]])
+    metrics = make_method("d3po", beta=1.0, clip_range=0.1).loss(batch).metrics
+    assert metrics["base_clip_fraction"] == 0.5 and "clip_fraction" not in metrics
+
+
 def test_dpok_by_hand():
     """A = 2 at a ratio of 1.5 is clipped to 1.2; A = -1 is not: (-2.4 + 1.5) / 2, plus 0.1 of a mean KL of 0.4."""
     batch = make_batch([[[math.log(1.5)]], [[math.log(1.5)]]], advantage=[[[2.0]], [[-1.0]]], kl=[[[0.5]], [[0.3]]])

@@ -20,6 +20,7 @@ from sdpo_bench.training import collapse_guards
 HEALTHY = {
     "epoch": 1,
     "clip_fraction": 0.4,
+    "base_clip_fraction": 0.6,
     "clip_fraction_at_zero_update": 0.0,
     "ratio_at_zero_update": 1e-6,
     "kl_to_base": 0.01,
@@ -40,6 +41,7 @@ def row(epoch=2, **changes):
         ({"diversity": 0.099}, "diversity", "alike: diversity 0.099, it was 0.4"),
         ({"kl_to_base": 20.0}, "kl", "far from its base: KL 20"),
         ({"clip_fraction": 1.0}, "clip_fraction", "clip fraction 1"),
+        ({"base_clip_fraction": 1.0}, "base_clip_fraction", "clip range around the base model: share outside 1"),
         ({"clip_fraction_at_zero_update": 0.01}, "clip_at_start", "before any update"),
         ({"ratio_at_zero_update": 0.01}, "ratio_at_start", "not 1 before the first update"),
     ],

@@ -19,7 +19,7 @@ from sdpo_bench.system.console_text import clean, print_table
 from sdpo_bench.training import collapse_guards
 from sdpo_bench.training.bill_text import bill_text
 
-SHOWN_CURVES = ("reward_mean", "reward_std", "kl_to_base", "clip_fraction", "pictures.diversity")
+SHOWN_CURVES = ("reward_mean", "reward_std", "kl_to_base", "clip_fraction", "base_clip_fraction", "pictures.diversity")
 MOST_POINTS = 12
 """Epochs of a curve on a terminal; ``--json`` has all."""
 
