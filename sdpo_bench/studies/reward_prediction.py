@@ -1,10 +1,12 @@
 """Are the rewards of unasked denoising steps what SDPO predicts from three queries?
 
 The dense reward of SDPO is asked at three steps and filled in by latent similarity elsewhere. Here every step of the
-base model's trajectories is decoded and scored, so that the prediction meets the truth.
+base model's trajectories is decoded and scored, so that the prediction meets the truth. A diffusion model and
+a flow-matching one are asked on the same prompts, seeds and noise, so that one can be tested against the other.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Matrix, paired
 from sdpo_bench.studies.shared import step_rewards as s
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.models_compared import ModelsCompared, differences, with_spread
 from sdpo_bench.studies.shared.true_rewards import (
     Sampled,
-    resolved_run,
     sample_truth,
     study_members,
+    study_models,
     study_prompts,
     study_rewards,
     study_steps,
@@ -39,48 +42,88 @@ class RewardPrediction(Study):
     name = "reward-prediction"
     question = (
         "SDPO asks the reward at three denoising steps and predicts the others by latent similarity. How good is the "
-        "prediction, on which steps and at how many of them, and is it better than simpler or cheaper ways?"
+        "prediction, on which steps and at how many of them, is it better than simpler or cheaper ways, and is it "
+        "better or worse on a flow-matching model than on a diffusion model?"
     )
 
     def design(self, request: StudyRequest) -> Design:
         prompts, members = study_prompts(request), study_members(request)
         rewards, counts, seeds = study_rewards(request), study_steps(request), request.chosen_seeds
-        trajectories = len(seeds) * len(prompts) * members
+        trajectories, models = len(seeds) * len(prompts) * members, study_models(request)
         return Design(
             (
-                ("model", f"{resolved_run(request, rewards[0], counts[0]).config.model.name}, not trained"),
+                ("model", f"{listed(models)}, not trained"),
                 ("rewards", ", ".join(rewards)),
                 ("denoising steps T", ", ".join(map(str, counts))),
                 ("seeds", f"{', '.join(map(str, seeds))} (of the sampling noise)"),
                 ("prompts", str(len(prompts))),
-                ("trajectories", f"{members} of each prompt and seed, {trajectories} at each T"),
+                ("trajectories", f"{members} of each prompt and seed, {trajectories} at each T{_each(models)}"),
                 ("truth", "the reward of the decoded predicted original of every step"),
             ),
             (
                 "Endpoint: mean absolute error over all steps (asked ones have none), in standard deviations of the "
                 "true reward over all steps and trajectories of that T; one number for each seed and prompt.",
-                f"Family, one for each reward: SDPO's prediction against {listed(RIVALS)} at every T; crossed seed x "
-                "prompt intervals of the paired difference, Holm over the family.",
+                f"Family, one for each reward{_each(models)}: SDPO's prediction against {listed(RIVALS)} at every T; "
+                "crossed seed x prompt intervals of the paired difference, Holm over the family.",
+                *_models_statistics(models),
                 f"Prediction fails at a step where Spearman's correlation with the truth, among trajectories of the "
                 f"same prompt that were not asked there, is below {USABLE}: advantages are made from such differences.",
             ),
-            denoiser_calls=trajectories * sum(counts),
+            denoiser_calls=len(models) * trajectories * sum(counts),
         )
 
     def findings(self, bench: Bench) -> Findings:
-        request, sampled = bench.request, {}
-        for steps in study_steps(request):
-            bench.say(f"sampling and scoring every step at T = {steps}")
-            sampled[steps] = sample_truth(request, steps, bench.runtime)
-        prompts, seeds = study_prompts(request), request.chosen_seeds
-        views = [_Reward(reward, sampled, seeds, prompts) for reward in study_rewards(request)]
+        models = study_models(bench.request)
+        by_model = {model: _views(bench, model, named=len(models) > 1) for model in models}
+        views = [view for own in by_model.values() for view in own]
         conclusion = [sentence for view in views for sentence in view.sentences()]
+        tables = [_accuracy_table(views), _prediction_table(views)]
+        if len(models) > 1:
+            compared = models_compared(by_model)
+            conclusion, tables = [*compared.sentences(), *conclusion], [compared.table(), *tables]
         contrasts = [contrast for view in views for contrast in view.contrasts.values()]
         return Findings(
             (*conclusion, *seed_caution(contrasts)),
-            (_accuracy_table(views), _prediction_table(views)),
+            tuple(tables),
             tuple(plot for view in views for plot in view.plots()),
         )
+
+
+def _each(models: tuple[str, ...]) -> str:
+    return " and model" if len(models) > 1 else ""
+
+
+def _models_statistics(models: tuple[str, ...]) -> tuple[str, ...]:
+    """How two models are compared; nothing where there is one."""
+    if len(models) == 1:
+        return ()
+    reference, model = models
+    return (
+        f"Family over rewards and T: SDPO's prediction on {model} minus on {reference}, on the same prompts, seeds and "
+        "noise; crossed seed x prompt intervals of the paired difference, which have the sampling errors of both "
+        "standard deviations, Holm over the family. The other ways are compared alike as an exploratory grid "
+        "(Benjamini-Hochberg).",
+    )
+
+
+def _views(bench: Bench, model: str, *, named: bool) -> "list[_Reward]":
+    """What was measured on one model, by reward."""
+    request, sampled = replace(bench.request, model=model), {}
+    for steps in study_steps(request):
+        bench.say(f"{model}: sampling and scoring every step at T = {steps}")
+        sampled[steps] = sample_truth(request, steps, bench.runtime)
+    prompts, seeds = study_prompts(request), request.chosen_seeds
+    title = f"{model}, " if named else ""
+    return [_Reward(reward, sampled, seeds, prompts, title + reward) for reward in study_rewards(request)]
+
+
+def models_compared(by_model: "Mapping[str, list[_Reward]]") -> ModelsCompared:
+    """The second model minus the first."""
+    (reference, first), (model, second) = by_model.items()
+    found = {}
+    for a, b in zip(first, second, strict=True):
+        found |= differences(a.reward, b.with_spread, a.with_spread)
+    return ModelsCompared(model, reference, s.SDPO, found)
 
 
 # -- analysis ------------------------------------------------------------------------------------------------
@@ -95,12 +138,16 @@ def as_matrix(values: np.ndarray, sampled: Sampled, seeds: tuple[int, ...], prom
 
 
 class _Reward:
-    """What one reward's numbers say."""
+    """What one reward's numbers say on one model."""
 
-    def __init__(self, reward: str, sampled: Mapping[int, Sampled], seeds: tuple[int, ...], prompts: list[str]):
-        self.reward, self.sampled, self.seeds, self.prompts = reward, sampled, seeds, prompts
+    def __init__(
+        self, reward: str, sampled: Mapping[int, Sampled], seeds: tuple[int, ...], prompts: list[str], title: str
+    ):
+        self.reward, self.sampled, self.title = reward, sampled, title
         self.accuracy: dict[int, dict[str, s.Accuracy]] = {}
         self.matrices: dict[int, dict[str, Matrix]] = {}
+        self.with_spread: dict[int, dict[str, Matrix]] = {}
+        """The same means; for differences of models."""
         for steps, trajectories in sampled.items():
             truth = trajectories.truth[reward]
             spread = float(truth.std(ddof=1)) or 1.0
@@ -113,6 +160,9 @@ class _Reward:
                 for name, a in self.accuracy[steps].items()
                 if a.not_finite == 0
             }
+            squares = ((truth - truth.mean()) ** 2).mean(axis=1)
+            deviation = as_matrix(squares, trajectories, seeds, prompts)
+            self.with_spread[steps] = {name: with_spread(m, deviation) for name, m in self.matrices[steps].items()}
         differences = {}
         for steps, matrices in self.matrices.items():
             for rival in RIVALS:
@@ -137,7 +187,7 @@ class _Reward:
         ):
             texts.append(f"{_versus(self.against(rival), words)}.")
         texts += [self._failures(), self._cheapest(), self._official()]
-        return [f"{self.reward}: {text}" for text in texts]
+        return [f"{self.title}: {text}" for text in texts]
 
     def _failures(self) -> str:
         texts = []
@@ -219,10 +269,10 @@ class _Reward:
             ),
         )
         caption = (
-            f"{self.reward} (standard deviation {spread:.3g}): predicted against true rewards of the base model's "
+            f"{self.title} (standard deviation {spread:.3g}): predicted against true rewards of the base model's "
             "trajectories. Bands: 95 % crossed intervals over seeds and prompts."
         )
-        return [Plot(self.reward, caption, charts, columns=3, size=(3.6, 2.8))]
+        return [Plot(self.title.replace(", ", "-"), caption, charts, columns=3, size=(3.6, 2.8))]
 
     def _error(self, steps: int, rule: str) -> Estimate | None:
         matrix = self.matrices[steps].get(rule)
@@ -276,7 +326,7 @@ def _accuracy_table(views: list[_Reward]) -> t.Table:
     for view in views:
         names = list(dict.fromkeys(name for n in counts for name in view.accuracy[n]))
         rows = [t.Row((t.word(name), *(_error_cell(view, n, name) for n in counts)), name == s.SDPO) for name in names]
-        groups.append(t.Group(view.reward, tuple(rows)))
+        groups.append(t.Group(view.title, tuple(rows)))
     notes = (
         "Mean absolute error over all steps in standard deviations of the true reward, ± half its 95 % crossed "
         "interval over seeds and prompts; asked steps have no error. Bold: significantly different from SDPO's "
@@ -307,7 +357,7 @@ def _prediction_table(views: list[_Reward]) -> t.Table:
         t.Column("failed", "steps failed", numeric=False),
         t.Column("verdict", "verdict", numeric=False),
     )
-    groups = [t.Group(v.reward, tuple(_prediction_row(v, steps) for steps in sorted(v.sampled))) for v in views]
+    groups = [t.Group(v.title, tuple(_prediction_row(v, steps) for steps in sorted(v.sampled))) for v in views]
     notes = (f"A step fails where the correlation within prompts is below {USABLE}.",)
     return t.Table("prediction", "SDPO's prediction: bias, calibration, ranking", columns, tuple(groups), notes)
 

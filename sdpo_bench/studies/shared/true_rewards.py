@@ -11,6 +11,8 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.studies.shared.contract import StudyRequest
 
+MODELS = ("emoji-turbo", "emoji-flow")
+"""A diffusion and a flow-matching model of the same prompts, noise and picture size."""
 REWARDS = ("emoji-align", "emoji-style", "jpeg-compressibility")
 STEPS = (5, 10, 20, 50)
 
@@ -39,6 +41,14 @@ def study_steps(request: StudyRequest) -> tuple[int, ...]:
     if min(counts) < 3:
         raise UsageError("schedule.steps: with fewer than 3 steps every one is asked, so nothing is predicted.")
     return counts
+
+
+def study_models(request: StudyRequest) -> tuple[str, ...]:
+    """The model asked for; all of :data:`MODELS` where neither model, preset nor reward belongs to another one."""
+    own = resolved_run(request, study_rewards(request)[0], study_steps(request)[0]).config.model.name
+    if request.model or request.preset or own not in MODELS:
+        return (own,)
+    return MODELS
 
 
 def resolved_run(request: StudyRequest, reward: str, steps: int) -> Resolved:
