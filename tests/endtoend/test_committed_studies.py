@@ -71,4 +71,6 @@ def test_studies_stand_folded_at_the_end_of_a_page_of_runs(tmp_path):
     assert 'href="#study-' not in own and folded.count('href="#study-') == len(RECORDS)
     assert "#setting-1" in own and "#all-versions" in own
     assert body.index('id="all-versions"') < body.index('id="study-')
-    assert body.count("<dt>recorded with</dt><dd><bdi>sdpo-bench 0.1.0</bdi>") == len(RECORDS)
+    for record in map(json.loads, map(Path.read_text, RECORDS)):
+        assert f"<dt>recorded with</dt><dd><bdi>sdpo-bench {record['versions']['sdpo-bench']}</bdi>" in body
+    assert body.count("<dt>recorded with</dt><dd><bdi>sdpo-bench ") == len(RECORDS)
