@@ -32,6 +32,11 @@ from sdpo_bench.cli.options import (
     metavar="KEY=VALUE[,VALUE]",
     help="Only jobs with this method, reward, model, variant, seed, state or setting; repeatable.",
 )
+@click.option(
+    "--model",
+    shell_complete=complete("models"),
+    help="Run the suite on this model, with its preset and its own reward, recorded apart [default: the suite's].",
+)
 @click.option("--only-failed", is_flag=True, help="Only jobs that have failed.")
 @click.option(
     "--force",
@@ -95,6 +100,7 @@ def sweep(**options: Any) -> None:
     \b
     Examples:
       sdpo-bench sweep smoke --jobs 2
+      sdpo-bench sweep embedded-main --model emoji-flow
       sdpo-bench sweep embedded-main --dry-run
       sdpo-bench sweep embedded-main --jobs 2 --filter method=sdpo,ddpo --max-hours 8
       sdpo-bench sweep my-suite.toml --only-failed

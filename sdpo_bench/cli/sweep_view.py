@@ -30,12 +30,22 @@ def costs_data(work: Work | None) -> dict[str, int | None]:
 
 def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     """Columns and one row a job."""
+    models = len({job.model for job in plan.jobs}) > 1
     variants = any(job.variant for job in plan.jobs)
     tuned = any(job.role == "tuning" for job in plan.jobs)
-    columns = ["method", "reward", *(["variant"] if variants else []), "seed", *(["for"] if tuned else []), "state"]
+    columns = [
+        "method",
+        "reward",
+        *(["model"] if models else []),
+        *(["variant"] if variants else []),
+        "seed",
+        *(["for"] if tuned else []),
+        "state",
+    ]
     rows = []
     for job in plan.jobs:
-        texts = [job.method, job.reward, *([job.variant] if variants else []), str(job.seed)]
+        texts = [job.method, job.reward, *([job.model] if models else [])]
+        texts += [*([job.variant] if variants else []), str(job.seed)]
         texts += [job.role] if tuned else []
         costs = [f"{getattr(job.work, key):,}" if job.work else "-" for key in BILL]
         rows.append([*texts, job.state, *costs, duration(job.seconds)])
@@ -76,11 +86,14 @@ def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
 def found_settings(plan: Plan) -> list[str]:
     """What each search that has ended has found; one line a search."""
     groups = {job.search_group for job in plan.jobs}
+    models = {job.model for job in plan.jobs}
     lines = []
     for choice in plan.choices:
         if not choice.settled or choice.group not in groups:
             continue
-        what = ", ".join(name for name in (choice.group.method, choice.group.reward, choice.group.variant) if name)
+        g = choice.group
+        model = g.model if len(models) > 1 else ""
+        what = ", ".join(name for name in (g.method, g.reward, model, g.variant) if name)
         tried = len(choice.candidates)
         if choice.chosen is None:
             lines.append(f"search for {what}: none of {tried} settings is left, all failed or are out")

@@ -34,6 +34,8 @@ from sdpo_bench.seeds import checked_seed
 from sdpo_bench.settings import DEFAULT_MODEL, SECTIONS, ModelSettings, PluginChoice, RunConfig, schedule_data
 
 DEFAULT_METHOD = "sdpo"
+DEFAULT_REWARD = "jpeg-compressibility"
+"""Of a model that has none of its own."""
 NAMES = ("method.name", "reward.name", "model.name")
 FROM_FILE = ""
 """Mark of the layer of a run file, which knows the origin of each of its settings."""
@@ -179,7 +181,7 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     wanted_reward = next((name for name in named if name), None)
     fallback_model = choose(str(wanted_reward)).native_model if wanted_reward else DEFAULT_MODEL
     model = known_model(pick("model.name", request.model, fallback_model))
-    reward = choose(pick("reward.name", request.reward, model.native_reward or "jpeg-compressibility"))
+    reward = choose(pick("reward.name", request.reward, model.native_reward or DEFAULT_REWARD))
     if preset is None and not (request.file and request.file.record):  # a record leaves nothing to a preset
         preset = automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}

@@ -1,7 +1,8 @@
 """Suites of a results folder: the runs of each suite, and how their settings were chosen.
 
-One file a suite, ``<out>/suites/NAME.json``, written by ``sweep`` whenever its plan changes, so that a report
-shows the suite's table without an option. A run may belong to several suites, or to none.
+One file a suite, ``<out>/suites/NAME.json``, and ``NAME-on-MODEL.json`` for a suite on another model than its own,
+written by ``sweep`` whenever its plan changes, so that a report shows the suite's table without an option. A run may
+belong to several suites, or to none.
 """
 
 import json
@@ -35,6 +36,15 @@ class SuiteRecord:
     """Reported jobs whose settings are not chosen yet."""
     search: dict[str, Any] | None
     choices: tuple[dict[str, Any], ...]
+    suite: str = ""
+    """The suite that ``--model`` took to another model; else empty."""
+    model: str = ""
+    """That model."""
+
+    @property
+    def swept_by(self) -> tuple[str, str]:
+        """Name and model of the command that swept it; no model where the suite's file says it."""
+        return self.suite or self.name, self.model
 
 
 def write_record(out: Path, name: str, data: Mapping[str, Any]) -> bool:
@@ -84,4 +94,6 @@ def _record(data: dict[str, Any]) -> SuiteRecord:
         int(data["waiting"]),
         data["search"],
         tuple(dict(c) for c in choices),
+        str(data.get("suite", "")),
+        str(data.get("model", "")),
     )

@@ -21,7 +21,7 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import read_scores
 from sdpo_bench.sweep.asked_scores import AskedScores, asked_scores
 from sdpo_bench.sweep.search import Round, Search
-from sdpo_bench.sweep.suite import Group, Suite
+from sdpo_bench.sweep.suite import Group, Suite, shown_names
 from sdpo_bench.sweep.tuning import (
     Choice,
     TuningRun,
@@ -73,6 +73,8 @@ class Job:
     """Jobs that share their tuned settings, and the tuning jobs that find them."""
     asked: AskedScores
     """What a finished run must have been judged on."""
+    models: int = 1
+    """Number of models of the suite; with several, the label names the job's."""
 
     @property
     def group(self) -> Group:
@@ -91,7 +93,8 @@ class Job:
     @property
     def label(self) -> str:
         """The job in words."""
-        parts = [self.method, self.reward, *([self.variant] if self.variant else []), f"seed {self.seed}"]
+        model = [self.model] if self.models > 1 else []
+        parts = [self.method, self.reward, *model, *([self.variant] if self.variant else []), f"seed {self.seed}"]
         return " ".join(parts) + (" (tuning)" if self.role == "tuning" else "")
 
     def command(self) -> list[str]:
@@ -203,6 +206,7 @@ class _Planner:
             flat_settings(resolved.record),
             self.suite.searched_group(group),
             asked,
+            len(self.suite.models),
         )
 
     def _resolve(
@@ -219,8 +223,18 @@ class _Planner:
             except UsageError as error:
                 variant = f", variant {group.variant}" if group.variant else ""
                 where = f"method {group.method}, reward {group.reward}{variant}"
-                raise UsageError(f"suite '{self.suite.name}', {where}: {error}") from None
+                raise UsageError(f"suite '{self.suite.name}', {where}: {error}{self._way_on()}") from None
         return self._resolved[key]
+
+    def _way_on(self) -> str:
+        """What to do about settings that do not fit the model that ``--model`` gave the suite."""
+        moved = self.suite.moved
+        if moved is None:
+            return ""
+        return (
+            f" The suite was written for {shown_names(moved.written_for)}: give a suite file of your own for "
+            f"{moved.model}, or leave --model out."
+        )
 
 
 def _nothing_to_choose(choice: Choice) -> str:
@@ -294,7 +308,9 @@ def _refuse_unmatched(suite: Suite, jobs: Sequence[Job]) -> None:
 def record_of(plan: Plan) -> dict[str, Any]:
     """The plan as ``suite_records`` keeps it: which runs belong to the suite, and how their settings were chosen."""
     suite, other = plan.suite, plan.suite.search_suite
+    moved = {"suite": suite.moved.suite, "model": suite.moved.model} if suite.moved else {}
     return {
+        **moved,
         "name": suite.name,
         "texts": {"description": suite.description, "reproduces": suite.reproduces, "departs": suite.departs},
         "variant_keys": suite.variant_keys,

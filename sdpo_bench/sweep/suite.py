@@ -40,7 +40,7 @@ A suite takes the settings that another one's search has chosen with ``[search]`
 variants get them, and the other suite's tuning runs are trained first where they are missing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -80,6 +80,15 @@ class Group(NamedTuple):
     variant: str
 
 
+class Moved(NamedTuple):
+    """Where a suite comes from that runs on another model (``suite_model``)."""
+
+    suite: str
+    model: str
+    written_for: tuple[str, ...]
+    """Models of the suite's file."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """A suite file with all checks that need no resolved job."""
@@ -102,6 +111,8 @@ class Suite:
     search: Search | None
     search_suite: "Suite | None" = None
     """The suite whose search this is; None for one of its own."""
+    moved: Moved | None = None
+    """What ``--model`` changed; None for a suite as its file says."""
 
     def overrides(self, method: str, variant: str) -> dict[str, Any]:
         """Settings of a job above its presets: the common ones that it can use, the method's, the variant's."""
@@ -131,6 +142,12 @@ class Suite:
     def variant_keys(self) -> tuple[str, ...]:
         """Settings in which the variants differ."""
         return tuple(dict.fromkeys(key for settings in self.variants.values() for key in settings))
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names in a sentence: ``a``, ``a and b``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def suite_folder() -> Path:

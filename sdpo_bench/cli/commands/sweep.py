@@ -29,6 +29,7 @@ from sdpo_bench.sweep.local_executor import Executor, LocalExecutor
 from sdpo_bench.sweep.plan import Job, Plan, filter_jobs, make_plan, record_of
 from sdpo_bench.sweep.scheduler import Progress, Sweep, move_to_replaced
 from sdpo_bench.sweep.suite import Suite, find_suite
+from sdpo_bench.sweep.suite_model import on_model
 from sdpo_bench.system.console_text import print_table
 from sdpo_bench.system.json_toml import parse_json
 
@@ -48,6 +49,7 @@ class SweepOptions:
     jobs: int
     max_hours: float | None
     filters: tuple[str, ...]
+    model: str | None
     dry_run: bool
     executor: str
     address: str
@@ -63,6 +65,8 @@ class SweepOptions:
 def sweep_command(options: SweepOptions) -> None:
     """``sdpo-bench sweep``. In a results folder that cannot be written, finished jobs are shown all the same."""
     suite = find_suite(options.suite_name)
+    if options.model is not None:
+        suite = on_model(suite, options.model)
     selection = parse_select(options.filters, option="--filter")
     _refuse_idle_options(options)
     if options.dry_run:

@@ -1,6 +1,6 @@
 """What a report says about a suite's search for settings: the choices with their cost, and every candidate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo_bench.results.comparability import settings_text, shown
@@ -22,18 +22,16 @@ def search_tables(suite: SuiteRecord, name: str) -> list[t.Table]:
 
 def _choices_table(suite: SuiteRecord, name: str) -> t.Table:
     """Candidates and choice of each method, and the bill of all tuning runs."""
-    variants = any(choice["variant"] for choice in suite.choices)
+    names = _names(suite)
     columns = (
-        t.Column("method", "method", numeric=False),
-        t.Column("reward", "reward", numeric=False),
-        *([t.Column("variant", "variant", numeric=False)] if variants else []),
+        *(t.Column(key, key, numeric=False) for key in names),
         t.Column("chosen", "chosen", numeric=False),
         t.Column("tried", "tried"),
         t.Column("failed", "failed or out"),
         t.Column("score", "tuning score"),
         *(t.Column(key, key.replace("_", " ")) for key in BILL),
     )
-    rows = tuple(_choice_row(choice, variants) for choice in suite.choices)
+    rows = tuple(_choice_row(choice, names) for choice in suite.choices)
     s = suite.search or {}
     where = f"validation prompts ({s.get('prompts')})" if s.get("by") == "validation" else "the training prompts"
     last = " of the last round" if len(s.get("rounds") or ()) > 1 else ""
@@ -59,6 +57,13 @@ def _choices_table(suite: SuiteRecord, name: str) -> t.Table:
     return t.Table(name, f"{suite.name}: search for settings and its cost", columns, (t.Group("", rows),), tuple(notes))
 
 
+def _names(suite: SuiteRecord) -> list[str]:
+    """What tells the searches of a suite apart."""
+    models = len({choice["model"] for choice in suite.choices}) > 1
+    variants = any(choice["variant"] for choice in suite.choices)
+    return ["method", "reward", *(["model"] if models else []), *(["variant"] if variants else [])]
+
+
 def _round_notes(search: Mapping[str, Any]) -> list[str]:
     """What each round trained, one sentence each."""
     rounds = search.get("rounds") or [
@@ -75,16 +80,14 @@ def _round_notes(search: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _choice_row(choice: Choice, variants: bool) -> t.Row:
+def _choice_row(choice: Choice, names: Sequence[str]) -> t.Row:
     chosen = choice["chosen"]
     words = settings_text(chosen) if chosen else "not yet"
     failed = sum(candidate["state"] in ("failed", "out") for candidate in choice["candidates"])
     cost = choice["cost"]
     return t.Row(
         (
-            t.word(choice["method"]),
-            t.word(choice["reward"]),
-            *([t.word(choice["variant"])] if variants else []),
+            *(t.word(choice[name]) for name in names),
             t.word(words),
             t.count(len(choice["candidates"])),
             t.count(failed),
@@ -104,7 +107,7 @@ def _candidates_table(suite: SuiteRecord, rounds: int, name: str) -> t.Table:
     groups = []
     for choice in suite.choices:
         candidates = sorted(choice["candidates"], key=_place)
-        title = ", ".join(choice[key] for key in ("method", "reward", "variant") if choice[key])
+        title = ", ".join(choice[key] for key in _names(suite) if choice[key])
         groups.append(t.Group(title, tuple(_candidate_row(one, choice, rounds) for one in candidates)))
     note = "Mean tuning scores over the seeds of a round. Rounds differ in length and seeds: compare within a column."
     return t.Table(name, f"{suite.name}: candidates of the search", columns, tuple(groups), (note,))

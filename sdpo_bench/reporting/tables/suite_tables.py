@@ -1,5 +1,6 @@
 """A suite's part of a report: its progress, its table, and the search for its settings."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -54,11 +55,18 @@ def _state_table(suite: SuiteRecord, runs: Sequence[Run], name: str) -> t.Table:
     row = t.Row((t.word(suite.name), t.count(total), *(t.count(counts[state]) for state in STATES)))
     labels = {"description": "", "reproduces": "Reproduces: ", "departs": "Departs: "}
     notes = tuple(f"{label}{_sentence(suite.texts[key])}" for key, label in labels.items() if suite.texts[key])
-    shipped = {path.stem for path in suite_folder().glob("*.toml")}
-    again = suite.name if suite.name in shipped else "FILE, with the file that it was swept from"
-    incomplete = f"{total - counts['done']} of {total} jobs are not in the tables: sdpo-bench sweep {again}"
+    incomplete = f"{total - counts['done']} of {total} jobs are not in the tables: sdpo-bench sweep {_again(suite)}"
     cautions = (incomplete,) if counts["done"] < total else ()
     return t.Table(name, f"Suite {suite.name}", columns, (t.Group("", (row,)),), notes, cautions)
+
+
+def _again(suite: SuiteRecord) -> str:
+    """Arguments of ``sweep`` that go on with a suite."""
+    name, model = suite.swept_by
+    on = f" --model {shlex.quote(model)}" if model else ""
+    if name in {path.stem for path in suite_folder().glob("*.toml")}:
+        return name + on
+    return f"FILE{on}, with the file that it was swept from"
 
 
 def _sentence(text: str) -> str:
