@@ -18,7 +18,7 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
 from sdpo_bench.sweep.search import Round
-from sdpo_bench.sweep.tuning import BILL
+from sdpo_bench.sweep.tuning import BILL, Choice, edge_of_values
 from sdpo_bench.system.console_text import duration
 
 
@@ -99,8 +99,18 @@ def found_settings(plan: Plan) -> list[str]:
             lines.append(f"search for {what}: none of {tried} settings is left, all failed or are out")
             continue
         edge = f"; {shown(choice.on_edge)} is still at an end of its list" if choice.on_edge else ""
+        fixed = _edge_keys(plan, choice)
+        edge += f"; edge of its values: {shown(fixed)}" if fixed else ""
         lines.append(f"search for {what}: {settings_text(choice.chosen.settings)} (best of {tried}{edge})")
     return lines
+
+
+def _edge_keys(plan: Plan, choice: Choice) -> tuple[str, ...]:
+    """Chosen settings at an edge of a list that the search does not extend; none before there is a choice."""
+    if choice.chosen is None or plan.suite.search is None:
+        return ()
+    tried = [one.settings for one in choice.candidates]
+    return edge_of_values(tried, choice.chosen.settings, plan.suite.search.settings.extend)
 
 
 def later_rounds(rounds: Sequence[Round]) -> list[str]:
@@ -119,7 +129,8 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     choices = []
     for choice in plan.choices:
         chosen = dict(choice.chosen.settings) if choice.chosen else None
-        choices.append({"group": list(choice.group), "chosen": chosen, "cost": choice.cost})
+        edges = {"on_edge": choice.on_edge, "edge_of_values": _edge_keys(plan, choice)}
+        choices.append({"group": list(choice.group), "chosen": chosen, "cost": choice.cost, **edges})
     return {
         "suite": plan.suite.name,
         "cells": [job_data(job) for job in plan.jobs],

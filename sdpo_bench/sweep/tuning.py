@@ -155,6 +155,26 @@ def _extended(
     return longer
 
 
+def edge_of_values(
+    tried: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], extend: Sequence[str]
+) -> tuple[str, ...]:
+    """Keys whose chosen value is the smallest or largest tried and whose list the search does not extend.
+
+    Of two values one is always at an edge: nothing was tried beyond it. Words and switches have no order.
+
+    Args:
+        tried: settings of every candidate.
+        extend: keys whose lists grow; those that are still at an end are ``Choice.on_edge``.
+    """
+    keys = []
+    for key, value in chosen.items():
+        values = {settings[key] for settings in tried if key in settings}
+        ordered = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+        if ordered and len(values) > 1 and key not in extend and value in (min(values), max(values)):
+            keys.append(key)
+    return tuple(keys)
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 

@@ -80,6 +80,32 @@ def test_the_notes_say_how_settings_were_searched(search, said):
     assert said in choices.notes
 
 
+def test_values_at_an_edge_of_a_list_that_does_not_grow_are_named_once_for_all_methods():
+    """The records hold nothing of it: it follows from what was tried."""
+    clips = [1e-3, 1e-2]
+    candidates = [
+        {"settings": {"update.lr": 0.1, "method.clip_range": clip}, "state": "done", "score": clip, "rounds": []}
+        for clip in clips
+    ]
+    chosen = {"candidates": candidates, "chosen": candidates[1]["settings"], "on_edge": []}
+    waiting = {"candidates": candidates, "chosen": None, "on_edge": []}
+    choices = tuple({**CHOICE, "method": m, **c} for m, c in (("sdpo", chosen), ("ddpo", chosen), ("d3po", waiting)))
+    record = SuiteRecord("mine", TEXTS, (), {}, (), 0, ROUNDS, choices)
+    notes = suite_tables(record, [], lambda runs: [])[1].notes
+    said = (
+        "sdpo good, ddpo good: the chosen method.clip_range is at an edge of its values; nothing was tried beyond it."
+    )
+    assert [note for note in notes if "edge of its values" in note] == [said]
+
+
+def test_searches_of_two_models_are_told_apart():
+    choices = tuple({**CHOICE, "model": model} for model in ("emoji-turbo", "emoji-flow"))
+    record = SuiteRecord("mine", TEXTS, (), {}, (), 0, ROUNDS, choices)
+    _, table, candidates = suite_tables(record, [], lambda runs: [])
+    assert [row.cells[2].text for row in table.rows] == ["emoji-turbo", "emoji-flow"]
+    assert [group.title for group in candidates.groups] == ["sdpo, good, emoji-turbo", "sdpo, good, emoji-flow"]
+
+
 def test_candidates_that_failed_or_are_out_are_counted():
     table, _ = tables_of(ROUNDS)
     row = dict(zip([column.key for column in table.columns], table.groups[0].rows[0].cells))

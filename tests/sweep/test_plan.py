@@ -433,7 +433,22 @@ def test_what_a_search_has_found_is_said_in_a_line(searching, tmp_path):
         leave_scores(task, float(i))
         finish(task)
     sdpo, _ = found_settings(make_plan(searching, tmp_path))
-    assert sdpo == "search for sdpo, emoji-align: update.lr = 0.002, method.clip_range = 0.01 (best of 6)"
+    edge = "edge of its values: update.lr, method.clip_range"
+    assert sdpo == f"search for sdpo, emoji-align: update.lr = 0.002, method.clip_range = 0.01 (best of 6; {edge})"
+
+
+def test_a_value_between_others_is_at_no_edge(searching, tmp_path):
+    """Of sdpo's six the third, whose clip_range is the middle one, wins; ddpo's rates have no value between."""
+    from sdpo_bench.cli.sweep_view import found_settings, plan_data
+
+    tried = list(jobs(make_plan(searching, tmp_path)))
+    best = next(job.run_id for job, _ in tried if job.settings.get("method.clip_range") == 1e-3)
+    for job, task in tried:
+        leave_scores(task, 1.0 if job.run_id == best else 0.0)
+        finish(task)
+    plan = make_plan(searching, tmp_path)
+    assert found_settings(plan)[0].endswith("method.clip_range = 0.001 (best of 6; edge of its values: update.lr)")
+    assert [c["edge_of_values"] for c in plan_data(plan)["choices"]] == [("update.lr",), ("update.lr",)]
 
 
 def test_a_plan_can_be_written_as_json(searching, tmp_path):

@@ -15,7 +15,7 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.asked_scores import AskedScores
 from sdpo_bench.sweep.search import Requirement, Round, Search, SearchSettings
 from sdpo_bench.sweep.suite import Group
-from sdpo_bench.sweep.tuning import TuningRun, read_tuning_run, search_settings, tuning_score
+from sdpo_bench.sweep.tuning import TuningRun, edge_of_values, read_tuning_run, search_settings, tuning_score
 
 GROUP = Group("sdpo", "good", "model", "")
 BY_REWARD = SimpleNamespace(settings=SimpleNamespace(by="reward"), require=None)
@@ -107,6 +107,32 @@ def test_a_winner_at_an_end_of_the_list_makes_it_longer_twice_at_most(rule, trie
     choice, _ = choose(scores, search_of([1.0, 2.0, 4.0], extend=(PLACES,)))
     assert sorted(candidate.settings[PLACES] for candidate in choice.candidates) == tried
     assert (choice.chosen.settings[PLACES], choice.on_edge) == (chosen, on_edge)
+
+
+LR, CLIP, ORDER, FLAG = "update.lr", PLACES, "update.order", "update.shuffle"
+TRIED = [
+    {LR: lr, CLIP: clip, ORDER: order, FLAG: flag}
+    for lr in (1e-3, 2e-3, 4e-3)
+    for clip in (1e-3, 1e-2)
+    for order in ("a", "b")
+    for flag in (False, True)
+]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "extend", "keys"),
+    [
+        ({LR: 2e-3, CLIP: 1e-2, ORDER: "a", FLAG: True}, (), (CLIP,)),
+        ({LR: 1e-3, CLIP: 1e-3, ORDER: "b", FLAG: False}, (), (LR, CLIP)),
+        ({LR: 4e-3, CLIP: 1e-3, ORDER: "b", FLAG: False}, (LR,), (CLIP,)),
+        ({}, (), ()),
+    ],
+)
+def test_a_chosen_number_at_an_edge_of_a_list_that_does_not_grow_is_named(chosen, extend, keys):
+    """Of two values one always is; words and switches have no order, and of one value there is no choice."""
+    assert edge_of_values(TRIED, chosen, extend) == keys
+    single = [{**one, CLIP: 1e-3} for one in TRIED]
+    assert CLIP not in edge_of_values(single, {**chosen, CLIP: 1e-3} if chosen else {}, extend)
 
 
 def scores_of(cells, reward="good", steps=(1, 2, 4), **options):

@@ -6,7 +6,7 @@ from typing import Any
 from sdpo_bench.results.comparability import settings_text, shown
 from sdpo_bench.results.suite_records import SuiteRecord
 from sdpo_bench.statistics import table as t
-from sdpo_bench.sweep.tuning import BILL, mean_score
+from sdpo_bench.sweep.tuning import BILL, edge_of_values, mean_score
 
 Choice = Mapping[str, Any]
 """As :func:`~sdpo_bench.sweep.tuning.choice_data` records it."""
@@ -54,7 +54,19 @@ def _choices_table(suite: SuiteRecord, name: str) -> t.Table:
         for c in suite.choices
         if c.get("on_edge")
     ]
+    notes += _edge_notes(suite, s.get("extend") or ())
     return t.Table(name, f"{suite.name}: search for settings and its cost", columns, (t.Group("", rows),), tuple(notes))
+
+
+def _edge_notes(suite: SuiteRecord, extend: Sequence[str]) -> list[str]:
+    """Which chosen values are the smallest or largest of a list that does not grow."""
+    remarks = {}
+    for choice in suite.choices:
+        tried = [candidate.get("settings", {}) for candidate in choice["candidates"]]
+        if keys := edge_of_values(tried, choice["chosen"] or {}, extend):
+            name = " ".join(choice[name] for name in _names(suite) if choice[name])
+            remarks[name] = f"the chosen {shown(keys)} is at an edge of its values; nothing was tried beyond it."
+    return t.gathered(remarks)
 
 
 def _names(suite: SuiteRecord) -> list[str]:
