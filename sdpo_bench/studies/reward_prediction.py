@@ -19,7 +19,7 @@ from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Matrix, paired
 from sdpo_bench.studies.shared import step_rewards as s
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
-from sdpo_bench.studies.shared.models_compared import ModelsCompared, differences, with_spread
+from sdpo_bench.studies.shared.models_compared import ModelsCompared, Place, differences, with_spread
 from sdpo_bench.studies.shared.true_rewards import (
     Sampled,
     sample_truth,
@@ -120,7 +120,7 @@ def _views(bench: Bench, model: str, *, named: bool) -> "list[_Reward]":
 def models_compared(by_model: "Mapping[str, list[_Reward]]") -> ModelsCompared:
     """The second model minus the first."""
     (reference, first), (model, second) = by_model.items()
-    found = {}
+    found: dict[Place, Matrix] = {}
     for a, b in zip(first, second, strict=True):
         found |= differences(a.reward, b.with_spread, a.with_spread)
     return ModelsCompared(model, reference, s.SDPO, found)
