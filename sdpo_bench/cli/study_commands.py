@@ -19,7 +19,7 @@ from sdpo_bench.cli.options import JSON, MICRO_BATCH, MOST_AT_ONCE, OUT, THREADS
 @OUT
 @click.option("--dry-run", is_flag=True, help="Print question, design and cost, do nothing.")
 @click.option("--jobs", type=click.IntRange(1, MOST_AT_ONCE), default=1, show_default=True, help="Trainings at a time.")
-@click.option("--model", default="", shell_complete=complete("models"), help="Base model [default: the embedded one].")
+@click.option("--model", default="", shell_complete=complete("models"), help="Base model [default: the study's own].")
 @click.option(
     "--reward",
     "rewards",
