@@ -211,14 +211,14 @@ def base_means(out):
     return means
 
 
-def reported_means(out, suite):
+def reported_means(out, suite, models):
     """By model: mean of the base model's and of the method's row, and the gain, in the suite's tables of a report."""
     found = {}
     for table in build_report(load_results(out), ReportRequest()).main:
         if not table.name.startswith(f"suite-{suite}-") or "gain" not in (keys := [c.key for c in table.columns]):
             continue
         for group in table.groups:
-            (model,) = [model for model in MODELS if f" on {model}," in group.title]
+            (model,) = [model for model in models if f" on {model}," in group.title]
             rows = {row.cells[0].text: dict(zip(keys, row.cells)) for row in group.rows}
             found[model] = rows["base model"]["mean"].value, rows["ddpo"]["mean"].value, rows["ddpo"]["gain"].value
     return found
@@ -226,37 +226,47 @@ def reported_means(out, suite):
 
 def run_means(out):
     """Mean score of each model's only run."""
-    return {
-        model: pd.read_parquet(next((out / "runs").glob(f"ddpo-*{model.replace('-', '_')}-*")) / "eval.parquet")[
-            "score"
-        ].mean()
-        for model in MODELS
-    }
+    means = {}
+    for folder in (out / "runs").glob("ddpo-*"):
+        model = json.loads((folder / "run.json").read_text())["config"]["model"]["name"]
+        means[model] = pd.read_parquet(folder / "eval.parquet")["score"].mean()
+    return means
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["axis", "option"])
-def test_runs_of_two_models_are_each_compared_with_their_own_base_model(tmp_path, way):
-    """Trained and reported; by an axis of one suite, or by ``--model`` beside the suite's own model."""
+@pytest.mark.parametrize(
+    ("models", "way"),
+    [
+        (MODELS, "axis"),
+        (("emoji-flow", "emoji-flow-base"), "axis"),
+        (("emoji-flow", "emoji-flow-base"), "option"),
+    ],
+    ids=["two-samplers", "one-sampler", "option"],
+)
+def test_runs_of_two_models_are_each_compared_with_their_own_base_model(tmp_path, models, way):
+    """Trained and reported, by an axis of one suite, or by ``--model`` beside the suite's own model.
+
+    The two flow models have one sampler, prompts and rewards: the model alone tells their scores apart.
+    """
     path, out = tmp_path / "small.toml", tmp_path / "out"
+    first, second = models
     if way == "axis":
-        path.write_text(SMALL.replace('"emoji-turbo"', '["emoji-turbo", "emoji-flow"]'))
+        path.write_text(SMALL.replace('"emoji-turbo"', json.dumps(models)))
         assert call(path, "--results", out) == 0
-        means = reported_means(out, "small")
+        means = reported_means(out, "small", models)
     else:
-        path.write_text(SMALL)
+        path.write_text(SMALL.replace('"emoji-turbo"', f'"{first}"'))
         assert call(path, "--results", out) == 0
         before = (out / "suites" / "small.json").read_bytes()
-        assert call(path, "--model", "emoji-flow", "--results", out) == 0
+        assert call(path, "--model", second, "--results", out) == 0
         assert (out / "suites" / "small.json").read_bytes() == before, "the suite's own record stays"
-        assert sorted(one.name for one in (out / "suites").iterdir()) == ["small-on-emoji-flow.json", "small.json"]
-        moved = reported_means(out, "small-on-emoji-flow")
-        assert set(moved) == {"emoji-flow"}
-        own = {model: row for model, row in reported_means(out, "small").items() if model not in moved}
-        means = own | moved
+        assert sorted(one.name for one in (out / "suites").iterdir()) == [f"small-on-{second}.json", "small.json"]
+        ids = [set(one.reported) for one in load_results(out).suites]
+        assert [len(own) for own in ids] == [1, 1] and ids[0].isdisjoint(ids[1])
+        means = reported_means(out, "small", models) | reported_means(out, f"small-on-{second}", models)
     bases, trained = base_means(out), run_means(out)
-    assert set(means) == set(bases) == set(MODELS)
-    assert abs(bases["emoji-turbo"] - bases["emoji-flow"]) > 0.05, "or a mistaken base model would not show"
+    assert set(means) == set(bases) == set(trained) == set(models)
+    assert abs(bases[first] - bases[second]) > 0.02, "or a mistaken base model would not show"
     for model, (base, score, gain) in means.items():
         assert base == pytest.approx(bases[model], abs=1e-6)
         assert score == pytest.approx(trained[model], abs=1e-6)
