@@ -105,7 +105,7 @@ class Updater:
     def fingerprint(self) -> str:
         """Hash of everything that learns or is kept, to tell whether processes still agree."""
         found = hashlib.blake2b(digest_size=8)
-        for value in (*self.parameters.values(), *self.buffers.values()):
+        for value in (*self.parameters.values(), *self.buffers.values(), *self.followers.values()):
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
 

@@ -162,6 +162,16 @@ def test_weights_that_follow_survive_a_stop(tiny_pipe, tmp_path, name, extra):
     assert equal(second.updater.followers, whole.updater.followers) and whole.updater.followers
 
 
+@pytest.mark.parametrize(("name", "extra"), [("nft", {}), ("sdpo", {"ema.decay": 0.9})])
+def test_processes_compare_the_weights_that_follow(tiny_pipe, tmp_path, name, extra):
+    """An old policy that differs samples other trajectories, and an average that differs is another result."""
+    updater = make_trainer(make_resolved(tiny_pipe, name, **extra), tmp_path).updater
+    before = updater.fingerprint()
+    assert updater.fingerprint() == before
+    next(iter(updater.followers.values())).flatten()[0] += 1e-3
+    assert updater.fingerprint() != before
+
+
 def test_an_average_is_part_of_a_run_s_name_and_its_absence_is_not(tiny_pipe):
     plain, off, on = (
         make_resolved(tiny_pipe, "sdpo", **extra).run_id for extra in ({}, {"ema.decay": 0.0}, {"ema.decay": 0.9})
