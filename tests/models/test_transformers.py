@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from stock_pipelines import call
 
 from sdpo_bench.cli.commands.fetch import fetch_command
 from sdpo_bench.errors import UsageError
@@ -46,39 +47,9 @@ def stock(folder, dtype=torch.float32):
     return pipeline
 
 
-def arguments(shape, guidance):
-    """The stock pipeline's own words for a guidance of that scale (1 is none)."""
-    if shape == "flux-dev":
-        return {"guidance_scale": guidance}
-    if shape == "flux-schnell":  # the authors' code reads 256 tokens where the pipeline's default is 512
-        return {"true_cfg_scale": guidance, "negative_prompt": [""] * len(PROMPTS), "max_sequence_length": 256}
-    if shape == "qwenimage":  # one space, as in the pipeline's example
-        return {"true_cfg_scale": guidance, "negative_prompt": [" "] * len(PROMPTS)}
-    if shape == "zimage":
-        return {"guidance_scale": guidance - 1}
-    return {"guidance_scale": guidance}
-
-
-def packed(shape):
-    return shape.startswith(("flux", "qwen"))
-
-
 def stock_latents(pipeline, shape, start, guidance, side=SIDE):
     """Latents ``[n, C, h, w]`` that the stock pipeline returns."""
-    packs = packed(shape)
-    given = pipeline._pack_latents(start, *start.shape) if packs else start
-    latents = pipeline(
-        list(PROMPTS),  # Z-Image writes its template into the list
-        height=side,
-        width=side,
-        num_inference_steps=STEPS,
-        latents=given.clone(),
-        output_type="latent",
-        **arguments(shape, guidance),
-    ).images
-    if not packs:
-        return latents
-    return pipeline._unpack_latents(latents, side, side, pipeline.vae_scale_factor).view(start.shape)
+    return call(pipeline, shape, start, PROMPTS, guidance, steps=STEPS, side=side, output="latent")
 
 
 @torch.no_grad()
@@ -116,16 +87,7 @@ def test_pictures_are_stock_diffusers(folders, shape):
     policy = load_policy(settings(folders(shape)))
     start = noise(policy)
     latents = stock_latents(pipeline, shape, start, 1.0)
-    given = pipeline._pack_latents(start, *start.shape) if packed(shape) else start
-    theirs = pipeline(
-        list(PROMPTS),  # Z-Image writes its template into the list
-        height=SIDE,
-        width=SIDE,
-        num_inference_steps=STEPS,
-        latents=given,
-        output_type="pt",
-        **arguments(shape, 1.0),
-    ).images
+    theirs = call(pipeline, shape, start, PROMPTS, 1.0, steps=STEPS, side=SIDE, output="pt")
     ours = policy.decode(latents)
     assert ours.shape == (2, 3, SIDE, SIDE) and ours.std() > 0.01
     assert (ours - theirs).abs().max() < 1e-5
