@@ -22,20 +22,15 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.settings import Runtime
 from sdpo_bench.system.distributed import ALONE, Launched, Processes, Report, local_device, refuse_several
 from sdpo_bench.training.update_order import Task, part_of
-from several import BUDGET, budget, overflowing, trained, with_curve
+from several import BUDGET, TRAININGS, overflowing, trained, with_curve
 
 HERE = Path(__file__).parents[1] / "support"
-# A loss of single steps, one of whole trajectories with a reference, and rewards asked for in the updates.
-METHODS = ("sdpo", "sparse_dpo", "draft")
-SCENARIOS = (
-    *METHODS,
-    "overflowing",
-    "resumed",
-    "curve",
-    "stopped",
-    "failing",
-    "killed",
-)  # the last one kills a process
+SCENARIOS = (*TRAININGS, "overflowing", "resumed", "curve", "stopped", "failing", "killed")
+"""In the order in which two processes do them; the last one kills a process."""
+ADAPTERS = {"average": {"ema"}, "nft": {"old"}, "awm": {"old"}, "dgpo": {"old"}}
+"""Which adapters a scenario has beside the one that learns."""
+APART = ("average", "nft")
+"""Scenarios in which they do not end as the one that learns."""
 
 
 def free_port():
@@ -84,12 +79,16 @@ def left(folder, scenario):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_give_the_numbers_of_one(tiny_pipe, tmp_path, two, method):
-    one = trained(method, tmp_path, ALONE, **budget(method))
-    results = left(two, method)
-    weights = [load_file(two / method / f"weights-{rank}.safetensors") for rank in range(2)]
+@pytest.mark.parametrize("scenario", TRAININGS)
+def test_two_processes_give_the_numbers_of_one(tiny_pipe, tmp_path, two, scenario):
+    one = trained(scenario, tmp_path, ALONE)
+    results = left(two, scenario)
+    weights = [load_file(two / scenario / f"weights-{rank}.safetensors") for rank in range(2)]
     expected = load_file(tmp_path / "weights-0.safetensors")
+    followers = {name: w for name, w in expected.items() if "/" in name}
+    assert {name.split("/")[0] for name in followers} == ADAPTERS.get(scenario, set())
+    if scenario in APART:
+        assert any((w - expected[name.split("/")[1]]).abs().max() > 1e-4 for name, w in followers.items())
     # Adam divides by the gradient's own size, so rounding in a vanishing entry moves it by up to a learning rate.
     assert all((weights[0][n] - w).abs().max() < 1e-3 for n, w in expected.items())
     assert sum(float((weights[0][n] - w).abs().mean()) for n, w in expected.items()) / len(expected) < 1e-5
@@ -104,7 +103,7 @@ def test_two_processes_give_the_numbers_of_one(tiny_pipe, tmp_path, two, method)
 
 @pytest.mark.slow
 def test_no_picture_is_sampled_twice_and_none_is_left_out(tiny_pipe, tmp_path, two):
-    one = trained("sdpo", tmp_path, ALONE, **BUDGET)["sampled"]
+    one = trained("sdpo", tmp_path, ALONE)["sampled"]
     parts = [result["sampled"] for result in left(two, "sdpo")]
     assert [len(part) for part in parts] == [5, 4], "4 + 4 + 1 pairs"
     every = torch.tensor([pair for part in parts for pair in part])
