@@ -133,7 +133,8 @@ def record(trainer: Any) -> list[Call]:
         stepped = True
 
     policy, scorer = trainer.policy, trainer.scorer
-    call, decode, reward = policy._call, policy.decode, scorer._call
+    call, decode = policy._call, policy.decode
+    reward, differentiable = scorer._call, scorer.differentiable
 
     def watched_call(latents: Any, timesteps: Any, arguments: Any) -> Any:
         off = any(getattr(m, "disable_adapters", False) is True for m in policy.denoiser.modules())
@@ -145,19 +146,25 @@ def record(trainer: Any) -> list[Call]:
         return call(latents, timesteps, arguments)
 
     def watched_decode(latents: Any) -> Any:
-        calls.append(Call("decode", (latents.detach(),)))
+        calls.append(Call("decode", (latents.detach(),), latents.requires_grad))
         return decode(latents)
 
     def watched_reward(images: Any, prompts: Any) -> Any:
         calls.append(Call("reward", (images, prompts)))
         return reward(images, prompts)
 
-    policy._call, policy.decode, scorer._call = watched_call, watched_decode, watched_reward
+    def watched_gradient(images: Any, prompts: Any) -> Any:
+        calls.append(Call("reward", (images.detach(), prompts), True))
+        return differentiable(images, prompts)
+
+    policy._call, policy.decode = watched_call, watched_decode
+    scorer._call, scorer.differentiable = watched_reward, watched_gradient
     trainer.updater.optimiser.step = watched_step
     try:
         epoch(trainer)
     finally:
-        policy._call, policy.decode, scorer._call = call, decode, reward
+        policy._call, policy.decode = call, decode
+        scorer._call, scorer.differentiable = reward, differentiable
         trainer.updater.optimiser.step = step
     return calls
 
@@ -211,8 +218,12 @@ def replay(trainer: Any, calls: list[Call]) -> None:
             elif call.kind == "encode":
                 encode_alone(trainer.policy.pipeline, *call.arguments)
             else:
-                with torch.no_grad():
-                    vae.decode(*call.arguments) if call.kind == "decode" else reward(*call.arguments)
+                latents, *others = call.arguments
+                given = latents.detach().requires_grad_(call.differentiated)
+                with torch.set_grad_enabled(call.differentiated):
+                    found = vae.decode(given).sample if call.kind == "decode" else reward(given, *others)
+                if call.differentiated:
+                    found.sum().backward()
     trainer.policy.denoiser.zero_grad(set_to_none=True)
 
 

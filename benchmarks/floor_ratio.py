@@ -3,9 +3,9 @@
     python -m benchmarks.floor_ratio [--model 13m embedded] [--method sdpo ddpo ...] [--repeats 3] [--profile]
 
 The calls alone are made in the largest batches that give the same gradients, whatever the minibatches of the settings.
-Both sides alternate in one process. The embedded model has the settings of its preset; the 13 M-parameter UNet has 8
-pairs (or 16 images) and 10 steps. Goals: at most 1.05 on the embedded model, 1.02 on the other, for every method that
-trains. ``--profile`` says where the rest goes. Prints JSON.
+Both sides alternate in one process. The embedded model has the settings of its preset; the 13 M-parameter UNet has 16
+images, in groups of the method's own size, and 10 steps. Goals: at most 1.05 on the embedded model, 1.02 on the other,
+for every method that trains. ``--profile`` says where the rest goes. Prints JSON.
 """
 
 import argparse
@@ -65,30 +65,55 @@ def attribute(trainer) -> dict[str, float]:
 
 
 def trained_methods() -> list[str]:
-    """Every method that trains, but for named variants of another one."""
+    """Every registered method that trains."""
     from sdpo_bench.plugins.registry import find, plugins
 
-    loaded = {name: find("methods", name).load() for name in plugins("methods")}
-    return [name for name, method in loaded.items() if method.signal != "none" and not method.variant_of]
+    return [name for name in plugins("methods") if find("methods", name).load().signal != "none"]
 
 
 def trainer_of(model: str, method: str, folder: Path, options: argparse.Namespace) -> Any:
     """A trainer of the embedded model by its preset, or of the 13 M-parameter UNet."""
     if model == "embedded":
         return epochs.make_trainer("emoji-turbo", method, folder / model, reward="emoji-align")
-    reward = "emoji-align" if method in ("draft", "refl") else "jpeg-incompressibility"  # what can be differentiated
-    images = 2 * options.pairs
-    members = {"grpo": 8, "ddpo": 1, "dpok": 1, "tdpo": 1, "draft": 1, "refl": 1}.get(method, 2)
-    settings = {"schedule.steps": options.steps, "sample.images_per_epoch": images, "update.accumulation": 1}
-    settings["update.minibatch"] = max(1, images // members // 2)
-    return epochs.make_trainer(str(folder / "13m"), method, folder / "runs-13m", reward=reward, **settings)
+    return small_trainer(folder / "13m", method, folder / "runs-13m", images=2 * options.pairs, steps=options.steps)
+
+
+def small_trainer(pipeline: Path, method: str, out: Path, *, images: int, steps: int) -> Any:
+    """A trainer whose epoch has about ``images`` images, in groups of the method's own size, and two optimiser steps.
+
+    An epoch is one group where a group is larger, and then one optimiser step.
+    """
+    from sdpo_bench.plugins.parse_settings import validate
+    from sdpo_bench.plugins.registry import find
+
+    plugin = find("methods", method).load()
+    members = plugin(validate(plugin.Settings, {}, "method")).members
+    groups = max(1, images // members)
+    minibatch = max(size for size in range(1, groups + 1) if groups % size == 0 and size <= max(1, groups // 2))
+    settings = {
+        "schedule.steps": steps,
+        "sample.images_per_epoch": groups * members,
+        "update.minibatch": minibatch,
+        "update.accumulation": 1,
+        "budget.images": groups * members,
+    }
+    reward = "emoji-align" if plugin.signal == "gradient" else "jpeg-incompressibility"  # one that has a gradient
+    return epochs.make_trainer(str(pipeline), method, out, reward=reward, **settings)
+
+
+def measure(trainer: Any, repeats: int) -> dict[str, Any]:
+    """Numbers of calls, CPU seconds of an epoch and of its calls alone, and their ratio."""
+    made = epochs.record(trainer)
+    calls = epochs.largest_batches(made, trainer.runtime.micro_batch)
+    times = epochs.alternate(lambda: epochs.epoch(trainer), lambda: epochs.replay(trainer, calls), repeats)
+    return {"calls": len(made), "fewest": len(calls), **times}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=("13m", "embedded"), default=["13m", "embedded"])
     parser.add_argument("--method", nargs="+", default=trained_methods())
-    parser.add_argument("--pairs", type=int, default=8, help="of the 13 M-parameter UNet")
+    parser.add_argument("--pairs", type=int, default=8, help="half of the images of the 13 M-parameter UNet")
     parser.add_argument("--steps", type=int, default=10, help="of the 13 M-parameter UNet")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--profile", action="store_true")
@@ -100,14 +125,7 @@ def main() -> None:
         for model in options.model:
             for method in options.method:
                 trainer = trainer_of(model, method, Path(folder), options)
-                made = epochs.record(trainer)
-                calls = epochs.largest_batches(made, trainer.runtime.micro_batch)
-                times = epochs.alternate(
-                    lambda: epochs.epoch(trainer),  # noqa: B023
-                    lambda: epochs.replay(trainer, calls),  # noqa: B023
-                    options.repeats,
-                )
-                found = {"model": model, "method": method, "calls": len(made), "fewest": len(calls), **times}
+                found = {"model": model, "method": method, **measure(trainer, options.repeats)}
                 if options.profile:
                     found["profile"] = attribute(trainer)
                 print(json.dumps(found), flush=True)
