@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.rollout.schedule import gaussian_kl, gaussian_log_prob, lint, make_schedule, step_weights
@@ -47,40 +45,80 @@ def states(steps, dtype=torch.float64, seed=0):
     return [torch.randn(steps, 4, 3, 3, dtype=dtype, generator=generator) for _ in range(3)]
 
 
-@given(steps=st.integers(1, 1000), spacing=st.sampled_from(["trailing", "linspace"]))
-@settings(max_examples=60, deadline=None)
-def test_sigmas_of_a_static_shift_are_those_of_diffusers(steps, spacing):
-    """The two ways in which pipelines ask for them: FLUX's explicit list, and the scheduler's own (SD3)."""
-    scheduler = stock(STATIC)
-    if spacing == "linspace":
-        scheduler.set_timesteps(steps)
-    else:
-        scheduler.set_timesteps(sigmas=explicit(steps))
-    schedule = flow(steps, spacing=spacing)
-    assert torch.equal(schedule.sigmas, scheduler.sigmas)
-    assert torch.equal(schedule.timesteps, scheduler.timesteps)
-    assert schedule.sigmas[-1] == 0 and schedule.timesteps.dtype == torch.float32
+def tokens(side):
+    """Image tokens of a square picture: patches of 2x2 latents, each latent 8x8 pixels."""
+    return (side // 16) ** 2
 
 
-@pytest.mark.parametrize("config", [FLUX, QWEN, FLUX | {"time_shift_type": "linear"}], ids=["flux", "qwen", "linear"])
-@pytest.mark.parametrize("tokens", [64, 1024, 4096])
-def test_sigmas_of_a_dynamic_shift_are_those_of_the_flux_pipeline(config, tokens):
+COUNTS = (*range(1, 51), 100, 1000)
+SPACINGS = ("trailing", "linspace", "list")
+SCHEDULERS = {f"shift {shift:g}": EULER | {"shift": shift} for shift in (1.0, 3.0, 6.0)}
+SCHEDULERS |= {"static stretched": STATIC | {"shift_terminal": 0.1}}
+SCHEDULERS |= {
+    f"{name} at {side} pixels": config | {"image_seq_len": tokens(side)}
+    for name, config in {"FLUX": FLUX, "Qwen-Image": QWEN, "linear": FLUX | {"time_shift_type": "linear"}}.items()
+    for side in (256, 512, 1024, 1328)
+}
+
+
+def of_pipeline(config, steps, spacing):
+    """What a pipeline of diffusers gets from its scheduler: by an explicit list (FLUX), by a number (SD3), by a list of
+    the user's."""
     keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    shift = calculate_shift(tokens, *(config[key] for key in keys))
-    for steps in (2, 4, 8, 28, 50):
-        scheduler = stock(config)
-        scheduler.set_timesteps(sigmas=explicit(steps), mu=shift)
-        schedule = flow(steps, config | {"image_seq_len": tokens})
-        assert torch.equal(schedule.sigmas, scheduler.sigmas)
-        assert torch.equal(schedule.timesteps, scheduler.timesteps)
-        assert schedule.resolved["mu"] == shift
+    scheduler, dynamic = stock(config), config.get("use_dynamic_shifting")
+    shift = {"mu": calculate_shift(config["image_seq_len"], *(config[key] for key in keys))} if dynamic else {}
+    given_sigmas = {"trailing": explicit(steps), "list": uneven(steps)}.get(spacing)
+    timesteps, count = retrieve_timesteps(scheduler, steps, sigmas=given_sigmas, **shift)
+    return timesteps, scheduler.sigmas, shift.get("mu"), count
 
 
-def test_a_list_of_sigmas_is_shifted_like_any_other():
-    given_sigmas = (1.0, 0.6509, 0.4374, 0.2932)
-    scheduler = stock(STATIC)
-    scheduler.set_timesteps(sigmas=list(given_sigmas))
-    assert torch.equal(flow(4, sigmas=given_sigmas).sigmas, scheduler.sigmas)
+def uneven(steps):
+    """A descending list that no rule of the scheduler gives."""
+    return [1.0, *(0.9 * (1 - i / steps) ** 1.5 for i in range(1, steps))]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_sigmas_and_timesteps_are_those_of_the_pipeline(name):
+    """To the last bit. Two steps are the least that a stretched schedule has."""
+    config, compared = SCHEDULERS[name], 0
+    for spacing in SPACINGS:
+        for steps in COUNTS[1:] if "shift_terminal" in config else COUNTS:
+            timesteps, sigmas, shift, count = of_pipeline(config, steps, spacing)
+            options = {"sigmas": tuple(uneven(steps))} if spacing == "list" else {"spacing": spacing}
+            schedule = flow(steps, config, **options)
+            assert schedule.num_steps == count == steps
+            assert torch.equal(schedule.sigmas, sigmas), (spacing, steps)
+            assert torch.equal(schedule.timesteps, timesteps), (spacing, steps)
+            assert schedule.timesteps.dtype == schedule.sigmas.dtype == torch.float32
+            assert schedule.sigmas[-1] == 0 and schedule.resolved.get("mu") == shift
+            compared += 1
+    assert compared >= 3 * 51
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_first_sigma_is_1_unless_a_list_says_otherwise(name):
+    """Sampling begins with noise alone: every shift leaves 1 where it is."""
+    config = SCHEDULERS[name]
+    for spacing in ("trailing", "linspace"):
+        for steps in COUNTS[1:] if "shift_terminal" in config else COUNTS:
+            schedule = flow(steps, config, spacing=spacing)
+            assert schedule.sigmas[0] == 1 and schedule.timesteps[0] == 1000 and schedule.noise_levels()[0] == 1
+            assert (schedule.sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "given_sigmas", "expected"),
+    [
+        # Static: 3 s / (1 + 2 s).
+        (STATIC, (1.0, 0.5, 0.25), (1.0, 0.75, 0.5)),
+        # By image size: 4096 tokens are FLUX's largest, so mu = 1.15; e^mu / (e^mu + 1 / s - 1).
+        (FLUX | {"image_seq_len": 4096}, (1.0, 0.5, 0.2), (1.0, 0.759511, 0.4412)),
+        # Stretched: shift 1 leaves 1, .6, .2; 1 - s = 0, .4, .8 times (1 - .1) / .8.
+        (EULER | {"shift_terminal": 0.1}, (1.0, 0.6, 0.2), (1.0, 0.55, 0.1)),
+    ],
+)
+def test_shifts_by_hand(config, given_sigmas, expected):
+    assert flow(3, config, sigmas=given_sigmas).sigmas.tolist() == pytest.approx([*expected, 0.0], abs=1e-6)
 
 
 def test_published_sigmas():
