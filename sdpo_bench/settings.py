@@ -99,8 +99,8 @@ class ScheduleSettings:
     level."""
     sde_steps: str = "all"
     """Which of a flow model's steps are random and trained: ``all`` but the last, ``first:K``, ``random:W`` (drawn for
-    each epoch) or ``window:W:EPOCHS`` (moves on by one step every EPOCHS, 25 if left out). The others follow the
-    ODE."""
+    each epoch), ``random:W:K`` (within the first K steps: Flow-GRPO-Fast) or ``window:W:EPOCHS`` (moves on by one step
+    every EPOCHS, 25 if left out). The others follow the ODE."""
     cps_log_prob: Literal["gaussian", "official"] = "gaussian"
     """Log-probability of a CPS step: the Gaussian's, or the official code's ``-(x' - mean)^2`` without ``1/(2 std^2)``,
     whose clip ranges mean something else."""

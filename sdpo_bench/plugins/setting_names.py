@@ -28,7 +28,7 @@ _TARGETS: Mapping[tuple[str, ...], str] = {
     ("schedule.spacing", "eval.spacing"): "timestep_spacing",
     ("schedule.eta", "eval.eta"): "noise_level",
     ("schedule.sde",): "dynamics_type sde_type",
-    ("schedule.sde_steps",): "sde_window_size sde_window num_sde_steps",
+    ("schedule.sde_steps",): "sde_window_size sde_window_range sde_window num_sde_steps",
     ("sample.prompts",): "prompts prompt_file prompt_fn prompt_set dataset",
     ("sample.images_per_epoch",): "samples_per_epoch sample_batch_size num_samples",
     ("update.minibatch", "sample.images_per_epoch"): "batch_size train_batch_size",

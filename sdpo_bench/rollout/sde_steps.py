@@ -6,6 +6,7 @@ No torch here: bills are counted from the settings alone.
 """
 
 import re
+from typing import NamedTuple
 
 from sdpo_bench import seeds
 from sdpo_bench.errors import UsageError
@@ -13,20 +14,37 @@ from sdpo_bench.errors import UsageError
 EPOCHS_PER_POSITION = 25
 """Epochs that a sliding window stays at one place (MixGRPO's script: 25 iterations)."""
 
-_RULE = re.compile(r"all|(?:first|random):([1-9]\d{0,3})|window:([1-9]\d{0,3})(?::([1-9]\d{0,6}))?")
+_WIDTH = r"[1-9]\d{0,3}"
+_RULE = re.compile(
+    rf"all|first:(?P<first>{_WIDTH})|random:(?P<random>{_WIDTH})(?::(?P<within>{_WIDTH}))?"
+    rf"|window:(?P<window>{_WIDTH})(?::(?P<stay>[1-9]\d{{0,6}}))?"
+)
+
+
+class _Rule(NamedTuple):
+    """A parsed rule."""
+
+    width: int | None
+    """Random steps; None: all."""
+    within: int | None
+    """The window lies within this many noisiest steps; None: within all."""
+    stay: int
+    """Epochs at one place."""
 
 
 def random_steps(rule: str, steps: int, *, seed: int, epoch: int) -> range:
     """Steps that draw noise in an epoch. The last of the ``steps`` lands on the image, so it never does.
 
     ``all``: every other step. ``first:K``: the K noisiest. ``random:W``: W neighbours, their place drawn for each
-    epoch. ``window:W:E``: W neighbours that move on by one step every E epochs (25 if unset) and begin again at the
-    noisiest step, as MixGRPO's progressive strategy with overlap and roll-back.
+    epoch. ``random:W:K``: the same within the K noisiest steps, so each of the K - W + 1 places is equally likely
+    (Flow-GRPO-Fast: ``sde_window_size`` W, ``sde_window_range`` (0, K)). ``window:W:E``: W neighbours that move on by
+    one step every E epochs (25 if unset) and begin again at the noisiest step, as MixGRPO's progressive strategy with
+    overlap and roll-back.
 
     Raises:
-        UsageError: not such a rule, or a window longer than T - 1.
+        UsageError: not such a rule, or a window longer than T - 1 or K, or K above T - 1.
     """
-    width, stay = _parse(rule)
+    width, within, stay = _parse(rule)
     if width is None:
         return range(steps - 1)
     if width > steps - 1:
@@ -34,7 +52,8 @@ def random_steps(rule: str, steps: int, *, seed: int, epoch: int) -> range:
             f"schedule.sde_steps = {rule}: {width} random steps do not fit into {steps} denoising steps, the last of "
             f"which is never random. Use at most {max(steps - 1, 0)}, or a larger schedule.steps."
         )
-    places = steps - width
+    _check_range(rule, width, within, steps)
+    places = (within or steps - 1) - width + 1
     if rule.startswith("random"):
         start = seeds.seed_for(seed, "sde-steps", epoch) % places
     else:
@@ -47,14 +66,34 @@ def changes_by_epoch(rule: str) -> bool:
     return rule.startswith(("random", "window"))
 
 
-def _parse(rule: str) -> tuple[int | None, int]:
-    """Number of random steps (None: all) and epochs at one place."""
+def _check_range(rule: str, width: int, within: int | None, steps: int) -> None:
+    if within is None:
+        return
+    if within < width:
+        raise UsageError(
+            f"schedule.sde_steps = {rule}: {width} random steps do not fit into the first {within}. The form is "
+            f"random:W:K, W steps within the first K: use --set schedule.sde_steps=random:{within}:{width}, or K from "
+            f"{width} to {steps - 1}."
+        )
+    if within > steps - 1:
+        raise UsageError(
+            f"schedule.sde_steps = {rule}: the window may reach the first {within} steps, and {steps - 1} of "
+            f"schedule.steps = {steps} can be random: the last never is. Use --set schedule.sde_steps=random:{width} "
+            f"for all of them, or random:{width}:K with K from {width} to {steps - 1}."
+        )
+
+
+def _parse(rule: str) -> _Rule:
     match = _RULE.fullmatch(rule)
     if not match:
         raise UsageError(
-            f"schedule.sde_steps = {rule!r}: expected all, first:K, random:W, window:W or window:W:EPOCHS, "
-            "e.g. --set schedule.sde_steps=first:2."
+            f"schedule.sde_steps = {rule!r}: expected all, first:K, random:W, random:W:K (within the first K steps), "
+            "window:W or window:W:EPOCHS, e.g. --set schedule.sde_steps=first:2."
         )
-    fixed, sliding, stay = match.groups()
-    width = fixed or sliding
-    return (int(width) if width else None), int(stay or EPOCHS_PER_POSITION)
+    width = match["first"] or match["random"] or match["window"]
+    within, stay = match["within"], match["stay"]
+    return _Rule(
+        width=int(width) if width else None,
+        within=int(within) if within else None,
+        stay=int(stay or EPOCHS_PER_POSITION),
+    )

@@ -41,6 +41,7 @@ def said(key: str, method: str = "sdpo") -> str:
         ("torch_dtype", "model.precision"),
         ("noise_level", "schedule.eta' or 'eval.eta"),
         ("schedule.sde_window_size", "schedule.sde_steps"),
+        ("sample.sde_window_range", "schedule.sde_steps"),
         ("lr", "update.lr"),
         ("model.learning_rate", "update.lr"),
         ("update.learning-rate", "update.lr"),

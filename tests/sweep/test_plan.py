@@ -93,7 +93,7 @@ def test_trained_steps_are_those_with_a_weight(rule, sampler, std_floor, steps):
 
 
 @pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain", "noise-level"])
-@pytest.mark.parametrize("window", ["all", "first:2", "random:2", "window:2:1"])
+@pytest.mark.parametrize("window", ["all", "first:2", "random:2", "random:2:3", "window:2:1"])
 def test_trained_steps_of_a_flow_model_are_those_of_the_epochs_window(rule, window):
     from sdpo_bench.config.training_schedule import schedule_options
     from sdpo_bench.rollout.schedule import make_schedule, step_weights

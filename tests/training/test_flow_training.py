@@ -136,7 +136,7 @@ def test_where_no_step_draws_noise_there_is_no_distance_to_the_base(flow_trainer
     assert (found[-1] > 0) if (steps, sde) == (4, "cps") else (set(found) == {None})
 
 
-@pytest.mark.parametrize("rule", ["first:2", "random:2", "window:2:1"])
+@pytest.mark.parametrize("rule", ["first:2", "random:2", "random:2:3", "window:2:1"])
 def test_only_the_window_is_trained_and_billed(flow_trainer, rule):
     """Three epochs of GRPO without shared noise: 2 of 5 steps each."""
     overrides = {"schedule.steps": 5, "schedule.sde_steps": rule, "budget.images": 24}
@@ -156,10 +156,11 @@ def test_only_the_window_is_trained_and_billed(flow_trainer, rule):
     if rule in expected:
         assert windows == expected[rule]
     else:
-        assert windows == [[(s := seed_for(0, "sde-steps", e) % 3), s + 1] for e in range(3)]
+        places = 2 if rule == "random:2:3" else 3
+        assert windows == [[(s := seed_for(0, "sde-steps", e) % places), s + 1] for e in range(3)]
 
 
-@pytest.mark.parametrize("rule", ["random:2", "window:2:1"])
+@pytest.mark.parametrize("rule", ["random:2", "random:2:3", "window:2:1"])
 def test_a_resumed_run_goes_on_exactly(flow_trainer, rule):
     overrides = {"schedule.steps": 5, "schedule.sde_steps": rule, "budget.images": 24}
     _, whole = flow_trainer(out="whole", **overrides)
