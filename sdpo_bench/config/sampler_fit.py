@@ -112,6 +112,8 @@ def _check_training(schedule: ScheduleSettings, name: str, method: Method, sourc
         return
     check_options(schedule)
     check_sigmas(schedule.sigmas, (schedule.steps,), "schedule.sigmas")
+    if needs_log_prob(method):
+        _refuse_no_likelihood(schedule, name)
     random_steps(schedule.sde_steps, schedule.steps, seed=0, epoch=0)  # refuses what is no rule, or too long
     if schedule.sde == "ode":
         idle = [key for key in ("schedule.eta", "schedule.sde_steps") if sources.get(key) == "you"]
@@ -124,8 +126,6 @@ def _check_training(schedule: ScheduleSettings, name: str, method: Method, sourc
             f"{name} compares the means of steps in units of their noise, and schedule.cps_log_prob = official has no "
             "such units. Use --set schedule.cps_log_prob=gaussian."
         )
-    if needs_log_prob(method):
-        _refuse_no_likelihood(schedule, name)
 
 
 def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:

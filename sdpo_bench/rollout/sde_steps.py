@@ -48,9 +48,10 @@ def random_steps(rule: str, steps: int, *, seed: int, epoch: int) -> range:
     if width is None:
         return range(steps - 1)
     if width > steps - 1:
+        way_on = f"Use at most {steps - 1}" if steps > 1 else "Use --set schedule.sde_steps=all"
         raise UsageError(
             f"schedule.sde_steps = {rule}: {width} random steps do not fit into {steps} denoising steps, the last of "
-            f"which is never random. Use at most {max(steps - 1, 0)}, or a larger schedule.steps."
+            f"which is never random. {way_on}, or a larger schedule.steps."
         )
     _check_range(rule, width, within, steps)
     places = (within or steps - 1) - width + 1

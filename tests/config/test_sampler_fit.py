@@ -90,6 +90,8 @@ def test_models_with_noise_levels_keep_their_sampler_and_their_identity(tiny_pip
         (EULER, {"schedule": {"steps": 1}}, "one denoising step is the last one"),
         (EULER, {"schedule": {"sde_steps": "window:10"}}, "10 random steps do not fit into 10"),
         (EULER, {"schedule": {"sde_steps": "half"}}, "expected all, first:K"),
+        (EULER, {"schedule": {"sde_steps": "random:3:2"}}, "do not fit into the first 2"),
+        (EULER, {"schedule": {"sde_steps": "random:2:10"}}, "9 of schedule.steps = 10 can be random"),
         (EULER, {"schedule": {"eta": 1.2}}, "at most 1 under sde = cps"),
         (EULER, {"schedule": {"spacing": "leading"}}, "trailing and linspace"),
         (EULER, {"schedule": {"std_floor": 0.1}}, "no std_floor"),
@@ -107,7 +109,7 @@ def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_loaded(fold
 
 
 def test_the_refusal_names_methods_that_do_without_likelihood(folder):
-    for settings in ({"sde": "ode"}, {"steps": 1}):
+    for settings in ({"sde": "ode"}, {"eta": 0}, {"steps": 1}, {"steps": 1, "sde_steps": "random:2:3"}):
         with pytest.raises(UsageError) as raised:
             run(folder(), schedule=settings)
         named = str(raised.value).split("needs none: ")[1].rstrip(".").split(", ")
@@ -119,6 +121,12 @@ def test_the_refusal_names_methods_that_do_without_likelihood(folder):
 def test_methods_without_log_probabilities_train_on_what_the_others_cannot(folder, settings):
     config = run(folder(), method="refl", reward="emoji-align", schedule=settings).config
     assert config.schedule.sampler == "flow"
+
+
+def test_a_window_at_one_step_is_refused_by_every_method(folder):
+    """No step is random there, whatever learns from the image."""
+    with pytest.raises(UsageError, match="1 denoising steps, .*Use --set schedule.sde_steps=all"):
+        run(folder(), method="refl", reward="emoji-align", schedule={"steps": 1, "sde_steps": "first:1"})
 
 
 def test_settings_without_effect_on_the_ode_are_refused(folder):
