@@ -240,15 +240,24 @@ def test_gains_are_the_gradient_of_the_log_probability(sde, form):
     assert heard.max() / heard.min() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("form", ["gaussian", "official"])
-def test_log_probabilities_do_not_depend_on_the_resolution(form):
-    """The same pixels four times over have the same mean log-density."""
-    schedule = flow(4, cps_log_prob=form)
+@pytest.mark.parametrize(
+    ("sde", "form"), [("cps", "gaussian"), ("cps", "official"), ("flow", "gaussian"), ("dance", "gaussian")]
+)
+def test_log_probabilities_do_not_depend_on_the_resolution(sde, form):
+    """The same latents four times over have the same mean log-density, its gradient a quarter for each element; so has
+    the KL of two means."""
+    schedule, index = flow(4, sde=sde, cps_log_prob=form), torch.arange(4)
     sample, output, value = states(4)
+    output.requires_grad_()
     tile = lambda x: x.repeat(1, 1, 2, 2)  # noqa: E731
-    small = schedule.log_prob(value, schedule.denoise(output, sample, torch.arange(4)))
-    large = schedule.log_prob(tile(value), schedule.denoise(tile(output), tile(sample), torch.arange(4)))
+    step, larger = (schedule.denoise(f(output), f(sample), index) for f in (torch.clone, tile))
+    small, large = schedule.log_prob(value, step), schedule.log_prob(tile(value), larger)
+    assert small[:3].abs().min() > 0
     assert torch.allclose(small, large, rtol=1e-12)
+    slopes = [torch.autograd.grad(log_prob.sum(), output)[0] for log_prob in (small, large)]
+    assert torch.allclose(*slopes, rtol=1e-12)  # of the tiled one it is summed over the four copies
+    kl, larger_kl = (gaussian_kl(s.mean, s.mean + f(value), s.std) for s, f in ((step, torch.clone), (larger, tile)))
+    assert torch.allclose(kl, larger_kl, rtol=1e-12)
 
 
 def test_only_steps_of_the_window_are_random_and_trained():
