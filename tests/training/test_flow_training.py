@@ -26,6 +26,10 @@ from sdpo_bench.training.loop import Trainer, run_context
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 
+RATIO_GAP = 1e-6
+"""Most that a ratio may be from 1 before the first update: rounding in float32 (1.2e-7 is the spacing of numbers at 1).
+States stored in half precision give 4e-5, more than the clip range of Flow-GRPO-Fast, 1e-5."""
+
 
 @pytest.fixture
 def flow_pipe(tiny_pipe, tmp_path):
@@ -87,7 +91,7 @@ def test_an_epoch_starts_at_ratio_1_and_is_billed_as_planned(flow_trainer, metho
     found = calls_by_time(trainer.policy)
     trainer.train()
     (row,) = trainer.run.log()
-    assert row["ratio_at_zero_update"] < 1e-4
+    assert row["ratio_at_zero_update"] < RATIO_GAP
     times = trainer.schedule.timesteps.tolist()
     assert set(found) == set(times[:3])
     groups = 8 // trainer.method.members
@@ -184,7 +188,7 @@ def test_dense_rewards_of_every_mode(flow_trainer, method, mode):
     trainer.train()
     (row,) = trainer.run.log()
     assert row["bill"]["reward_calls"] == 4 * cost_of_group(resolved).rewards
-    assert row["ratio_at_zero_update"] < 1e-4
+    assert row["ratio_at_zero_update"] < RATIO_GAP
 
 
 def test_predicted_originals_are_the_latents_minus_sigma_times_the_velocity(flow_policy):
