@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Loss, Method, Minibatch, StepRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class DDPOSettings:
+class DDPOSettings(StepRewardSettings):
     """Settings of DDPO's own."""
 
     clip_range: Annotated[float, Ge(0)] = 1e-4

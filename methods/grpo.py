@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from sdpo_bench.api import Added, Loss, Method, Minibatch, RewardMode
+from sdpo_bench.api import Added, Loss, Method, Minibatch, RewardMode, StepRewardSettings
 from sdpo_bench.methods.ddpo import clipped_policy_gradient
 
 
 @dataclass(frozen=True)
-class GRPOSettings:
+class GRPOSettings(StepRewardSettings):
     """Settings of GRPO's own."""
 
     group_size: Annotated[int, Ge(2)] = 8
@@ -62,10 +62,6 @@ class GRPO(Method):
     @property
     def needs_drift(self) -> bool:
         return self.settings.ratio == "guard" or self.settings.divergence_mask > 0
-
-    @property
-    def reward_mode(self) -> RewardMode:
-        return self.settings.reward
 
     def loss(self, batch: Minibatch) -> Loss:
         """Mean over members and steps of max(-A rho, -A clip(rho)) + beta KL (both papers' objective)."""

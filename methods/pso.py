@@ -11,12 +11,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Loss, Method, Minibatch, StepRewardSettings
 from sdpo_bench.methods.d3po import preference_loss
 
 
 @dataclass(frozen=True)
-class PSOSettings:
+class PSOSettings(StepRewardSettings):
     """Settings of PSO's own."""
 
     beta: Annotated[float, Gt(0)] = 50.0
@@ -39,4 +39,5 @@ class PSO(Method):
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean -ln sigmoid(beta pref [ln rho_a - ln rho_b]), rho = pi / pi_ref of one step; ties: pref 0."""
-        return preference_loss(batch, self.settings.beta, self.settings.clip_range)
+        settings = self.settings
+        return preference_loss(batch, settings.beta, settings.clip_range, settings.reward)

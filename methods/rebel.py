@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt
 
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Loss, Method, Minibatch, StepRewardSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class RebelSettings:
+class RebelSettings(StepRewardSettings):
     """Settings of REBEL's own."""
 
     log_scale: Annotated[float, Gt(0)] = 1.0

@@ -28,11 +28,11 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from sdpo_bench.api import Loss, Method, Minibatch, RewardGuard, RewardMode
+from sdpo_bench.api import Loss, Method, Minibatch, RewardGuard, RewardMode, StepRewardSettings
 
 
 @dataclass(frozen=True)
-class SDPOSettings:
+class SDPOSettings(StepRewardSettings):
     """Settings of SDPO's own."""
 
     reward: RewardMode = "predicted"
@@ -60,10 +60,6 @@ class SDPO(Method):
     members = 2
     shared_noise = True
     final_image = "predicted"
-
-    @property
-    def reward_mode(self) -> RewardMode:
-        return self.settings.reward
 
     @property
     def reward_guard(self) -> RewardGuard:

@@ -11,12 +11,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from sdpo_bench.api import Critic, Loss, Method, Minibatch
+from sdpo_bench.api import Critic, Loss, Method, Minibatch, StepRewardSettings
 from sdpo_bench.methods.ddpo import clipped_policy_gradient
 
 
 @dataclass(frozen=True)
-class TDPOSettings:
+class TDPOSettings(StepRewardSettings):
     """Settings of TDPO's own."""
 
     clip_range: Annotated[float, Ge(0)] = 1e-4

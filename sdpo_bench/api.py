@@ -45,6 +45,16 @@ class NoSettings:
     """Settings of a plugin that has none."""
 
 
+@dataclass(frozen=True)
+class StepRewardSettings:
+    """Settings of a method that can learn from a reward of each step; its own settings inherit from this."""
+
+    reward: Added[RewardMode] = "sparse"
+    """The final image's reward alone, or a reward of each step: SDPO's predicted from three queries, queried at every
+    step, or from deterministic completions what the step gained (DenseGRPO), turning points (TP-GRPO) or branches
+    (after TempFlow-GRPO). A step's return is the discounted sum from there on: see advantage.gamma."""
+
+
 def execution_settings(settings: type) -> frozenset[str]:
     """Names of the fields of a settings dataclass that are marked :data:`Execution`."""
     return _marked(settings, _EXECUTION)
@@ -246,9 +256,17 @@ class Method(ABC):
 
     @property
     def reward_mode(self) -> RewardMode:
-        """Rewards the method learns from: ``sparse`` unless it says otherwise. The :data:`COMPLETED_MODES` cost
-        denoiser calls besides sampling."""
-        return "sparse"
+        """Rewards the method learns from: what its settings say (:class:`StepRewardSettings`), else ``sparse``. The
+        :data:`COMPLETED_MODES` cost denoiser calls besides sampling."""
+        return self.settings.reward if isinstance(self.settings, StepRewardSettings) else "sparse"
+
+    @property
+    def reward_modes(self) -> tuple[RewardMode, ...]:
+        """Values of ``method.reward`` that the loss can use; others are refused. All of them where the settings are
+        :class:`StepRewardSettings`, but ``branch`` compares members, so it needs more than one."""
+        if not isinstance(self.settings, StepRewardSettings):
+            return (self.reward_mode,)
+        return tuple(mode for mode in get_args(RewardMode) if mode != "branch" or self.members > 1)
 
     @property
     def reward_guard(self) -> RewardGuard:

@@ -119,6 +119,12 @@ class Signals:
         schedule = self.context.schedule
         return influential_steps(self.context.method, schedule.num_steps, schedule.decision_steps().tolist())
 
+    def _returned_steps(self) -> list[int]:
+        """The steps whose returns become advantages: the random ones, and for losses over whole trajectories the first
+        one, whose return is that of the trajectory."""
+        random = self._random_steps()
+        return sorted({0, *random}) if self.context.method.granularity == "trajectory" else random
+
     def _everyone(
         self,
         answers: Answers,
@@ -165,7 +171,7 @@ class Signals:
         prompts, normaliser = scored.prompts, self.normaliser
         options: dict[str, Any] = {"gamma": settings.gamma, "clip": settings.clip, "sparse": sparse}
         if self.context.method.reward_mode in COMPLETED_MODES:
-            options["scored"] = self._random_steps()
+            options["scored"] = self._returned_steps()
         if settings.rewards != "summed":
             assert isinstance(self.scorer, CompositeScorer)
             weights, options["over_batch"] = self.scorer.reward.weights, settings.rewards == "gdpo"

@@ -15,6 +15,7 @@ from sdpo_bench.api import Method, Reward, without_added_defaults
 from sdpo_bench.config import batch_geometry
 from sdpo_bench.config.compatibility import check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
+from sdpo_bench.config.reward_modes import check_reward_mode, no_reward_mode
 from sdpo_bench.config.run_file import RunFile
 from sdpo_bench.config.run_id import training_id
 from sdpo_bench.config.sampler_fit import check_samplers, flow_defaults
@@ -248,6 +249,8 @@ def _build(
     valid["reward"] = reward.setting_keys()
     tables: dict[str, dict[str, Any]] = {name: {} for name in valid}
     seed = merged.pop("seed", 0)
+    if "method.reward" in merged and "reward" not in valid["method"]:
+        raise no_reward_mode(method.name, merged["method.reward"], make_method(method.name, method_class, {}))
     for key, value in merged.items():
         section, _, name = key.partition(".")
         if section in ("method", "reward") and name == "name":
@@ -293,4 +296,5 @@ def make_method(name: str, method_class: type[Method], values: Mapping[str, Any]
     with plugin_code(f"method '{name}': __init__()"):
         method = method_class(settings)
     check_instance(f"method '{name}'", method)
+    check_reward_mode(name, method)
     return method

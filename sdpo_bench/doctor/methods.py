@@ -47,8 +47,12 @@ class Brightness(Reward):
         return images.mean((1, 2, 3)).float().cpu()
 
 
-def small_run(plugin: Plugin, loaded: Any, epochs: int = 2) -> Resolved:
-    """Epochs of :data:`RUN_GROUPS` groups and three steps on the embedded model."""
+def small_run(plugin: Plugin, loaded: Any, epochs: int = 2, **own: Any) -> Resolved:
+    """Epochs of :data:`RUN_GROUPS` groups and three steps on the embedded model.
+
+    Args:
+        own: settings of the method's own.
+    """
     images = RUN_GROUPS * make(loaded).members
     settings = {
         "schedule.steps": 3,
@@ -57,7 +61,7 @@ def small_run(plugin: Plugin, loaded: Any, epochs: int = 2) -> Resolved:
         "update.accumulation": 1,
         "budget.images": epochs * images,
         "update.lr": 1e-3,
-    }
+    } | {f"method.{key}": value for key, value in own.items()}
     return resolve(Request(method=plugin.name, overrides=settings))
 
 
@@ -102,7 +106,22 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def check_epoch(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """An epoch changes the LoRA weights and nothing else, starts at ratio 1, and its bill is complete and predicted."""
-    trainer = make_trainer(small_run(plugin, loaded, epochs=1), folder)
+    _conforming_epoch(make_trainer(small_run(plugin, loaded, epochs=1), folder))
+
+
+def check_reward_modes(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """The same with each of the other rewards of steps that the method takes (``method.reward``)."""
+    method = make(loaded)
+    if "method.reward" in loaded.fixed:
+        return
+    for mode in method.reward_modes:
+        if mode != method.reward_mode:
+            _conforming_epoch(
+                make_trainer(small_run(plugin, loaded, epochs=1, reward=mode), folder / mode), f"{mode}: "
+            )
+
+
+def _conforming_epoch(trainer: Trainer, what: str = "") -> None:
     denoiser = trainer.policy.denoiser
     frozen = {name: p.detach().clone() for name, p in denoiser.named_parameters() if "lora_" not in name}
     before = adapter(trainer.policy)
@@ -113,21 +132,22 @@ def check_epoch(plugin: Plugin, loaded: Any, folder: Path) -> None:
     finally:
         hook.remove()
     changed = [name for name, p in denoiser.named_parameters() if name in frozen and not torch.equal(p, frozen[name])]
-    require(not changed, f"frozen weights changed: {', '.join(changed[:3])}.")
-    require(not same(before, adapter(trainer.policy)), "no LoRA weight changed in a whole epoch.")
+    require(not changed, f"{what}frozen weights changed: {', '.join(changed[:3])}.")
+    require(not same(before, adapter(trainer.policy)), f"{what}no LoRA weight changed in a whole epoch.")
     finite = all(bool(torch.isfinite(value).all()) for value in adapter(trainer.policy).values())
-    require(finite, "LoRA weights are not finite.")
+    require(finite, f"{what}LoRA weights are not finite.")
     (row,) = trainer.run.log()
     gap = row["ratio_at_zero_update"]
-    require(gap < RATIO_TOLERANCE, f"the importance ratio is off 1 by {gap:.2g} before the first update.")
-    _check_bill(trainer, row["bill"], sum(rows))
+    require(gap < RATIO_TOLERANCE, f"{what}the importance ratio is off 1 by {gap:.2g} before the first update.")
+    _check_bill(trainer, row["bill"], sum(rows), what)
 
 
-def _check_bill(trainer: Trainer, bill: Mapping[str, Any], denoised: int) -> None:
+def _check_bill(trainer: Trainer, bill: Mapping[str, Any], denoised: int, what: str) -> None:
     reward = trainer.scorer.reward
     assert isinstance(reward, Brightness)
     method, inner = trainer.method, trainer.config.update.inner_epochs
-    cost = group_cost(method, trainer.weights.tolist(), inner_epochs=inner, guided=False)
+    drawing = trainer.schedule.decision_steps().tolist()
+    cost = group_cost(method, trainer.weights.tolist(), inner_epochs=inner, guided=False, drawing=drawing)
     probe = probe_cost(method, 3, RUN_GROUPS, guided=False)
     pairs = {
         "denoiser calls": (sum(bill["forward"].values()), denoised, RUN_GROUPS * cost.forward + probe),
@@ -136,7 +156,7 @@ def _check_bill(trainer: Trainer, bill: Mapping[str, Any], denoised: int) -> Non
         "images": (bill["images"], RUN_GROUPS * method.members, RUN_GROUPS * cost.images),
     }
     for name, (charged, real, predicted) in pairs.items():
-        require(charged == real == predicted, f"{name}: {charged} charged, {real} made, {predicted} predicted.")
+        require(charged == real == predicted, f"{what}{name}: {charged} charged, {real} made, {predicted} predicted.")
 
 
 def check_resume(plugin: Plugin, loaded: Any, folder: Path) -> None:
@@ -169,5 +189,6 @@ def check_resume(plugin: Plugin, loaded: Any, folder: Path) -> None:
 CHECKS = {
     **bandit.CHECKS,
     "only LoRA changes, ratio 1, ledger": check_epoch,
+    "the same with every reward mode": check_reward_modes,
     "determinism, resume, save and load": check_resume,
 }

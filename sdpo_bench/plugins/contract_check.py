@@ -50,6 +50,10 @@ def _texts(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(part, str) for pair in value.items() for part in pair)
 
 
+def _are_modes(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(mode in get_args(RewardMode) for mode in value)
+
+
 TEXT = Requirement("a text", _is_text)
 SWITCH = Requirement("True or False", lambda value: isinstance(value, bool))
 COUNT = Requirement("a whole number from 1", is_count)
@@ -93,6 +97,7 @@ INSTANCE: dict[type, dict[str, Requirement]] = {
         "needs_old": SWITCH,
         "same_fresh_noise": SWITCH,
         "reward_mode": one_of(*get_args(RewardMode)),
+        "reward_modes": Requirement(f"a tuple of {', '.join(get_args(RewardMode))}", _are_modes),
         "reward_guard": one_of(*get_args(RewardGuard)),
     },
     Search: {"candidates": COUNT},

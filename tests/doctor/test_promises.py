@@ -12,6 +12,7 @@ from sdpo_bench.doctor.contract import Nonconforming
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.rewards.emoji_style import EmojiStyle
+from sdpo_bench.rollout import group_cost
 from sdpo_bench.training import checkpoint
 from sdpo_bench.training.updater import Updater
 
@@ -136,10 +137,12 @@ def melting(self, log, step=Updater._optimiser_step):
 
 
 EPOCH, RESUME = "only LoRA changes, ratio 1, ledger", "determinism, resume, save and load"
+MODES = "the same with every reward mode"
 ENGINES = [
     (EPOCH, Updater, "_optimiser_step", no_step, "no LoRA weight changed"),
     (EPOCH, Updater, "_optimiser_step", melting, "frozen weights changed"),
     (EPOCH, Ledger, "charge_call", lambda self, latents: None, "denoiser calls: 0 charged"),
+    (MODES, group_cost, "completion_calls", lambda method, steps, drawing: 0, "completion: denoiser calls"),
     (RESUME, checkpoint, "_restore_optimiser", lambda tensors, updater: None, "a resumed run"),
 ]
 

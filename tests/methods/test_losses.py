@@ -105,6 +105,18 @@ def test_preference_losses_say_how_well_they_agree(name, settings):
     assert metrics["implicit_accuracy"].item() == pytest.approx(0.5), "a tie is no agreement"
 
 
+@pytest.mark.parametrize("name", ["d3po", "pso"])
+def test_rewards_of_steps_decide_the_preference_of_each_step(name):
+    """The second image is the better one, and gained less in its second step: of margins 0.2 and 0.1 that one turns."""
+    batch = make_batch([[[0.3, 0.2], [0.1, 0.1]]], final=[[1.0, 2.0]], reference=True)
+    dense = torch.tensor([[[0.0, 3.0], [1.0, 2.5]]], dtype=torch.float64)
+    batch = dataclasses.replace(batch, rewards=dense)
+    loss = lambda *margins: sum(math.log(1 + math.exp(-m)) for m in margins) / 2  # noqa: E731
+    settings = {"beta": 1.0, "clip_range": 9.0}
+    assert value(name, batch, **settings) == pytest.approx(loss(-0.2, -0.1))
+    assert value(name, batch, reward="completion", **settings) == pytest.approx(loss(-0.2, 0.1))
+
+
 def test_tdpo_by_hand():
     """A = 1 against an old value of 0.4: temporal reward 0.6 at ratio 1. The critic went from 0.4 to 0.8; clipped to
     0.5 its error is the larger, (0.5 - 1)^2. The second trajectory's critic has not moved: 0.3^2."""
@@ -227,7 +239,8 @@ def play(name, rounds=100, groups=48, **settings):
         finals.append(final.mean().item())
         advantage = None
         if method.signal == "advantage":
-            advantage = advantages(rewards, ["p"] * groups, normaliser, gamma=float(sparse), clip=5, sparse=sparse)
+            gamma = float(sparse or method.granularity == "trajectory")  # a trajectory's return is that of its start
+            advantage = advantages(rewards, ["p"] * groups, normaliser, gamma=gamma, clip=5, sparse=sparse)
         old = log_density(actions, theta).detach()
         for steps in [[0, 1]] if method.granularity == "trajectory" else [[0], [1]]:
             now = log_density(actions, theta)[..., steps]
@@ -266,6 +279,18 @@ def test_a_bandit_is_solved(name):
 @pytest.mark.parametrize("options", [{"reward": "full"}, {"shared_noise": False, "group_size": 3}])
 def test_grpo_s_options_solve_it_too(options):
     assert (play("grpo", **options)[0] - TARGET).abs().max() < 0.2
+
+
+STEPWISE = [name for name in LOSS_METHODS if len(make_method(name).reward_modes) > 1]
+
+
+def test_methods_with_a_loss_of_their_steps_take_rewards_of_steps():
+    assert set(STEPWISE) == set(LOSS_METHODS) - {"sparse_dpo"}
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_rewards_of_steps_solve_it_too(name):
+    assert (play(name, reward="full", **WIDE.get(name, {}))[0] - TARGET).abs().max() < 0.2
 
 
 @pytest.mark.parametrize("name", ["dpok", "grpo"])

@@ -77,6 +77,20 @@ def test_one_method_is_shown_with_the_cost_that_a_dry_run_counts():
     assert "2509.16117" in listed("methods", "nft")
 
 
+@pytest.mark.parametrize(
+    ("name", "modes"),
+    [
+        ("sdpo", "predicted, sparse, full, completion, turning-point, branch (method.reward)"),
+        ("ddpo", "sparse, predicted, full, completion, turning-point (method.reward)"),  # one image of a prompt
+        ("dense_grpo", "completion"),
+        ("nft", "sparse"),
+        ("draft", ""),
+    ],
+)
+def test_one_method_is_shown_with_the_rewards_that_it_can_learn_from(name, modes):
+    assert json.loads(listed("methods", name, "--json"))["rewards"] == modes
+
+
 def test_a_search_costs_its_candidates_for_every_image():
     cost = json.loads(listed("methods", "best_of_n", "--json"))["cost"]
     assert cost == "8 samples and reward calls for every image that is delivered"  # n = 8, its default

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from factories import make_resolved, make_trainer
+from factories import LOSS_METHODS, make_method, make_resolved, make_trainer, mostly_slow
 from sdpo_bench.api import COMPLETED_MODES
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import cost_of_group, cost_of_probe
@@ -18,7 +18,8 @@ def sd3(tmp_path_factory):
 
 def run_of(folder, out, method="grpo", mode="completion", micro_batch=64, **overrides):
     flow = {"model.resolution": 16} if "sd3" in str(folder) else {}
-    settings = {"method.reward": mode, "budget.images": 8, "advantage.gamma": 0.0} | flow | overrides
+    gamma = {"advantage.gamma": 0.0} if make_method(method).signal == "advantage" else {}
+    settings = {"method.reward": mode, "budget.images": 8} | gamma | flow | overrides
     resolved = make_resolved(folder, method, **settings)
     return resolved, make_trainer(resolved, out, micro_batch=micro_batch, checkpoint_every=1)
 
@@ -72,6 +73,60 @@ def test_the_bill_on_a_flow_model_leaves_out_what_the_ode_knows(sd3, tmp_path, m
     starts = 0 if mode == "branch" else 1
     assert bill["forward"]["reward"] == 2 * (4 * starts + 4 * sum(4 - i for i in random[1:]))
     assert bill["reward_calls"] == 2 * (starts + 4 * len(random))
+
+
+MODES = [(name, mode) for name in LOSS_METHODS for mode in make_method(name).reward_modes]
+QUICK = [("ddpo", "predicted"), ("tdpo", "completion"), ("rebel", "branch"), ("d3po", "turning-point")]
+
+
+@pytest.mark.parametrize(("method", "mode"), mostly_slow(MODES, QUICK))
+def test_the_bill_of_every_method_is_exact_in_every_mode_that_it_takes(tiny_pipe, tmp_path, method, mode):
+    own = {"method.reward": mode} if mode != "sparse" else {}
+    resolved = make_resolved(tiny_pipe, method, **{"budget.images": 8} | own)
+    trainer = make_trainer(resolved, tmp_path)
+    before = adapter(trainer)
+    conforming_bill(resolved, trainer)
+    assert not all(torch.equal(a, b) for a, b in zip(before, adapter(trainer)))
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "message"),
+    [
+        ("ddpo", "branch", "got 'branch', which ddpo cannot use since it samples one image of a prompt. "
+         "It takes sparse, predicted, full, completion, turning-point."),
+        ("sparse_dpo", "predicted", "sparse_dpo takes sparse rewards alone"),
+        ("nft", "full", "nft takes sparse rewards alone"),
+        ("draft", "full", "draft follows the reward's own gradient"),
+        ("best_of_n", "full", "best_of_n trains nothing"),
+    ],
+)  # fmt: skip
+def test_a_mode_that_a_method_cannot_use_is_refused(tiny_pipe, method, mode, message):
+    with pytest.raises(UsageError, match=message):
+        make_resolved(tiny_pipe, method, **{"method.reward": mode})
+
+
+def test_rewards_of_steps_are_part_of_a_run_s_name_and_their_absence_is_not(tiny_pipe):
+    plain, sparse, dense = (
+        make_resolved(tiny_pipe, "ddpo", **own)
+        for own in ({}, {"method.reward": "sparse"}, {"method.reward": "predicted"})
+    )
+    assert plain.run_id == sparse.run_id != dense.run_id
+    assert "reward" not in plain.data["method"]["settings"] and dense.data["method"]["settings"]["reward"]
+    for name, mode in (("sdpo", "predicted"), ("grpo", "sparse")):  # theirs is in every record
+        assert make_resolved(tiny_pipe, name).data["method"]["settings"]["reward"] == mode
+
+
+def test_a_trajectory_has_the_return_of_its_first_step_where_later_ones_are_random(sd3, tmp_path):
+    """Steps 1 and 2 of five are random in the second epoch: the start gains what both gain together."""
+    moving = {"schedule.steps": 5, "schedule.sde_steps": "window:2:1", "advantage.normalisation": "none"}
+    _, trainer = run_of(sd3, tmp_path, "rebel", **moving, **{"advantage.gamma": 1.0, "advantage.clip": 0.0})
+    trainer.state.epoch = 1
+    trainer._groups_of_epoch(4)
+    assert trainer.schedule.decision_steps().tolist() == [1, 2]
+    sampled = trainer._rollout(["cat", "dog"], torch.arange(2))
+    experience, _ = trainer.signals.of(sampled, torch.arange(2), 2, trainer._completions(sampled))
+    assert experience.rewards[..., 0].abs().max() == 0 and experience.rewards.abs().max() > 0
+    assert torch.allclose(experience.advantages[..., 0], experience.rewards.sum(-1), atol=1e-5)
 
 
 def test_guidance_doubles_the_calls_of_completions(tiny_pipe, tmp_path):

@@ -43,17 +43,36 @@ def show(what: str, out: Path, as_json: bool, name: str | None = None) -> None:
 
 
 def _show_one(what: str, name: str, as_json: bool) -> None:
-    """Formula, cost and source of a method."""
+    """Formula, source, reward modes and cost of a method."""
     if what != "methods":
         raise UsageError(f"only 'list methods' takes a name, got '{name}' for {what}. Type: sdpo-bench list {what}")
     plugin = find("methods", name)
-    data = dict(zip(METHOD_COLUMNS, _method_row(plugin))) | {"cost": _method_cost(name)}
+    data = dict(zip(METHOD_COLUMNS, _method_row(plugin)))
+    data |= {"rewards": _reward_modes(plugin), "cost": _method_cost(name)}
     if as_json:
         echo_json(data)
         return
     from sdpo_bench.system.console_text import print_table
 
     print_table(["method", data.pop("name")], [[key, value or "-"] for key, value in data.items()])
+
+
+def _reward_modes(plugin: Plugin) -> str:
+    """The rewards of steps that a method can learn from, its default first; empty where it asks for none in sampling,
+    and where it cannot be made, whose error ``run`` gives."""
+    from sdpo_bench.config.resolve import make_method
+
+    try:
+        loaded = plugin.load()
+        method = make_method(plugin.name, loaded, {})
+    except (UsageError, MissingError):
+        return ""
+    if method.signal not in ("advantage", "preference"):
+        return ""
+    default = loaded.fixed.get("method.reward", method.reward_mode)
+    if "method.reward" in loaded.fixed or len(method.reward_modes) == 1:
+        return str(default)
+    return ", ".join([default, *(mode for mode in method.reward_modes if mode != default)]) + " (method.reward)"
 
 
 def _method_cost(name: str) -> str:
