@@ -1,18 +1,23 @@
 """DrPO (drifting preference optimisation), arXiv 2606.02521; official code UGVly/DrPO (src/drpo/drift.py).
 
-The samples of a prompt drift towards the best of their group and away from the worst, in the space of the final
-latents: every sample gets a target that its attraction and repulsion give, and the loss is the squared distance to it.
-The gradient flows through the last denoising step, the reward needs none. A second, weaker drift towards samples of the
-base model from the same noise keeps the policy near them. The paper trains SD-Turbo at one step with features of a
-masked autoencoder; latents need no further network.
+The samples of a prompt drift towards the best of their group and away from the worst, in a space of features: every
+sample gets a target that its attraction and repulsion give, and the loss is the squared distance to it. The gradient
+flows through the last denoising step (and the decoder and the reward's network, where the features are theirs); the
+score of the reward needs none. A second, weaker drift towards samples of the base model from the same noise keeps the
+policy near them.
+
+The paper trains SD-Turbo at one step with features of a masked autoencoder of latents. The official code also has
+latents, DINOv2 and, for SDXL-Turbo, a masked autoencoder of pixels (src/drpo/features.py and
+methods/sdxl_drpo/trainer.py), and sums the losses of several poolings of a layer. Here the features are one vector an
+image: the latents, the pixels, or what the reward's own network sees.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from sdpo_bench.api import Loss, Method, Minibatch
+from sdpo_bench.api import Added, Loss, Method, Minibatch, SampleFeatures
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,17 @@ class DrPOSettings:
     """Weight of the drift towards the base model's samples (official: 0.2); 0 computes none."""
     reference_radius: Annotated[float, Gt(0)] = 1e-5
     """Radius of that drift (official: 1e-5)."""
+    features: Added[Literal["latent", "pixels", "scorer"]] = "latent"
+    """Space of the drift: final latents, decoded pixels (a decoder call and its gradient for each image of an update),
+    or the features of the reward's network (a reward call and its gradient each; rewards that expose them)."""
 
 
 class DrPO(Method):
-    """Samples drift towards the best and away from the worst of their group in latent space (DrPO)."""
+    """Samples drift towards the best and away from the worst of their group, in latents or features (DrPO)."""
 
     formula = (
-        "squared distance of final latents to where the best of the group attract and the worst repel them; + "
-        "reference_weight times the same towards the base model's samples"
+        "squared distance of features (default: final latents) to where the best of the group attract and the worst "
+        "repel them; + reference_weight times the same towards the base model's samples"
     )
     source = "arXiv 2606.02521; code UGVly/DrPO"
     Settings = DrPOSettings
@@ -55,6 +63,10 @@ class DrPO(Method):
     @property
     def needs_reference(self) -> bool:
         return self.settings.reference_weight > 0
+
+    @property
+    def sample_features(self) -> SampleFeatures:
+        return self.settings.features
 
     def loss(self, batch: Minibatch) -> Loss:
         """Drift loss of each group by itself, plus the weighted drift to the base model's samples; mean over groups."""

@@ -18,6 +18,12 @@ class EmojiAlign(Reward):
     source = "network `align` of sdpo_bench/assets/emoji_scorers, trained by tools/emoji_turbo"
     native_model = "emoji-turbo"
     differentiable = True
+    has_features = True
+
+    def features(self, images: "Tensor") -> "Tensor":
+        from sdpo_bench.scoring.emoji_scorer import load_scorer
+
+        return load_scorer("align", self.device).features(images.to(self.device))
 
     def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         from sdpo_bench.scoring.emoji_scorer import alignment, load_scorer

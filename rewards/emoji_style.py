@@ -30,6 +30,7 @@ class EmojiStyle(Reward):
     source = "network `align` of sdpo_bench/assets/emoji_scorers, trained by tools/emoji_turbo"
     native_model = "emoji-turbo"
     differentiable = True
+    has_features = True
 
     def __init__(self, settings: EmojiStyleSettings, device: str = "cpu"):
         super().__init__(settings, device)
@@ -40,6 +41,11 @@ class EmojiStyle(Reward):
     def full_version(self) -> str:
         """The style is part of the version: scores of different styles are different rewards."""
         return f"{self.version}:{self.settings.style.replace(' ', '-')}"
+
+    def features(self, images: "Tensor") -> "Tensor":
+        from sdpo_bench.scoring.emoji_scorer import load_scorer
+
+        return load_scorer("align", self.device).features(images.to(self.device))
 
     def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         from sdpo_bench.scoring.emoji_scorer import load_scorer, style_score

@@ -24,6 +24,7 @@ COMPLETED_MODES: tuple[str, ...] = ("completion", "turning-point", "branch")
 """Reward modes that score where a state leads without further noise (``sdpo_bench.scoring.dense_rewards``)."""
 RewardGuard = Literal["convex", "official"]
 Granularity = Literal["step", "trajectory", "noised", "sample"]
+SampleFeatures = Literal["latent", "pixels", "scorer"]
 Signal = Literal["advantage", "preference", "gradient", "none"]
 
 
@@ -119,10 +120,10 @@ class Minibatch:
     noised: "Noised | None" = None
     """Final samples with fresh noise; only for methods with ``granularity = "noised"``."""
     samples: "Tensor | None" = None
-    """``[b, G, C, h, w]`` final latents, which carry gradients; only with ``granularity = "sample"``."""
+    """Final latents ``[b, G, C, h, w]``, their images ``[b, G, 3, H, W]`` or the reward's features of these
+    ``[b, G, D]`` (:attr:`Method.sample_features`), which carry gradients; only with ``granularity = "sample"``."""
     ref_samples: "Tensor | None" = None
-    """``[b, G, C, h, w]`` final latents of the base model from the same noise; only with ``granularity = "sample"``
-    and ``needs_reference``."""
+    """The same of the base model from the same noise; only with ``granularity = "sample"`` and ``needs_reference``."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,12 @@ class Method(ABC):
         return 0.0
 
     @property
+    def sample_features(self) -> SampleFeatures:
+        """What the loss sees of final samples (``granularity = "sample"``): their latents, their images (a decoder call
+        each), or the features of the trained reward's own network (a reward call each, :meth:`Reward.features`)."""
+        return "latent"
+
+    @property
     def same_fresh_noise(self) -> bool:
         """Whether the members of a group get the same fresh noise (``granularity = "noised"``)."""
         return False
@@ -327,6 +334,8 @@ class Reward(ABC):
     """Base model it is normally used with; chosen when the user names none."""
     differentiable: ClassVar[bool] = False
     """Whether gradients flow from the score to the images."""
+    has_features: ClassVar[bool] = False
+    """Whether :meth:`features` gives what the reward's network sees in an image."""
 
     commits: Mapping[str, str] = MappingProxyType({})
     """Commit of each hub repository that :meth:`load` read."""
@@ -363,6 +372,11 @@ class Reward(ABC):
     def unavailable(cls) -> str | None:
         """Why the reward cannot be used on this machine, with what to type; ``None`` if it can. Must be quick."""
         return None
+
+    def features(self, images: "Tensor") -> "Tensor":
+        """Features ``[B, D]`` float32 of ``images`` (as :meth:`__call__` takes them) from the network that scores them,
+        with the graph to the images; only called where ``has_features``."""
+        raise NotImplementedError(f"{type(self).__name__} exposes no features")
 
     @abstractmethod
     def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":

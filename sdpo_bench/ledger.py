@@ -25,7 +25,8 @@ class Ledger:
     reference model, diagnostics),
     ``backward`` those that were differentiated, ``rewards`` images scored by reward name, ``cached`` images whose
     score was remembered: they cost nothing and are shown beside what was paid, ``reward_backward`` images whose score
-    was differentiated.
+    was differentiated. ``decoded`` images were decoded for a loss that looks at pixels and ``decoded_backward`` of them
+    differentiated; what is decoded for a reward call is part of that call.
     """
 
     images: int = 0
@@ -34,6 +35,8 @@ class Ledger:
     rewards: dict[str, int] = field(default_factory=dict)
     cached: dict[str, int] = field(default_factory=dict)
     reward_backward: int = 0
+    decoded: int = 0
+    decoded_backward: int = 0
     optimiser_steps: int = 0
     seconds: float = 0.0
     phase: Phase = "diagnostic"
@@ -77,6 +80,8 @@ class Ledger:
         counts["forward"] = dict(sorted(self.forward.items()))
         counts["rewards"] = dict(sorted(self.rewards.items()))
         counts["cached"] = dict(sorted(self.cached.items()))
+        if not self.decoded:
+            del counts["decoded"], counts["decoded_backward"]
         return counts | {"denoiser_calls": self.denoiser_calls, "reward_calls": self.reward_calls}
 
     def absorb(self, parts: "Sequence[Ledger]", before: "Ledger") -> None:
@@ -91,7 +96,7 @@ class Ledger:
                 for key, count in getattr(part, name).items():
                     total[key] = total.get(key, start.get(key, 0)) + count - start.get(key, 0)
             setattr(self, name, total)
-        for name in ("backward", "reward_backward"):
+        for name in ("backward", "reward_backward", "decoded", "decoded_backward"):
             common: int = getattr(before, name)
             setattr(self, name, common + sum(getattr(part, name) - common for part in parts))
 
@@ -118,6 +123,8 @@ class Cost:
     forward: int
     backward: int
     rewards: int
+    decoded: int = 0
+    """Decoder calls for a loss that looks at pixels, differentiated ones counted twice."""
 
     def of(self, axis: str) -> float:
         if axis == "denoiser_calls":

@@ -136,7 +136,7 @@ def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
     if not reward.make(config.reward.settings).differentiable:
         raise UsageError(
             f"{config.method.name} follows the gradient of the reward, and '{config.reward.name}' has none. "
-            f"Rewards that have one: {', '.join(_differentiable()) or '(none)'}. Use --reward NAME."
+            f"Rewards that have one: {', '.join(_declaring('differentiable')) or '(none)'}. Use --reward NAME."
         )
     plan, steps = method.backprop(config.schedule.steps), config.schedule.steps
     if not (plan.depth >= 1 and plan.window >= 1 and plan.depth + plan.window - 1 <= steps):
@@ -146,11 +146,27 @@ def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
         )
 
 
-def _differentiable() -> list[str]:
-    """Names of all rewards that can be imported here and declare a gradient."""
+def check_features(config: RunConfig, method: Method, reward: Choice) -> None:
+    """A loss on the features of the reward's network needs a reward that exposes them.
+
+    Raises:
+        UsageError: names the rewards that do.
+    """
+    if method.granularity != "sample" or method.sample_features != "scorer":
+        return
+    if not reward.make(config.reward.settings).has_features:
+        raise UsageError(
+            f"{config.method.name} compares the features of the reward's network, and '{config.reward.name}' exposes "
+            f"none. Rewards that do: {', '.join(_declaring('has_features')) or '(none)'}. "
+            "Use --reward NAME, or --set method.features=latent or pixels."
+        )
+
+
+def _declaring(attribute: str) -> list[str]:
+    """Names of all rewards that can be imported here and declare an attribute of the contract as True."""
     names = []
     for plugin in plugins("rewards").values():
         with suppress(SdpoBenchError):  # what cannot be loaded is no advice
-            if plugin.load().differentiable is True:
+            if getattr(plugin.load(), attribute) is True:
                 names.append(plugin.name)
     return names

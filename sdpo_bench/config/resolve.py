@@ -13,7 +13,7 @@ from typing import Any
 
 from sdpo_bench.api import Method, Reward, without_added_defaults
 from sdpo_bench.config import batch_geometry
-from sdpo_bench.config.compatibility import check_fit, check_gradient
+from sdpo_bench.config.compatibility import check_features, check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.config.reward_modes import check_reward_mode, no_reward_mode
 from sdpo_bench.config.run_file import RunFile
@@ -151,6 +151,7 @@ def resolve(request: Request) -> Resolved:
     check_fit(config, chosen, sources)
     check_samplers(config, chosen, sources)
     check_gradient(config, chosen, reward)
+    check_features(config, chosen, reward)
     return Resolved(config, sources, preset.name if preset else "", method_class, reward)
 
 

@@ -111,6 +111,22 @@ def check_gradient(plugin: Plugin, loaded: Any, folder: Path) -> None:
     require(bool(torch.isfinite(slope).all()) and bool(slope.any()), "its gradient is zero or not finite.")
 
 
+def check_features(plugin: Plugin, loaded: Any, folder: Path) -> None:
+    """Where it has features, they are rows of numbers, of one image each, with finite gradients to the images."""
+    if not loaded.has_features:
+        raise NotHere("it does not claim to expose features.")
+    reward = make(loaded)
+    pictures = images(SIZES[0]).requires_grad_()
+    together = reward.features(pictures)
+    require(together.ndim == 2 and len(together) == len(pictures), f"features of shape {tuple(together.shape)}.")
+    require(bool(torch.isfinite(together).all()), "features are not all finite.")
+    alone = torch.cat([reward.features(pictures[i : i + 1]) for i in range(len(pictures))])
+    require(close(alone, together), "the features of an image depend on the others of its batch.")
+    require(together.requires_grad, "features carry no gradient to the images.")
+    (slope,) = torch.autograd.grad(together.sum(), pictures)
+    require(bool(torch.isfinite(slope).all()) and bool(slope.any()), "the gradient of features is zero or not finite.")
+
+
 CHECKS = {
     "declared fields": check_fields,
     "shape, dtype and finiteness": check_scores,
@@ -118,4 +134,5 @@ CHECKS = {
     "determinism": check_determinism,
     "batch-size invariance": check_batches,
     "gradients": check_gradient,
+    "features": check_features,
 }

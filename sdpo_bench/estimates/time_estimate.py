@@ -55,6 +55,8 @@ class Work:
     outside_forward: int = 0
     """Denoiser calls of evaluation, learning curve and choosing the checkpoint."""
     outside_images: int = 0
+    seen: int = 0
+    """Decoder calls for a loss that looks at pixels."""
 
     def __add__(self, other: "Work") -> "Work":
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
@@ -124,6 +126,7 @@ def epoch_work(resolved: Resolved) -> dict[str, int]:
     """The bill of one whole epoch, as ``run --dry-run`` shows it."""
     config, method, cost = resolved.config, make_method(resolved), cost_of_group(resolved)
     groups = config.sample.images_per_epoch // method.members if method.signal != "none" else 0
+    decoder = {"decoder_calls": groups * cost.decoded} if cost.decoded else {}
     return {
         "groups": groups,
         "images": groups * cost.images,
@@ -131,6 +134,7 @@ def epoch_work(resolved: Resolved) -> dict[str, int]:
         "denoiser_backward": groups * cost.backward,
         "reward_calls": groups * cost.rewards,
         "optimiser_steps": optimiser_steps(config, method, groups),
+        **decoder,
     }
 
 
@@ -176,6 +180,7 @@ def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0) -> W
         calls,
         math.ceil(steps),
         calls // len(resolved.reward.parts),
+        seen=groups * cost.decoded,
     )
 
 
@@ -266,6 +271,7 @@ def _training_seconds(resolved: Resolved, work: Work, rates: Rates) -> float:
         (work.forward - work.backward) * rates.forward
         + work.backward * rates.train
         + work.decoded * (rates.decode + trained)
+        + work.seen * rates.decode
         + work.optimiser_steps * rates.optimiser_step
     )
 

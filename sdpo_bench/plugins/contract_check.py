@@ -10,7 +10,17 @@ from functools import cached_property
 from reprlib import repr as short
 from typing import Any, get_args
 
-from sdpo_bench.api import Backprop, Granularity, Method, Reward, RewardGuard, RewardMode, Search, Signal
+from sdpo_bench.api import (
+    Backprop,
+    Granularity,
+    Method,
+    Reward,
+    RewardGuard,
+    RewardMode,
+    SampleFeatures,
+    Search,
+    Signal,
+)
 from sdpo_bench.errors import UsageError
 from sdpo_bench.hashing import canonical
 from sdpo_bench.plugins.call import plugin_code
@@ -80,6 +90,7 @@ CLASS: dict[type, dict[str, Requirement]] = {
         "source": TEXT,
         "native_model": TEXT,
         "differentiable": SWITCH,
+        "has_features": SWITCH,
     },
 }
 """Read from the class, by the base class of its kind."""
@@ -96,6 +107,7 @@ INSTANCE: dict[type, dict[str, Requirement]] = {
         "needs_drift": SWITCH,
         "needs_old": SWITCH,
         "same_fresh_noise": SWITCH,
+        "sample_features": one_of(*get_args(SampleFeatures)),
         "reward_mode": one_of(*get_args(RewardMode)),
         "reward_modes": Requirement(f"a tuple of {', '.join(get_args(RewardMode))}", _are_modes),
         "reward_guard": one_of(*get_args(RewardGuard)),

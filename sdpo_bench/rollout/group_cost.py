@@ -41,7 +41,10 @@ def group_cost(
     completed = completion_calls(method, steps, drawing)
     if method.granularity in ("noised", "sample"):
         forward, backward = _likelihood_free_calls(method, steps, sampled, inner_epochs)
-        return Cost(members, (forward + completed) * branches, backward * branches, rewards)
+        seen = feature_calls(method, inner_epochs)
+        scored = seen * calls_per_image if method.sample_features == "scorer" else 0
+        decoded = seen if method.sample_features == "pixels" else 0
+        return Cost(members, (forward + completed) * branches, backward * branches, rewards + scored, decoded)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
     forward = sampled + completed + inner_epochs * trained
     if method.granularity == "trajectory":
@@ -66,6 +69,14 @@ def _likelihood_free_calls(method: Method, steps: int, sampled: int, inner_epoch
         return sampled + trained * (1 + method.needs_old + method.needs_reference), trained
     trained = inner_epochs * method.backprop(steps).depth * method.members
     return sampled * (1 + method.needs_reference) + trained, trained
+
+
+def feature_calls(method: Method, inner_epochs: int) -> int:
+    """Calls of the decoder or of the reward's network for one group, where a loss looks at pixels or features: two for
+    each sample of an update, of which one is its gradient, and one for each sample of the base model."""
+    if method.granularity != "sample" or method.sample_features == "latent":
+        return 0
+    return (2 * inner_epochs + method.needs_reference) * method.members
 
 
 def _backprop_cost(method: Method, steps: int, inner_epochs: int, branches: int, calls_per_image: int) -> Cost:

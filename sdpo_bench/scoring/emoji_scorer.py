@@ -63,9 +63,13 @@ class AlignScorer(nn.Module):
         for head in self.heads:
             self.register_buffer(f"{head}_temperature", torch.ones(()))
 
+    def features(self, images: Tensor) -> Tensor:
+        """``[B, 96]`` of ``[B, 3, H, W]`` in [0, 1]: what all heads read."""
+        return self.trunk(self.border(_prepare(images)))
+
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """Uncalibrated logits by head for ``[B, 3, H, W]`` in [0, 1]."""
-        features = self.trunk(self.border(_prepare(images)))
+        features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

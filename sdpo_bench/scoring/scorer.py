@@ -101,18 +101,21 @@ class Scorer:
         return torch.tensor([scores[key] for key in keys], dtype=torch.float32)
 
     def _ask(self, images: Tensor, prompts: list[str], call: Callable[[Tensor, list[str]], Tensor]) -> Tensor:
+        scores = self._in_time(images, lambda copies: call(copies, list(prompts)))
+        self._check(scores, len(prompts))
+        return scores
+
+    def _in_time(self, images: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
         copies = images.clone()  # what a reward does to its pictures must not reach the next one's
         try:
             with plugin_code(f"reward '{self.name}'"):
-                scores = self.deadline(lambda: call(copies, list(prompts)))
+                return self.deadline(lambda: call(copies))
         except DeadlinePassed as error:
             raise RunFailed(
-                f"reward '{self.name}' has not scored {len(prompts)} images: {error}. Allow more with "
+                f"reward '{self.name}' has not scored {len(images)} images: {error}. Allow more with "
                 "--reward-timeout SECONDS (0: no limit) or ask for fewer at once with --micro-batch; the same command "
                 "then goes on."
             ) from error
-        self._check(scores, len(prompts))
-        return scores
 
     def differentiable(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores ``[B]`` whose graph reaches back to the images: never remembered, charged as calls and as gradients.
@@ -128,6 +131,28 @@ class Scorer:
             self.ledger.charge_reward(self.name, len(prompts))
             self.ledger.reward_backward += len(prompts)
         return scores.float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of the reward's own network, with the graph to images that have one.
+
+        Charged as a call each, and as a gradient each where there is a graph.
+
+        Raises:
+            RunFailed: images or features that are not finite, features of another shape or without the graph.
+        """
+        _refuse_broken(images)
+        found, wanted = self._in_time(images, self.reward.features), images.requires_grad
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise RunFailed(f"reward '{self.name}': features() returned {got}; expected a tensor ({len(images)}, D).")
+        if not torch.isfinite(found).all():
+            raise RunFailed(f"reward '{self.name}': features() returned NaN or infinity.")
+        if wanted and not found.requires_grad:
+            raise RunFailed(f"reward '{self.name}': features() carry no gradient to the images.")
+        if self.ledger is not None:
+            self.ledger.charge_reward(self.name, len(images))
+            self.ledger.reward_backward += len(images) * wanted
+        return found.float()
 
     def _call(self, images: Tensor, prompts: list[str]) -> Tensor:
         with torch.no_grad():

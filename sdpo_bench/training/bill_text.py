@@ -73,6 +73,8 @@ def bill_text(bill: dict[str, Any], seconds: float) -> str:
     rewards = ", ".join(_reward_text(name, count, cached.get(name, 0)) for name, count in bill["rewards"].items())
     if bill.get("reward_backward"):
         rewards += f", {bill['reward_backward']:,} of them differentiated"
+    if decoded := bill.get("decoded"):
+        rewards += f"; decoder calls {decoded:,} forward, {bill['decoded_backward']:,} backward"
     return (
         f"cost: {bill['images']:,} images; denoiser calls {forward} forward, {bill['backward']:,} backward; "
         f"reward calls {rewards}; {bill['optimiser_steps']:,} optimiser steps; {seconds:.0f} s of training"

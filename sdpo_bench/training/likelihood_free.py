@@ -19,6 +19,7 @@ from sdpo_bench.models.policy import Policy
 from sdpo_bench.rollout.noised_pass import noised_pass
 from sdpo_bench.rollout.sampling import Trajectories, pick
 from sdpo_bench.rollout.schedule import Schedule
+from sdpo_bench.scoring.sample_features import sample_features
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.training.shared_calls import together
 from sdpo_bench.training.update_order import Task
@@ -67,10 +68,13 @@ def noised_minibatches(
     return LikelihoodFreePass(batches, [(now.output, now.output_steps)])
 
 
-def sample_minibatch(context: RunContext, experience: Experience, task: Task) -> LikelihoodFreePass:
-    """A minibatch of final latents, differentiated through the last denoising steps."""
+def sample_minibatch(
+    context: RunContext, scorer: Scorer | None, experience: Experience, task: Task
+) -> LikelihoodFreePass:
+    """A minibatch of final latents or their features, differentiated through the last denoising steps."""
     groups = task.groups
-    samples, outputs = _differentiated_latents(context, experience, task)
+    latents, outputs = _differentiated_latents(context, experience, task)
+    samples = sample_features(context.policy, scorer, context.ledger, latents, context.method.sample_features)
     batch = replace(
         _without_likelihood(context, experience, groups, task.steps[:, :0]),
         samples=samples.unflatten(0, (len(groups), -1)),

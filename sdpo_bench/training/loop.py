@@ -31,6 +31,7 @@ from sdpo_bench.rollout.sampling import Noise, Trajectories, completions, rollou
 from sdpo_bench.rollout.schedule import Schedule
 from sdpo_bench.rollout.sde_steps import changes_by_epoch
 from sdpo_bench.runs.run_folder import VALIDATION, RunFolder
+from sdpo_bench.scoring.sample_features import features_in_parts
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import RunConfig, Runtime
 from sdpo_bench.system.distributed import ALONE, Processes
@@ -363,12 +364,17 @@ class Trainer:
             )
 
     def _base_samples(self, trajectories: Trajectories, mine: Tensor) -> Tensor | None:
-        """Final latents of the base model from the same noise, for methods whose loss reads them."""
-        if not (self.method.granularity == "sample" and self.method.needs_reference):
+        """Final latents of the base model from the same noise, or their features, where the loss reads them."""
+        method = self.method
+        if not (method.granularity == "sample" and method.needs_reference):
             return None
         with self.ledger.during("reference"), self.policy.reference():
             base = self._rollout(trajectories.prompts, mine)
-        return base.latents[:, :, -1] if self.method.final_image == "sample" else base.x0[:, :, -1]
+        latents = base.latents[:, :, -1] if method.final_image == "sample" else base.x0[:, :, -1]
+        if method.sample_features == "latent":
+            return latents
+        size = self.context.micro_batch.size
+        return features_in_parts(self.policy, self.scorer, self.ledger, latents, method.sample_features, size)
 
     def _stop(self, started: float) -> Callable[[], bool]:
         """Whether the budget ends inside the epoch that began at ``started``; only these two axes can."""

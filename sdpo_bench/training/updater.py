@@ -255,7 +255,7 @@ class Updater:
             old = self.old.weights if self.old else None
             found = likelihood_free.noised_minibatches(self.context, experience, parts, old)
         else:
-            found = likelihood_free.sample_minibatch(self.context, experience, parts[0])
+            found = likelihood_free.sample_minibatch(self.context, self.scorer, experience, parts[0])
         losses = []
         for batch, part in zip(found.batches, parts, strict=True):
             loss = self._checked(ask_loss(self.method, batch), batch, log, fresh and by_gradient)
