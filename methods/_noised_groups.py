@@ -1,11 +1,28 @@
 """What methods share that compare noised samples within the groups of their prompts (NFT, AWM, DGPO)."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
-from sdpo_bench.api import Method
+from sdpo_bench.api import Method, Noised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+RAMP = 0.001
+"""What an old policy keeps of itself grows by this with each optimiser step (all official codes)."""
+
+
+def kept_share(updates: int, most: float) -> float:
+    """Share of itself that a slow old policy keeps after ``updates`` optimiser steps: min(0.001 n, ``most``)."""
+    return min(RAMP * updates, most)
+
+
+def velocity_error(seen: Noised, original: "Tensor") -> "Tensor":
+    """``[b, G]`` mean squared error of the velocity: that of the predicted original over the squared noise level."""
+    return ((original - seen.clean) / seen.level).square().flatten(2).mean(-1)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 The policy gradient of Flow-GRPO with the flow-matching loss in place of the log-probability: minus the squared error
 of the velocity on a re-noised sample stands for how likely the policy makes that sample.
 
-Two departures from Flow-Factory's runs (a0b2bc5): its second anchor, 0.1 to 1 times the squared difference to a moving
-average of the policy (``ema_kl_beta``), is not here; and its files set the weighting ``generalised-huber``, while the
-default here weighs the plain error by the noise level.
+The authors' code (scxue/advantage_weighted_matching be51372, scripts/train_sd3_awm.py) and Flow-Factory (a0b2bc5) keep
+an average of the policy that moves once an epoch. It is a second anchor (``ema_beta``; here ``old_weight``). With
+``off_policy`` it also samples, and the ratio compares with it: here ``old_policy = slow``. Their runs have no
+``off_policy``, so the newest policy samples; here the policy that anchors is always the one that samples. Their
+weighting is ``generalised-huber``, while the default here weighs the plain error by the noise level.
 """
 
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
 
-from sdpo_bench.api import Loss, Minibatch, Noised
-from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups
+from sdpo_bench.api import Added, Loss, Minibatch
+from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups, kept_share, velocity_error
 from sdpo_bench.methods.ddpo import clipped_policy_gradient
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_KEPT = 0.3
+"""Largest share of itself that a slow old policy keeps (the authors' ``kl_ema_decay``)."""
 POWER = 0.25
 """p of the generalised Huber weighting."""
 
@@ -36,6 +40,11 @@ class AWMSettings(GroupSettings):
     kl_weight: Annotated[float, Ge(0)] = 1e-4
     """Weight of the squared difference of velocities to the base model (Flow-Factory's SD3.5: 1e-4, FLUX: 0); 0
     computes none."""
+    old_policy: Added[Literal["newest", "slow"]] = "newest"
+    """The policy that samples the next epoch and that the ratio compares with, after n optimiser steps: the newest one,
+    or one that keeps min(0.001 n, 0.3) of itself (authors: ``off_policy``, ``kl_ema_decay_type = linear``)."""
+    old_weight: Added[Annotated[float, Ge(0)]] = 0.0
+    """Weight of the squared difference of velocities to that policy (authors: 1; Flow-Factory: 0.1 to 1)."""
 
 
 class AWM(NoisedGroups):
@@ -43,7 +52,7 @@ class AWM(NoisedGroups):
 
     formula = (
         "PG(A, c) with r = w (e_old - e), e = |v - (eps - x0)|^2 on re-noised samples, w by noise level; + "
-        "kl_weight |v - v_ref|^2"
+        "kl_weight |v - v_ref|^2 + old_weight |v - v_old|^2"
     )
     source = "arXiv 2509.25050"
     Settings = AWMSettings
@@ -54,6 +63,9 @@ class AWM(NoisedGroups):
     def needs_reference(self) -> bool:
         return self.settings.kl_weight > 0
 
+    def old_decay(self, updates: int) -> float:
+        return 0.0 if self.settings.old_policy == "newest" else kept_share(updates, MOST_KEPT)
+
     def loss(self, batch: Minibatch) -> Loss:
         """mean max(-A rho, -A clip(rho)), rho = exp(w (e_old - e)), e = |v - (noise - clean)|^2 on the same noise."""
         seen = batch.noised
@@ -62,10 +74,14 @@ class AWM(NoisedGroups):
         now = surrogate(velocity_error(seen, seen.original), level, kind)
         gap = now - surrogate(velocity_error(seen, seen.old_original), level, kind)
         gain = clipped_policy_gradient(batch.advantages, gap[..., None], self.settings.clip_range)
-        if seen.ref_original is None:
-            return gain
-        drift = ((seen.original - seen.ref_original) / seen.level).square().mean()
-        return Loss(gain.value + self.settings.kl_weight * drift, {**gain.metrics, "drift": drift.detach()})
+        value, metrics = gain.value, dict(gain.metrics)
+        if seen.ref_original is not None:
+            drift = ((seen.original - seen.ref_original) / seen.level).square().mean()
+            value, metrics["drift"] = value + self.settings.kl_weight * drift, drift.detach()
+        if self.settings.old_weight > 0:
+            moved = ((seen.original - seen.old_original) / seen.level).square().mean()
+            value, metrics["drift_from_old"] = value + self.settings.old_weight * moved, moved.detach()
+        return Loss(value, metrics)
 
 
 def surrogate(error: "Tensor", level: "Tensor", kind: str) -> "Tensor":
@@ -75,8 +91,3 @@ def surrogate(error: "Tensor", level: "Tensor", kind: str) -> "Tensor":
     if kind == "generalised-huber":
         return -level / POWER * ((error + 1e-10) ** POWER - 1e-10**POWER)
     return -error * level ** {"uniform": 0, "level": 1, "level-squared": 2}[kind]
-
-
-def velocity_error(seen: Noised, original: "Tensor") -> "Tensor":
-    """``[b, G]`` mean squared error of the velocity: that of the predicted original over the squared noise level."""
-    return ((original - seen.clean) / seen.level).square().flatten(2).mean(-1)

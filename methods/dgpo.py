@@ -1,19 +1,26 @@
 """DGPO (direct group preference optimisation), Luo et al. 2025, arXiv 2510.08425.
 
 A preference loss between the better and the worse images of a group, on re-noised samples: the flow-matching error
-relative to the base model stands for a log-likelihood ratio, as in Diffusion-DPO. All members share their fresh noise.
-On a model with classifier-free guidance the loss has the guidance of sampling, Flow-Factory's has none. It can also
-measure against a moving average of the policy, which is not here.
+relative to a reference stands for a log-likelihood ratio, as in Diffusion-DPO. All members share their fresh noise.
+
+The authors' code (Luo-Yihong/DGPO 01ceb4b, scripts/train_sd3_dgpo.py and config/) samples with classifier-free guidance
+and has none in the loss (``cfg = False`` for the policy and the old one; of the base model ``kl_cfg = 1``): here
+``guidance = none``. It keeps an average of the policy, min(0.3, 0.001 n) of itself at each optimiser step n, for the
+clipping, as reference where ``use_ema_ref`` is set (from TDM-R1, arXiv 2603.07700), and for sampling from step
+``switch_ema_ref`` (200 to 500) on: here ``old_policy = slow``, which moves at the end of an epoch and samples from the
+first one on, and ``reference = old``. The KL of its loss to the base model is not here.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from sdpo_bench.api import Loss, Minibatch
-from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups
-from sdpo_bench.methods.awm import velocity_error
+from sdpo_bench.api import Added, Loss, Minibatch
+from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups, kept_share, velocity_error
+
+MOST_KEPT = 0.3
+"""Largest share of itself that a slow old policy keeps (official code)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,13 @@ class DGPOSettings(GroupSettings):
     clip_range: Annotated[float, Ge(0)] = 0.0
     """Samples that have already moved this far from the policy that sampled, in the direction of their advantage, get
     no gradient; 0: all do. The measure is exp(e_old - e)."""
+    old_policy: Added[Literal["newest", "slow"]] = "newest"
+    """The policy that samples the next epoch and that the clipping compares with, after n optimiser steps: the newest
+    one, or one that keeps min(0.001 n, 0.3) of itself (official)."""
+    reference: Added[Literal["base", "old"]] = "base"
+    """What errors are relative to: the base model, or that policy (official ``use_ema_ref``, with a beta of 2000)."""
+    guidance: Added[Literal["sampling", "none"]] = "sampling"
+    """Classifier-free guidance of the loss: that of sampling, or none (official; half of the calls of an update)."""
 
 
 class DGPO(NoisedGroups):
@@ -34,21 +48,38 @@ class DGPO(NoisedGroups):
     source = "arXiv 2510.08425"
     Settings = DGPOSettings
     settings: DGPOSettings
-    needs_reference = True
     same_fresh_noise = True
 
     @property
+    def needs_reference(self) -> bool:
+        return self.settings.reference == "base"
+
+    @property
     def needs_old(self) -> bool:
-        return self.settings.clip_range > 0
+        return self.settings.clip_range > 0 or self.settings.reference == "old"
+
+    @property
+    def keeps_old(self) -> bool:
+        return self.needs_old or self.settings.old_policy == "slow"
+
+    def old_decay(self, updates: int) -> float:
+        return 0.0 if self.settings.old_policy == "newest" else kept_share(updates, MOST_KEPT)
+
+    @property
+    def guided_loss(self) -> bool:
+        return self.settings.guidance == "sampling"
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean sigmoid(S) A_i e_i, S = sum_j A_j beta (e_j - e_ref,j) / G without gradient, e the velocity's error."""
         seen = batch.noised
-        assert seen is not None and seen.ref_original is not None and batch.advantages is not None
-        advantage = batch.advantages[..., 0]
-        error, ref_error = velocity_error(seen, seen.original), velocity_error(seen, seen.ref_original)
-        if seen.old_original is not None:
-            ratio, clip = (velocity_error(seen, seen.old_original) - error).exp().detach(), self.settings.clip_range
+        assert seen is not None and batch.advantages is not None
+        reference = seen.ref_original if self.settings.reference == "base" else seen.old_original
+        assert reference is not None
+        advantage, clip = batch.advantages[..., 0], self.settings.clip_range
+        error, ref_error = velocity_error(seen, seen.original), velocity_error(seen, reference)
+        if clip > 0:
+            assert seen.old_original is not None
+            ratio = (velocity_error(seen, seen.old_original) - error).exp().detach()
             done = (ratio > 1 + clip).where(advantage > 0, ratio < 1 - clip)
             error = error.detach().where(done, error)
         preference = (advantage * self.settings.beta * (error - ref_error)).mean(1, keepdim=True).detach().sigmoid()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from sdpo_bench.api import Loss, Minibatch
-from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups
+from sdpo_bench.methods._noised_groups import GroupSettings, NoisedGroups, kept_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ class NFT(NoisedGroups):
         if self.settings.old_policy == "newest":
             return 0.0
         if self.settings.old_policy == "slow":
-            return min(0.001 * updates, 0.5)
+            return kept_share(updates, 0.5)
         return 0.0 if updates < 75 else min(0.0075 * (updates - 75), 0.999)
 
     def loss(self, batch: Minibatch) -> Loss:

@@ -231,9 +231,14 @@ class Method(ABC):
         """Whether the loss reads ``noised.old_original``; costs one call for each sample of each update."""
         return False
 
+    @property
+    def keeps_old(self) -> bool:
+        """Whether the policy that samples has weights of its own (:meth:`old_decay`). Costs no call by itself."""
+        return self.needs_old
+
     def old_decay(self, updates: int) -> float:
         """Share of its own weights that the policy that samples keeps at the end of an epoch; the rest comes from the
-        policy that learns. 0: each epoch is sampled by the newest policy. Only with ``needs_old``.
+        policy that learns. 0: each epoch is sampled by the newest policy. Only with ``keeps_old``.
 
         Args:
             updates: optimiser steps since the run began.
@@ -250,6 +255,12 @@ class Method(ABC):
     def same_fresh_noise(self) -> bool:
         """Whether the members of a group get the same fresh noise (``granularity = "noised"``)."""
         return False
+
+    @property
+    def guided_loss(self) -> bool:
+        """Whether the calls of the loss have the classifier-free guidance of sampling (``granularity = "noised"``).
+        Without it the unconditional branch is neither computed nor charged."""
+        return True
 
     @property
     def needs_kl(self) -> bool:

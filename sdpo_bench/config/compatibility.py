@@ -38,6 +38,11 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
             f"{config.method.name}'s loss needs whole trajectories or final samples, so the update order can "
             "only be 'accumulated'. Use --set update.order=accumulated."
         )
+    if not method.guided_loss and config.model.guidance_scale <= 1:
+        raise UsageError(
+            f"{config.method.name}'s loss is to leave out guidance, and model.guidance_scale = "
+            f"{config.model.guidance_scale:g} has none: it would have no effect. Leave the setting out."
+        )
     batch_geometry.check(config, method.members)
     for name in (config.sample.prompts, config.eval.train, config.eval.validation, config.eval.unseen):
         if name:

@@ -127,7 +127,10 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
         fixed["adapter and optimiser"] = measured["adapter"] * ADAPTER_BYTES
         branches = 2 if guided else 1
         per_latent = {
-            "training step": measured["training"] * _graphs(method, config) * branches * (1 + RESERVE),
+            "training step": measured["training"]
+            * _graphs(method, config)
+            * (branches if method.guided_loss else 1)
+            * (1 + RESERVE),
             "sampling": measured["sampling"] * branches * (1 + RESERVE),
             "decoding": measured["decoding"] * (1 + RESERVE),
         }

@@ -106,6 +106,8 @@ INSTANCE: dict[type, dict[str, Requirement]] = {
         "needs_kl": SWITCH,
         "needs_drift": SWITCH,
         "needs_old": SWITCH,
+        "keeps_old": SWITCH,
+        "guided_loss": SWITCH,
         "same_fresh_noise": SWITCH,
         "sample_features": one_of(*get_args(SampleFeatures)),
         "reward_mode": one_of(*get_args(RewardMode)),

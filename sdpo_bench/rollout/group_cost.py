@@ -40,11 +40,11 @@ def group_cost(
     sampled = sum(rows)
     completed = completion_calls(method, steps, drawing)
     if method.granularity in ("noised", "sample"):
-        forward, backward = _likelihood_free_calls(method, steps, sampled, inner_epochs)
+        forward, backward = _likelihood_free_calls(method, steps, sampled, inner_epochs, branches)
         seen = feature_calls(method, inner_epochs)
         scored = seen * calls_per_image if method.sample_features == "scorer" else 0
         decoded = seen if method.sample_features == "pixels" else 0
-        return Cost(members, (forward + completed) * branches, backward * branches, rewards + scored, decoded)
+        return Cost(members, forward + completed * branches, backward, rewards + scored, decoded)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
     forward = sampled + completed + inner_epochs * trained
     if method.granularity == "trajectory":
@@ -62,13 +62,15 @@ def group_cost(
     )
 
 
-def _likelihood_free_calls(method: Method, steps: int, sampled: int, inner_epochs: int) -> tuple[int, int]:
+def _likelihood_free_calls(
+    method: Method, steps: int, sampled: int, inner_epochs: int, branches: int
+) -> tuple[int, int]:
     """Forward and backward calls of one group: sampling, and each update with what it compares with."""
     if method.granularity == "noised":
-        trained = inner_epochs * steps * method.members
-        return sampled + trained * (1 + method.needs_old + method.needs_reference), trained
-    trained = inner_epochs * method.backprop(steps).depth * method.members
-    return sampled * (1 + method.needs_reference) + trained, trained
+        trained = inner_epochs * steps * method.members * (branches if method.guided_loss else 1)
+        return sampled * branches + trained * (1 + method.needs_old + method.needs_reference), trained
+    trained = inner_epochs * method.backprop(steps).depth * method.members * branches
+    return sampled * branches * (1 + method.needs_reference) + trained, trained
 
 
 def feature_calls(method: Method, inner_epochs: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdpo_bench.api import Method, Noised
 from sdpo_bench.ledger import Ledger
+from sdpo_bench.models.conditioning import Conditioning
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.rollout.sampling import Noise, Trajectories
 from sdpo_bench.rollout.schedule import Schedule
@@ -56,6 +57,8 @@ def noised_pass(
     at = steps.repeat_interleave(members)
     latents = schedule.add_noise(clean.flatten(0, 1), fresh.flatten(0, 1), at)
     conditioning = trajectories.conditioning[groups.repeat_interleave(members)]
+    if not method.guided_loss:
+        conditioning = Conditioning(conditioning.positive)
 
     def original(output: Tensor) -> Tensor:
         return schedule.denoise(output, latents, at).x0.view_as(clean)
@@ -67,7 +70,7 @@ def noised_pass(
         output = ask()
     if output.requires_grad:
         output.retain_grad()
-        ledger.backward += len(output) * policy.branches
+        ledger.backward += len(output) * (policy.branches if method.guided_loss else 1)
     old_original = ref_original = None
     if method.needs_old:
         assert old is not None

@@ -77,7 +77,7 @@ class Updater:
             fused=policy.device.type in ("cpu", "cuda"),
         )
         self.scale = loss_scale(policy.dtype, policy.device)
-        self.old = TrailingWeights.of(lora) if method.needs_old else None
+        self.old = TrailingWeights.of(lora) if method.keeps_old else None
         """Adapter of the policy that samples, where it is not the one that learns."""
         self.ema = TrailingWeights.of(lora) if ema else None
         """Average of the adapter's weights over the updates, where a run asks for it."""

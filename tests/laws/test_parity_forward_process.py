@@ -14,9 +14,11 @@ import torch
 
 from sdpo_bench.api import Minibatch, Noised
 from sdpo_bench.methods._drift import drift_loss
-from sdpo_bench.methods.awm import AWM, AWMSettings, surrogate, velocity_error
+from sdpo_bench.methods._noised_groups import velocity_error
+from sdpo_bench.methods.awm import AWM, AWMSettings, surrogate
 from sdpo_bench.methods.dgpo import DGPO, DGPOSettings
 from sdpo_bench.methods.nft import NFT, NFTSettings
+from sdpo_bench.rollout.trailing_weights import TrailingWeights
 
 FOLDER = Path(os.environ.get("SDPO_BENCH_FLOW_FIXTURES", Path(__file__).parents[1] / "fixtures" / "flow"))
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
@@ -108,7 +110,7 @@ def test_awm_has_the_official_surrogate_and_loss(case):
             continue
         clip, weight, ema = name.removeprefix(f"{case}/").split("/")
         if ema != "ema0":
-            continue  # an average as a second reference is not offered
+            continue  # the average is another policy there than that of the ratio; its term is tested alone
         settings = AWMSettings(
             clip_range=float(clip.removeprefix("clip")),
             weighting=WEIGHTINGS[weighting],
@@ -122,9 +124,34 @@ def test_awm_has_the_official_surrogate_and_loss(case):
     assert checked
 
 
-@pytest.mark.parametrize("case", [p for p in prefixes("n_awm_dgpo", "/dgpo_loss") if "/even/" in p and "emaref0" in p])
+EMA = [p for p in prefixes("n_awm_dgpo", "/ema_kl") if p.startswith("awm/")]
+
+
+@pytest.mark.parametrize("case", EMA)
+def test_awm_has_the_official_second_anchor(case):
+    """Its weight times mean |v - v_ema|^2: the loss with it minus the loss without."""
+    _, kind, scale, *_, ema = case.split("/")
+    dtype, weight = DTYPES[kind], float(ema.removeprefix("ema"))
+    v = tensor("n_awm_dgpo", f"in/v/{scale}", dtype).requires_grad_()
+    batch = minibatch("n_awm_dgpo", dtype, v, ref="in/v_ref", old="in/v_ema", groups=ALONE)
+    value = lambda **own: AWM(AWMSettings(clip_range=0.0, **own)).loss(batch).value.double()  # noqa: E731
+    expected = weight * tensor("n_awm_dgpo", f"{case}/ema_kl").mean()
+    near(value(old_weight=weight) - value(), expected, {"f32": 1e-5, "f64": 1e-10}[kind])
+
+
+@pytest.mark.parametrize("method", [AWM(AWMSettings(old_policy="slow")), DGPO(DGPOSettings(old_policy="slow"))])
+def test_a_slow_old_policy_decays_as_in_the_official_code(method):
+    """From [1, 2] towards [3, -1], at a maximum of 0.3 and a ramp of 0.001 a step."""
+    stored = data("n_awm_dgpo")
+    for step, expected in zip(stored["ema_ref/steps"], stored["ema_ref/after"]):
+        follower = TrailingWeights.of({"w": torch.tensor([1.0, 2.0], dtype=torch.float64)})
+        follower.follow({"w": torch.tensor([3.0, -1.0], dtype=torch.float64)}, method.old_decay(int(step)))
+        assert follower.weights["w"].tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("case", [p for p in prefixes("n_awm_dgpo", "/dgpo_loss") if "/even/" in p])
 def test_dgpo_has_the_official_loss(case):
-    _, kind, scale, _, beta, clip, _, _ = case.split("/")
+    _, kind, scale, _, beta, clip, _, reference = case.split("/")
     dtype = DTYPES[kind]
     groups = torch.tensor(data("n_awm_dgpo")["in/group_even"]).argsort(stable=True).view(2, 4)
     v = tensor("n_awm_dgpo", f"in/v/{scale}", dtype).requires_grad_()
@@ -135,6 +162,7 @@ def test_dgpo_has_the_official_loss(case):
         group_size=4,
         beta=float(beta.removeprefix("beta")),
         clip_range=float(clip.rpartition("_r")[2]) if clips else 0.0,
+        reference="old" if reference == "emaref1" else "base",
     )
     loss = DGPO(settings).loss(batch)
     near(loss.value, tensor("n_awm_dgpo", f"{case}/dgpo_loss"), 1e-5)

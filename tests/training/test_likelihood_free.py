@@ -1,11 +1,14 @@
 """Methods without likelihood: one step is enough, noise has names, an old policy samples, averages are delivered."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from factories import LIKELIHOOD_FREE, make_method, make_resolved, make_trainer, sample_groups
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
+from sdpo_bench.estimates.time_estimate import cost_of_group, cost_of_probe
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.methods.nft import NFT
 from sdpo_bench.rollout.noised_pass import noised_pass
@@ -147,7 +150,16 @@ def test_a_run_with_an_average_delivers_it(tiny_pipe, tmp_path):
     assert equal(adapter(averaged), average) and not equal(average, adapter(plain))
 
 
-@pytest.mark.parametrize(("name", "extra"), [("nft", {"method.old_policy": "slow"}), ("sdpo", {"ema.decay": 0.9})])
+FOLLOWING = [
+    ("nft", {"method.old_policy": "slow"}),
+    ("awm", {"method.old_policy": "slow", "method.old_weight": 1.0}),
+    ("dgpo", {"method.old_policy": "slow"}),
+    ("dgpo", {"method.old_policy": "slow", "method.reference": "old"}),
+    ("sdpo", {"ema.decay": 0.9}),
+]
+
+
+@pytest.mark.parametrize(("name", "extra"), FOLLOWING)
 def test_weights_that_follow_survive_a_stop(tiny_pipe, tmp_path, name, extra):
     resolved = make_resolved(tiny_pipe, name, **extra, **{"budget.images": 24})
     whole = make_trainer(resolved, tmp_path / "whole")
@@ -170,6 +182,99 @@ def test_processes_compare_the_weights_that_follow(tiny_pipe, tmp_path, name, ex
     assert updater.fingerprint() == before
     next(iter(updater.followers.values())).flatten()[0] += 1e-3
     assert updater.fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["awm", "dgpo"])
+def test_a_slow_old_policy_samples(tiny_pipe, tmp_path, monkeypatch, name):
+    """After an epoch that it has slept through, it samples what the untrained adapter samples."""
+    resolved = make_resolved(tiny_pipe, name, **{"method.old_policy": "slow"})
+    asleep, fresh = make_trainer(resolved, tmp_path / "asleep"), make_trainer(resolved, tmp_path / "fresh")
+    monkeypatch.setattr(asleep.method, "old_decay", lambda updates: 1.0)
+    asleep.train()
+    fresh.state.epoch = asleep.epoch
+    moved = [t._sample(torch.arange(2), 2, 2) for t in (asleep, fresh)]
+    assert torch.equal(moved[0].latents, moved[1].latents)
+    assert not equal(adapter(asleep), adapter(fresh))
+
+
+DGPO_CALLS = [
+    ({}, 1, 2),  # with a graph, and the base model
+    ({"method.old_policy": "slow"}, 1, 2),  # sampling asks the old policy, the loss does not
+    ({"method.reference": "old"}, 1, 2),
+    ({"method.clip_range": 0.1}, 1, 3),
+    ({"method.clip_range": 0.1, "method.reference": "old"}, 1, 2),
+    ({"model.guidance_scale": 3.0}, 2, 2),
+    ({"model.guidance_scale": 3.0, "method.guidance": "none"}, 2, 1),
+    ({"model.guidance_scale": 3.0, "method.guidance": "none", "method.clip_range": 0.1}, 2, 1.5),
+]
+
+
+@pytest.mark.parametrize(("own", "branches", "asked"), DGPO_CALLS)
+def test_the_bill_of_dgpo_is_exact(tiny_pipe, tmp_path, own, branches, asked):
+    """Eight images at three steps: 24 calls of sampling a branch. An update asks the models ``asked`` times a branch of
+    sampling for each of its 24 noised images."""
+    resolved = make_resolved(tiny_pipe, "dgpo", **own, **{"budget.images": 8})
+    trainer, calls = make_trainer(resolved, tmp_path), []
+    predict = trainer.policy._call
+    trainer.policy._call = lambda latents, *rest: calls.append(len(latents)) or predict(latents, *rest)
+    trainer.train()
+    (row,) = trainer.run.log()
+    bill, cost = row["bill"], cost_of_group(resolved)
+    probe = cost_of_probe(resolved, 2)
+    assert sum(calls) == sum(bill["forward"].values()) == 2 * cost.forward + probe
+    assert bill["forward"]["rollout"] == 24 * branches
+    assert bill["forward"]["update"] + bill["forward"].get("reference", 0) == 24 * branches * asked
+    assert bill["backward"] == 2 * cost.backward == bill["forward"]["update"]
+
+
+def test_a_loss_without_guidance_sees_the_conditional_prediction_alone(tiny_pipe, tmp_path):
+    """With a guidance scale of 3 the guided prediction is another one; without, that of scale 1."""
+
+    def seen(**own):
+        resolved = make_resolved(tiny_pipe, "dgpo", **own)
+        trainer = make_trainer(resolved, tmp_path / str(len(own)) / own.get("method.guidance", "as sampled"))
+        trainer.policy.on_call = None
+        trajectories = trainer._sample(torch.arange(2), 2, 2)
+        batch = noised_pass(
+            trainer.policy,
+            trainer.schedule,
+            replace(trajectories, latents=torch.ones_like(trajectories.latents)),
+            torch.arange(2),
+            torch.zeros(2, dtype=torch.int64),
+            Ledger(),
+            method=trainer.method,
+            noise=Noise((0, "fresh")),
+            names=[0, 1],
+            old=None,
+        )
+        return batch.noised.original.detach()
+
+    plain = seen()
+    guided, unguided = (seen(**{"model.guidance_scale": 3.0, "method.guidance": g}) for g in ("sampling", "none"))
+    assert torch.allclose(unguided, plain, atol=1e-5)
+    assert (guided - plain).abs().max() > 1e-3
+
+
+def test_a_loss_without_guidance_is_refused_where_there_is_none(tiny_pipe):
+    with pytest.raises(
+        UsageError, match=r"dgpo's loss is to leave out guidance, and model\.guidance_scale = 1 has none"
+    ):
+        make_resolved(tiny_pipe, "dgpo", **{"method.guidance": "none"})
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("awm", {"method.old_policy": "slow"}),
+        ("awm", {"method.old_weight": 1.0}),
+        ("dgpo", {"method.old_policy": "slow"}),
+        ("dgpo", {"method.reference": "old"}),
+    ],
+)
+def test_moving_references_are_part_of_a_run_s_name_and_the_present_ones_are_not(tiny_pipe, name, changed):
+    plain, other = make_resolved(tiny_pipe, name), make_resolved(tiny_pipe, name, **changed)
+    assert plain.run_id != other.run_id
+    assert not {"old_policy", "old_weight", "reference", "guidance"} & set(plain.data["method"]["settings"])
 
 
 def test_an_average_is_part_of_a_run_s_name_and_its_absence_is_not(tiny_pipe):
