@@ -114,7 +114,7 @@ def check_gradient(plugin: Plugin, loaded: Any, folder: Path) -> None:
 def check_features(plugin: Plugin, loaded: Any, folder: Path) -> None:
     """Where it has features, they are rows of numbers, of one image each, with finite gradients to the images."""
     if not loaded.has_features:
-        raise NotHere("it does not claim to expose features.")
+        return  # most rewards have none and promise nothing
     reward = make(loaded)
     pictures = images(SIZES[0]).requires_grad_()
     together = reward.features(pictures)

@@ -26,6 +26,11 @@ def reward(score, **declared):
     return type("Broken", (EmojiStyle,), {"__call__": lambda self, images, prompts: score(self, images), **declared})
 
 
+def seeing(features):
+    """A reward whose features are ``features(images)``."""
+    return type("Broken", (EmojiStyle,), {"features": lambda self, images: features(images)})
+
+
 def counted(owner):
     """1, 2, 3 and so on for each call with the same owner."""
     owner.asked = getattr(owner, "asked", 0) + 1
@@ -47,6 +52,7 @@ class Instances(EmojiStyle):
 
 
 SCORES, SAME, BATCH, SLOPE = "shape, dtype and finiteness", "determinism", "batch-size invariance", "gradients"
+FEATURES = "features"
 LEFT = "process left as it was"
 REWARDS = [
     (SCORES, reward(lambda self, x: brightness(x).tolist()), "returned list"),
@@ -64,6 +70,11 @@ REWARDS = [
     (BATCH, reward(lambda self, x: brightness(x) + 0.1 * (len(x) > 1 and x[0].mean() < 0.65)), "order of the batch"),
     (SLOPE, reward(lambda self, x: brightness(x.detach())), "carry no gradient"),
     (SLOPE, reward(lambda self, x: brightness(x * 0)), "zero or not finite"),
+    (FEATURES, seeing(lambda x: x), "features of shape"),
+    (FEATURES, seeing(lambda x: x.flatten(1) / 0), "features are not all finite"),
+    (FEATURES, seeing(lambda x: x.flatten(1) - x.mean()), "depend on the others of its batch"),
+    (FEATURES, seeing(lambda x: x.flatten(1).detach()), "features carry no gradient"),
+    (FEATURES, seeing(lambda x: x.flatten(1) * 0), "gradient of features is zero"),
 ]
 
 

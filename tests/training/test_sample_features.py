@@ -164,11 +164,12 @@ def test_a_reward_without_features_is_refused_with_those_that_have_them(tiny_pip
 
 
 def test_features_are_part_of_a_run_s_name_and_the_latents_are_not():
-    def run_id(**own):
-        return resolve(Request(method="drpo", overrides=own)).run_id
-
-    latent, pixels = {"method.features": "latent"}, {"method.features": "pixels"}
-    assert run_id() == run_id(**latent) != run_id(**pixels)
+    plain, latent, pixels = (
+        resolve(Request(method="drpo", overrides=own))
+        for own in ({}, {"method.features": "latent"}, {"method.features": "pixels"})
+    )
+    assert plain.run_id == latent.run_id != pixels.run_id
+    assert "features" not in plain.data["method"]["settings"]
 
 
 @pytest.mark.parametrize(

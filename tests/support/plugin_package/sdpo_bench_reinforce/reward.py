@@ -15,7 +15,11 @@ class Redness(Reward):
     source = "this file"
     native_model = "emoji-turbo"
     differentiable = True
+    has_features = True
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        means = images.mean((2, 3))
+        means = self.features(images)
         return means[:, 0] - (means[:, 1] + means[:, 2]) / 2
