@@ -17,6 +17,8 @@ def canonical(value: Any) -> Any:
     Raises:
         ValueError: NaN or infinity, which have no JSON form and no business in a configuration.
     """
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, Mapping):
         return {str(key): canonical(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
@@ -25,8 +27,6 @@ def canonical(value: Any) -> Any:
         if not math.isfinite(value):
             raise ValueError(f"a configuration value must be finite, got {value}")
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
-    if value is None or isinstance(value, str | int | bool):
-        return value
     raise TypeError(f"not a configuration value: {value!r}")
 
 

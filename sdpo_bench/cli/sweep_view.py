@@ -13,7 +13,8 @@ from typing import Any
 from sdpo_bench.estimates.time_estimate import Work
 from sdpo_bench.ledger import limit_text
 from sdpo_bench.results.comparability import settings_text, shown
-from sdpo_bench.results.read_results import clean_bill, last_line
+from sdpo_bench.results.read_results import clean_bill
+from sdpo_bench.results.training_log import last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress

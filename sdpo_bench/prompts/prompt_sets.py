@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def prompt_folder() -> Path:
     return Path(str(files("sdpo_bench.prompts")))
 
 
+@cache  # the package does not change while it runs
 def shipped_sets() -> dict[str, Path]:
     """Shipped prompt sets by name."""
     return {path.stem: path for path in sorted(prompt_folder().glob("*.txt"))}

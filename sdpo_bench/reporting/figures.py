@@ -3,7 +3,6 @@
 A figure is a promise to draw: only the formats that show pictures pay for them.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from sdpo_bench.reporting import plots
 from sdpo_bench.results.comparability import Arm
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.results.scoreboard import Board, base_spread, difference_to_base, endpoint_words, matrix_at
+from sdpo_bench.results.training_log import LogNumbers
 from sdpo_bench.statistics.chart import Chart, Dot, Series, band
 from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.curves import mean_curve
@@ -42,7 +42,7 @@ DIAGNOSTICS = (
     ("pictures.flat_fraction", "share of flat pictures"),
 )
 
-Logs = dict[str, list[list[dict[str, Any]]]]
+Logs = dict[str, list[LogNumbers]]
 """By label: the training log of each seed."""
 
 
@@ -207,7 +207,7 @@ def training_figures(arms: Sequence[Arm], name: str) -> list[Figure]:
 
     def curves() -> Logs:
         if not logs:  # both figures read the same files
-            logs.update({arm.label: [run.held_curve for run in arm.done] for arm in shown})
+            logs.update({arm.label: [run.held_log for run in arm.done] for arm in shown})
         return logs
 
     styles = plots.style_of([arm.label for arm in shown], BASE)
@@ -254,7 +254,7 @@ def _distance_chart(logs: Logs) -> Chart:
     """Up to the shortest seed: one that moves faster must not stand for the others further out."""
     series = []
     for label, runs in logs.items():
-        curves = [_numbers(rows, "kl_to_base", "reward_mean") for rows in runs]
+        curves = [log.points("kl_to_base", "reward_mean") for log in runs]
         epochs = min((len(curve) for curve in curves), default=0)
         if epochs:
             mean = np.mean([curve[:epochs] for curve in curves], axis=0)
@@ -276,7 +276,7 @@ def _diagnostic_charts(logs: Logs) -> list[Chart]:
 def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
     lines = []
     for label, runs in logs.items():
-        curves = [points.T.tolist() for rows in runs if len(points := _numbers(rows, f"bill.{axis}", key))]
+        curves = [points.T.tolist() for log in runs if len(points := log.points(f"bill.{axis}", key))]
         if not curves:
             continue
         x, y = band(curves)
@@ -286,25 +286,10 @@ def _log_series(logs: Logs, key: str, axis: str) -> list[Series]:
     return lines
 
 
-def _numbers(rows: Sequence[dict[str, Any]], *keys: str) -> np.ndarray:
-    """Values of a log ``[epochs, keys]``, without epochs that lack a finite one."""
-    paths = [key.split(".") for key in keys]
-    values = np.array([[_number(row, path) for path in paths] for row in rows], dtype=float).reshape(-1, len(keys))
-    return values[np.isfinite(values).all(axis=1)]
-
-
-def _number(row: dict[str, Any], path: Sequence[str]) -> float:
-    """The number at a path such as ``bill``, ``images``; NaN where there is none."""
-    value: Any = row
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None  # a check for Mapping takes five times as long
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
 def _share_series(logs: Logs) -> list[Series]:
     lines = []
     for label, runs in logs.items():
-        shares = [rows[-1].get("gradient_share_by_step") for rows in runs if rows]
+        shares = [log.last.get("gradient_share_by_step") for log in runs]
         shares = [share for share in shares if isinstance(share, list)]
         if shares:
             mean = np.mean(np.asarray(shares, dtype=float), axis=0)

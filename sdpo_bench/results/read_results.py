@@ -9,13 +9,10 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from multiprocessing import get_context
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +23,15 @@ from sdpo_bench.prompts.prompt_sets import file_digest, load_prompts, prompt_cac
 from sdpo_bench.prompts.published_sets import PUBLISHED
 from sdpo_bench.results.study_record import StudyRecord, read_studies
 from sdpo_bench.results.suite_records import SuiteRecord, read_records
+from sdpo_bench.results.training_log import LogNumbers, log_ends, log_numbers
 from sdpo_bench.runs.run_folder import KILLED, RunFolder, read_object
-from sdpo_bench.statistics.eval_table import Scores, own_part, read_scores
-from sdpo_bench.system.json_toml import parse_json
-from sdpo_bench.system.signals import shield_children
+from sdpo_bench.statistics.eval_table import ScoreReader, Scores, own_part
 from sdpo_bench.training.bill_text import search_bill
 
-MANY = 1500  # files from which on starting processes pays
-TAIL = 1 << 16  # bytes; far more than one line of train.jsonl
-SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$')
-"""In a line of timing.jsonl; parsing every line as JSON takes ten times as long."""
+SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$', re.MULTILINE)
+"""In lines of timing.jsonl; parsing every line as JSON takes ten times as long."""
+SHOWN = ("pictures", "kl_to_base")
+"""What tables show of a line of the training log. The other entries of ten thousand runs would fill the memory."""
 MODEL_KEYS = (
     "model.name",
     "model.digest",
@@ -67,7 +63,7 @@ class Run:
     state: str
     message: str
 
-    @property
+    @cached_property
     def id(self) -> str:
         return self.folder.run_id
 
@@ -88,20 +84,25 @@ class Run:
     def seed(self) -> int:
         return int(self.settings["seed"])
 
-    @cached_property
+    @property
     def last_epoch(self) -> dict[str, Any]:
-        """The last whole line of the training log; empty before the first epoch."""
-        return last_line(self.folder.path / "train.jsonl") or {}
+        """:data:`SHOWN` of the last whole line of the training log, and its bill; empty before the first epoch."""
+        return self._log_ends[1]
+
+    @property
+    def first_epoch(self) -> dict[str, Any]:
+        """:data:`SHOWN` of the first line of the log, whose pictures are the base model's; empty before that epoch."""
+        return self._log_ends[0]
 
     @cached_property
-    def first_epoch(self) -> dict[str, Any]:
-        """The first line of the training log, whose pictures are the base model's; empty before the first epoch."""
-        return first_line(self.folder.path / "train.jsonl") or {}
+    def _log_ends(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        first, last = log_ends(self.folder.path / "train.jsonl")
+        return _shown(first), _shown(last) | {"bill": clean_bill(last.get("bill"))}
 
     @cached_property
     def bill(self) -> dict[str, Any]:
         """Cost of training so far, or a search's cost of evaluation; empty before the first epoch."""
-        return self.search_bill or clean_bill(self.last_epoch.get("bill"))
+        return self.search_bill or self.last_epoch["bill"]
 
     @cached_property
     def search_bill(self) -> dict[str, Any]:
@@ -113,22 +114,22 @@ class Run:
         """Seconds of training, summed over the complete lines of the log, whatever the machine."""
         with suppress(OSError, ValueError, OverflowError):
             text = (self.folder.path / "timing.jsonl").read_text(encoding="utf-8")
-            total = math.fsum(float(match[1]) for line in text.splitlines() if (match := SECONDS.search(line)))
+            total = math.fsum(map(float, SECONDS.findall(text)))
             return total if math.isfinite(total) else 0.0
         return 0.0
 
     @cached_property
-    def held_curve(self) -> list[dict[str, Any]]:
-        """The training log, held in memory from now on: for figures, which look at every number of it."""
-        return self.curve()
+    def held_log(self) -> LogNumbers:
+        """The training log's numbers, held in memory from now on: for figures, which look at all of them."""
+        return self.log()
 
-    def curve(self) -> list[dict[str, Any]]:
-        """Training log, one row an epoch, oldest first; damaged lines are left out."""
-        if "held_curve" in vars(self):
-            return self.held_curve
-        with suppress(OSError, UnicodeDecodeError):
-            return [row for row in self.folder.log() if isinstance(row, dict)]
-        return []
+    def log(self) -> LogNumbers:
+        """Numbers of the training log, one line an epoch, oldest first; damaged lines are left out."""
+        if "held_log" in vars(self):
+            return self.held_log
+        with suppress(OSError):
+            return log_numbers(self.folder.log())
+        return log_numbers([])
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,54 +285,26 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {"reward.version": record.get("reward_version", "")} | digests
 
 
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole JSON line of a log, read from its end; ``None`` where there is none."""
-    with suppress(OSError), open(path, "rb") as stream:
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
-        for line in reversed(stream.read().splitlines()):
-            with suppress(ValueError):
-                row = parse_json(line)
-                if isinstance(row, dict):
-                    return row
-    return None
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _interned(row[key]) for key in SHOWN if key in row}
 
 
-def first_line(path: Path) -> dict[str, Any] | None:
-    """The first line of a log; ``None`` where it is missing or no JSON table."""
-    with suppress(OSError, ValueError), open(path, "rb") as stream:
-        row = parse_json(stream.readline())
-        return row if isinstance(row, dict) else None
-    return None
+def _interned(value: Any) -> Any:
+    """A JSON table whose keys take memory once for all runs; other values as they are."""
+    return {sys.intern(key): number for key, number in value.items()} if isinstance(value, dict) else value
 
 
 def clean_bill(bill: Any) -> dict[str, Any]:
     """A bill whose counts are all numbers, as the tables expect; empty if ``bill`` is not a table of counts."""
     if not isinstance(bill, dict):
         return {}
-    flat = {key: _number(value) for key, value in bill.items() if not isinstance(value, dict)}
-    nested = {key: value for key, value in bill.items() if isinstance(value, dict)}
+    flat = {sys.intern(key): _number(value) for key, value in bill.items() if not isinstance(value, dict)}
+    nested = {sys.intern(key): _interned(value) for key, value in bill.items() if isinstance(value, dict)}
     return flat | {key: {name: _number(count) for name, count in value.items()} for key, value in nested.items()}
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
-
-
-def read_many(paths: Sequence[Path], *, pictures: bool = True) -> list[Scores]:
-    """Scores of many files in the order given; several processes read thousands of files (threads gain nothing)."""
-    return shared_map(partial(read_scores, pictures=pictures), paths, many=len(paths) >= MANY, chunk=64)
-
-
-def shared_map(work: Callable[[Any], Any], items: Sequence[Any], *, many: bool, chunk: int = 1) -> list[Any]:
-    """``[work(item) for item in items]``, by several processes if ``many``."""
-    if many:
-        with suppress(OSError, BrokenProcessPool):  # a machine that allows no more processes uses this one
-            workers = min(8, os.cpu_count() or 1)
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                with shield_children():  # they start here
-                    answers = pool.map(work, items, chunksize=chunk)
-                return list(answers)
-    return [work(item) for item in items]
 
 
 def foreign_run_ids(run: Run, scores: Scores) -> list[str]:
@@ -373,13 +346,11 @@ def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice
 
     Runs' scores are without gaps (:func:`own_part`); base models' are as in the file, for all runs to be cut to theirs.
     """
-    evaluated = [run for run in runs if run.folder.evaluation.exists()]
-    evaluations = read_many([run.folder.evaluation for run in evaluated])
-    with prompt_cache():
-        parts = [scores if _is_base(run) else _own_scores(run, scores) for run, scores in zip(evaluated, evaluations)]
     by_run: dict[str, Scores] = {}
     notices = []
-    for run, scores in zip(evaluated, parts):
+    for run, scores in with_scores(runs):
+        if scores is None:
+            continue
         notices += [Notice(run.id, problem) for problem in scores.problems]
         if others := foreign_run_ids(run, scores):
             notices.append(Notice(run.id, f"eval.parquet holds scores of {', '.join(others)}: not used"))
@@ -390,9 +361,17 @@ def read_all_scores(runs: Iterable[Run]) -> tuple[dict[str, Scores], list[Notice
     return by_run, notices
 
 
+def with_scores(runs: Iterable[Run], *, pictures: bool = True) -> Iterator[tuple[Run, Scores | None]]:
+    """Each run with its scores as :func:`read_all_scores` gives them; None without an evaluation file."""
+    reader = ScoreReader(pictures=pictures)
+    with prompt_cache():
+        for run in runs:
+            if not run.folder.evaluation.exists():
+                yield run, None
+                continue
+            scores = reader.read(run.folder.evaluation)
+            yield run, scores if _is_base(run) else own_part(scores, own_prompts(run.folder, run.record))
+
+
 def _is_base(run: Run) -> bool:
     return run.record.get("kind") == "base"
-
-
-def _own_scores(run: Run, scores: Scores) -> Scores:
-    return own_part(scores, own_prompts(run.folder, run.record))

@@ -12,11 +12,10 @@ from typing import Any
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import limit_text, used_text
-from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.results.comparability import MODEL_KEYS
 from sdpo_bench.results.panels import SPLITS
-from sdpo_bench.results.read_results import Run, foreign_run_ids, load_results, own_prompts, read_many
-from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores, own_part, read_scores
+from sdpo_bench.results.read_results import Run, foreign_run_ids, load_results, with_scores
+from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores, read_scores
 from sdpo_bench.system.console_text import duration
 
 COLUMNS = [
@@ -51,14 +50,10 @@ def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
     except UsageError:
         return COLUMNS, []
     bases = base_panels(results.bases)
-    evaluated = [run for run in results.runs if run.folder.evaluation.exists()]
-    evaluations = read_many([run.folder.evaluation for run in evaluated], pictures=False)
-    scores = {}
-    with prompt_cache():
-        for run, one in zip(evaluated, evaluations):
-            if not foreign_run_ids(run, one):
-                scores[run.id] = own_part(one, own_prompts(run.folder, run.record))
-    rows = [_row(run, scores.get(run.id), bases) for run in results.runs]
+    rows = []
+    for run, scores in with_scores(results.runs, pictures=False):
+        own = scores is not None and not foreign_run_ids(run, scores)
+        rows.append(_row(run, scores if own else None, bases))
     for notice in results.notices:
         state = "damaged" if "damaged" in notice.text else "not used"
         rows.append([notice.where, state, *[None] * (len(COLUMNS) - 3), notice.text])

@@ -94,7 +94,8 @@ def sealed_log(run: RunFolder) -> str:
 def log_changed(run: RunFolder) -> str:
     """The error text where the training log is not what it was when training ended; empty where it is."""
     with suppress(OSError):
-        if sealed_log(run) not in ("", run.digest("train.jsonl", run.size("train.jsonl"))):
+        sealed = sealed_log(run)
+        if sealed and sealed != run.digest("train.jsonl", run.size("train.jsonl")):
             return (
                 "its adapter and its train.jsonl do not belong together: one of them was changed or replaced "
                 "after training ended, so neither scores nor curves can be trusted. Put the changed file back "

@@ -8,7 +8,7 @@ counts or image numbers, so an array can have gaps. It is cut to one set of prom
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,11 @@ from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
+LABELS = (*PANEL_COLUMNS, *AXIS_COLUMNS)
+TEXT = ("run", *PANEL_COLUMNS, "prompt")
+NEEDED = ("run", *LABELS, "score")
+MOST_KNOWN = 16
+"""Different sets of labels that a :class:`ScoreReader` remembers."""
 PICTURES = ("brightness", "contrast", "saturation", "sharpness")
 BASE = "base model"
 """Name of the base model in every table; no plugin's name has a space."""
@@ -54,6 +59,8 @@ class Block:
 
     def restrict(self, steps: Sequence[int], images: Sequence[int]) -> "Block":
         """The part at these step counts and image numbers, which must be there."""
+        if (tuple(steps), tuple(images)) == (self.steps, self.images):
+            return self
         k = [self.steps.index(step) for step in steps]
         i = [self.images.index(image) for image in images]
         present = None if self.present is None else self.present[:, k][:, :, i]
@@ -108,7 +115,7 @@ class Scores:
         """All blocks with their panels, those of other prompts last."""
         return (*self.blocks.items(), *self.others)
 
-    @property
+    @cached_property
     def bad(self) -> int:
         """Scores that are not finite, over all panels."""
         return sum(block.bad for _, block in self.every_block)
@@ -193,70 +200,100 @@ def reduced(grid: ScoreGrid, endpoint: Endpoint) -> Matrix:
 
 
 def read_scores(path: Path, *, pictures: bool = True, value: str = "score") -> Scores:
-    """Scores of one file; ``problems`` names every fault of the file, no exception is raised.
+    """Scores of one file, as :class:`ScoreReader` reads those of many."""
+    return ScoreReader(pictures=pictures, value=value).read(path)
+
+
+class ScoreReader:
+    """Reads evaluation files.
+
+    The runs of a suite are judged at the same prompts, step counts and images, so the labels of their rows are equal
+    byte for byte. Such labels are decoded once; of the other files only run ids and numbers are.
 
     Args:
         pictures: read the picture statistics too.
         value: what stands in place of the scores: one of :data:`PICTURES`.
     """
-    statistics = [*PICTURES] if pictures else []
-    if value not in ("score", *statistics):
-        statistics.append(value)
-    try:
-        columns = _columns(path.read_bytes(), statistics)
-        columns["score"] = columns[value]
-    except PermissionError as error:  # not readable is not damaged
-        return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
-    except Exception as error:  # pyarrow raises many kinds for a damaged file
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        return Scores(problems=(f"eval.parquet is damaged: {reason[:200]}",), damaged=True)
-    return _panels(columns)
+
+    def __init__(self, *, pictures: bool = True, value: str = "score") -> None:
+        self._value = value
+        self._statistics = [*PICTURES] if pictures else []
+        if value not in ("score", *self._statistics):
+            self._statistics.append(value)
+        self._known: dict[StoredLabels, tuple[Place, ...]] = {}
+
+    def read(self, path: Path) -> Scores:
+        """Scores of one file; ``problems`` names every fault of the file, no exception is raised."""
+        try:
+            runs, numbers, places = self._content(path.read_bytes())
+            scores = numbers[self._value]
+        except PermissionError as error:  # not readable is not damaged
+            return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
+        except Exception as error:  # pyarrow raises many kinds for a damaged file
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            return Scores(problems=(f"eval.parquet is damaged: {reason[:200]}",), damaged=True)
+        return _panels(runs, places, scores, numbers)
+
+    def _content(self, content: bytes) -> tuple[tuple[str, ...], dict[str, np.ndarray], tuple["Place", ...]]:
+        """Run ids, numbers by column and places of the panels. Raises whatever a damaged file makes pyarrow raise."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        with parquet.ParquetFile(
+            pyarrow.BufferReader(content), read_dictionary=TEXT, pre_buffer=False, page_checksum_verification=True
+        ) as stored:
+            labels = _stored_labels(stored.metadata, content)
+            places = self._known.get(labels)
+            wanted = NEEDED if places is None else ("run", "score")
+            table = stored.read([*wanted, *self._statistics], use_threads=False)
+        columns = dict(zip(table.column_names, table.columns))
+        _check_columns(columns, wanted)
+        if places is None:
+            places = _places(columns) if table.num_rows else ()
+            if len(self._known) == MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[labels] = places
+        numbers = {
+            name: np.asarray(columns[name].to_numpy(), dtype=np.float64)
+            for name in ("score", *self._statistics)
+            if name in columns
+        }
+        return tuple(sorted(_text(columns["run"])[0])), numbers, places
 
 
-class Labels(NamedTuple):
-    """A column of labels as the file has it: number ``codes[i]`` of ``values`` stands in row ``i``."""
-
-    values: tuple[Any, ...]
-    codes: bytes
-    """int64."""
+StoredLabels = tuple[tuple[str, str, str, bytes], ...]
+"""The label columns of a file as they are stored: name, type, compression and bytes of each piece of a column."""
 
 
-def _columns(content: bytes, optional: Sequence[str]) -> dict[str, Any]:
-    """Label columns as :class:`Labels`, numbers as float64. Raises whatever a damaged file makes pyarrow raise."""
-    import pyarrow
-    import pyarrow.parquet as parquet
+def _stored_labels(metadata: Any, content: bytes) -> StoredLabels:
+    """Of two files with the same ones, every row has the same labels."""
+    stored = []
+    for group in range(metadata.num_row_groups):
+        pieces = metadata.row_group(group)
+        for i in range(pieces.num_columns):
+            piece = pieces.column(i)
+            if (name := piece.path_in_schema) in LABELS:
+                start = piece.dictionary_page_offset or piece.data_page_offset
+                stored_bytes = content[start : start + piece.total_compressed_size]
+                stored.append((name, piece.physical_type, piece.compression, stored_bytes))
+    return tuple(stored)
 
-    text, needed = ["run", *PANEL_COLUMNS, "prompt"], ["run", *PANEL_COLUMNS, *AXIS_COLUMNS, "score"]
-    with parquet.ParquetFile(
-        pyarrow.BufferReader(content), read_dictionary=text, pre_buffer=False, page_checksum_verification=True
-    ) as stored:
-        table = stored.read([*needed, *optional], use_threads=False)
-    by_name = dict(zip(table.column_names, table.columns))
-    if missing := [name for name in needed if name not in by_name]:
+
+def _check_columns(columns: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """Raises ValueError for a missing column, or for one with empty fields that must have none."""
+    if missing := [name for name in needed if name not in columns]:
         raise ValueError(f"it lacks the columns {', '.join(missing)}")
-    for name in needed[:-1]:
-        if by_name[name].null_count:
-            raise ValueError(f"the column {name} has {by_name[name].null_count} empty fields")
-    columns: dict[str, Any] = {name: _text(by_name[name]) for name in text}
-    columns |= {name: _whole(by_name[name].to_numpy(), name) for name in ("steps", "image")}
-    for name in ("score", *optional):
-        if name in by_name:
-            columns[name] = np.asarray(by_name[name].to_numpy(), dtype=np.float64)
-    return columns
+    for name in needed:
+        if name != "score" and columns[name].null_count:
+            raise ValueError(f"the column {name} has {columns[name].null_count} empty fields")
 
 
-def _text(column: Any) -> Labels:
+def _text(column: Any) -> tuple[list[str], np.ndarray]:
+    """The different texts of a column, and the position in this list of each row's."""
     if not hasattr(column.type, "index_type"):  # written without a dictionary
         column = column.dictionary_encode()
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    values = tuple(str(label) for label in chunk.dictionary.to_pylist())
-    return Labels(values, chunk.indices.to_numpy().astype(np.int64).tobytes())
-
-
-def _whole(values: np.ndarray, name: str) -> Labels:
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"the column {name} must hold whole numbers")
-    return Labels((), values.astype(np.int64).tobytes())
+    return [str(label) for label in chunk.dictionary.to_pylist()], chunk.indices.to_numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,12 +310,17 @@ class Place:
     counts: np.ndarray
     """``[P, K, I]`` rows of each entry."""
 
+    @cached_property
+    def step_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position of each row's step count ``[n]``, and rows of each step count ``[K]``."""
+        steps = np.unravel_index(self.flat, self.counts.shape)[1]
+        return steps, np.bincount(steps)
 
-@lru_cache(maxsize=16)
-def _places(panel_columns: tuple[Labels, ...], axes: tuple[Labels, ...]) -> tuple[Place, ...]:
-    """Places of the panels of a file. The runs of a suite have the same labels, so they share these."""
-    labels, codes = _in_order(panel_columns)
-    axis_labels, axis_codes = _in_order(axes)
+
+def _places(columns: Mapping[str, Any]) -> tuple[Place, ...]:
+    """Places of the panels of a file."""
+    labels, codes = zip(*(_in_order(name, columns[name]) for name in PANEL_COLUMNS))
+    axis_labels, axis_codes = zip(*(_in_order(name, columns[name]) for name in AXIS_COLUMNS))
     shape = [len(values) for values in labels]
     flat, inverse = _used(np.ravel_multi_index(codes, shape), int(np.prod(shape)))
     places = []
@@ -294,20 +336,17 @@ def _places(panel_columns: tuple[Labels, ...], axes: tuple[Labels, ...]) -> tupl
     return tuple(places)
 
 
-def _in_order(columns: Sequence[Labels]) -> tuple[list[list[Any]], list[np.ndarray]]:
-    """Labels of each column, sorted, and the codes ``[n]`` that point into them."""
-    labels, codes = [], []
-    for column in columns:
-        own = np.frombuffer(column.codes, dtype=np.int64)
-        if column.values:
-            order = sorted(range(len(column.values)), key=column.values.__getitem__)
-            labels.append([column.values[i] for i in order])
-            codes.append(np.argsort(order)[own])
-        else:  # numbers stand for themselves
-            values, own = np.unique(own, return_inverse=True)
-            labels.append(values.tolist())
-            codes.append(own)
-    return labels, codes
+def _in_order(name: str, column: Any) -> tuple[list[Any], np.ndarray]:
+    """Labels of a column, sorted, and the codes ``[n]`` that point into them."""
+    if name in TEXT:
+        texts, codes = _text(column)
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        return [texts[i] for i in order], np.argsort(order)[codes]
+    numbers = column.to_numpy()
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"the column {name} must hold whole numbers")
+    values, codes = np.unique(numbers, return_inverse=True)
+    return values.tolist(), codes
 
 
 def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -316,21 +355,24 @@ def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
 
 
-def _panels(columns: dict[str, Any]) -> Scores:
-    if not len(columns["score"]):
+def _panels(
+    runs: tuple[str, ...], places: Sequence[Place], score: np.ndarray, numbers: Mapping[str, np.ndarray]
+) -> Scores:
+    if not len(score):
         return Scores(problems=("eval.parquet has no rows",))
-    scores, problems = Scores(), []
-    labels = [tuple(columns[name] for name in names) for names in (PANEL_COLUMNS, AXIS_COLUMNS)]
-    for place in _places(*labels):
+    blocks: dict[PanelKey, Block] = {}
+    pictures: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    problems = []
+    for place in places:
         key = place.key
-        block, problem = _block(place, columns["score"])
+        block, problem = _block(place, score)
         if problem:
             problems.append(f"{key.reward}, {key.split} prompts: {problem}")
         if block is not None:
-            scores.blocks[key] = block
-            if (key.sampler, key.split) not in scores.pictures:
-                scores.pictures[key.sampler, key.split] = _pictures(place, columns)
-    return replace(scores, problems=tuple(problems), runs=tuple(sorted(columns["run"].values)))
+            blocks[key] = block
+            if (key.sampler, key.split) not in pictures:
+                pictures[key.sampler, key.split] = _pictures(place, numbers)
+    return Scores(blocks, pictures=pictures, problems=tuple(problems), runs=runs)
 
 
 def _block(place: Place, score: np.ndarray) -> tuple[Block | None, str]:
@@ -362,12 +404,11 @@ def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str
     return block.restrict(steps, block.images), f"{missing}; left out: {left_out} steps"
 
 
-def _pictures(place: Place, columns: dict[str, Any]) -> dict[str, dict[int, float]]:
-    steps = np.unravel_index(place.flat, place.counts.shape)[1]
-    counts = np.bincount(steps)
+def _pictures(place: Place, numbers: Mapping[str, np.ndarray]) -> dict[str, dict[int, float]]:
+    steps, counts = place.step_counts
     by_statistic = {}
     for name in PICTURES:
-        if name in columns:
-            means = np.bincount(steps, columns[name][place.rows]) / counts
+        if name in numbers:
+            means = np.bincount(steps, numbers[name][place.rows]) / counts
             by_statistic[name] = dict(zip(place.labels[1], means.tolist()))
     return by_statistic

@@ -28,6 +28,7 @@ from sdpo_bench.reporting.markdown import as_csv, as_json, latex, markdown, md, 
 from sdpo_bench.reporting.report_parts import only
 from sdpo_bench.reporting.study_view import StudyView
 from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.training_log import log_numbers
 from sdpo_bench.statistics.table import digits_for, fixed
 from sdpo_bench.system.console_text import clean
 
@@ -409,10 +410,8 @@ def test_numbers_in_print():
 
 def test_cost_curves_average_seeds_and_span_them():
     def log(rewards):
-        return [
-            {"reward_mean": r, "bill": {"images": 64 * i, "reward_calls": 192 * i, "denoiser_calls": 9 * i}}
-            for i, r in enumerate(rewards, 1)
-        ]
+        counts = [{"images": 64 * i, "reward_calls": 192 * i, "denoiser_calls": 9 * i} for i in (1, 2)]
+        return log_numbers([{"reward_mean": r, "bill": bill} for r, bill in zip(rewards, counts)])
 
     images, reward_calls, _ = _cost_charts({"sdpo": [log([1.0, 2.0]), log([3.0, 6.0])]})
     (series,) = images.series
@@ -423,9 +422,9 @@ def test_cost_curves_average_seeds_and_span_them():
 
 def test_reward_against_distance_is_a_mean_over_seeds_epoch_by_epoch():
     row = lambda kl, reward: {"kl_to_base": kl, "reward_mean": reward}  # noqa: E731
-    first = [row(0.0, 1.0), row(1.0, 2.0), row(25.0, 9.0)]
-    second = [row(0.0, 3.0), row(7.0, 4.0)]  # stopped early: its third epoch is not made up
-    chart = _distance_chart({"sdpo": [first, second], "best-of-n": [[{"reward_mean": 1.0}]]})
+    first = log_numbers([row(0.0, 1.0), row(1.0, 2.0), row(25.0, 9.0)])
+    second = log_numbers([row(0.0, 3.0), row(7.0, 4.0)])  # stopped early: its third epoch is not made up
+    chart = _distance_chart({"sdpo": [first, second], "best-of-n": [log_numbers([{"reward_mean": 1.0}])]})
     (series,) = chart.series
     assert (series.x, series.y) == ([0, 2], [2, 3])
 

@@ -49,10 +49,7 @@ def run_data(views: Sequence[RunView]) -> dict[str, Any]:
 
 
 def _curve(run: Run) -> list[list[float]]:
-    points = []
-    for row in run.curve():
-        images, reward = (row.get("bill") or {}).get("images"), row.get("reward_mean")
-        if isinstance(images, int | float) and isinstance(reward, int | float):
-            points.append((float(images), float(f"{reward:.5g}")))
+    logged = run.log().points("bill.images", "reward_mean").tolist()
+    points = [(images, float(f"{reward:.5g}")) for images, reward in logged]
     thinned = points[:: -(-len(points) // MOST_POINTS) or 1]
     return [[x for x, _ in thinned], [y for _, y in thinned]]

@@ -163,8 +163,7 @@ FALLBACK_NOTE = (
 
 def _fallback(arm: Arm) -> float | None:
     """Mean share over the epochs of an arm's finished runs; None where no run has counted it."""
-    shares = [row.get(FALLBACK) for run in arm.done for row in run.curve()]
-    counted = [float(share) for share in shares if isinstance(share, int | float)]
+    counted = [share for run in arm.done for (share,) in run.log().points(FALLBACK).tolist()]
     return sum(counted) / len(counted) if counted else None
 
 
