@@ -10,6 +10,7 @@ from sdpo_bench.statistics.eval_table import (
     Block,
     PanelKey,
     ScoreGrid,
+    ScoreReader,
     at,
     only_seeds,
     only_steps,
@@ -77,6 +78,46 @@ def test_a_picture_statistic_stands_in_the_place_of_the_scores(tmp_path):
     }
     assert found == pytest.approx(by_label)
     assert not plain.scores.any()
+
+
+def test_files_with_other_labels_are_not_read_with_those_of_the_first(tmp_path):
+    """Four files of as many rows, read one after the other; the last has the labels of the first."""
+    reader, path = ScoreReader(), tmp_path / "eval.parquet"
+    files = [("a", ("bee", "cat"), "good"), ("b", ("cat", "bee"), "good"), ("c", ("bee", "cat"), "else"), ("d",)]
+    files[3] += files[0][1:]
+    found = []
+    for i, (run, prompts, reward) in enumerate(files):
+        rows = frame([[[i]], [[i + 0.5]]], run=run, method="m", seed=0, prompts=prompts, steps=(1,), reward=reward)
+        rows.to_parquet(path, index=False)
+        scores = reader.read(path)
+        (key,), (block,) = scores.blocks, scores.blocks.values()
+        found.append((scores.runs, key.reward, block.prompts, block.scores.ravel().tolist()))
+    alphabet = ("bee", "cat")
+    assert found == [
+        (("a",), "good", alphabet, [0, 0.5]),
+        (("b",), "good", alphabet, [1.5, 1]),
+        (("c",), "else", alphabet, [2, 2.5]),
+        (("d",), "good", alphabet, [3, 3.5]),
+    ]
+
+
+def test_equal_labels_of_many_files_are_held_once(tmp_path):
+    reader, path, blocks = ScoreReader(), tmp_path / "eval.parquet", []
+    for run in ("a", "b"):
+        frame(np.zeros((3, 3, 2)), run=run, method="m", seed=0).to_parquet(path, index=False)
+        blocks += reader.read(path).blocks.values()
+    assert blocks[0].prompts is blocks[1].prompts and blocks[0].scores is not blocks[1].scores
+
+
+@pytest.mark.parametrize("column", ["run", "score"])
+def test_a_column_that_a_later_file_lacks_is_missed_whatever_was_read_before(tmp_path, column):
+    reader, path = ScoreReader(), tmp_path / "eval.parquet"
+    rows = frame(np.zeros((3, 3, 2)), run="a", method="m", seed=0)
+    rows.to_parquet(path, index=False)
+    assert reader.read(path).problems == ()
+    rows.drop(columns=column).to_parquet(path, index=False)
+    found = reader.read(path)
+    assert found.damaged and f"lacks the columns {column}" in found.problems[0]
 
 
 def judged(prompts, steps, images=2):
