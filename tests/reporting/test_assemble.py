@@ -246,15 +246,6 @@ def test_arrays_agree_with_the_rows_of_the_file(tmp_path):
     assert (mine.seeds, mine.prompts) == ((3, 7), tuple(frames[0].index))
 
 
-def test_many_files_are_read_by_processes_to_the_same_result(out, monkeypatch):
-    whole = as_csv(report_of(out))
-    monkeypatch.setattr("sdpo_bench.results.read_results.MANY", 2)
-    make_run(out, "sdpo", 0, spread([1, 1, 1]), **{"budget.amount": 256})  # two settings, judged side by side
-    shared = as_csv(report_of(out))
-    monkeypatch.setattr("sdpo_bench.results.read_results.MANY", 1000)
-    assert shared == as_csv(report_of(out)) != whole
-
-
 # -- one edit, one cell --------------------------------------------------------------------------------------
 
 
