@@ -177,7 +177,7 @@ def _names(kind: str, context: click.Context) -> list[str]:
     if kind == "plugins":
         return [*_names("methods", context), *_names("rewards", context)]
     if kind == "models":
-        from sdpo_bench.models.catalogue import KNOWN
+        from sdpo_bench.models.known_models import KNOWN
 
         return list(KNOWN)
     if kind == "prompts":

@@ -10,7 +10,8 @@ from typing import Any
 
 from sdpo_bench.api import COMPLETED_MODES, Method
 from sdpo_bench.errors import CannotTrain, SdpoBenchError, UsageError
-from sdpo_bench.models.catalogue import KNOWN, local_folder
+from sdpo_bench.models.catalogue import local_folder
+from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import plugins
 from sdpo_bench.rollout.flow_scheduler import EULER, check_options, check_sampler, check_sigmas, is_flow

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from sdpo_bench.errors import MissingError, SdpoBenchError
 from sdpo_bench.models import hub
-from sdpo_bench.models.catalogue import KNOWN, asset_folder, pick_device
+from sdpo_bench.models.catalogue import pick_device
+from sdpo_bench.models.known_models import KNOWN, asset_folder
 from sdpo_bench.models.pipeline_files import published, read_folder
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.registry import Plugin, plugins

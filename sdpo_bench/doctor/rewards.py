@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdpo_bench.doctor.contract import Nonconforming, NotHere, require, untouched_process, untouched_randomness
 from sdpo_bench.errors import MissingError
-from sdpo_bench.models.catalogue import known_model
+from sdpo_bench.models.known_models import known_model
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import Plugin
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdpo_bench.models.catalogue import known_model, resolve_location
+from sdpo_bench.models.known_models import known_model, resolve_location
 from sdpo_bench.results.read_results import Notice, Run, read_run
 from sdpo_bench.results.run_view import bases_beside, own_settings, score_rows
 from sdpo_bench.runs.run_folder import RunFolder

@@ -19,7 +19,7 @@ from sdpo_bench.cli import entry
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.hashing import canonical_json
-from sdpo_bench.models.catalogue import known_model
+from sdpo_bench.models.known_models import known_model
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.schedule import lint, make_schedule

@@ -17,10 +17,11 @@ from stock_pipelines import call
 from sdpo_bench.cli.commands.fetch import fetch_command
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models.adapter_file import METADATA
-from sdpo_bench.models.catalogue import KNOWN, known_model, load_policy, scheduler_config
+from sdpo_bench.models.catalogue import load_policy, scheduler_config
 from sdpo_bench.models.cut_prompts import read_by, read_from_files
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.models.families.sd3 import StableDiffusion3
+from sdpo_bench.models.known_models import KNOWN, known_model
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
 from sdpo_bench.settings import ModelSettings

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from sdpo_bench.errors import UsageError, nearest
-from sdpo_bench.models.catalogue import KNOWN
 from sdpo_bench.models.hub import HubFile, cached, cached_pipeline, find, find_pipeline
+from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.models.pipeline_files import published
 from sdpo_bench.plugins.registry import find as find_plugin
 from sdpo_bench.plugins.registry import plugin_tag, plugins

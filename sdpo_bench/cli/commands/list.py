@@ -116,7 +116,7 @@ def _methods(out: Path) -> Listing:
 
 
 def _models(out: Path) -> Listing:
-    from sdpo_bench.models.catalogue import KNOWN
+    from sdpo_bench.models.known_models import KNOWN
 
     rows = []
     for model in KNOWN.values():

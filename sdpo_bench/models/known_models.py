@@ -1,0 +1,256 @@
+"""Known base models: facts that the rest must not guess, and lookups by name, folder or hub id.
+
+Where a model's weights are, which reward and prompts belong to it, and which scheduler settings its training used.
+Nothing here loads a model or imports torch: ``catalogue`` does.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.models.families import FAMILIES, Family
+from sdpo_bench.models.families.flux import Flux
+from sdpo_bench.models.families.sd3 import StableDiffusion3
+from sdpo_bench.models.families.stable_diffusion import OneEncoder
+from sdpo_bench.models.families.zimage import ZImage
+from sdpo_bench.system.json_toml import parse_json
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model known by name.
+
+    ``location`` is a folder inside the package (``asset:NAME``), a local folder or a hub id. ``defaults`` are settings
+    of a run that this model changes, below presets and the user's own. ``family`` says where those of a local folder
+    come from; empty where the model's own name says it. ``gated`` repositories ask for a hub login and a licence that
+    is accepted on their page.
+    """
+
+    name: str
+    location: str
+    summary: str
+    native_reward: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
+    licence: str = ""
+    gated: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where its defaults come from, as a run records it."""
+        return f"the folder's family: {self.family}" if self.family else f"model {self.name}"
+
+    @property
+    def fetch_hint(self) -> str:
+        """What to type where the weights are missing."""
+        login = f"accept the licence on https://huggingface.co/{self.location} and log in (hf auth login), then "
+        return f"On a machine with network: {login if self.gated else ''}sdpo-bench fetch {self.name}"
+
+
+_PUBLISHED_SCHEDULE = {"schedule.spacing": "trailing", "eval.spacing": "trailing"}
+
+# A consistency model is sampled by its own multistep sampler in few steps; 8 are what RLCM (arXiv 2404.03673) trains.
+_CONSISTENCY = {
+    "schedule.sampler": "lcm",
+    "eval.sampler": "lcm",
+    "schedule.steps": 8,
+    "eval.steps": (1, 2, 4, 8),
+}
+
+# Guidance 8 is what the authors of LCM sample with; as an embedding of the UNet it costs no second evaluation.
+_EMBEDDED_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
+_FLUX_GUIDANCE = {"model.guidance_scale": 3.5, "eval.guidance_scale": 3.5}
+
+_TRANSFORMER = {"eval.unseen": "complex-animals", "model.precision": "bf16"}
+
+# Adversarial and step distillation: 4 steps are what the authors sample with, and guidance is 1 (none).
+_FEW_STEPS = {"schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
+
+# The stock pipeline of Stable Diffusion 3 takes its scheduler's own sigmas, the others 1 to 1/T.
+_SD3_SIGMAS = {"schedule.spacing": "linspace", "eval.spacing": "linspace"}
+
+
+_EMBEDDED_SCORES = {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"}
+
+
+def _lora(family: type[Family]) -> dict[str, Any]:
+    """The adapter's default modules; Stable Diffusion's are those of the settings themselves."""
+    targets = family.lora_targets
+    return {} if targets == OneEncoder.lora_targets else {"model.lora_targets": targets}
+
+
+KNOWN: dict[str, BaseModel] = {
+    model.name: model
+    for model in (
+        BaseModel(
+            "emoji-turbo",
+            "asset:emoji_turbo",
+            "Embedded 1.3 M-parameter few-step latent diffusion model of emoji animals, 32x32 pixels, CPU",
+            "emoji-align",
+            _PUBLISHED_SCHEDULE | _EMBEDDED_SCORES,
+        ),
+        BaseModel(
+            "emoji-flow",
+            "asset:emoji_flow",
+            "Embedded 2.0 M-parameter few-step flow-matching model (Stable Diffusion 3's form) of the same emoji, CPU",
+            "emoji-align",
+            _PUBLISHED_SCHEDULE
+            | _lora(StableDiffusion3)
+            # It has no T5, and was trained without the zeros that the stock pipeline puts in its place.
+            | {"model.text_tokens": 0, "schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
+            | _EMBEDDED_SCORES,
+            licence="MIT",
+        ),
+        BaseModel(
+            "emoji-flow-base",
+            "asset:emoji_flow_base",
+            "The embedded model that emoji-flow was distilled from: the same size, needs about 8 steps, CPU",
+            "emoji-align",
+            _PUBLISHED_SCHEDULE
+            | _lora(StableDiffusion3)
+            | {"model.text_tokens": 0, "eval.steps": (1, 2, 4, 8, 16)}
+            | _EMBEDDED_SCORES,
+            licence="MIT",
+        ),
+        BaseModel(
+            "sd-turbo",
+            "stabilityai/sd-turbo",
+            "SD-Turbo, 866 M-parameter UNet, 512x512 pixels (the paper's model); needs a GPU and 5 GB of weights",
+            "hpsv2",
+            _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals"},
+        ),
+        BaseModel(
+            "lcm-dreamshaper-v7",
+            "SimianLuo/LCM_Dreamshaper_v7",
+            "Latent consistency model of 860 M parameters, 768x768 pixels, sampled by LCM's own stochastic step",
+            "hpsv2",
+            _CONSISTENCY | _EMBEDDED_GUIDANCE | {"eval.unseen": "complex-animals"},
+        ),
+        BaseModel(
+            "sdxl-turbo",
+            "stabilityai/sdxl-turbo",
+            "SDXL-Turbo, 2.6 B-parameter UNet, two text encoders, 512x512 pixels; needs a GPU and 14 GB of weights",
+            "hpsv2",
+            _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals", "model.precision": "bf16"},
+        ),
+        BaseModel(
+            "sd3.5-large-turbo",
+            "stabilityai/stable-diffusion-3.5-large-turbo",
+            "SD3.5 large turbo, 8.1 B-parameter transformer, three text encoders, 4 steps without guidance, 1024x1024 "
+            "pixels; needs a GPU of 48 GB and 27 GB of weights",
+            "hpsv2",
+            _TRANSFORMER | _FEW_STEPS | _lora(StableDiffusion3) | _SD3_SIGMAS,
+            licence="Stability AI Community",
+            gated=True,
+        ),
+        BaseModel(
+            "sd3.5-medium",
+            "stabilityai/stable-diffusion-3.5-medium",
+            "SD3.5 medium (the model of Flow-GRPO), 2.2 B-parameter transformer, three text encoders, 40 steps with "
+            "guidance 4.5, 1024x1024 pixels; needs a GPU and 16 GB of weights",
+            "pickscore",
+            _TRANSFORMER
+            | _lora(StableDiffusion3)
+            | _SD3_SIGMAS
+            | {"eval.steps": (1, 2, 4, 10, 40), "model.guidance_scale": 4.5, "eval.guidance_scale": 4.5},
+            licence="Stability AI Community",
+            gated=True,
+        ),
+        BaseModel(
+            "flux.1-schnell",
+            "black-forest-labs/FLUX.1-schnell",
+            "FLUX.1 schnell, 11.9 B-parameter transformer, CLIP and T5, 1 to 4 steps without guidance, 1024x1024 "
+            "pixels; needs a GPU of 80 GB and 34 GB of weights",
+            "hpsv2",
+            _TRANSFORMER | _FEW_STEPS | _lora(Flux),
+            licence="Apache-2.0",
+            gated=True,
+        ),
+        BaseModel(
+            "z-image-turbo",
+            "Tongyi-MAI/Z-Image-Turbo",
+            "Z-Image-Turbo, 6.2 B-parameter transformer, Qwen3 text encoder, 8 steps without guidance, 1024x1024 "
+            "pixels; needs a GPU of 48 GB and 33 GB of weights",
+            "hpsv2",
+            _TRANSFORMER | _FEW_STEPS | _lora(ZImage) | {"schedule.steps": 8},
+            licence="Apache-2.0",
+        ),
+    )
+}
+
+
+def known_model(name: str) -> BaseModel:
+    """The known model, or an anonymous one for a local folder or a hub id.
+
+    Raises:
+        UsageError: neither a known name, an existing folder, nor of the form ``owner/name``.
+    """
+    if name in KNOWN:
+        return KNOWN[name]
+    if os.path.isdir(name):  # which takes any text, however long
+        return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
+        return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE | _hub_defaults(name))
+    raise UsageError(
+        f"unknown model '{name}': not a known name, not a folder, not a hub id (owner/name).{nearest(name, KNOWN)} "
+        "See: sdpo-bench list models"
+    )
+
+
+def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
+    """Settings that a local folder's files ask for, and the family that they show, in words."""
+    config = folder / "transformer" / "config.json"
+    if transformer := _network(config):
+        return _PUBLISHED_SCHEDULE | _transformer_defaults(transformer, config), transformer.name
+    if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
+        return _PUBLISHED_SCHEDULE, ""
+    if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
+        return _CONSISTENCY | _EMBEDDED_GUIDANCE, "latent consistency model"
+    # Such as a model with a consistency LoRA merged into it: guidance would be classifier-free and cost an evaluation.
+    return _CONSISTENCY, "latent consistency model without guidance embedding"
+
+
+def _hub_defaults(name: str) -> dict[str, Any]:
+    """Default adapter and guidance of a hub pipeline in the cache; of others nothing is known before their download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "transformer/config.json")
+    if not isinstance(path, str):
+        return {}
+    family = _network(Path(path))
+    return _transformer_defaults(family, Path(path)) if family else {}
+
+
+def _transformer_defaults(family: Family, config: Path) -> dict[str, Any]:
+    """Settings that a transformer's file asks for. One with a guidance embedding takes the scale as an input,
+    whose default in the stock pipeline is 3.5 (MixGRPO's too); 1 is another condition, not the absence of one."""
+    return _lora(type(family)) | (_FLUX_GUIDANCE if _entry(config, "guidance_embeds") else {})
+
+
+def _network(config: Path) -> Family | None:
+    """The family whose transformer the file is of; None where there is none."""
+    network = _entry(config, "_class_name")
+    return next((family for family in FAMILIES if family.network == network), None)
+
+
+def _entry(path: Path, key: str) -> Any:
+    """An entry of a configuration file; None where there is none. A damaged file is reported when it is loaded."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8")).get(key)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def asset_folder(name: str) -> Path:
+    """Folder of an asset that ships inside the package."""
+    return Path(str(files("sdpo_bench"))) / "assets" / name
+
+
+def resolve_location(model: BaseModel) -> str:
+    """Folder or hub id to load from."""
+    kind, _, rest = model.location.partition(":")
+    return str(asset_folder(rest)) if kind == "asset" else model.location
