@@ -335,12 +335,14 @@ def serve_reward(name: str, **options: Any) -> None:
 def list_(what: str, name: str | None, out: Path, as_json: bool) -> None:
     """Show what there is; WHAT is methods, rewards, models, presets, suites, studies, prompts, settings or runs.
 
-    With the NAME of a method: its formula, cost and source.
+    With the NAME of a method: its formula, cost and source. With that of a model: its licence, whether its repository
+    is gated, steps, resolution, guidance, memory, download and presets.
 
     \b
     Examples:
       sdpo-bench list methods
       sdpo-bench list methods sdpo
+      sdpo-bench list models sd3.5-medium
       sdpo-bench list settings --json
     """
     from sdpo_bench.cli.commands.list import show

@@ -39,7 +39,7 @@ from sdpo_bench.plugins.registry import BUILT_IN, find, plugin_tag
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.reward_expression import choose
 from sdpo_bench.settings import ModelSettings, Runtime
-from sdpo_bench.system.console_text import duration, print_table
+from sdpo_bench.system.console_text import duration, gigabytes, print_table
 from sdpo_bench.training.loss_scale import INITIAL
 
 ON_CPU = 8  # latents in a call that is timed: a CPU is as fast with few
@@ -281,8 +281,8 @@ def _print_memory(needs: dict[str, Any]) -> None:
     many = needs["latents_in_a_call"]
     per = {f"{name}, {many[name]} at once": many[name] * size for name, size in needs["bytes_per_latent"].items()}
     parts = needs["fixed_bytes"] | per | {"at the peak": needs["peak_bytes"]} | needs["host_bytes"]
-    rows = [[name, memory_estimate.gigabytes(size)] for name, size in parts.items()]
-    available = memory_estimate.gigabytes(needs["free_bytes"])
+    rows = [[name, gigabytes(size)] for name, size in parts.items()]
+    available = gigabytes(needs["free_bytes"])
     planned = needs["device"] == PLANNED
     print_table(
         [f"memory on {needs['device']} (estimate)", ""],

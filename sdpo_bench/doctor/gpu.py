@@ -38,7 +38,7 @@ from sdpo_bench.scoring.make_scorers import evaluation_scorers
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.seeds import seed_for
 from sdpo_bench.settings import DEFAULT_MODEL, BudgetSettings, Runtime
-from sdpo_bench.system.console_text import duration
+from sdpo_bench.system.console_text import duration, gigabytes
 from sdpo_bench.system.distributed import ALONE
 from sdpo_bench.system.memory_retry import is_out_of_memory
 from sdpo_bench.training import collapse_guards
@@ -161,7 +161,7 @@ class Rehearsal:
         free = memory_estimate.available_bytes(self.device)
         warning = memory_estimate.check(needed, free, self.config.model)
         require(warning is None, str(warning))
-        text = memory_estimate.gigabytes
+        text = gigabytes
         return f"{text(needed.total)} with --micro-batch {self.micro_batch}, of {text(free)} free"
 
     def speed(self) -> str:
@@ -263,7 +263,7 @@ class Rehearsal:
         whole, short = (memory_estimate.estimate(r.config, 1, self.device) for r in (self.resolved, self.short))
         if whole and short:
             expected += whole.fixed["trajectories of an epoch"] - short.fixed["trajectories of an epoch"]
-        texts = [memory_estimate.gigabytes(size) for size in (used, expected, total)]
+        texts = [gigabytes(size) for size in (used, expected, total)]
         text = "{} here, {} in a whole epoch, of {}".format(*texts)
         require(expected <= total, text)
         return text

@@ -21,6 +21,7 @@ from sdpo_bench.models.pipeline_files import published, read_folder
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.registry import Plugin, plugins
 from sdpo_bench.runs.run_folder import check_writable
+from sdpo_bench.system.console_text import gigabytes
 
 State = Literal["ok", "note", "problem"]
 HUB_TIMEOUT = 3.0  # seconds
@@ -88,7 +89,7 @@ def device_text(device: str) -> str:
     """What a device that is here is, and its free memory."""
     import torch
 
-    from sdpo_bench.estimates.memory_estimate import available_bytes, gigabytes
+    from sdpo_bench.estimates.memory_estimate import available_bytes
 
     free = gigabytes(available_bytes(device))
     if device.startswith("cuda"):
@@ -99,8 +100,6 @@ def device_text(device: str) -> str:
 
 def _disk(out: Path) -> Iterator[Finding]:
     from huggingface_hub import constants
-
-    from sdpo_bench.estimates.memory_estimate import gigabytes
 
     existing = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     try:
@@ -157,7 +156,6 @@ def _plugin(area: str, plugin: Plugin) -> Finding:
 
 
 def _models(device: str) -> Iterator[Finding]:
-    from sdpo_bench.estimates.memory_estimate import gigabytes
 
     for model in KNOWN.values():
         kind, _, name = model.location.partition(":")
@@ -195,4 +193,4 @@ def _memory(name: str, device: str) -> str:
     except SdpoBenchError as error:
         return f"cannot be configured: {error}"
     verdict = "fits" if needed.total <= free else "does not fit"
-    return f"a run needs {memory_estimate.gigabytes(needed.total)} or more and {verdict} on {device}"
+    return f"a run needs {gigabytes(needed.total)} or more and {verdict} on {device}"

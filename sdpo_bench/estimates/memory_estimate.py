@@ -21,6 +21,7 @@ from sdpo_bench.models.catalogue import pipeline_files
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.settings import ModelSettings, RunConfig
+from sdpo_bench.system.console_text import gigabytes
 from sdpo_bench.training.shared_calls import CALL_ELEMENTS
 
 RESERVE = 0.1  # of the estimate: kernels' workspaces and fragmentation
@@ -229,8 +230,3 @@ def check(needed: Estimate, available: float, model: ModelSettings, where: str =
     return f"{head} Use --micro-batch {fitting} or less (no number changes)" + (
         f", or {', '.join(advice)}." if advice else "."
     )
-
-
-def gigabytes(size: float) -> str:
-    """Bytes for a person, e.g. ``3.5 GB`` or ``24 MB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -10,18 +10,12 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.training.bill_text import bill_text
 
 RUN_FILE = "run.json"
-LICENCES = {
-    "emoji-turbo": "MIT",
-    "sd-turbo": "Stability AI, see LICENSE of stabilityai/sd-turbo",
-    "sdxl-turbo": "Stability AI, see LICENSE of stabilityai/sdxl-turbo",
-}
-"""Of models whose entry in the catalogue has none."""
 FREE = ("MIT", "Apache-2.0")
 
 
 def licence_of(model: str) -> str:
     """Licence of a base model by its name; empty where it is not known here."""
-    return known_model(model).licence or LICENCES.get(model, "")
+    return known_model(model).licence
 
 
 def licence_warning(model: str, merged: bool) -> str:

@@ -26,8 +26,9 @@ class BaseModel:
 
     ``location`` is a folder inside the package (``asset:NAME``), a local folder or a hub id. ``defaults`` are settings
     of a run that this model changes, below presets and the user's own. ``family`` says where those of a local folder
-    come from; empty where the model's own name says it. ``gated`` repositories ask for a hub login and a licence that
-    is accepted on their page.
+    come from; empty where the model's own name says it. ``licence`` is empty and ``gated`` None where they are not
+    known; ``gated`` repositories ask for a hub login and a licence that is accepted on their page. ``native_steps`` are
+    the numbers of denoising steps that its authors sample with.
     """
 
     name: str
@@ -37,7 +38,8 @@ class BaseModel:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     family: str = ""
     licence: str = ""
-    gated: bool = False
+    gated: bool | None = None
+    native_steps: str = ""
 
     @property
     def source(self) -> str:
@@ -45,10 +47,16 @@ class BaseModel:
         return f"the folder's family: {self.family}" if self.family else f"model {self.name}"
 
     @property
+    def access(self) -> str:
+        """What a download needs beforehand; empty where it needs nothing."""
+        page = f"https://huggingface.co/{self.location}"
+        return f"accept the licence on {page} and log in (hf auth login)" if self.gated else ""
+
+    @property
     def fetch_hint(self) -> str:
         """What to type where the weights are missing."""
-        login = f"accept the licence on https://huggingface.co/{self.location} and log in (hf auth login), then "
-        return f"On a machine with network: {login if self.gated else ''}sdpo-bench fetch {self.name}"
+        before = f"{self.access}, then " if self.access else ""
+        return f"On a machine with network: {before}sdpo-bench fetch {self.name}"
 
 
 _PUBLISHED_SCHEDULE = {"schedule.spacing": "trailing", "eval.spacing": "trailing"}
@@ -92,6 +100,9 @@ KNOWN: dict[str, BaseModel] = {
             "Embedded 1.3 M-parameter few-step latent diffusion model of emoji animals, 32x32 pixels, CPU",
             "emoji-align",
             _PUBLISHED_SCHEDULE | _EMBEDDED_SCORES,
+            licence="MIT",
+            gated=False,
+            native_steps="1 to 8",
         ),
         BaseModel(
             "emoji-flow",
@@ -104,6 +115,8 @@ KNOWN: dict[str, BaseModel] = {
             | {"model.text_tokens": 0, "schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
             | _EMBEDDED_SCORES,
             licence="MIT",
+            gated=False,
+            native_steps="1 to 8",
         ),
         BaseModel(
             "emoji-flow-base",
@@ -115,6 +128,8 @@ KNOWN: dict[str, BaseModel] = {
             | {"model.text_tokens": 0, "eval.steps": (1, 2, 4, 8, 16)}
             | _EMBEDDED_SCORES,
             licence="MIT",
+            gated=False,
+            native_steps="8 and more",
         ),
         BaseModel(
             "sd-turbo",
@@ -122,6 +137,9 @@ KNOWN: dict[str, BaseModel] = {
             "SD-Turbo, 866 M-parameter UNet, 512x512 pixels (the paper's model); needs a GPU and 5 GB of weights",
             "hpsv2",
             _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals"},
+            licence="Stability AI (see its LICENSE.md)",
+            gated=False,
+            native_steps="1 to 4",
         ),
         BaseModel(
             "lcm-dreamshaper-v7",
@@ -129,6 +147,9 @@ KNOWN: dict[str, BaseModel] = {
             "Latent consistency model of 860 M parameters, 768x768 pixels, sampled by LCM's own stochastic step",
             "hpsv2",
             _CONSISTENCY | _EMBEDDED_GUIDANCE | {"eval.unseen": "complex-animals"},
+            licence="MIT",
+            gated=False,
+            native_steps="1 to 8",
         ),
         BaseModel(
             "sdxl-turbo",
@@ -136,6 +157,9 @@ KNOWN: dict[str, BaseModel] = {
             "SDXL-Turbo, 2.6 B-parameter UNet, two text encoders, 512x512 pixels; needs a GPU and 14 GB of weights",
             "hpsv2",
             _PUBLISHED_SCHEDULE | {"eval.unseen": "complex-animals", "model.precision": "bf16"},
+            licence="Stability AI (see its LICENSE.md)",
+            gated=False,
+            native_steps="1 to 4",
         ),
         BaseModel(
             "sd3.5-large-turbo",
@@ -146,6 +170,7 @@ KNOWN: dict[str, BaseModel] = {
             _TRANSFORMER | _FEW_STEPS | _lora(StableDiffusion3) | _SD3_SIGMAS,
             licence="Stability AI Community",
             gated=True,
+            native_steps="4",
         ),
         BaseModel(
             "sd3.5-medium",
@@ -159,6 +184,7 @@ KNOWN: dict[str, BaseModel] = {
             | {"eval.steps": (1, 2, 4, 10, 40), "model.guidance_scale": 4.5, "eval.guidance_scale": 4.5},
             licence="Stability AI Community",
             gated=True,
+            native_steps="40",
         ),
         BaseModel(
             "flux.1-schnell",
@@ -169,6 +195,7 @@ KNOWN: dict[str, BaseModel] = {
             _TRANSFORMER | _FEW_STEPS | _lora(Flux),
             licence="Apache-2.0",
             gated=True,
+            native_steps="1 to 4",
         ),
         BaseModel(
             "z-image-turbo",
@@ -178,6 +205,8 @@ KNOWN: dict[str, BaseModel] = {
             "hpsv2",
             _TRANSFORMER | _FEW_STEPS | _lora(ZImage) | {"schedule.steps": 8},
             licence="Apache-2.0",
+            gated=False,
+            native_steps="8",
         ),
     )
 }

@@ -48,6 +48,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def gigabytes(size: float) -> str:
+    """Bytes for a person, e.g. ``3.5 GB`` or ``24 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def print_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],

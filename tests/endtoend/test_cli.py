@@ -79,7 +79,8 @@ def test_help_and_lists_never_import_torch():
     script = (
         "import sys, sdpo_bench.cli.entry as c\n"
         "for a in (['--help'], ['run', '--help'], ['list', 'methods'], ['list', 'rewards'], ['list', 'models'],\n"
-        "          ['list', 'presets'], ['list', 'prompts'], ['list', 'settings'], ['list', 'runs']):\n"
+        "          ['list', 'models', 'emoji-flow'], ['list', 'models', 'sd3.5-medium'], ['list', 'presets'],\n"
+        "          ['list', 'prompts'], ['list', 'settings'], ['list', 'runs']):\n"
         "    try: c.main(a)\n"
         "    except SystemExit as stop: assert not stop.code, (a, stop.code)\n"
         "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"

@@ -28,6 +28,8 @@ class Item:
     size: int
     cached: bool
     download: Callable[[], Path]
+    access: str = ""
+    """What the download needs beforehand."""
 
 
 def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
@@ -41,6 +43,9 @@ def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
         state = "cached" if item.cached else f"{item.size / 1e9:.2f} GB" if item.size else "size unknown"
         click.echo(f"{item.owner}: {item.label} ({state})")
     missing = [item for item in items if not item.cached]
+    for item in missing:
+        if item.access:
+            click.echo(f"{item.owner} is gated: {item.access}")
     click.echo(f"{len(missing)} of {len(items)} to download, {sum(i.size for i in missing) / 1e9:.2f} GB known")
     for item in [] if dry_run else missing:
         click.echo(f"{item.owner}: downloading {item.label}", err=True)
@@ -83,4 +88,4 @@ def _pipeline(name: str) -> list[Item]:
     here = cached_pipeline(location) is not None
     facts = [location, *([f"licence {model.licence}"] if model.licence else []), *(["gated"] if model.gated else [])]
     hint = model.fetch_hint if model.gated else HINT
-    return [Item(name, ", ".join(facts), size, here, partial(find_pipeline, location, hint=hint))]
+    return [Item(name, ", ".join(facts), size, here, partial(find_pipeline, location, hint=hint), model.access)]

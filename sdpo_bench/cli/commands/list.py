@@ -4,20 +4,25 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.cli.commands.list_one import describe, in_words, weights
 from sdpo_bench.cli.options import echo_json
-from sdpo_bench.errors import MissingError, UsageError
-from sdpo_bench.plugins.registry import Plugin, field_docs, find, plugins
+from sdpo_bench.models.known_models import KNOWN
+from sdpo_bench.plugins.registry import Plugin, field_docs, plugins
 
 METHOD_COLUMNS = ["name", "from", "what", "formula", "source"]
 SHORT = 3
 """How many of them the table has, which stays readable in 80 columns."""
+MORE_OF_ONE = {
+    "methods": "Formula, cost and source",
+    "models": "Steps, resolution, guidance, memory, download and presets",
+}
 
 
 def show(what: str, out: Path, as_json: bool, name: str | None = None) -> None:
-    """Print one list as a table or as JSON, or all about the method of that name.
+    """Print one list as a table or as JSON, or all about the method or model of that name.
 
     Raises:
-        UsageError: a name in another list than that of the methods, or of no method.
+        UsageError: a name in a list whose entries have no more to say, or of no method and no model.
     """
     if name is not None:
         _show_one(what, name, as_json)
@@ -33,70 +38,24 @@ def show(what: str, out: Path, as_json: bool, name: str | None = None) -> None:
         return
     from sdpo_bench.system.console_text import print_table
 
-    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["-" if cell is None else in_words(cell) for cell in row] for row in rows]
     optional: tuple[str, ...] = ()
     if what == "runs":
         from sdpo_bench.results.run_list import OPTIONAL as optional
     print_table(columns, cells, optional=optional, see=f"sdpo-bench list {what} --json")
-    if what == "methods":
-        print("Formula, cost and source of one: sdpo-bench list methods NAME")
+    if what in MORE_OF_ONE:
+        print(f"{MORE_OF_ONE[what]} of one: sdpo-bench list {what} NAME")
 
 
 def _show_one(what: str, name: str, as_json: bool) -> None:
-    """Formula, source, reward modes and cost of a method."""
-    if what != "methods":
-        raise UsageError(f"only 'list methods' takes a name, got '{name}' for {what}. Type: sdpo-bench list {what}")
-    plugin = find("methods", name)
-    data = dict(zip(METHOD_COLUMNS, _method_row(plugin)))
-    data |= {"rewards": _reward_modes(plugin), "cost": _method_cost(name)}
+    """Everything known of one method or model."""
+    data = describe(what, name)
     if as_json:
         echo_json(data)
         return
     from sdpo_bench.system.console_text import print_table
 
-    print_table(["method", data.pop("name")], [[key, value or "-"] for key, value in data.items()])
-
-
-def _reward_modes(plugin: Plugin) -> str:
-    """The rewards of steps that a method can learn from, its default first; empty where it asks for none in sampling,
-    and where it cannot be made, whose error ``run`` gives."""
-    from sdpo_bench.config.resolve import make_method
-
-    try:
-        loaded = plugin.load()
-        method = make_method(plugin.name, loaded, {})
-    except (UsageError, MissingError):
-        return ""
-    if method.signal not in ("advantage", "preference"):
-        return ""
-    default = loaded.fixed.get("method.reward", method.reward_mode)
-    if "method.reward" in loaded.fixed or len(method.reward_modes) == 1:
-        return str(default)
-    return ", ".join([default, *(mode for mode in method.reward_modes if mode != default)]) + " (method.reward)"
-
-
-def _method_cost(name: str) -> str:
-    """What a training image costs at the method's own settings, as ``run --dry-run`` counts it; empty where the method
-    cannot be run with the default reward and model, whose error ``run`` gives."""
-    from sdpo_bench.api import Search
-    from sdpo_bench.config.resolve import Request, resolve
-    from sdpo_bench.estimates.time_estimate import epoch_work, make_method
-
-    try:
-        resolved = resolve(Request(method=name))
-        method = make_method(resolved)
-        if isinstance(method, Search):
-            return f"{method.candidates} samples and reward calls for every image that is delivered"
-        work = epoch_work(resolved)
-    except (UsageError, MissingError):
-        return ""
-    images, steps = work["images"], resolved.config.schedule.steps
-    calls = (work["denoiser_forward"] + work["denoiser_backward"]) / images
-    return (
-        f"per image at {steps} steps: {calls:.4g} denoiser calls ({work['denoiser_backward'] / images:.4g} of them "
-        f"backward), {work['reward_calls'] / images:.4g} reward calls; "
-        f"{work['optimiser_steps']} optimiser steps for {images} images"
-    )
+    print_table([what.removesuffix("s"), data.pop("name")], [[key, in_words(value)] for key, value in data.items()])
 
 
 Listing = tuple[list[str], list[list[Any]]]
@@ -116,13 +75,8 @@ def _methods(out: Path) -> Listing:
 
 
 def _models(out: Path) -> Listing:
-    from sdpo_bench.models.known_models import KNOWN
-
-    rows = []
-    for model in KNOWN.values():
-        where = "in the package" if model.location.startswith("asset:") else f"hub: {model.location}"
-        rows.append([model.name, where, model.native_reward, model.summary])
-    return ["name", "weights", "own reward", "what"], rows
+    rows = [[m.name, weights(m), m.licence, m.gated, m.native_reward, m.summary] for m in KNOWN.values()]
+    return ["name", "weights", "licence", "gated", "own reward", "what"], rows
 
 
 def _presets(out: Path) -> Listing:

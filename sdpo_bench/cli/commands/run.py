@@ -29,7 +29,7 @@ from sdpo_bench.running.tracking import replaced_trackers, split_settings, track
 from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.runs.run_folder import CURVE
 from sdpo_bench.settings import Runtime, TrackSettings
-from sdpo_bench.system.console_text import number, print_table
+from sdpo_bench.system.console_text import gigabytes, number, print_table
 from sdpo_bench.system.distributed import Processes, launched
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file
@@ -354,7 +354,7 @@ def _show_needed_memory(resolved: Resolved, runtime: Runtime, processes: int = 1
     shared = 1 if alone else max(1, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     free = memory_estimate.available_bytes(device) / shared
     warning = memory_estimate.check(needed, free, resolved.config.model)
-    size = memory_estimate.gigabytes
+    size = gigabytes
     text = f"memory: needs about {size(needed.total)}; {size(free)} are free on {device}"
     text += f", each of {processes} processes" if processes > 1 else ""
     click.echo(f"warning: {warning}" if warning else text, err=True)
