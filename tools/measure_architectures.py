@@ -1,8 +1,9 @@
 """Measure what one latent of each known model costs in memory, and write it beside the model's architecture.
 
-    python -m tools.measure_architectures [NAME ...]
+    python -m tools.measure_architectures [--count] [NAME ...]
 
-Parameters are counted where a file has none yet.
+Parameters and persistent buffers are counted where the file names the classes of the text encoders, else taken as they
+are there. With --count nothing else is done.
 Only shapes are computed (see ``sdpo_bench.estimates.activations``); it takes minutes.
 Needed again when diffusers changes its networks.
 """
@@ -37,12 +38,13 @@ def measure(files: PipelineFiles) -> dict:
     return found
 
 
-def count(configs: dict) -> dict[str, int]:
-    """Parameters of each network, made without storage; text encoders name their class of transformers."""
+def count(configs: dict) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters of each network, and persistent buffers where it has any (position embeddings of Stable Diffusion 3,
+    which its weight files hold). Networks are made without storage; text encoders name their class of transformers."""
     import torch
     import transformers
 
-    found = {}
+    parameters, buffers = {}, {}
     for part, config in configs.items():
         if part == "scheduler":
             continue
@@ -52,21 +54,26 @@ def count(configs: dict) -> dict[str, int]:
                 network = kind(kind.config_class(**{k: v for k, v in config.items() if k != "_class_name"}))
             else:
                 network = make_network(config, "UNet2DConditionModel" if part == "unet" else "AutoencoderKL")
-        found[part] = sum(p.numel() for p in network.parameters())
-    return found
+        parameters[part] = sum(p.numel() for p in network.parameters())
+        named = dict(network.named_buffers())
+        if stored := sum(named[name].numel() for name in network.state_dict() if name in named):
+            buffers[part] = stored
+    return parameters, buffers
 
 
 def main() -> None:
-    chosen = sys.argv[1:]
+    chosen = [name for name in sys.argv[1:] if name != "--count"]
     for path in sorted(FOLDER.glob("*.json")):
         if chosen and path.stem not in chosen:
             continue
         data = json.loads(path.read_text())
-        if "parameters" not in data:
-            data["parameters"] = count(data["configs"])
-        data["measured"] = measure(PipelineFiles(data["configs"], data["parameters"]))
+        encoders = [config for part, config in data["configs"].items() if part.startswith("text_encoder")]
+        if all("_class_name" in config for config in encoders):
+            data["parameters"], data["buffers"] = count(data["configs"])
+        if "--count" not in sys.argv:
+            data["measured"] = measure(PipelineFiles(data["configs"], data["parameters"]))
         path.write_text(json.dumps(data, indent=1) + "\n")
-        print(path.stem, data["measured"], flush=True)
+        print(path.stem, data["parameters"], data.get("buffers"), data["measured"], flush=True)
 
 
 if __name__ == "__main__":

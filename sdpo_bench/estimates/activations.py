@@ -17,6 +17,13 @@ WIDTH = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number by ``model.precision``."""
 
 
+def weight_bytes(files: PipelineFiles, model: str, precision: str) -> dict[str, int]:
+    """Bytes of each network's weights in memory; an autoencoder that overflows in half precision stays float32."""
+    wide = files.family(model).upcast_vae(files.configs)
+    width = WIDTH[precision]
+    return {part: count * (4 if part == "vae" and wide else width) for part, count in files.numbers.items()}
+
+
 def make_task(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str, Any]:
     family = files.family(model.name)
     networks = {part: files.configs[part] for part in (family.denoiser, "vae")}

@@ -14,7 +14,7 @@ from typing import Any
 from sdpo_bench.api import Method
 from sdpo_bench.config.resolve import build_method
 from sdpo_bench.errors import MissingError
-from sdpo_bench.estimates.activations import WIDTH, make_task, trace
+from sdpo_bench.estimates.activations import WIDTH, make_task, trace, weight_bytes
 from sdpo_bench.evaluation.evaluate import splits
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.models.catalogue import pipeline_files
@@ -183,9 +183,7 @@ def _measured(files: PipelineFiles, model: ModelSettings, side: int) -> dict[str
 
 def _weights(files: PipelineFiles, model: ModelSettings) -> tuple[float, float]:
     """Bytes of weights that rest on the CPU and that work on the device (with the largest visitor of the resting)."""
-    width, family = WIDTH[model.precision], files.family(model.name)
-    wide = family.upcast_vae(files.configs)
-    sizes = {k: n * (4 if k == "vae" and wide else width) for k, n in files.parameters.items()}
+    family, sizes = files.family(model.name), weight_bytes(files, model.name, model.precision)
     if not model.cpu_offload:
         return 0.0, float(sum(sizes.values()))
     encoders = sum(v for k, v in sizes.items() if k.startswith("text_encoder"))

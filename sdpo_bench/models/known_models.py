@@ -165,7 +165,7 @@ KNOWN: dict[str, BaseModel] = {
             "sd3.5-large-turbo",
             "stabilityai/stable-diffusion-3.5-large-turbo",
             "SD3.5 large turbo, 8.1 B-parameter transformer, three text encoders, 4 steps without guidance, 1024x1024 "
-            "pixels; needs a GPU of 48 GB and 27 GB of weights",
+            "pixels; needs a GPU of 48 GB and 28 GB of weights",
             "hpsv2",
             _TRANSFORMER | _FEW_STEPS | _lora(StableDiffusion3) | _SD3_SIGMAS,
             licence="Stability AI Community",

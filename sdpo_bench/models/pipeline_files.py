@@ -30,7 +30,8 @@ class PipelineFiles:
 
     Attributes:
         configs: configuration of each part of :data:`CONFIGS` that the pipeline has.
-        parameters: number of parameters of each network.
+        parameters: number of parameters of each network; of a folder, all numbers of its weight files.
+        buffers: numbers that a network stores besides its parameters (persistent buffers), of known models.
         measured: memory of one latent, of known models (see ``sdpo_bench.estimates.memory_estimate``).
         pipeline: class of the pipeline, where a folder names it.
         stored_bytes: bytes of a number in the published weights, by network; 4 where nothing else is said.
@@ -41,11 +42,22 @@ class PipelineFiles:
     measured: Mapping[str, Any] = field(default_factory=dict)
     pipeline: str = ""
     stored_bytes: Mapping[str, int] = field(default_factory=dict)
+    buffers: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Numbers that each network stores and holds in memory: parameters and persistent buffers."""
+        return {part: count + self.buffers.get(part, 0) for part, count in self.parameters.items()}
+
+    @property
+    def part_bytes(self) -> dict[str, int]:
+        """Size of the published weights of each network."""
+        return {part: number * self.stored_bytes.get(part, 4) for part, number in self.numbers.items()}
 
     @property
     def download_bytes(self) -> int:
         """Approximate size of the published weights."""
-        return sum(number * self.stored_bytes.get(part, 4) for part, number in self.parameters.items())
+        return sum(self.part_bytes.values())
 
     def family(self, location: str) -> Family:
         """The family of the pipeline; ``location`` names it in messages.
@@ -62,8 +74,13 @@ def published(name: str) -> PipelineFiles | None:
     if not path.is_file():
         return None
     data = json.loads(path.read_text(encoding="utf-8"))
-    stored_bytes = data.get("stored_bytes", {})
-    return PipelineFiles(data["configs"], data["parameters"], data.get("measured", {}), stored_bytes=stored_bytes)
+    return PipelineFiles(
+        data["configs"],
+        data["parameters"],
+        data.get("measured", {}),
+        stored_bytes=data.get("stored_bytes", {}),
+        buffers=data.get("buffers", {}),
+    )
 
 
 def read_folder(folder: Path) -> PipelineFiles:

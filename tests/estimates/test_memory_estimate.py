@@ -13,6 +13,7 @@ from sdpo_bench.hashing import canonical_json
 from sdpo_bench.models.catalogue import load_policy, pipeline_files
 from sdpo_bench.models.pipeline_files import published
 from sdpo_bench.settings import ModelSettings
+from tools.measure_architectures import count
 from tools.random_pipeline import SMALL_FLOW, write_pipeline
 
 
@@ -46,12 +47,46 @@ def test_published_sizes():
 
 def test_published_sizes_of_transformers():
     """As their authors round them: SD3.5 large 8.1 B, FLUX.1 12 B, Z-Image 6 B; the encoder of T5 v1.1 XXL 4.76 B."""
-    sizes = {name: published(name).parameters for name in ("sd3.5-large-turbo", "flux.1-schnell", "z-image-turbo")}
+    names = ("sd3.5-large-turbo", "sd3.5-medium", "flux.1-schnell", "z-image-turbo")
+    sizes = {name: published(name).parameters for name in names}
     assert sizes["sd3.5-large-turbo"]["transformer"] == 8_056_627_520
+    assert sizes["sd3.5-medium"]["transformer"] == 2_243_171_520  # 2.5 B with its position embedding
     assert sizes["flux.1-schnell"]["transformer"] == 11_891_178_560
     assert sizes["z-image-turbo"]["transformer"] == 6_154_908_736
     assert sizes["flux.1-schnell"]["text_encoder_2"] == sizes["sd3.5-large-turbo"]["text_encoder_3"] == 4_762_310_656
     assert published("flux.1-schnell").download_bytes == 2 * sum(sizes["flux.1-schnell"].values())
+
+
+def test_position_embeddings_of_stable_diffusion_3_are_stored_and_held_in_memory():
+    """Files of the transformers on the hub, in half precision: 4.94 GB (medium) and 9.99 + 6.31 GB (large turbo).
+
+    A position embedding has pos_embed_max_size^2 rows of the transformer's width: 384^2 x 1536 and 192^2 x 2432.
+    """
+    medium, large = published("sd3.5-medium"), published("sd3.5-large-turbo")
+    assert medium.buffers == {"transformer": 384**2 * 1536} and large.buffers == {"transformer": 192**2 * 2432}
+    assert medium.part_bytes["transformer"] / 1e9 == pytest.approx(4.94, abs=0.005)
+    assert large.part_bytes["transformer"] / 1e9 == pytest.approx(9.99 + 6.31, abs=0.01)
+    config = resolve(Request(method="grpo", model="sd3.5-medium", reward="jpeg-compressibility")).config
+    in_bf16 = 2 * sum(n for part, n in medium.parameters.items() if part != "vae") + 2 * 384**2 * 1536
+    assert estimated_weights(config) == in_bf16 + 4 * medium.parameters["vae"]  # force_upcast: float32
+
+
+def estimated_weights(config):
+    return memory_estimate.estimate(config, 1, "cuda").fixed["weights"]
+
+
+def test_the_tool_counts_what_a_weight_file_holds(tmp_path):
+    folder = write_pipeline(SMALL_FLOW["sd3"], tmp_path / "sd3")
+    files = pipeline_files(ModelSettings(name=str(folder)))
+    parameters, buffers = count({"transformer": files.configs["transformer"]})
+    assert parameters["transformer"] + buffers["transformer"] == files.parameters["transformer"]
+    network = load_policy(ModelSettings(name=str(folder))).denoiser
+    assert parameters["transformer"] == sum(p.numel() for p in network.parameters())
+
+
+def test_the_tool_counts_what_the_package_ships():
+    files = published("sd3.5-medium")
+    assert count(files.configs) == (files.parameters, files.buffers)
 
 
 def saved_bytes(policy, prompt="a cat"):

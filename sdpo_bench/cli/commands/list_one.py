@@ -130,15 +130,14 @@ def weights(model: BaseModel) -> str:
 
 def _memory(model: BaseModel, files: PipelineFiles) -> str:
     """Memory of the weights and, where it was measured, of one latent of a training step at the model's resolution."""
-    from sdpo_bench.estimates.activations import WIDTH
+    from sdpo_bench.estimates.activations import WIDTH, weight_bytes
     from sdpo_bench.settings import ModelSettings
     from sdpo_bench.system.console_text import gigabytes
 
     precision = model.defaults.get("model.precision", ModelSettings.precision)
-    width = WIDTH[precision]
-    text = f"weights {gigabytes(width * sum(files.parameters.values()))} in {precision}"
+    text = f"weights {gigabytes(sum(weight_bytes(files, model.name, precision).values()))} in {precision}"
     if files.measured:
-        sizes = files.measured["fp32" if width == 4 else "half"]
+        sizes = files.measured["fp32" if WIDTH[precision] == 4 else "half"]
         text += (
             f"; one latent of a training step {gigabytes(sizes['training'])}, with model.gradient_checkpointing "
             f"{gigabytes(sizes['checkpointed'])}"
@@ -152,8 +151,7 @@ def _download(model: BaseModel, files: PipelineFiles | None) -> str | None:
         return None
     if not files or model.location.startswith("asset:"):
         return "nothing: it is in the package"
-    sizes = {part: number * files.stored_bytes.get(part, 4) for part, number in files.parameters.items()}
-    parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in sizes.items())
+    parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in files.part_bytes.items())
     return f"{files.download_bytes / 1e9:.2f} GB ({parts}): sdpo-bench fetch {model.name}"
 
 
