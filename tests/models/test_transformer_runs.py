@@ -1,12 +1,17 @@
 """Runs on small transformer pipelines: what an epoch changes and costs, and settings of the known models."""
 
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 import torch
 
 from factories import make_resolved, make_trainer
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.estimates.time_estimate import trained_steps
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.rollout.group_cost import group_cost
+from sdpo_bench.rollout.trailing_weights import average_keep
 from tools.random_pipeline import SMALL_FLOW
 
 
@@ -50,6 +55,34 @@ def test_known_transformers_resolve_to_their_own_settings(name):
     assert chosen.model.lora_targets in {family.lora_targets for family in FAMILIES}
 
 
+FLOW_GRPO = {  # setting: official value, with its line at ac4c86e
+    "model.resolution": 512,  # config/grpo.py:117
+    "model.guidance_scale": 4.5,  # config/grpo.py:115
+    "model.text_tokens": 128,  # scripts/train_sd3.py:625, max_sequence_length
+    "model.precision": "fp16",  # config/base.py:21
+    "model.lora_rank": 32,  # scripts/train_sd3.py:430
+    "model.lora_alpha": 64.0,  # scripts/train_sd3.py:431
+    "schedule.sde": "flow",
+    "schedule.steps": 10,  # config/grpo.py:113
+    "schedule.eta": 0.7,  # config/base.py:54, noise_level
+    "advantage.normalisation": "group",
+    "advantage.std": "batch",  # config/grpo.py:129, global_std
+    "advantage.clip": 5.0,  # config/base.py:84
+    "method.group_size": 24,  # config/grpo.py:119
+    "method.clip_range": 1e-4,  # config/base.py:86
+    "method.kl_weight": 8e-4,  # from config/grpo.py:128, see below
+    "method.shared_noise": False,
+    "update.inner_epochs": 1,  # config/grpo.py:126
+    "update.lr": 3e-4,  # config/base.py:63
+    "update.betas": (0.9, 0.999),  # config/base.py:65, 67
+    "update.weight_decay": 1e-4,  # config/base.py:69
+    "update.epsilon": 1e-8,  # config/base.py:71
+    "update.max_grad_norm": 1.0,  # config/base.py:76
+    "eval.guidance_scale": 4.5,  # config/grpo.py:115
+    "eval.eta": 0.0,  # scripts/train_sd3.py:258, noise_level
+}
+
+
 def test_flow_grpos_preset_has_the_numbers_of_the_official_code():
     """github.com/yifan123/flow_grpo: config/grpo.py (pickscore_sd3), config/base.py, scripts/train_sd3.py.
 
@@ -59,12 +92,41 @@ def test_flow_grpos_preset_has_the_numbers_of_the_official_code():
     resolved = resolve(Request(method="grpo", model="sd3.5-medium", reward="pickscore"))
     assert resolved.preset == "flow-grpo-sd3.5-medium"
     config = resolved.config
-    model, method = config.model, config.method.settings
-    assert (model.resolution, model.guidance_scale, model.lora_rank, model.lora_alpha) == (512, 4.5, 32, 64.0)
-    assert (config.schedule.steps, config.schedule.sde, config.schedule.eta) == (10, "flow", 0.7)
-    assert (method["group_size"], method["clip_range"], method["kl_weight"]) == (24, 1e-4, 8e-4)
-    assert method["kl_weight"] == pytest.approx(0.01 / 13.0, rel=0.05)
-    assert not method["shared_noise"]
-    groups = config.sample.images_per_epoch // 24
-    assert groups == 48 and groups / (config.update.minibatch * config.update.accumulation) == 2
-    assert (config.update.lr, config.update.weight_decay, config.advantage.clip) == (3e-4, 1e-4, 5.0)
+    plain = asdict(config) | {"method": config.method.settings}
+    for key, official in FLOW_GRPO.items():
+        section, name = key.split(".")
+        assert plain[section][name] == official, key
+    assert config.method.settings["kl_weight"] == pytest.approx(0.01 / 13.0, rel=0.05)
+    assert config.sample.images_per_epoch == 48 * config.method.settings["group_size"]
+    assert config.update.minibatch * config.update.accumulation == 48 / 2  # two optimiser steps an epoch
+    assert sum(trained_steps(config.schedule, "official")) == int(10 * 0.99)  # timestep_fraction, grpo.py:127
+
+
+def official_average(optimiser_steps):
+    """Weight of the adapter after each optimiser step in Flow-GRPO's average (flow_grpo/ema.py): it is asked after each
+    of an epoch's four batches, two of which make an optimiser step (grpo.py:120 and 125, with 32 GPUs)."""
+    weights = np.zeros(optimiser_steps + 1)
+    weights[0] = 1.0
+    for batch in range(1, 2 * optimiser_steps + 1):
+        step = batch // 2
+        if (step + 1) % 8 == 0:
+            keep = min((1 + step) / (10 + step), 0.9)
+            weights *= keep
+            weights[step] += 1 - keep
+    return weights
+
+
+@pytest.mark.parametrize(("steps", "official", "ours"), [(120, 31.4, 35.9), (200, 34.6, 37.3)])
+def test_flow_grpos_preset_averages_over_as_many_steps_as_the_official_code(steps, official, ours):
+    """The age of an average: steps since its weights were the newest, on the mean. The budget is 200 steps."""
+    ema = resolve(Request(method="grpo", model="sd3.5-medium", reward="pickscore")).config.ema
+    weights = np.zeros(steps + 1)
+    weights[0] = 1.0
+    for step in range(1, steps + 1):
+        keep = average_keep(ema.decay, step, warmup=ema.warmup)
+        weights *= keep
+        weights[step] += 1 - keep
+    age = steps - np.arange(steps + 1)
+    assert official_average(steps) @ age == pytest.approx(official, abs=0.1)
+    assert weights @ age == pytest.approx(ours, abs=0.1)
+    assert np.abs(np.cumsum(weights) - np.cumsum(official_average(steps))).mean() < 0.04
