@@ -22,6 +22,7 @@ from sdpo_bench.models.cut_prompts import read_by, read_from_files
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.models.families.sd3 import StableDiffusion3
 from sdpo_bench.models.known_models import KNOWN, known_model
+from sdpo_bench.models.pipeline_files import read_folder
 from sdpo_bench.runs.adapter import LORA_FILE
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter, save_adapter
 from sdpo_bench.settings import ModelSettings
@@ -66,6 +67,14 @@ def euler(policy, scheduler, start):
 
 def noise(policy, seed=3):
     return torch.randn(len(PROMPTS), *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_exported_python_guides_the_stock_pipeline_so(folders, shape, guidance):
+    files = read_folder(folders(shape))
+    given = files.family(shape).stock_guidance(files.configs, guidance)
+    official = {key: value for key, value in arguments(shape, guidance).items() if key != "max_sequence_length"}
+    assert given == {key: value[0] if key == "negative_prompt" else value for key, value in official.items()}
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.library.model_card import RUN_FILE, licence_warning, model_card
+from sdpo_bench.models.catalogue import pipeline_files
 from sdpo_bench.models.known_models import known_model, resolve_location
 from sdpo_bench.models.kohya import kohya_bytes
 from sdpo_bench.models.pipeline_files import read_folder
@@ -18,7 +19,7 @@ from sdpo_bench.running.finished_run import open_finished_run
 from sdpo_bench.runs.adapter import LORA_FILE, check_seal, require_adapter
 from sdpo_bench.runs.run_folder import RunFolder, find_run
 from sdpo_bench.runs.saved_adapter import load_adapter, read_adapter
-from sdpo_bench.settings import ModelSettings
+from sdpo_bench.settings import EvaluationSettings, ModelSettings
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file
 
@@ -58,13 +59,14 @@ def export_command(
     destination.parent.mkdir(parents=True, exist_ok=True)
     if merge:
         _write_merged(folder, target)
-        click.echo(f"In Python:\n{indent(_merged_code(target), '  ')}")
+        code = _merged_code(target)
     else:
         adapter = read_adapter(folder.lora)
         if adapter.notice:
             click.echo(f"note: {adapter.notice}.", err=True)
         atomic_write(destination, adapter.to_bytes() if form == "diffusers" else kohya_bytes(adapter))
-        click.echo(f"In Python:\n{indent(loading_code(model, target, names[form]), '  ')}")
+        code = loading_code(model, target, names[form])
+    click.echo(f"In Python:\n{indent(code + _sampling_code(folder, model), '  ')}")
     if repo:
         _push(folder, model, target, [] if merge else [destination], repo, yes)
     click.echo(str(target if merge else target / names[form]))
@@ -91,6 +93,36 @@ def _merged_code(folder: Path) -> str:
         "from diffusers import DiffusionPipeline\n"
         f"pipeline = DiffusionPipeline.from_pretrained({str(folder)!r}, dtype=torch.float32{_nones(str(folder))})"
     )
+
+
+def _sampling_code(folder: RunFolder, model: ModelSettings) -> str:
+    """Python code that draws a picture with ``pipeline`` as the run's evaluation does; nothing for a noise-prediction
+    model, whose sampler is not its stock pipeline's.
+
+    A pipeline folder has no place for these numbers: prompt tokens, sigmas and guidance are arguments of each call.
+    """
+    files = pipeline_files(model)
+    family = files.family(model.name) if files else None
+    if files is None or family is None or not family.flow:
+        return ""
+    config = folder.record()["config"]
+    evaluation: EvaluationSettings = validate(EvaluationSettings, config["eval"], "eval")
+    arguments = _noise_levels(evaluation, config["schedule"]["steps"])
+    arguments |= family.stock_guidance(files.configs, evaluation.guidance_scale)
+    if family.text_tokens(files.configs):
+        arguments["max_sequence_length"] = family.chosen_text_tokens(files.configs, model.text_tokens)
+    if model.resolution:
+        arguments |= {"height": model.resolution, "width": model.resolution}
+    return f"\nsampling = {arguments!r}\npicture = pipeline('a cat', **sampling).images[0]"
+
+
+def _noise_levels(evaluation: EvaluationSettings, steps: int) -> dict[str, Any]:
+    """The evaluation's own sigmas, or ``steps`` of them as its spacing places them, before the scheduler's shift."""
+    if evaluation.sigmas:
+        return {"sigmas": list(evaluation.sigmas)}
+    if evaluation.spacing == "linspace":
+        return {"num_inference_steps": steps}
+    return {"sigmas": [1 - i / steps for i in range(steps)]}
 
 
 def _nones(location: str) -> str:

@@ -136,6 +136,10 @@ class Family(ABC):
             raise UsageError(f"model.text_tokens = {asked}: {self.name} reads prompts of a fixed length. Leave it out.")
         return own if asked is None else asked
 
+    def stock_guidance(self, configs: Configs, guidance: float) -> dict[str, Any]:
+        """Arguments with which the stock pipeline guides a picture as this family does at scale ``guidance``."""
+        return {"guidance_scale": guidance}
+
     def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
         """Tokenizers that decide which part of a prompt is read, with the tokens of each.
 

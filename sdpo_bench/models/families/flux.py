@@ -53,6 +53,11 @@ class Flux(Family):
     def text_tokens(self, configs: Configs) -> int:
         return t5_tokens(configs["transformer"])
 
+    def stock_guidance(self, configs: Configs, guidance: float) -> dict[str, Any]:
+        if self.embeds_guidance(configs):
+            return super().stock_guidance(configs, guidance)
+        return {"true_cfg_scale": guidance, "negative_prompt": ""}
+
     def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
         # CLIP gives a pooled embedding of 77 tokens; what it drops of a long prompt, T5 still reads.
         return {"tokenizer_2": text_tokens}

@@ -55,6 +55,9 @@ class QwenImage(Family):
     def text_shapes(self, configs: Configs) -> dict[str, tuple[int, ...]]:
         return {"encoder_hidden_states": (TEXT_TOKENS, configs["transformer"].get("joint_attention_dim", 3584))}
 
+    def stock_guidance(self, configs: Configs, guidance: float) -> dict[str, Any]:
+        return {"true_cfg_scale": guidance, "negative_prompt": " "}
+
     def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
         return {"tokenizer": text_tokens + _template().prompt_template_encode_start_idx}
 

@@ -38,6 +38,9 @@ class ZImage(Family):
     def text_tokens(self, configs: Configs) -> int:
         return TEXT_TOKENS
 
+    def stock_guidance(self, configs: Configs, guidance: float) -> dict[str, Any]:
+        return super().stock_guidance(configs, guidance - 1)
+
     def prompt_limits(self, lengths: Mapping[str, int], text_tokens: int) -> dict[str, int]:
         return {"tokenizer": text_tokens}
 
