@@ -59,7 +59,11 @@ def test_one_model_is_shown_with_everything_known_of_it():
     assert shown["parameters"]["vae"] == 83_819_683
     assert "text_encoder_3 9.52" in shown["fetch"]  # 4.762 G parameters in half precision
     assert "in bf16" in shown["memory"] and "with model.gradient_checkpointing 1.6 GB" in shown["memory"]
-    assert shown["presets"] == ["flow-grpo-sd3.5-medium (pickscore)", "mixgrpo (only when named)"]
+    assert shown["presets"] == [
+        "flow-grpo-fast (only when named)",
+        "flow-grpo-sd3.5-medium (pickscore)",
+        "mixgrpo (only when named)",
+    ]
     text = listed("sd3.5-medium")
     assert re.search(r"gated +│ yes", text) and "4,762,310,656" in text
 

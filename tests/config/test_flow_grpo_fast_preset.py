@@ -23,6 +23,8 @@ def test_the_preset_has_the_numbers_of_the_official_configuration():
     assert (schedule.cps_log_prob, schedule.spacing) == ("official", "linspace")
     assert (model.guidance_scale, model.resolution, model.lora_rank, model.lora_alpha) == (1.0, 512, 32, 64.0)
     assert (method["group_size"], method["clip_range"], method["kl_weight"]) == (18, 1e-5, 0.0)
+    assert (model.precision, model.text_tokens) == ("fp16", 128)  # base.py; max_sequence_length of the script
+    assert config.ema.decay == pytest.approx(0.81 ** (1 / 8), abs=1e-3)  # 0.9 twice after every eighth step
     assert not method["shared_noise"]
     assert (config.advantage.normalisation, config.advantage.std, config.advantage.clip) == ("group", "batch", 5.0)
     assert (config.update.lr, config.sample.images_per_epoch) == (3e-4, 32 * 9 * 4)

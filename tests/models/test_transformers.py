@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from stock_pipelines import call
+from stock_pipelines import arguments, call
 
 from sdpo_bench.cli.commands.fetch import fetch_command
 from sdpo_bench.errors import UsageError
@@ -73,7 +73,7 @@ def noise(policy, seed=3):
 def test_exported_python_guides_the_stock_pipeline_so(folders, shape, guidance):
     files = read_folder(folders(shape))
     given = files.family(shape).stock_guidance(files.configs, guidance)
-    official = {key: value for key, value in arguments(shape, guidance).items() if key != "max_sequence_length"}
+    official = {key: value for key, value in arguments(shape, guidance, 1).items() if key != "max_sequence_length"}
     assert given == {key: value[0] if key == "negative_prompt" else value for key, value in official.items()}
 
 
