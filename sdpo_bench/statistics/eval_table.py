@@ -322,7 +322,7 @@ def _places(columns: Mapping[str, Any]) -> tuple[Place, ...]:
     labels, codes = zip(*(_in_order(name, columns[name]) for name in PANEL_COLUMNS))
     axis_labels, axis_codes = zip(*(_in_order(name, columns[name]) for name in AXIS_COLUMNS))
     shape = [len(values) for values in labels]
-    flat, inverse = _used(np.ravel_multi_index(codes, shape), int(np.prod(shape)))
+    flat, inverse = _used(np.asarray(np.ravel_multi_index(codes, shape)), int(np.prod(shape)))
     places = []
     for number, code in enumerate(flat):
         key = PanelKey(*(values[i] for values, i in zip(labels, np.unravel_index(code, shape))))

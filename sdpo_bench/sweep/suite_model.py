@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sdpo_bench.config.resolve import DEFAULT_REWARD
 from sdpo_bench.hashing import digest
-from sdpo_bench.models.catalogue import KNOWN, BaseModel, known_model
+from sdpo_bench.models.known_models import KNOWN, BaseModel, known_model
 from sdpo_bench.sweep.suite import Moved, Suite, shown_names
 
 
