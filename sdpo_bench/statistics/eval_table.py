@@ -319,16 +319,17 @@ class Place:
 
 def _places(columns: Mapping[str, Any]) -> tuple[Place, ...]:
     """Places of the panels of a file."""
-    labels, codes = zip(*(_in_order(name, columns[name]) for name in PANEL_COLUMNS))
-    axis_labels, axis_codes = zip(*(_in_order(name, columns[name]) for name in AXIS_COLUMNS))
+    panel_columns = [_in_order(name, columns[name]) for name in PANEL_COLUMNS]
+    axes = [_in_order(name, columns[name]) for name in AXIS_COLUMNS]
+    labels, codes = [values for values, _ in panel_columns], [codes for _, codes in panel_columns]
     shape = [len(values) for values in labels]
     flat, inverse = _used(np.asarray(np.ravel_multi_index(codes, shape)), int(np.prod(shape)))
     places = []
     for number, code in enumerate(flat):
         key = PanelKey(*(values[i] for values, i in zip(labels, np.unravel_index(code, shape))))
         rows = np.flatnonzero(inverse == number)
-        parts = [_used(own[rows], len(values)) for own, values in zip(axis_codes, axis_labels)]
-        present = tuple(tuple(values[i] for i in part[0]) for values, part in zip(axis_labels, parts))
+        parts = [_used(own[rows], len(values)) for values, own in axes]
+        present = tuple(tuple(values[i] for i in part[0]) for (values, _), part in zip(axes, parts))
         size = tuple(len(values) for values in present)
         entries = np.ravel_multi_index([part[1] for part in parts], size)
         counts = np.bincount(entries, minlength=int(np.prod(size))).reshape(size)
