@@ -97,7 +97,7 @@ def draw_charts(
             ax.set_visible(False)
         _legend(figure, labels, styles, legend_columns)
         if title:
-            words = textwrap.fill(clean(title).replace("$", r"\$"), int(14 * size[0] * columns))
+            words = textwrap.fill(clean(title).replace("$", r"\$"), int(12.5 * size[0] * columns))
             figure.suptitle(words, x=0.01, ha="left", fontsize=10)
 
     legend_rows = -(-len(labels) // legend_columns)
