@@ -80,7 +80,9 @@ class RewardPrediction(Study):
         tables = [_accuracy_table(views), _prediction_table(views)]
         if len(models) > 1:
             compared = models_compared(by_model)
-            conclusion, tables = [*compared.sentences(), *conclusion], [compared.table(), *tables]
+            conclusion = [*compared.sentences(), *conclusion]
+            if compared.contrasts:
+                tables = [compared.table(), *tables]
         contrasts = [contrast for view in views for contrast in view.contrasts.values()]
         return Findings(
             (*conclusion, *seed_caution(contrasts)),
@@ -121,9 +123,11 @@ def models_compared(by_model: "Mapping[str, list[_Reward]]") -> ModelsCompared:
     """The second model minus the first."""
     (reference, first), (model, second) = by_model.items()
     found: dict[Place, Matrix] = {}
+    constant = []
     for a, b in zip(first, second, strict=True):
         found |= differences(a.reward, b.with_spread, a.with_spread)
-    return ModelsCompared(model, reference, s.SDPO, found)
+        constant += [(a.reward, steps) for steps in a.sampled if 0 in (a.spread[steps], b.spread[steps])]
+    return ModelsCompared(model, reference, s.SDPO, found, constant)
 
 
 # -- analysis ------------------------------------------------------------------------------------------------
@@ -137,6 +141,11 @@ def as_matrix(values: np.ndarray, sampled: Sampled, seeds: tuple[int, ...], prom
     return Matrix(means.reshape(shape), seeds, tuple(prompts))
 
 
+def _spread(truth: np.ndarray) -> float:
+    """Standard deviation; exactly 0 for equal numbers, whose mean may be rounded."""
+    return float(truth.std(ddof=1)) if np.ptp(truth) > 0 else 0.0
+
+
 class _Reward:
     """What one reward's numbers say on one model."""
 
@@ -147,12 +156,13 @@ class _Reward:
         self.accuracy: dict[int, dict[str, s.Accuracy]] = {}
         self.matrices: dict[int, dict[str, Matrix]] = {}
         self.with_spread: dict[int, dict[str, Matrix]] = {}
-        """The same means; for differences of models."""
+        """The same means, for differences of models; no T whose true reward never varies."""
+        self.spread = {steps: _spread(trajectories.truth[reward]) for steps, trajectories in sampled.items()}
+        """Standard deviation of the true reward over all steps and trajectories, by T."""
         for steps, trajectories in sampled.items():
-            truth = trajectories.truth[reward]
-            spread = float(truth.std(ddof=1)) or 1.0
+            truth, spread = trajectories.truth[reward], self.spread[steps]
             self.accuracy[steps] = {
-                name: s.accuracy(rule, truth, trajectories.similarity, trajectories.prompts, spread)
+                name: s.accuracy(rule, truth, trajectories.similarity, trajectories.prompts, spread or 1.0)
                 for name, rule in s.rules(steps, EVEN).items()
             }
             self.matrices[steps] = {
@@ -160,9 +170,10 @@ class _Reward:
                 for name, a in self.accuracy[steps].items()
                 if a.not_finite == 0
             }
-            squares = ((truth - truth.mean()) ** 2).mean(axis=1)
-            deviation = as_matrix(squares, trajectories, seeds, prompts)
-            self.with_spread[steps] = {name: with_spread(m, deviation) for name, m in self.matrices[steps].items()}
+            if spread > 0:
+                squares = ((truth - truth.mean()) ** 2).mean(axis=1)
+                deviation = as_matrix(squares, trajectories, seeds, prompts)
+                self.with_spread[steps] = {name: with_spread(m, deviation) for name, m in self.matrices[steps].items()}
         differences = {}
         for steps, matrices in self.matrices.items():
             for rival in RIVALS:
@@ -225,7 +236,7 @@ class _Reward:
     def plots(self) -> list[Plot]:
         most = max(self.sampled)
         shown = (s.SDPO, s.SAME_QUERIES, s.MIDDLE, s.LAST)
-        sampled, spread = self.sampled[most], float(self.sampled[most].truth[self.reward].std(ddof=1)) or 1.0
+        sampled, spread = self.sampled[most], self.spread[most]
         rule = s.rules(most, EVEN)[s.SDPO]
         predicted, asked = rule(sampled.truth[self.reward], sampled.similarity)
         bins = s.calibration(predicted[~asked], sampled.truth[self.reward][~asked])

@@ -36,10 +36,6 @@ def test_a_cell_that_raises_the_spread_lowers_the_error_in_standard_deviations()
     assert with_spread(matrix([1.0, 3.0]), matrix([2.0, 6.0])).values.tolist() == [[1.5, 2.5]]
 
 
-def test_errors_of_a_reward_without_spread_stay_as_they_are():
-    assert with_spread(matrix([1.0, 3.0]), matrix([0.0, 0.0])).values.tolist() == [[1.0, 3.0]]
-
-
 def test_the_error_of_the_ratio_is_that_of_a_jackknife_over_prompts():
     """Leaving out one prompt at a time recomputes the standard deviation too; prompts with a wide reward have larger
     errors, so that the error as it stands varies more than its ratio."""
@@ -92,6 +88,34 @@ def test_a_reward_in_other_units_is_predicted_as_well_on_both_models():
     assert not np.allclose(
         own.with_spread[steps][step_rewards.SDPO].values, own.matrices[steps][step_rewards.SDPO].values
     )
+
+
+def views(steps_of_truth):
+    """One reward's view of each model from ``{model: {T: truth}}``; all predicted originals are alike."""
+    found = {}
+    for model, by_steps in steps_of_truth.items():
+        truths = {n: sampled(truth, np.ones((len(truth), n, n)), 2) for n, truth in by_steps.items()}
+        found[model] = [reward_prediction._Reward("r", truths, SEEDS, PROMPTS, model)]
+    return found
+
+
+@pytest.mark.parametrize("still", ["one", "other"])
+def test_a_t_at_which_one_model_s_reward_never_varies_is_not_compared_and_said_so(still):
+    """The errors of the one would be in units of the reward, those of the other in standard deviations."""
+    varied = np.random.default_rng(2).normal(size=(12, 5)), np.random.default_rng(3).normal(size=(12, 10))
+    truths = {model: dict(zip((5, 10), varied)) for model in ("one", "other")}
+    truths[still][10] = np.full((12, 10), 0.1)
+    assert np.full((12, 10), 0.1).std(ddof=1) > 0, "rounding gives equal numbers a standard deviation"
+    compared = reward_prediction.models_compared(views(truths))
+    assert {place.steps for place in compared.contrasts} == {5}
+    text = "Not compared: r at T = 10. The true reward of at least one model never varies there"
+    assert compared.sentences()[-1].startswith(text) and compared.table().notes[-1].startswith(text)
+
+
+def test_models_with_nothing_to_compare_get_no_verdict():
+    still, varied = np.zeros((12, 5)), np.random.default_rng(2).normal(size=(12, 5))
+    (sentence,) = reward_prediction.models_compared(views({"one": {5: varied}, "other": {5: still}})).sentences()
+    assert sentence.startswith("Not compared: r at T = 5.")
 
 
 # -- the family ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ An error is a share of the standard deviation of its own model's true rewards. T
 estimated from the same trajectories as the errors, so their sampling errors belong to the interval of the difference.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,23 +34,31 @@ def with_spread(error: Matrix, deviation: Matrix) -> Matrix:
 
     Args:
         error: of each seed and prompt, in standard deviations.
-        deviation: mean squared deviation of the true reward from its mean over everything; same seeds and prompts.
+        deviation: mean squared deviation of the true reward from its mean over everything; same seeds and prompts; not
+            0 everywhere.
     """
     mean = deviation.values.mean()
-    if mean == 0:  # the reward is the same everywhere, so errors are in its own units
-        return error
     return replace(error, values=error.values - error.values.mean() * (deviation.values / mean - 1) / 2)
 
 
 class ModelsCompared:
     """Errors on one model minus errors on a reference model, by reward, rule and T."""
 
-    def __init__(self, model: str, reference: str, main: str, differences: Mapping[Place, Matrix]):
+    def __init__(
+        self,
+        model: str,
+        reference: str,
+        main: str,
+        differences: Mapping[Place, Matrix],
+        constant: Sequence[tuple[str, int]] = (),
+    ):
         """
         Args:
             main: the rule whose differences are the declared family; those of the others are exploratory.
+            constant: reward and T where the true reward of one model never varies, which are not compared.
         """
         self.model, self.reference, self.main = model, reference, main
+        self.constant = tuple(constant)
         by_label = {_label(place): place for place in differences}
         declared = {label: differences[place] for label, place in by_label.items() if place.rule == main}
         others = {label: differences[place] for label, place in by_label.items() if place.rule != main}
@@ -66,8 +74,18 @@ class ModelsCompared:
         return {p: c for p, c in self.contrasts.items() if p.rule == self.main and reward in ("", p.reward)}
 
     def sentences(self) -> list[str]:
-        """The answer over the whole family, then the numbers of each reward."""
-        return [self._answer(), *map(self._of_reward, self.rewards)]
+        """The answer over the whole family, the numbers of each reward, and what is not compared."""
+        answer = [self._answer()] if self.contrasts else []
+        return [*answer, *map(self._of_reward, self.rewards), *self._not_compared()]
+
+    def _not_compared(self) -> list[str]:
+        if not self.constant:
+            return []
+        where = listed(_by_reward([Place(reward, self.main, steps) for reward, steps in self.constant]))
+        return [
+            f"Not compared: {where}. The true reward of at least one model never varies there, so its error has no "
+            "standard deviation as a unit."
+        ]
 
     def _answer(self) -> str:
         contrasts = self.declared()
@@ -108,6 +126,7 @@ class ModelsCompared:
             "prompts; the interval has the sampling errors of both standard deviations. Positive: worse on "
             f"{self.model}. Grey rows: the declared family (Holm over all rewards and T). Other rows: exploratory "
             "(Benjamini-Hochberg). Bold: significant.",
+            *self._not_compared(),
         )
         title = f"Error of predicted step rewards: {self.model} minus {self.reference}"
         return t.Table("models", title, tuple(columns), tuple(self._group(r, counts) for r in self.rewards), notes)
@@ -125,16 +144,17 @@ class ModelsCompared:
 def differences(
     reward: str, model: Mapping[int, Mapping[str, Matrix]], reference: Mapping[int, Mapping[str, Matrix]]
 ) -> dict[Place, Matrix]:
-    """Paired differences of one reward from matrices by T and rule; a rule counts where both models have it.
+    """Paired differences of one reward from matrices by T and rule; a T or rule counts where both models have it.
 
     Raises:
         UsageError: other prompts or seeds.
     """
     found = {}
     for steps, rules in model.items():
+        others = reference.get(steps, {})
         for rule, matrix in rules.items():
-            if rule in reference[steps]:
-                found[Place(reward, rule, steps)] = paired(matrix, reference[steps][rule])
+            if rule in others:
+                found[Place(reward, rule, steps)] = paired(matrix, others[rule])
     return found
 
 
