@@ -2,7 +2,9 @@
 
 The dense reward of SDPO is asked at three steps and filled in by latent similarity elsewhere. Here every step of the
 base model's trajectories is decoded and scored, so that the prediction meets the truth. A diffusion model and
-a flow-matching one are asked on the same prompts, seeds and noise, so that one can be tested against the other.
+a flow-matching one are asked on the same prompts, seeds and noise, so that one can be tested against the other. Each is
+sampled as its preset trains it, and the samplers keep unlike shares of noise; so the flow model is sampled a second
+time, with the other one's share.
 """
 
 from collections.abc import Mapping
@@ -20,6 +22,8 @@ from sdpo_bench.statistics.matrices import Matrix, paired
 from sdpo_bench.studies.shared import step_rewards as s
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.models_compared import ModelsCompared, Place, differences, with_spread
+from sdpo_bench.studies.shared.sampler_noise import matched_eta
+from sdpo_bench.studies.shared.samplers_compared import Arm, SamplersCompared
 from sdpo_bench.studies.shared.true_rewards import (
     Sampled,
     sample_truth,
@@ -27,12 +31,15 @@ from sdpo_bench.studies.shared.true_rewards import (
     study_models,
     study_prompts,
     study_rewards,
+    study_sampler,
     study_steps,
 )
 
 EVEN = (5, 9)
 USABLE = 0.5
 """Correlation with the true reward among trajectories of one prompt, below which a prediction counts as failed."""
+MATCHED = "with matched noise"
+"""Words for the model sampled with the other model's share of old noise."""
 RIVALS = (s.LAST, s.SAME_QUERIES, s.MIDDLE, "linear, ends (2)")
 
 
@@ -43,7 +50,7 @@ class RewardPrediction(Study):
     question = (
         "SDPO asks the reward at three denoising steps and predicts the others by latent similarity. How good is the "
         "prediction, on which steps and at how many of them, is it better than simpler or cheaper ways, and is it "
-        "better or worse on a flow-matching model than on a diffusion model?"
+        "better or worse on a flow-matching model than on a diffusion model, each with the sampler it is trained with?"
     )
 
     def design(self, request: StudyRequest) -> Design:
@@ -53,6 +60,7 @@ class RewardPrediction(Study):
         return Design(
             (
                 ("model", f"{listed(models)}, not trained"),
+                *_samplers(request, models),
                 ("rewards", ", ".join(rewards)),
                 ("denoising steps T", ", ".join(map(str, counts))),
                 ("seeds", f"{', '.join(map(str, seeds))} (of the sampling noise)"),
@@ -69,7 +77,7 @@ class RewardPrediction(Study):
                 f"Prediction fails at a step where Spearman's correlation with the truth, among trajectories of the "
                 f"same prompt that were not asked there, is below {USABLE}: advantages are made from such differences.",
             ),
-            denoiser_calls=len(models) * trajectories * sum(counts),
+            denoiser_calls=(len(models) + (len(models) > 1)) * trajectories * sum(counts),
         )
 
     def findings(self, bench: Bench) -> Findings:
@@ -77,12 +85,17 @@ class RewardPrediction(Study):
         by_model = {model: _views(bench, model, named=len(models) > 1) for model in models}
         views = [view for own in by_model.values() for view in own]
         conclusion = [sentence for view in views for sentence in view.sentences()]
-        tables = [_accuracy_table(views), _prediction_table(views)]
+        tables = [_accuracy_table(views)]
+        ranked = views
         if len(models) > 1:
-            compared = models_compared(by_model)
-            conclusion = [*compared.sentences(), *conclusion]
-            if compared.contrasts:
-                tables = [compared.table(), *tables]
+            compared, matched = models_compared(by_model), _matched(bench, by_model)
+            samplers = samplers_compared(compared, by_model, matched, study_samplers(bench.request, models))
+            summaries = [sentence for view in matched for sentence in view.summary()]
+            conclusion = [*compared.sentences(), *samplers.sentences(), *conclusion, *summaries]
+            compared_tables = [compared.table(), samplers.table()] if compared.contrasts else []
+            tables = [*compared_tables, samplers.noise_table(), *tables]
+            ranked = [*views, *matched]
+        tables.append(_prediction_table(ranked))
         contrasts = [contrast for view in views for contrast in view.contrasts.values()]
         return Findings(
             (*conclusion, *seed_caution(contrasts)),
@@ -95,6 +108,27 @@ def _each(models: tuple[str, ...]) -> str:
     return " and model" if len(models) > 1 else ""
 
 
+def _samplers(request: StudyRequest, models: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Facts: the sampler of each model, and of the exploratory arm."""
+    own = study_samplers(request, models)
+    facts = [("sampler", "; ".join(f"{model}: {words}" for model, words in own.items()))]
+    if len(models) > 1:
+        reference, model = models
+        facts.append(
+            (
+                "exploratory arm",
+                f"{model} with sde cps at the eta that keeps, in every step, the mean share of old noise that a step "
+                f"of {reference} keeps at the same T (mean over steps but the last); cps keeps cos(eta pi / 2)",
+            )
+        )
+    return tuple(facts)
+
+
+def study_samplers(request: StudyRequest, models: tuple[str, ...]) -> dict[str, str]:
+    """The sampler of each model in words."""
+    return {model: study_sampler(replace(request, model=model)) for model in models}
+
+
 def _models_statistics(models: tuple[str, ...]) -> tuple[str, ...]:
     """How two models are compared; nothing where there is one."""
     if len(models) == 1:
@@ -104,7 +138,10 @@ def _models_statistics(models: tuple[str, ...]) -> tuple[str, ...]:
         f"Family over rewards and T: SDPO's prediction on {model} minus on {reference}, on the same prompts, seeds and "
         "noise; crossed seed x prompt intervals of the paired difference, which have the sampling errors of both "
         "standard deviations, Holm over the family. The other ways are compared alike as an exploratory grid "
-        "(Benjamini-Hochberg).",
+        "(Benjamini-Hochberg). Each model is sampled as its preset trains it, so a difference is one of the model "
+        "together with its sampler.",
+        f"Exploratory, whether that difference is one of the samplers: the exploratory arm minus {reference}, and "
+        f"minus {model} as its preset trains it; Benjamini-Hochberg over rewards and T of each.",
     )
 
 
@@ -114,20 +151,68 @@ def _views(bench: Bench, model: str, *, named: bool) -> "list[_Reward]":
     for steps in study_steps(request):
         bench.say(f"{model}: sampling and scoring every step at T = {steps}")
         sampled[steps] = sample_truth(request, steps, bench.runtime)
+    return _by_reward(request, sampled, f"{model}, " if named else "")
+
+
+def _by_reward(request: StudyRequest, sampled: Mapping[int, Sampled], title: str) -> "list[_Reward]":
     prompts, seeds = study_prompts(request), request.chosen_seeds
-    title = f"{model}, " if named else ""
     return [_Reward(reward, sampled, seeds, prompts, title + reward) for reward in study_rewards(request)]
+
+
+def _matched(bench: Bench, by_model: "Mapping[str, list[_Reward]]") -> "list[_Reward]":
+    """The second model, sampled with the share of old noise that the first one's sampler keeps."""
+    (_, first), (model, _) = by_model.items()
+    sampled = {}
+    for steps, reference in first[0].sampled.items():
+        request = matched_request(bench.request, model, reference.kept)
+        bench.say(f"{model}, {study_sampler(request)}: sampling and scoring every step at T = {steps}")
+        sampled[steps] = sample_truth(request, steps, bench.runtime)
+    return _by_reward(replace(bench.request, model=model), sampled, f"{model}, {MATCHED}, ")
+
+
+def matched_request(request: StudyRequest, model: str, kept: np.ndarray) -> StudyRequest:
+    """The request of a model whose steps keep the mean of these shares of old noise."""
+    own = {"schedule.sde": "cps", "schedule.eta": matched_eta(kept)}
+    return replace(request, model=model, overrides={**request.overrides, **own})
+
+
+def samplers_compared(
+    compared: ModelsCompared,
+    by_model: "Mapping[str, list[_Reward]]",
+    matched: "list[_Reward]",
+    samplers: Mapping[str, str],
+) -> SamplersCompared:
+    """The second model at the first one's share of old noise against both as their presets train them."""
+    (reference, first), (model, second) = by_model.items()
+    etas = listed(f"{matched_eta(sampled.kept):g}" for sampled in first[0].sampled.values())
+    arms = (
+        Arm(reference, samplers[reference], _kept(first)),
+        Arm(model, samplers[model], _kept(second)),
+        Arm(f"{model} {MATCHED}", f"flow, sde cps, eta {etas}", _kept(matched)),
+    )
+    to_reference, to_itself = (_differences(views, matched)[0] for views in (first, second))
+    return SamplersCompared(compared, arms, to_reference, to_itself)
+
+
+def _kept(views: "list[_Reward]") -> dict[int, float]:
+    return {steps: float(sampled.kept.mean()) for steps, sampled in views[0].sampled.items()}
 
 
 def models_compared(by_model: "Mapping[str, list[_Reward]]") -> ModelsCompared:
     """The second model minus the first."""
     (reference, first), (model, second) = by_model.items()
+    found, constant = _differences(first, second)
+    return ModelsCompared(model, reference, s.SDPO, found, constant)
+
+
+def _differences(first: "list[_Reward]", second: "list[_Reward]") -> tuple[dict[Place, Matrix], list[tuple[str, int]]]:
+    """Second minus first, and the rewards and T where a true reward never varies."""
     found: dict[Place, Matrix] = {}
     constant = []
     for a, b in zip(first, second, strict=True):
         found |= differences(a.reward, b.with_spread, a.with_spread)
         constant += [(a.reward, steps) for steps in a.sampled if 0 in (a.spread[steps], b.spread[steps])]
-    return ModelsCompared(model, reference, s.SDPO, found, constant)
+    return found, constant
 
 
 # -- analysis ------------------------------------------------------------------------------------------------
@@ -188,9 +273,16 @@ class _Reward:
         """Steps at which the prediction fails."""
         return [int(i) for i in np.flatnonzero(self.accuracy[steps][s.SDPO].correlation < USABLE)]
 
-    def sentences(self) -> list[str]:
+    def summary(self) -> list[str]:
+        """Error and failures, nothing about other ways of predicting."""
+        return [f"{self.title}: {text}" for text in (self._misses(), self._failures())]
+
+    def _misses(self) -> str:
         errors = ", ".join(f"{self.matrices[n][s.SDPO].values.mean():.2f} at T = {n}" for n in self.sampled)
-        texts = [f"SDPO's prediction misses the true reward by {errors} (standard deviations)."]
+        return f"SDPO's prediction misses the true reward by {errors} (standard deviations)."
+
+    def sentences(self) -> list[str]:
+        texts = [self._misses()]
         for rival, words in (
             (s.LAST, "the last reward alone"),
             (s.SAME_QUERIES, "a straight line through its queries"),

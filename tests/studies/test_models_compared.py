@@ -64,7 +64,8 @@ def test_the_error_of_the_ratio_is_that_of_a_jackknife_over_prompts():
 def sampled(truth, similarity, members):
     n = len(SEEDS) * len(PROMPTS)
     cells = np.repeat(np.arange(n), members)
-    return Sampled(similarity, {"r": truth}, cells // len(PROMPTS), cells % len(PROMPTS))
+    kept = np.full(truth.shape[1] - 1, 0.5)
+    return Sampled(similarity, {"r": truth}, cells // len(PROMPTS), cells % len(PROMPTS), kept)
 
 
 def test_a_reward_in_other_units_is_predicted_as_well_on_both_models():
@@ -213,10 +214,10 @@ def test_both_models_have_the_same_prompts():
     assert first == second and len(first) == 45
 
 
-def test_the_design_declares_the_comparison_and_counts_both_models():
+def test_the_design_declares_the_comparison_and_counts_both_models_and_the_exploratory_arm():
     study = reward_prediction.RewardPrediction()
     both, one = study.design(StudyRequest()), study.design(StudyRequest(model="emoji-flow"))
-    assert both.denoiser_calls == 2 * one.denoiser_calls == 2 * 3 * 45 * 2 * (5 + 10 + 20 + 50)
+    assert both.denoiser_calls == 3 * one.denoiser_calls == 3 * 3 * 45 * 2 * (5 + 10 + 20 + 50)
     family = "SDPO's prediction on emoji-flow minus on emoji-turbo"
     assert any(family in line for line in both.statistics) and not any(family in line for line in one.statistics)
 
@@ -230,7 +231,13 @@ def test_the_study_answers_for_both_models(tmp_path):
     assert first.startswith("On emoji-flow latent similarity predicts step rewards ")
     assert second.startswith("jpeg-compressibility, emoji-flow minus emoji-turbo: the error of SDPO's prediction is ")
     assert [sum(text.startswith(f"{m}, jpeg-compressibility: ") for text in rest) for m in MODELS] == [7, 7]
-    compared, accuracy, _ = record.findings.tables
+    assert sum(text.startswith("emoji-flow, with matched noise, jpeg-compressibility: ") for text in rest) == 2
+    compared, _, samplers, accuracy, ranking = record.findings.tables
+    kept = [[cell.text for cell in row.cells[1:]] for row in samplers.groups[0].rows]
+    # DDIM at T = 5 keeps 0, .35, .48 and .48; arccos of their mean is .788 pi / 2.
+    assert kept[0] == ["ddim, eta 1", "0.33"] and kept[1] == ["flow, sde cps, eta 1", "0.00"]
+    assert kept[2][0].startswith("flow, sde cps, eta 0.788") and kept[2][1] == "0.33"
+    assert ranking.groups[2].title == "emoji-flow, with matched noise, jpeg-compressibility"
     titles = [f"{model}, jpeg-compressibility" for model in MODELS]
     assert [group.title for group in accuracy.groups] == titles
     errors = [{row.cells[0].text: row.cells[1].value for row in group.rows} for group in accuracy.groups]

@@ -4,7 +4,7 @@ An error is a share of the standard deviation of its own model's true rewards. T
 estimated from the same trajectories as the errors, so their sampling errors belong to the interval of the difference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -59,11 +59,10 @@ class ModelsCompared:
         """
         self.model, self.reference, self.main = model, reference, main
         self.constant = tuple(constant)
-        by_label = {_label(place): place for place in differences}
-        declared = {label: differences[place] for label, place in by_label.items() if place.rule == main}
-        others = {label: differences[place] for label, place in by_label.items() if place.rule != main}
-        found = family(declared) | exploratory(others)
-        self.contrasts: dict[Place, Contrast] = {place: found[label] for label, place in by_label.items()}
+        declared = {place: m for place, m in differences.items() if place.rule == main}
+        others = {place: m for place, m in differences.items() if place.rule != main}
+        found = contrasts_by_place(declared, family) | contrasts_by_place(others, exploratory)
+        self.contrasts: dict[Place, Contrast] = {place: found[place] for place in differences}
 
     @property
     def rewards(self) -> tuple[str, ...]:
@@ -88,20 +87,8 @@ class ModelsCompared:
         ]
 
     def _answer(self) -> str:
-        contrasts = self.declared()
-        texts = []
-        for outcome, words in (("up", "worse"), ("down", "better")):
-            places = _by_reward([place for place, c in contrasts.items() if c.outcome == outcome])
-            if places:
-                texts.append(f"significantly {words} than on {self.reference} for {listed(places)}")
-        start = f"On {self.model} latent similarity predicts step rewards"
-        if not texts:
-            end = "which is not equality"
-            neither = f"neither significantly better nor significantly worse than on {self.reference}"
-            return f"{start} {neither} in any of {len(contrasts)} comparisons, {end}."
-        open_ones = sum(c.outcome == "unclear" for c in contrasts.values())
-        rest = f"; {open_ones} of {len(contrasts)} comparisons are not significant" if open_ones else ""
-        return f"{start} {' and '.join(texts)}{rest}."
+        verdict = verdicts(self.declared(), self.reference)
+        return f"On {self.model} latent similarity predicts step rewards {verdict}."
 
     def _of_reward(self, reward: str) -> str:
         texts = []
@@ -156,6 +143,29 @@ def differences(
             if rule in others:
                 found[Place(reward, rule, steps)] = paired(matrix, others[rule])
     return found
+
+
+def contrasts_by_place(
+    differences: Mapping[Place, Matrix], adjust: Callable[[Mapping[str, Matrix]], dict[str, Contrast]]
+) -> dict[Place, Contrast]:
+    """Tested differences; ``adjust`` is ``family`` or ``exploratory``."""
+    found = adjust({_label(place): matrix for place, matrix in differences.items()})
+    return {place: found[_label(place)] for place in differences}
+
+
+def verdicts(contrasts: Mapping[Place, Contrast], reference: str) -> str:
+    """For example ``significantly worse than on turbo for style at T = 5; 1 of 2 comparisons are not significant``."""
+    texts = []
+    for outcome, words in (("up", "worse"), ("down", "better")):
+        places = _by_reward([place for place, c in contrasts.items() if c.outcome == outcome])
+        if places:
+            texts.append(f"significantly {words} than on {reference} for {listed(places)}")
+    if not texts:
+        neither = f"neither significantly better nor significantly worse than on {reference}"
+        return f"{neither} in any of {len(contrasts)} comparisons, which is not equality"
+    open_ones = sum(c.outcome == "unclear" for c in contrasts.values())
+    rest = f"; {open_ones} of {len(contrasts)} comparisons are not significant" if open_ones else ""
+    return " and ".join(texts) + rest
 
 
 def _label(place: Place) -> str:

@@ -10,6 +10,7 @@ from sdpo_bench.config.resolve import Request, Resolved, build_method, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.studies.shared.contract import StudyRequest
+from sdpo_bench.studies.shared.sampler_noise import kept_noise, sampler_words
 
 MODELS = ("emoji-turbo", "emoji-flow")
 """A diffusion and a flow-matching model of the same prompts, noise and picture size."""
@@ -29,6 +30,8 @@ class Sampled:
     """``[n]`` position of the seed."""
     prompts: np.ndarray
     """``[n]`` position of the prompt."""
+    kept: np.ndarray
+    """``[T - 1]`` share of the old noise that each step but the last keeps."""
 
 
 def study_rewards(request: StudyRequest) -> tuple[str, ...]:
@@ -54,6 +57,11 @@ def study_models(request: StudyRequest) -> tuple[str, ...]:
 def resolved_run(request: StudyRequest, reward: str, steps: int) -> Resolved:
     overrides = {**request.overrides, "schedule.steps": steps}
     return resolve(Request("sdpo", reward, request.model or None, request.preset, 0, overrides))
+
+
+def study_sampler(request: StudyRequest) -> str:
+    """How the requested model is sampled, in words."""
+    return sampler_words(resolved_run(request, study_rewards(request)[0], study_steps(request)[0]).config.schedule)
 
 
 def study_prompts(request: StudyRequest) -> list[str]:
@@ -110,6 +118,7 @@ def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
         {name: torch.cat(parts).view(-1, steps).double().numpy() for name, parts in truth.items()},
         np.repeat(np.arange(n_seeds), n_prompts * members),
         np.tile(np.repeat(np.arange(n_prompts), members), n_seeds),
+        kept_noise(schedule),
     )
 
 
