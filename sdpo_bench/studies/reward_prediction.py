@@ -9,19 +9,17 @@ time, with the other one's share.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from sdpo_bench.results.study_findings import Findings, Plot, banded, line
+from sdpo_bench.results.study_findings import Findings
 from sdpo_bench.statistics import table as t
-from sdpo_bench.statistics.chart import Chart
-from sdpo_bench.statistics.contrasts import Contrast, family, listed, seed_caution
-from sdpo_bench.statistics.intervals import Estimate, crossed_interval
-from sdpo_bench.statistics.matrices import Matrix, paired
+from sdpo_bench.statistics.contrasts import listed, seed_caution
+from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies.shared import step_rewards as s
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
-from sdpo_bench.studies.shared.models_compared import ModelsCompared, Place, differences, with_spread
+from sdpo_bench.studies.shared.models_compared import ModelsCompared, Place, differences
+from sdpo_bench.studies.shared.reward_view import RIVALS, USABLE, RewardView, ranges
 from sdpo_bench.studies.shared.sampler_noise import matched_eta
 from sdpo_bench.studies.shared.samplers_compared import Arm, SamplersCompared
 from sdpo_bench.studies.shared.true_rewards import (
@@ -35,12 +33,8 @@ from sdpo_bench.studies.shared.true_rewards import (
     study_steps,
 )
 
-EVEN = (5, 9)
-USABLE = 0.5
-"""Correlation with the true reward among trajectories of one prompt, below which a prediction counts as failed."""
 MATCHED = "with matched noise"
 """Words for the model sampled with the other model's share of old noise."""
-RIVALS = (s.LAST, s.SAME_QUERIES, s.MIDDLE, "linear, ends (2)")
 
 
 class RewardPrediction(Study):
@@ -145,7 +139,7 @@ def _models_statistics(models: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def _views(bench: Bench, model: str, *, named: bool) -> "list[_Reward]":
+def _views(bench: Bench, model: str, *, named: bool) -> list[RewardView]:
     """What was measured on one model, by reward."""
     request, sampled = replace(bench.request, model=model), {}
     for steps in study_steps(request):
@@ -154,12 +148,12 @@ def _views(bench: Bench, model: str, *, named: bool) -> "list[_Reward]":
     return _by_reward(request, sampled, f"{model}, " if named else "")
 
 
-def _by_reward(request: StudyRequest, sampled: Mapping[int, Sampled], title: str) -> "list[_Reward]":
+def _by_reward(request: StudyRequest, sampled: Mapping[int, Sampled], title: str) -> list[RewardView]:
     prompts, seeds = study_prompts(request), request.chosen_seeds
-    return [_Reward(reward, sampled, seeds, prompts, title + reward) for reward in study_rewards(request)]
+    return [RewardView(reward, sampled, seeds, prompts, title + reward) for reward in study_rewards(request)]
 
 
-def _matched(bench: Bench, by_model: "Mapping[str, list[_Reward]]") -> "list[_Reward]":
+def _matched(bench: Bench, by_model: Mapping[str, list[RewardView]]) -> list[RewardView]:
     """The second model, sampled with the share of old noise that the first one's sampler keeps."""
     (_, first), (model, _) = by_model.items()
     sampled = {}
@@ -178,8 +172,8 @@ def matched_request(request: StudyRequest, model: str, kept: np.ndarray) -> Stud
 
 def samplers_compared(
     compared: ModelsCompared,
-    by_model: "Mapping[str, list[_Reward]]",
-    matched: "list[_Reward]",
+    by_model: Mapping[str, list[RewardView]],
+    matched: list[RewardView],
     samplers: Mapping[str, str],
 ) -> SamplersCompared:
     """The second model at the first one's share of old noise against both as their presets train them."""
@@ -194,18 +188,20 @@ def samplers_compared(
     return SamplersCompared(compared, arms, to_reference, to_itself)
 
 
-def _kept(views: "list[_Reward]") -> dict[int, float]:
+def _kept(views: list[RewardView]) -> dict[int, float]:
     return {steps: float(sampled.kept.mean()) for steps, sampled in views[0].sampled.items()}
 
 
-def models_compared(by_model: "Mapping[str, list[_Reward]]") -> ModelsCompared:
+def models_compared(by_model: Mapping[str, list[RewardView]]) -> ModelsCompared:
     """The second model minus the first."""
     (reference, first), (model, second) = by_model.items()
     found, constant = _differences(first, second)
     return ModelsCompared(model, reference, s.SDPO, found, constant)
 
 
-def _differences(first: "list[_Reward]", second: "list[_Reward]") -> tuple[dict[Place, Matrix], list[tuple[str, int]]]:
+def _differences(
+    first: list[RewardView], second: list[RewardView]
+) -> tuple[dict[Place, Matrix], list[tuple[str, int]]]:
     """Second minus first, and the rewards and T where a true reward never varies."""
     found: dict[Place, Matrix] = {}
     constant = []
@@ -215,211 +211,10 @@ def _differences(first: "list[_Reward]", second: "list[_Reward]") -> tuple[dict[
     return found, constant
 
 
-# -- analysis ------------------------------------------------------------------------------------------------
-
-
-def as_matrix(values: np.ndarray, sampled: Sampled, seeds: tuple[int, ...], prompts: list[str]) -> Matrix:
-    """``[n]`` numbers of trajectories as means of each seed and prompt."""
-    shape = (len(seeds), len(prompts))
-    cell = np.ravel_multi_index((sampled.seeds, sampled.prompts), shape)
-    means = np.bincount(cell, values, minlength=shape[0] * shape[1]) / np.bincount(cell, minlength=shape[0] * shape[1])
-    return Matrix(means.reshape(shape), seeds, tuple(prompts))
-
-
-def _spread(truth: np.ndarray) -> float:
-    """Standard deviation; exactly 0 for equal numbers, whose mean may be rounded."""
-    return float(truth.std(ddof=1)) if np.ptp(truth) > 0 else 0.0
-
-
-class _Reward:
-    """What one reward's numbers say on one model."""
-
-    def __init__(
-        self, reward: str, sampled: Mapping[int, Sampled], seeds: tuple[int, ...], prompts: list[str], title: str
-    ):
-        self.reward, self.sampled, self.title = reward, sampled, title
-        self.accuracy: dict[int, dict[str, s.Accuracy]] = {}
-        self.matrices: dict[int, dict[str, Matrix]] = {}
-        self.with_spread: dict[int, dict[str, Matrix]] = {}
-        """The same means, for differences of models; no T whose true reward never varies."""
-        self.spread = {steps: _spread(trajectories.truth[reward]) for steps, trajectories in sampled.items()}
-        """Standard deviation of the true reward over all steps and trajectories, by T."""
-        for steps, trajectories in sampled.items():
-            truth, spread = trajectories.truth[reward], self.spread[steps]
-            self.accuracy[steps] = {
-                name: s.accuracy(rule, truth, trajectories.similarity, trajectories.prompts, spread or 1.0)
-                for name, rule in s.rules(steps, EVEN).items()
-            }
-            self.matrices[steps] = {
-                name: as_matrix(a.error, trajectories, seeds, prompts)
-                for name, a in self.accuracy[steps].items()
-                if a.not_finite == 0
-            }
-            if spread > 0:
-                squares = ((truth - truth.mean()) ** 2).mean(axis=1)
-                deviation = as_matrix(squares, trajectories, seeds, prompts)
-                self.with_spread[steps] = {name: with_spread(m, deviation) for name, m in self.matrices[steps].items()}
-        differences = {}
-        for steps, matrices in self.matrices.items():
-            for rival in RIVALS:
-                differences[f"T = {steps}, {rival}"] = paired(matrices[s.SDPO], matrices[rival])
-        self.contrasts = family(differences)
-
-    def against(self, rival: str) -> dict[int, Contrast]:
-        """SDPO's error minus the rival's, by T; negative: SDPO's is smaller."""
-        return {steps: self.contrasts[f"T = {steps}, {rival}"] for steps in self.sampled}
-
-    def failed_steps(self, steps: int) -> list[int]:
-        """Steps at which the prediction fails."""
-        return [int(i) for i in np.flatnonzero(self.accuracy[steps][s.SDPO].correlation < USABLE)]
-
-    def summary(self) -> list[str]:
-        """Error and failures, nothing about other ways of predicting."""
-        return [f"{self.title}: {text}" for text in (self._misses(), self._failures())]
-
-    def _misses(self) -> str:
-        errors = ", ".join(f"{self.matrices[n][s.SDPO].values.mean():.2f} at T = {n}" for n in self.sampled)
-        return f"SDPO's prediction misses the true reward by {errors} (standard deviations)."
-
-    def sentences(self) -> list[str]:
-        texts = [self._misses()]
-        for rival, words in (
-            (s.LAST, "the last reward alone"),
-            (s.SAME_QUERIES, "a straight line through its queries"),
-            (s.MIDDLE, "the middle step as its anchor"),
-        ):
-            texts.append(f"{_versus(self.against(rival), words)}.")
-        texts += [self._failures(), self._cheapest(), self._official()]
-        return [f"{self.title}: {text}" for text in texts]
-
-    def _failures(self) -> str:
-        texts = []
-        for steps in self.sampled:
-            judged = int(np.isfinite(self.accuracy[steps][s.SDPO].correlation).sum())
-            if failed := self.failed_steps(steps):
-                texts.append(f"T = {steps} (step{'s' * (len(failed) > 1)} {_ranges(failed)} of {judged} judged)")
-        if not texts:
-            return f"prediction fails at no step: its correlation with the truth is {USABLE} or more wherever judged."
-        return f"prediction FAILS at {listed(texts)}: the correlation with the truth is below {USABLE}."
-
-    def _cheapest(self) -> str:
-        steps = max(self.sampled)
-        errors = {n: (self.accuracy[steps][n].queries, float(m.values.mean())) for n, m in self.matrices[steps].items()}
-        best = s.cheapest(errors, errors[s.SDPO][1])
-        if best == s.SDPO:
-            return f"at T = {steps} no cheaper way has as small an error as SDPO's."
-        return (
-            f"at T = {steps} the cheapest way with no larger error is '{best}' ({errors[best][1]:.2f} from "
-            f"{errors[best][0]:.3g} queries, SDPO's {errors[s.SDPO][1]:.2f} from {errors[s.SDPO][0]:.3g})."
-        )
-
-    def _official(self) -> str:
-        bad = [n for n in self.sampled if self.accuracy[n][s.OFFICIAL].not_finite > 0]
-        if bad:
-            return f"the official weights give NaN or infinite rewards at T = {listed(bad)}."
-        means = {n: [by_rule[r].values.mean() for r in (s.OFFICIAL, s.SDPO)] for n, by_rule in self.matrices.items()}
-        effects = []
-        for words, sign in (("larger", 1), ("smaller", -1)):
-            changed = [n for n, (official, own) in means.items() if sign * (official - own) > 5e-3]
-            effects += [f"a {words} error at T = {listed(changed)}"] if changed else []
-        where = f"have {listed(effects)}" if effects else "change the error by less than 0.005"
-        return f"the official weights, which may be negative, {where}."
-
-    def plots(self) -> list[Plot]:
-        most = max(self.sampled)
-        shown = (s.SDPO, s.SAME_QUERIES, s.MIDDLE, s.LAST)
-        sampled, spread = self.sampled[most], self.spread[most]
-        rule = s.rules(most, EVEN)[s.SDPO]
-        predicted, asked = rule(sampled.truth[self.reward], sampled.similarity)
-        bins = s.calibration(predicted[~asked], sampled.truth[self.reward][~asked])
-        ends = [min(x for x, _ in bins), max(x for x, _ in bins)]
-        accuracy = self.accuracy[most]
-        charts = (
-            Chart(
-                f"Error by step, T = {most}",
-                "denoising step, 0 is the noisiest",
-                "mean absolute error, sd",
-                [line(name, range(most), accuracy[name].by_step.tolist()) for name in shown],
-            ),
-            Chart(
-                f"Correlation by step, T = {most}",
-                "denoising step, 0 is the noisiest",
-                "Spearman within prompt",
-                [line(name, range(most), accuracy[name].correlation.tolist()) for name in shown],
-                zero=True,
-            ),
-            Chart(
-                f"Cost and accuracy, T = {most}",
-                "reward queries of a trajectory",
-                "mean absolute error, sd",
-                _cost_lines({n: (accuracy[n].queries, self._error(most, n)) for n in self.matrices[most]}),
-            ),
-            Chart(
-                "Error by number of steps",
-                "denoising steps T",
-                "mean absolute error, sd",
-                [
-                    banded(name, sorted(self.sampled), [self._error(n, name) for n in sorted(self.sampled)])
-                    for name in shown
-                ],
-                steps=True,
-            ),
-            Chart(
-                f"Calibration, T = {most}",
-                "predicted reward",
-                "true reward",
-                [line(s.SDPO, [x for x, _ in bins], [y for _, y in bins]), line("equal", ends, list(ends))],
-            ),
-        )
-        caption = (
-            f"{self.title} (standard deviation {spread:.3g}): predicted against true rewards of the base model's "
-            "trajectories. Bands: 95 % crossed intervals over seeds and prompts."
-        )
-        return [Plot(self.title.replace(", ", "-"), caption, charts, columns=3, size=(3.6, 2.8))]
-
-    def _error(self, steps: int, rule: str) -> Estimate | None:
-        matrix = self.matrices[steps].get(rule)
-        return crossed_interval(matrix) if matrix else None
-
-
-def _cost_lines(errors: Mapping[str, tuple[float, Estimate | None]]) -> list[Any]:
-    """Error against queries, one line for each family of rules."""
-    lines = []
-    for kind in ("similarity", "linear", "last"):
-        best: dict[float, Estimate] = {}
-        for name, (queries, error) in errors.items():
-            if name.startswith(kind) and error and (queries not in best or error.value < best[queries].value):
-                best[queries] = error
-        label = s.LAST if kind == "last" else f"{kind}, best of its kind"
-        lines.append(banded(label, sorted(best), [best[queries] for queries in sorted(best)]))
-    return lines
-
-
-def _versus(contrasts: Mapping[int, Contrast], words: str) -> str:
-    verdicts = {"down": "better than", "up": "worse than", "unclear": "not significantly different from"}
-    texts = []
-    for outcome, verdict in verdicts.items():
-        steps = [f"{n}{c.interval_words}" for n, c in contrasts.items() if c.outcome == outcome]
-        if steps:
-            texts.append(f"{verdict} {words} at T = {listed(steps)}")
-    return "it is " + ", ".join(texts)
-
-
-def _ranges(steps: list[int]) -> str:
-    """``0-3, 7``."""
-    parts: list[list[int]] = []
-    for step in steps:
-        if parts and step == parts[-1][-1] + 1:
-            parts[-1].append(step)
-        else:
-            parts.append([step])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
-
-
 # -- tables --------------------------------------------------------------------------------------------------
 
 
-def _accuracy_table(views: list[_Reward]) -> t.Table:
+def _accuracy_table(views: list[RewardView]) -> t.Table:
     counts = sorted(views[0].sampled)
     columns = (
         t.Column("rule", "prediction (queries)", numeric=False),
@@ -438,17 +233,17 @@ def _accuracy_table(views: list[_Reward]) -> t.Table:
     return t.Table("accuracy", "Error of predicted step rewards", columns, tuple(groups), notes)
 
 
-def _error_cell(view: _Reward, steps: int, rule: str) -> t.Cell:
+def _error_cell(view: RewardView, steps: int, rule: str) -> t.Cell:
     accuracy = view.accuracy[steps].get(rule)
     if accuracy is None:
         return t.Cell(t.DASH)
     if accuracy.not_finite:
         return t.word(f"{100 * accuracy.not_finite:.2g} % NaN")
     strong = rule in RIVALS and view.against(rule)[steps].shown
-    return t.estimate(view._error(steps, rule), 3, strong=strong)
+    return t.estimate(view.error(steps, rule), 3, strong=strong)
 
 
-def _prediction_table(views: list[_Reward]) -> t.Table:
+def _prediction_table(views: list[RewardView]) -> t.Table:
     columns = (
         t.Column("steps", "T"),
         t.Column("queries", "queries"),
@@ -465,7 +260,7 @@ def _prediction_table(views: list[_Reward]) -> t.Table:
     return t.Table("prediction", "SDPO's prediction: bias, calibration, ranking", columns, tuple(groups), notes)
 
 
-def _prediction_row(view: _Reward, steps: int) -> t.Row:
+def _prediction_row(view: RewardView, steps: int) -> t.Row:
     own, failed = view.accuracy[steps][s.SDPO], view.failed_steps(steps)
     judged = int(np.isfinite(own.correlation).sum())
     if not judged:
@@ -483,7 +278,7 @@ def _prediction_row(view: _Reward, steps: int) -> t.Row:
             t.number(own.spearman, 2),
             t.number(own.within, 2),
             t.number(view.accuracy[steps][s.LAST].within, 2),
-            t.word(f"{len(failed)} of {judged}" + (f": {_ranges(failed)}" if failed else "")),
+            t.word(f"{len(failed)} of {judged}" + (f": {ranges(failed)}" if failed else "")),
             t.word(verdict),
         )
     )

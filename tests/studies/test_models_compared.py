@@ -12,6 +12,7 @@ from sdpo_bench.studies import reward_prediction
 from sdpo_bench.studies.shared import step_rewards
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.models_compared import ModelsCompared, Place, differences, with_spread
+from sdpo_bench.studies.shared.reward_view import RewardView
 from sdpo_bench.studies.shared.true_rewards import MODELS, Sampled, study_models, study_prompts
 
 SEEDS, PROMPTS = (0, 1), ("cat", "dog", "fox")
@@ -76,7 +77,7 @@ def test_a_reward_in_other_units_is_predicted_as_well_on_both_models():
     vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
     similarity = vectors @ vectors.transpose(0, 2, 1)
     views = {
-        name: [reward_prediction._Reward("r", {steps: sampled(scale * truth, similarity, members)}, SEEDS, PROMPTS, "")]
+        name: [RewardView("r", {steps: sampled(scale * truth, similarity, members)}, SEEDS, PROMPTS, "")]
         for name, scale in (("one", 1.0), ("other", 10.0))
     }
     compared = reward_prediction.models_compared(views)
@@ -96,7 +97,7 @@ def views(steps_of_truth):
     found = {}
     for model, by_steps in steps_of_truth.items():
         truths = {n: sampled(truth, np.ones((len(truth), n, n)), 2) for n, truth in by_steps.items()}
-        found[model] = [reward_prediction._Reward("r", truths, SEEDS, PROMPTS, model)]
+        found[model] = [RewardView("r", truths, SEEDS, PROMPTS, model)]
     return found
 
 

@@ -15,9 +15,10 @@ from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.contrasts import Contrast
 from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
-from sdpo_bench.studies import dense_rewards, nft_on_distilled, one_step, reward_prediction
+from sdpo_bench.studies import dense_rewards, nft_on_distilled, one_step
 from sdpo_bench.studies.shared import step_rewards
 from sdpo_bench.studies.shared.contract import StudyRequest
+from sdpo_bench.studies.shared.reward_view import RewardView
 from sdpo_bench.studies.shared.training_tables import unsearched
 from sdpo_bench.studies.shared.trainings import Trainings
 from sdpo_bench.sweep.plan import make_plan
@@ -323,4 +324,4 @@ def test_official_weights_that_lower_the_error_are_said_to(official, said):
         accuracy={n: {step_rewards.OFFICIAL: SimpleNamespace(not_finite=0)} for n in official},
         matrices={n: {rule: Matrix([[e]], (0,), ("cat",)) for rule, e in own.items()} for n, own in errors.items()},
     )
-    assert reward_prediction._Reward._official(view) == f"the official weights, which may be negative, {said}"
+    assert RewardView._official(view) == f"the official weights, which may be negative, {said}"
