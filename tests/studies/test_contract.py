@@ -276,5 +276,5 @@ def test_a_study_without_a_record_is_a_notice_with_the_resume_command(tmp_path, 
 def test_a_dry_run_says_what_it_would_cost(capsys, tmp_path):
     assert call("study", "reward-prediction", "--dry-run", "--json", "--results", tmp_path) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["denoiser_calls"] == 2 * 3 * 45 * 2 * (5 + 10 + 20 + 50)
+    assert data["denoiser_calls"] == 3 * 3 * 45 * 2 * (5 + 10 + 20 + 50)
     assert not list(tmp_path.iterdir())

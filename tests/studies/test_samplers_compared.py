@@ -115,11 +115,22 @@ def test_the_answer_says_whether_it_depends_on_the_sampler():
 
 
 def test_the_exploratory_grids_count_sdpo_s_rule_alone_by_benjamini_and_hochberg():
-    """Two p values: the smaller one times two, or the larger one where that is less."""
-    p = [crossed_interval(m).p_value() for m in grid(-0.3, 0.001).values()]
-    found = [contrast.adjusted_p for contrast in SAMPLERS.to_itself.values()]
-    assert found == pytest.approx([min(2 * p[0], p[1]), p[1]])
+    """Two p values, the smaller one more than half of the larger one: both become the larger one. Holm would double."""
+    near = grid(0.3, 0.31)
+    larger, smaller = (crossed_interval(m).p_value() for m in near.values())
+    assert larger / 2 < smaller < larger
+    found = SamplersCompared(DECLARED, ARMS, near, near).to_itself.values()
+    assert [contrast.adjusted_p for contrast in found] == pytest.approx([larger, larger])
     assert [place.rule for place in SAMPLERS.to_reference] == [RULE, RULE]
+
+
+def test_a_reward_that_never_varies_in_an_arm_is_a_dash_with_its_reason():
+    """At T = 9 of the exploratory arm."""
+    first = {place: matrix for place, matrix in grid(0.1, 0.1).items() if place.steps == 5}
+    table = SamplersCompared(DECLARED, ARMS, first, first).table()
+    cells = [[cell.text for cell in row.cells] for row in table.groups[0].rows]
+    assert [row[3] == "-" for row in cells] == [False, True, True]
+    assert len(table.notes) == len(SAMPLERS.table().notes) + 1 and "never varies" in table.notes[-1]
 
 
 def test_the_table_shows_the_declared_difference_beside_the_exploratory_ones():

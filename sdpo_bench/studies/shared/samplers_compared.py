@@ -88,13 +88,15 @@ class SamplersCompared:
         for n in self._counts:
             columns.append(t.Column(f"t{n}", f"T = {n}"))
             columns.append(t.Column(f"p{n}", "p", help="adjusted"))
-        notes = (
+        notes: tuple[str, ...] = (
             "Mean absolute errors in standard deviations of the true reward of their own arm, paired by prompt and "
             "seed, ± half the 95 % crossed interval over seeds and prompts. Grey rows: the declared family, as in the "
             "table above. Other rows: exploratory (Benjamini-Hochberg over all rewards and T, one grid each). Bold: "
             "significant.",
         )
         groups = tuple(self._group(reward) for reward in self.compared.rewards)
+        if any(cell.text == t.DASH for group in groups for row in group.rows for cell in row.cells[1::2]):
+            notes = (*notes, f"{t.DASH}: the true reward of at least one of the two arms never varies there.")
         return t.Table("matched", "Is the difference one of the samplers?", tuple(columns), groups, notes)
 
     def _group(self, reward: str) -> t.Group:
