@@ -10,11 +10,12 @@ from typing import Any
 
 from sdpo_bench.api import COMPLETED_MODES, Method
 from sdpo_bench.errors import CannotTrain, SdpoBenchError, UsageError
-from sdpo_bench.models.catalogue import local_folder
+from sdpo_bench.models.catalogue import flow_family, local_folder
+from sdpo_bench.models.families.base import FLOW_SCHEDULER
 from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import plugins
-from sdpo_bench.rollout.flow_scheduler import EULER, check_options, check_sampler, check_sigmas, is_flow
+from sdpo_bench.rollout.flow_scheduler import check_options, check_sampler, check_sigmas, is_flow
 from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps
 from sdpo_bench.settings import FLOW_SETTINGS, EvaluationSettings, ModelSettings, RunConfig, ScheduleSettings
 from sdpo_bench.system.json_toml import parse_json
@@ -80,7 +81,7 @@ def planning_scheduler(files: PipelineFiles | None, sampler: str) -> dict[str, A
     scheduler = dict(files.configs.get("scheduler", {})) if files else {}
     if sampler != "flow":
         return scheduler
-    return {"_class_name": EULER, "image_seq_len": scheduler.get("base_image_seq_len", 256)} | scheduler
+    return {"_class_name": FLOW_SCHEDULER, "image_seq_len": scheduler.get("base_image_seq_len", 256)} | scheduler
 
 
 def check_samplers(config: RunConfig, method: Method, sources: Mapping[str, str]) -> None:
@@ -91,6 +92,8 @@ def check_samplers(config: RunConfig, method: Method, sources: Mapping[str, str]
     """
     scheduler = scheduler_file(config.model)
     if scheduler:
+        if family := flow_family(config.model):
+            family.check_scheduler(str(scheduler.get("_class_name", "")))
         check_sampler(scheduler, config.schedule.sampler, "schedule.sampler")
         check_sampler(scheduler, config.eval.sampler, "eval.sampler")
     _check_training(config.schedule, config.method.name, method, sources)

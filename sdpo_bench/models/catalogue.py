@@ -93,6 +93,13 @@ def local_folder(settings: "ModelSettings") -> Path | None:
     return Path(location) if Path(location).is_dir() else cached_pipeline(location, settings.revision)
 
 
+def flow_family(settings: "ModelSettings") -> Family | None:
+    """The flow-matching family that the files of a model show; ``None`` for other kinds, or without files here."""
+    folder = local_folder(settings)
+    family = _network(folder / "transformer" / "config.json") if folder else None
+    return family if family and family.flow else None
+
+
 def load_pipeline(settings: "ModelSettings") -> Any:
     """The diffusers pipeline of a base model on the CPU, weights in the precision of the settings.
 
@@ -153,8 +160,12 @@ def scheduler_config(policy: "Policy") -> dict[str, Any]:
 
     Of flow-matching models also ``image_seq_len``, the tokens of a picture at the policy's resolution: a dynamic shift
     of the noise levels depends on it.
+
+    Raises:
+        UsageError: a flow-matching model with another scheduler. Its files were not here when settings were checked.
     """
     scheduler = policy.pipeline.scheduler
+    policy.family.check_scheduler(type(scheduler).__name__)
     settings = dict(scheduler.config) | {"_class_name": type(scheduler).__name__}
     return settings | ({"image_seq_len": policy.image_tokens} if policy.family.flow else {})
 

@@ -8,9 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from sdpo_bench.errors import UsageError
-
-EULER = "FlowMatchEulerDiscreteScheduler"
-"""The one scheduler class whose sigmas the sampler ``flow`` takes."""
+from sdpo_bench.models.families.base import FLOW_SCHEDULER
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
@@ -44,14 +42,14 @@ def check_sampler(scheduler_config: Mapping[str, Any], sampler: str, key: str = 
     if problem := _problem(scheduler_config):
         raise UsageError(
             f"the model's scheduler file {problem}. Save the pipeline with the scheduler that its authors published "
-            f"({EULER}), or use another --model."
+            f"({FLOW_SCHEDULER}), or use another --model."
         )
 
 
 def _problem(config: Mapping[str, Any]) -> str:
     """Why no sigmas can be computed from the file; empty where they can."""
-    if config.get("_class_name") != EULER:
-        return f"names {config.get('_class_name')}, whose sigmas are not those of {EULER}"
+    if config.get("_class_name") != FLOW_SCHEDULER:
+        return f"names {config.get('_class_name')}, whose sigmas are not those of {FLOW_SCHEDULER}"
     if config.get("invert_sigmas"):
         return "has invert_sigmas = true: its sigmas rise from 0 to 1, and sampling here goes from 1 to 0"
     shift = config.get("shift", 1.0)

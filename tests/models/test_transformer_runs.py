@@ -1,17 +1,23 @@
 """Runs on small transformer pipelines: what an epoch changes and costs, and settings of the known models."""
 
+import json
+import shutil
 from dataclasses import asdict
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
 from factories import make_resolved, make_trainer
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import trained_steps
+from sdpo_bench.models.catalogue import load_policy, scheduler_config
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.rollout.group_cost import group_cost
 from sdpo_bench.rollout.trailing_weights import average_keep
+from sdpo_bench.settings import ModelSettings
 from tools.random_pipeline import SMALL_FLOW
 
 
@@ -27,6 +33,34 @@ def test_a_folder_of_a_family_gets_its_sampler_and_its_adapter(folders):
     own = {"model.lora_targets": "to_q"}
     chosen = resolve(Request(model=str(folders("sd3")), reward="jpeg-compressibility", overrides=own))
     assert chosen.config.model.lora_targets == ("to_q",)
+
+
+OTHERS = ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
+
+
+@pytest.mark.parametrize("scheduler", OTHERS)
+@pytest.mark.parametrize("shape", sorted(SMALL_FLOW))
+def test_a_flow_family_with_another_scheduler_is_refused_by_its_files(folders, tmp_path, shape, scheduler):
+    """Under DDIM its velocity would be read as predicted noise, and training would go on with wrong numbers."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(folders(shape), folder)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": scheduler}))
+    with pytest.raises(UsageError) as raised:
+        resolve(Request(model=str(folder), reward="jpeg-compressibility"))
+    said = str(raised.value)
+    assert f"scheduler {scheduler}; expected FlowMatchEulerDiscreteScheduler" in said
+    assert SMALL_FLOW[shape]["transformer"]["_class_name"] in said and "Put the scheduler folder" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("scheduler", OTHERS)
+def test_a_loaded_flow_model_with_another_scheduler_is_refused(folders, scheduler):
+    """The files of a hub model may not be here when settings are checked."""
+    policy = load_policy(ModelSettings(name=str(folders("sd3")), resolution=16))
+    assert scheduler_config(policy)["shift"] == 3.0
+    policy.pipeline.scheduler = getattr(diffusers, scheduler)()
+    with pytest.raises(UsageError, match=f"scheduler {scheduler}; expected FlowMatchEulerDiscreteScheduler"):
+        scheduler_config(policy)
 
 
 @pytest.mark.parametrize("method", ["sdpo", "grpo"])

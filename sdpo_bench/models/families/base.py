@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Configs = Mapping[str, Mapping[str, Any]]
 
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+"""The one scheduler class of a flow-matching model: its sigmas are what the sampler ``flow`` takes."""
+
 
 class Family(ABC):
     """A family of text-to-image pipelines with one kind of denoiser."""
@@ -54,6 +57,22 @@ class Family(ABC):
             raise UsageError(
                 f"'{location}' is not a plain text-to-image pipeline: its {self.network} takes {channels} channels for "
                 f"latents of {latent}. Inpainting, control and image-conditioned models are not supported."
+            )
+
+    def check_scheduler(self, name: str) -> None:
+        """Refuse a scheduler whose steps would read a velocity as noise.
+
+        Args:
+            name: class of the pipeline's scheduler.
+
+        Raises:
+            UsageError: the family is flow-matching and the scheduler is not :data:`FLOW_SCHEDULER`.
+        """
+        if self.flow and name != FLOW_SCHEDULER:
+            raise UsageError(
+                f"the model's {self.network} ({self.name}) is a flow-matching model, and its pipeline has the "
+                f"scheduler {name or '(unnamed)'}; expected {FLOW_SCHEDULER}. Put the scheduler folder that the "
+                "model's authors published into the pipeline, or use another --model."
             )
 
     def channels(self, configs: Configs) -> int:
