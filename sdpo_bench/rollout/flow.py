@@ -9,7 +9,7 @@ mean that is linear in x and v, ``mean = c_x x + c_v v``, and a standard deviati
   Noise is replaced, not added, so the state stays at the noise level that the model expects. ``eta = 0`` is the ODE;
   ``eta = 1`` throws fresh noise on the predicted original, as a consistency model's sampler does.
 - ``flow`` (Flow-GRPO, arXiv 2505.05470): ``a = eta sqrt(s / (1 - s))``, with ``sigmas[1]`` for the s of the denominator
-  where ``s = 1``; ``mean = x (1 + a^2 dt / 2s) + v (1 + a^2 (1 - s) / 2s) dt``, ``std = a sqrt(-dt)``.
+  where ``s = 1`` but for rounding; ``mean = x (1 + a^2 dt / 2s) + v (1 + a^2 (1 - s) / 2s) dt``, ``std = a sqrt(-dt)``.
 - ``dance`` (DanceGRPO, arXiv 2505.07818): the same with ``a = eta``.
 
 The last step lands on the image (``s' = 0``), where noise would be visible: it follows the ODE under every rule and is
@@ -36,6 +36,11 @@ from sdpo_bench.rollout.gaussian_step import (
     StepOptions,
     column,
 )
+
+NEAR_ONE = 1e-6
+"""A sigma this near to 1 is 1. The scheduler computes ``shift s / (1 + (shift - 1) s)`` in float32: four roundings of
+at most 2^-24 = 6e-8 each, and ``linspace`` shifts twice, which makes 5e-7 at a shift of 1 or more. At 1 - 2^-24 the
+factor ``s / (1 - s)`` would be 2e7. A second sigma is farther from 1: 8e-5 at 1000 steps and shift 12."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class Flow(Schedule):
         """``a`` of the rules ``flow`` and ``dance``."""
         if self.sde == "dance":
             return torch.full_like(s, self.eta)
-        denominator = 1 - torch.where(s >= 1, self.sigmas[1].double(), s)
+        denominator = 1 - torch.where(s >= 1 - NEAR_ONE, self.sigmas[1].double(), s)
         return self.eta * (s / denominator).sqrt()
 
     def log_prob(self, value: Tensor, step: Denoised) -> Tensor:

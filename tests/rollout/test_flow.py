@@ -53,6 +53,9 @@ def tokens(side):
 COUNTS = (*range(1, 51), 100, 1000)
 SPACINGS = ("trailing", "linspace", "list")
 SCHEDULERS = {f"shift {shift:g}": EULER | {"shift": shift} for shift in (1.0, 3.0, 6.0)}
+# At these shifts float32 gives a first sigma that is one or two units in the last place below 1.
+ROUNDED = {f"shift {shift:g}": EULER | {"shift": shift} for shift in (1.18, 1.66, 2.07, 2.32, 2.57, 4.14)}
+SCHEDULERS |= ROUNDED
 SCHEDULERS |= {"static stretched": STATIC | {"shift_terminal": 0.1}}
 SCHEDULERS |= {
     f"{name} at {side} pixels": config | {"image_seq_len": tokens(side)}
@@ -97,12 +100,13 @@ def test_sigmas_and_timesteps_are_those_of_the_pipeline(name):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_first_sigma_is_1_unless_a_list_says_otherwise(name):
-    """Sampling begins with noise alone: every shift leaves 1 where it is."""
-    config = SCHEDULERS[name]
+    """Sampling begins with noise alone: every shift leaves 1 where it is, but for rounding of up to 2^-23."""
+    config, rounding = SCHEDULERS[name], 2 * 2**-24 if name in ROUNDED else 0.0
     for spacing in ("trailing", "linspace"):
         for steps in COUNTS[1:] if "shift_terminal" in config else COUNTS:
             schedule = flow(steps, config, spacing=spacing)
-            assert schedule.sigmas[0] == 1 and schedule.timesteps[0] == 1000 and schedule.noise_levels()[0] == 1
+            assert 1 - rounding <= schedule.sigmas[0] <= 1 and schedule.noise_levels()[0] == schedule.sigmas[0]
+            assert 1000 * (1 - rounding) <= schedule.timesteps[0] <= 1000
             assert (schedule.sigmas.diff() < 0).all()
 
 
@@ -186,6 +190,20 @@ def test_the_flow_rule_by_hand():
     step = schedule.denoise(torch.full((1, 1, 1, 1), v), torch.full((1, 1, 1, 1), x), torch.tensor([1]))
     assert step.mean.item() == pytest.approx(mean, rel=1e-6)
     assert flow(4, EULER, sde="dance").std().tolist() == pytest.approx([0.35, 0.35, 0.35, 0.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_the_flow_rule_takes_a_first_sigma_just_below_1_for_1(name, spacing):
+    """At shift 2.07 the first of four sigmas is 1 - 2^-23. s / (1 - s) would be 8.4e6 and a 2,000;
+    with sigmas[1] = .86 in the denominator it is 0.7 / sqrt(1 - .86) = 1.9."""
+    schedule = flow(4, ROUNDED[name], sde="flow", spacing=spacing)
+    first, second = schedule.sigmas[:2].double().tolist()
+    assert 1 - 2 * 2**-24 <= first <= 1
+    a, length = 0.7 / math.sqrt(1 - second), 1 - second
+    assert schedule.std()[0].item() == pytest.approx(a * math.sqrt(length), rel=1e-6)
+    step = schedule.denoise(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), torch.tensor([0]))
+    assert step.mean.item() == pytest.approx(1 - a**2 * length / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("sde", ["cps", "flow", "dance", "ode"])
