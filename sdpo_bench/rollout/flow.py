@@ -197,9 +197,15 @@ def scheduler_sigmas(
         scheduler.set_timesteps(sigmas=given.tolist(), mu=shift)
     sigmas = scheduler.sigmas
     if not bool(torch.isfinite(sigmas).all() and (sigmas.diff() < 0).all() and sigmas[0] < 1.00001):
+        way_on = "Use another number of steps."
+        if options.sigmas:
+            way_on = (
+                "They come from the list schedule.sigmas (eval.sigmas in an evaluation), after the scheduler's shift "
+                "and in float32. Change that list, or leave it out."
+            )
         raise UsageError(
             f"the model's scheduler gives no sigmas that descend from at most 1 to 0 at {steps} denoising steps: "
-            f"{[round(value, 4) for value in sigmas.tolist()[:6]]}. Use another number of steps."
+            f"{[round(value, 4) for value in sigmas.tolist()[:6]]}. {way_on}"
         )
     if shift is not None:
         config |= {"image_seq_len": scheduler_config["image_seq_len"], "mu": shift}

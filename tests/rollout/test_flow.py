@@ -324,6 +324,14 @@ def test_a_perfect_model_reaches_the_image_under_every_rule():
         (STATIC, {"sde": "flow", "cps_log_prob": "official"}, "belongs to sde = cps"),
         (STATIC, {"sigmas": (1.0, 0.5)}, "has 2 values"),
         (STATIC, {"sigmas": (1.0, 0.5, 0.5, 0.1)}, "must descend"),
+        # In float32 the second value is the first.
+        (STATIC, {"sigmas": (1.0, 1 - 1e-9, 0.5, 0.1)}, r"the list schedule\.sigmas \(eval\.sigmas .*Change that list"),
+        # Descends in float32 until the shift takes 1 - 1e-6 to 1 - 1e-8, which rounds to 1.
+        (
+            EULER | {"shift": 100.0},
+            {"sigmas": (1.0, 1 - 1e-6, 0.5, 0.1)},
+            r"the list schedule\.sigmas .*Change that list",
+        ),
         (EULER | {"shift": 0.0}, {}, "shift is above 0"),
         (EULER | {"invert_sigmas": True}, {}, "invert_sigmas"),
         (FLUX, {}, "image_seq_len"),
