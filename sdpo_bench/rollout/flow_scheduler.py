@@ -55,7 +55,18 @@ def _problem(config: Mapping[str, Any]) -> str:
     shift = config.get("shift", 1.0)
     if not config.get("use_dynamic_shifting") and not (isinstance(shift, int | float) and shift > 0):
         return f"has shift = {shift}, and a shift is above 0"
+    smallest, largest = _image_tokens(config)
+    if config.get("use_dynamic_shifting") and smallest == largest:
+        return (
+            f"has base_image_seq_len = max_image_seq_len = {largest}, and the shift by image size is a line between "
+            "two different numbers of tokens"
+        )
     return ""
+
+
+def _image_tokens(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers of image tokens to which ``base_shift`` and ``max_shift`` belong, by diffusers' defaults."""
+    return config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
 
 
 def image_shift(config: Mapping[str, Any]) -> float | None:
@@ -75,7 +86,7 @@ def image_shift(config: Mapping[str, Any]) -> float | None:
             "of image tokens (image_seq_len) of this model family is unknown. Use a model of a family "
             "that is known (sdpo-bench list models)."
         )
-    smallest, largest = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    smallest, largest = _image_tokens(config)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     slope = (high - low) / (largest - smallest)
     return float(tokens * slope + (low - slope * smallest))

@@ -82,6 +82,11 @@ def test_models_with_noise_levels_keep_their_sampler_and_their_identity(tiny_pip
         ({"_class_name": "DDIMScheduler"}, {"schedule": {"sde": "flow"}}, "schedule.sde: only flow-matching models"),
         ({"_class_name": "DDIMScheduler"}, {"eval": {"sigmas": (1.0,), "steps": (1,)}}, "eval.sigmas: only flow"),
         (EULER | {"shift": 0}, {}, "shift is above 0"),
+        (
+            EULER | {"use_dynamic_shifting": True, "max_image_seq_len": 256},
+            {},
+            "max_image_seq_len = 256, and the shift",
+        ),
         ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, {}, "names UniPCMultistepScheduler"),
         ({"_class_name": "FlowMatchLCMScheduler"}, {}, "names FlowMatchLCMScheduler"),
         (EULER | {"shift_terminal": 0.1}, {"eval": {"steps": (1, 4)}}, "eval.steps has 1 step"),

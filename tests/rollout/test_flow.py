@@ -335,6 +335,7 @@ def test_a_perfect_model_reaches_the_image_under_every_rule():
         (EULER | {"shift": 0.0}, {}, "shift is above 0"),
         (EULER | {"invert_sigmas": True}, {}, "invert_sigmas"),
         (FLUX, {}, "image_seq_len"),
+        (FLUX | {"max_image_seq_len": 256, "image_seq_len": 256}, {}, "base_image_seq_len = max_image_seq_len = 256"),
         ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, {}, "names FlowMatchHeunDiscreteScheduler"),
         ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, {}, "names UniPCMultistepScheduler"),
         ({"_class_name": "DDIMScheduler"}, {}, "needs a flow-matching model"),
