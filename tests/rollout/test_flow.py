@@ -98,6 +98,17 @@ def test_sigmas_and_timesteps_are_those_of_the_pipeline(name):
     assert compared >= 3 * 51
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("name", ["shift 3", "FLUX at 1024 pixels"])
+def test_sigmas_are_those_of_the_pipeline_at_every_step_count(name, spacing):
+    """A static and a dynamic shift, to the last bit."""
+    config = SCHEDULERS[name]
+    for steps in range(1, 1001):
+        timesteps, sigmas, _, _ = of_pipeline(config, steps, spacing)
+        schedule = flow(steps, config, spacing=spacing)
+        assert torch.equal(schedule.sigmas, sigmas) and torch.equal(schedule.timesteps, timesteps), steps
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_first_sigma_is_1_unless_a_list_says_otherwise(name):
     """Sampling begins with noise alone: every shift leaves 1 where it is, but for rounding of up to 2^-23."""
