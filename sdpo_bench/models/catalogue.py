@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models.hub import cached_pipeline, find_pipeline
-from sdpo_bench.models.known_models import KNOWN, known_model, resolve_location
+from sdpo_bench.models.known_models import KNOWN, known_model, network_family, resolve_location
 from sdpo_bench.models.pipeline_files import PipelineFiles, content_digest, missing_parts, published, read_folder
 from sdpo_bench.system.distributed import local_device
 from sdpo_bench.system.library_imports import collector_paused
 
 if TYPE_CHECKING:
+    from sdpo_bench.models.families.base import Family
     from sdpo_bench.models.policy import Policy
     from sdpo_bench.settings import ModelSettings
 
@@ -93,10 +94,10 @@ def local_folder(settings: "ModelSettings") -> Path | None:
     return Path(location) if Path(location).is_dir() else cached_pipeline(location, settings.revision)
 
 
-def flow_family(settings: "ModelSettings") -> Family | None:
+def flow_family(settings: "ModelSettings") -> "Family | None":
     """The flow-matching family that the files of a model show; ``None`` for other kinds, or without files here."""
     folder = local_folder(settings)
-    family = _network(folder / "transformer" / "config.json") if folder else None
+    family = network_family(folder / "transformer" / "config.json") if folder else None
     return family if family and family.flow else None
 
 

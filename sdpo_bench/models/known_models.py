@@ -81,6 +81,10 @@ _FEW_STEPS = {"schedule.steps": 4, "eval.steps": (1, 2, 4, 8)}
 # The stock pipeline of Stable Diffusion 3 takes its scheduler's own sigmas, the others 1 to 1/T.
 _SD3_SIGMAS = {"schedule.spacing": "linspace", "eval.spacing": "linspace"}
 
+# In four steps they are 1, .858, .602 and .009. The last random step lands at .009, where noise of .008 cannot change
+# the reward, and its gain of 75 beside .19 and .56 would be 99.99 % of the squared gain (docs/models.md).
+_EQUAL_GAIN = {"update.step_weight": "equal-gain"}
+
 
 _EMBEDDED_SCORES = {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"}
 
@@ -167,7 +171,7 @@ KNOWN: dict[str, BaseModel] = {
             "SD3.5 large turbo, 8.1 B-parameter transformer, three text encoders, 4 steps without guidance, 1024x1024 "
             "pixels; needs a GPU of 48 GB and 28 GB of weights",
             "hpsv2",
-            _TRANSFORMER | _FEW_STEPS | _lora(StableDiffusion3) | _SD3_SIGMAS,
+            _TRANSFORMER | _FEW_STEPS | _lora(StableDiffusion3) | _SD3_SIGMAS | _EQUAL_GAIN,
             licence="Stability AI Community",
             gated=True,
             native_steps="4",
@@ -233,7 +237,7 @@ def known_model(name: str) -> BaseModel:
 def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
     """Settings that a local folder's files ask for, and the family that they show, in words."""
     config = folder / "transformer" / "config.json"
-    if transformer := _network(config):
+    if transformer := network_family(config):
         return _PUBLISHED_SCHEDULE | _transformer_defaults(transformer, config), transformer.name
     if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
         return _PUBLISHED_SCHEDULE, ""
@@ -250,7 +254,7 @@ def _hub_defaults(name: str) -> dict[str, Any]:
     path = try_to_load_from_cache(name, "transformer/config.json")
     if not isinstance(path, str):
         return {}
-    family = _network(Path(path))
+    family = network_family(Path(path))
     return _transformer_defaults(family, Path(path)) if family else {}
 
 
@@ -260,7 +264,7 @@ def _transformer_defaults(family: Family, config: Path) -> dict[str, Any]:
     return _lora(type(family)) | (_FLUX_GUIDANCE if _entry(config, "guidance_embeds") else {})
 
 
-def _network(config: Path) -> Family | None:
+def network_family(config: Path) -> Family | None:
     """The family whose transformer the file is of; None where there is none."""
     network = _entry(config, "_class_name")
     return next((family for family in FAMILIES if family.network == network), None)

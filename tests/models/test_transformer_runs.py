@@ -1,6 +1,7 @@
 """Runs on small transformer pipelines: what an epoch changes and costs, and settings of the known models."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from factories import make_resolved, make_trainer
+from factories import make_method, make_resolved, make_trainer
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.config.training_schedule import trained_weights, training_schedule
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import trained_steps
-from sdpo_bench.models.catalogue import load_policy, scheduler_config
+from sdpo_bench.models.catalogue import load_policy, pipeline_files, scheduler_config
 from sdpo_bench.models.families import FAMILIES
+from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.rollout.group_cost import group_cost
 from sdpo_bench.rollout.trailing_weights import average_keep
 from sdpo_bench.settings import ModelSettings
@@ -87,6 +90,44 @@ def test_known_transformers_resolve_to_their_own_settings(name):
     assert chosen.schedule.spacing == chosen.eval.spacing == ("linspace" if name.startswith("sd3") else "trailing")
     assert chosen.model.guidance_scale == (4.5 if name == "sd3.5-medium" else 1.0)
     assert chosen.model.lora_targets in {family.lora_targets for family in FAMILIES}
+
+
+FLOW_MODELS = ["emoji-flow", "emoji-flow-base", "sd3.5-large-turbo", "sd3.5-medium", "flux.1-schnell", "z-image-turbo"]
+
+
+def default_gains(name, **overrides):
+    """Gains of the random steps of a known model, times the weights of its default run's loss."""
+    config = resolve(Request(method="grpo", model=name, overrides=overrides)).config
+    files = pipeline_files(config.model)
+    family = files.family(name)
+    side = family.latent_side(files.configs, config.model.resolution)
+    scheduler = files.configs["scheduler"] | {"image_seq_len": family.image_tokens(files.configs, side)}
+    method = make_method("grpo", **config.method.settings)
+    schedule = training_schedule(config, scheduler, method)
+    gains = schedule.gains() * trained_weights(schedule, method, config.update.step_weight)
+    return gains[schedule.random]
+
+
+def test_the_flow_models_are_all_that_are_known():
+    names = [name for name in KNOWN if resolve(Request(model=name)).config.schedule.sampler == "flow"]
+    assert names == FLOW_MODELS
+
+
+@pytest.mark.parametrize("name", FLOW_MODELS)
+def test_no_default_of_a_flow_model_leaves_the_gradient_to_one_step(name):
+    squared = default_gains(name) ** 2
+    assert len(squared) >= 3 and squared.max() <= 0.9 * squared.sum()
+
+
+def test_the_gains_of_the_large_turbo_model_by_hand():
+    """CPS at eta .7: c_v = (1 - s) s' cos - (1 - s') s, std = s' sin of .35 pi; from .6022 to .0089 -.5952 / .00796."""
+    official = default_gains("sd3.5-large-turbo", **{"update.step_weight": "official"})
+    assert official.tolist() == pytest.approx([0.1862, 0.5635, 74.81], rel=1e-3)
+    sine, cosine = math.sin(0.35 * math.pi), math.cos(0.35 * math.pi)
+    s, after = 0.602151, 0.00892857
+    assert official[2].item() == pytest.approx(((1 - after) * s - (1 - s) * after * cosine) / (after * sine), rel=1e-4)
+    equal = default_gains("sd3.5-large-turbo").tolist()
+    assert equal == pytest.approx([3 / sum(1 / gain for gain in official.tolist())] * 3, rel=1e-5)
 
 
 FLOW_GRPO = {  # setting: official value, with its line at ac4c86e
