@@ -36,6 +36,7 @@ from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import BUILT_IN, find, plugin_tag
+from sdpo_bench.rollout.sde_steps import changes_by_epoch
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.reward_expression import choose
 from sdpo_bench.settings import ModelSettings, Runtime
@@ -218,7 +219,9 @@ def show_plan(
     if len(seeds) > 1:
         click.echo(f"one run for each of the seeds {', '.join(map(str, seeds))}; this is the first")
     costs = [[key.replace("_", " "), f"{value:,}"] for key, value in data["cost_per_epoch"].items()]
-    print_table(["one epoch costs", ""], costs)
+    schedule = resolved.config.schedule
+    moves = schedule.sampler == "flow" and changes_by_epoch(schedule.sde_steps)
+    print_table(["one epoch costs" + (" (mean over the window's places)" if moves else ""), ""], costs)
     _print_memory(needs)
     if reading and reading.warning:
         click.echo(f"warning: {reading.warning}")

@@ -1,7 +1,9 @@
 """What a run will cost: its bill from the settings alone, and the time from measured rates.
 
 Images, reward calls, denoiser calls and optimiser steps are counted as the ledger will count them, epoch by epoch to
-the cut last one. Time is an estimate from a short measurement (``measure_speed``). No torch here.
+the cut last one. Where a window of random steps moves, "one epoch" is the mean over its places, and so are the
+epochs of a run that has more than :data:`ONE_BY_ONE`. Time is an estimate from a short measurement (``measure_speed``).
+No torch here.
 """
 
 import json
@@ -18,12 +20,13 @@ from sdpo_bench.ledger import Cost, Limit
 from sdpo_bench.models.catalogue import pipeline_files
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
-from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps
+from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps, windows
 from sdpo_bench.scoring.reward_expression import choose, same_reward
 from sdpo_bench.settings import MOST, ModelSettings, RunConfig, ScheduleSettings
 
 ONE_BY_ONE = 1000
-"""Most epochs that are counted one by one, where a moving window of random steps gives them different costs."""
+"""Most epochs that are counted one by one, where a moving window of random steps gives them different costs; of more,
+each is the mean over its places."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,27 @@ class Work:
         """Amount on one axis of ``ledger.AXES`` but the time."""
         return float(getattr(self, axis))
 
-    def times(self, n: int) -> "Work":
-        return Work(*(getattr(self, f.name) * n for f in fields(Work)))
+    def times(self, n: int, divisor: int = 1) -> "Work":
+        """``n / divisor`` of it, rounded down to whole counts."""
+        return Work(*(getattr(self, f.name) * n // divisor for f in fields(Work)))
 
     @property
     def denoiser_calls(self) -> int:
         return self.forward + self.backward
 
 
-def trained_steps(schedule: ScheduleSettings, rule: str, *, seed: int = 0, epoch: int = 0) -> list[float]:
-    """Which steps ``schedule.step_weights`` gives a weight above 0 in an epoch, as 1 and 0."""
+def trained_steps(
+    schedule: ScheduleSettings, rule: str, *, seed: int = 0, epoch: int = 0, window: range | None = None
+) -> list[float]:
+    """Which steps ``schedule.step_weights`` gives a weight above 0, as 1 and 0.
+
+    Args:
+        window: random steps of a flow model; None: those of the epoch.
+    """
     if schedule.sampler == "flow":
-        moving = random_steps(schedule.sde_steps, schedule.steps, seed=seed, epoch=epoch)
-        chosen = moving if schedule.sde != "ode" and schedule.eta > 0 else ()
+        if window is None:
+            window = random_steps(schedule.sde_steps, schedule.steps, seed=seed, epoch=epoch)
+        chosen = window if schedule.sde != "ode" and schedule.eta > 0 else ()
         return [float(i in chosen) for i in range(schedule.steps)]
     last = 1.0
     if schedule.sampler == "lcm" and not schedule.std_floor:
@@ -101,11 +112,15 @@ def make_method(resolved: Resolved) -> Any:
     return build_method(resolved.config, resolved.method)
 
 
-def cost_of_group(resolved: Resolved, epoch: int = 0) -> Cost:
-    """What one prompt group of a run costs in an epoch; only a moving window of random steps tells epochs apart."""
+def cost_of_group(resolved: Resolved, epoch: int = 0, window: range | None = None) -> Cost:
+    """What one prompt group of a run costs in an epoch; only a moving window of random steps tells epochs apart.
+
+    Args:
+        window: random steps of a flow model; None: those of the epoch.
+    """
     config = resolved.config
-    weights = trained_steps(config.schedule, config.update.step_weight, seed=config.seed, epoch=epoch)
-    drawn = trained_steps(config.schedule, "official", seed=config.seed, epoch=epoch)
+    weights = trained_steps(config.schedule, config.update.step_weight, seed=config.seed, epoch=epoch, window=window)
+    drawn = trained_steps(config.schedule, "official", seed=config.seed, epoch=epoch, window=window)
     return group_cost(
         make_method(resolved),
         weights,
@@ -116,6 +131,14 @@ def cost_of_group(resolved: Resolved, epoch: int = 0) -> Cost:
     )
 
 
+def costs_by_place(resolved: Resolved) -> list[Cost]:
+    """:func:`cost_of_group` at each place of the window of random steps; one cost where nothing moves."""
+    schedule = resolved.config.schedule
+    if schedule.sampler != "flow":
+        return [cost_of_group(resolved)]
+    return [cost_of_group(resolved, window=window) for window in windows(schedule.sde_steps, schedule.steps)]
+
+
 def cost_of_probe(resolved: Resolved, groups: int) -> int:
     """Denoiser calls of one epoch of ``groups`` groups that only measure the KL to the base model."""
     config = resolved.config
@@ -123,16 +146,20 @@ def cost_of_probe(resolved: Resolved, groups: int) -> int:
 
 
 def epoch_work(resolved: Resolved) -> dict[str, int]:
-    """The bill of one whole epoch, as ``run --dry-run`` shows it."""
-    config, method, cost = resolved.config, make_method(resolved), cost_of_group(resolved)
+    """The bill of one whole epoch, as ``run --dry-run`` shows it: the mean over the places of a moving window."""
+    config, method, costs = resolved.config, make_method(resolved), costs_by_place(resolved)
     groups = config.sample.images_per_epoch // method.members if method.signal != "none" else 0
-    decoder = {"decoder_calls": groups * cost.decoded} if cost.decoded else {}
+
+    def mean(name: str) -> int:
+        return round(groups * sum(getattr(cost, name) for cost in costs) / len(costs))
+
+    decoder = {"decoder_calls": mean("decoded")} if costs[0].decoded else {}
     return {
         "groups": groups,
-        "images": groups * cost.images,
-        "denoiser_forward": groups * cost.forward + cost_of_probe(resolved, groups),
-        "denoiser_backward": groups * cost.backward,
-        "reward_calls": groups * cost.rewards,
+        "images": mean("images"),
+        "denoiser_forward": mean("forward") + cost_of_probe(resolved, groups),
+        "denoiser_backward": mean("backward"),
+        "reward_calls": mean("rewards"),
         "optimiser_steps": optimiser_steps(config, method, groups),
         **decoder,
     }
@@ -141,8 +168,9 @@ def epoch_work(resolved: Resolved) -> dict[str, int]:
 def training_work(resolved: Resolved) -> Work | None:
     """The bill of a run; None where it stops on seconds, so that only the clock knows.
 
-    Exact for a budget of images, reward calls or denoiser calls. A budget of optimiser steps ends inside an epoch,
-    whose denoiser calls are shared out evenly.
+    Exact for a budget of images, reward calls or denoiser calls, but for a window of random steps that moves for more
+    than :data:`ONE_BY_ONE` epochs: all but the last ones then count as the mean over its places. A budget of optimiser
+    steps ends inside an epoch, whose denoiser calls are shared out evenly.
     """
     config, method = resolved.config, make_method(resolved)
     if method.signal == "none":
@@ -154,10 +182,12 @@ def training_work(resolved: Resolved) -> Work | None:
     probe = cost_of_probe(resolved, groups_per_epoch) if limit.axis == "denoiser_calls" else 0
     work, epoch = Work(), 0
     moving = config.schedule.sampler == "flow" and changes_by_epoch(config.schedule.sde_steps)
-    whole = _epoch(resolved, cost_of_group(resolved), groups_per_epoch)
-    if not moving or limit.amount // whole.used(limit.axis) > ONE_BY_ONE:
-        # All epochs but the last two are alike, and there can be any number of them.
-        work = whole.times(max(0, int(limit.amount // whole.used(limit.axis)) - 1))
+    cycle, places = _cycle(resolved, groups_per_epoch)
+    epochs = int(limit.amount * places // cycle.used(limit.axis))
+    if not moving or epochs > ONE_BY_ONE:
+        # All epochs but the last two are alike, or stand for their mean, and there can be any number of them.
+        epoch = max(0, epochs - 1)
+        work = cycle.times(epoch, places)
     while groups := limit.groups_left(work, cost := cost_of_group(resolved, epoch), groups_per_epoch, probe):
         share = 1.0
         if limit.axis == "optimiser_steps":
@@ -165,6 +195,12 @@ def training_work(resolved: Resolved) -> Work | None:
         work += _epoch(resolved, cost, groups, share)
         epoch += moving
     return work
+
+
+def _cycle(resolved: Resolved, groups: int) -> tuple[Work, int]:
+    """Work of one epoch at each place of the window of random steps, and how many places there are."""
+    costs = costs_by_place(resolved)
+    return sum((_epoch(resolved, cost, groups) for cost in costs), Work()), len(costs)
 
 
 def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0) -> Work:
@@ -256,10 +292,10 @@ def seconds(resolved: Resolved, work: Work | None, rates: Rates) -> float:
     if work is not None:
         return _training_seconds(resolved, work, rates) + outside_seconds(resolved, work, rates)
     config, method = resolved.config, make_method(resolved)
-    epoch = _epoch(resolved, cost_of_group(resolved), config.sample.images_per_epoch // method.members)
+    cycle, places = _cycle(resolved, config.sample.images_per_epoch // method.members)
     # Candidates and points of the curve come every few epochs; how many epochs there are is up to the clock.
-    epochs = math.ceil(config.budget.amount / max(_training_seconds(resolved, epoch, rates), 1e-9))
-    training = epoch.times(epochs)
+    epochs = math.ceil(config.budget.amount * places / max(_training_seconds(resolved, cycle, rates), 1e-9))
+    training = cycle.times(epochs, places)
     outside = choice_work(config, training, method) + curve_work(config, training, method) + evaluation_work(resolved)
     return config.budget.amount + outside_seconds(resolved, outside, rates)
 

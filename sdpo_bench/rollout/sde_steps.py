@@ -44,9 +44,21 @@ def random_steps(rule: str, steps: int, *, seed: int, epoch: int) -> range:
     Raises:
         UsageError: not such a rule, or a window longer than T - 1 or K, or K above T - 1.
     """
-    width, within, stay = _parse(rule)
+    places = windows(rule, steps)
+    if rule.startswith("random"):
+        return places[seeds.seed_for(seed, "sde-steps", epoch) % len(places)]
+    return places[(epoch // _parse(rule).stay) % len(places)]
+
+
+def windows(rule: str, steps: int) -> list[range]:
+    """Random steps of each place that a rule's window can have; in the long run each is as frequent as the others.
+
+    Raises:
+        UsageError: as :func:`random_steps`.
+    """
+    width, within, _ = _parse(rule)
     if width is None:
-        return range(steps - 1)
+        return [range(steps - 1)]
     if width > steps - 1:
         way_on = f"Use at most {steps - 1}" if steps > 1 else "Use --set schedule.sde_steps=all"
         raise UsageError(
@@ -54,12 +66,8 @@ def random_steps(rule: str, steps: int, *, seed: int, epoch: int) -> range:
             f"which is never random. {way_on}, or a larger schedule.steps."
         )
     _check_range(rule, width, within, steps)
-    places = (within or steps - 1) - width + 1
-    if rule.startswith("random"):
-        start = seeds.seed_for(seed, "sde-steps", epoch) % places
-    else:
-        start = (epoch // stay) % places if rule.startswith("window") else 0
-    return range(start, start + width)
+    places = (within or steps - 1) - width + 1 if changes_by_epoch(rule) else 1
+    return [range(start, start + width) for start in range(places)]
 
 
 def changes_by_epoch(rule: str) -> bool:

@@ -36,6 +36,13 @@ def test_the_whole_run_is_counted_and_timed(capsys):
     assert data["seconds"] == (forward - backward) + 3 * backward + 2 * judged, "the base model's scores are missing"
 
 
+def test_the_cost_of_an_epoch_says_where_it_is_a_mean(capsys):
+    flow, mean = ("--model", "emoji-flow", "--method", "grpo"), "one epoch costs (mean over the window's places)"
+    assert mean in plan(capsys, *flow, "--set", "schedule.sde_steps=window:2:5")
+    still = plan(capsys, *flow, "--set", "schedule.sde_steps=first:2")
+    assert "one epoch costs" in still and mean not in still
+
+
 @pytest.mark.parametrize(("method", "candidates"), [("sdpo", 1), ("best_of_n", 4)])
 def test_a_base_model_that_has_scores_takes_no_time(capsys, tmp_path, method, candidates):
     words = ["--method", method, "--out", tmp_path, "--json"]

@@ -18,6 +18,7 @@ from sdpo_bench.estimates.time_estimate import (
     Rates,
     choice_work,
     cost_of_group,
+    epoch_work,
     evaluation_work,
     make_method,
     run_work,
@@ -32,6 +33,7 @@ from sdpo_bench.sweep.plan import make_plan, record_of
 from sdpo_bench.sweep.suite import find_suite, read_suite
 
 TWELVE = {"budget.images": 12}
+WAYS = ("forward", "backward")
 
 
 def ledger_of(resolved, tmp_path):
@@ -78,6 +80,41 @@ def test_epochs_are_alike_but_for_the_cut_one(axis, epochs):
     each = int(whole.used(axis))
     cut = work(**{axis: each // 2})
     assert work(**{axis: epochs * each + each // 2}) == whole.times(epochs) + cut
+
+
+def moving(rule, **overrides):
+    """GRPO on emoji-flow: 4 groups of 4 an epoch, 5 steps, the first state of a group shared."""
+    method = {"method.group_size": 4, "method.shared_noise": True}
+    settings = {"sample.images_per_epoch": 16, "update.minibatch": 4, "update.inner_epochs": 1}
+    schedule = {"schedule.steps": 5, "schedule.sde_steps": rule}
+    return resolve(Request("grpo", "emoji-align", "emoji-flow", overrides=method | settings | schedule | overrides))
+
+
+@pytest.mark.parametrize(
+    ("rule", "backward"),
+    [
+        ("first:2", 4 * 5),  # 1 shared state and 4 states
+        ("window:2:1", 4 * (5 + 8 + 8) // 3),  # three places among the first four steps, of which one has step 0
+        ("random:2:3", 4 * (5 + 8) // 2),  # two places
+    ],
+)
+def test_one_epoch_of_a_moving_window_is_the_mean_of_its_places(rule, backward):
+    assert epoch_work(moving(rule))["denoiser_backward"] == backward
+    assert epoch_work(moving(rule))["denoiser_forward"] == 4 * (1 + 4 * 4) + 2 * 17 + backward  # two groups for the KL
+
+
+@pytest.mark.parametrize("rule", ["window:2:1", "random:2:3"])
+@pytest.mark.parametrize("axis", ["images", "denoiser_calls"])
+def test_a_long_run_with_a_moving_window_costs_the_mean_of_its_places(monkeypatch, rule, axis):
+    """1,500 epochs by the mean, against the same counted one by one. A window is at each place for a third of them; a
+    random one's two places have half each within 3 sigma = 58 epochs, whose 12 calls are 1.8 % of 1,500 times 26."""
+    amount = 1500 * (16 if axis == "images" else sum(epoch_work(moving(rule))[f"denoiser_{w}"] for w in WAYS))
+    resolved = moving(rule, **{f"budget.{axis}": amount})
+    by_mean = training_work(resolved)
+    monkeypatch.setattr("sdpo_bench.estimates.time_estimate.ONE_BY_ONE", 10**6)
+    exact = training_work(resolved)
+    assert by_mean.backward == pytest.approx(exact.backward, rel=2e-3 if rule.startswith("window") else 2e-2)
+    assert by_mean.images == pytest.approx(exact.images, rel=1e-2) and by_mean != exact
 
 
 @pytest.mark.parametrize("rule", ["official", "skip-last", "equal-gain", "noise-level"])
