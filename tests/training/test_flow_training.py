@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from policies import fresh_policy
 
 from factories import GRADIENT_METHODS, LOSS_METHODS, make_method, make_resolved, mostly_slow
-from sdpo_bench.estimates.time_estimate import cost_of_group, cost_of_probe, optimiser_steps
+from sdpo_bench.estimates.time_estimate import cost_of_group, cost_of_probe, optimiser_steps, training_work
 from sdpo_bench.rollout.base_log_probs import base_statistics
 from sdpo_bench.rollout.sampling import Noise, rollout
 from sdpo_bench.rollout.schedule import make_schedule
@@ -162,6 +162,28 @@ def test_only_the_window_is_trained_and_billed(flow_trainer, rule):
     else:
         places = 2 if rule == "random:2:3" else 3
         assert windows == [[(s := seed_for(0, "sde-steps", e) % places), s + 1] for e in range(3)]
+
+
+@pytest.mark.parametrize("rule", ["random:2:3", "window:2:1"])
+def test_a_moving_window_is_billed_as_planned_where_a_group_shares_its_start(flow_trainer, rule):
+    """GRPO, groups of 4: the window with step 0 costs 1 + 4 backward calls a group, the others 4 + 4."""
+    settings = {"method.group_size": 4, "method.shared_noise": True, "update.minibatch": 2}
+    overrides = {"schedule.steps": 5, "schedule.sde_steps": rule, "budget.images": 40}
+    resolved, trainer = flow_trainer("grpo", **settings, **overrides)
+    found = calls_by_time(trainer.policy)
+    trainer.train()
+    bills = [row["bill"] for row in trainer.run.log()]
+    forward, backward, planned = [0], [0], []
+    for epoch, bill in enumerate(bills):
+        cost = cost_of_group(resolved, epoch)
+        planned.append(cost.backward)
+        forward.append(forward[-1] + 2 * cost.forward + cost_of_probe(resolved, 2))
+        backward.append(backward[-1] + 2 * cost.backward)
+        assert (sum(bill["forward"].values()), bill["backward"]) == (forward[-1], backward[-1])
+    assert len(found) == backward[-1]
+    assert set(planned) == {5, 8} and len(planned) == 5
+    work = training_work(resolved)
+    assert (work.forward, work.backward) == (forward[-1], backward[-1])
 
 
 @pytest.mark.parametrize("rule", ["random:2", "random:2:3", "window:2:1"])
