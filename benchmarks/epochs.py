@@ -73,7 +73,7 @@ def make_trainer(
         watch: called with a tick now and then.
     """
     from sdpo_bench.config.resolve import Request, build_method, resolve
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.scoring.make_scorers import make_scorer
     from sdpo_bench.scoring.scorer import supervise

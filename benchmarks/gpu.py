@@ -116,7 +116,7 @@ def load(mode: str, model: str, options: dict[str, Any]) -> Any:
     """The model with a fresh adapter, compiled as the mode says."""
     import torch
 
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.settings import ModelSettings
 
     # A graph that is compiled too often runs uncompiled after that, silently.

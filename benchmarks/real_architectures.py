@@ -59,7 +59,7 @@ def run_once(folder: Path, settings: dict, out: Path, train_only: bool) -> dict:
     """Run it, or only train it and read the adapter back, and say what it took."""
     from sdpo_bench.config.resolve import Request, resolve
     from sdpo_bench.estimates import memory_estimate
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.running.run_one import run_job
     from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.runs.saved_adapter import load_adapter, save_adapter

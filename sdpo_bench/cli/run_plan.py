@@ -31,7 +31,7 @@ from sdpo_bench.estimates.time_estimate import (
     seconds,
 )
 from sdpo_bench.ledger import limit_text
-from sdpo_bench.models.catalogue import pick_device, pipeline_files
+from sdpo_bench.models.base_model import pick_device, pipeline_files
 from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.plugins.parse_settings import validate

@@ -22,7 +22,7 @@ from sdpo_bench.config.sampler_fit import check_samplers, flow_defaults
 from sdpo_bench.errors import UsageError
 from sdpo_bench.hashing import canonical
 from sdpo_bench.ledger import AXES
-from sdpo_bench.models.catalogue import model_digest
+from sdpo_bench.models.base_model import model_digest
 from sdpo_bench.models.known_models import KNOWN, BaseModel, known_model
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import check_backprop, check_instance

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdpo_bench.api import COMPLETED_MODES, Method
 from sdpo_bench.errors import CannotTrain, SdpoBenchError, UsageError
-from sdpo_bench.models.catalogue import flow_family, local_folder
+from sdpo_bench.models.base_model import flow_family, local_folder
 from sdpo_bench.models.families.base import FLOW_SCHEDULER
 from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.models.pipeline_files import PipelineFiles, published

@@ -27,7 +27,7 @@ from sdpo_bench.estimates.time_estimate import reward_keys, run_work, seconds
 from sdpo_bench.evaluation.evaluate import evaluation_schedule, splits
 from sdpo_bench.evaluation.mean_scores import evaluation_guidance, mean_scores
 from sdpo_bench.ledger import Ledger
-from sdpo_bench.models.catalogue import load_policy, pick_device, scheduler_config, set_float32_products
+from sdpo_bench.models.base_model import load_policy, pick_device, scheduler_config, set_float32_products
 from sdpo_bench.models.policy import Policy, Precision
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.published_numbers import BASE, paper

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sdpo_bench.errors import MissingError, SdpoBenchError
 from sdpo_bench.models import hub
-from sdpo_bench.models.catalogue import pick_device
+from sdpo_bench.models.base_model import pick_device
 from sdpo_bench.models.known_models import KNOWN, asset_folder
 from sdpo_bench.models.pipeline_files import published, read_folder
 from sdpo_bench.plugins.call import plugin_code

@@ -19,7 +19,7 @@ from sdpo_bench.config.resolve import Request, Resolved, build_method, resolve
 from sdpo_bench.doctor import bandit
 from sdpo_bench.doctor.bandit import make
 from sdpo_bench.doctor.contract import require
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.registry import Plugin
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost

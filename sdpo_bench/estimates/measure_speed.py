@@ -16,7 +16,7 @@ import torch
 
 from sdpo_bench.errors import SdpoBenchError
 from sdpo_bench.estimates.time_estimate import Rates, is_guided, single_key
-from sdpo_bench.models.catalogue import load_policy, pick_device
+from sdpo_bench.models.base_model import load_policy, pick_device
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.prompts.prompt_sets import load_prompts

@@ -17,7 +17,7 @@ from sdpo_bench.errors import MissingError
 from sdpo_bench.estimates.activations import WIDTH, make_task, trace, weight_bytes
 from sdpo_bench.evaluation.evaluate import splits
 from sdpo_bench.hashing import canonical_json
-from sdpo_bench.models.catalogue import pipeline_files
+from sdpo_bench.models.base_model import pipeline_files
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.settings import ModelSettings, RunConfig

@@ -17,7 +17,7 @@ from sdpo_bench.api import Search
 from sdpo_bench.config.resolve import Resolved, build_method
 from sdpo_bench.config.sampler_fit import needs_log_prob
 from sdpo_bench.ledger import Cost, Limit
-from sdpo_bench.models.catalogue import pipeline_files
+from sdpo_bench.models.base_model import pipeline_files
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.group_cost import group_cost, probe_cost
 from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps, windows

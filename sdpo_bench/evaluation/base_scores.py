@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.hashing import canonical, digest
-from sdpo_bench.models.catalogue import model_digest
+from sdpo_bench.models.base_model import model_digest
 from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.runs import provenance

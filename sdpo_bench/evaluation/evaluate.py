@@ -20,7 +20,7 @@ from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.evaluation.score_rows import COLUMNS, KEYS, read_rows, step_table, write_rows
-from sdpo_bench.models.catalogue import scheduler_config
+from sdpo_bench.models.base_model import scheduler_config
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.sampling import Noise, sample

@@ -20,7 +20,7 @@ from sdpo_bench import seeds
 from sdpo_bench.advantages.epoch_metrics import correlation
 from sdpo_bench.config.training_schedule import schedule_options
 from sdpo_bench.errors import UsageError
-from sdpo_bench.models.catalogue import scheduler_config
+from sdpo_bench.models.base_model import scheduler_config
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.rollout.sampling import Noise, sample

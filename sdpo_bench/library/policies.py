@@ -75,7 +75,7 @@ def load_policy(run: Run | str | Path, *, results: str | Path = "results", devic
         UsageError: no such run, one that is not finished, or a base model that has changed since.
         MissingError: weights or a device that are not here.
     """
-    from sdpo_bench.models.catalogue import pick_device
+    from sdpo_bench.models.base_model import pick_device
     from sdpo_bench.running.finished_run import load_tuned, open_finished_run
     from sdpo_bench.runs.run_folder import RunFolder
 

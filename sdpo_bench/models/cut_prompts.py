@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sdpo_bench.models.catalogue import local_folder
+from sdpo_bench.models.base_model import local_folder
 from sdpo_bench.models.families import Family
 from sdpo_bench.models.pipeline_files import read_folder
 from sdpo_bench.prompts.prompt_sets import load_prompts

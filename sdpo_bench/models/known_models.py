@@ -1,7 +1,7 @@
 """Known base models: facts that the rest must not guess, and lookups by name, folder or hub id.
 
 Where a model's weights are, which reward and prompts belong to it, and which scheduler settings its training used.
-Nothing here loads a model or imports torch: ``catalogue`` does.
+Nothing here loads a model or imports torch: ``base_model`` does.
 """
 
 import os

@@ -19,7 +19,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import evaluate_base
 from sdpo_bench.evaluation.reward_scale import apply
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import prompt_cache
 from sdpo_bench.runs.input_digests import reward_key, reward_source

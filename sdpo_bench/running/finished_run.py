@@ -6,7 +6,7 @@ from typing import Any
 
 from sdpo_bench.evaluation.inference_search import Candidates, recorded_search
 from sdpo_bench.evaluation.reward_scale import calibrate
-from sdpo_bench.models.catalogue import load_policy, refuse_changed
+from sdpo_bench.models.base_model import load_policy, refuse_changed
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.running.source_check import refuse_other_weights

@@ -22,7 +22,7 @@ from sdpo_bench.evaluation.picture_grid import draw_grid, grid_prompts
 from sdpo_bench.evaluation.reward_scale import apply, calibrate
 from sdpo_bench.evaluation.score_rows import step_table
 from sdpo_bench.hashing import canonical
-from sdpo_bench.models.catalogue import load_policy, pick_device
+from sdpo_bench.models.base_model import load_policy, pick_device
 from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy

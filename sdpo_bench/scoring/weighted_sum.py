@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 from sdpo_bench.api import Reward
 from sdpo_bench.errors import UsageError
 from sdpo_bench.hashing import digest
-from sdpo_bench.models.catalogue import model_digest
+from sdpo_bench.models.base_model import model_digest
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.reward_formula import sum_name
 from sdpo_bench.settings import ModelSettings, ScheduleSettings, schedule_data

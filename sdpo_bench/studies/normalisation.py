@@ -90,7 +90,7 @@ def sample_returns(bench: Bench) -> list[np.ndarray]:
     from sdpo_bench.advantages.normalise import discounted_returns
     from sdpo_bench.config.resolve import build_method, resolve
     from sdpo_bench.config.training_schedule import training_schedule
-    from sdpo_bench.models.catalogue import load_policy, pick_device, scheduler_config
+    from sdpo_bench.models.base_model import load_policy, pick_device, scheduler_config
     from sdpo_bench.prompts.prompt_sets import load_prompts
     from sdpo_bench.rollout.sampling import Noise, rollout
     from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards

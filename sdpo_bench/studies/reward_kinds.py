@@ -92,7 +92,7 @@ def _words(settings: Mapping[str, Any], clean: str) -> str:
 def measure(request: StudyRequest, clean: str) -> tuple[float, float]:
     """For a reward that is not in :data:`MEASURED`: the same two numbers, to two digits."""
     from sdpo_bench.config.training_schedule import schedule_options
-    from sdpo_bench.models.catalogue import load_policy, scheduler_config
+    from sdpo_bench.models.base_model import load_policy, scheduler_config
     from sdpo_bench.prompts.prompt_sets import load_prompts
     from sdpo_bench.rollout.sampling import Noise, sample
     from sdpo_bench.rollout.schedule import make_schedule

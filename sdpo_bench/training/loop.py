@@ -23,7 +23,7 @@ from sdpo_bench.config.sampler_fit import needs_log_prob
 from sdpo_bench.config.training_schedule import trained_weights, training_schedule
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.ledger import Cost, Ledger, Limit, limit_text
-from sdpo_bench.models.catalogue import scheduler_config
+from sdpo_bench.models.base_model import scheduler_config
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import draw_prompts, load_prompts
 from sdpo_bench.rollout.group_cost import completed_states, group_cost, probe_cost

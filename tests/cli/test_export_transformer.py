@@ -5,7 +5,7 @@ import torch
 
 from factories import make_resolved
 from sdpo_bench.cli.commands.export import export_command
-from sdpo_bench.models.catalogue import scheduler_config
+from sdpo_bench.models.base_model import scheduler_config
 from sdpo_bench.rollout.sampling import replay
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.running.finished_run import load_tuned, open_finished_run

@@ -88,7 +88,7 @@ def test_step_counts_are_checked(text):
 
 
 def test_refusals_come_before_any_model_is_loaded(results, tmp_path, monkeypatch):
-    monkeypatch.setattr("sdpo_bench.models.catalogue.load_policy", lambda *a, **k: pytest.fail("loaded a model"))
+    monkeypatch.setattr("sdpo_bench.models.base_model.load_policy", lambda *a, **k: pytest.fail("loaded a model"))
     common = ("--results", results, "--prompt", "cat")
     os.mkfifo(tmp_path / "pipe.png")
     for arguments, words in (

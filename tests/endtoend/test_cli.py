@@ -540,7 +540,7 @@ def test_exported_lora_works_in_stock_diffusers(finished, tiny_pipe, tmp_path):
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.runs.run_folder import RunFolder
     from sdpo_bench.settings import ModelSettings
     from sdpo_bench.training import checkpoint
@@ -584,7 +584,7 @@ def test_a_damaged_adapter_is_not_exported(finished, tmp_path):
 def test_saved_adapter_gives_the_tuned_outputs_bit_for_bit(tiny_policy, tiny_pipe, tmp_path):
     import torch
 
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.settings import ModelSettings
 
     latents, times = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])

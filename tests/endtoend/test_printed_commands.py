@@ -24,7 +24,7 @@ from sdpo_bench.cli.entry import main
 from sdpo_bench.cli.main import cli
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.evaluation.evaluate import recorded_table
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.results.compare_names import find_sides
 from sdpo_bench.results.study_record import read_studies

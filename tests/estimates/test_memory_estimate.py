@@ -10,7 +10,7 @@ from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import MissingError
 from sdpo_bench.estimates import activations, memory_estimate
 from sdpo_bench.hashing import canonical_json
-from sdpo_bench.models.catalogue import load_policy, pipeline_files
+from sdpo_bench.models.base_model import load_policy, pipeline_files
 from sdpo_bench.models.pipeline_files import published
 from sdpo_bench.settings import ModelSettings
 from tools.measure_architectures import count

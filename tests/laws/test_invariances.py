@@ -312,7 +312,7 @@ def test_only_the_adapter_learns_and_base_stays_base(tiny_policy, name):
 def test_an_adapter_switched_off_is_the_pipeline_that_was_loaded(tiny_pipe):
     from diffusers import StableDiffusionPipeline
 
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.settings import ModelSettings
 
     plain = StableDiffusionPipeline.from_pretrained(tiny_pipe, dtype=torch.float32, safety_checker=None)

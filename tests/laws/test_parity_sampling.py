@@ -176,7 +176,7 @@ class Brightness(Reward):
 
 @pytest.mark.parametrize("model", ["base_traj", "lora_traj"])
 def test_pairs_of_trajectories(official, tiny_pipe, model):
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.settings import ModelSettings
 
     file = np.load(official / "e_trajectory_pair.npz")
@@ -240,7 +240,7 @@ def load_official_lora(policy, file):
 
 
 def test_guided_sampling_as_ddpo_does_it(official, tiny_pipe):
-    from sdpo_bench.models.catalogue import load_policy
+    from sdpo_bench.models.base_model import load_policy
     from sdpo_bench.settings import ModelSettings
 
     file = np.load(official / "e_trajectory_pair.npz")

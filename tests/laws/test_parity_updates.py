@@ -15,7 +15,7 @@ from sdpo_bench.advantages.experience import Experience, UpdateLog
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.api import Minibatch
 from sdpo_bench.ledger import Ledger
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.models.policy import Conditioning
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.rollout.base_log_probs import base_statistics

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from factories import make_resolved
 from sdpo_bench.cli.commands.export import export_command
 from sdpo_bench.models.adapter_file import METADATA
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.models.policy import ADAPTER, Policy
 from sdpo_bench.running import run_one
 from sdpo_bench.running.run_one import run_job

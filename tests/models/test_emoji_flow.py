@@ -7,7 +7,7 @@ from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation.base_scores import base_folder
-from sdpo_bench.models.catalogue import load_policy, scheduler_config
+from sdpo_bench.models.base_model import load_policy, scheduler_config
 from sdpo_bench.models.known_models import asset_folder
 from sdpo_bench.prompts.emoji_grammar import ANIMALS
 from sdpo_bench.results.read_results import MODEL_KEYS

@@ -6,7 +6,7 @@ import torch
 from factories import make_resolved, make_trainer, sample_groups
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import RunFailed, UsageError
-from sdpo_bench.models.catalogue import load_policy, set_float32_products
+from sdpo_bench.models.base_model import load_policy, set_float32_products
 from sdpo_bench.settings import ModelSettings
 
 FASTER = {

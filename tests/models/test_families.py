@@ -17,7 +17,7 @@ from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.evaluation.base_scores import base_folder
 from sdpo_bench.hashing import digest
 from sdpo_bench.methods._temporal_critic import TemporalCritic
-from sdpo_bench.models.catalogue import load_policy, model_digest, refuse_changed
+from sdpo_bench.models.base_model import load_policy, model_digest, refuse_changed
 from sdpo_bench.models.known_models import known_model
 from sdpo_bench.rollout.group_cost import group_cost
 from sdpo_bench.rollout.sampling import Noise, Trajectories, pick, replay

@@ -15,7 +15,7 @@ from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.config.training_schedule import trained_weights, training_schedule
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import trained_steps
-from sdpo_bench.models.catalogue import load_policy, pipeline_files, scheduler_config
+from sdpo_bench.models.base_model import load_policy, pipeline_files, scheduler_config
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.rollout.group_cost import group_cost

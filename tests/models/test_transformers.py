@@ -17,7 +17,7 @@ from stock_pipelines import arguments, call
 from sdpo_bench.cli.commands.fetch import fetch_command
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models.adapter_file import METADATA
-from sdpo_bench.models.catalogue import load_policy, scheduler_config
+from sdpo_bench.models.base_model import load_policy, scheduler_config
 from sdpo_bench.models.cut_prompts import read_by, read_from_files
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.models.families.sd3 import StableDiffusion3

@@ -10,7 +10,7 @@ import pytest
 from finished_run import call, words_of
 
 from sdpo_bench.errors import MissingError
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.models.cut_prompts import Reader, Reading, read_by, read_from_files, read_prompts
 from sdpo_bench.models.pipeline_loading import load_tokenizers
 from sdpo_bench.prompts.prompt_sets import load_prompts
@@ -191,7 +191,7 @@ def test_a_dry_run_warns_where_the_tokenizer_is_at_hand(tmp_path, capsys):
 
 
 def test_nothing_is_said_where_there_is_no_tokenizer(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sdpo_bench.models.catalogue.cached_pipeline", lambda *a: None)
+    monkeypatch.setattr("sdpo_bench.models.base_model.cached_pipeline", lambda *a: None)
     path = tmp_path / "prompts.txt"
     path.write_text(f"{'word ' * 100}\n")
     words = ["run", "--dry-run", "--model", "sd-turbo", "--set", f"sample.prompts={path}"]

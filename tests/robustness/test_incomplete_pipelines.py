@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sdpo_bench.errors import MissingError, SdpoBenchError
-from sdpo_bench.models.catalogue import load_pipeline, load_policy, pipeline_files
+from sdpo_bench.models.base_model import load_pipeline, load_policy, pipeline_files
 from sdpo_bench.settings import ModelSettings
 
 

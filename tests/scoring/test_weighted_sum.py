@@ -16,7 +16,7 @@ from sdpo_bench.evaluation import reward_scale
 from sdpo_bench.evaluation.base_scores import base_folder
 from sdpo_bench.evaluation.reward_scale import calibrate
 from sdpo_bench.evaluation.score_rows import read_rows
-from sdpo_bench.models.catalogue import load_policy, scheduler_config
+from sdpo_bench.models.base_model import load_policy, scheduler_config
 from sdpo_bench.rewards.jpeg_compressibility import JpegCompressibility
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import make_schedule

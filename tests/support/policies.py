@@ -4,7 +4,7 @@ import copy
 from functools import lru_cache
 from typing import Any
 
-from sdpo_bench.models.catalogue import load_policy, set_float32_products
+from sdpo_bench.models.base_model import load_policy, set_float32_products
 from sdpo_bench.settings import ModelSettings
 
 

@@ -19,7 +19,7 @@ import sys
 import sdpo_bench.cli.commands.run
 early = {"pandas", "pyarrow", "scipy", "matplotlib", "diffusers", "transformers", "peft", "torch._dynamo"}
 assert not early & set(sys.modules), early & set(sys.modules)
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.settings import ModelSettings
 load_policy(ModelSettings(), lora_seed=0).encode(["cat"])
 late = {"pandas", "pyarrow", "matplotlib"}

@@ -8,7 +8,7 @@ import torch
 from factories import make_method, make_resolved, make_trainer, make_updater, random_experience, sample_groups
 from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.errors import RunFailed, UsageError
-from sdpo_bench.models.catalogue import load_policy
+from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.rollout.schedule import make_schedule

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sdpo_bench.models.catalogue import load_policy, scheduler_config
+from sdpo_bench.models.base_model import load_policy, scheduler_config
 from sdpo_bench.rollout.sampling import Noise, sample
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.scoring.image_statistics import grid

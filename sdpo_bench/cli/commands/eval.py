@@ -13,7 +13,7 @@ from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.reward_scale import calibrate
 from sdpo_bench.evaluation.score_rows import step_table
-from sdpo_bench.models.catalogue import pick_device
+from sdpo_bench.models.base_model import pick_device
 from sdpo_bench.models.cut_prompts import judged, read_by
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.conflicts import refuse_two_values

@@ -9,7 +9,7 @@ import click
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.library.model_card import RUN_FILE, licence_warning, model_card
-from sdpo_bench.models.catalogue import pipeline_files
+from sdpo_bench.models.base_model import pipeline_files
 from sdpo_bench.models.known_models import known_model, resolve_location
 from sdpo_bench.models.kohya import kohya_bytes
 from sdpo_bench.models.pipeline_files import read_folder

@@ -20,7 +20,7 @@ from sdpo_bench.errors import MissingError, RunFailed, Unwritable, UsageError
 from sdpo_bench.estimates import memory_estimate
 from sdpo_bench.ledger import parse_budget
 from sdpo_bench.library.runs import run_with_progress
-from sdpo_bench.models.catalogue import pick_device
+from sdpo_bench.models.base_model import pick_device
 from sdpo_bench.plugins.conflicts import refuse_two_values
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.running.live import print_step_table

@@ -74,7 +74,7 @@ def draw(
         UsageError: the run has no adapter yet.
     """
     from sdpo_bench.evaluation.picture_grid import draw_grid
-    from sdpo_bench.models.catalogue import pick_device
+    from sdpo_bench.models.base_model import pick_device
     from sdpo_bench.models.cut_prompts import read_by
     from sdpo_bench.running.evaluation_process import set_threads
     from sdpo_bench.running.finished_run import load_tuned, open_finished_run

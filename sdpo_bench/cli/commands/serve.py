@@ -16,7 +16,7 @@ import torch
 
 from sdpo_bench.api import Reward
 from sdpo_bench.errors import MissingError, RunFailed, SdpoBenchError, UsageError
-from sdpo_bench.models.catalogue import pick_device
+from sdpo_bench.models.base_model import pick_device
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.scoring import http_format

@@ -17,7 +17,7 @@ from sdpo_bench.cli.sweep_view import SweepView, plan_data, plan_table, plan_tex
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import Rates
-from sdpo_bench.models.catalogue import check_devices
+from sdpo_bench.models.base_model import check_devices
 from sdpo_bench.plugins.conflicts import refuse_idle_devices, refuse_what_a_study_owns
 from sdpo_bench.plugins.parse_settings import parse_set
 from sdpo_bench.plugins.registry import find

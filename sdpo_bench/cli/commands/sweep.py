@@ -19,7 +19,7 @@ from sdpo_bench.cli.sweep_view import SweepView, found_settings, job_data, plan_
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.errors import Unwritable, UsageError
 from sdpo_bench.estimates.time_estimate import Rates, reward_keys
-from sdpo_bench.models.catalogue import check_devices
+from sdpo_bench.models.base_model import check_devices
 from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.plugins.conflicts import refuse_idle_devices
 from sdpo_bench.results.select_runs import parse_select

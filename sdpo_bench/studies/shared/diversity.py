@@ -43,7 +43,7 @@ def measure_all(bench: Bench, steps: int) -> dict[str, Spread]:
     import torch
 
     from sdpo_bench.config.resolve import resolve
-    from sdpo_bench.models.catalogue import load_policy, pick_device
+    from sdpo_bench.models.base_model import load_policy, pick_device
 
     usable = [run for run in bench.trainings.runs if not run.why_not]
     if not usable:

@@ -81,7 +81,7 @@ def sample_truth(request: StudyRequest, steps: int, runtime: Any) -> Sampled:
     import torch
 
     from sdpo_bench.config.training_schedule import training_schedule
-    from sdpo_bench.models.catalogue import load_policy, pick_device, scheduler_config
+    from sdpo_bench.models.base_model import load_policy, pick_device, scheduler_config
     from sdpo_bench.rollout.sampling import Noise, rollout
     from sdpo_bench.scoring.make_scorers import make_scorer
 
