@@ -14,7 +14,7 @@ REFERENCE = ROOT / "results" / "reference"
 ABLATIONS = ("normalisation", "rewards", "updates", "rates", "groups")
 SUITES = {"embedded-main": REFERENCE, "embedded-methods": REFERENCE}
 SUITES |= {"embedded-flow": REFERENCE / "flow", "embedded-long": REFERENCE / "long"}
-SUITES |= {"embedded-long-native": REFERENCE / "long"}
+SUITES |= {"embedded-long-native": REFERENCE / "long", "embedded-newer": REFERENCE / "newer"}
 SUITES |= {f"embedded-ablation-{what}": REFERENCE / "ablations" for what in ABLATIONS}
 
 

@@ -68,14 +68,15 @@ def test_the_budgets_of_one_step_are_equal_where_they_say_so(tmp_path):
 
 
 def test_methods_without_a_section_in_the_preset_take_as_many_optimiser_steps_as_the_others():
-    found = unsearched(StudyRequest(), one_step.METHODS, "emoji-turbo")
+    assert unsearched(StudyRequest(), one_step.METHODS, "emoji-turbo") == {}, "its preset has them all"
+    found = unsearched(StudyRequest(), one_step.METHODS, "emoji-flow")
     assert found == {
         "nft": {"update": {"minibatch": 2}},
         "awm": {"update": {"minibatch": 2}},
         "drpo": {"update": {"minibatch": 1}},
     }
     asked = StudyRequest(overrides={"update.minibatch": 4})
-    assert unsearched(asked, ["nft", "sdpo"], "emoji-turbo") == {"nft": {}}, "the user's own is used"
+    assert unsearched(asked, ["nft", "sdpo"], "emoji-flow") == {"nft": {}}, "the user's own is used"
     suite = design("one-step", asked).suites[0]
     assert suite.overrides("nft", next(iter(suite.variants)))["update.minibatch"] == 4
 
