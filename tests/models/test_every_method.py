@@ -8,9 +8,9 @@ policy has the weights of the last checkpoint at the strength of the settings, s
 Pictures are in [0, 1]. Both sides do the same float32 operations in other shapes and orders, and differ by up to 1e-6;
 the tolerance of 1e-5 leaves room for other processors. Training changes the pictures by 1e-2 or more.
 
-A case takes half a second, of which the stock pipeline takes a fifth, so every method is compared and not one of each
-kind. The base pipeline of a family is read once and copied; every case reads the stock pipeline, since that is what the
-printed code does.
+The base pipeline of a family is read once and copied; every case reads the stock pipeline, since that is what the
+printed code does. By default every method is compared on one family and every kind of adapter on all of them; the other
+pairs, most of 90 seconds, are marked ``exhaustive``: ``pytest -m exhaustive``.
 """
 
 from textwrap import dedent
@@ -52,6 +52,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dgpo, old policy": ("dgpo", {"method.clip_range": 0.1, "update.inner_epochs": 2}),
 }
 """Every method as it is, and settings that add a second branch or a second adapter."""
+EVERYWHERE = ("sdpo", "grpo", "nft", "sdpo, average")
+PAIRS_OF_BOTH = [
+    pytest.param(shape, case, marks=() if case in EVERYWHERE or i % len(SHAPES) == j else pytest.mark.exhaustive)
+    for i, case in enumerate(CASES)
+    for j, shape in enumerate(SHAPES)
+]
 WITHOUT_LOG_PROBS = LIKELIHOOD_FREE + GRADIENT_METHODS
 
 
@@ -125,8 +131,7 @@ def delivered_weights(run, average):
     return averaged or learnt
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "case"), PAIRS_OF_BOTH)
 def test_stock_diffusers_draws_the_pictures_of_the_run(folders, shape, case, settings, out, tmp_path, capsys):
     method, changes = CASES[case]
     outcome = run_one.run_job(make_resolved(folders(shape), method, **(settings | changes)), Runtime(out, "cpu"))

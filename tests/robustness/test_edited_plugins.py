@@ -142,7 +142,7 @@ def test_a_reward_that_judges_is_held_to_as_well_as_a_part_of_a_sum(tmp_path, pl
 
 def test_a_plugin_is_mended_after_a_failed_start(tmp_path, plugin, call):
     text = (plugin / "reward.py").read_text()
-    edit(plugin / "reward.py", "means = images", "raise ValueError; means = images")
+    edit(plugin / "reward.py", "means = ", "raise ValueError; means = ")
     code, said = call("run")
     assert code == 1 and "ValueError" in said
     first = the_run(tmp_path).record()["plugin_sha256"]
@@ -154,7 +154,7 @@ def test_a_plugin_is_mended_after_a_failed_start(tmp_path, plugin, call):
 
 def test_a_reward_that_failed_to_judge_is_mended(tmp_path, plugin, call):
     text = (plugin / "reward.py").read_text()
-    edit(plugin / "reward.py", "means = images", "raise ValueError; means = images")
+    edit(plugin / "reward.py", "means = ", "raise ValueError; means = ")
     asked = ["run", "--reward", "jpeg-compressibility", "--set", "eval.rewards=redness-example"]
     assert call(*asked)[0] == 1
     (plugin / "reward.py").write_text(text)

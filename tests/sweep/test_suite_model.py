@@ -237,11 +237,10 @@ def run_means(out):
 @pytest.mark.parametrize(
     ("models", "way"),
     [
-        (MODELS, "axis"),
         (("emoji-flow", "emoji-flow-base"), "axis"),
         (("emoji-flow", "emoji-flow-base"), "option"),
     ],
-    ids=["two-samplers", "one-sampler", "option"],
+    ids=["axis", "option"],
 )
 def test_runs_of_two_models_are_each_compared_with_their_own_base_model(tmp_path, models, way):
     """Trained and reported, by an axis of one suite, or by ``--model`` beside the suite's own model.
