@@ -25,7 +25,8 @@ from sdpo_bench.results.study_record import StudyRecord, read_studies
 from sdpo_bench.results.suite_records import SuiteRecord, read_records
 from sdpo_bench.results.training_log import LogNumbers, log_ends, log_numbers
 from sdpo_bench.runs.run_folder import KILLED, RunFolder, read_object
-from sdpo_bench.statistics.eval_table import ScoreReader, Scores, own_part
+from sdpo_bench.statistics.eval_table import Scores, own_part
+from sdpo_bench.statistics.score_reader import ScoreReader
 from sdpo_bench.training.bill_text import search_bill
 
 SECONDS = re.compile(r'"seconds": ([0-9.eE+-]+)[,}].*$', re.MULTILINE)

@@ -13,7 +13,8 @@ from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run, foreign_run
 from sdpo_bench.results.run_list import base_panels, shared_part
 from sdpo_bench.runs.log_numbers import numbers_of
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import own_part, read_scores
+from sdpo_bench.statistics.eval_table import own_part
+from sdpo_bench.statistics.score_reader import read_scores
 
 FILES = ("run.json", "train.jsonl", "timing.jsonl", "eval.parquet", "grid.png", "lora", "checkpoints")
 CURVES = {"train.jsonl": ""}

@@ -1,7 +1,7 @@
 """One evaluation file as dense arrays: prompts x step counts x images.
 
-Reports ask many questions of the same scores, and results folders hold thousands of files. Each file is read once,
-without pandas, into one small array per panel. A file can hold sets of prompts that were judged at different step
+Reports ask many questions of the same scores, and results folders hold thousands of files. Each file becomes one small
+array per panel (``score_reader``). A file can hold sets of prompts that were judged at different step
 counts or image numbers, so an array can have gaps. It is cut to one set of prompts first (``Block.part``,
 :func:`own_part`); only then are incomplete step counts or image numbers left out whole.
 """
@@ -9,8 +9,7 @@ counts or image numbers, so an array can have gaps. It is cut to one set of prom
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,11 +17,6 @@ from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
-LABELS = (*PANEL_COLUMNS, *AXIS_COLUMNS)
-TEXT = ("run", *PANEL_COLUMNS, "prompt")
-NEEDED = ("run", *LABELS, "score")
-MOST_KNOWN = 16
-"""Different sets of labels that a :class:`ScoreReader` remembers."""
 PICTURES = ("brightness", "contrast", "saturation", "sharpness")
 BASE = "base model"
 """Name of the base model in every table; no plugin's name has a space."""
@@ -199,193 +193,6 @@ def reduced(grid: ScoreGrid, endpoint: Endpoint) -> Matrix:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def read_scores(path: Path, *, pictures: bool = True, value: str = "score") -> Scores:
-    """Scores of one file, as :class:`ScoreReader` reads those of many."""
-    return ScoreReader(pictures=pictures, value=value).read(path)
-
-
-class ScoreReader:
-    """Reads evaluation files.
-
-    The runs of a suite are judged at the same prompts, step counts and images, so the labels of their rows are equal
-    byte for byte. Such labels are decoded once; of the other files only run ids and numbers are.
-
-    Args:
-        pictures: read the picture statistics too.
-        value: what stands in place of the scores: one of :data:`PICTURES`.
-    """
-
-    def __init__(self, *, pictures: bool = True, value: str = "score") -> None:
-        self._value = value
-        self._statistics = [*PICTURES] if pictures else []
-        if value not in ("score", *self._statistics):
-            self._statistics.append(value)
-        self._known: dict[StoredLabels, tuple[Place, ...]] = {}
-
-    def read(self, path: Path) -> Scores:
-        """Scores of one file; ``problems`` names every fault of the file, no exception is raised."""
-        try:
-            runs, numbers, places = self._content(path.read_bytes())
-            scores = numbers[self._value]
-        except PermissionError as error:  # not readable is not damaged
-            return Scores(problems=(f"eval.parquet cannot be read: {error.strerror}",))
-        except Exception as error:  # pyarrow raises many kinds for a damaged file
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            return Scores(problems=(f"eval.parquet is damaged: {reason[:200]}",), damaged=True)
-        return _panels(runs, places, scores, numbers)
-
-    def _content(self, content: bytes) -> tuple[tuple[str, ...], dict[str, np.ndarray], tuple["Place", ...]]:
-        """Run ids, numbers by column and places of the panels. Raises whatever a damaged file makes pyarrow raise."""
-        import pyarrow
-        import pyarrow.parquet as parquet
-
-        with parquet.ParquetFile(
-            pyarrow.BufferReader(content), read_dictionary=TEXT, pre_buffer=False, page_checksum_verification=True
-        ) as stored:
-            labels = _stored_labels(stored.metadata, content)
-            places = self._known.get(labels)
-            wanted = NEEDED if places is None else ("run", "score")
-            table = stored.read([*wanted, *self._statistics], use_threads=False)
-        columns = dict(zip(table.column_names, table.columns))
-        _check_columns(columns, wanted)
-        if places is None:
-            places = _places(columns) if table.num_rows else ()
-            if len(self._known) == MOST_KNOWN:
-                del self._known[next(iter(self._known))]
-            self._known[labels] = places
-        numbers = {
-            name: np.asarray(columns[name].to_numpy(), dtype=np.float64)
-            for name in ("score", *self._statistics)
-            if name in columns
-        }
-        return tuple(sorted(_text(columns["run"])[0])), numbers, places
-
-
-StoredLabels = tuple[tuple[str, str, str, bytes], ...]
-"""The label columns of a file as they are stored: name, type, compression and bytes of each piece of a column."""
-
-
-def _stored_labels(metadata: Any, content: bytes) -> StoredLabels:
-    """Of two files with the same ones, every row has the same labels."""
-    stored = []
-    for group in range(metadata.num_row_groups):
-        pieces = metadata.row_group(group)
-        for i in range(pieces.num_columns):
-            piece = pieces.column(i)
-            if (name := piece.path_in_schema) in LABELS:
-                start = piece.dictionary_page_offset or piece.data_page_offset
-                stored_bytes = content[start : start + piece.total_compressed_size]
-                stored.append((name, piece.physical_type, piece.compression, stored_bytes))
-    return tuple(stored)
-
-
-def _check_columns(columns: Mapping[str, Any], needed: Sequence[str]) -> None:
-    """Raises ValueError for a missing column, or for one with empty fields that must have none."""
-    if missing := [name for name in needed if name not in columns]:
-        raise ValueError(f"it lacks the columns {', '.join(missing)}")
-    for name in needed:
-        if name != "score" and columns[name].null_count:
-            raise ValueError(f"the column {name} has {columns[name].null_count} empty fields")
-
-
-def _text(column: Any) -> tuple[list[str], np.ndarray]:
-    """The different texts of a column, and the position in this list of each row's."""
-    if not hasattr(column.type, "index_type"):  # written without a dictionary
-        column = column.dictionary_encode()
-    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    return [str(label) for label in chunk.dictionary.to_pylist()], chunk.indices.to_numpy()
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Where the rows of one panel go in its array."""
-
-    key: PanelKey
-    rows: np.ndarray
-    """``[n]`` indices into the file."""
-    flat: np.ndarray
-    """``[n]`` positions in the flat array ``[P, K, I]``."""
-    labels: tuple[tuple[Any, ...], ...]
-    """Of the three axes."""
-    counts: np.ndarray
-    """``[P, K, I]`` rows of each entry."""
-
-    @cached_property
-    def step_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position of each row's step count ``[n]``, and rows of each step count ``[K]``."""
-        steps = np.unravel_index(self.flat, self.counts.shape)[1]
-        return steps, np.bincount(steps)
-
-
-def _places(columns: Mapping[str, Any]) -> tuple[Place, ...]:
-    """Places of the panels of a file."""
-    panel_columns = [_in_order(name, columns[name]) for name in PANEL_COLUMNS]
-    axes = [_in_order(name, columns[name]) for name in AXIS_COLUMNS]
-    labels, codes = [values for values, _ in panel_columns], [codes for _, codes in panel_columns]
-    shape = [len(values) for values in labels]
-    flat, inverse = _used(np.asarray(np.ravel_multi_index(codes, shape)), int(np.prod(shape)))
-    places = []
-    for number, code in enumerate(flat):
-        key = PanelKey(*(values[i] for values, i in zip(labels, np.unravel_index(code, shape))))
-        rows = np.flatnonzero(inverse == number)
-        parts = [_used(own[rows], len(values)) for values, own in axes]
-        present = tuple(tuple(values[i] for i in part[0]) for (values, _), part in zip(axes, parts))
-        size = tuple(len(values) for values in present)
-        entries = np.ravel_multi_index([part[1] for part in parts], size)
-        counts = np.bincount(entries, minlength=int(np.prod(size))).reshape(size)
-        places.append(Place(key, rows, entries, present, counts))
-    return tuple(places)
-
-
-def _in_order(name: str, column: Any) -> tuple[list[Any], np.ndarray]:
-    """Labels of a column, sorted, and the codes ``[n]`` that point into them."""
-    if name in TEXT:
-        texts, codes = _text(column)
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        return [texts[i] for i in order], np.argsort(order)[codes]
-    numbers = column.to_numpy()
-    if not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(f"the column {name} must hold whole numbers")
-    values, codes = np.unique(numbers, return_inverse=True)
-    return values.tolist(), codes
-
-
-def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of ``0..size-1`` that occur, ascending, and the position of each given code in that list."""
-    present = np.bincount(codes, minlength=size) > 0
-    return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
-
-
-def _panels(
-    runs: tuple[str, ...], places: Sequence[Place], score: np.ndarray, numbers: Mapping[str, np.ndarray]
-) -> Scores:
-    if not len(score):
-        return Scores(problems=("eval.parquet has no rows",))
-    blocks: dict[PanelKey, Block] = {}
-    pictures: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    problems = []
-    for place in places:
-        key = place.key
-        block, problem = _block(place, score)
-        if problem:
-            problems.append(f"{key.reward}, {key.split} prompts: {problem}")
-        if block is not None:
-            blocks[key] = block
-            if (key.sampler, key.split) not in pictures:
-                pictures[key.sampler, key.split] = _pictures(place, numbers)
-    return Scores(blocks, pictures=pictures, problems=tuple(problems), runs=runs)
-
-
-def _block(place: Place, score: np.ndarray) -> tuple[Block | None, str]:
-    if (repeated := place.counts > 1).any():
-        return None, f"{int(repeated.sum())} images are scored more than once, so none of them counts"
-    grid = np.full(place.counts.size, np.nan)
-    grid[place.flat] = score[place.rows]
-    present = None if place.counts.all() else place.counts == 1
-    prompts, steps, images = place.labels
-    return Block(grid.reshape(place.counts.shape), prompts, steps, images, present), ""
-
-
 def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str]:
     """The part without gaps: images that all step counts have, else step counts that have all images."""
     block = replace(block, present=None)
@@ -403,13 +210,3 @@ def _complete_part(block: Block, present: np.ndarray) -> tuple[Block | None, str
         return None, f"{missing}, at every step count, so none of them counts"
     left_out = ", ".join(str(step) for step in block.steps if step not in steps)
     return block.restrict(steps, block.images), f"{missing}; left out: {left_out} steps"
-
-
-def _pictures(place: Place, numbers: Mapping[str, np.ndarray]) -> dict[str, dict[int, float]]:
-    steps, counts = place.step_counts
-    by_statistic = {}
-    for name in PICTURES:
-        if name in numbers:
-            means = np.bincount(steps, numbers[name][place.rows]) / counts
-            by_statistic[name] = dict(zip(place.labels[1], means.tolist()))
-    return by_statistic

@@ -18,7 +18,7 @@ from sdpo_bench.ledger import limit_text
 from sdpo_bench.results.read_results import flat_settings
 from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import read_scores
+from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.sweep.asked_scores import AskedScores, asked_scores
 from sdpo_bench.sweep.search import Round, Search
 from sdpo_bench.sweep.suite import Group, Suite, shown_names

@@ -18,7 +18,8 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.results.read_results import MODEL_KEYS, clean_bill, flat_settings
 from sdpo_bench.results.training_log import last_line
 from sdpo_bench.runs.run_folder import RunFolder
-from sdpo_bench.statistics.eval_table import Block, PanelKey, read_scores
+from sdpo_bench.statistics.eval_table import Block, PanelKey
+from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.sweep.asked_scores import AskedScores
 from sdpo_bench.sweep.search import Requirement, Round, Search, products
 from sdpo_bench.sweep.suite import Group

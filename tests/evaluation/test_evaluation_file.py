@@ -19,7 +19,7 @@ from sdpo_bench.results.read_results import load_results, read_all_scores
 from sdpo_bench.results.run_list import list_runs
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring import image_statistics
-from sdpo_bench.statistics.eval_table import read_scores
+from sdpo_bench.statistics.score_reader import read_scores
 
 
 def rows_of(scores: list[float], statistic: float = 0.5) -> pd.DataFrame:

@@ -34,7 +34,8 @@ from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.run_list import list_runs
 from sdpo_bench.results.scoreboard import parse_metric
 from sdpo_bench.results.select_runs import parse_select
-from sdpo_bench.statistics.eval_table import PanelKey, read_scores, reduced, stack
+from sdpo_bench.statistics.eval_table import PanelKey, reduced, stack
+from sdpo_bench.statistics.score_reader import read_scores
 
 
 def report_of(out: Path, *select: str, **options) -> Report:

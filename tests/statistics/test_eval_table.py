@@ -10,15 +10,14 @@ from sdpo_bench.statistics.eval_table import (
     Block,
     PanelKey,
     ScoreGrid,
-    ScoreReader,
     at,
     only_seeds,
     only_steps,
     own_part,
-    read_scores,
     stack,
 )
 from sdpo_bench.statistics.matrices import Measure
+from sdpo_bench.statistics.score_reader import ScoreReader, read_scores
 
 KEY = PanelKey("sampler", "train", "good", "1")
 

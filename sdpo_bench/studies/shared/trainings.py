@@ -16,8 +16,9 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.read_results import MODEL_KEYS, flat_settings
 from sdpo_bench.runs.run_folder import RunFolder, run_folders
-from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, at, read_scores, stack
+from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, at, stack
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid
+from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.sweep.plan import Job, Plan, RatesOf, make_plan
 from sdpo_bench.sweep.suite import Suite, make_suite
 
