@@ -24,7 +24,7 @@ LONG_ABLATIONS = {f"embedded-long-{what}" for what in ABLATIONS}
 NAMES |= (
     LONG | LONG_ABLATIONS | {"paper-figure", "embedded-flow"} | {f"{where}-main" for where in ("paper", "embedded")}
 )
-NEWER = {"embedded-newer", "embedded-flow-newer"}
+NEWER = {"embedded-newer", "embedded-flow-newer", "embedded-long-newer"}
 NAMES |= NEWER
 NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
@@ -110,7 +110,11 @@ def test_long_trainings_are_equal_in_images_and_optimiser_steps_and_search(plans
 
 @pytest.mark.parametrize(
     ("name", "like", "updates"),
-    [("embedded-newer", "embedded-methods", 4), ("embedded-flow-newer", "embedded-flow", 6)],
+    [
+        ("embedded-newer", "embedded-methods", 4),
+        ("embedded-flow-newer", "embedded-flow", 6),
+        ("embedded-long-newer", "embedded-long", 10),
+    ],
 )
 def test_the_newer_methods_get_the_budget_of_the_older_ones_and_one_search(plans, name, like, updates):
     """As many images, optimiser steps and tuning runs for every method that trains, judged as the older ones are."""
@@ -123,9 +127,17 @@ def test_the_newer_methods_get_the_budget_of_the_older_ones_and_one_search(plans
     for method in searched:
         assert sum(job.role == "tuning" and job.method == method for job in plan.jobs) == 10
     reported = [job for job in older.jobs if job.role == "reported"]
-    keys = ("budget.amount", "schedule.steps", "sample.images_per_epoch", "eval.steps", "eval.unseen", "seed")
+    keys = (
+        "budget.amount",
+        "schedule.steps",
+        "sample.images_per_epoch",
+        "eval.steps",
+        "eval.every",
+        "eval.unseen",
+        "seed",
+    )
     as_reported = lambda jobs: {tuple(map(str, (job.settings[key] for key in keys))) for job in jobs}  # noqa: E731
-    assert as_reported(trained) == as_reported(job for job in reported if job.method == "grpo")
+    assert as_reported(trained) == as_reported(job for job in reported if job.method == "sdpo")
     assert plan.suite.search.settings == plans["embedded-flow"].suite.search.settings
     assert plan.suite.search.require == plans["embedded-flow"].suite.search.require
 
