@@ -29,10 +29,10 @@ def test_how_a_run_is_judged_and_when_it_warns_makes_no_arm(tmp_path, section, k
 
 def test_guards_that_choose_the_checkpoint_part_arms(tmp_path):
     """With ``before-collapse`` they decide which weights are judged."""
-    for kl in (5, 20):
+    for kl in (5, 60):
         make_run(tmp_path, "ddpo", **{"guard.kl": kl, "checkpoint.choose": "before-collapse"})
     ((setting,), notices) = settings_of(tmp_path)
-    assert [arm.label for arm in setting.arms] == ["ddpo (guard.kl=20)", "ddpo (guard.kl=5)"] and not notices
+    assert [arm.label for arm in setting.arms] == ["ddpo (guard.kl=5)", "ddpo (guard.kl=60)"] and not notices
 
 
 def test_prompt_files_of_one_name_and_other_content_part_runs(tmp_path):
