@@ -15,13 +15,13 @@ class DPOKSettings(DDPOSettings):
 
     kl_weight: Annotated[float, Gt(0)] = 0.01
     """beta/alpha: weight of the KL to the base model, in advantages per nat and latent element (official: 0.01 beside
-    rewards times 100, without normalisation)."""
+    rewards times 100, without normalisation). Steps of weight 0 (update.step_weight) are outside the penalty."""
 
 
 class DPOK(Method):
     """Clipped policy gradient of the final reward, held to the base model by a KL penalty (DPOK)."""
 
-    formula = "PG(A, c) + kl_weight KL(policy, base) of each step"
+    formula = "PG(A, c) + kl_weight KL(policy, base) of each trained step"
     source = "arXiv 2305.16381; code google-research/dpok"
     Settings = DPOKSettings
     settings: DPOKSettings
@@ -29,7 +29,7 @@ class DPOK(Method):
     defaults = {"update.order": "accumulated", "advantage.gamma": 1.0}
 
     def loss(self, batch: Minibatch) -> Loss:
-        """Mean over steps of the clipped -A rho, plus kl_weight KL(pi || pi_base) of each step (DPOK, Algorithm 1)."""
+        """Mean over steps of the clipped -A rho, plus kl_weight KL(pi || pi_base) of each (DPOK, Algorithm 1)."""
         assert batch.advantages is not None and batch.kl is not None
         gain = clipped_policy_gradient(
             batch.advantages, batch.log_probs - batch.old_log_probs, self.settings.clip_range

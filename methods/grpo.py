@@ -25,7 +25,8 @@ class GRPOSettings(StepRewardSettings):
     """PPO clip range of the importance ratio; 0: no clipping (DanceGRPO: 1e-4)."""
     kl_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the KL to the base model (DanceGRPO: none); 0 computes none. Flow-GRPO has 0.01 to 0.04, of a KL whose
-    variance lacks the step size |dt|: 4 to 25 times smaller than this one at ten steps of SD3.5."""
+    variance lacks the step size |dt|: 4 to 25 times smaller than this one at ten steps of SD3.5. Steps of weight 0
+    (update.step_weight) are outside the penalty."""
     ratio: Added[Literal["plain", "guard"]] = "plain"
     """Importance ratio: ``exp(log-ratio)``, or GRPO-Guard's (arXiv 2510.22319) ``exp(std (log-ratio + drift))``, which
     is centred at 1 and equally wide at all steps (its clip range: 2e-6)."""
@@ -41,7 +42,9 @@ class GRPOSettings(StepRewardSettings):
 class GRPO(Method):
     """Clipped policy gradient with advantages relative to the other images of the same prompt (GRPO)."""
 
-    formula = "PG(A, c), A relative to the other images of the group; + kl_weight KL where it is > 0"
+    formula = (
+        "PG(A, c), A relative to the other images of the group; + kl_weight KL of each trained step where it is > 0"
+    )
     source = "arXiv 2505.07818 (DanceGRPO), arXiv 2505.05470 (Flow-GRPO)"
     Settings = GRPOSettings
     settings: GRPOSettings

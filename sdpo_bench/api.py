@@ -105,8 +105,8 @@ class Minibatch:
     """int64 ``[b, K]``: step index i, 0 is the noisiest."""
     num_steps: int
     kl: "Tensor | None" = None
-    """``[b, G, K]`` KL(policy step || base step) per latent element; carries gradients. Only for methods with
-    ``needs_kl``."""
+    """``[b, G, K]`` KL(policy step || base step) per latent element; carries gradients. 0 at steps of weight 0, which
+    are not trained. Only for methods with ``needs_kl``."""
     drift: "Tensor | None" = None
     """``[b, G, K]`` KL(step of the policy that sampled || step of the current policy) per latent element,
     ``mean (mu - mu_old)^2 / (2 std^2)``; carries gradients and the engine's step weight. Only with ``needs_drift``."""

@@ -163,7 +163,8 @@ class UpdateSettings:
     """An optimiser step after single denoising steps (SDPO), or after whole trajectories (DDPO, D3PO)."""
     step_weight: Literal["official", "skip-last", "equal-gain", "noise-level"] = "official"
     """Weight of each denoising step's log-ratio: 1, 1 but 0 for the last, inverse to its gradient gain, or proportional
-    to its noise (TempFlow-GRPO)."""
+    to its noise (TempFlow-GRPO). A step of weight 0 is not trained at all, neither by its log-ratio nor by a KL
+    penalty: skip-last leaves out the last of few steps, where most of the KL to the base model arises."""
     minibatch: Count = 8
     """Prompt groups in a minibatch, over all processes."""
     accumulation: Count = 8

@@ -227,7 +227,7 @@ class Updater:
         return parts
 
     def _without_idle_steps(self, task: Task) -> Task:
-        """Leave out groups whose step has weight 0: they could not move anything, so they are not computed."""
+        """Leave out groups whose step has weight 0: such a step is not trained, also not by a KL penalty."""
         active = self.weights[task.steps[:, 0]] > 0
         if active.all():
             return task
@@ -286,8 +286,6 @@ class Updater:
         }
         # By the step's weight, not by whether its slopes happen to be zero: a bill must not depend on the batch.
         needed = self.weights[steps] > 0
-        for slope in slopes.values():
-            needed = needed | slope.any(1).to(needed.device)
         for e in even_split(needed.nonzero()[:, 0], size):
             now = self._pass(trajectories, groups[e], steps[e])
             torch.autograd.backward([getattr(now, name) for name in slopes], [slope[e] for slope in slopes.values()])
@@ -329,12 +327,13 @@ class Updater:
         return loss.value
 
     def _minibatch(self, experience: Experience, task: Task, current: Mapping[str, Tensor]) -> Minibatch:
-        """Slices ``[b, G, K]`` of the experience, log-ratios carrying the step weight.
+        """Slices ``[b, G, K]`` of the experience, log-ratios carrying the step weight; the KL to the base model is 0 at
+        steps of weight 0, which are not trained.
 
         Args:
             current: of the present policy, by name: ``log_probs``; ``kl`` and ``drift`` where the method reads them.
         """
-        log_probs, drift = current["log_probs"], current.get("drift")
+        log_probs, drift, kl = current["log_probs"], current.get("drift"), current.get("kl")
         device = log_probs.device
         groups, steps = task.groups.to(device), task.steps.to(device)
         pick = lambda values: None if values is None else take(values, groups, steps)  # noqa: E731
@@ -350,7 +349,7 @@ class Updater:
             final_rewards=experience.final_rewards.to(device)[groups],
             steps=steps,
             num_steps=experience.trajectories.num_steps,
-            kl=current.get("kl"),
+            kl=None if kl is None else torch.where(weight > 0, kl, torch.zeros_like(kl)),
             drift=None if drift is None else weight * drift,
             stds=None if drift is None else self.schedule.std().to(device)[steps],
             values=state_values(self.critic, experience.trajectories, groups, steps) if self.critic else None,

@@ -14,6 +14,7 @@ from factories import LOSS_METHODS, make_method, make_updater, mostly_slow, rand
 from sdpo_bench import seeds
 from sdpo_bench.advantages.experience import UpdateLog
 from sdpo_bench.rollout.base_log_probs import base_statistics
+from sdpo_bench.rollout.group_cost import group_cost
 from sdpo_bench.rollout.replay_step import unique_rows
 from sdpo_bench.rollout.sampling import Noise, replay, rollout
 from sdpo_bench.rollout.schedule import gaussian_log_prob
@@ -30,6 +31,13 @@ EVERY_LOSS = mostly_slow([(name,) for name in LOSS_METHODS], quick=[("sdpo",), (
 def reference_of(policy, schedule, trajectories):
     with policy.reference():
         return base_statistics(policy, schedule, trajectories, range(len(trajectories.prompts)), 64)[0]
+
+
+def leave_the_base_model(policy):
+    """So that the KL to it has slopes."""
+    with torch.no_grad():
+        for parameter in policy.lora_parameters().values():
+            parameter += 0.05
 
 
 def order_of(groups, steps, seed=0):
@@ -355,10 +363,10 @@ def test_a_step_of_weight_zero_is_not_computed_and_changes_nothing(tiny_policy):
     assert log.summary()["gradient_share_by_step"][2] == 0
 
 
-@pytest.mark.parametrize(("slope", "anchored", "steps"), [(1, 0, 2), (0, 0, 2), (1, 1, 3), (0, 1, 3)])
-def test_a_trajectory_is_billed_by_the_weights_of_its_steps(tiny_policy, slope, anchored, steps):
+@pytest.mark.parametrize(("slope", "anchored"), [(1, 0), (0, 0), (1, 1), (0, 1)])
+def test_a_trajectory_is_trained_and_billed_at_the_steps_with_a_weight(tiny_policy, slope, anchored):
     """Not by whether its loss happens to be flat there, as where every ratio is clipped. A KL that is part of the loss
-    counts at a step of weight 0 too."""
+    is 0 at a step of weight 0, as it is for losses of single steps, which never see such a step."""
     from sdpo_bench.api import Loss, Method
 
     class Sum(Method):
@@ -368,15 +376,51 @@ def test_a_trajectory_is_billed_by_the_weights_of_its_steps(tiny_policy, slope, 
         needs_kl = True
 
         def loss(self, batch):
+            penalties.append((batch.kl.detach() > 0).flatten(0, 1).any(0).tolist())
             return Loss(slope * batch.log_probs.sum() + anchored * batch.kl.sum())
 
-    with torch.no_grad():  # a policy that has left its base model, so that the KL has slopes
-        for parameter in tiny_policy.lora_parameters().values():
-            parameter += 0.05
+    penalties = []
+    leave_the_base_model(tiny_policy)
     schedule, trajectories = sample_groups(tiny_policy, members=1, shared_noise=False)
-    updater = make_updater(tiny_policy, schedule, Sum(None), weights=torch.tensor([1.0, 1.0, 0.0]), minibatch=4)
-    updater.inner_epoch(random_experience(trajectories), order_of(4, 3), UpdateLog(3))
-    assert updater.ledger.backward == 4 * steps
+    method, weights = Sum(None), [1.0, 1.0, 0.0]
+    updater = make_updater(tiny_policy, schedule, method, weights=torch.tensor(weights), minibatch=4)
+    log = UpdateLog(3)
+    updater.inner_epoch(random_experience(trajectories), order_of(4, 3), log)
+    assert penalties == [[True, True, False]]
+    assert updater.ledger.backward == 4 * 2
+    planned = group_cost(method, weights, inner_epochs=1, guided=False)
+    assert sum(updater.ledger.forward.values()) == 4 * (planned.forward - 3)  # without the three calls of sampling
+    assert float(log.grad_square[2]) == 0
+
+
+def test_losses_of_steps_and_of_trajectories_leave_the_same_step_out_of_a_penalty(tiny_policy):
+    """The same mean KL to the base model as a loss of each step and of whole trajectories: equal gradients."""
+    from sdpo_bench.api import Loss, Method
+
+    class Penalty(Method):
+        """The KL to the base model."""
+
+        needs_kl = True
+
+        def loss(self, batch):
+            return Loss(batch.kl.mean())
+
+    class OfTrajectories(Penalty):
+        granularity = "trajectory"
+
+    leave_the_base_model(tiny_policy)
+    schedule, trajectories = sample_groups(tiny_policy)
+    experience, gradients = random_experience(trajectories), []
+    for method in (Penalty(None), OfTrajectories(None)):
+        weights = torch.tensor([1.0, 1.0, 0.0])
+        updater = make_updater(tiny_policy, schedule, method, weights=weights, minibatch=4, order="accumulated")
+        (window,) = windows(order_of(4, 3), replace(updater.settings, accumulation=1), method.granularity)
+        updater._accumulate(experience, window, UpdateLog(3), fresh=True)
+        gradients.append({name: p.grad.clone() for name, p in updater.parameters.items()})
+        updater.optimiser.zero_grad(set_to_none=True)
+    assert any(gradient.abs().max() > 0 for gradient in gradients[0].values())
+    for name, gradient in gradients[1].items():
+        assert torch.allclose(gradients[0][name], gradient, rtol=1e-3, atol=1e-7 + 1e-4 * gradient.abs().max()), name
 
 
 def test_leaving_out_steps_of_weight_zero_changes_no_gradient(tiny_policy, monkeypatch):

@@ -62,7 +62,7 @@ def _plain(cell: str) -> str:
 def test_the_list_is_short_as_a_table_and_has_formula_and_source_as_json():
     rows = {row["name"]: row for row in json.loads(listed("methods", "--json"))}
     assert rows["sdpo"]["source"] == "arXiv 2411.11727, eq. 13; code ZiyiZhang27/sdpo"
-    assert rows["dpok"]["formula"] == "PG(A, c) + kl_weight KL(policy, base) of each step"
+    assert rows["dpok"]["formula"] == "PG(A, c) + kl_weight KL(policy, base) of each trained step"
     table = listed("methods")
     assert "2411.11727" not in table and "sdpo-bench list methods NAME" in table
 
