@@ -36,7 +36,8 @@ class ReFL(Method):
     defaults = {"update.order": "accumulated"}
 
     def backprop(self, num_steps: int) -> Backprop:
-        return Backprop(depth=1, window=math.ceil(self.settings.window * num_steps))
+        steps = self.settings.window * num_steps
+        return Backprop(depth=1, window=max(1, math.ceil(steps - 1e-9)))  # .14 x 50 gives 7.000000000000001
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean phi(r), phi(r) = max(0, target - r), or -r without a target (ImageReward, Algorithm 1)."""

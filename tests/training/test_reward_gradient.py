@@ -93,6 +93,15 @@ def test_refl_draws_its_step_from_the_window_uniformly():
     assert make_method("refl").backprop(1) == Backprop(1, 1)
 
 
+@pytest.mark.parametrize(
+    ("window", "num_steps", "steps"),
+    [(0.14, 50, 7), (0.28, 50, 14), (0.07, 100, 7), (0.56, 25, 14), (0.141, 50, 8), (0.25, 5, 2), (1e-12, 50, 1)],
+)
+def test_a_window_of_a_whole_number_of_steps_has_no_step_more(window, num_steps, steps):
+    """.14 x 50 is 7, which floats multiply to 7.000000000000001; a started step counts (1.25 steps are 2)."""
+    assert make_method("refl", window=window).backprop(num_steps) == Backprop(1, steps)
+
+
 def test_refl_scores_the_predicted_original_of_its_step(tiny_policy):
     updater, experience = setup(tiny_policy, make_method("refl", window=1.0))
     order = Order(torch.arange(3), torch.tensor([[0, 1, 2], [1, 0, 2], [2, 1, 0]]))
