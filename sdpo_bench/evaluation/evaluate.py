@@ -142,7 +142,7 @@ def evaluate(
                 if rows is None:
                     name = f"{sampler_id(settings)}, {block.split}, {block.steps} steps"
                     images = len(block.texts) * settings.images_per_prompt
-                    with search.billed(run, name, images, processes) if search else nullcontext():
+                    with search.billed(run, name, block.texts, images, processes) if search else nullcontext():
                         schedule = schedules[block.steps]
                         with _counted(policy, tell):
                             rows = _rows(

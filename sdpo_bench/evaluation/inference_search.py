@@ -16,6 +16,7 @@ from torch import Tensor
 from sdpo_bench.api import Method, Search
 from sdpo_bench.config.resolve import make_method
 from sdpo_bench.errors import RunFailed
+from sdpo_bench.hashing import digest
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.plugins.call import plugin_code
@@ -51,8 +52,16 @@ class Candidates:
         return supervise(self._source.name, self._source.reward, self.ledger, timeout=self._source.deadline.seconds)
 
     @contextmanager
-    def billed(self, run: RunFolder, block: str, delivered: int, processes: Processes = ALONE) -> Iterator[None]:
-        """Calls inside this context are one block of an evaluation; doing a block again replaces its bill."""
+    def billed(
+        self, run: RunFolder, block: str, prompts: Sequence[str], delivered: int, processes: Processes = ALONE
+    ) -> Iterator[None]:
+        """Calls inside this context are one block of an evaluation; doing a block again replaces its bill.
+
+        Args:
+            block: its sampler, split and step count.
+            prompts: of the block; a split may have other ones in each call of ``eval``.
+            delivered: number of images.
+        """
         self.ledger = Ledger()
         self._scorer = self._fresh_scorer()
         yield
@@ -61,8 +70,11 @@ class Candidates:
             return
         self.ledger.images = sum(bill.images for bill in bills)
         self.ledger.absorb(bills, Ledger())
-        found = read_search(run.path)
-        blocks = found.get("blocks", {}) | {block: {"delivered": delivered, "bill": self.ledger.bill()}}
+        blocks = read_search(run.path).get("blocks", {})
+        # Files from before block names had a digest of the prompts: as many images are taken for the same prompts.
+        if block in blocks and blocks[block]["delivered"] == delivered:
+            del blocks[block]
+        blocks[f"{block}, prompts {digest(sorted(prompts), 8)}"] = {"delivered": delivered, "bill": self.ledger.bill()}
         text = json.dumps({"samples_per_image": self.method.candidates, "blocks": blocks}, indent=1, sort_keys=True)
         atomic_write(run.path / SEARCH_FILE, text + "\n")
 

@@ -1,6 +1,7 @@
 """Methods that search at inference: what is delivered, what it costs, and that the bill says so."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from sdpo_bench.cli.run_plan import plan
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import run_work
-from sdpo_bench.evaluation.evaluate import evaluation_schedule, sample_images
+from sdpo_bench.evaluation.evaluate import Subject, evaluate, evaluation_schedule, sample_images
 from sdpo_bench.evaluation.inference_search import Candidates
 from sdpo_bench.evaluation.score_rows import read_rows
 from sdpo_bench.ledger import Ledger
@@ -92,10 +93,36 @@ def test_the_bill_of_a_block_is_that_of_all_processes(tmp_path):
     several = SimpleNamespace(gather=lambda ledger: [ledger, other], is_main=True)
     search = Candidates(make_method("best_of_n", n=4), make_scorer("jpeg-incompressibility", {}, "cpu"), 0)
     run = RunFolder(tmp_path)
-    with search.billed(run, "a block", 2, several):
+    with search.billed(run, "a block", ["cat"], 2, several):
         spent(search.ledger, 3, 12)
-    bill = read_search(run.path)["blocks"]["a block"]["bill"]
+    (block,) = read_search(run.path)["blocks"].values()
+    bill = block["bill"]
     assert (bill["images"], bill["forward"], bill["reward_calls"]) == (8, {"search": 32}, 8)
+
+
+def test_each_set_of_prompts_has_a_cost_of_its_own(tiny_policy, tmp_path):
+    """Two files for one split, as by ``eval RUN --unseen A.txt`` and then ``--unseen B.txt``, of as many prompts."""
+    judge, run = make_scorer("jpeg-incompressibility", {}, "cpu"), RunFolder(tmp_path)
+    search, subject = Candidates(make_method("best_of_n", n=2), judge, 0), Subject(run.run_id, "best_of_n", 0)
+    settings, images = EvaluationSettings(steps=(1,), images_per_prompt=1, train="", validation=""), []
+    for name, text in (("a", "cat\n"), ("b", "dog\n"), ("a", "cat\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+        asked = replace(settings, unseen=str(tmp_path / f"{name}.txt"))
+        evaluate(tiny_policy, asked, [judge], run, subject, search=search)
+        images.append(search_bill(run.path)["images"])
+    assert images == [2, 4, 4]
+
+
+@pytest.mark.parametrize(("texts", "images"), [(["cat", "dog"], 5), (["cat"], 5 + 24)])
+def test_a_cost_without_prompts_is_of_the_set_with_as_many_images(tmp_path, texts, images):
+    """Files from before the name of a block said which prompts it had: doing it again replaces such a block."""
+    search = Candidates(make_method("best_of_n", n=4), make_scorer("jpeg-incompressibility", {}, "cpu"), 0)
+    run = RunFolder(tmp_path)
+    earlier = {"a block": {"delivered": 2, "bill": {"images": 24}}}
+    (run.path / "search.json").write_text(json.dumps({"samples_per_image": 4, "blocks": earlier}))
+    with search.billed(run, "a block", texts, len(texts)):
+        search.ledger.images = 5
+    assert search_bill(run.path)["images"] == images
 
 
 @pytest.mark.parametrize("name", SEARCH_METHODS)
