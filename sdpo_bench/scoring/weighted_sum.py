@@ -41,7 +41,8 @@ class Basis:
         """Hash of all that can change the pictures."""
         model = {key: getattr(self.model, key) for key in ("name", "revision", "precision", "guidance_scale")}
         # Where they are the model's own, nothing is said: ids of earlier references stay.
-        model |= {key: value for key in ("resolution", "text_tokens") if (value := getattr(self.model, key))}
+        optional = {"resolution": self.model.resolution, "text_tokens": self.model.text_tokens}
+        model |= {key: value for key, value in optional.items() if value is not None}
         if content := model_digest(self.model.name):
             model["digest"] = content
         texts = load_prompts(self.prompts)

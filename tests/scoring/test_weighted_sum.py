@@ -222,6 +222,7 @@ def test_statistics_are_named_by_all_that_can_change_the_pictures(prompts_file, 
         {"model": {"precision": "bf16"}},
         {"model": {"resolution": 64}},
         {"model": {"text_tokens": 128}},
+        {"model": {"text_tokens": 0}},
         {"steps": 3},
         {"eta": 0.5},
     ]
