@@ -1,4 +1,7 @@
-"""DDPO (denoising diffusion policy optimisation), Black et al. 2023, arXiv 2305.13301; kvablack/ddpo-pytorch."""
+"""DDPO (denoising diffusion policy optimisation), Black et al. 2023, arXiv 2305.13301; kvablack/ddpo-pytorch.
+
+Its learning rate is that of the official code for an adapter (config/base.py: 3e-4).
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +40,7 @@ class DDPO(Method):
     source = "arXiv 2305.13301, eq. 4, with the clipping of PPO (arXiv 1707.06347, eq. 7); code kvablack/ddpo-pytorch"
     Settings = DDPOSettings
     settings: DDPOSettings
-    defaults = {"update.order": "accumulated", "advantage.gamma": 1.0}
+    defaults = {"update.order": "accumulated", "update.lr": 3e-4, "advantage.gamma": 1.0}
 
     def loss(self, batch: Minibatch) -> Loss:
         """mean max(-A rho, -A clip(rho, 1 - c, 1 + c)) (DDPO eq. 4 with PPO's clipping, as in the official code)."""

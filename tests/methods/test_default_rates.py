@@ -1,0 +1,24 @@
+"""Learning rates that methods have of their own: those of the official code for an adapter, where no preset has one."""
+
+import pytest
+
+from sdpo_bench.config.resolve import Request, resolve
+
+OFFICIAL = {
+    "ddpo": 3e-4,  # kvablack/ddpo-pytorch, config/base.py at 1958463: learning_rate, beside use_lora = True
+    "drpo": 1e-5,  # UGVly/DrPO, scripts/train/sdxl_turbo_drpo_mae.sh at dd473d8: --learning_rate, beside --use_lora
+    "d3po": 3e-5,  # yk7333/d3po
+}
+OF_PRESETS = [("ddpo", "embedded", 1e-3), ("drpo", "embedded", 1.2e-3), ("drpo", "paper-hpsv2", 5e-5)]
+
+
+@pytest.mark.parametrize("method", OFFICIAL)
+def test_without_a_preset_a_method_trains_at_its_official_rate(tiny_pipe, method):
+    resolved = resolve(Request(method=method, model=str(tiny_pipe)))
+    assert (resolved.preset, resolved.config.update.lr) == ("", OFFICIAL[method])
+    assert resolved.sources["update.lr"] == f"method {method}"
+
+
+@pytest.mark.parametrize(("method", "preset", "rate"), OF_PRESETS)
+def test_the_rate_of_a_preset_goes_before_that_of_the_method(tiny_pipe, method, preset, rate):
+    assert resolve(Request(method=method, model=str(tiny_pipe), preset=preset)).config.update.lr == rate
