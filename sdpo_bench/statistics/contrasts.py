@@ -49,6 +49,16 @@ class Contrast:
         return f" ({e.value:+.3g}, interval [{e.low:.3g}, {e.high:.3g}], but adjusted p = {self.adjusted_p:.2g})"
 
     @property
+    def size_words(self) -> str:
+        """Value, interval and adjusted p in brackets; where 0 is not excluded, the value that would have been found."""
+        e = self.estimate
+        if self.adjusted_p is None:
+            return f" ({e.value:+.3g}, one seed, no interval)"
+        findable = None if self.shown else e.detectable()
+        power = f"; {findable:.3g} would be found with a power of 80 % before adjustment" if findable else ""
+        return f" ({e.value:+.3g}, interval [{e.low:.3g}, {e.high:.3g}], adjusted {t.p_words(self.adjusted_p)}{power})"
+
+    @property
     def up(self) -> bool:
         return self.shown and self.estimate.value > 0
 

@@ -8,6 +8,7 @@ import pytest
 from report_factory import base_frame, make_base, make_run, spread
 from study_factory import findings, finished, has, request
 
+from sdpo_bench.config.presets import find_preset
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import CannotTrain, UsageError
 from sdpo_bench.plugins.registry import find
@@ -16,7 +17,7 @@ from sdpo_bench.statistics.contrasts import Contrast
 from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies import dense_rewards, nft_on_distilled, one_step
-from sdpo_bench.studies.shared import step_rewards
+from sdpo_bench.studies.shared import reward_budgets, step_rewards
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.reward_view import RewardView
 from sdpo_bench.studies.shared.training_tables import unsearched
@@ -153,73 +154,123 @@ def test_an_evaluation_without_the_endpoint_is_refused(name, steps):
 # -- dense rewards -------------------------------------------------------------------------------------------
 
 
-def test_kinds_that_cost_no_further_calls_are_trained_once(tmp_path):
-    """A state's completion costs denoiser calls, a query of the reward does not."""
+def test_kinds_that_cost_no_more_are_trained_once(tmp_path):
+    """A state's completion costs denoiser calls, a query of the reward does not; every kind's queries differ."""
     by_axis = {}
     for job in jobs("dense-rewards", tmp_path):
         key = job.model, job.settings["budget.axis"]
         by_axis.setdefault(key, {})[job.settings["method.reward"]] = job.work
-    for model in dense_rewards.MODELS:
-        equal, again = by_axis[model, "images"], by_axis[model, "denoiser_calls"]
-        assert set(equal) == set(dense_rewards.KINDS)
+    for model in reward_budgets.MODELS:
+        equal = by_axis[model, "images"]
+        assert set(equal) == set(reward_budgets.KINDS)
         assert {work.images for work in equal.values()} == {5120}
-        assert set(again) == {"completion", "branch"}
+        assert set(by_axis[model, "denoiser_calls"]) == {"completion", "branch"}
+        assert set(by_axis[model, "reward_calls"]) == {"full", "completion", "branch", "sparse"}
+        for axis in ("denoiser_calls", "reward_calls"):
+            bill = equal["predicted"].used(axis)
+            assert all(0.99 * bill < work.used(axis) <= bill for work in by_axis[model, axis].values())
         calls = equal["predicted"].denoiser_calls
         assert calls == equal["full"].denoiser_calls == equal["sparse"].denoiser_calls
-        assert all(0.99 * calls < work.denoiser_calls <= calls for work in again.values())
-        assert all(equal[kind].denoiser_calls > calls for kind in again)
-        assert equal["full"].reward_calls > equal["predicted"].reward_calls > equal["sparse"].reward_calls
+        # Three queries, of which the pair shares the first: 2.5 an image. The final reward alone is one.
+        assert (equal["predicted"].reward_calls, equal["sparse"].reward_calls) == (2.5 * 5120, 5120)
+        assert by_axis[model, "reward_calls"]["sparse"].images == 2.5 * 5120
 
 
-def test_a_lead_that_is_paid_for_in_denoiser_calls_is_said_not_to_remain(four, tmp_path):
+def test_gains_of_single_steps_are_not_summed(tmp_path):
+    """DenseGRPO and TempFlow-GRPO give a step its own reward: the discount of later ones is 0 at every budget."""
+    found = {}
+    for job in jobs("dense-rewards", tmp_path):
+        found.setdefault(job.settings["method.reward"], set()).add(job.settings["advantage.gamma"])
+    assert found == {"predicted": {0.99}, "full": {0.99}, "sparse": {0.99}, "completion": {0.0}, "branch": {0.0}}
+    discount = dict(design("dense-rewards").facts)["discount"]
+    assert "advantage.gamma = 0 for completion and branch" in discount and "0.99 (emoji-turbo)" in discount
+
+
+def test_dense_rewards_say_with_which_rewards_their_settings_were_found():
+    facts = dict(design("dense-rewards").facts)
+    assert facts["settings of every kind (emoji-turbo)"] == (
+        "learning rate 0.001, clip range 0.001: searched with predicted rewards alone"
+    )
+    assert "not searched" in facts["settings of every kind (emoji-flow)"]
+    assert "settings by hand" in find_preset("embedded-flow").description, "the words above are out of date"
+    own = dict(design("dense-rewards", StudyRequest(overrides={"update.lr": 0.002})).facts)
+    assert own["settings of every kind (emoji-turbo)"].endswith(
+        "learning rate 0.002, clip range 0.001: set by the user"
+    )
+
+
+def test_what_another_budget_makes_of_a_difference_is_tested_itself(four, tmp_path):
+    """On emoji-turbo completion leads sparse by .5 and predicted by .2 at equal images, by 0 and -.3 at equal denoiser
+    calls. On emoji-flow its lead is significant at equal images alone, which is no significant change."""
+
     def gain(cell, reward, k):
-        kind, images = cell.settings["method.reward"], cell.settings["budget.axis"] == "images"
+        kind, axis = cell.settings["method.reward"], cell.settings["budget.axis"]
         if cell.model == "emoji-flow":
-            return 0.5
-        return {"completion": 1.0 if images else 0.5, "predicted": 0.8, "full": 0.8, "branch": 0.2}.get(kind, 0.5)
+            uncertain = 0.1 * (-1) ** cell.seed - 0.05 if axis == "denoiser_calls" else 0.0
+            return 0.55 + uncertain if kind == "completion" else 0.5
+        if kind == "sparse":
+            return 0.9 if axis == "reward_calls" else 0.5
+        completion = {"images": 1.0, "denoiser_calls": 0.5, "reward_calls": 0.5}[axis]
+        return {"completion": completion, "predicted": 0.8, "full": 0.8, "branch": 0.2}[kind]
 
-    found = findings("dense-rewards", request(four), tmp_path, gain)
+    found = findings("dense-rewards", request(four, seeds=(0, 1, 2, 3, 4)), tmp_path, gain)
+    more, less = "emoji-turbo: significantly more is learnt than with", "emoji-turbo: significantly less is learnt than"
+    assert has(
+        found, f"{more} sparse by predicted at equal images, full at equal images and completion at equal images."
+    )
+    assert has(found, f"{less} with sparse by", "predicted at equal reward calls", "branch at equal denoiser calls")
+    change = "emoji-turbo: the difference to {} is {} that at equal images for"
+    lower = next(one for one in found.conclusion if one.startswith(change.format("sparse", "significantly lower than")))
+    assert "completion at equal denoiser calls (-0.5, interval [" in lower
+    assert "predicted at equal reward calls (-0.4, interval [" in lower
+    assert has(
+        found, change.format("predicted", "significantly lower than"), "completion at equal denoiser calls (-0.5"
+    )
+    assert has(found, "emoji-flow: significantly more is learnt than with sparse by completion at equal images")
+    assert has(found, "emoji-flow: no significant difference to sparse", "completion at equal denoiser calls")
     assert has(
         found,
-        "emoji-turbo: predicted at equal images, full at equal images and completion at equal images learns "
-        "significantly more than sparse.",
+        "emoji-flow: the difference to sparse is not significantly different from that at equal images for",
+        "completion at equal denoiser calls (-0.03, interval [",
+        "would be found with a power of 80 % before adjustment)",
     )
-    assert has(
-        found, "emoji-turbo: branch at equal images and branch at equal denoiser calls learns significantly less"
-    )
-    assert has(
-        found,
-        "emoji-turbo: the lead over sparse that completion has at equal images does not remain significant at equal "
-        "denoiser calls.",
-    )
-    assert has(
-        found,
-        "emoji-turbo: the lead over predicted that completion has at equal images turns round at equal denoiser calls.",
-    )
-    assert not has(found, "emoji-flow", "learns significantly")
+    assert not has(found, "emoji-flow: the difference", "significantly lower than that")
     minus = table(found, "minus-sparse").groups[0].rows
     assert [r.cells[3].text for r in minus if r.cells[0].text in ("predicted", "full")] == ["same runs"] * 2
-    assert next(r.cells[1] for r in minus if r.cells[0].text == "completion").value == pytest.approx(0.5, abs=0.05)
+    rows = {r.cells[0].text: r.cells for r in table(found, "change-sparse").groups[0].rows}
+    assert rows["completion"][1].value == pytest.approx(-0.5, abs=0.05) and rows["completion"][1].strong
+    assert rows["predicted"][1].text == "same runs" and rows["predicted"][3].value == pytest.approx(-0.4, abs=0.05)
+    assert has(found, "emoji-turbo: every kind has the same learning rate and clip range (searched with predicted")
+    assert has(found, "emoji-flow: every kind has", "(not searched", "none is compared at its own best ones")
 
 
 def test_a_pair_of_runs_counts_once_in_a_family_of_dense_rewards(four, tmp_path):
     bench = finished("dense-rewards", request(four), tmp_path, lambda cell, reward, k: 0.2)
-    bills = dense_rewards._bills(bench.request)
-    arms = dense_rewards._arms("emoji-turbo", "emoji-align", bills["emoji-turbo"])
-    labels = {one: list(dense_rewards._differences(bench.trainings, arms, one)) for one in dense_rewards.REFERENCES}
-    assert labels["sparse"] == [
-        *(f"{kind} at equal images" for kind in ("predicted", "full", "completion", "branch")),
+    bills = reward_budgets.bills(bench.request)
+    arms = reward_budgets.arms("emoji-turbo", "emoji-align", bills["emoji-turbo"])
+
+    def labels(made_by):
+        return {one: list(made_by(bench.trainings, arms, one)) for one in dense_rewards.REFERENCES}
+
+    costs = [
         *(f"{kind} at equal denoiser calls" for kind in ("completion", "branch")),
+        *(f"{kind} at equal reward calls" for kind in ("full", "completion", "branch")),
     ]
-    assert labels["predicted"] == [
-        *(f"{kind} at equal images" for kind in ("full", "completion", "branch")),
-        *(f"{kind} at equal denoiser calls" for kind in ("completion", "branch")),
-    ]
+    with_sparse = [*costs[:2], "predicted at equal reward calls", *costs[2:]]
+    assert labels(dense_rewards._changes) == {"sparse": with_sparse, "predicted": costs}
+    assert labels(dense_rewards._differences) == {
+        "sparse": [
+            *(f"{kind} at equal images" for kind in ("predicted", "full", "completion", "branch")),
+            *with_sparse,
+        ],
+        "predicted": [*(f"{kind} at equal images" for kind in ("full", "completion", "branch")), *costs],
+    }
 
 
-def test_dense_rewards_own_the_kind_of_reward():
-    with pytest.raises(UsageError, match=r"--set method\.reward"):
-        design("dense-rewards", StudyRequest(overrides={"method.reward": "sparse"}))
+@pytest.mark.parametrize("key", ["method.reward", "advantage.gamma"])
+def test_dense_rewards_own_the_kind_of_reward_and_its_discount(key):
+    with pytest.raises(UsageError, match=f"--set {key}: this study varies"):
+        design("dense-rewards", StudyRequest(overrides={key: "sparse"}))
 
 
 # -- nft on distilled ----------------------------------------------------------------------------------------
