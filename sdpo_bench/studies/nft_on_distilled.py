@@ -2,22 +2,25 @@
 
 The authors of DiffusionNFT say that their method does not support step-distilled models, and users report blurred
 pictures; others train one without trouble. Here the same training is given to a distilled flow model and to the model
-that it was distilled from, at few steps and at as many as NFT's own settings sample with.
+that it was distilled from, at few steps and at as many as NFT's own settings sample with. Both sample by the ODE, as
+DiffusionNFT does and as the pictures are judged: at few steps a stochastic sampler would give the undistilled model
+pictures that are not its own, and the comparison would be one of samplers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
+from sdpo_bench.config.sampler_id import sampler_id
 from sdpo_bench.errors import UsageError
 from sdpo_bench.results.study_findings import Findings, Plot, banded
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
-from sdpo_bench.statistics.matrices import Endpoint, Matrix
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import MORE_SEEDS, Bench, Design, Study, StudyRequest
+from sdpo_bench.studies.shared.picture_measures import BLUR, MEASURES, change
 from sdpo_bench.studies.shared.trainings import Arm, Trainings, difference
 from sdpo_bench.sweep.suite import Suite
 
@@ -27,25 +30,11 @@ PRESET = "embedded-flow"
 """One for both, so that they differ in nothing but the weights."""
 STEPS = (4, 10)
 """T in training: the distilled model's own, and the one of DiffusionNFT's experiments."""
+SAMPLER = {"sde": "ode"}
+"""Settings of the schedule in training: no step draws noise (DiffusionNFT, config/nft.py: deterministic, dpm2)."""
 IMAGES = 3840
+BILL = ("images", "denoiser_calls", "optimiser_steps")
 JUDGED = {"steps": [1, 2, 4, 10, 16], "images_per_prompt": 2, "rewards": ["emoji-accuracy"]}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What pictures are measured by, in place of the trained reward where it is not that."""
-
-    reward: str = ""
-    statistic: str = ""
-    unit: str = "reward units"
-
-
-MEASURES = {
-    "reward": Measure(),
-    "emoji-accuracy": Measure(reward="emoji-accuracy", unit="share of pictures recognised"),
-    "sharpness": Measure(statistic="sharpness", unit="share of the base model's"),
-}
-BLUR = "sharpness"
 
 
 class Cell(NamedTuple):
@@ -59,8 +48,8 @@ class NFTOnDistilled(Study):
 
     name = "nft-on-distilled"
     question = (
-        "Does NFT blur a step-distilled model, does it blur the model before its distillation too, and do the trained "
-        "reward and an independent accuracy show it?"
+        "Does NFT blur a step-distilled model, does it blur the model before its distillation too, by which measure, "
+        "and do the trained reward and an independent accuracy show it?"
     )
 
     def design(self, request: StudyRequest) -> Design:
@@ -73,6 +62,7 @@ class NFTOnDistilled(Study):
                 *tr.suite_facts(request, suites),
                 ("compared", models),
                 ("trained at T", listed(STEPS)),
+                ("sampler in training", _sampler_words(request)),
                 ("budget", f"{_images(request):,} images for every training"),
                 ("settings", _setting_words(request)),
                 ("measures", "; ".join(f"{name} in {one.unit}" for name, one in MEASURES.items())),
@@ -82,8 +72,10 @@ class NFTOnDistilled(Study):
                 "the trained T.",
                 "Family 1: every measure of both models at each T against no change. Family 2: distilled minus "
                 "undistilled, every measure at each T. Crossed intervals over seeds and prompts, Holm in each.",
-                "A model is said to blur where its sharpness falls significantly. Other step counts are in the tables "
-                "without tests.",
+                f"A model is said to blur by {' or by '.join(BLUR)} where that falls significantly. Sharpness falls "
+                "with contrast too, and noise left in pictures raises both. What is not significant has the change "
+                "that would be found with a power of 80 %, before adjustment.",
+                "Other step counts are in the tables without tests.",
             ),
             tuple(suites),
         )
@@ -103,8 +95,9 @@ class NFTOnDistilled(Study):
         return Findings(
             (*conclusion(own, apart), *seed_caution([*own.values(), *apart.values()])),
             (
-                _change_table(trainings, arms, own),
+                _change_table(trainings, own),
                 _pair_table(apart),
+                _cost_table(trainings, arms),
                 *(_step_table(trainings, arms, name) for name in MEASURES),
             ),
             (_plot(trainings, arms),),
@@ -153,7 +146,7 @@ def _suites(request: StudyRequest) -> list[Suite]:
                 {"images": _images(request)},
                 JUDGED,
                 model,
-                variants={_variant(Cell(kind, steps)): {"schedule": {"steps": steps}} for steps in STEPS},
+                variants={_variant(Cell(kind, steps)): {"schedule": {"steps": steps, **SAMPLER}} for steps in STEPS},
                 **{"for": tr.unsearched(request, [METHOD], model)},
             )
         )
@@ -169,17 +162,16 @@ def _setting_words(request: StudyRequest) -> str:
     return f"{words}, which has no section for {METHOD}: not searched, {tr.UPDATES} optimiser steps an epoch"
 
 
+def _sampler_words(request: StudyRequest) -> str:
+    model = next(iter(MODELS.values()))
+    resolved = tr.resolved_training(request, METHOD, tr.one_reward(request), request.overrides, model)
+    return (
+        f"the ODE in Euler steps (schedule.sde = {SAMPLER['sde']}) for both models at every T, deterministic as in "
+        f"DiffusionNFT, whose solver is of second order; pictures are judged by {sampler_id(resolved.config.eval)}"
+    )
+
+
 # -- tests ---------------------------------------------------------------------------------------------------
-
-
-def change(trainings: Trainings, arm: Arm, endpoint: Endpoint, name: str) -> Matrix | None:
-    """Tuned minus base model by a measure ``[S, P]``; a statistic of pictures as a share of the base model's mean."""
-    measure = MEASURES[name]
-    found = trainings.gain(arm, endpoint, measure.reward, measure.statistic)
-    if found is None or not measure.statistic:
-        return found
-    level = trainings.base_mean(arm, endpoint, measure.statistic)
-    return replace(found, values=found.values / level) if level > 0 else None
 
 
 def _label(cell: Cell, name: str) -> str:
@@ -209,61 +201,80 @@ def conclusion(own: Mapping[str, Contrast], apart: Mapping[str, Contrast]) -> li
 
 
 def _cell_sentence(cell: Cell, found: Mapping[str, Contrast]) -> str:
-    """E.g. ``The distilled model at T = 4 BLURS: sharpness falls significantly (...); reward rises ...``."""
+    """E.g. ``The distilled model at T = 4 BLURS by sharpness, not significantly by ...: sharpness falls ...``."""
     verbs = {"up": "rises significantly", "down": "falls significantly", "unclear": "does not change significantly"}
-    blur = found.get(BLUR)
-    verdict = {"down": "BLURS", "up": "does not blur"}.get(blur.outcome, "does not blur significantly") if blur else "?"
-    names = [BLUR, *(name for name in found if name != BLUR)] if blur else list(found)
-    parts = []
-    for name in names:
-        contrast = found[name]
-        parts.append(
-            f"{name} {verbs[contrast.outcome]}{contrast.interval_words or f' ({contrast.estimate.value:+.3g})'}"
-        )
-    if blur is None:
-        return f"The {cell.kind} model at T = {cell.steps} has no sharpness to judge by: {'; '.join(parts)}."
-    return f"The {cell.kind} model at T = {cell.steps} {verdict}: {'; '.join(parts)}."
+    judged = [name for name in BLUR if name in found]
+    names = [*judged, *(name for name in found if name not in BLUR)]
+    parts = [f"{name} {verbs[found[name].outcome]}{found[name].size_words}" for name in names]
+    return f"The {cell.kind} model at T = {cell.steps} {_verdict(judged, found)}: {'; '.join(parts)}."
+
+
+def _verdict(judged: Sequence[str], found: Mapping[str, Contrast]) -> str:
+    """Whether a model blurs, by the name of each measure that could say so."""
+    if not judged:
+        return f"has no {' and no '.join(BLUR)} to judge by"
+    fallen = " and by ".join(name for name in judged if found[name].down)
+    others = " or by ".join(name for name in judged if not found[name].down)
+    if not fallen:
+        return f"does not blur significantly by {others}"
+    return f"BLURS by {fallen}" + (f", not significantly by {others}" if others else "")
 
 
 # -- tables and plot -----------------------------------------------------------------------------------------
 
+MEASURE_COLUMNS = (
+    t.Column("measure", "measure", numeric=False),
+    t.Column("unit", "unit", numeric=False),
+    t.Column("change", "change"),
+    t.Column("p", "Holm p"),
+    t.Column("detectable", "would be found", help="change found with a power of 80 %, before adjustment"),
+)
 
-def _change_table(trainings: Trainings, arms: Mapping[Cell, Arm], own: Mapping[str, Contrast]) -> t.Table:
-    columns = [t.Column("model", "model", numeric=False), t.Column("steps", "trained and judged at T")]
-    for name, measure in MEASURES.items():
-        columns += [t.Column(name, name, help=f"change, {measure.unit}"), t.Column(f"{name}_p", "Holm p")]
-    columns += [t.Column("images", "images"), t.Column("calls", "denoiser calls"), t.Column("seeds", "seeds")]
-    rows = []
-    for cell, arm in arms.items():
-        runs = trainings.arms[arm]
-        cells: list[t.Cell] = [t.word(cell.kind), t.count(cell.steps)]
-        for name in MEASURES:
-            cells += contrast_cells(own.get(_label(cell, name)))
-        bill = [t.count(amount) for amount in tr.mean_bill(runs, ("images", "denoiser_calls"))]
-        rows.append(t.Row((*cells, *bill, tr.seeds_cell(runs))))
+
+def _measure_row(name: str, contrast: Contrast | None) -> t.Row:
+    findable = contrast.estimate.detectable() if contrast else None
+    cells = (t.word(name), t.word(MEASURES[name].unit), *contrast_cells(contrast), t.number(findable, 3))
+    return t.Row(cells)
+
+
+def _change_table(trainings: Trainings, own: Mapping[str, Contrast]) -> t.Table:
+    groups = []
+    for cell in _cells():
+        rows = [_measure_row(name, own.get(_label(cell, name))) for name in MEASURES]
+        groups.append(t.Group(f"{cell.kind}, trained and judged at T = {cell.steps}", tuple(rows)))
     notes = (
         "Change against the base model of the same weights, ± half its 95 % crossed interval over seeds and prompts. "
-        "Bold: significantly different from 0 in the family of all cells. Sharpness: mean difference of "
-        "neighbouring pixels, relative to the base model's.",
+        "Bold: significantly different from 0 in the family of all rows.",
+        "Sharpness: mean difference of neighbouring pixels' luminance; contrast: its standard deviation.",
     )
     title = f"What {METHOD} changes at the trained T"
-    return t.plain_table("changes", title, columns, rows, notes, tr.failure_notes(trainings))
+    return t.Table("changes", title, MEASURE_COLUMNS, tuple(groups), notes, tr.failure_notes(trainings))
 
 
 def _pair_table(apart: Mapping[str, Contrast]) -> t.Table:
-    columns = [t.Column("steps", "trained and judged at T")]
-    for name in MEASURES:
-        columns += [t.Column(name, name), t.Column(f"{name}_p", "Holm p")]
-    rows = []
+    groups = []
     for steps in STEPS:
-        cells: list[t.Cell] = [t.count(steps)]
-        for name in MEASURES:
-            cells += contrast_cells(apart.get(_pair_label(steps, name)))
-        rows.append(t.Row(tuple(cells)))
+        rows = [_measure_row(name, apart.get(_pair_label(steps, name))) for name in MEASURES]
+        groups.append(t.Group(f"trained and judged at T = {steps}", tuple(rows)))
     notes = (
         "Paired difference of the changes, by seed and prompt. Bold: significantly different from 0 in this family.",
     )
-    return t.plain_table("apart", "Distilled minus undistilled", columns, rows, notes)
+    return t.Table("apart", "Distilled minus undistilled", MEASURE_COLUMNS, tuple(groups), notes, ())
+
+
+def _cost_table(trainings: Trainings, arms: Mapping[Cell, Arm]) -> t.Table:
+    columns = (
+        t.Column("model", "model", numeric=False),
+        t.Column("steps", "trained at T"),
+        *(t.Column(axis, axis.replace("_", " ")) for axis in BILL),
+        t.Column("seeds", "seeds"),
+    )
+    rows = []
+    for cell, arm in arms.items():
+        runs = trainings.arms[arm]
+        bill = [t.count(amount) for amount in tr.mean_bill(runs, BILL)]
+        rows.append(t.Row((t.word(cell.kind), t.count(cell.steps), *bill, tr.seeds_cell(runs))))
+    return t.plain_table("cost", "Cost of a training", columns, rows, ("Mean over runs.",))
 
 
 def _step_table(trainings: Trainings, arms: Mapping[Cell, Arm], name: str) -> t.Table:
@@ -275,7 +286,9 @@ def _step_table(trainings: Trainings, arms: Mapping[Cell, Arm], name: str) -> t.
         found = [t.estimate(tr.crossed(change(trainings, arm, k, name)), 3, signed=True) for k in counts]
         rows.append(t.Row((t.word(cell.kind), t.count(cell.steps), *found)))
     notes = (f"Change in {MEASURES[name].unit}, ± half the 95 % crossed interval; not tested.",)
-    return t.plain_table(f"steps-{name}", f"Change of {name} at every step count", columns, rows, notes)
+    return t.plain_table(
+        f"steps-{name.replace('/', '-by-')}", f"Change of {name} at every step count", columns, rows, notes
+    )
 
 
 def _judged_steps(trainings: Trainings, arms: Mapping[Cell, Arm]) -> list[int]:

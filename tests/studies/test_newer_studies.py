@@ -1,11 +1,14 @@
 """Studies of the newer methods: what they train, what they leave out, and what they conclude from known numbers."""
 
 import json
+import re
 from itertools import product
 from types import SimpleNamespace
 
 import pytest
 from report_factory import base_frame, make_base, make_run, spread
+from scipy import stats
+from scipy.optimize import brentq
 from study_factory import findings, finished, has, request
 
 from sdpo_bench.config.presets import find_preset
@@ -17,7 +20,7 @@ from sdpo_bench.statistics.contrasts import Contrast
 from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies import dense_rewards, nft_on_distilled, one_step
-from sdpo_bench.studies.shared import reward_budgets, step_rewards
+from sdpo_bench.studies.shared import picture_measures, reward_budgets, step_rewards
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.reward_view import RewardView
 from sdpo_bench.studies.shared.training_tables import unsearched
@@ -286,43 +289,86 @@ def test_nft_has_the_same_training_on_both_models(tmp_path):
     assert {settings["schedule.steps"] for settings in distilled} == {4, 10}
 
 
-def test_a_model_that_blurs_while_its_reward_rises_is_said_to(four, tmp_path):
+def test_nft_samples_without_noise_as_its_pictures_are_judged(tmp_path):
+    """DiffusionNFT, config/nft.py: deterministic. The preset's own sampler is Flow-CPS at eta 1."""
+    every = [job.settings for job in jobs("nft-on-distilled", tmp_path)]
+    assert {settings["schedule.sde"] for settings in every} == {"ode"}
+    assert {settings["eval.eta"] for settings in every} == {0.0}
+    sampler = dict(design("nft-on-distilled").facts)["sampler in training"]
+    assert "schedule.sde = ode" in sampler and "judged by flow ode" in sampler
+    with pytest.raises(UsageError, match=r"--set schedule\.sde: this study varies"):
+        design("nft-on-distilled", StudyRequest(overrides={"schedule.sde": "cps"}))
+
+
+def test_a_model_that_blurs_while_its_reward_rises_is_said_to_by_name_of_the_measure(four, tmp_path):
+    """At T = 4 both models lose a fifth of their sharpness, the undistilled one with a fifth of its contrast."""
+
     def gain(cell, reward, k):
         if reward == "emoji-accuracy":
             return 0.0
         return 0.5 if k == cell.settings["schedule.steps"] else -3.0
 
     def sharpness(cell, steps):
-        own = steps == cell.settings["schedule.steps"] == 4 and cell.model == "emoji-flow"
-        return 0.04 if own else 0.05  # the base models' are 0.05
+        return 0.04 if steps == cell.settings["schedule.steps"] == 4 else 0.05  # the base models' are 0.05
 
-    found = findings("nft-on-distilled", request(four), tmp_path, gain, sharpness=sharpness)
-    blurred = next(line for line in found.conclusion if "The distilled model at T = 4 BLURS" in line)
-    assert "sharpness falls significantly (-0.2" in blurred
+    def contrast(cell):
+        return 0.16 if cell.variant == "undistilled T4" else 0.2  # the base models' are 0.2
+
+    found = findings("nft-on-distilled", request(four), tmp_path, gain, sharpness=sharpness, contrast=contrast)
+    sentences = {line.partition(":")[0]: line for line in found.conclusion}
+    blurred = sentences["The distilled model at T = 4 BLURS by sharpness and by sharpness/contrast"]
+    assert "sharpness falls significantly (-0.2, interval [" in blurred
+    assert "sharpness/contrast falls significantly (-0.2, interval [" in blurred
     assert "reward rises significantly (+0.5" in blurred
     assert "emoji-accuracy does not change significantly" in blurred
-    assert has(
-        found, "The undistilled model at T = 4 does not blur significantly: sharpness does not change significantly"
+    paler = sentences["The undistilled model at T = 4 BLURS by sharpness, not significantly by sharpness/contrast"]
+    assert "; contrast falls significantly (-0.2" in paler
+    same = sentences[
+        "The undistilled model at T = 10 does not blur significantly by sharpness or by sharpness/contrast"
+    ]
+    numbers = r": sharpness does not change significantly \(\S+, interval \[[^]]*\], adjusted p = 1.00; (\S+) would be"
+    findable = float(re.search(numbers, same)[1])
+    assert has(found, "Significant difference: sharpness/contrast at T = 4 falls more, or rises less, on the distilled")
+    assert has(found, "Significant difference: contrast at T = 4 falls less, or rises more, on the distilled model.")
+    assert has(found, "Between the models there is no significant difference in reward at T = 4", "sharpness at T = 4,")
+    rows = {(g.title, r.cells[0].text): r.cells for g in table(found, "changes").groups for r in g.rows}
+    assert rows["distilled, trained and judged at T = 4", "sharpness/contrast"][2].value == pytest.approx(
+        -0.2, abs=0.01
     )
-    assert has(found, "Significant difference: sharpness at T = 4 falls more, or rises less, on the distilled model.")
-    assert has(
-        found, "Between the models there is no significant difference in reward at T = 4, emoji-accuracy at T = 4,"
-    )
-    rows = {(r.cells[0].text, r.cells[1].value): r.cells for r in table(found, "changes").rows}
-    assert rows["distilled", 4][6].value == pytest.approx(-0.2, abs=0.01)
-    assert rows["undistilled", 10][2].value == pytest.approx(0.5, abs=0.05)
+    assert rows["undistilled, trained and judged at T = 10", "reward"][2].value == pytest.approx(0.5, abs=0.05)
+    unchanged = rows["undistilled, trained and judged at T = 10", "sharpness"]
+    assert unchanged[4].value == pytest.approx(findable, rel=0.01) and 0 < findable < 0.02
     away = next(r for r in table(found, "steps-reward").rows if r.cells[0].text == "distilled")
     assert away.cells[2].value == pytest.approx(-3.0, abs=0.05)  # judged at one step, trained at four
 
 
-def test_a_change_that_only_its_interval_excludes_has_both_numbers():
-    """Of three: the interval [.01, .5] excludes 0, the corrected p is .09."""
+def test_pictures_without_contrast_have_no_sharpness_by_contrast(four, tmp_path):
+    flat = finished("nft-on-distilled", request(four), tmp_path, lambda *_: 0.0, contrast=lambda cell: 0.0)
+    arm = next(iter(flat.trainings.arms))
+    assert picture_measures.change(flat.trainings, arm, 4, "sharpness/contrast") is None
+    assert (picture_measures.change(flat.trainings, arm, 4, "contrast").values == -1).all()
+
+
+def test_a_change_that_is_not_significant_has_the_one_that_would_be_found():
+    """Three seeds and four prompts, a standard error of .1 with 2 degrees of freedom."""
     near = Contrast("reward", Estimate(0.255, 0.01, 0.5, 0.95, 3, 4, 0.1, 2.0, ""), 0.09)
     clear = Contrast("sharpness", Estimate(-0.2, -0.3, -0.1, 0.95, 3, 4, 0.1, 2.0, ""), 0.001)
     cell = nft_on_distilled._cells()[0]
-    sentence = nft_on_distilled._cell_sentence(cell, {"reward": near, nft_on_distilled.BLUR: clear})
-    assert "falls significantly (-0.2); reward does not change significantly (+0.255, interval [0.01, 0.5]" in sentence
-    assert "but adjusted p = 0.09)" in sentence
+    sentence = nft_on_distilled._cell_sentence(cell, {"reward": near, "sharpness": clear})
+    assert (
+        "BLURS by sharpness: sharpness falls significantly (-0.2, interval [-0.3, -0.1], adjusted p = 0.001); "
+        in sentence
+    )
+    assert "reward does not change significantly (+0.255, interval [0.01, 0.5], adjusted p = 0.090; " in sentence
+    assert float(re.search(r"0\.090; (\S+) would be found with a power of 80 %", sentence)[1]) == pytest.approx(
+        findable_by_scipy(0.1, 2), abs=2e-3
+    )
+
+
+def findable_by_scipy(error, df):
+    """The mean whose test at 5 % has a power of 80 %, from the noncentral t distribution."""
+    critical = stats.t.ppf(0.975, df)
+    return brentq(lambda mean: stats.nct.sf(critical, df, mean / error) - 0.8, error, 100 * error)
 
 
 def test_pictures_are_compared_at_the_step_counts_of_the_study():
