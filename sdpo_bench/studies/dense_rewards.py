@@ -55,7 +55,8 @@ class DenseRewards(Study):
                 "at two budgets counts once. Crossed intervals of the paired difference, Holm.",
                 f"Two further families for each model, against {SPARSE} and against {PREDICTED}: each of these "
                 f"differences at equal {listed(map(budgets.said, COSTS))} minus the same one at equal images, paired "
-                "by seed and prompt. Crossed intervals, Holm.",
+                "by seed and prompt; where the reference's runs are shared, it is what the kind itself gains or loses. "
+                "Crossed intervals, Holm.",
                 "All kinds have one learning rate and clip range, so the study compares them at these settings, and "
                 "not each at its best ones.",
             ),
