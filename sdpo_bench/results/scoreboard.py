@@ -7,7 +7,7 @@ value is that of the crossed interval beside it, adjusted by Holm over its famil
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.statistics.eval_table import BASE, at, only_seeds, only_steps, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
-from sdpo_bench.statistics.letters import Pair, letter_display, pairs_told_apart
+from sdpo_bench.statistics.letters import Pair, letter_display, pair_p_values, pairs_told_apart
 from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint, Matrix, ScoreGrid, compare, paired
 from sdpo_bench.statistics.ranking import ENDPOINT_WORDS, holm
 from sdpo_bench.system.json_toml import whole_number
@@ -69,6 +69,8 @@ class Board:
     """The row with the highest mean over ``shared_seeds``, the base model among them; empty without tests."""
     shared_seeds: tuple[int, ...] = ()
     """Training seeds that all lettered methods have: letters, leaders and ``best`` use these alone."""
+    to_best: Mapping[str, "PairTest"] = field(default_factory=dict)
+    """Each other row with tests minus ``best`` at ``endpoint``, over ``shared_seeds``."""
 
     @property
     def rows(self) -> list[Line]:
@@ -87,12 +89,29 @@ class Board:
         return tuple(line for line in self.lines if line.letters)
 
     @property
+    def undecided(self) -> dict[str, "PairTest"]:
+        """Rows whose difference to ``best`` is not significant though its interval excludes 0."""
+        alpha = 1 - self.level
+        return {
+            label: test for label, test in self.to_best.items() if test.p >= alpha and test.difference.excludes_zero
+        }
+
+    @property
     def untested_above(self) -> tuple[str, ...]:
         """Methods of one seed, so without a test, whose mean is above that of the best row with tests."""
         rows = self.rows
         labels = [row.label for row in rows]
         above = rows[: labels.index(self.best)] if self.best else []
         return tuple(row.label for row in above if not row.letters and row.label != BASE)
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """The paired difference of two rows with its p value."""
+
+    difference: Estimate
+    p: float
+    """Of the interval, after Holm over all pairs of the board."""
 
 
 def endpoint_words(endpoint: Endpoint) -> str:
@@ -147,7 +166,7 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
     notes: list[str] = []
     leaders: dict[Endpoint, frozenset[str]] = {}
     apart: frozenset[Pair] = frozenset()
-    best, shared_seeds = "", tuple[int, ...]()
+    best, shared_seeds, to_best = "", tuple[int, ...](), dict[str, PairTest]()
     if panel.trained:  # of held-out rewards only the gains are tested
         lines, base = _with_differences(panel, lines, base, chosen, endpoint, level)
         matrices, notes = _comparable(panel, endpoint)
@@ -161,7 +180,21 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
         leaders[endpoint] = _leaders(matrices, apart)
         best = _best(matrices)
         shared_seeds = matrices[best].seeds if best else ()
-    return Board(panel, endpoint, tuple(lines), base, tuple(notes), level, leaders, chosen, apart, best, shared_seeds)
+        to_best = _to_best(matrices, best, level)
+    return Board(
+        panel,
+        endpoint,
+        tuple(lines),
+        base,
+        tuple(notes),
+        level,
+        leaders,
+        chosen,
+        apart,
+        best,
+        shared_seeds,
+        to_best,
+    )
 
 
 def _reference(panel: Panel, lines: Sequence[Line], asked_for: str) -> str:
@@ -290,6 +323,17 @@ def _comparable(panel: Panel, endpoint: Endpoint) -> tuple[dict[str, Matrix], li
 def _best(matrices: Mapping[str, Matrix]) -> str:
     """The row with the highest mean, the first by name of equals; empty without rows."""
     return max(sorted(matrices), key=lambda label: matrices[label].values.mean(), default="")
+
+
+def _to_best(matrices: Mapping[str, Matrix], best: str, level: float) -> dict[str, PairTest]:
+    """Each row minus the best one, with the p values that letters and leaders rest on."""
+    p_values = pair_p_values(matrices)
+    tests = {}
+    for label, matrix in matrices.items():
+        if label != best:
+            difference = crossed_interval(paired(matrix, matrices[best]), level)
+            tests[label] = PairTest(difference, p_values[frozenset((label, best))])
+    return tests
 
 
 def _leaders(matrices: Mapping[str, Matrix], apart: frozenset[Pair]) -> frozenset[str]:

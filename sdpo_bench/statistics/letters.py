@@ -15,18 +15,25 @@ from sdpo_bench.statistics.ranking import holm
 Pair = frozenset[str]
 
 
-def pairs_told_apart(matrices: Mapping[str, Matrix], *, level: float = 0.95) -> frozenset[Pair]:
-    """Pairs of methods whose crossed p value of the paired difference is below ``1 - level`` after Holm over all pairs.
+def pair_p_values(matrices: Mapping[str, Matrix]) -> dict[Pair, float]:
+    """Crossed p value of the paired difference of each pair of methods, after Holm over all pairs; 1 with one seed.
 
-    With one seed no difference is significant.
+    Raises:
+        UsageError: matrices that cannot be paired.
+    """
+    pairs = list(combinations(matrices, 2))
+    adjusted = holm(crossed_p_values([paired(matrices[a], matrices[b]) for a, b in pairs]))
+    return {frozenset(pair): float(p) for pair, p in zip(pairs, adjusted, strict=True)}
+
+
+def pairs_told_apart(matrices: Mapping[str, Matrix], *, level: float = 0.95) -> frozenset[Pair]:
+    """Pairs of methods whose p value of :func:`pair_p_values` is below ``1 - level``.
 
     Raises:
         UsageError: matrices that cannot be paired, or a level outside (0, 1).
     """
     check_level(level)
-    pairs = list(combinations(matrices, 2))
-    adjusted = holm(crossed_p_values([paired(matrices[a], matrices[b]) for a, b in pairs]))
-    return frozenset(frozenset(pair) for pair, p in zip(pairs, adjusted) if p < 1 - level)
+    return frozenset(pair for pair, p in pair_p_values(matrices).items() if p < 1 - level)
 
 
 def letter_display(names: Sequence[str], apart: Collection[Pair]) -> dict[str, str]:

@@ -195,20 +195,20 @@ def _together(images: Contrast, both: Contrast) -> str:
     if both.up and not images.shown:
         return (
             "With equal images and optimiser steps the step-shuffled order is the better one, though not significantly "
-            "with equal images alone."
+            f"with equal images alone{images.interval_words}."
         )
     if images.up and both.up:
         return "The order itself helps: its lead remains when the optimiser steps are equal too."
     if images.shown and not both.shown:
         whose = "Its lead" if images.up else "The accumulated order's lead"
         return (
-            f"{whose} at equal images is not significant when the optimiser steps are equal too, so the number of "
-            "optimiser steps may be all there is to it."
+            f"{whose} at equal images is not significant when the optimiser steps are equal too{both.interval_words}, "
+            "so the number of optimiser steps may be all there is to it."
         )
     if both.down:
         return "With equal images and optimiser steps the accumulated order is the better one."
     if not images.shown:
-        return "The two orders do not differ significantly when images are equal."
+        return f"The two orders do not differ significantly when images are equal{images.interval_words}."
     return "The order matters, but not in one direction."
 
 

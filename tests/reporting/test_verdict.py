@@ -9,7 +9,7 @@ from report_factory import base_frame, frame, make_base, make_run, spread
 
 from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.results.read_results import load_results
-from sdpo_bench.statistics.intervals import crossed_interval
+from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Matrix
 
 STEPS = (1, 2, 4)
@@ -120,19 +120,47 @@ def test_the_held_out_reward_stands_in_the_verdict_and_a_disagreement_is_named(t
     )
 
 
-def test_an_interval_without_its_corrected_p_has_both_in_its_sentence(tmp_path):
-    # A gain whose own p is .03: shown alone, not in a family of three, in which the others show nothing.
-    seeds = np.array([0.0, 0.1, 0.2])
+RISING = np.array([0.0, 0.1, 0.2])
+
+
+def barely_significant() -> tuple[float, Estimate]:
+    """What to add to :data:`RISING` so that the mean's own p is .03: significant alone, but not among three."""
     for middle in np.linspace(0.1, 2, 1000):
-        estimate = crossed_interval(Matrix(np.add.outer(seeds + middle, [0.0, 0.0, 0.0]), range(3), "abc"))
+        estimate = crossed_interval(Matrix(np.add.outer(RISING + middle, [0.0, 0.0, 0.0]), range(3), "abc"))
         if estimate.p_value() < 0.03:
             break
-    runs(tmp_path, "sdpo", middle, seeds=seeds)
+    return middle, estimate
+
+
+def test_an_interval_without_its_corrected_p_has_both_in_its_sentence(tmp_path):
+    middle, estimate = barely_significant()
+    runs(tmp_path, "sdpo", middle, seeds=RISING)
     for method in ("ddpo", "d3po"):
         runs(tmp_path, method, 0, WIDE)
-    number = f"sdpo (+{estimate.value:.4f} ±{(estimate.high - estimate.low) / 2:.4f}, p = {3 * estimate.p_value():.3f})"
-    said = f"not significant after the correction, though the interval excludes 0: {number}"
-    assert said in verdict(tmp_path)
+    text, half, p = verdict(tmp_path), (estimate.high - estimate.low) / 2, estimate.p_value()
+    number = f"sdpo (+{estimate.value:.4f} ±{half:.4f}, p = {3 * p:.3f})"
+    assert f"not significant after the correction, though the interval excludes 0: {number}" in text
+    assert text.startswith(
+        "sdpo is highest on the mean over step counts, but does not differ significantly from the base model after the "
+        "correction over all pairs, though the interval of the difference excludes 0 "
+        f"(-{estimate.value:.4f} ±{half:.4f}, p = {6 * p:.2f})."  # six pairs of four rows, this the smallest p
+    )
+
+
+def test_a_method_that_only_the_correction_ties_with_the_best_has_its_numbers(tmp_path):
+    """Both gain significantly, and d3po shows nothing: of the six pairs ddpo - sdpo has the third smallest p."""
+    behind, estimate = barely_significant()
+    runs(tmp_path, "sdpo", 5, seeds=(0.0, 0.0, 0.0))
+    runs(tmp_path, "ddpo", 5 - behind, seeds=-RISING)
+    runs(tmp_path, "d3po", 0, WIDE)
+    half, p = (estimate.high - estimate.low) / 2, estimate.p_value()
+    said = (
+        "not significantly different from it: d3po; not significantly different after the correction over all pairs, "
+        f"though the interval of the difference excludes 0: ddpo (-{estimate.value:.3f} ±{half:.3f}, p = {4 * p:.2f})."
+    )
+    assert verdict(tmp_path).startswith(f"sdpo is highest on the mean over step counts; {said}")
+    answer = build_report(load_results(tmp_path), Request()).sections[0].answer.sentence
+    assert answer.startswith("sdpo leads: ") and answer.endswith(f"; {said}")
 
 
 def test_long_lists_are_counted_with_the_reference_in_numbers(tmp_path):

@@ -172,6 +172,22 @@ def test_no_difference_is_not_said_to_be_equality():
     )
 
 
+def test_a_comparison_of_which_only_the_interval_excludes_0_has_its_numbers_in_the_answer():
+    near = around(0.03)
+    estimate = crossed_interval(near)
+    assert 0.05 / 3 < estimate.p_value() < 0.05
+    few = {Place("style", RULE, 5): near}
+    few |= {place: m for place, m in DIFFERENCES.items() if place in [("align", RULE, 5), ("style", RULE, 20)]}
+    numbers = (
+        f"style at T = 5 (+0.03, interval [{estimate.low:.3g}, {estimate.high:.3g}], but adjusted "
+        f"p = {3 * estimate.p_value():.2g})"
+    )
+    answer = ModelsCompared("flow", "turbo", RULE, few).sentences()[0]
+    assert answer.endswith(f"in any of 3 comparisons (though of {numbers}), which is not equality.")
+    answer = ModelsCompared("flow", "turbo", RULE, few | {Place("align", RULE, 20): around(0.9)}).sentences()[0]
+    assert answer.endswith(f"; 3 of 4 comparisons are not significant (though of {numbers}).")
+
+
 def test_one_seed_has_no_interval_and_no_verdict():
     one = {Place("align", RULE, 5): matrix([0.5, 0.6, 0.4])}
     answer, align = ModelsCompared("flow", "turbo", RULE, one).sentences()

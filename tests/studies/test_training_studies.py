@@ -78,6 +78,18 @@ def test_what_two_comparisons_say_together_follows_from_both(images, both, said)
     assert found[2].startswith(said)
 
 
+def test_what_only_the_interval_tells_apart_has_its_numbers_in_the_sentence_on_both_comparisons():
+    estimate = Estimate(0.3, 0.1, 0.5, 0.95, 3, 4, None, None, "", "")
+    near = Contrast("near", estimate, 0.08)
+    numbers = "(+0.3, interval [0.1, 0.5], but adjusted p = 0.08)"
+    found = update_order.conclusion({"equal images": near, "equal images and optimiser steps": near})
+    assert found[2] == f"The two orders do not differ significantly when images are equal {numbers}."
+    found = update_order.conclusion({"equal images": near, "equal images and optimiser steps": contrast("b", 1, True)})
+    assert found[2].endswith(f"though not significantly with equal images alone {numbers}.")
+    found = update_order.conclusion({"equal images": contrast("a", 1, True), "equal images and optimiser steps": near})
+    assert f"when the optimiser steps are equal too {numbers}, so the number" in found[2]
+
+
 def test_the_arms_of_update_order_are_equal_where_they_say_so(four):
     g = update_order.geometry(StudyRequest())
     suites = find("studies", "update-order").load()().design(StudyRequest()).suites

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sdpo_bench.reporting.tables.verdict import shared_seed_words, untested_words
+from sdpo_bench.reporting.tables.verdict import base_numbers, shared_seed_words, tied_words, untested_words
 from sdpo_bench.results.comparability import Arm, Setting
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
 from sdpo_bench.statistics import table as t
@@ -108,10 +108,9 @@ def _gain_words(line: Line) -> str:
 
 def _certainty(board: Board, leaders: frozenset[str]) -> str:
     if BASE in leaders:
-        return "not significantly different from the base model"
-    others = [line.label for line in board.lines if line.label in leaders and line.label != board.best]
-    if others:
-        return f"not significantly different from it: {listed(others)}"
+        return f"not significantly different from the base model{base_numbers(board)}"
+    if len(leaders) > 1:
+        return tied_words(board)
     group = "" if len(board.lettered) == len(board.lines) else " of several seeds"
     if len(board.lettered) == 1:
         return f"the only method{group or ' here'}"

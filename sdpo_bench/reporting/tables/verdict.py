@@ -19,6 +19,9 @@ MOST_NUMBERS, MOST_NAMES = 4, 8
 """Lists of more methods go without their numbers, then without their names; the tables have both."""
 
 
+CORRECTED = "after the correction over all pairs, though the interval of the difference"
+
+
 def verdict_words(trained: Sequence[Board], held_out: Sequence[Board]) -> str:
     """What all rewards of a part of a report say about its methods."""
     texts = []
@@ -49,14 +52,40 @@ def _leader_sentence(board: Board, leaders: frozenset[str]) -> str:
         return f"No method {f'{tested} ' if board.untested_above else ''}is above the base model {where}."
     highest = f"highest of the methods {tested}" if board.untested_above else "highest"
     if BASE in leaders:
-        return f"{best} is {highest} {where}, but does not differ significantly from the base model."
-    others = [line.label for line in board.lines if line.label in leaders and line.label != best]
-    if others:
-        return f"{best} is {highest} {where}; not significantly different from it: {listed(others)}."
+        unlike = f"does not differ significantly from the base model{base_numbers(board)}"
+        return f"{best} is {highest} {where}, but {unlike}."
+    if len(leaders) > 1:
+        return f"{best} is {highest} {where}; {tied_words(board)}."
     if len(board.lettered) == 1:
         return f"{best} is the only method {tested}." if len(board.lines) > 1 else ""
     rest = "all other methods" if len(board.lettered) == len(board.lines) else f"all other methods {tested}"
     return f"{best} is {highest} {where} and differs significantly from {rest}."
+
+
+def tied_words(board: Board) -> str:
+    """The methods that are not significantly different from the best, those whose interval excludes 0 with numbers."""
+    leaders, undecided = board.leaders.get(board.endpoint, frozenset()), board.undecided
+    others = [line.label for line in board.lines if line.label in leaders and line.label != board.best]
+    clauses = []
+    if including := [label for label in others if label not in undecided]:
+        clauses.append(f"not significantly different from it: {listed(including)}")
+    if excluding := [label for label in others if label in undecided]:
+        numbers = listed(f"{label} ({_to_best_numbers(board, label)})" for label in excluding)
+        clauses.append(f"not significantly different {CORRECTED} excludes 0: {numbers}")
+    return "; ".join(clauses)
+
+
+def base_numbers(board: Board) -> str:
+    """In brackets, where only the interval of the base model's difference to the best excludes 0; else empty."""
+    if BASE not in board.undecided:
+        return ""
+    return f" {CORRECTED} excludes 0 ({_to_best_numbers(board, BASE)})"
+
+
+def _to_best_numbers(board: Board, label: str) -> str:
+    """For example ``-0.041 ±0.030, p = 0.12``."""
+    test = board.to_best[label]
+    return f"{t.estimate(test.difference, score_digits(board), signed=True).text}, {t.p_words(test.p)}"
 
 
 def shared_seed_words(board: Board) -> str:
@@ -113,10 +142,11 @@ def _outcomes(board: Board) -> list[str]:
         clauses.append(
             f"no significant difference, and the interval includes 0, for {_names(board, including, len(tested))}"
         )
-    return [f"By {_role(board)}: {'; '.join(clauses)}."]
+    return [f"By {role_words(board)}: {'; '.join(clauses)}."]
 
 
-def _role(board: Board) -> str:
+def role_words(board: Board) -> str:
+    """The board's reward, and whether it was trained on."""
     reward = board.panel.key.reward
     if board.panel.trained:
         return f"{reward} (trained on)"
