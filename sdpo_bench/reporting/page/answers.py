@@ -5,12 +5,20 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sdpo_bench.reporting.tables.verdict import base_numbers, shared_seed_words, tied_words, untested_words
+from sdpo_bench.reporting.tables.verdict import (
+    base_numbers,
+    role_words,
+    shared_seed_words,
+    tied_words,
+    untested_words,
+)
 from sdpo_bench.results.comparability import Arm, Setting
 from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.eval_table import BASE
+from sdpo_bench.statistics.intervals import Estimate
+from sdpo_bench.statistics.matrices import FEW_STEPS
 
 if TYPE_CHECKING:
     from sdpo_bench.reporting.figures import Figure
@@ -42,6 +50,7 @@ class Answer:
 def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
     """Who wins, by how much and how surely, on the first prompts that the trained reward judges.
 
+    The gain is given at the endpoint and on the few-step mean, and beside both that by the rewards not trained on.
     The budget is in the setting's title, beside which the sentence stands.
     """
     board = next((board for board in boards if board.panel.trained), None)
@@ -52,8 +61,10 @@ def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
     if seeds := shared_seed_words(board):
         where += f", {seeds}"
     leaders = board.leaders.get(board.endpoint, frozenset())
+    few, held_out = _few_words(board, board.first), _held_out_words(board, boards)
     if not leaders:
-        return f"{_lead(board, board.first, 'scores highest')} ({where}). {' '.join(board.notes)}".rstrip()
+        notes = " ".join(board.notes)
+        return f"{_lead(board, board.first, 'scores highest')} ({where}){few}. {notes}".rstrip() + held_out
     if board.best == BASE:
         methods = "method of several seeds" if board.untested_above else "method"
         return f"No {methods} is above the base model ({where}).{untested_words(board)}"
@@ -61,9 +72,29 @@ def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
     if board.untested_above:
         verb = "is highest of the methods of several seeds"
     elsewhere = _ahead_elsewhere(board, boards)
-    return (
-        f"{_lead(board, board.first, verb)} ({where}); {_certainty(board, leaders)}.{untested_words(board)}{elsewhere}"
-    )
+    lead, certainty = _lead(board, board.first, verb), _certainty(board, leaders)
+    return f"{lead} ({where}){few}; {certainty}.{untested_words(board)}{held_out}{elsewhere}"
+
+
+def _few_words(board: Board, best: Line) -> str:
+    """The gain on the few-step mean; empty where it is the endpoint, or the mean over the same step counts."""
+    if best.few_gain is None or board.endpoint == "few" or board.panel.common == FEW_STEPS:
+        return ""
+    return f", and {_interval_words(best.few_gain)} {endpoint_words('few')}"
+
+
+def _held_out_words(board: Board, boards: Sequence[Board]) -> str:
+    """The best method's gain by the rewards that it was not trained on, on the same prompts."""
+    clauses = []
+    for other in boards:
+        key, own = other.panel.key, board.panel.key
+        if other.panel.trained or (key.split, key.sampler) != (own.split, own.sampler) or board.first is None:
+            continue
+        line = next((line for line in other.lines if line.label == board.first.label), None)
+        if line is not None and line.gain is not None:
+            p = "" if line.adjusted_p is None else f", {t.p_words(line.adjusted_p)}"
+            clauses.append(f"{_interval_words(line.gain)}{p} by {role_words(other)}")
+    return f" Its gain is {listed(clauses)}." if clauses else ""
 
 
 def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:
@@ -101,9 +132,13 @@ def _gain_words(line: Line) -> str:
     seeds = f"{len(line.seeds)} seed{'s' * (len(line.seeds) != 1)}"
     if gain is None:
         return f"no scores of the base model to compare with, {seeds}"
-    interval = "" if gain.low is None else f" [{gain.low:.3g}, {gain.high:.3g}]"
     certainty = "" if line.adjusted_p is None else f", {t.p_words(line.adjusted_p)}"
-    return f"{gain.value:+.3g}{interval} over the base model{certainty}, {seeds}"
+    return f"{_interval_words(gain)} over the base model{certainty}, {seeds}"
+
+
+def _interval_words(gain: Estimate) -> str:
+    """For example ``+0.28 [0.2, 0.36]``."""
+    return f"{gain.value:+.3g}" + ("" if gain.low is None else f" [{gain.low:.3g}, {gain.high:.3g}]")
 
 
 def _certainty(board: Board, leaders: frozenset[str]) -> str:

@@ -27,6 +27,36 @@ def test_the_sentence_says_who_wins_by_how_much_how_surely_and_at_which_budget(t
     assert answer.sentence.endswith("3 train prompts); significantly different from every other method.")
 
 
+def test_the_few_step_gain_stands_beside_the_mean_over_all_step_counts(tmp_path):
+    """By hand: 2 at 1, 2 and 4 steps and 6 at 8 steps, so 3 on the mean; each seed adds .01."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])), base_frame(spread([0]), steps=(8,)))
+    for seed in range(3):
+        extra = [partial(frame, spread([6 + 0.01 * seed]), steps=(8,))]
+        make_run(tmp_path, "sdpo", seed, spread([2 + 0.01 * seed] * 3), frames=extra)
+    sentence = _section(tmp_path).answer.sentence
+    assert sentence.startswith("sdpo gains +3.01 [2.99, 3.03] over the base model, p < 0.001, 3 seeds (on the mean")
+    assert "3 train prompts), and +2.01 [1.99, 2.03] on the few-step mean (1, 2 and 4 steps); the only" in sentence
+    sentence = build_report(load_results(tmp_path), Request(endpoint="few")).sections[0].answer.sentence
+    assert sentence.count("2.01") == sentence.count("few-step") == 1
+
+
+def test_the_winners_gain_by_a_held_out_reward_on_the_same_prompts_stands_in_the_answer(tmp_path):
+    """By accuracy sdpo loses .1 and ddpo .5; on the unseen prompts, that the sentence leaves out, sdpo loses 7."""
+    zero = partial(base_frame, spread([0, 0, 0]), reward="accuracy")
+    make_base(tmp_path, base_frame(spread([0, 0, 0])), zero(), zero(split="unseen"))
+    for seed in range(3):
+        for method, own, other in (("sdpo", 2.0, -0.1), ("ddpo", 1.0, -0.5)):
+            by_accuracy = partial(frame, spread([other + 0.01 * seed] * 3), reward="accuracy")
+            unseen = partial(frame, spread([-7 + 0.01 * seed] * 3), reward="accuracy", split="unseen")
+            make_run(tmp_path, method, seed, spread([own + 0.01 * seed] * 3), frames=[by_accuracy, unseen])
+    sentence = _section(tmp_path).answer.sentence
+    assert sentence.startswith("sdpo wins: +2.01 [")
+    # The interval: -.09 -+ t(.975, 2) * .01 / sqrt(3); p = .0041 of t = -15.59, and ddpo's is smaller.
+    assert sentence.endswith(
+        "every other method. Its gain is -0.09 [-0.115, -0.0652], p = 0.004 by accuracy (not trained on)."
+    )
+
+
 def test_who_is_ahead_of_the_winner_on_other_prompts_is_named(tmp_path):
     """ddpo wins on the train prompts; on the unseen ones it ends below sdpo and the base model."""
     make_base(tmp_path, base_frame(spread([0, 0, 0])), base_frame(spread([0, 0, 0]), split="unseen"))
