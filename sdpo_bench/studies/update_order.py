@@ -172,8 +172,9 @@ def conclusion(contrasts: Mapping[str, Contrast]) -> list[str]:
     for words in COMPARISONS:
         if contrast := contrasts.get(words):
             verdict = VERDICTS[contrast.outcome]
-            estimate = contrast.estimate.words() + contrast.interval_words
-            texts.append(f"At {words} the step-shuffled order {verdict}: {estimate}.")
+            if contrast.interval_words:
+                verdict += f", though the interval excludes 0 (adjusted {t.p_words(contrast.adjusted_p)})"
+            texts.append(f"At {words} the step-shuffled order {verdict}: {contrast.estimate.words()}.")
     images, both = contrasts.get("equal images"), contrasts.get("equal images and optimiser steps")
     if images and both:
         texts.append(_together(images, both))

@@ -183,9 +183,11 @@ def test_a_comparison_of_which_only_the_interval_excludes_0_has_its_numbers_in_t
         f"p = {3 * estimate.p_value():.2g})"
     )
     answer = ModelsCompared("flow", "turbo", RULE, few).sentences()[0]
-    assert answer.endswith(f"in any of 3 comparisons (though of {numbers}), which is not equality.")
+    assert answer.endswith(
+        f"in any of 3 comparisons, which is not equality, though the interval excludes 0 for {numbers}."
+    )
     answer = ModelsCompared("flow", "turbo", RULE, few | {Place("align", RULE, 20): around(0.9)}).sentences()[0]
-    assert answer.endswith(f"; 3 of 4 comparisons are not significant (though of {numbers}).")
+    assert answer.endswith(f"; 3 of 4 comparisons are not significant, though the interval excludes 0 for {numbers}.")
 
 
 def test_one_seed_has_no_interval_and_no_verdict():

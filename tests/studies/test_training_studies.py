@@ -83,6 +83,10 @@ def test_what_only_the_interval_tells_apart_has_its_numbers_in_the_sentence_on_b
     near = Contrast("near", estimate, 0.08)
     numbers = "(+0.3, interval [0.1, 0.5], but adjusted p = 0.08)"
     found = update_order.conclusion({"equal images": near, "equal images and optimiser steps": near})
+    assert found[0] == (
+        "At equal images the step-shuffled order does not differ significantly, though the interval excludes 0 "
+        "(adjusted p = 0.080): 0.3 [0.1, 0.5] (95 %, 3 seeds x 4 prompts)."
+    )
     assert found[2] == f"The two orders do not differ significantly when images are equal {numbers}."
     found = update_order.conclusion({"equal images": near, "equal images and optimiser steps": contrast("b", 1, True)})
     assert found[2].endswith(f"though not significantly with equal images alone {numbers}.")

@@ -93,8 +93,8 @@ def _held_out_words(board: Board, boards: Sequence[Board]) -> str:
         line = next((line for line in other.lines if line.label == board.first.label), None)
         if line is not None and line.gain is not None:
             p = "" if line.adjusted_p is None else f", {t.p_words(line.adjusted_p)}"
-            clauses.append(f"{_interval_words(line.gain)}{p} by {role_words(other)}")
-    return f" Its gain is {listed(clauses)}." if clauses else ""
+            clauses.append(f"by {role_words(other)} {_interval_words(line.gain)}{p}")
+    return f" Gain of {board.first.label} {listed(clauses)}." if clauses and board.first else ""
 
 
 def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:

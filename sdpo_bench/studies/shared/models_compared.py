@@ -163,16 +163,16 @@ def verdicts(contrasts: Mapping[Place, Contrast], reference: str) -> str:
     near = _near_words(contrasts)
     if not texts:
         neither = f"neither significantly better nor significantly worse than on {reference}"
-        return f"{neither} in any of {len(contrasts)} comparisons{near}, which is not equality"
+        return f"{neither} in any of {len(contrasts)} comparisons, which is not equality{near}"
     open_ones = sum(c.outcome == "unclear" for c in contrasts.values())
     rest = f"; {open_ones} of {len(contrasts)} comparisons are not significant{near}" if open_ones else ""
     return " and ".join(texts) + rest
 
 
 def _near_words(contrasts: Mapping[Place, Contrast]) -> str:
-    """In brackets, the comparisons of which only the interval excludes 0, each with both; empty without one."""
+    """A clause with the comparisons of which only the interval excludes 0, each with both; empty without one."""
     near = [f"{p.reward} at T = {p.steps}{c.interval_words}" for p, c in contrasts.items() if c.interval_words]
-    return f" (though of {listed(near)})" if near else ""
+    return f", though the interval excludes 0 for {listed(near)}" if near else ""
 
 
 def _label(place: Place) -> str:

@@ -53,7 +53,7 @@ def test_the_winners_gain_by_a_held_out_reward_on_the_same_prompts_stands_in_the
     assert sentence.startswith("sdpo wins: +2.01 [")
     # The interval: -.09 -+ t(.975, 2) * .01 / sqrt(3); p = .0041 of t = -15.59, and ddpo's is smaller.
     assert sentence.endswith(
-        "every other method. Its gain is -0.09 [-0.115, -0.0652], p = 0.004 by accuracy (not trained on)."
+        "every other method. Gain of sdpo by accuracy (not trained on) -0.09 [-0.115, -0.0652], p = 0.004."
     )
 
 
