@@ -19,7 +19,7 @@ from sdpo_bench.reporting.tables import ablation
 from sdpo_bench.reporting.tables.against_sides import Side, board_side
 from sdpo_bench.reporting.tables.curve_tables import CurveOptions
 from sdpo_bench.reporting.tables.main_table import main_tables
-from sdpo_bench.reporting.tables.published_comparison import against_tables
+from sdpo_bench.reporting.tables.published_comparison import Against, compare_with_others
 from sdpo_bench.reporting.tables.run_tables import runs_table, versions_table
 from sdpo_bench.reporting.tables.suite_tables import suite_tables
 from sdpo_bench.results.comparability import Setting, group_settings
@@ -78,7 +78,7 @@ def build_report(results: Results, request: Request) -> Report:
     notices = sorted({*chosen.notices, *repeated, *problems, *unusable, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
     families = _families(boards, request)
-    beside = against_tables(boards, request.against) if request.against else []
+    beside = compare_with_others(boards, request.against) if request.against else Against()
     most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
     options = CurveOptions(request.axis, request.reach, request.level)
     sections = []
@@ -88,7 +88,7 @@ def build_report(results: Results, request: Request) -> Report:
     return Report(
         "sdpo-bench report",
         tuple(_summary(chosen, settings, len(tuning_only(results)))),
-        (*_main(chosen, judged, scores, request), *beside),
+        (*_main(chosen, judged, scores, request), *beside.tables),
         tuple(sections),
         runs_table(settings),
         versions_table(chosen.runs),
@@ -97,6 +97,7 @@ def build_report(results: Results, request: Request) -> Report:
         "; ".join(f"{key} = {', '.join(values)}" for key, values in request.selection.items()),
         tuple(study_view(record) for record in chosen.studies),
         run_views(settings),
+        verdicts=beside.verdicts,
     )
 
 

@@ -55,6 +55,10 @@ def terminal(report: Report, *, width: int | None = None, colour: bool = False) 
     for note in shared:
         console.print(clean(note), style="dim")
     print_notices(console, report.notices)
+    if report.verdicts:
+        console.print()
+    for verdict in report.verdicts:
+        console.print(clean(verdict), soft_wrap=True)
     return stream.getvalue()
 
 

@@ -74,6 +74,8 @@ class Report:
     studies: tuple[StudyView, ...] = ()
     run_views: tuple[RunView, ...] = ()
     """The runs of the list, for their sections on the page."""
+    verdicts: tuple[str, ...] = ()
+    """Of ``--against``: what is reproduced. The last lines of every format."""
     options: str = ""
     """Options of the command that shape its figures, as typed."""
 

@@ -102,8 +102,13 @@ CSV_COLUMNS = ("section", "table", "group", "row", "column", "text", "value", "l
 
 
 def as_csv(report: Report) -> str:
-    """One line a cell, in full precision; a table's notes follow it with the column name ``note``."""
-    return csv_tables([*report.tables, ("", report.runs)])
+    """One line a cell, in full precision; a table's notes follow it with the column name ``note``, verdicts end it."""
+    stream = io.StringIO(csv_tables([*report.tables, ("", report.runs)]))
+    stream.seek(0, io.SEEK_END)
+    writer = csv.writer(stream, lineterminator="\n")
+    for verdict in report.verdicts:
+        writer.writerow([csv_field(value) for value in ("", "against", "", "", "verdict", verdict, "", "", "", "")])
+    return stream.getvalue()
 
 
 def csv_tables(tables: Iterable[tuple[str, Table]]) -> str:
@@ -148,6 +153,7 @@ def as_json(report: Report) -> str:
         "runs": table_data(report.runs),
         "versions": table_data(report.versions),
         "notices": [{"where": notice.where, "text": notice.text} for notice in report.notices],
+        **({"verdicts": list(report.verdicts)} if report.verdicts else {}),
     }
     return json_text(data) + "\n"
 

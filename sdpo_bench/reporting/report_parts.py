@@ -29,6 +29,7 @@ def only(report: Report, kinds: Collection[str]) -> Report:
         versions=replace(report.versions, groups=()),
         studies=report.studies if STUDIES in kinds else (),
         run_views=(),
+        verdicts=report.verdicts if AGAINST in kinds else (),
     )
 
 

@@ -1,5 +1,6 @@
 """``report --against``: shares, directions and orders by hand, scales kept apart, bad files named."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from sdpo_bench.cli.report_commands import report as report_cli
 from sdpo_bench.errors import UsageError
 from sdpo_bench.library.reports import find_sides_against, render
 from sdpo_bench.reporting.assemble import Request, build_report
+from sdpo_bench.reporting.report_parts import only
 from sdpo_bench.reporting.tables.against_sides import Reading
 from sdpo_bench.results.published_numbers import paper, read_published
 from sdpo_bench.results.read_results import load_results
@@ -185,13 +187,32 @@ def test_the_verdict_counts_what_is_reproduced(out, points):
     everywhere; sdpo has 2, 1, -1 against 2, 3, 4 there, so it is within tolerance at 1 step; ddpo has .5 against 1.5,
     1.4, .7, within none (.7 - .5 = .2 > .15). There sdpo gains more than ddpo and d3po; here sdpo and ddpo are not told
     apart with two seeds."""
-    table = tables(out, points[0])["against-1-scores"]
-    verdict = table.notes[-1]
-    assert verdict.startswith("Verdict: base model within tolerance at 0 of 3 step counts; ")
+    sides = tuple(find_sides_against(str(points[0])))
+    (verdict,) = build_report(load_results(out), Request(against=sides)).verdicts
+    assert verdict.startswith("Verdict against early at 100 images, emoji-align on emoji-turbo, train prompts: ")
+    assert ": base model within tolerance at 0 of 3 step counts; " in verdict
     assert "sdpo within tolerance at 1 of 3 step counts" in verdict
     assert "ddpo within tolerance at 0 of 3 step counts" in verdict
     assert verdict.endswith("Tolerance by steps: 0.3 at 1, 0.15 at 2, 0.15 at 4.")
     assert "of 1 pairs of methods" in verdict
+
+
+def test_the_verdict_is_the_last_line_of_every_format_after_notes_and_notices(out, points):
+    make_run(out, "rebel", 0, state="failed", message="out of memory")
+    sides = tuple(find_sides_against(str(points[0])))
+    report = build_report(load_results(out), Request(against=sides))
+    assert report.notices
+    (verdict,) = report.verdicts
+    assert render(report, "terminal").splitlines()[-1] == verdict
+    last = {style: render(report, style).splitlines()[-1] for style in ("markdown", "csv", "latex")}
+    assert last["markdown"].startswith("- Verdict against ")
+    assert last["csv"] == f',against,,,verdict,"{verdict}",,,,'
+    assert last["latex"].startswith(r"\noindent Verdict against ") and last["latex"].endswith(r"\par")
+    data = json.loads(render(report, "json"))
+    assert list(data)[-1] == "verdicts" and data["verdicts"] == [verdict]
+    *_, article = render(report, "html").partition("</main>")[0].split("<article")
+    assert article.startswith(' id="reproduced">') and verdict in article
+    assert not only(report, ["leaderboard"]).verdicts and only(report, ["against"]).verdicts == (verdict,)
 
 
 def test_the_nearest_point_of_a_learning_curve_is_compared(out, points):

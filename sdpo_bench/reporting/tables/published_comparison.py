@@ -20,7 +20,16 @@ from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE
 
 
-def against_tables(boards: Iterable[Board], others: Sequence[Side]) -> list[t.Table]:
+@dataclass(frozen=True, eq=False)
+class Against:
+    """What ``--against`` adds to a report."""
+
+    tables: tuple[t.Table, ...] = ()
+    verdicts: tuple[str, ...] = ()
+    """Sentences on what is reproduced, for each table of scores whose other side says how near a score must be."""
+
+
+def compare_with_others(boards: Iterable[Board], others: Sequence[Side]) -> Against:
     """A table (two where the scores compare) for each of one's trained boards and each other side that fits it.
 
     A side with the same model, reward and split goes before all others.
@@ -31,19 +40,22 @@ def against_tables(boards: Iterable[Board], others: Sequence[Side]) -> list[t.Ta
     trained = [board_side(board) for board in boards if board.panel.trained]
     own = [side for side in trained if side is not None]
     tables: list[t.Table] = []
+    verdicts = []
     for side in own:
         same_split = nearest_points([other for other in others if other.split == side.split], side)
         for other in [other for other in same_split if side.has_scale_of(other)] or same_split:
             pair, name = Pair(side, other), f"against-{len(tables) + 1}"
             if pair.steps:
                 tables.append(_shape_table(pair, f"{name}-shape"))
-                tables += [_score_table(pair, f"{name}-scores")] if side.has_scale_of(other) else []
+                if side.has_scale_of(other):
+                    tables.append(_score_table(pair, f"{name}-scores"))
+                    verdicts += [_verdict(pair)] if other.agreement else []
     if not tables:
         raise UsageError(
             f"--against: no method and number of steps in common. Methods here: {_method_names(own)}; there: "
             f"{_method_names(others)}. Train one of them, e.g. sdpo-bench run --method sdpo"
         )
-    return tables
+    return Against(tuple(tables), tuple(verdicts))
 
 
 def nearest_points(others: Sequence[Side], own: Side) -> list[Side]:
@@ -213,7 +225,6 @@ def _score_table(pair: Pair, name: str) -> t.Table:
     groups = []
     for a, b in rows:
         groups.append(t.Group(a, (_score_row(own, a, steps, digits), _score_row(other, b, steps, digits))))
-    verdict = [_verdict(pair)] if other.agreement else []
     caution = (
         "Same model and reward, but training budget, prompts, images and precision can differ from the source's; the "
         "base model's rows say how far the two evaluations are apart before any training."
@@ -223,7 +234,7 @@ def _score_table(pair: Pair, name: str) -> t.Table:
         f"Against {other.name}: scores, {own.reward} on {own.model}",
         (t.Column("from", "method, from", numeric=False), *step_columns(steps)),
         tuple(groups),
-        (*other.notes, *own.notes, *verdict),
+        (*other.notes, *own.notes),
         (caution, *own.cautions, *other.cautions),
         own.prompts,
     )
@@ -242,7 +253,8 @@ def _verdict(pair: Pair) -> str:
     if total:
         parts.append(f"order reproduced for {same} of {total} pairs of methods")
     limits = ", ".join(f"{other.agreement[k]:g} at {k}" for k in steps)
-    return f"Verdict: {'; '.join(parts)}. Tolerance by steps: {limits}."
+    where = f"against {other.name}, {own.reward} on {own.model}, {own.split} prompts"
+    return f"Verdict {where}: {'; '.join(parts)}. Tolerance by steps: {limits}."
 
 
 def _same_order(pair: Pair) -> tuple[int, int]:
