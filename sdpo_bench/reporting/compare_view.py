@@ -36,7 +36,7 @@ def duel_table(comparison: Comparison, duel: Duel, name: str) -> t.Table:
         t.Column("b", b),
         t.Column("difference", f"{a} - {b}"),
         t.Column("win_rate", f"wins of {a}"),
-        t.Column("exploratory_p", "p (BH)"),
+        t.Column("adjusted_p", "p"),
     )
     rows = tuple(_row(outcome, digits) for outcome in duel.outcomes)
     group = (t.Group("", rows),)
@@ -52,7 +52,7 @@ def _row(outcome: Outcome, digits: int) -> t.Row:
             t.number(outcome.b, digits),
             t.estimate(outcome.difference, digits, signed=True),
             t.share(outcome.win_rate),
-            t.p_value(outcome.exploratory_p),
+            t.p_value(outcome.adjusted_p),
         )
     )
 
@@ -61,9 +61,20 @@ def _notes(duel: Duel) -> list[str]:
     notes = panel_notes(duel.panel)
     if duel.primary.difference.n_seeds > 1:
         notes.append(interval_words(duel.primary.difference.level))
-        notes.append("p (BH): of the interval beside it, Benjamini-Hochberg over all rows, which the verdict rests on.")
+        notes.append(_p_words(duel))
     notes.append(WIN_WORDS)
     return notes
+
+
+def _p_words(duel: Duel) -> str:
+    others = len(duel.outcomes) - 1
+    text = "p: of the interval beside it; sentence and verdict have the same."
+    if not others:
+        return text
+    return (
+        f"{text} The primary endpoint ({duel.primary.endpoint}) is one test declared beforehand, without correction; "
+        f"the other {others} rows are exploratory: Benjamini-Hochberg over these."
+    )
 
 
 def _cautions(duel: Duel) -> list[str]:
@@ -81,8 +92,8 @@ def primary_lines(comparison: Comparison, duel: Duel) -> list[str]:
     if difference.n_seeds == 1 and duel.image_error is not None:
         text = f"Standard error over the images of these two checkpoints: {duel.image_error:.2g}."
         return [*lines, f"{text} It says nothing about the methods ({ONE_SEED})."]
-    if duel.primary.p is not None:
-        lines[0] += f"; p = {duel.primary.p:.2g} of this one comparison"
+    if duel.primary.adjusted_p is not None:
+        lines[0] += f"; {t.p_words(duel.primary.adjusted_p)}"
     detectable = difference.detectable()
     if detectable is not None and not difference.excludes_zero:
         lines.append(
@@ -162,7 +173,7 @@ def _duel_data(comparison: Comparison, duel: Duel) -> dict[str, Any]:
         "seeds": list(_seeds(comparison, duel)),
         "primary": _outcome_data(duel.primary),
         "effect_size": duel.effect.value if duel.effect else None,
-        "test": {"name": "t test over seeds and prompts", "p": duel.primary.p, "smallest_p": 0.0},
+        "test": {"name": "t test over seeds and prompts", "p": duel.primary.adjusted_p, "smallest_p": 0.0},
         "seed_level_interval": [duel.seed_level.low, duel.seed_level.high],
         "endpoints": [_outcome_data(outcome) for outcome in duel.outcomes],
         "notes": [*_cautions(duel), *_notes(duel)],
@@ -186,7 +197,6 @@ def _outcome_data(outcome: Outcome) -> dict[str, Any]:
         "win_rate": w.value,
         "win_rate_interval": [w.low, w.high],
         "p": outcome.p,
-        "exploratory_p": outcome.exploratory_p,
         "adjusted_p": outcome.adjusted_p,
         "seeds": d.n_seeds,
         "prompts": d.n_prompts,

@@ -55,23 +55,35 @@ def benjamini_hochberg(p: Sequence[float | None]) -> np.ndarray:
     return np.asarray(scipy_stats.false_discovery_control(values)) if len(values) else values
 
 
-def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
+def endpoint_p_values(estimates: Mapping[Endpoint, Estimate], primary: Endpoint | None = None) -> dict[Endpoint, float]:
+    """The p value that stands for each endpoint of one comparison; endpoints of one seed have none.
+
+    The primary endpoint is one test declared beforehand and keeps its own p. The others are an exploratory family:
+    Benjamini-Hochberg over these, without the primary one.
+    """
+    p_values = {key: p for key, estimate in estimates.items() if (p := estimate.p_value()) is not None}
+    others = {key: p for key, p in p_values.items() if key != primary}
+    corrected = dict(zip(others, benjamini_hochberg(list(others.values())).tolist(), strict=True))
+    return {key: corrected.get(key, p) for key, p in p_values.items()}
+
+
+def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str, primary: Endpoint | None = None) -> str:
     """Verdict in words on the paired differences A - B.
 
-    For example ``sdpo is better at 1, 2, 4 steps; no significant difference at 50 steps``. Several endpoints are an
-    exploratory grid: "better" needs a p value that stays below ``1 - level`` after Benjamini-Hochberg's correction over
-    the endpoints given. Where only the interval excludes 0, the sentence has the interval and the corrected p.
+    For example ``sdpo is better at 1, 2, 4 steps; no significant difference at 50 steps``. "Better" needs a p value of
+    :func:`endpoint_p_values` below ``1 - level``. Where only the interval excludes 0, the sentence has the interval and
+    the corrected p.
 
     Args:
         estimates: crossed intervals of ``paired(a, b)`` at one level, by endpoint.
+        primary: the endpoint declared beforehand; None: all are exploratory.
 
     Raises:
         UsageError: no estimates, or estimates of different levels.
     """
     if len({estimate.level for estimate in estimates.values()}) != 1:
         raise UsageError("a verdict needs at least one estimate, all at the same level")
-    p_values = {key: p for key, estimate in estimates.items() if (p := estimate.p_value()) is not None}
-    adjusted = dict(zip(p_values, benjamini_hochberg(list(p_values.values()))))
+    adjusted = endpoint_p_values(estimates, primary)
     groups: dict[str, list[Endpoint]] = {
         f"{a} is better": [],
         f"{b} is better": [],
@@ -84,7 +96,8 @@ def verdict(estimates: Mapping[Endpoint, Estimate], a: str, b: str) -> str:
     open_ones = [_with_numbers(key, estimates[key], adjusted[key]) for key in groups.pop(INTERVAL_ONLY)]
     texts = [f"{finding} {_where(keys)}" for finding, keys in groups.items() if keys]
     if open_ones:
-        texts.append(f"{INTERVAL_ONLY.format(len(p_values))} {', '.join(open_ones)}")
+        family = len(adjusted.keys() - {primary})
+        texts.append(f"{INTERVAL_ONLY.format(family)} {', '.join(open_ones)}")
     return "; ".join(texts)
 
 

@@ -11,6 +11,7 @@ from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Matrix, paired
 from sdpo_bench.statistics.ranking import (
     benjamini_hochberg,
+    endpoint_p_values,
     holm,
     verdict,
 )
@@ -79,6 +80,16 @@ def test_verdict_corrects_for_looking_at_many_step_counts():
     assert found == (
         "no significant difference at 2, 4, 8 steps; not significant after correction for 4 endpoints, though "
         "the interval excludes 0, at 1 step (2.4 [0.172, 4.63], p = 0.15)"
+    )
+
+
+def test_verdict_leaves_the_primary_endpoint_out_of_the_exploratory_family():
+    # 2.4 standard errors at 10 df: p = .0373 alone; as the smaller of the two others 2 * .0373.
+    estimates = {1: estimate(2.4), 2: estimate(0), "mean": estimate(2.4)}
+    assert endpoint_p_values(estimates, "mean") == pytest.approx({1: 0.0746, 2: 1, "mean": 0.0373}, abs=1e-4)
+    assert verdict(estimates, "sdpo", "ddpo", "mean") == (
+        "sdpo is better on the mean over step counts; no significant difference at 2 steps; not significant after "
+        "correction for 2 endpoints, though the interval excludes 0, at 1 step (2.4 [0.172, 4.63], p = 0.075)"
     )
 
 

@@ -21,7 +21,7 @@ from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE, Scores, only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval, effect_size, image_standard_error, seed_interval
 from sdpo_bench.statistics.matrices import Endpoint, ScoreGrid, paired
-from sdpo_bench.statistics.ranking import benjamini_hochberg, holm, verdict
+from sdpo_bench.statistics.ranking import endpoint_p_values, verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,9 @@ class Outcome:
     win_rate: Estimate
     p: float | None
     """Of the crossed interval; None with one seed."""
-    exploratory_p: float | None = None
-    """Benjamini-Hochberg over all endpoints shown: the basis of the verdict."""
     adjusted_p: float | None = None
-    """Holm's over the step counts and the few-step mean; for the primary endpoint, one test declared beforehand, the p
-    value itself if it is a summary."""
+    """What table, sentence and verdict show: of the primary endpoint, one test declared beforehand, ``p`` itself; of
+    the others, corrected by Benjamini-Hochberg over these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +142,12 @@ def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> D
         )
     summaries = [endpoint] if isinstance(endpoint, str) and len(steps) > 1 else []
     steps += ["few"] if has_few(panel) and endpoint != "few" else []
-    outcomes = _adjusted(*([_outcome(panel, grid_a, grid_b, k, level) for k in keys] for keys in (steps, summaries)))
-    primary = next((o for o in outcomes if o.endpoint == endpoint), outcomes[0])
+    outcomes = [_outcome(panel, grid_a, grid_b, key, level) for key in (*steps, *summaries)]
+    declared = endpoint if endpoint in (*steps, *summaries) else outcomes[0].endpoint
+    differences = {outcome.endpoint: outcome.difference for outcome in outcomes}
+    p_values = endpoint_p_values(differences, declared)
+    outcomes = [replace(outcome, adjusted_p=p_values.get(outcome.endpoint)) for outcome in outcomes]
+    primary = next(outcome for outcome in outcomes if outcome.endpoint == declared)
     difference = _difference(panel, grid_a, grid_b, endpoint)
     spread = base_spread(panel, endpoint)
     images = metric_grid(grid_a, panel, endpoint), metric_grid(grid_b, panel, endpoint)
@@ -159,7 +161,7 @@ def _duel(panel: Panel, a: Side, b: Side, endpoint: Endpoint, level: float) -> D
         seed_interval(difference, level),
         effect_size(primary.difference, spread) if spread else None,
         error,
-        verdict({outcome.endpoint: outcome.difference for outcome in outcomes}, a.name, b.name),
+        verdict(differences, a.name, b.name, declared),
         left_out,
     )
 
@@ -192,12 +194,3 @@ def _outcome(panel: Panel, a: ScoreGrid, b: ScoreGrid, endpoint: Endpoint, level
     difference = crossed_interval(_difference(panel, a, b, endpoint), level)
     means = [float(reduced(grid, endpoint).values.mean()) for grid in (grid_a, grid_b)]
     return Outcome(endpoint, means[0], means[1], difference, grid_win_rate(grid_a, grid_b, level), difference.p_value())
-
-
-def _adjusted(by_step: Sequence[Outcome], summaries: Sequence[Outcome]) -> list[Outcome]:
-    """Outcomes with both corrections; all of a comparison share their seeds, so either all have a p value or none."""
-    if any(outcome.p is None for outcome in (*by_step, *summaries)):
-        return [*by_step, *summaries]
-    stepwise = [*holm([o.p for o in by_step]).tolist(), *(o.p for o in summaries)]
-    exploratory = benjamini_hochberg([o.p for o in (*by_step, *summaries)]).tolist()
-    return [replace(o, exploratory_p=e, adjusted_p=p) for o, e, p in zip((*by_step, *summaries), exploratory, stepwise)]
