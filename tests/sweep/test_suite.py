@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ LONG_ABLATIONS = {f"embedded-long-{what}" for what in ABLATIONS}
 NAMES |= (
     LONG | LONG_ABLATIONS | {"paper-figure", "embedded-flow"} | {f"{where}-main" for where in ("paper", "embedded")}
 )
-NEWER = {"embedded-newer", "embedded-flow-newer", "embedded-long-newer"}
+NEWER = {"embedded-newer", "embedded-flow-newer", "embedded-long-newer", "embedded-short"}
 NAMES |= NEWER
 NAMES |= {f"{where}-ablation-{what}" for where in ("paper", "embedded") for what in ABLATIONS}
 
@@ -140,6 +141,20 @@ def test_the_newer_methods_get_the_budget_of_the_older_ones_and_one_search(plans
     assert as_reported(trained) == as_reported(job for job in reported if job.method == "sdpo")
     assert plan.suite.search.settings == plans["embedded-flow"].suite.search.settings
     assert plan.suite.search.require == plans["embedded-flow"].suite.search.require
+
+
+def test_the_short_suite_searches_every_method_alike_and_shares_the_newer_methods_runs(plans):
+    from sdpo_bench.plugins.registry import plugins
+
+    plan, newer = plans["embedded-short"], plans["embedded-newer"]
+    built_in = {n for n, p in plugins("methods").items() if p.owner == "built-in"}
+    assert set(plan.suite.methods) == built_in
+    tuning = Counter(job.method for job in plan.jobs if job.role == "tuning")
+    assert tuning == dict.fromkeys(built_in - {"best_of_n", "random_search"}, 10)
+    for part in ("settings", "require", "rounds", "grid"):
+        assert getattr(plan.suite.search, part) == getattr(newer.suite.search, part), part
+    tuned = lambda some: {job.run_id for job in some.jobs if job.role == "tuning"}  # noqa: E731
+    assert tuned(newer) < tuned(plan)
 
 
 def test_the_flow_suites_have_every_method_between_them(plans):
