@@ -4,7 +4,7 @@ A flow-matching model has velocities and sigmas, the others have noise levels; a
 on the other. The scheduler file of the pipeline says which kind a model is, before anything is loaded. No torch here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -113,6 +113,8 @@ def _check_training(schedule: ScheduleSettings, name: str, method: Method, sourc
                 f"{', '.join(idle)}: only flow-matching models have it, and schedule.sampler = {schedule.sampler}. "
                 "Leave it out, or use a flow-matching --model."
             )
+        if needs_log_prob(method) and schedule.steps == 1 and _scores_original(method):
+            _refuse_unseen_noise(name, method)
         return
     check_options(schedule)
     check_sigmas(schedule.sigmas, (schedule.steps,), "schedule.sigmas")
@@ -133,7 +135,8 @@ def _check_training(schedule: ScheduleSettings, name: str, method: Method, sourc
 
 
 def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:
-    """A method that learns from log-probabilities needs a step that is random, and the last one never is."""
+    """On a flow model, a method that learns from log-probabilities needs a step that is random, and the last one never
+    is."""
     if schedule.sde == "ode" or schedule.eta == 0:
         cause = "schedule.sde = ode" if schedule.sde == "ode" else "schedule.eta = 0"
         problem, way_on = f"{cause} draws no noise", "--set schedule.sde=cps, or schedule.eta above 0"
@@ -148,6 +151,31 @@ def _refuse_no_likelihood(schedule: ScheduleSettings, name: str) -> None:
     )
 
 
+def _scores_original(method: Method) -> bool:
+    """Whether the final reward is that of the last step's predicted original, which is made before the step's draw."""
+    return method.final_image == "predicted" or method.reward_mode in ("predicted", "full")
+
+
+def _refuse_unseen_noise(name: str, method: Method) -> None:
+    """At one step a method that learns from log-probabilities needs a reward of the sample: the step draws it from the
+    predicted original, so a reward of the original says nothing about the draw."""
+    problem = "the noise of one denoising step does not reach the scored picture, that step's predicted original"
+    if method.final_image == "sample":
+        way_on = "--set method.reward=sparse, which scores the sample"
+    else:
+        way_on = f"a method that scores the sample ({', '.join(_methods_that(_scores_sample)) or 'none installed'})"
+    raise CannotTrain(
+        f"{name} learns from log-probabilities, and with schedule.steps = 1 {problem}. Use --set schedule.steps=2 or "
+        f"more, {way_on}, or a method that needs no log-probabilities: "
+        f"{', '.join(_methods_without_likelihood()) or '(none installed)'}.",
+        problem,
+    )
+
+
+def _scores_sample(method: type[Method]) -> bool:
+    return needs_log_prob(method) and method.final_image == "sample"
+
+
 def _check_completions(config: RunConfig, method: Method) -> None:
     """Rewards of completions need a sampler that can go on without noise, a random step to tell apart from it, and the
     same steps in every epoch where the normalisation remembers earlier ones."""
@@ -160,11 +188,6 @@ def _check_completions(config: RunConfig, method: Method) -> None:
         )
     if schedule.eta == 0 or schedule.sde == "ode":
         raise UsageError(f"{own} say what the noise of a step gained, and this schedule draws none. Use eta above 0.")
-    if schedule.steps == 1 and method.final_image == "predicted":
-        raise UsageError(
-            f"{own} say what the noise of a step gained, and the noise of one step does not reach its predicted "
-            "original. Use --set schedule.steps=2 or more."
-        )
     if method.reward_mode == "branch" and method.members == 1:
         raise UsageError(f"{own} compare the members of a group, and {name} samples one. Use completion.")
     if changes_by_epoch(schedule.sde_steps) and config.advantage and config.advantage.normalisation in REMEMBERING:
@@ -178,11 +201,15 @@ def _check_completions(config: RunConfig, method: Method) -> None:
 
 def _methods_without_likelihood() -> list[str]:
     """Names of the methods that train without log-probabilities."""
+    return _methods_that(lambda method: method.signal != "none" and not needs_log_prob(method))
+
+
+def _methods_that(fit: Callable[[type[Method]], bool]) -> list[str]:
+    """Names of the installed methods that ``fit``."""
     names = []
     for plugin in plugins("methods").values():
         with suppress(SdpoBenchError):  # what cannot be loaded is no advice
-            loaded = plugin.load()
-            if loaded.signal != "none" and not needs_log_prob(loaded):
+            if fit(plugin.load()):
                 names.append(plugin.name)
     return sorted(names)
 

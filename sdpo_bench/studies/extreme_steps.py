@@ -8,6 +8,7 @@ is not significant is reported as such, not as a failure.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -43,7 +44,9 @@ class ExtremeSteps(Study):
     )
 
     def design(self, request: StudyRequest) -> Design:
-        suites = _suites(request)
+        refused = refusals(request)
+        suites = _suites(request, refused)
+        cannot = tr.refusal_words(refused)
         return Design(
             (
                 *tr.suite_facts(request, list(suites)),
@@ -53,6 +56,7 @@ class ExtremeSteps(Study):
                     f"{_images(request, 1):,} images a training up to T = {LONG_FROM}, "
                     f"{_images(request, LONG_FROM + 1):,} above; T on either side of it are not compared",
                 ),
+                *([("cannot train", cannot)] if cannot else []),
             ),
             (
                 "Endpoint: gain over the base model at the trained T. A family for each method and number of images: "
@@ -67,17 +71,21 @@ class ExtremeSteps(Study):
         )
 
     def findings(self, bench: Bench) -> Findings:
-        trainings, reward = bench.trainings, tr.one_reward(bench.request)
-        arms = {(m, k): Arm(m, reward, f"T{k}") for m in METHODS for k in _steps(bench.request)}
+        trainings, reward, steps = bench.trainings, tr.one_reward(bench.request), _steps(bench.request)
+        refused = refusals(bench.request)
+        arms = {(m, k): Arm(m, reward, f"T{k}") for m, k in product(METHODS, steps) if (m, k) not in refused}
         own = own_gains(trainings, arms)
-        grid = {m: exploratory(_grid(trainings, arms, m)) for m in METHODS}
+        grid = {m: exploratory(_grid(trainings, arms, m, steps)) for m in METHODS}
         failed = {}
         for (m, k), arm in arms.items():
             failed[m, k] = failures(trainings, arm, k, own.get(_name(m, k)), grid[m])
         return Findings(
-            (*conclusion(failed, own), *seed_caution(own.values())),
-            (_own_table(trainings, arms, own, failed), *(_grid_table(arms, m, grid[m]) for m in METHODS)),
-            (_plot(trainings, arms, _steps(bench.request)),),
+            (*conclusion(failed, own), *_refused_sentences(refused), *seed_caution(own.values())),
+            (
+                _own_table(trainings, arms, own, failed, refused),
+                *(_grid_table(arms, m, grid[m], steps) for m in METHODS),
+            ),
+            (_plot(trainings, arms, steps),),
         )
 
 
@@ -97,18 +105,44 @@ def _images(request: StudyRequest, steps: int) -> int:
     return request.amount(images, least=tr.EPOCH, multiple=tr.EPOCH)
 
 
-def _suites(request: StudyRequest) -> tuple[Suite, ...]:
-    """One suite for each number of images."""
+def refusals(request: StudyRequest) -> dict[tuple[str, int], str]:
+    """Why a method cannot train, by (method, T); the engine says so.
+
+    Raises:
+        UsageError: the user set T, or no method can train at any.
+    """
     if "schedule.steps" in request.overrides:
         raise UsageError("--set schedule.steps: this study varies it. Use --set eval.steps=1,4,50 for fewer.")
+    cells, reward = list(product(METHODS, _steps(request))), tr.one_reward(request)
+    found = {(m, k): tr.why_not(request, m, reward, {"schedule.steps": k}) for m, k in cells}
+    refused = {cell: reason for cell, reason in found.items() if reason}
+    if len(refused) == len(cells):
+        raise UsageError(f"{tr.refusal_words(refused)}. Use --set eval.steps=1,4 or more step counts.")
+    return refused
+
+
+def _suites(request: StudyRequest, refused: Mapping[tuple[str, int], str]) -> tuple[Suite, ...]:
+    """One suite for each number of images, and one more for T at which fewer methods can train."""
     judged = {"steps": list(_steps(request)), "images_per_prompt": 1, "train": "few-animals"}
     reward = tr.one_reward(request)
     suites = []
     for name, steps in _by_length(_steps(request)).items():
-        variants = {f"T{k}": {"schedule": {"steps": k}} for k in steps}
         budget = {"images": _images(request, steps[0])}
-        suites.append(tr.training_suite(name, request, METHODS, [reward], budget, judged, variants=variants))
+        for methods, counts in _by_methods(steps, refused).items():
+            own = name if methods == METHODS else f"{name}.{'-'.join(methods)}"
+            variants = {f"T{k}": {"schedule": {"steps": k}} for k in counts}
+            suites.append(tr.training_suite(own, request, methods, [reward], budget, judged, variants=variants))
     return tuple(suites)
+
+
+def _by_methods(steps: Iterable[int], refused: Mapping[tuple[str, int], str]) -> dict[tuple[str, ...], list[int]]:
+    """Numbers of steps by the methods that can train there, most methods first; without those where none can."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for k in steps:
+        methods = tuple(method for method in METHODS if (method, k) not in refused)
+        if methods:
+            groups.setdefault(methods, []).append(k)
+    return dict(sorted(groups.items(), key=lambda group: -len(group[0])))
 
 
 def _by_length(steps: Iterable[int]) -> dict[str, list[int]]:
@@ -128,9 +162,11 @@ def own_gains(trainings: Trainings, arms: Mapping[tuple[str, int], Arm]) -> dict
     return own
 
 
-def _grid(trainings: Trainings, arms: Mapping[tuple[str, int], Arm], method: str) -> dict[str, Matrix | None]:
+def _grid(
+    trainings: Trainings, arms: Mapping[tuple[str, int], Arm], method: str, steps: Iterable[int]
+) -> dict[str, Matrix | None]:
     own = {k: arm for (m, k), arm in arms.items() if m == method}
-    return {f"{k} > {judged}": trainings.gain(arm, judged) for k, arm in own.items() for judged in own}
+    return {f"{k} > {judged}": trainings.gain(own[k], judged) for k, judged in product(own, steps)}
 
 
 @dataclass(frozen=True)
@@ -203,6 +239,11 @@ def conclusion(failed: Mapping[tuple[str, int], list[Failure]], own: Mapping[str
     return texts
 
 
+def _refused_sentences(refused: Mapping[tuple[str, int], str]) -> list[str]:
+    words = tr.refusal_words(refused)
+    return [f"{words}, so nothing trains there."] if words else []
+
+
 # -- tables and plot -----------------------------------------------------------------------------------------
 
 
@@ -211,6 +252,7 @@ def _own_table(
     arms: Mapping[tuple[str, int], Arm],
     own: Mapping[str, Contrast],
     failed: Mapping[tuple[str, int], list[Failure]],
+    refused: Mapping[tuple[str, int], str],
 ) -> t.Table:
     columns = (
         t.Column("steps", "T"),
@@ -225,7 +267,7 @@ def _own_table(
     )
     groups = []
     for method in METHODS:
-        rows = []
+        rows = [_refused_row(k, len(columns)) for m, k in refused if m == method]
         for (m, k), arm in arms.items():
             if m == method:
                 rows.append(_own_row(trainings, arm, k, own.get(_name(m, k)), failed[m, k]))
@@ -237,6 +279,10 @@ def _own_table(
     return t.Table("own", "Trained and judged at T", columns, tuple(groups), notes, tr.failure_notes(trainings))
 
 
+def _refused_row(steps: int, columns: int) -> t.Row:
+    return t.Row((t.count(steps), t.word("cannot train"), *[t.Cell(t.DASH)] * (columns - 2)))
+
+
 def _own_row(trainings: Trainings, arm: Arm, steps: int, own: Contrast | None, failed: list[Failure]) -> t.Row:
     runs = trainings.arms[arm]
     counts = [t.count(amount) for amount in tr.mean_bill(runs, ("images", "optimiser_steps"))]
@@ -246,11 +292,13 @@ def _own_row(trainings: Trainings, arm: Arm, steps: int, own: Contrast | None, f
     return t.Row((t.count(steps), *contrast_cells(own), *counts, contrast, share, tr.seeds_cell(runs), words))
 
 
-def _grid_table(arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[str, Contrast]) -> t.Table:
-    counts = [k for m, k in arms if m == method]
+def _grid_table(
+    arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[str, Contrast], steps: Iterable[int]
+) -> t.Table:
+    counts = list(steps)
     columns = (t.Column("trained", "trained at T"), *(t.Column(f"k{k}", f"judged at {k}") for k in counts))
     rows = []
-    for k in counts:
+    for k in [k for m, k in arms if m == method]:
         cells = [contrast_cells(grid.get(f"{k} > {judged}"))[0] for judged in counts]
         rows.append(t.Row((t.count(k), *cells)))
     notes = ("Gain over the base model; bold: significantly different from 0 after Benjamini-Hochberg over the grid.",)
@@ -259,10 +307,13 @@ def _grid_table(arms: Mapping[tuple[str, int], Arm], method: str, grid: Mapping[
 
 
 def _plot(trainings: Trainings, arms: Mapping[tuple[str, int], Arm], steps: tuple[int, ...]) -> Plot:
-    own = [banded(m, steps, [tr.crossed(trainings.gain(arms[m, k], k)) for k in steps]) for m in METHODS]
+    own = []
+    for method in METHODS:
+        trained = [k for k in steps if (method, k) in arms]
+        own.append(banded(method, trained, [tr.crossed(trainings.gain(arms[method, k], k)) for k in trained]))
     charts = [Chart("Trained and judged at T", "denoising steps T", "gain", own, steps=True, zero=True)]
     for method in METHODS:
-        by_steps = {f"trained at T = {k}": arms[method, k] for k in steps}
+        by_steps = {f"trained at T = {k}": arms[method, k] for k in steps if (method, k) in arms}
         charts.append(tr.gain_chart(trainings, by_steps, f"{method}, judged at every step count"))
     caption = "Gain over the base model; bands: 95 % crossed intervals over seeds and prompts."
     return Plot("steps", caption, tuple(charts), columns=3, size=(3.8, 3.0))

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
-from sdpo_bench.errors import CannotTrain
 from sdpo_bench.results.study_findings import Findings, Plot, banded
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart
@@ -112,24 +111,19 @@ def refusals(request: StudyRequest) -> dict[tuple[str, str, int], str]:
     """Why a method cannot train, by (model, method, T); the engine says so."""
     refused = {}
     for model, method, steps in product(_models(request), METHODS, STEPS):
-        overrides = {**request.overrides, "schedule.steps": steps}
+        overrides = {"schedule.steps": steps}
         overrides |= {f"method.{key}": value for key, value in OWN.get(method, {}).get("method", {}).items()}
-        try:
-            tr.resolved_training(request, method, tr.one_reward(request), overrides, model)
-        except CannotTrain as error:
-            refused[model, method, steps] = error.reason
+        if reason := tr.why_not(request, method, tr.one_reward(request), overrides, model):
+            refused[model, method, steps] = reason
     return refused
 
 
 def _refusal_words(refused: Mapping[tuple[str, str, int], str]) -> dict[str, str]:
     """What cannot train by model, e.g. ``sdpo and grpo at T = 1: one denoising step is ...``."""
-    grouped: dict[tuple[str, int, str], list[str]] = {}
+    grouped: dict[str, dict[tuple[str, int], str]] = {}
     for (model, method, steps), reason in refused.items():
-        grouped.setdefault((model, steps, reason), []).append(method)
-    words: dict[str, list[str]] = {}
-    for (model, steps, reason), methods in grouped.items():
-        words.setdefault(model, []).append(f"{listed(methods)} at T = {steps}: {reason}")
-    return {model: "; ".join(texts) for model, texts in words.items()}
+        grouped.setdefault(model, {})[method, steps] = reason
+    return {model: tr.refusal_words(found) for model, found in grouped.items()}
 
 
 def _setting_facts(request: StudyRequest) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import pytest
 
 from sdpo_bench.cli.run_plan import plan
 from sdpo_bench.config.resolve import Request, resolve
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import CannotTrain, UsageError
 from sdpo_bench.models import pipeline_loading
 from sdpo_bench.models.pipeline_files import PipelineFiles
 
@@ -35,8 +35,9 @@ def folder(tiny_pipe, tmp_path):
     return make
 
 
-def run(model, method="sdpo", reward="jpeg-incompressibility", **overrides):
-    settings = {f"{section}.{key}": value for section, table in overrides.items() for key, value in table.items()}
+def run(model, method="sdpo", reward="jpeg-incompressibility", own=None, **overrides):
+    settings = {f"method.{key}": value for key, value in (own or {}).items()}
+    settings |= {f"{section}.{key}": value for section, table in overrides.items() for key, value in table.items()}
     return resolve(Request(method=method, model=model, reward=reward, overrides=settings))
 
 
@@ -147,3 +148,44 @@ def test_a_plan_needs_neither_the_files_nor_the_size_of_the_image(folder, monkey
     planned = plan(run(folder(), schedule={"steps": 4, "sde_steps": "first:2"}))
     groups = planned["cost_per_epoch"]["groups"]
     assert planned["cost_per_epoch"]["denoiser_backward"] == groups * (1 + 2)  # pairs share their first state
+
+
+DRAWN, UNSEEN = (
+    "ddpo",
+    "the noise of one denoising step does not reach the scored picture, that step's predicted original",
+)
+
+
+@pytest.mark.parametrize("method", ["sdpo", "sdpo_sparse", "sdpo_full", "sdpo_accumulated"])
+def test_one_step_whose_draw_is_not_scored_is_refused_where_likelihoods_are_learnt(method):
+    """DDIM draws the sample from the predicted original, which is made before: a reward of that says nothing of it."""
+    with pytest.raises(CannotTrain) as raised:
+        run("emoji-turbo", method, "emoji-align", schedule={"steps": 1})
+    assert raised.value.reason == UNSEEN
+    said = str(raised.value)
+    assert said.startswith(f"{method} learns from log-probabilities, and with schedule.steps = 1 the noise of one")
+    assert "Use --set schedule.steps=2 or more, a method that scores the sample (d3po, ddpo," in said
+    assert "\n" not in said and "best_of_n" not in said
+    named = said.split("needs no log-probabilities: ")[1].rstrip(".").split(", ")
+    assert {"draft", "refl", "nft", "awm", "dgpo", "drpo"} == set(named)
+    run("emoji-turbo", method, "emoji-align", schedule={"steps": 2})
+
+
+@pytest.mark.parametrize("reward", ["predicted", "full"])
+def test_a_reward_of_each_step_makes_the_predicted_original_the_final_picture(reward):
+    with pytest.raises(CannotTrain, match=r"Use --set schedule.steps=2 or more, --set method.reward=sparse") as raised:
+        run("emoji-turbo", DRAWN, "emoji-align", schedule={"steps": 1}, own={"reward": reward})
+    assert raised.value.reason == UNSEEN
+    run("emoji-turbo", DRAWN, "emoji-align", schedule={"steps": 2}, own={"reward": reward})
+
+
+@pytest.mark.parametrize("method", [DRAWN, "grpo", "d3po", "nft", "awm", "dgpo", "drpo", "refl"])
+def test_methods_that_score_the_draw_or_need_no_likelihood_train_one_step(method):
+    assert run("emoji-turbo", method, "emoji-align", schedule={"steps": 1}).config.schedule.steps == 1
+
+
+def test_one_step_is_refused_before_the_sampler_s_own_error(folder):
+    """A consistency model's only step may be made random by a floor, which does not help here."""
+    lcm = {"sampler": "lcm", "steps": 1, "std_floor": 0.01}
+    with pytest.raises(CannotTrain, match="schedule.steps = 1"):
+        run("emoji-turbo", "sdpo", "emoji-align", schedule=lcm)

@@ -502,3 +502,12 @@ def test_states_find_their_denoiser_output(steps, members, shared):
     computed = [states[row] for row in rows.tolist()]
     assert [computed[i] for i in inverse.tolist()] == states
     assert len(set(computed)) == len(computed)
+
+
+def test_the_last_draw_reaches_the_sample_and_not_its_predicted_original(tiny_policy):
+    """So at one step a reward of the predicted original says nothing of the only draw, and pairs of one start tie."""
+    _, trajectories = sample_groups(tiny_policy, steps=1, groups=2, members=2)
+    assert torch.equal(trajectories.x0[:, 0], trajectories.x0[:, 1])
+    assert (trajectories.latents[:, 0, -1] - trajectories.latents[:, 1, -1]).abs().amax() > 1e-2
+    _, longer = sample_groups(tiny_policy, steps=2, groups=2, members=2)
+    assert (longer.x0[:, 0, -1] - longer.x0[:, 1, -1]).abs().amax() > 1e-2

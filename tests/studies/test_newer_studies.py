@@ -44,15 +44,17 @@ def table(found, name):
 
 
 def test_what_cannot_train_at_one_step_is_what_the_engine_refuses(tmp_path):
-    """The flow sampler's only step draws no noise; DDIM's last one does."""
+    """The flow sampler's only step draws no noise; DDIM's does, and reaches the sample but not its prediction."""
     refused = one_step.refusals(StudyRequest())
-    assert set(refused) == {("emoji-flow", method, 1) for method in ("sdpo", "grpo")}
-    assert set(refused.values()) == {"one denoising step is the last one, which is never random"}
+    flow = {key: reason for key, reason in refused.items() if key[0] == "emoji-flow"}
+    assert set(flow) == {("emoji-flow", method, 1) for method in ("sdpo", "grpo")}
+    assert set(flow.values()) == {"one denoising step is the last one, which is never random"}
+    assert refused.keys() - flow.keys() == {("emoji-turbo", "sdpo", 1)}
     with pytest.raises(CannotTrain, match="sdpo learns from log-probabilities, and one denoising step is the last one"):
         resolve(Request("sdpo", None, "emoji-flow", None, 0, {"schedule.steps": 1}))
     facts = dict(design("one-step").facts)
     assert facts["cannot train (emoji-flow)"].startswith("sdpo and grpo at T = 1: one denoising step")
-    assert "cannot train (emoji-turbo)" not in facts
+    assert facts["cannot train (emoji-turbo)"].startswith("sdpo at T = 1: the noise of one denoising step does not")
     trained = {(job.model, job.method, job.settings["schedule.steps"]) for job in jobs("one-step", tmp_path)}
     assert trained == set(product(one_step.MODELS, one_step.METHODS, one_step.STEPS)) - set(refused)
 

@@ -1,6 +1,7 @@
 """Studies of trainings: what they conclude from runs with known numbers, and one that really trains."""
 
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,12 @@ def test_every_way_of_failing_is_listed(four, tmp_path):
     asked = StudyRequest(overrides={"eval.train": str(four), "eval.steps": "1,10"})
     found = findings("extreme-steps", asked, tmp_path, gain, fail=fail, contrast=flat, log=shares)
     assert has(found, "sdpo gains significantly, trained and judged at T = 10.")
-    assert has(found, "sdpo, trained and judged at T = 1: no significant gain or loss.")
+    assert has(found, "ddpo, trained and judged at T = 1: no significant gain or loss.")
+    assert has(found, "sdpo at T = 1: the noise of one denoising step does not reach the scored picture")
+    cannot, trained = table(found, "own").groups[0].rows
+    assert [cannot.cells[i].text for i in (1, 2)] == ["cannot train", "-"] and trained.cells[1].value > 0
+    grid = table(found, "grid-sdpo").rows
+    assert [(r.cells[0].value, r.cells[1].value < 0 < r.cells[2].value) for r in grid] == [(10, True)]
     assert not has(found, "fails")
     assert has(found, "sdpo, trained at T = 10: worse than the base model at 1 steps.")
     assert has(found, "sdpo, trained at T = 10: flat pictures (contrast 0.05, base model 0.2).")
@@ -246,24 +252,37 @@ def test_every_way_of_failing_is_listed(four, tmp_path):
 
 def test_trainings_have_equal_images_up_to_50_steps_and_fewer_above():
     design = find("studies", "extreme-steps").load()().design(StudyRequest())
-    images = {}
+    images = {method: {} for method in extreme_steps.METHODS}
     for suite in design.suites:
-        for settings in suite.variants.values():
-            images[settings["schedule.steps"]] = suite.common["budget.images"]
-    assert images == {1: 2048, 2: 2048, 4: 2048, 10: 2048, 20: 2048, 50: 2048, 100: 512, 200: 512}
-    short = find("studies", "extreme-steps").load()().design(StudyRequest(overrides={"eval.steps": "1,50"}))
+        for method, settings in product(suite.methods, suite.variants.values()):
+            images[method][settings["schedule.steps"]] = suite.common["budget.images"]
+    assert images["ddpo"] == {1: 2048, 2: 2048, 4: 2048, 10: 2048, 20: 2048, 50: 2048, 100: 512, 200: 512}
+    assert images["sdpo"] == {k: amount for k, amount in images["ddpo"].items() if k > 1}
+    short = find("studies", "extreme-steps").load()().design(StudyRequest(overrides={"eval.steps": "2,50"}))
     assert len(short.suites) == 1
 
 
+def test_a_t_that_the_engine_refuses_is_left_out_and_named():
+    study = find("studies", "extreme-steps").load()()
+    turbo = dict(study.design(StudyRequest()).facts)
+    assert turbo["cannot train"].startswith("sdpo at T = 1: the noise of one denoising step does not reach")
+    flow = study.design(StudyRequest(model="emoji-flow", overrides={"eval.steps": "1,4"}))
+    assert [(suite.methods, list(suite.variants)) for suite in flow.suites] == [(("sdpo", "ddpo"), ["T4"])]
+    assert dict(flow.facts)["cannot train"].startswith("sdpo and ddpo at T = 1: one denoising step is the last one")
+    with pytest.raises(UsageError, match=r"sdpo and ddpo at T = 1: .* Use --set eval.steps=1,4"):
+        study.design(StudyRequest(model="emoji-flow", overrides={"eval.steps": "1"}))
+    assert "cannot train" not in dict(study.design(StudyRequest(overrides={"eval.steps": "2,4"})).facts)
+
+
 def test_the_family_of_extreme_steps_is_a_method_at_one_number_of_images(four, tmp_path):
-    asked = StudyRequest(overrides={"eval.train": str(four), "eval.steps": "1,10,100"})
+    asked = StudyRequest(overrides={"eval.train": str(four), "eval.steps": "2,10,100"})
     bench = finished("extreme-steps", asked, tmp_path, lambda cell, reward, k: 0.2)
-    arms = {(m, k): Arm(m, "emoji-align", f"T{k}") for m in extreme_steps.METHODS for k in (1, 10, 100)}
+    arms = {(m, k): Arm(m, "emoji-align", f"T{k}") for m in extreme_steps.METHODS for k in (2, 10, 100)}
     own = extreme_steps.own_gains(bench.trainings, arms)
     for method in extreme_steps.METHODS:
-        p = {k: own[f"{method} at T = {k}"].estimate.p_value() for k in (1, 10, 100)}
+        p = {k: own[f"{method} at T = {k}"].estimate.p_value() for k in (2, 10, 100)}
         assert own[f"{method} at T = 100"].adjusted_p == pytest.approx(p[100])  # alone in its family
-        assert min(own[f"{method} at T = {k}"].adjusted_p for k in (1, 10)) == pytest.approx(2 * min(p[1], p[10]))
+        assert min(own[f"{method} at T = {k}"].adjusted_p for k in (2, 10)) == pytest.approx(2 * min(p[2], p[10]))
 
 
 # -- normalisation -------------------------------------------------------------------------------------------

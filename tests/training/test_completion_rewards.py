@@ -208,7 +208,7 @@ def test_dense_grpo_is_grpo_with_gains_that_stand_alone(tiny_pipe):
     [
         ("sdpo", {"schedule.sampler": "lcm"}, "lcm throws fresh noise at every step"),
         ("grpo", {"schedule.eta": 0.0}, "this schedule draws none"),
-        ("sdpo", {"schedule.steps": 1}, "the noise of one step does not reach its predicted original"),
+        ("sdpo", {"schedule.steps": 1}, "the noise of one denoising step does not reach the scored"),
     ],
 )
 def test_completions_that_say_nothing_are_refused(tiny_pipe, method, settings, message):

@@ -5,7 +5,7 @@ from typing import Any
 
 from sdpo_bench.config.presets import find_preset
 from sdpo_bench.config.resolve import Request, Resolved, build_method, resolve
-from sdpo_bench.errors import UsageError
+from sdpo_bench.errors import CannotTrain, UsageError
 from sdpo_bench.plugins.registry import find
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.comparability import shown
@@ -13,7 +13,7 @@ from sdpo_bench.results.study_findings import Plot, banded
 from sdpo_bench.settings import DEFAULT_MODEL, RunConfig
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart, Series, band
-from sdpo_bench.statistics.contrasts import Contrast, contrast_cells
+from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, listed
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint, Matrix
 from sdpo_bench.studies.shared.contract import StudyRequest
@@ -87,6 +87,29 @@ def unsearched(request: StudyRequest, methods: Iterable[str], model: str) -> dic
             groups = found.config.sample.images_per_epoch // build_method(found.config, found.method).members
             tables[method] = {"update": {"minibatch": max(1, groups // UPDATES)}}
     return tables
+
+
+def why_not(
+    request: StudyRequest, method: str, reward: str, overrides: Mapping[str, Any], model: str = ""
+) -> str | None:
+    """The engine's reason why a training of this request cannot learn; None if it can.
+
+    Raises:
+        UsageError: settings that do not resolve for another reason.
+    """
+    try:
+        resolved_training(request, method, reward, {**request.overrides, **overrides}, model)
+    except CannotTrain as error:
+        return error.reason
+    return None
+
+
+def refusal_words(refused: Mapping[tuple[str, int], str]) -> str:
+    """What cannot train by (method, T), e.g. ``sdpo and grpo at T = 1: one denoising step is ...``."""
+    grouped: dict[tuple[int, str], list[str]] = {}
+    for (method, steps), reason in refused.items():
+        grouped.setdefault((steps, reason), []).append(method)
+    return "; ".join(f"{listed(methods)} at T = {steps}: {reason}" for (steps, reason), methods in grouped.items())
 
 
 def step_counts(value: Any) -> list[int]:
