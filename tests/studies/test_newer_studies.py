@@ -20,6 +20,7 @@ from sdpo_bench.statistics.contrasts import Contrast
 from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
 from sdpo_bench.studies import dense_rewards, nft_on_distilled, one_step
+from sdpo_bench.studies.shared import one_step_arms as oa
 from sdpo_bench.studies.shared import picture_measures, reward_budgets, step_rewards
 from sdpo_bench.studies.shared.contract import StudyRequest
 from sdpo_bench.studies.shared.reward_view import RewardView
@@ -32,8 +33,8 @@ def design(name, asked=None):
     return find("studies", name).load()().design(asked or StudyRequest())
 
 
-def jobs(name, out):
-    return [job for suite in design(name).suites for job in make_plan(suite, out).jobs]
+def jobs(name, out, **asked):
+    return [job for suite in design(name, StudyRequest(**asked)).suites for job in make_plan(suite, out).jobs]
 
 
 def table(found, name):
@@ -43,10 +44,14 @@ def table(found, name):
 # -- one step ------------------------------------------------------------------------------------------------
 
 
+def left_out(**asked):
+    return oa.left_out(StudyRequest(**asked))
+
+
 def test_what_cannot_train_at_one_step_is_what_the_engine_refuses(tmp_path):
     """The flow sampler's only step draws no noise; DDIM's does, and reaches the sample but not its prediction."""
-    refused = one_step.refusals(StudyRequest())
-    flow = {key: reason for key, reason in refused.items() if key[0] == "emoji-flow"}
+    refused = left_out().refused
+    flow = {place: reason for place, reason in refused.items() if place.model == "emoji-flow"}
     assert set(flow) == {("emoji-flow", method, 1) for method in ("sdpo", "grpo")}
     assert set(flow.values()) == {"one denoising step is the last one, which is never random"}
     assert refused.keys() - flow.keys() == {("emoji-turbo", "sdpo", 1)}
@@ -55,27 +60,94 @@ def test_what_cannot_train_at_one_step_is_what_the_engine_refuses(tmp_path):
     facts = dict(design("one-step").facts)
     assert facts["cannot train (emoji-flow)"].startswith("sdpo and grpo at T = 1: one denoising step")
     assert facts["cannot train (emoji-turbo)"].startswith("sdpo at T = 1: the noise of one denoising step does not")
-    trained = {(job.model, job.method, job.settings["schedule.steps"]) for job in jobs("one-step", tmp_path)}
-    assert trained == set(product(one_step.MODELS, one_step.METHODS, one_step.STEPS)) - set(refused)
+    trained = {
+        (job.model, job.method, job.settings["schedule.steps"]) for job in jobs("one-step", tmp_path, seeds=(0,))
+    }
+    assert trained == set(product(oa.MODELS, oa.METHODS, oa.STEPS)) - set(refused) - {("emoji-flow", "draft", 1)}
+
+
+def test_refl_and_draft_are_trained_once_where_they_are_one_algorithm():
+    """Both differentiate the only step; the flow model's draws nothing, DDIM's does. At T >= 2 DRaFT takes two."""
+    assert left_out().twins == {("emoji-flow", "draft", 1): "refl"}
+    words = dict(design("one-step").facts)["trained once (emoji-flow)"]
+    assert words.startswith("draft at T = 1 is the same algorithm as refl: ") and "draws nothing" in words
+
+
+@pytest.mark.parametrize(
+    ("model", "steps", "refl", "draft", "same"),
+    [
+        ("emoji-flow", 1, {}, {"method.steps": 1}, True),
+        ("emoji-flow", 4, {}, {"method.steps": 1}, True),
+        ("emoji-flow", 4, {}, {"method.steps": 2}, False),
+        ("emoji-flow", 4, {"method.window": 0.5}, {"method.steps": 1}, False),  # one of the last two steps
+        ("emoji-flow", 1, {"method.target": 1.0}, {"method.steps": 1}, False),
+        ("emoji-flow", 1, {"update.lr": 1e-3}, {"method.steps": 1}, False),
+        ("emoji-turbo", 1, {}, {"method.steps": 1}, False),
+        ("emoji-turbo", 1, {"schedule.eta": 0}, {"method.steps": 1, "schedule.eta": 0}, False),
+        ("emoji-turbo", 1, {"schedule.sampler": "lcm"}, {"method.steps": 1, "schedule.sampler": "lcm"}, True),
+    ],
+)
+def test_one_algorithm_is_known_by_its_steps_and_the_last_draw(model, steps, refl, draft, same):
+    own = {"refl": refl, "draft": draft}
+    a, b = (resolve(Request(m, None, model, None, 0, {"schedule.steps": steps, **s})) for m, s in own.items())
+    assert oa.same_training(a, b) == oa.same_training(b, a) == same
 
 
 def test_other_settings_that_do_not_fit_are_errors_and_no_refusals():
     with pytest.raises(UsageError, match="update.lr"):
-        one_step.refusals(StudyRequest(overrides={"update.lr": -1}))
+        left_out(overrides={"update.lr": -1})
 
 
-def test_the_budgets_of_one_step_are_equal_where_they_say_so(tmp_path):
-    for job in jobs("one-step", tmp_path):
+def test_the_budgets_and_optimiser_steps_of_one_step_are_equal(tmp_path):
+    """4 optimiser steps for 64 images; SDPO at T = 4 of the flow model, of which 3 are random, 3 for 48."""
+    sizes = {}
+    for job in jobs("one-step", tmp_path, seeds=(0,)):
         if job.settings["budget.axis"] == "images":
-            assert job.work.images == 1024
+            assert job.work.images == 2048
         else:
-            assert 0.98 * 12288 < job.work.denoiser_calls <= 12288
-        assert job.method == "sdpo" or job.work.optimiser_steps == pytest.approx(job.work.images / 16, abs=1)
+            assert 0.98 * 24576 < job.work.denoiser_calls <= 24576
+        assert job.work.optimiser_steps == pytest.approx(job.work.images / 16, abs=3)
+        if job.method == "sdpo":
+            size = job.settings["update.minibatch"], job.settings["sample.images_per_epoch"]
+            sizes[job.model, job.settings["schedule.steps"]] = size
+        else:
+            assert job.settings["sample.images_per_epoch"] == 64
+    assert sizes == {
+        ("emoji-turbo", 2): (16, 64),
+        ("emoji-turbo", 4): (32, 64),
+        ("emoji-flow", 2): (8, 64),
+        ("emoji-flow", 4): (24, 48),
+    }
+    facts = dict(design("one-step").facts)
+    assert facts["seeds"] == "0, 1, 2, 3, 4 (training)" and facts["trainings"] == "380"  # 38 arms at two budgets
+    assert facts["optimiser steps"] == "4 for every 64 images, alike for all methods and T"
+    assert facts["shorter epochs (emoji-flow)"] == "sdpo at T = 4: 48 images and 3 optimiser steps"
+
+
+def test_draft_has_one_step_at_t_1_alone(tmp_path):
+    steps = {
+        (job.model, job.settings["schedule.steps"], job.settings["method.steps"])
+        for job in jobs("one-step", tmp_path, seeds=(0,))
+        if job.method == "draft"
+    }
+    flow = {("emoji-flow", k, 2) for k in (2, 4)}
+    assert steps == {("emoji-turbo", 1, 1)} | {("emoji-turbo", k, 2) for k in (2, 4)} | flow
+
+
+def test_one_step_says_where_settings_come_from_and_who_shares_a_start():
+    one = design("one-step")
+    facts = dict(one.facts)
+    turbo, flow = (facts[f"settings ({model})"] for model in oa.MODELS)
+    assert "equal search" in turbo and "no section" not in turbo
+    assert "made at T = 5, for nft, awm, drpo, refl, draft, sdpo and grpo" in turbo
+    assert "settings by hand" in flow and "made at T = 4, for refl, draft, sdpo and grpo; " in flow
+    assert "no section for nft, awm and drpo: not searched" in flow
+    assert any("groups with a shared start (sdpo and grpo) have many more" in text for text in one.statistics)
 
 
 def test_methods_without_a_section_in_the_preset_take_as_many_optimiser_steps_as_the_others():
-    assert unsearched(StudyRequest(), one_step.METHODS, "emoji-turbo") == {}, "its preset has them all"
-    found = unsearched(StudyRequest(), one_step.METHODS, "emoji-flow")
+    assert unsearched(StudyRequest(), oa.METHODS, "emoji-turbo") == {}, "its preset has them all"
+    found = unsearched(StudyRequest(), oa.METHODS, "emoji-flow")
     assert found == {
         "nft": {"update": {"minibatch": 2}},
         "awm": {"update": {"minibatch": 2}},
@@ -85,10 +157,11 @@ def test_methods_without_a_section_in_the_preset_take_as_many_optimiser_steps_as
     assert unsearched(asked, ["nft", "sdpo"], "emoji-flow") == {"nft": {}}, "the user's own is used"
     suite = design("one-step", asked).suites[0]
     assert suite.overrides("nft", next(iter(suite.variants)))["update.minibatch"] == 4
+    assert dict(design("one-step", asked).facts)["optimiser steps"] == "not held equal: set by the user"
 
 
 def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_step, "METHODS", ("nft", "awm", "sdpo", "grpo"))
+    monkeypatch.setattr(oa, "METHODS", ("nft", "awm", "sdpo", "grpo"))
 
     def gain(cell, reward, k):
         trained, images = cell.settings["schedule.steps"], cell.settings["budget.axis"] == "images"
@@ -98,15 +171,19 @@ def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path, m
             return -0.5 if images and trained == 4 else 0.0
         return 0.0
 
-    found = findings("one-step", request(four), tmp_path, gain)
+    found = findings("one-step", request(four, seeds=(0, 1, 2)), tmp_path, gain)
     assert has(found, "emoji-turbo, equal images: one-step pictures gain significantly with nft (T = 1, 2 and 4).")
     assert has(found, "emoji-turbo, equal images: one-step pictures get significantly worse with grpo (T = 4).")
     assert not has(found, "equal denoiser calls: one-step pictures get significantly worse")
-    assert has(found, "emoji-flow, equal denoiser calls: no significant change for nft (T = 1, 2 and 4), awm")
+    (unclear,) = (line for line in found.conclusion if "emoji-flow, equal denoiser calls: no significant" in line)
+    assert re.search(r"for nft \(T = 1 \[0\.0\d+\], 2 \[0\.0\d+\] and 4 \[0\.0\d+\]\), awm", unclear)
+    assert unclear.endswith("; [x]: a change of x is found with a power of 80 % before adjustment.")
+    own = table(found, "own")
+    assert [c.title for c in own.columns][5:9] == ["images", "denoiser calls", "reward calls", "optimiser steps"]
     better = "training at T = 1 rather than 4 is significantly better for one-step pictures with"
     assert has(found, f"emoji-turbo, equal images: {better} nft and grpo.")
     assert not has(found, f"emoji-flow, equal images: {better}")
-    assert has(found, "emoji-flow: sdpo and grpo at T = 1: one denoising step", "so these cannot train there.")
+    assert has(found, "emoji-flow: sdpo and grpo at T = 1: one denoising step", "so nothing trains there.")
     rows = {(g.title, r.cells[0].text, r.cells[1].value): r.cells for g in table(found, "own").groups for r in g.rows}
     nft = rows["emoji-turbo, equal images", "nft", 1]
     assert nft[2].value == pytest.approx(0.9, abs=0.05) and nft[2].strong
@@ -117,36 +194,53 @@ def test_one_step_says_who_gains_where_and_at_which_t_to_train(four, tmp_path, m
     assert [length["sdpo"][i].text for i in (5, 7)] == ["-", "-"], "it cannot train at T = 1 of the flow model"
 
 
-def test_the_family_of_one_step_is_a_method_at_one_budget_of_one_model(four, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_step, "METHODS", ("nft", "sdpo"))
-    bench = finished("one-step", request(four, model="emoji-flow"), tmp_path, lambda cell, reward, k: 0.2)
-    arms = {
-        cell: one_step._arm(cell, "emoji-align")
-        for cell in one_step._cells(bench.request, one_step.refusals(bench.request))
-    }
-    own = one_step.own_gains(bench.trainings, arms)
-    for method, size in (("nft", 3), ("sdpo", 2)):
-        found = [c for cell, c in own.items() if cell.axis == "images" and cell.method == method]
+def test_the_family_of_one_step_is_all_trainings_of_a_model_at_one_budget(four, tmp_path, monkeypatch):
+    """Five: NFT at three T and SDPO at two. DRaFT at T = 1 is ReFL and no sixth of four."""
+    for methods, size in ((("nft", "sdpo"), 5), (("refl", "draft"), 5)):
+        monkeypatch.setattr(oa, "METHODS", methods)
+        asked = request(four, model="emoji-flow", seeds=(0, 1, 2))
+        out = tmp_path / methods[0]
+        bench = finished("one-step", asked, out, lambda cell, reward, k: 0.2)
+        arms = {cell: oa.arm(cell, "emoji-align") for cell in oa.cells(asked, oa.left_out(asked))}
+        own = one_step.own_gains(bench.trainings, arms)
+        found = [c for cell, c in own.items() if cell.axis == "images"]
         assert len(found) == size
         assert min(c.adjusted_p for c in found) == pytest.approx(min(size * c.estimate.p_value() for c in found))
 
 
-def test_one_step_compares_drpo_with_sdpo_at_the_smallest_t_of_each(four, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_step, "METHODS", ("drpo", "sdpo"))
+def test_one_step_compares_each_method_at_its_smallest_t_with_sdpo_at_t_4(four, tmp_path, monkeypatch):
+    monkeypatch.setattr(oa, "METHODS", ("drpo", "sdpo", "grpo"))
 
     def gain(cell, reward, k):
         if cell.method == "drpo" and cell.settings["budget.axis"] == "images":
             return 0.9 if cell.settings["schedule.steps"] == 1 else -9.0
+        if cell.method == "sdpo" and cell.settings["schedule.steps"] == 2:
+            return 5.0  # not the reference
         return 0.5 + (0.1 * (cell.seed % 2) if cell.method == "drpo" else 0.0)
 
-    found = findings("one-step", request(four), tmp_path, gain)
-    turbo, flow = "drpo (T = 1) against sdpo (T = 1)", "drpo (T = 1) against sdpo (T = 2)"
-    assert has(found, f"emoji-turbo, equal images, one-step pictures, {turbo}: significantly better (+0.4")
-    assert has(found, f"emoji-flow, equal images, one-step pictures, {flow}: significantly better (+0.4")
-    assert has(found, f"emoji-flow, equal denoiser calls, one-step pictures, {flow}: a difference is not shown", "80 %")
-    rows = {g.title: g.rows[0].cells for g in table(found, "against").groups}
-    assert rows["emoji-turbo, equal images"][2].value == pytest.approx(0.4, abs=0.05)
-    assert rows["emoji-turbo, equal images"][2].strong and not rows["emoji-flow, equal denoiser calls"][2].strong
+    found = findings("one-step", request(four, seeds=(0, 1, 2)), tmp_path, gain)
+    pair = "drpo (T = 1) against sdpo (T = 4)"
+    for model in oa.MODELS:
+        assert has(found, f"{model}, equal images, one-step pictures, {pair}: significantly better (+0.4")
+    unclear = f"emoji-flow, equal denoiser calls, one-step pictures, {pair}: a difference is not shown"
+    assert has(found, unclear, "is found with a power of 80 % before adjustment")
+    rows = {(g.title, r.cells[0].text): r.cells for g in table(found, "against").groups for r in g.rows}
+    turbo = rows["emoji-turbo, equal images", "drpo"]
+    assert turbo[2].value == pytest.approx(0.4, abs=0.05) and turbo[2].strong
+    assert [rows[f"{model}, equal images", "grpo"][1].value for model in oa.MODELS] == [1, 2]
+    calls = rows["emoji-flow, equal denoiser calls", "drpo"]
+    assert not calls[2].strong and 0 < calls[4].value < 0.5
+    assert [c.title for c in table(found, "against").columns][2] == "minus sdpo at T = 4"
+
+
+def test_what_is_trained_once_stands_in_tables_and_conclusion(four, tmp_path, monkeypatch):
+    monkeypatch.setattr(oa, "METHODS", ("refl", "draft", "sdpo"))
+    found = findings("one-step", request(four, model="emoji-flow", seeds=(0, 1, 2)), tmp_path, lambda *_: 0.5)
+    assert has(found, "emoji-flow: draft at T = 1 is the same algorithm as refl, which is trained once.")
+    group = table(found, "own").groups[0]
+    assert [r.cells[2].text for r in group.rows if r.cells[:2] == group.rows[3].cells[:2]] == ["same as refl"]
+    against = {r.cells[0].text: r.cells[1].value for r in table(found, "against").groups[0].rows}
+    assert against == {"refl": 1, "draft": 2}
 
 
 @pytest.mark.parametrize(("name", "steps"), [("one-step", "1,4"), ("nft-on-distilled", "4,10")])

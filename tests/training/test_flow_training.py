@@ -235,3 +235,14 @@ def test_a_method_that_follows_the_gradient_trains_on_the_ode(flow_trainer, meth
     before = {name: p.detach().clone() for name, p in trainer.policy.lora_parameters().items()}
     trainer.train()
     assert any(not torch.equal(p, before[name]) for name, p in trainer.policy.lora_parameters().items())
+
+
+def test_refl_and_draft_are_one_algorithm_where_the_last_step_draws_nothing(flow_trainer):
+    """Both differentiate the last step; its predicted original is the sample."""
+    found = []
+    for method, own in (("refl", {"method.window": 0.25}), ("draft", {"method.steps": 1})):
+        _, trainer = flow_trainer(method, out=method, **{"schedule.steps": 4, "budget.images": 16} | own)
+        trainer.train()
+        found.append({name: p.detach().clone() for name, p in trainer.policy.lora_parameters().items()})
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name])
