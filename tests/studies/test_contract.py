@@ -40,7 +40,8 @@ def test_a_study_declares_a_question_a_design_and_statistics_before_it_runs(name
     design = study.design(StudyRequest())
     facts = dict(design.facts)
     assert "prompts" in facts
-    assert len(facts["seeds"].split(",")) == {"nft-on-distilled": 5, "dense-rewards": 5}.get(name, 3)
+    more = {"nft-on-distilled", "dense-rewards", "one-step"}
+    assert len(facts["seeds"].split(",")) == (5 if name in more else 3)
     assert len(study.design(StudyRequest(size=4)).facts) == len(facts)
     assert dict(study.design(StudyRequest(size=4)).facts)["seeds"].startswith("0, 1, 2, 3, 4")
     assert any("Holm" in text for text in design.statistics)
