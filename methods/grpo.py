@@ -36,7 +36,8 @@ class GRPOSettings(StepRewardSettings):
     reward: RewardMode = "sparse"
     """The final reward at every step (both papers), or dense rewards, compared step by step: SDPO's, or what a step
     gained in its deterministic completion (DenseGRPO), turning points (TP-GRPO) or branches (after TempFlow-GRPO).
-    With dense rewards a step's return is the discounted sum from there on: see advantage.gamma."""
+    With dense rewards a step's return is the discounted sum from there on: see advantage.gamma, which turning points
+    and branches need to be 0."""
 
 
 class GRPO(Method):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 RewardMode = Literal["sparse", "predicted", "full", "completion", "turning-point", "branch"]
 COMPLETED_MODES: tuple[str, ...] = ("completion", "turning-point", "branch")
 """Reward modes that score where a state leads without further noise (``sdpo_bench.scoring.dense_rewards``)."""
+SINGLE_STEP_MODES: tuple[str, ...] = ("turning-point", "branch")
+"""Those of them whose rewards do not add up to a return: each belongs to its step alone (``advantage.gamma=0``)."""
 RewardGuard = Literal["convex", "official"]
 Granularity = Literal["step", "trajectory", "noised", "sample"]
 SampleFeatures = Literal["latent", "pixels", "scorer"]
@@ -53,7 +55,8 @@ class StepRewardSettings:
     reward: Added[RewardMode] = "sparse"
     """The final image's reward alone, or a reward of each step: SDPO's predicted from three queries, queried at every
     step, or from deterministic completions what the step gained (DenseGRPO), turning points (TP-GRPO) or branches
-    (after TempFlow-GRPO). A step's return is the discounted sum from there on: see advantage.gamma."""
+    (after TempFlow-GRPO). A step's return is the discounted sum from there on: see advantage.gamma, which turning
+    points and branches need to be 0."""
 
 
 def execution_settings(settings: type) -> frozenset[str]:
@@ -281,10 +284,12 @@ class Method(ABC):
     @property
     def reward_modes(self) -> tuple[RewardMode, ...]:
         """Values of ``method.reward`` that the loss can use; others are refused. All of them where the settings are
-        :class:`StepRewardSettings`, but ``branch`` compares members, so it needs more than one."""
+        :class:`StepRewardSettings`, but ``branch`` compares members, so it needs more than one, and a loss of whole
+        trajectories needs rewards that add up, so it has none of :data:`SINGLE_STEP_MODES`."""
         if not isinstance(self.settings, StepRewardSettings):
             return (self.reward_mode,)
-        return tuple(mode for mode in get_args(RewardMode) if mode != "branch" or self.members > 1)
+        refused = SINGLE_STEP_MODES if self.granularity == "trajectory" else () if self.members > 1 else ("branch",)
+        return tuple(mode for mode in get_args(RewardMode) if mode not in refused)
 
     @property
     def reward_guard(self) -> RewardGuard:

@@ -15,7 +15,7 @@ from sdpo_bench.api import Method, Reward, without_added_defaults
 from sdpo_bench.config import batch_geometry
 from sdpo_bench.config.compatibility import check_features, check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
-from sdpo_bench.config.reward_modes import check_reward_mode, no_reward_mode
+from sdpo_bench.config.reward_modes import check_discount, check_reward_mode, no_reward_mode
 from sdpo_bench.config.run_file import RunFile
 from sdpo_bench.config.run_id import training_id
 from sdpo_bench.config.sampler_fit import check_samplers, flow_defaults
@@ -150,6 +150,7 @@ def resolve(request: Request) -> Resolved:
     chosen = build_method(config, method_class)
     config = batch_geometry.fit(config, chosen.members, sources)
     check_fit(config, chosen, sources)
+    check_discount(config, chosen)
     check_samplers(config, chosen, sources)
     check_gradient(config, chosen, reward)
     check_features(config, chosen, reward)

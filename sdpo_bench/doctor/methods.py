@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo_bench.api import Reward
+from sdpo_bench.api import SINGLE_STEP_MODES, Reward
 from sdpo_bench.config.resolve import Request, Resolved, build_method, resolve
 from sdpo_bench.doctor import bandit
 from sdpo_bench.doctor.bandit import make
@@ -47,11 +47,11 @@ class Brightness(Reward):
         return images.mean((1, 2, 3)).float().cpu()
 
 
-def small_run(plugin: Plugin, loaded: Any, epochs: int = 2, **own: Any) -> Resolved:
+def small_run(plugin: Plugin, loaded: Any, epochs: int = 2, **overrides: Any) -> Resolved:
     """Epochs of :data:`RUN_GROUPS` groups and three steps on the embedded model.
 
     Args:
-        own: settings of the method's own.
+        overrides: further settings.
     """
     images = RUN_GROUPS * make(loaded).members
     settings = {
@@ -61,8 +61,8 @@ def small_run(plugin: Plugin, loaded: Any, epochs: int = 2, **own: Any) -> Resol
         "update.accumulation": 1,
         "budget.images": epochs * images,
         "update.lr": 1e-3,
-    } | {f"method.{key}": value for key, value in own.items()}
-    return resolve(Request(method=plugin.name, overrides=settings))
+    }
+    return resolve(Request(method=plugin.name, overrides=settings | overrides))
 
 
 @lru_cache(maxsize=1)
@@ -116,9 +116,9 @@ def check_reward_modes(plugin: Plugin, loaded: Any, folder: Path) -> None:
         return
     for mode in method.reward_modes:
         if mode != method.reward_mode:
-            _conforming_epoch(
-                make_trainer(small_run(plugin, loaded, epochs=1, reward=mode), folder / mode), f"{mode}: "
-            )
+            alone = {"advantage.gamma": 0.0} if mode in SINGLE_STEP_MODES and method.signal == "advantage" else {}
+            resolved = small_run(plugin, loaded, epochs=1, **{"method.reward": mode}, **alone)
+            _conforming_epoch(make_trainer(resolved, folder / mode), f"{mode}: ")
 
 
 def _conforming_epoch(trainer: Trainer, what: str = "") -> None:

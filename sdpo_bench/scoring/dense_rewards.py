@@ -13,6 +13,8 @@ step i, R_n the final reward. They cost about T^2 / 2 denoiser calls an image:
 - ``branch`` (after TempFlow-GRPO, arXiv 2508.04324): R_{i+1} minus the group's mean of R_{i+1}. The paper branches all
   members from one state; in stored trajectories they are in states of their own, whose differences are in here too.
   Its own form is a single random step (flow models: ``schedule.sde_steps=random:1``) with ``sparse`` rewards.
+
+Rewards of the last two do not add up to returns (``config.reward_modes.check_discount``).
 """
 
 from collections.abc import Sequence

@@ -258,6 +258,7 @@ def test_kinds_that_cost_no_more_are_trained_once(tmp_path):
     """A state's completion costs denoiser calls, a query of the reward does not; every kind's queries differ."""
     by_axis = {}
     for job in jobs("dense-rewards", tmp_path):
+        assert job.settings["advantage.gamma"] == (0.0 if job.settings["method.reward"] == "branch" else 0.99)
         key = job.model, job.settings["budget.axis"]
         by_axis.setdefault(key, {})[job.settings["method.reward"]] = job.work
     for model in reward_budgets.MODELS:

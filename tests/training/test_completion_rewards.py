@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from factories import LOSS_METHODS, make_method, make_resolved, make_trainer, mostly_slow
-from sdpo_bench.api import COMPLETED_MODES
+from sdpo_bench.api import COMPLETED_MODES, SINGLE_STEP_MODES
 from sdpo_bench.errors import UsageError
 from sdpo_bench.estimates.time_estimate import cost_of_group, cost_of_probe
 from sdpo_bench.scoring.scorer import supervise
@@ -76,12 +76,14 @@ def test_the_bill_on_a_flow_model_leaves_out_what_the_ode_knows(sd3, tmp_path, m
 
 
 MODES = [(name, mode) for name in LOSS_METHODS for mode in make_method(name).reward_modes]
-QUICK = [("ddpo", "predicted"), ("tdpo", "completion"), ("rebel", "branch"), ("d3po", "turning-point")]
+QUICK = [("ddpo", "predicted"), ("tdpo", "completion"), ("rebel", "full"), ("d3po", "turning-point")]
 
 
 @pytest.mark.parametrize(("method", "mode"), mostly_slow(MODES, QUICK))
 def test_the_bill_of_every_method_is_exact_in_every_mode_that_it_takes(tiny_pipe, tmp_path, method, mode):
     own = {"method.reward": mode} if mode != "sparse" else {}
+    if mode in SINGLE_STEP_MODES and make_method(method).signal == "advantage":
+        own["advantage.gamma"] = 0.0
     resolved = make_resolved(tiny_pipe, method, **{"budget.images": 8} | own)
     trainer = make_trainer(resolved, tmp_path)
     before = adapter(trainer)
@@ -94,6 +96,9 @@ def test_the_bill_of_every_method_is_exact_in_every_mode_that_it_takes(tiny_pipe
     [
         ("ddpo", "branch", "got 'branch', which ddpo cannot use since it samples one image of a prompt. "
          "It takes sparse, predicted, full, completion, turning-point."),
+        ("rebel", "branch", "rebel cannot use since it needs the return of a trajectory, and these rewards of steps do "
+         "not add up to one. It takes sparse, predicted, full, completion."),
+        ("rebel", "turning-point", "It takes sparse, predicted, full, completion."),
         ("sparse_dpo", "predicted", "sparse_dpo takes sparse rewards alone"),
         ("nft", "full", "nft takes sparse rewards alone"),
         ("draft", "full", "draft follows the reward's own gradient"),
@@ -103,6 +108,25 @@ def test_the_bill_of_every_method_is_exact_in_every_mode_that_it_takes(tiny_pipe
 def test_a_mode_that_a_method_cannot_use_is_refused(tiny_pipe, method, mode, message):
     with pytest.raises(UsageError, match=message):
         make_resolved(tiny_pipe, method, **{"method.reward": mode})
+
+
+@pytest.mark.parametrize("method", ["sdpo", "grpo"])
+@pytest.mark.parametrize("mode", SINGLE_STEP_MODES)
+def test_rewards_that_do_not_add_up_have_no_return(tiny_pipe, method, mode):
+    """R_n - R_i holds the later gains already, and a branch's reward is that of the step that branched. The default
+    gamma of sdpo is 0.99, of grpo 1."""
+    gamma = {"sdpo": "0.99", "grpo": "1"}[method]
+    message = rf"{mode} rewards each step by itself, and advantage.gamma = {gamma} .* Use --set advantage.gamma=0\."
+    with pytest.raises(UsageError, match=message):
+        make_resolved(tiny_pipe, method, **{"method.reward": mode})
+    own = make_resolved(tiny_pipe, method, **{"method.reward": mode, "advantage.gamma": 0.0})
+    assert own.config.advantage.gamma == 0
+    make_resolved(tiny_pipe, method, **{"method.reward": "completion"})  # gains add up
+
+
+@pytest.mark.parametrize("mode", SINGLE_STEP_MODES)
+def test_preferences_have_no_return_to_refuse(tiny_pipe, mode):
+    assert make_resolved(tiny_pipe, "d3po", **{"method.reward": mode}).config.advantage is None
 
 
 def test_rewards_of_steps_are_part_of_a_run_s_name_and_their_absence_is_not(tiny_pipe):
