@@ -11,7 +11,7 @@ from torch import Tensor
 from sdpo_bench.api import Method
 from sdpo_bench.config.sampler_fit import needs_log_prob
 from sdpo_bench.rollout.schedule import Schedule, lint, make_schedule, step_weights
-from sdpo_bench.rollout.sde_steps import random_steps
+from sdpo_bench.rollout.sde_steps import random_steps, windows
 from sdpo_bench.settings import RunConfig, ScheduleSettings
 
 
@@ -36,7 +36,9 @@ def schedule_options(settings: ScheduleSettings, *, seed: int = 0, epoch: int = 
     if settings.sampler != "flow":
         return {name: getattr(settings, name) for name in names}
     options = {name: getattr(settings, name) for name in (*names, "sde", "cps_log_prob", "sigmas")}
-    return options | {"random_steps": random_steps(settings.sde_steps, settings.steps, seed=seed, epoch=epoch)}
+    now = random_steps(settings.sde_steps, settings.steps, seed=seed, epoch=epoch)
+    places = windows(settings.sde_steps, settings.steps)
+    return options | {"random_steps": now, "ever_random": range(places[0].start, places[-1].stop)}
 
 
 def trained_weights(schedule: Schedule, method: Method, rule: str) -> Tensor:

@@ -17,7 +17,7 @@ never trained. So do the steps outside a window (``sde_steps``).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -50,12 +50,14 @@ class Flow(Schedule):
     Attributes:
         sigmas: float32 ``[T + 1]``, descending; the last one is 0.
         random: bool ``[T]``, steps that draw noise.
+        ever_random: bool ``[T]``, steps that do in some epoch.
         sde: rule of those steps.
         log_prob_form: ``official`` is Flow-CPS's ``mean -(x' - mean)^2``, which drops ``1/(2 std^2)`` and constants.
     """
 
     sigmas: Tensor
     random: Tensor
+    ever_random: Tensor
     sde: Sde
     log_prob_form: LogProbForm
 
@@ -66,9 +68,9 @@ class Flow(Schedule):
         check_sampler(scheduler_config, cls.sampler)
         check_options(options)
         config, sigmas = scheduler_sigmas(scheduler_config, steps, options)
-        random = torch.zeros(steps, dtype=torch.bool)
-        if options.sde != "ode" and options.eta > 0:
-            random[list(range(steps - 1) if options.random_steps is None else options.random_steps)] = True
+        now = range(steps - 1) if options.random_steps is None else options.random_steps
+        random = _drawing(now, steps, options)
+        ever_random = random if options.ever_random is None else _drawing(options.ever_random, steps, options)
         own = {"sampler": cls.sampler, "steps": steps, "eta": options.eta, "sde": options.sde}
         own |= {"spacing": options.spacing, "cps_log_prob": options.cps_log_prob, "sigmas": sigmas.tolist()}
         return cls(
@@ -77,6 +79,7 @@ class Flow(Schedule):
             resolved=config | own,
             sigmas=sigmas,
             random=random,
+            ever_random=ever_random,
             sde=options.sde,
             log_prob_form=options.cps_log_prob,
         )
@@ -152,6 +155,9 @@ class Flow(Schedule):
         """The last step, and those outside the window. With eta 0 no step is random, which is refused as such."""
         return set((~self.random).nonzero()[:, 0].tolist())
 
+    def at_every_place(self) -> Self:
+        return replace(self, random=self.ever_random)
+
     def decision_steps(self) -> Tensor:
         return self.random.nonzero()[:, 0]
 
@@ -162,6 +168,14 @@ class Flow(Schedule):
             "A flow model's last step follows the ODE, so at one step there is nothing to learn from. Use "
             "schedule.steps of 2 or more."
         )
+
+
+def _drawing(chosen: Sequence[int], steps: int, options: StepOptions) -> Tensor:
+    """Bool ``[T]``: the ``chosen`` steps, none where the rule draws nothing."""
+    draws = torch.zeros(steps, dtype=torch.bool)
+    if options.sde != "ode" and options.eta > 0:
+        draws[list(chosen)] = True
+    return draws
 
 
 def official_cps_log_prob(value: Tensor, mean: Tensor) -> Tensor:

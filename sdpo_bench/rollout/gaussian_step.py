@@ -42,6 +42,7 @@ class StepOptions:
     """The user's side of a schedule; see :class:`sdpo_bench.settings.ScheduleSettings`.
 
     ``random_steps`` are the steps that draw noise in the epoch at hand (``sde_steps.random_steps``), None all that can.
+    ``ever_random`` are those that do in some epoch, None the ``random_steps``.
     """
 
     eta: float = 1.0
@@ -50,6 +51,7 @@ class StepOptions:
     std_floor: float = 0.0
     sde: Sde = "cps"
     random_steps: Sequence[int] | None = None
+    ever_random: Sequence[int] | None = None
     cps_log_prob: LogProbForm = "gaussian"
     sigmas: tuple[float, ...] = ()
 
@@ -143,6 +145,10 @@ class Schedule(ABC):
         """Steps that are deterministic by the family's own design: they draw nothing, so they have log-probability 0
         by convention (:func:`gaussian_log_prob`) and are not trained (``schedule.step_weights``)."""
         return set()
+
+    def at_every_place(self) -> Self:
+        """The same steps with noise in all that draw it in some epoch: of a flow model's window at all its places."""
+        return self
 
     def decision_steps(self) -> Tensor:
         """Steps among which an epoch's order of updates is drawn, int64 ascending.

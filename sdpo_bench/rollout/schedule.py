@@ -110,18 +110,18 @@ def step_weights(schedule: Schedule, rule: str) -> Tensor:
     """Weight of each step's log-ratio in the loss, float32 ``[T]``; 0 for deterministic steps.
 
     ``official``: 1 everywhere. ``skip-last``: 0 for the last step, whose noise cannot change the reward of the
-    predicted original. ``equal-gain``: inverse to :meth:`Schedule.gains`, mean 1 over the steps that draw, so that
-    all steps contribute equally to the gradient. ``noise-level``: proportional to the step's standard deviation, mean
-    1 over the steps that draw (TempFlow-GRPO, arXiv 2508.04324: its ``g sqrt(-dt)``, on any schedule).
+    predicted original. ``equal-gain``: inverse to :meth:`Schedule.gains`, so that all steps contribute equally to
+    the gradient. ``noise-level``: proportional to the step's standard deviation (TempFlow-GRPO, arXiv 2508.04324: its
+    ``g sqrt(-dt)``, on any schedule). Both have mean 1 over all steps that draw in some epoch, so a step's weight does
+    not depend on where the window of random steps is.
     """
     steps = schedule.num_steps
     random = schedule.std() > 0
-    if rule == "equal-gain":
-        inverse = torch.where(random, 1 / schedule.gains(), 0.0)
-        return (inverse / inverse[random].mean()).float() if bool(random.any()) else inverse.float()
-    if rule == "noise-level" and bool(random.any()):
-        std = schedule.std()
-        return std / std[random].mean()
+    if rule in ("equal-gain", "noise-level") and bool(random.any()):
+        every = schedule.at_every_place()
+        ever = every.std() > 0
+        size = 1 / every.gains() if rule == "equal-gain" else every.std()
+        return torch.where(random, size / size[ever].mean(), 0.0).float()
     weights = random.float()
     if rule == "skip-last" and steps > 1:
         weights[-1] = 0.0

@@ -9,8 +9,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
+from sdpo_bench.config.training_schedule import schedule_options
 from sdpo_bench.errors import UsageError
 from sdpo_bench.rollout.schedule import gaussian_kl, gaussian_log_prob, lint, make_schedule, step_weights
+from sdpo_bench.settings import ScheduleSettings
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 STATIC = EULER | {"shift": 3.0}
@@ -287,6 +289,39 @@ def test_log_probabilities_do_not_depend_on_the_resolution(sde, form):
     assert torch.allclose(*slopes, rtol=1e-12)  # of the tiled one it is summed over the four copies
     kl, larger_kl = (gaussian_kl(s.mean, s.mean + f(value), s.std) for s, f in ((step, torch.clone), (larger, tile)))
     assert torch.allclose(kl, larger_kl, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["random:1", "window:1:1"])
+def test_noise_level_weights_of_a_moving_step_differ_as_the_noise_does(rule):
+    """T = 4, shift 1, sigmas 1, 3/4, 1/2, 1/4: Flow-GRPO's std is eta sqrt(s / (1 - s)) sqrt(1/4), with 3/4 for the s
+    of the first denominator. So a window of one step has weights in the proportion sqrt(4) : sqrt(3) : sqrt(1), whose
+    mean is (3 + sqrt(3)) / 3, in whatever epoch."""
+    mean = (3 + 3**0.5) / 3
+    by_place = {0: 2 / mean, 1: 3**0.5 / mean, 2: 1 / mean}
+    seen = set()
+    for epoch in range(12):
+        settings = ScheduleSettings(steps=4, sampler="flow", sde="flow", eta=0.7, sde_steps=rule)
+        schedule = flow(4, EULER, **schedule_options(settings, seed=3, epoch=epoch))
+        (place,) = schedule.decision_steps().tolist()
+        expected = [by_place[i] if i == place else 0.0 for i in range(4)]
+        assert step_weights(schedule, "noise-level").tolist() == pytest.approx(expected, rel=1e-6)
+        seen.add(place)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("rule", ["noise-level", "equal-gain"])
+@pytest.mark.parametrize(("moving", "steps"), [("random:2", 5), ("window:2:1", 5), ("random:2:3", 3)])
+def test_weights_of_a_step_do_not_depend_on_the_place_of_the_window(rule, moving, steps):
+    """They are those of a fixed window over all steps that can be random, whose mean is 1."""
+    whole = step_weights(flow(6, random_steps=range(steps)), rule)
+    assert whole[:steps].mean().item() == pytest.approx(1, abs=1e-6)
+    starts = set()
+    for epoch in range(12):
+        settings = ScheduleSettings(steps=6, sampler="flow", eta=0.7, sde_steps=moving)
+        schedule = flow(6, **schedule_options(settings, seed=3, epoch=epoch))
+        assert torch.equal(step_weights(schedule, rule), torch.where(schedule.random, whole, 0.0))
+        starts.add(schedule.decision_steps()[0].item())
+    assert len(starts) == steps - 1
 
 
 def test_only_steps_of_the_window_are_random_and_trained():
