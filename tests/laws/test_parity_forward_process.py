@@ -17,12 +17,19 @@ from sdpo_bench.methods._drift import drift_loss
 from sdpo_bench.methods._noised_groups import velocity_error
 from sdpo_bench.methods.awm import AWM, AWMSettings, surrogate
 from sdpo_bench.methods.dgpo import DGPO, DGPOSettings
+from sdpo_bench.methods.drpo import DrPO, DrPOSettings
 from sdpo_bench.methods.nft import NFT, NFTSettings
 from sdpo_bench.rollout.trailing_weights import TrailingWeights
 
 FOLDER = Path(os.environ.get("SDPO_BENCH_FLOW_FIXTURES", Path(__file__).parents[1] / "fixtures" / "flow"))
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
-WEIGHTINGS = {"Uniform": "uniform", "t": "level", "t^2": "level-squared", "huber": "huber"}
+WEIGHTINGS = {
+    "Uniform": "uniform",
+    "t": "level",
+    "t^2": "level-squared",
+    "huber": "huber",
+    "ghuber_p0.25": "generalised-huber",
+}
 
 
 @cache
@@ -58,6 +65,17 @@ def minibatch(name: str, dtype: torch.dtype, v: torch.Tensor, *, ref: str, old: 
     return Minibatch(none, none, None, advantages, advantages, final, steps, 1, noised=seen)
 
 
+def near_slope(slope: torch.Tensor, case: str, tolerance: float) -> None:
+    """Compare the gradient to the velocity with the stored one, in units of its largest norm.
+
+    Stored are its norm for each sample and, in some cases, all of it.
+    """
+    expected = tensor("n_awm_dgpo", f"{case}/dloss_dv_norm")
+    near(slope.flatten(1).norm(dim=1) / expected.max(), expected / expected.max(), tolerance)
+    if f"{case}/dloss_dv" in data("n_awm_dgpo").files:
+        near(slope / expected.max(), tensor("n_awm_dgpo", f"{case}/dloss_dv") / expected.max(), tolerance)
+
+
 ALONE = torch.arange(8)[:, None]
 """Eight groups of one."""
 
@@ -69,7 +87,7 @@ def near(value: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("case", [p for p in prefixes("j_nft_loss", "/policy_loss") if "/all/" in p or "/none/" in p])
 def test_nft_has_the_official_loss_and_gradient(case):
     kind, beta, clip, _, weight = case.split("/")
-    dtype, tolerance = DTYPES[kind], {"f32": 3e-6, "f64": 1e-12}[kind]
+    dtype, tolerance = DTYPES[kind], {"f32": 1e-6, "f64": 1e-12}[kind]
     v = tensor("j_nft_loss", "in/v", dtype).requires_grad_()
     settings = NFTSettings(
         beta=float(beta.removeprefix("beta")),
@@ -95,16 +113,19 @@ def test_the_old_policy_of_nft_decays_as_in_the_official_code(kind, old_policy):
         assert method.old_decay(int(step)) == pytest.approx(decay, abs=1e-12)
 
 
-@pytest.mark.parametrize("case", [p for p in prefixes("n_awm_dgpo", "/log_prob") if "ghuber" not in p])
+AWM_CASES = [p for p in prefixes("n_awm_dgpo", "/log_prob") if p.rpartition("/")[2] in WEIGHTINGS]
+
+
+@pytest.mark.parametrize("case", AWM_CASES)
 def test_awm_has_the_official_surrogate_and_loss(case):
     _, kind, scale, weighting = case.split("/")
-    dtype = DTYPES[kind]
+    dtype, tolerance = DTYPES[kind], {"f32": 1e-5, "f64": 1e-6}[kind]  # official log-probs are float32 in both
     v = tensor("n_awm_dgpo", f"in/v/{scale}", dtype).requires_grad_()
     batch = minibatch("n_awm_dgpo", dtype, v, ref="in/v_ref", old="in/v_old", groups=ALONE)
     error = velocity_error(batch.noised, batch.noised.original)
     now = surrogate(error, batch.noised.level.flatten(1), WEIGHTINGS[weighting])[:, 0]
-    near(now, tensor("n_awm_dgpo", f"{case}/log_prob"), 1e-5)
-    checked = 0
+    near(now, tensor("n_awm_dgpo", f"{case}/log_prob"), tolerance)
+    values = slopes = 0
     for name in prefixes("n_awm_dgpo", "/policy_loss"):
         if not name.startswith(f"{case}/clip"):
             continue
@@ -119,9 +140,13 @@ def test_awm_has_the_official_surrogate_and_loss(case):
         # The official code clips advantages to 5, as the engine does before a loss sees them.
         clipped = minibatch("n_awm_dgpo", dtype, v, ref="in/v_ref", old="in/v_old", groups=ALONE)
         object.__setattr__(clipped, "advantages", clipped.advantages.clamp(-5, 5))
-        near(AWM(settings).loss(clipped).value, tensor("n_awm_dgpo", f"{name}/loss"), 1e-5)
-        checked += 1
-    assert checked
+        loss = AWM(settings).loss(clipped)
+        near(loss.value, tensor("n_awm_dgpo", f"{name}/loss"), tolerance)
+        values += 1
+        if f"{name}/dloss_dv_norm" in data("n_awm_dgpo").files:
+            near_slope(torch.autograd.grad(loss.value, v)[0], name, tolerance)
+            slopes += 1
+    assert values and slopes
 
 
 EMA = [p for p in prefixes("n_awm_dgpo", "/ema_kl") if p.startswith("awm/")]
@@ -150,9 +175,9 @@ def test_a_slow_old_policy_decays_as_in_the_official_code(method):
 
 
 @pytest.mark.parametrize("case", [p for p in prefixes("n_awm_dgpo", "/dgpo_loss") if "/even/" in p])
-def test_dgpo_has_the_official_loss(case):
-    _, kind, scale, _, beta, clip, _, reference = case.split("/")
-    dtype = DTYPES[kind]
+def test_dgpo_has_the_official_loss_and_gradient(case):
+    _, kind, scale, _, beta, clip, kl_weight, reference = case.split("/")
+    dtype, tolerance = DTYPES[kind], {"f32": 1e-5, "f64": 1e-12}[kind]
     groups = torch.tensor(data("n_awm_dgpo")["in/group_even"]).argsort(stable=True).view(2, 4)
     v = tensor("n_awm_dgpo", f"in/v/{scale}", dtype).requires_grad_()
     batch = minibatch("n_awm_dgpo", dtype, v, ref="in/v_ref", old="in/v_old", groups=groups)
@@ -165,7 +190,22 @@ def test_dgpo_has_the_official_loss(case):
         reference="old" if reference == "emaref1" else "base",
     )
     loss = DGPO(settings).loss(batch)
-    near(loss.value, tensor("n_awm_dgpo", f"{case}/dgpo_loss"), 1e-5)
+    near(loss.value, tensor("n_awm_dgpo", f"{case}/dgpo_loss"), tolerance)
+    if kl_weight != "klbeta0":
+        return  # the gradient has that of a KL, which is not here
+    (slope,) = torch.autograd.grad(loss.value, v)
+    near_slope(slope, case, tolerance)
+    if clips:
+        still = slope.flatten(1).norm(dim=1) == 0
+        clipped = torch.tensor(data("n_awm_dgpo")[f"{case}/should_clip"]) | (tensor("n_awm_dgpo", "in/advantages") == 0)
+        assert torch.equal(still, clipped)
+
+
+def test_the_cases_of_dgpo_clip_none_and_most_samples():
+    """The value of the loss is the same in all of them, the gradient is not."""
+    stored = data("n_awm_dgpo")
+    counts = {int(stored[key].sum()) for key in stored.files if key.endswith("/should_clip") and "/even/" in key}
+    assert {0, 7} <= counts
 
 
 @pytest.mark.parametrize("case", [p for p in prefixes("m_drpo", "/laplacian/loss") if not p.endswith("/tensor")])
@@ -192,3 +232,21 @@ def test_drpo_has_the_official_reference_drift(case):
     reach = (0.02, 0.05, 0.2) if radii == "three" else (float(radii.removeprefix("r")),)
     loss = drift_loss(x, reference, x, 3000.0, 3000.0, reach, mask_negative_self=True)
     near(loss, tensor("m_drpo", f"reference/{name}/{radii}/loss"), 1e-4 if name == "subset" else 5e-5)
+
+
+def test_drpo_has_the_official_loss_of_the_best_and_worst_of_a_group():
+    """The set "subset": the 8 best and 8 worst of 16 samples by their scores, and the base model's samples."""
+    x = tensor("m_drpo", "in/subset/generated", torch.float32).requires_grad_()
+    scores = tensor("m_drpo", "in/subset/scores", torch.float32)[None]
+    reference = tensor("m_drpo", "in/subset/reference", torch.float32)
+    none = scores.new_zeros(1, 16, 0)
+    batch = Minibatch(
+        none, none, None, None, none, scores, torch.zeros(1, 0, dtype=torch.int64), 1, samples=x, ref_samples=reference
+    )
+    loss = DrPO(DrPOSettings()).loss(batch)
+    case = "dual/subset/r1e-5/paper"
+    near(loss.value, tensor("m_drpo", f"{case}/total"), 1e-4)
+    near(loss.metrics["reference_drift"], tensor("m_drpo", f"{case}/ref_loss"), 1e-4)
+    (slope,) = torch.autograd.grad(loss.value, x)
+    stored = tensor("m_drpo", f"{case}/dtotal_dgenerated")
+    near(slope / stored.abs().max(), stored / stored.abs().max(), 1e-3)
