@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from sdpo_bench.api import Added, Loss, Method, Minibatch, SampleFeatures
+from sdpo_bench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class DrPOSettings:
     group_size: Annotated[int, Ge(2)] = 16
     """G: images of one prompt (official: 16)."""
     anchors: Annotated[int, Ge(1)] = 8
-    """How many of the best attract and how many of the worst repel (official: 8); at most half of the group."""
+    """How many of the best attract and how many of the worst repel (official: 8); at most half of the group. Of equal
+    rewards the earlier image counts as the better one; a group whose rewards are all equal prefers none."""
     anchor_weight: Annotated[float, Gt(0)] = 3000.0
     """Weight of an anchor beside 1 of an ordinary sample (official: 3000)."""
     radii: tuple[Annotated[float, Gt(0)], ...] = (0.02, 0.05, 0.2)
@@ -58,6 +60,16 @@ class DrPO(Method):
     final_image = "predicted"
     defaults = {"update.order": "accumulated", "update.lr": 1e-5}
 
+    def __init__(self, settings: DrPOSettings):
+        super().__init__(settings)
+        most = settings.group_size // 2
+        if settings.anchors > most:
+            raise UsageError(
+                f"method.anchors = {settings.anchors}: at most half of a group can attract and half repel, and "
+                f"method.group_size = {settings.group_size}. Use --set method.anchors={most}, or "
+                f"--set method.group_size={2 * settings.anchors} or more."
+            )
+
     @property
     def members(self) -> int:
         return self.settings.group_size
@@ -77,13 +89,17 @@ class DrPO(Method):
         from sdpo_bench.methods._drift import drift_loss
 
         assert batch.samples is not None
-        settings, count = self.settings, min(self.settings.anchors, self.settings.group_size // 2)
+        settings, count = self.settings, self.settings.anchors
         weight, total, drift = settings.anchor_weight, [], []
         for b, generated in enumerate(batch.samples.flatten(2)):
             anchors = generated.detach()
-            ranked = batch.final_rewards[b].argsort(descending=True)
+            rewards = batch.final_rewards[b]
+            ranked = rewards.argsort(descending=True, stable=True)
             best, worst = anchors[ranked[:count]], anchors[ranked[-count:]]
-            total.append(drift_loss(generated[None], best[None], worst[None], weight, weight, settings.radii))
+            preferred = float(rewards.max() > rewards.min())  # a graph with gradient 0 where no image is better
+            total.append(
+                preferred * drift_loss(generated[None], best[None], worst[None], weight, weight, settings.radii)
+            )
             if batch.ref_samples is not None:
                 base, radii = batch.ref_samples[b].flatten(1), (settings.reference_radius,)
                 own = anchors[None]

@@ -35,10 +35,7 @@ def test_drift_in_a_space_of_one_feature_by_hand():
         "drpo", group_size=2, anchors=1, anchor_weight=2.0, radii=(1.0,), reference_weight=0.0, features="scorer"
     )
     samples = torch.tensor([[[0.0], [1.0]]], requires_grad=True)
-    none = torch.zeros(1, 2, 0)
-    final = torch.tensor([[5.0, 3.0]])
-    batch = Minibatch(none, none, None, None, none, final, torch.zeros(1, 0, dtype=torch.int64), 1, samples=samples)
-    loss = method.loss(batch).value
+    loss = method.loss(drpo_batch(torch.tensor([[5.0, 3.0]]), samples)).value
     (slope,) = torch.autograd.grad(loss, samples)
     assert loss.item() == pytest.approx(1, rel=1e-5)
     first, second = slope.flatten().tolist()
@@ -48,6 +45,46 @@ def test_drift_in_a_space_of_one_feature_by_hand():
     assert first == pytest.approx(-force[0] / unit, rel=1e-3)
     assert second == pytest.approx(-force[1] / unit, rel=1e-3)
     assert second > 0
+
+
+def drpo_batch(rewards, samples, reference=None):
+    none = torch.zeros(*rewards.shape, 0)
+    steps = torch.zeros(len(rewards), 0, dtype=torch.int64)
+    return Minibatch(none, none, None, None, none, rewards, steps, 1, samples=samples, ref_samples=reference)
+
+
+def test_a_group_of_equal_rewards_prefers_no_image():
+    """Other methods have advantage 0 there. The drift to the base model's samples stays; other groups are as alone."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(2, 4, 3, generator=generator).requires_grad_()
+    reference = torch.randn(2, 4, 3, generator=generator)
+    rewards = torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 1.0, 3.0, 2.0]])
+    plain = make_method("drpo", group_size=4, anchors=2, reference_weight=0.0)
+    (slope,) = torch.autograd.grad(plain.loss(drpo_batch(rewards, samples)).value, samples)
+    assert not slope[0].any() and slope[1].any()
+    (alone,) = torch.autograd.grad(plain.loss(drpo_batch(rewards[1:], samples[1:])).value, samples)
+    assert torch.allclose(slope[1], alone[1] / 2)
+    held = make_method("drpo", group_size=4, anchors=2)
+    (slope,) = torch.autograd.grad(held.loss(drpo_batch(rewards, samples, reference)).value, samples)
+    assert slope[0].any()
+
+
+def test_equal_rewards_are_ranked_in_the_order_of_the_images():
+    """Thirty zeros and two ones: the best four are the ones and the first two zeros, the worst the last four."""
+    samples = torch.randn(1, 32, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    tied = torch.zeros(1, 32)
+    tied[0, [9, 20]] = 1.0
+    ranked = tied - torch.arange(32) * 1e-3
+    method = make_method("drpo", group_size=32, anchors=4, reference_weight=0.0)
+    losses = [method.loss(drpo_batch(rewards, samples)).value for rewards in (tied, ranked)]
+    assert torch.equal(*losses)
+
+
+def test_more_anchors_than_half_of_a_group_are_refused(tiny_pipe):
+    advice = r"Use --set method.anchors=2, or --set method.group_size=6 or more\."
+    with pytest.raises(UsageError, match=rf"method.anchors = 3: at most half .* method.group_size = 4\. {advice}"):
+        make_resolved(tiny_pipe, "drpo", **{"method.group_size": 4, "method.anchors": 3})
+    make_resolved(tiny_pipe, "drpo", **{"method.group_size": 4, "method.anchors": 2})
 
 
 def pulls_by_hand():
