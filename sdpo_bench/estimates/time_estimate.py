@@ -112,11 +112,14 @@ def make_method(resolved: Resolved) -> Any:
     return build_method(resolved.config, resolved.method)
 
 
-def cost_of_group(resolved: Resolved, epoch: int = 0, window: range | None = None) -> Cost:
+def cost_of_group(
+    resolved: Resolved, epoch: int = 0, window: range | None = None, *, inner_epochs: int | None = None
+) -> Cost:
     """What one prompt group of a run costs in an epoch; only a moving window of random steps tells epochs apart.
 
     Args:
         window: random steps of a flow model; None: those of the epoch.
+        inner_epochs: passes of updates, 0 for sampling and scoring alone; None: those of the run.
     """
     config = resolved.config
     weights = trained_steps(config.schedule, config.update.step_weight, seed=config.seed, epoch=epoch, window=window)
@@ -124,7 +127,7 @@ def cost_of_group(resolved: Resolved, epoch: int = 0, window: range | None = Non
     return group_cost(
         make_method(resolved),
         weights,
-        inner_epochs=config.update.inner_epochs,
+        inner_epochs=config.update.inner_epochs if inner_epochs is None else inner_epochs,
         guided=is_guided(config.model),
         calls_per_image=len(resolved.reward.parts),
         drawing=[i for i, draws in enumerate(drawn) if draws],
@@ -170,7 +173,7 @@ def training_work(resolved: Resolved) -> Work | None:
 
     Exact for a budget of images, reward calls or denoiser calls, but for a window of random steps that moves for more
     than :data:`ONE_BY_ONE` epochs: all but the last ones then count as the mean over its places. A budget of optimiser
-    steps ends inside an epoch, whose denoiser calls are shared out evenly.
+    steps ends inside an epoch: all of its sampling counts, and of its updates and what they ask for an even share.
     """
     config, method = resolved.config, make_method(resolved)
     if method.signal == "none":
@@ -189,10 +192,11 @@ def training_work(resolved: Resolved) -> Work | None:
         epoch = max(0, epochs - 1)
         work = cycle.times(epoch, places)
     while groups := limit.groups_left(work, cost := cost_of_group(resolved, epoch), groups_per_epoch, probe):
-        share = 1.0
+        share, sampled = 1.0, cost
         if limit.axis == "optimiser_steps":
             share = min(1.0, (limit.amount - work.optimiser_steps) / optimiser_steps(config, method, groups))
-        work += _epoch(resolved, cost, groups, share)
+            sampled = cost_of_group(resolved, epoch, inner_epochs=0)
+        work += _epoch(resolved, cost, groups, share, sampled)
         epoch += moving
     return work
 
@@ -203,20 +207,27 @@ def _cycle(resolved: Resolved, groups: int) -> tuple[Work, int]:
     return sum((_epoch(resolved, cost, groups) for cost in costs), Work()), len(costs)
 
 
-def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0) -> Work:
-    """One epoch of training, of which a ``share`` of the updates is done."""
-    trained = groups * cost.backward * share
-    forward = groups * (cost.forward - cost.backward) + trained + cost_of_probe(resolved, groups)
-    steps = optimiser_steps(resolved.config, make_method(resolved), groups) * share
-    calls = groups * cost.rewards
+def _epoch(resolved: Resolved, cost: Cost, groups: int, share: float = 1.0, sampled: Cost | None = None) -> Work:
+    """One epoch of training, of which a ``share`` of the updates is done.
+
+    Args:
+        sampled: what a group costs before the updates, where these are not all done.
+    """
+    before = sampled or cost
+
+    def shared(name: str) -> int:
+        whole, rest = getattr(cost, name), getattr(before, name)
+        return round(groups * (rest + (whole - rest) * share))
+
+    calls = shared("rewards")
     return Work(
         groups * cost.images,
-        round(forward),
-        round(trained),
+        shared("forward") + cost_of_probe(resolved, groups),
+        shared("backward"),
         calls,
-        math.ceil(steps),
+        math.ceil(optimiser_steps(resolved.config, make_method(resolved), groups) * share),
         calls // len(resolved.reward.parts),
-        seen=groups * cost.decoded,
+        seen=shared("decoded"),
     )
 
 

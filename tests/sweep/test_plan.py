@@ -66,6 +66,31 @@ def test_the_estimate_is_the_bill(tiny_pipe, tmp_path, name, extra):
         assert (work.forward, work.backward) == (sum(bill["forward"].values()), bill["backward"])
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("nft", {}),  # asks the policy that sampled and the base model in every update
+        ("dgpo", {"method.clip_range": 0.1}),
+        ("dpok", {"update.minibatch": 2}),  # asks the base model
+        ("sparse_dpo", {}),  # asks the base model before the updates, and each step twice in them
+        ("draft", {"update.minibatch": 4, "reward.name": "emoji-align"}),  # asks the reward in the updates alone
+        ("drpo", {"method.features": "scorer", "reward.name": "emoji-align"}),
+        ("drpo", {"method.features": "pixels"}),
+    ],
+)
+def test_updates_that_a_budget_of_optimiser_steps_leaves_out_cost_nothing(tiny_pipe, tmp_path, name, own):
+    """Half of the updates of the second epoch are done, and all of its sampling."""
+    settings = {"schedule.steps": 2, "update.order": "accumulated", "update.minibatch": 1} | own
+    epoch = epoch_work(make_resolved(tiny_pipe, name, **settings))["optimiser_steps"]
+    assert epoch % 2 == 0
+    resolved = make_resolved(tiny_pipe, name, **settings, **{"budget.optimiser_steps": epoch + epoch // 2})
+    bill, work = ledger_of(resolved, tmp_path), training_work(resolved)
+    assert (work.images, work.optimiser_steps) == (bill["images"], bill["optimiser_steps"]) == (16, 3 * epoch // 2)
+    assert (work.forward, work.backward) == (sum(bill["forward"].values()), bill["backward"])
+    assert work.reward_calls == bill["reward_calls"]
+    assert work.seen == bill.get("decoded", 0) + bill.get("decoded_backward", 0)
+
+
 @pytest.mark.parametrize("axis", ["images", "reward_calls", "denoiser_calls", "optimiser_steps"])
 @pytest.mark.parametrize("epochs", [1, 2, 5, 10**12])
 def test_epochs_are_alike_but_for_the_cut_one(axis, epochs):
