@@ -15,11 +15,13 @@ from sdpo_bench.api import Method
 from sdpo_bench.config.resolve import build_method
 from sdpo_bench.errors import MissingError
 from sdpo_bench.estimates.activations import WIDTH, make_task, trace, weight_bytes
+from sdpo_bench.estimates.time_estimate import trained_steps
 from sdpo_bench.evaluation.evaluate import splits
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.models.base_model import pipeline_files
 from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import find
+from sdpo_bench.rollout.group_cost import completed_states
 from sdpo_bench.settings import ModelSettings, RunConfig
 from sdpo_bench.system.console_text import gigabytes
 from sdpo_bench.training.shared_calls import CALL_ELEMENTS
@@ -28,6 +30,8 @@ RESERVE = 0.1  # of the estimate: kernels' workspaces and fragmentation
 FRAMEWORK = 0.6e9  # the interpreter with its libraries, or a device context
 MEASURED_FROM = 5_000_000  # parameters
 ADAPTER_BYTES = 16  # a float32 weight, its gradient and two AdamW moments
+DECODER_GRAPH = 7.41  # decoder activations kept for a gradient, over the peak of decoding alone (AutoencoderKL, traced)
+FOLLOWER_BYTES = 4  # a float32 weight of the policy that samples, or of the moving average
 
 
 @dataclass(frozen=True)
@@ -110,27 +114,30 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
     side = family.latent_side(files.configs, config.model.resolution)
     kind = device.partition(":")[0]
     resting, working = _weights(files, config.model)
-    # A trajectory holds T + 1 states, T predicted originals and as much step noise while it is sampled.
+    method = build_method(config, find("methods", config.method.name).load())
     elements = family.channels(files.configs) * side**2
     images = -(-config.sample.images_per_epoch // processes)
-    trajectories = 4 * images * (3 * config.schedule.steps + 1) * elements
+    trajectories = 4 * images * _stored_latents(config, method) * elements
+    if method.granularity == "sample" and method.sample_features == "pixels" and method.needs_reference:
+        trajectories += 4 * images * 3 * (side * family.stride(files.configs)) ** 2  # of the base model
     offloaded = resting > 0 and kind != "cpu"
     fixed = {
         "weights": working + (0.0 if offloaded else resting),
         "trajectories of an epoch": 0.0 if offloaded else float(trajectories),
         "framework": FRAMEWORK,
     }
-    method = build_method(config, find("methods", config.method.name).load())
     per_latent: dict[str, float] = {}
     if sum(files.parameters.values()) >= MEASURED_FROM:
         measured = _measured(files, config.model, side)
         guided = config.model.guidance_scale > 1 and not family.embeds_guidance(files.configs)
-        fixed["adapter and optimiser"] = measured["adapter"] * ADAPTER_BYTES
+        followers = method.keeps_old + (config.ema is not None)
+        fixed["adapter and optimiser"] = measured["adapter"] * (ADAPTER_BYTES + followers * FOLLOWER_BYTES)
         branches = 2 if guided else 1
         per_latent = {
-            "training step": measured["training"]
-            * _graphs(method, config)
-            * (branches if method.guided_loss else 1)
+            "training step": (
+                measured["training"] * _graphs(method, config) * (branches if method.guided_loss else 1)
+                + (measured["decoding"] * DECODER_GRAPH if _differentiates_decoder(method) else 0)
+            )
             * (1 + RESERVE),
             "sampling": measured["sampling"] * branches * (1 + RESERVE),
             "decoding": measured["decoding"] * (1 + RESERVE),
@@ -140,10 +147,27 @@ def estimate(config: RunConfig, micro_batch: int, device: str, processes: int = 
     return Estimate(files.parameters, fixed, per_latent, micro_batch, rows, method.members, host)
 
 
+def _stored_latents(config: RunConfig, method: Method) -> int:
+    """Latents of one image that an epoch holds at once, at most."""
+    steps = config.schedule.steps
+    kept = 2 * steps + 1  # T + 1 states and T predicted originals
+    sampled = kept + steps  # with the noise of the steps
+    drawing = [i for i, draws in enumerate(trained_steps(config.schedule, "official")) if draws]
+    completed = 0 if method.signal in ("gradient", "none") else 2 * len(completed_states(method, steps, drawing))
+    base = sampled if method.granularity == "sample" and method.needs_reference else 0
+    return max(sampled, kept + completed, kept + base)  # completions are held twice while they are stacked
+
+
 def _graphs(method: Method, config: RunConfig) -> int:
     """Denoising steps whose graphs a training step holds: all of a gradient through the sampler, else one."""
     through = method.signal == "gradient" or method.granularity == "sample"
     return method.backprop(config.schedule.steps).depth if through else 1
+
+
+def _differentiates_decoder(method: Method) -> bool:
+    """Whether a training step keeps the graph of the decoder: a reward's gradient, or a loss on pixels or features."""
+    looks = method.granularity == "sample" and method.sample_features != "latent"
+    return method.signal == "gradient" or looks
 
 
 def _one_part_a_call(method: Method) -> bool:

@@ -154,6 +154,43 @@ def test_an_estimate_adds_up():
 
 
 @pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        ({"method": "nft"}, 1),  # the policy that samples
+        ({"method": "nft", "ema.decay": 0.9}, 2),
+        ({"method": "sdpo", "ema.decay": 0.9}, 1),
+        ({"method": "dgpo"}, 0),
+        ({"method": "dgpo", "method.old_policy": "slow"}, 1),
+    ],
+)
+def test_adapters_that_follow_the_learning_one_are_counted(settings, copies):
+    """Four bytes of a float32 weight, beside 16 of the learning one with its gradient and moments."""
+    settings = {"update.minibatch": 1, "update.accumulation": 1} | settings
+    method = settings.pop("method")
+    config = resolve(Request(method, "jpeg-compressibility", "sd-turbo", overrides=settings)).config
+    assert memory_estimate.estimate(config, 4, "cuda").fixed["adapter and optimiser"] == 829_952 * (16 + 4 * copies)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "latents"),
+    [
+        ("grpo", {}, 3 * 10 + 1),
+        ("grpo", {"method.reward": "completion"}, 21 + 2 * 10),
+        # Their first state is not completed, and the noise of the last step does not reach SDPO's picture.
+        ("sdpo", {"method.reward": "branch", "advantage.gamma": 0.0}, 21 + 2 * 8),
+        ("drpo", {}, 21 + 31),  # the base model's trajectories beside those of the policy
+        ("drpo", {"method.reference_weight": 0.0}, 31),
+        ("drpo", {"method.features": "pixels"}, 21 + 31 + 3 * 8 * 8 / 4),  # 3 x 8 x 8 pixels for 4 channels
+    ],
+)
+def test_what_is_sampled_beside_the_trajectories_is_counted(method, settings, latents):
+    settings = {"schedule.steps": 10, "update.minibatch": 1, "update.accumulation": 1} | settings
+    config = resolve(Request(method, "jpeg-compressibility", "sd-turbo", overrides=settings)).config
+    stored = memory_estimate.estimate(config, 4, "cuda").fixed["trajectories of an epoch"]
+    assert stored == 256 * latents * 4 * 64 * 64 * 4
+
+
+@pytest.mark.parametrize(
     ("settings", "latents", "graphs"),
     [
         ({}, 2 * 2, 1),  # two pairs of SDPO in a minibatch
@@ -183,10 +220,38 @@ def test_a_call_counts_no_more_latents_than_the_settings_give_it(settings, laten
     plain = memory_estimate.estimate(same, 64, "cuda").per_latent
     sizes = needed.per_latent
     assert needed.in_a_call("training step") == latents
-    assert sizes["training step"] == graphs * plain["training step"]
+    # The autoencoder's graph of one picture, in units of decoding it without one.
+    decoder = memory_estimate.DECODER_GRAPH * plain["decoding"] if method == "draft" else 0
+    assert sizes["training step"] == pytest.approx(graphs * plain["training step"] + decoder)
     assert needed.in_a_call("sampling") == needed.in_a_call("decoding") == (48 if method == "ddpo" else 64)
     largest = max(latents * sizes["training step"], needed.in_a_call("decoding") * sizes["decoding"])
     assert needed.total == needed.fixed_bytes + largest
+
+
+def test_a_decoder_that_is_differentiated_keeps_its_activations():
+    """The constant is what the autoencoder of the published models keeps, in units of its peak without a graph."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.device("meta"):
+        vae = activations.make_network(published("sd-turbo").configs["vae"], "AutoencoderKL")
+    with FakeTensorMode():
+        activations.give_storage(vae, torch.float32)
+        latents = torch.empty(1, 4, 16, 16)
+        with torch.no_grad():
+            plain = activations._peak(vae, lambda: vae.decode(latents))
+        kept = activations._peak(vae, lambda: vae.decode(latents.requires_grad_()))
+    assert kept / plain == pytest.approx(memory_estimate.DECODER_GRAPH, rel=0.01)
+
+
+@pytest.mark.parametrize(("features", "graphs"), [("latent", 0), ("pixels", 1), ("scorer", 1)])
+def test_a_loss_on_pixels_holds_the_graph_of_the_decoder(features, graphs):
+    own = {"method.features": features, "update.minibatch": 1, "update.accumulation": 1}
+    config = resolve(Request("drpo", "emoji-align", "sd-turbo", overrides=own)).config
+    sizes = memory_estimate.estimate(config, 4, "cuda").per_latent
+    alone = resolve(Request("sdpo", "emoji-align", "sd-turbo")).config
+    plain = memory_estimate.estimate(alone, 4, "cuda").per_latent
+    decoder = graphs * memory_estimate.DECODER_GRAPH * sizes["decoding"]
+    assert sizes["training step"] == pytest.approx(plain["training step"] + decoder)
 
 
 def test_a_pair_is_never_taken_apart():
