@@ -51,10 +51,10 @@ class AWM(NoisedGroups):
     """Clipped policy gradient on minus the flow-matching error of re-noised samples (advantage-weighted matching)."""
 
     formula = (
-        "PG(A, c) with r = w (e_old - e), e = |v - (eps - x0)|^2 on re-noised samples, w by noise level; + "
+        "PG(A, c) with r = s(e_old) - s(e), e = |v - (eps - x0)|^2 on re-noised samples, s by weighting; + "
         "kl_weight |v - v_ref|^2 + old_weight |v - v_old|^2"
     )
-    source = "arXiv 2509.25050"
+    source = "arXiv 2509.25050; code scxue/advantage_weighted_matching, X-GenGroup/Flow-Factory"
     Settings = AWMSettings
     settings: AWMSettings
     needs_old = True
@@ -67,7 +67,7 @@ class AWM(NoisedGroups):
         return 0.0 if self.settings.old_policy == "newest" else kept_share(updates, MOST_KEPT)
 
     def loss(self, batch: Minibatch) -> Loss:
-        """mean max(-A rho, -A clip(rho)), rho = exp(w (e_old - e)), e = |v - (noise - clean)|^2 on the same noise."""
+        """mean max(-A rho, -A clip(rho)), rho = exp(s(e_old) - s(e)), e = |v - (noise - clean)|^2 on the same noise."""
         seen = batch.noised
         assert seen is not None and seen.old_original is not None and batch.advantages is not None
         kind, level = self.settings.weighting, seen.level.flatten(1)

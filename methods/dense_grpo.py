@@ -11,7 +11,7 @@ class DenseGRPO(GRPO):
     """GRPO learning from what each step gains in the reward of its deterministic completion (DenseGRPO)."""
 
     formula = "as grpo, A of each step's gain in the reward of its deterministic completion"
-    source = "arXiv 2601.20218"
+    source = "arXiv 2601.20218 (the step-wise reward gain)"
     variant_of = "grpo"
     defaults = {**GRPO.defaults, "advantage.gamma": 0.0}
     fixed = {"method.reward": "completion"}

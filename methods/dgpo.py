@@ -45,7 +45,7 @@ class DGPO(NoisedGroups):
     """Group preference loss on flow-matching errors relative to the base model (DGPO)."""
 
     formula = "mean sigmoid(S) A e, S = sum over the group of A beta (e - e_ref) / G without gradient"
-    source = "arXiv 2510.08425"
+    source = "arXiv 2510.08425; code Luo-Yihong/DGPO, X-GenGroup/Flow-Factory"
     Settings = DGPOSettings
     settings: DGPOSettings
     same_fresh_noise = True

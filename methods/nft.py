@@ -3,6 +3,9 @@
 A forward-process method: it needs no likelihood of a sampler's steps, so any sampler and a single step will do. Final
 samples are noised again, and the policy is moved towards good samples and away from bad ones by two implicit policies
 on either side of the one that sampled. Written with predicted originals, which flow, epsilon and v models all have.
+
+Official advantages are (R - mean of the group) / (standard deviation of the whole batch + 1e-4): here
+``advantage.std = batch``. The default divides by the group's standard deviation + 1e-6, as for every grouped method.
 """
 
 from dataclasses import dataclass
