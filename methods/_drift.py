@@ -49,3 +49,26 @@ def drift_loss(
         force = force + pull / pull.square().mean().sqrt().clamp(min=1e-4)
     target = x / unit_per_dim + force
     return (generated / unit_per_dim - target).square().mean((1, 2))
+
+
+def preference_drift(
+    generated: Tensor, rewards: Tensor, anchors: int, weight: float, radii: tuple[float, ...]
+) -> Tensor:
+    """Drift ``[1]`` of one group towards its best ``anchors`` and away from as many worst, by ``rewards [n]``.
+
+    Of equal rewards the earlier sample counts as the better one. Where all are equal no sample is preferred: the value
+    is 0, with a graph whose gradient is 0.
+
+    Args:
+        generated: ``[n, D]``, with gradients.
+    """
+    samples, ranked = generated.detach(), rewards.argsort(descending=True, stable=True)
+    best, worst = samples[ranked[:anchors]], samples[ranked[-anchors:]]
+    preferred = float(rewards.max() > rewards.min())
+    return preferred * drift_loss(generated[None], best[None], worst[None], weight, weight, radii)
+
+
+def reference_drift(generated: Tensor, base: Tensor, weight: float, radius: float) -> Tensor:
+    """Drift ``[1]`` of one group ``[n, D]`` towards the base model's samples ``[n, D]`` and away from its own."""
+    x, own = generated[None], generated.detach()[None]
+    return drift_loss(x, base[None], own, weight, weight, (radius,), mask_negative_self=True)

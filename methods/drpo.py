@@ -30,8 +30,7 @@ class DrPOSettings:
     group_size: Annotated[int, Ge(2)] = 16
     """G: images of one prompt (official: 16)."""
     anchors: Annotated[int, Ge(1)] = 8
-    """How many of the best attract and how many of the worst repel (official: 8); at most half of the group. Of equal
-    rewards the earlier image counts as the better one; a group whose rewards are all equal prefers none."""
+    """How many of the best attract and how many of the worst repel (official: 8); at most half of the group."""
     anchor_weight: Annotated[float, Gt(0)] = 3000.0
     """Weight of an anchor beside 1 of an ordinary sample (official: 3000)."""
     radii: tuple[Annotated[float, Gt(0)], ...] = (0.02, 0.05, 0.2)
@@ -62,12 +61,11 @@ class DrPO(Method):
 
     def __init__(self, settings: DrPOSettings):
         super().__init__(settings)
-        most = settings.group_size // 2
-        if settings.anchors > most:
+        anchors, size = settings.anchors, settings.group_size
+        if 2 * anchors > size:
             raise UsageError(
-                f"method.anchors = {settings.anchors}: at most half of a group can attract and half repel, and "
-                f"method.group_size = {settings.group_size}. Use --set method.anchors={most}, or "
-                f"--set method.group_size={2 * settings.anchors} or more."
+                f"method.anchors = {anchors} best and as many worst do not fit into method.group_size = {size}. "
+                f"Use --set method.anchors={size // 2}, or --set method.group_size={2 * anchors} or more."
             )
 
     @property
@@ -86,26 +84,16 @@ class DrPO(Method):
         """Drift loss of each group by itself, plus the weighted drift to the base model's samples; mean over groups."""
         import torch
 
-        from sdpo_bench.methods._drift import drift_loss
+        from sdpo_bench.methods._drift import preference_drift, reference_drift
 
         assert batch.samples is not None
-        settings, count = self.settings, self.settings.anchors
-        weight, total, drift = settings.anchor_weight, [], []
+        settings, weight, total, drift = self.settings, self.settings.anchor_weight, [], []
         for b, generated in enumerate(batch.samples.flatten(2)):
-            anchors = generated.detach()
             rewards = batch.final_rewards[b]
-            ranked = rewards.argsort(descending=True, stable=True)
-            best, worst = anchors[ranked[:count]], anchors[ranked[-count:]]
-            preferred = float(rewards.max() > rewards.min())  # a graph with gradient 0 where no image is better
-            total.append(
-                preferred * drift_loss(generated[None], best[None], worst[None], weight, weight, settings.radii)
-            )
+            total.append(preference_drift(generated, rewards, settings.anchors, weight, settings.radii))
             if batch.ref_samples is not None:
-                base, radii = batch.ref_samples[b].flatten(1), (settings.reference_radius,)
-                own = anchors[None]
-                drift.append(
-                    drift_loss(generated[None], base[None], own, weight, weight, radii, mask_negative_self=True)
-                )
+                base = batch.ref_samples[b].flatten(1)
+                drift.append(reference_drift(generated, base, weight, settings.reference_radius))
         value = torch.cat(total).mean()
         if not drift:
             return Loss(value)

@@ -82,7 +82,7 @@ def test_equal_rewards_are_ranked_in_the_order_of_the_images():
 
 def test_more_anchors_than_half_of_a_group_are_refused(tiny_pipe):
     advice = r"Use --set method.anchors=2, or --set method.group_size=6 or more\."
-    with pytest.raises(UsageError, match=rf"method.anchors = 3: at most half .* method.group_size = 4\. {advice}"):
+    with pytest.raises(UsageError, match=rf"method.anchors = 3 best and .* method.group_size = 4\. {advice}"):
         make_resolved(tiny_pipe, "drpo", **{"method.group_size": 4, "method.anchors": 3})
     make_resolved(tiny_pipe, "drpo", **{"method.group_size": 4, "method.anchors": 2})
 
