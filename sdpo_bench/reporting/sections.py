@@ -142,8 +142,7 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
         kind = "Parts and held-out rewards" if parts else "Held-out rewards"
         title = f"{kind}, trained on {panel.setting.reward}, {panel.key.split} prompts"
         tables.append(step_table(held_out, f"{name}-held-out", title, lambda b: _held_out_title(b.panel)))
-    base = one.base.pictures.get((panel.key.sampler, panel.key.split), {})
-    tables.append(picture_table(one.setting, panel, scores, base, f"{name}-pictures"))
+    tables.append(picture_table(one.setting, panel, scores, one.base, f"{name}-pictures"))
     figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
     prompts = len(panel.prompts)
     title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sdpo_bench.statistics.matrices import Endpoint, Matrix, Measure, ScoreGrid
+from sdpo_bench.statistics.picture_means import PictureMeans
 
 PANEL_COLUMNS = ("sampler", "split", "reward", "version")
 AXIS_COLUMNS = ("prompt", "steps", "image")
-PICTURES = ("brightness", "contrast", "saturation", "sharpness")
 BASE = "base model"
 """Name of the base model in every table; no plugin's name has a space."""
 
@@ -97,8 +97,8 @@ class Scores:
     """Everything in the file, or (:func:`own_part`) the run's own prompts."""
     others: tuple[tuple[PanelKey, Block], ...] = ()
     """Other prompts of the same panels that the run was judged on later."""
-    pictures: dict[tuple[str, str], dict[str, dict[int, float]]] = field(default_factory=dict)
-    """By (sampler, split): picture statistic -> step count -> mean over images."""
+    pictures: dict[PanelKey, PictureMeans] = field(default_factory=dict)
+    """Picture statistics; the panels of one sampler and split share theirs."""
     problems: tuple[str, ...] = ()
     damaged: bool = False
     runs: tuple[str, ...] = ()
@@ -133,7 +133,22 @@ def own_part(scores: Scores, own: Mapping[str, Sequence[str]]) -> Scores:
         for prompts in rest:
             other = block.at_prompts(prompts).complete()[0]
             others += [(key, other)] if other is not None else []
-    return replace(scores, blocks=blocks, others=tuple(others), problems=tuple(problems))
+    pictures = _averaged_pictures(scores.pictures, [*blocks.items(), *others])
+    return replace(scores, blocks=blocks, others=tuple(others), pictures=pictures, problems=tuple(problems))
+
+
+def _averaged_pictures(
+    pictures: Mapping[PanelKey, PictureMeans], blocks: Sequence[tuple[PanelKey, Block]]
+) -> dict[PanelKey, PictureMeans]:
+    """Picture statistics as means over the prompts of each block; panels with the same prompts share them."""
+    known: dict[tuple[int, tuple[tuple[str, ...], ...]], PictureMeans] = {}
+    averaged = {}
+    for key, means in pictures.items():
+        sets = tuple(block.prompts for own, block in blocks if own == key)
+        if (id(means), sets) not in known:
+            known[id(means), sets] = means.averaged(sets)
+        averaged[key] = known[id(means), sets]
+    return averaged
 
 
 def _prompt_sets(block: Block, own: Sequence[str]) -> list[tuple[str, ...]]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdpo_bench.statistics.eval_table import AXIS_COLUMNS, PANEL_COLUMNS, PICTURES, Block, PanelKey, Scores
+from sdpo_bench.statistics.eval_table import AXIS_COLUMNS, PANEL_COLUMNS, Block, PanelKey, Scores
+from sdpo_bench.statistics.picture_means import PICTURES, PictureMeans
 
 LABELS = (*PANEL_COLUMNS, *AXIS_COLUMNS)
 TEXT = ("run", *PANEL_COLUMNS, "prompt")
@@ -38,7 +38,7 @@ class ScoreReader:
         self._statistics = [*PICTURES] if pictures else []
         if value not in ("score", *self._statistics):
             self._statistics.append(value)
-        self._known: dict[StoredLabels, tuple[Place, ...]] = {}
+        self._known: dict[StoredLabels, Places] = {}
 
     def read(self, path: Path) -> Scores:
         """Scores of one file; ``problems`` names every fault of the file, no exception is raised."""
@@ -52,7 +52,7 @@ class ScoreReader:
             return Scores(problems=(f"eval.parquet is damaged: {reason[:200]}",), damaged=True)
         return _panels(runs, places, scores, numbers)
 
-    def _content(self, content: bytes) -> tuple[tuple[str, ...], dict[str, np.ndarray], tuple["Place", ...]]:
+    def _content(self, content: bytes) -> tuple[tuple[str, ...], dict[str, np.ndarray], "Places"]:
         """Run ids, numbers by column and places of the panels. Raises whatever a damaged file makes pyarrow raise."""
         import pyarrow
         import pyarrow.parquet as parquet
@@ -67,7 +67,7 @@ class ScoreReader:
         columns = dict(zip(table.column_names, table.columns))
         _check_columns(columns, wanted)
         if places is None:
-            places = _places(columns) if table.num_rows else ()
+            places = _places(columns) if table.num_rows else Places((), ())
             if len(self._known) == MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[labels] = places
@@ -128,14 +128,32 @@ class Place:
     counts: np.ndarray
     """``[P, K, I]`` rows of each entry."""
 
-    @cached_property
-    def step_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position of each row's step count ``[n]``, and rows of each step count ``[K]``."""
-        steps = np.unravel_index(self.flat, self.counts.shape)[1]
-        return steps, np.bincount(steps)
+
+@dataclass(frozen=True, eq=False)
+class PicturePlace:
+    """Where the pictures of one sampler and split stand in the file, and where they go in one array."""
+
+    keys: tuple[PanelKey, ...]
+    """Panels that judged them."""
+    rows: np.ndarray
+    """``[n]`` indices into the file, one a picture."""
+    flat: np.ndarray
+    """``[n]`` positions in the flat array ``[P, K, I]``."""
+    prompts: tuple[tuple[str, ...], ...]
+    """``[P]``, each a tuple of its own."""
+    steps: tuple[int, ...]
+    images: tuple[int, ...]
 
 
-def _places(columns: Mapping[str, Any]) -> tuple[Place, ...]:
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Places of all panels of a file, and of the pictures that they judged."""
+
+    panels: tuple[Place, ...]
+    pictures: tuple[PicturePlace, ...]
+
+
+def _places(columns: Mapping[str, Any]) -> Places:
     """Places of the panels of a file."""
     panel_columns = [_in_order(name, columns[name]) for name in PANEL_COLUMNS]
     axes = [_in_order(name, columns[name]) for name in AXIS_COLUMNS]
@@ -152,7 +170,32 @@ def _places(columns: Mapping[str, Any]) -> tuple[Place, ...]:
         entries = np.ravel_multi_index([part[1] for part in parts], size)
         counts = np.bincount(entries, minlength=int(np.prod(size))).reshape(size)
         places.append(Place(key, rows, entries, present, counts))
-    return tuple(places)
+    return Places(tuple(places), _picture_places(places))
+
+
+def _picture_places(places: Sequence[Place]) -> tuple[PicturePlace, ...]:
+    """Pictures by sampler and split, each once, whichever panel judged it; of panels without repeated rows."""
+    groups: dict[tuple[str, str], list[Place]] = {}
+    for place in places:
+        if not (place.counts > 1).any():
+            groups.setdefault((place.key.sampler, place.key.split), []).append(place)
+    return tuple(_picture_place(members) for members in groups.values())
+
+
+def _picture_place(members: Sequence[Place]) -> PicturePlace:
+    prompts, steps, images = (tuple(sorted({x for m in members for x in m.labels[axis]})) for axis in range(3))
+    size, row_of = (len(prompts), len(steps), len(images)), dict[int, int]()
+    for member in members:
+        own = np.unravel_index(member.flat, member.counts.shape)
+        wide = [
+            np.array([axis.index(label) for label in labels])[positions]
+            for axis, labels, positions in zip((prompts, steps, images), member.labels, own)
+        ]
+        for entry, row in zip(np.ravel_multi_index(wide, size).tolist(), member.rows.tolist()):
+            row_of.setdefault(entry, row)
+    rows, flat = np.array(list(row_of.values())), np.array(list(row_of))
+    keys = tuple(member.key for member in members)
+    return PicturePlace(keys, rows, flat, tuple((prompt,) for prompt in prompts), steps, images)
 
 
 def _in_order(name: str, column: Any) -> tuple[list[Any], np.ndarray]:
@@ -174,23 +217,22 @@ def _used(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(present), (np.cumsum(present) - 1)[codes]
 
 
-def _panels(
-    runs: tuple[str, ...], places: Sequence[Place], score: np.ndarray, numbers: Mapping[str, np.ndarray]
-) -> Scores:
+def _panels(runs: tuple[str, ...], places: Places, score: np.ndarray, numbers: Mapping[str, np.ndarray]) -> Scores:
     if not len(score):
         return Scores(problems=("eval.parquet has no rows",))
     blocks: dict[PanelKey, Block] = {}
-    pictures: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    pictures: dict[PanelKey, PictureMeans] = {}
     problems = []
-    for place in places:
+    for place in places.panels:
         key = place.key
         block, problem = _block(place, score)
         if problem:
             problems.append(f"{key.reward}, {key.split} prompts: {problem}")
         if block is not None:
             blocks[key] = block
-            if (key.sampler, key.split) not in pictures:
-                pictures[key.sampler, key.split] = _pictures(place, numbers)
+    if any(name in numbers for name in PICTURES):
+        for judged in places.pictures:
+            pictures |= dict.fromkeys(judged.keys, _pictures(judged, numbers))
     return Scores(blocks, pictures=pictures, problems=tuple(problems), runs=runs)
 
 
@@ -204,11 +246,10 @@ def _block(place: Place, score: np.ndarray) -> tuple[Block | None, str]:
     return Block(grid.reshape(place.counts.shape), prompts, steps, images, present), ""
 
 
-def _pictures(place: Place, numbers: Mapping[str, np.ndarray]) -> dict[str, dict[int, float]]:
-    steps, counts = place.step_counts
-    by_statistic = {}
-    for name in PICTURES:
+def _pictures(place: PicturePlace, numbers: Mapping[str, np.ndarray]) -> PictureMeans:
+    shape = (len(PICTURES), len(place.prompts), len(place.steps), len(place.images))
+    values = np.full((shape[0], int(np.prod(shape[1:]))), np.nan)
+    for statistic, name in zip(values, PICTURES):
         if name in numbers:
-            means = np.bincount(steps, numbers[name][place.rows]) / counts
-            by_statistic[name] = dict(zip(place.labels[1], means.tolist()))
-    return by_statistic
+            statistic[place.flat] = numbers[name][place.rows]
+    return PictureMeans(values.reshape(shape), place.prompts, place.steps, place.images)

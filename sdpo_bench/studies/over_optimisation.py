@@ -16,9 +16,9 @@ from sdpo_bench.results.study_findings import Findings, Plot, banded, line
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.contrasts import Contrast, contrast_cells, family, listed, seed_caution
-from sdpo_bench.statistics.eval_table import PICTURES
 from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.matrices import Matrix
+from sdpo_bench.statistics.picture_means import PICTURES
 from sdpo_bench.studies.shared import training_tables as tr
 from sdpo_bench.studies.shared.contract import Bench, Design, Study, StudyRequest
 from sdpo_bench.studies.shared.diversity import IMAGES, Spread, measure_all

@@ -179,3 +179,18 @@ def test_a_part_has_the_step_counts_with_all_of_its_prompts_and_images(tmp_path)
     assert block.part(KNOWN, (0,)).steps == (1, 4, 16)
     assert block.part(("ant", "owl"), (0,)) is None and block.part(KNOWN, (0, 5)) is None
     assert block.bad == 0
+
+
+def test_picture_statistics_are_held_as_one_mean_a_set_of_prompts_that_rewards_share(tmp_path):
+    """Sharpness 1 of ant and cat, 3 of bee; aesthetic judged bee at 1 step alone."""
+    frames = [judged(KNOWN, (1, 4)), judged(("bee",), (1,)), judged(KNOWN, (1, 4)).assign(reward="aesthetic")]
+    rows = pd.concat(frames).assign(sharpness=lambda r: np.where(r["prompt"] == "bee", 3.0, 1.0))
+    rows.to_parquet(tmp_path / "eval.parquet", index=False)
+    whole = read_scores(tmp_path / "eval.parquet")
+    assert {pictures.values.shape for pictures in whole.pictures.values()} == {(4, 3, 2, 2)}
+    own = own_part(whole, {"unseen": KNOWN}).pictures
+    shapes = {key.reward: (pictures.values.shape, pictures.sets) for key, pictures in own.items()}
+    assert shapes == {"emoji-align": ((4, 2, 2, 2), (KNOWN, ("bee",))), "aesthetic": ((4, 1, 2, 2), (KNOWN,))}
+    (align,) = (pictures for key, pictures in own.items() if key.reward == "emoji-align")
+    assert align.mean(("bee",), (1,), (0, 1))["sharpness"] == 3 and align.mean(KNOWN, (1, 4), (0,))["sharpness"] == 1
+    assert align.mean(KNOWN, (1, 16), (0,)) is None and align.mean(("ant",), (1,), (0,)) is None

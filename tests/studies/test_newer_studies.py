@@ -5,6 +5,7 @@ import re
 from itertools import product
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from report_factory import base_frame, make_base, make_run, spread
 from scipy import stats
@@ -469,19 +470,22 @@ def findable_by_scipy(error, df):
     return brentq(lambda mean: stats.nct.sf(critical, df, mean / error) - 0.8, error, 100 * error)
 
 
-def test_pictures_are_compared_at_the_step_counts_of_the_study():
-    """The base model was judged at 50 steps too, for another run: its mean at 1 and 4 steps is .2. Another sampler's
-    pictures of it do not count."""
-
-    def judged(sampler="ddim", **by_step):
-        return SimpleNamespace(pictures={(sampler, "train"): {"contrast": {int(k[1:]): v for k, v in by_step.items()}}})
-
-    job = SimpleNamespace(settings={"eval.steps": (1, 4)})
-    run = SimpleNamespace(job=job, why_not="", scores=judged(k1=0.1, k4=0.2, k16=0.9))
-    base = SimpleNamespace(scores=judged(k1=0.1, k4=0.3, k50=0.8))
-    other = SimpleNamespace(scores=judged(sampler="ode", k1=0.5, k4=0.9))
-    trainings = SimpleNamespace(arms={"arm": (run,)}, bases_of=lambda arm: [other, base])
-    assert Trainings.pictures(trainings, "arm", "contrast") == pytest.approx((0.15, 0.2))
+def test_pictures_are_compared_with_the_base_models_of_the_same_prompts_steps_and_images(four, tmp_path):
+    """The base model's pictures of three more prompts, of 50 steps and of image 9 have ten times the contrast, and so
+    has everything that another sampler made of it."""
+    bench = finished("extreme-steps", request(four), tmp_path, lambda *_: 0.0, contrast=lambda cell: 0.05)
+    (base,) = (tmp_path / "runs").glob("base-*")
+    path = base / "eval.parquet"
+    rows = pd.read_parquet(path)
+    more = [
+        rows.assign(prompt="more " + rows["prompt"]),
+        rows[rows["steps"] == rows["steps"].min()].assign(steps=51),
+        rows[rows["image"] == 0].assign(image=99),
+        rows.assign(sampler="another"),
+    ]
+    pd.concat([rows, *(one.assign(contrast=2.0) for one in more)]).to_parquet(path, index=False)
+    arm = next(iter(bench.trainings.arms))
+    assert bench.trainings.pictures(arm, "contrast") == pytest.approx((0.05, 0.2))
 
 
 def test_an_arm_is_compared_with_its_own_base_model(tmp_path):

@@ -8,7 +8,8 @@ from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import listed
-from sdpo_bench.statistics.eval_table import BASE, PICTURES, Scores
+from sdpo_bench.statistics.eval_table import BASE, Scores
+from sdpo_bench.statistics.picture_means import PICTURES
 
 # Counts that most bills lack, shown where one has them: key of the bill, title, what it is.
 OCCASIONAL = (
@@ -105,13 +106,12 @@ def hardware_words(run: Run) -> str:
     return f"{device}, {h.get('machine')}, {h.get('cores')} cores, {h.get('threads')} threads"
 
 
-def picture_table(
-    setting: Setting, panel: Panel, scores: Mapping[str, Scores], base: Mapping[str, Mapping[int, float]], name: str
-) -> t.Table:
+def picture_table(setting: Setting, panel: Panel, scores: Mapping[str, Scores], base: Scores, name: str) -> t.Table:
     """Picture statistics: a reward can rise while the pictures collapse.
 
     Args:
-        base: the base model's picture statistics in this sampler and split.
+        scores: by run id.
+        base: of the base model.
     """
     columns = (
         t.Column("method", "method", numeric=False),
@@ -120,12 +120,16 @@ def picture_table(
         t.Column("flat", "flat pictures*"),
         t.Column("kl", "KL to base*"),
     )
-    rows = [t.Row((t.word(BASE), *_picture_cells([base], panel), *[t.Cell(t.DASH)] * 3), base=True)] if base else []
+    rows = []
+    if panel.base is not None and panel.key in base.pictures:
+        rows.append(t.Row((t.word(BASE), *_picture_cells([base], panel), *[t.Cell(t.DASH)] * 3), base=True))
     for arm in setting.arms:
-        place = (panel.key.sampler, panel.key.split)
-        pictures = [scores[run.id].pictures.get(place, {}) for run in arm.done if run.id in scores]
-        if any(pictures):
-            rows.append(t.Row((t.word(arm.label), *_picture_cells(pictures, panel), *_last_epoch(arm))))
+        judged = [scores[run.id] for run in arm.done if run.id in scores]
+        judged = [one for one in judged if panel.key in one.pictures and one.pictures[panel.key].has(panel.prompts)]
+        # An arm without usable scores keeps its row: flat pictures can be why its runs diverged.
+        usable = [one for one in judged if not one.bad] if arm.label in panel.arms else []
+        if judged:
+            rows.append(t.Row((t.word(arm.label), *_picture_cells(usable, panel), *_last_epoch(arm))))
     notes = [
         "Means over images, step counts and seeds. Brightness: mean; contrast: standard deviation of luminance; "
         "saturation: max - min over channels; sharpness: difference of neighbouring luminance; pixels in [0, 1].",
@@ -166,15 +170,13 @@ def diversity(setting: Setting) -> dict[str, float | None]:
     return by_row
 
 
-def _picture_cells(pictures: Sequence[Mapping[str, Mapping[int, float]]], panel: Panel) -> list[t.Cell]:
-    cells = []
-    for statistic in PICTURES:
-        values: list[float] = []
-        for run_pictures in pictures:
-            by_step = run_pictures.get(statistic, {})
-            values += [by_step[k] for k in panel.common if k in by_step]
-        cells.append(t.number(sum(values) / len(values) if values else None, 3))
-    return cells
+def _picture_cells(runs: Sequence[Scores], panel: Panel) -> list[t.Cell]:
+    """Means over the prompts, step counts and images that the panel's scores are averaged over."""
+    found = [run.pictures[panel.key].mean(panel.prompts, panel.common, panel.images) for run in runs]
+    means = [mean for mean in found if mean is not None]
+    return [
+        t.number(sum(mean[statistic] for mean in means) / len(means) if means else None, 3) for statistic in PICTURES
+    ]
 
 
 def _last_epoch(arm: Arm) -> list[t.Cell]:

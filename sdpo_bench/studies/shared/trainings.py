@@ -4,7 +4,7 @@ Scores are read by the rules of the report (``scores``): a run that failed or di
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,7 +126,7 @@ class Trained:
 
     @cached_property
     def scores(self) -> Scores:
-        return read_scores(self.folder.evaluation) if self.folder.evaluation.exists() else Scores()
+        return read_scores(self.folder.evaluation, pictures=False) if self.folder.evaluation.exists() else Scores()
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ class Base:
 
     @cached_property
     def scores(self) -> Scores:
-        return read_scores(self.folder.evaluation)
+        return read_scores(self.folder.evaluation, pictures=False)
 
     def values(self, statistic: str = "") -> Scores:
         """As :meth:`Trained.values`."""
@@ -208,7 +208,7 @@ class Trainings:
         images; None if no run is usable.
 
         Args:
-            statistic: a picture statistic (``eval_table.PICTURES``) to have in place of the scores.
+            statistic: a picture statistic (``picture_means.PICTURES``) to have in place of the scores.
 
         Raises:
             UsageError: the base model lacks scores.
@@ -256,25 +256,18 @@ class Trainings:
         return replace(gain, values=gain.values * (1 / spread)) if gain is not None and spread > 0 else None
 
     def pictures(self, arm: Arm, statistic: str) -> tuple[float, float]:
-        """A picture statistic averaged over usable runs and the study's step counts: the arm's and the base model's."""
-        steps = self.arms[arm][0].job.settings["eval.steps"]
-        runs = [run for run in self.arms[arm] if not run.why_not]
-        samplers = {sampler for run in runs for sampler, _ in run.scores.pictures}
-        tuned = [_picture(run.scores, samplers, statistic, steps) for run in runs]
-        base = [_picture(base.scores, samplers, statistic, steps) for base in self.bases_of(arm)]
-        return mean_of(tuned), mean_of(base)
+        """Means of a picture statistic over the same prompts, step counts and images: the usable runs' of the arm and
+        the base model's; NaN if no run is usable.
+
+        Raises:
+            UsageError: the base model lacks scores.
+        """
+        grids = self.grids(arm, statistic=statistic)
+        return (float(grids[0].scores.mean()), float(grids[1].scores.mean())) if grids else (math.nan, math.nan)
 
     def failures(self) -> list[Trained]:
         """Runs without usable scores."""
         return [run for run in self.runs if run.why_not]
-
-
-def _picture(scores: Scores, samplers: Collection[str], statistic: str, steps: Sequence[int]) -> float:
-    values: list[float] = []
-    for (sampler, split), statistics in scores.pictures.items():
-        if split == "train" and sampler in samplers:
-            values += [value for step, value in statistics[statistic].items() if step in steps]
-    return mean_of(values)
 
 
 def mean_of(values: Iterable[float]) -> float:
