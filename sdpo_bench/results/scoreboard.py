@@ -71,12 +71,21 @@ class Board:
     """Training seeds that all lettered methods have: letters, leaders and ``best`` use these alone."""
     to_best: Mapping[str, "PairTest"] = field(default_factory=dict)
     """Each other row with tests minus ``best`` at ``endpoint``, over ``shared_seeds``."""
+    shared_means: Mapping[str, float] = field(default_factory=dict)
+    """Mean of each tested row over ``shared_seeds``, the base model's too."""
 
     @property
     def rows(self) -> list[Line]:
         """Methods and base model by their score at the endpoint, best first."""
         lines = [*self.lines, *([self.base] if self.base else [])]
         return sorted(lines, key=lambda line: -_height(line, self.endpoint))
+
+    def ahead(self, a: str, b: str) -> bool:
+        """Whether row ``a`` is significantly above ``b`` over the seeds that the test uses.
+
+        Lines stand by the means over each method's own seeds, which can differ in direction.
+        """
+        return frozenset((a, b)) in self.apart and self.shared_means[a] > self.shared_means[b]
 
     @property
     def first(self) -> Line | None:
@@ -166,7 +175,7 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
     notes: list[str] = []
     leaders: dict[Endpoint, frozenset[str]] = {}
     apart: frozenset[Pair] = frozenset()
-    best, shared_seeds, to_best = "", tuple[int, ...](), dict[str, PairTest]()
+    best, shared_seeds, to_best, shared_means = "", tuple[int, ...](), dict[str, PairTest](), dict[str, float]()
     if panel.trained:  # of held-out rewards only the gains are tested
         lines, base = _with_differences(panel, lines, base, chosen, endpoint, level)
         matrices, notes = _comparable(panel, endpoint)
@@ -181,6 +190,7 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
         best = _best(matrices)
         shared_seeds = matrices[best].seeds if best else ()
         to_best = _to_best(matrices, best, level)
+        shared_means = {label: float(matrix.values.mean()) for label, matrix in matrices.items()}
     return Board(
         panel,
         endpoint,
@@ -194,6 +204,7 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
         best,
         shared_seeds,
         to_best,
+        shared_means,
     )
 
 

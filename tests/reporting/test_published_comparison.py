@@ -130,6 +130,17 @@ def test_directions_and_orders(out, published):
     assert "A paper" in notes and "its figure 1" in notes and "read at night" in notes and "Digitised" in notes
 
 
+def test_the_order_of_two_methods_is_that_of_their_shared_seeds(tmp_path, published):
+    """sdpo is ahead by 1 over seeds 0 to 2, two further seeds of ddpo lift its own mean above sdpo's."""
+    out = tmp_path / "mine"
+    make_base(out, base_frame(spread([0, 0, 0])))
+    for method, gains in (("ddpo", (0.9, 1.0, 1.1, 5, 5)), ("sdpo", (1.9, 2.0, 2.1))):
+        for seed, gain in enumerate(gains):
+            make_run(out, method, seed, spread([gain] * 3))
+    notes = " ".join(tables(out, published)["against-1-shape"].all_notes)
+    assert "of 1 pair, 1 the same way round" in notes
+
+
 def test_what_a_reading_cannot_tell_from_nothing_is_open(out, published):
     make_run(out, "d3po", 0, spread([0.9, 0.9, 0.9]))
     make_run(out, "d3po", 1, spread([0.91, 0.91, 0.91]))

@@ -102,9 +102,7 @@ def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:
     texts = []
     for other in boards:
         same = other.panel.trained and other.panel.key.sampler == board.panel.key.sampler and other is not board
-        rows = [row.label for row in other.rows] if same else []
-        above = rows[: rows.index(board.best)] if board.best in rows else []
-        ahead = [label for label in above if frozenset((label, board.best)) in other.apart]
+        ahead = [row.label for row in other.rows if same and other.ahead(row.label, board.best)]
         if ahead:
             named = ["the base model" if label == BASE else label for label in ahead]
             if len(named) > MOST_NAMED:

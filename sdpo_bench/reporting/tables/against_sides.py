@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 from sdpo_bench.reporting.tables.method_tables import panel_notes
@@ -154,6 +154,5 @@ def _reading(estimate: Estimate) -> Reading:
 
 
 def _order(board: Board) -> dict[tuple[str, str], int]:
-    """Pairs that differ significantly; the lines of a board stand best first."""
-    labels = [line.label for line in board.lines]
-    return {(a, b): 1 for a, b in combinations(labels, 2) if frozenset((a, b)) in board.apart}
+    """Pairs that differ significantly, the higher one over the tested seeds first."""
+    return {(a.label, b.label): 1 for a, b in permutations(board.lines, 2) if board.ahead(a.label, b.label)}

@@ -77,6 +77,21 @@ def test_who_is_ahead_of_the_winner_on_other_prompts_is_named(tmp_path):
     )
 
 
+def test_who_is_ahead_on_other_prompts_is_read_off_the_seeds_that_the_test_uses(tmp_path):
+    """Unseen: ddpo has .9, 1, 1.1 for seeds 0 to 2 and 5 for two more, sdpo 1.9, 2, 2.1 for seeds 0 to 2: sdpo
+    is ahead by 1 over the shared seeds, though ddpo's line, 2.6, is the higher one."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])), base_frame(spread([0, 0, 0]), split="unseen"))
+    for seed, unseen in enumerate((0.9, 1.0, 1.1, 5, 5)):
+        frames = [partial(frame, spread([unseen] * 3), split="unseen")]
+        make_run(tmp_path, "ddpo", seed, spread([2 + 0.01 * seed] * 3), frames=frames)
+    for seed, unseen in enumerate((1.9, 2.0, 2.1)):
+        frames = [partial(frame, spread([unseen] * 3), split="unseen")]
+        make_run(tmp_path, "sdpo", seed, spread([1 + 0.01 * seed] * 3), frames=frames)
+    sentence = _section(tmp_path).answer.sentence
+    assert sentence.startswith("ddpo wins: ")
+    assert sentence.endswith("On 3 unseen prompts sdpo is significantly ahead of ddpo.")
+
+
 def test_a_single_seed_leads_without_a_claim(tmp_path):
     make_base(tmp_path, base_frame(spread([0, 0, 0])))
     make_run(tmp_path, "sdpo", 0, spread([2, 2, 2]))
