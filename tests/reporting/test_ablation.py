@@ -101,6 +101,35 @@ def test_the_chance_of_a_higher_gain_is_that_of_the_rows_own_method(tmp_path):
     assert shown(table, "ddpo")["improvement"].value == pytest.approx(3 / 9)
 
 
+def two_rewards(out, method, gains):
+    """Runs of a method: gains by seed under each of two rewards, the second ten times as large."""
+    for (reward, scale), by_seed in zip((("emoji-align", 1), ("jpeg", 10)), gains, strict=True):
+        for seed, gain in by_seed.items():
+            make_run(out, method, seed, spread([scale * gain] * 3), reward=reward)
+
+
+def test_a_method_with_unequal_seeds_is_compared_over_those_that_its_rewards_share(tmp_path):
+    """ddpo's third seed, 9, is missing under jpeg: over seeds 0 and 1 it gains .5 and 1.5, against 1, 2 and 3 of sdpo.
+
+    Of six pairs sdpo wins five: 1 > .5; 2 > .5, 1.5; 3 > .5, 1.5. d3po's rewards share no seed at all.
+    """
+    for reward in ("emoji-align", "jpeg"):
+        make_base(tmp_path, base_frame(spread([0, 0, 0]), reward=reward), name=f"base-{reward}")
+    two_rewards(tmp_path, "sdpo", [{0: 1, 1: 2, 2: 3}] * 2)
+    two_rewards(tmp_path, "ddpo", [{0: 0.5, 1: 1.5, 2: 9}, {0: 0.5, 1: 1.5}])
+    two_rewards(tmp_path, "d3po", [{0: 50, 1: 50}, {2: 50}])
+    report = build_report(load_results(tmp_path), Request())
+    (table,) = (table for _, table in report.tables if table.name == "across-1")
+    assert [row.cells[0].text for row in table.rows] == ["ddpo", "sdpo"]
+    assert (shown(table, "ddpo")["seeds"].value, shown(table, "sdpo")["seeds"].value) == (2, 3)
+    assert shown(table, "sdpo")["improvement"].value == pytest.approx(5 / 6)
+    assert shown(table, "ddpo")["improvement"].value == pytest.approx(1 / 6)
+    assert table.cautions == (
+        "d3po: seeds 2 under emoji-align and 1 under jpeg; left out, since its rewards share no seed.",
+        "ddpo: seeds 3 under emoji-align and 2 under jpeg; used: 0 and 1, which all rewards have.",
+    )
+
+
 def test_an_ablation_of_the_normalisation_says_how_often_it_fell_back(tmp_path):
     """All of the first epoch's samples and half of the second's; the other mode has no such rule."""
     for value, shares in (("per-step-prompt", (1.0, 0.5)), ("batch", (None, None))):

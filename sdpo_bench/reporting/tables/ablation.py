@@ -23,6 +23,7 @@ from sdpo_bench.results.comparability import Arm, Setting, is_setting_key, shown
 from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base, metric_grid
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.aggregates import RESAMPLES, probability_of_improvement, stratified_bootstrap
+from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.eval_table import only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
 from sdpo_bench.statistics.matrices import Endpoint, ScoreGrid, paired
@@ -225,9 +226,13 @@ def across_rewards(boards: Sequence[Board], name: str) -> t.Table | None:
     gains = {board.panel.key.reward: _standardised(board) for board in boards}
     if len(gains) < 2:
         return None
-    shared = sorted(set.intersection(*(set(by_method) for by_method in gains.values())))
-    rows = [row for method in shared if (row := _across_row(method, gains, shared))]
-    if not rows:
+    usable, cautions = dict[str, np.ndarray](), list[str]()
+    for method in sorted(set.intersection(*(set(by_method) for by_method in gains.values()))):
+        own, caution = _equal_seeds(method, {reward: by_method[method] for reward, by_method in gains.items()})
+        usable |= {method: own} if own.size else {}
+        cautions += [caution] if caution else []
+    rows = [_across_row(method, usable) for method in usable]
+    if not rows and not cautions:
         return None
     columns = (
         t.Column("method", "method", numeric=False),
@@ -240,32 +245,47 @@ def across_rewards(boards: Sequence[Board], name: str) -> t.Table | None:
         "IQM: interquartile mean over runs with its percentile bootstrap interval, seeds drawn within each reward "
         f"({RESAMPLES:,} resamples), a description rather than a test below 10 seeds.",
     )
-    return t.Table(name, "Across rewards", columns, (t.Group("", tuple(rows)),), notes)
+    return t.Table(name, "Across rewards", columns, (t.Group("", tuple(rows)),), notes, tuple(cautions))
 
 
-def _standardised(board: Board) -> dict[str, np.ndarray]:
-    """Gain of each seed in the base model's standard deviations, by arm; empty where the base model is missing."""
+def _standardised(board: Board) -> dict[str, dict[int, float]]:
+    """Gain in the base model's standard deviations, by arm and seed; empty where the base model is missing."""
     panel = board.panel
     spread = base_spread(panel, board.endpoint)
-    by_arm: dict[str, np.ndarray] = {}
+    by_arm: dict[str, dict[int, float]] = {}
     if spread is None:
         return by_arm
     for label, grid in panel.arms.items():
         gain = difference_to_base(panel, grid, board.endpoint)
         if gain is not None:
-            by_arm[label] = gain.seed_means / spread
+            by_arm[label] = dict(zip(gain.seeds, (gain.seed_means / spread).tolist()))
     return by_arm
 
 
-def _across_row(method: str, gains: Mapping[str, Mapping[str, np.ndarray]], methods: Sequence[str]) -> t.Row | None:
-    own = [by_method[method] for by_method in gains.values()]
-    if len({len(values) for values in own}) != 1:
-        return None
-    interval = stratified_bootstrap(np.stack(own), seed=BOOTSTRAP_SEED)
-    chances = []
-    for other in methods:
+def _equal_seeds(method: str, gains: Mapping[str, Mapping[int, float]]) -> tuple[np.ndarray, str]:
+    """A method's gains ``[R, S]`` with as many seeds under every reward, and a caution where that leaves some out.
+
+    Args:
+        gains: by reward and seed. Seeds of unlike rewards need no pairing, so equal numbers are used as they are.
+    """
+    if len({len(by_seed) for by_seed in gains.values()}) == 1:
+        return np.array([list(by_seed.values()) for by_seed in gains.values()]), ""
+    shared = sorted(set.intersection(*(set(by_seed) for by_seed in gains.values())))
+    counts = listed([f"{len(gains[reward])} under {reward}" for reward in sorted(gains)])
+    if shared:
+        text = f"used: {listed(shared)}, which all rewards have."
+    else:
+        text = "left out, since its rewards share no seed."
+    return np.array([[by_seed[s] for s in shared] for by_seed in gains.values()]), f"{method}: seeds {counts}; {text}"
+
+
+def _across_row(method: str, gains: Mapping[str, np.ndarray]) -> t.Row:
+    """A method's row; ``gains`` ``[R, S]`` are those of all methods."""
+    own, chances = gains[method], list[float]()
+    for other in gains:
         if other != method:
-            chances += [probability_of_improvement(of[method], of[other]) for of in gains.values()]
+            chances += [probability_of_improvement(mine, theirs) for mine, theirs in zip(own, gains[other])]
+    interval = stratified_bootstrap(own, seed=BOOTSTRAP_SEED)
     chance = t.Cell(f"{100 * np.mean(chances):.0f} %", float(np.mean(chances))) if chances else t.Cell(t.DASH)
-    seeds = len(own[0])
+    seeds = own.shape[1]
     return t.Row((t.word(method), t.seeds(seeds, seeds), t.interval(interval, 2), chance))
