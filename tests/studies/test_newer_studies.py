@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -486,6 +487,22 @@ def test_pictures_are_compared_with_the_base_models_of_the_same_prompts_steps_an
     pd.concat([rows, *(one.assign(contrast=2.0) for one in more)]).to_parquet(path, index=False)
     arm = next(iter(bench.trainings.arms))
     assert bench.trainings.pictures(arm, "contrast") == pytest.approx((0.05, 0.2))
+
+
+def test_scores_by_different_versions_of_a_held_out_reward_are_not_stacked(four, tmp_path):
+    """Seed 1 was judged by version 0. Without the present version, nobody can say which scores are asked for."""
+    asked = StudyRequest(overrides={"eval.train": str(four), "eval.rewards": "emoji-accuracy"})
+    bench = finished("extreme-steps", asked, tmp_path, lambda *_: 0.5)
+    arm, runs = next(iter(bench.trainings.arms.items()))
+    path = next(run.folder.evaluation for run in runs if run.job.seed == 1)
+    rows = pd.read_parquet(path)
+    rows.loc[rows["reward"] == "emoji-accuracy", "version"] = "0"
+    rows.to_parquet(path, index=False)
+    of_present, _ = bench.trainings.grids(arm, "emoji-accuracy")
+    assert of_present.seeds == (0, 2)
+    unknown = [replace(run, job=replace(run.job, asked=replace(run.job.asked, versions={}))) for run in runs]
+    with pytest.raises(UsageError, match=r"has version 1 by .*; run .* has version 0 by .*another --results FOLDER"):
+        Trainings(tmp_path, tuple(unknown)).grids(arm, "emoji-accuracy")
 
 
 def test_an_arm_is_compared_with_its_own_base_model(tmp_path):

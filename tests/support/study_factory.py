@@ -119,7 +119,7 @@ def _scores(folder: RunFolder, cell: Job, gain: Gain, contrast: float, seed: int
     for reward in dict.fromkeys([s["reward.name"], *s["eval.rewards"]]):
         gains = np.array([gain(cell, reward, k) for k in steps])[None, :, None]
         scores = noise + gains + (0 if folder.run_id.startswith("base") else own + 0.01 * (seed - 1))
-        version = s["reward.version"].partition("/")[2] if reward == s["reward.name"] else "1"
+        version = cell.asked.versions.get(reward, "1")
         rows.append(
             frame(
                 scores,

@@ -163,7 +163,8 @@ def leave_scores(task: Task, score: float, *, add: bool = False, **changes: Any)
     for split, prompts in asked.prompts.items():
         scores = np.full((len(prompts), len(asked.steps), len(asked.images)), score)
         for reward in (asked.trained, *asked.held_out):
-            frames.append(frame(scores, prompts=prompts, split=split, reward=reward, **who))
+            version = asked.versions.get(reward, "1")
+            frames.append(frame(scores, prompts=prompts, split=split, reward=reward, version=version, **who))
     task.folder.path.mkdir(parents=True, exist_ok=True)
     rows = pd.concat(frames)
     if add:

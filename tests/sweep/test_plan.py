@@ -14,6 +14,7 @@ from suite_files import SEARCH, SUITE, finish, finish_job, leave_scores, write_s
 
 from factories import METHODS, make_resolved, make_trainer, mostly_slow
 from sdpo_bench.config.resolve import Request, resolve
+from sdpo_bench.errors import MissingError
 from sdpo_bench.estimates.time_estimate import (
     Rates,
     choice_work,
@@ -27,10 +28,13 @@ from sdpo_bench.estimates.time_estimate import (
     trained_steps,
     training_work,
 )
+from sdpo_bench.plugins.registry import find
 from sdpo_bench.prompts.prompt_sets import load_prompts
-from sdpo_bench.settings import ModelSettings, ScheduleSettings
+from sdpo_bench.settings import ModelSettings, Runtime, ScheduleSettings
+from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.sweep.plan import make_plan, record_of
 from sdpo_bench.sweep.suite import find_suite, read_suite
+from sdpo_bench.sweep.worker import Task
 
 TWELVE = {"budget.images": 12}
 WAYS = ("forward", "backward")
@@ -326,6 +330,37 @@ def test_a_finished_job_is_unfinished_where_the_suite_asks_for_scores_that_it_la
     assert job.message.startswith("it lacks scores by emoji-")
     finish_job(tmp_path, job, "done", rescored=True)
     assert make_plan(after, tmp_path).jobs[0].state == "done"
+
+
+def test_scores_by_an_earlier_version_of_a_held_out_reward_are_not_the_asked_ones(tmp_path, monkeypatch):
+    """The version of the trained reward is part of the run's id, that of a held-out one is not."""
+    text = SUITE + '[eval]\nsteps = [1, 4]\nimages_per_prompt = 1\nrewards = ["emoji-accuracy"]\n'
+    suite = read_suite(write_suite(tmp_path, text))
+    first = make_plan(suite, tmp_path).jobs[0]
+    finish_job(tmp_path, first, "done", rescored=True)
+    assert make_plan(suite, tmp_path).jobs[0].state == "done"
+    monkeypatch.setattr(find("rewards", "emoji-accuracy").load(), "version", "2")
+    job = make_plan(suite, tmp_path).jobs[0]
+    lacks = "it lacks scores by emoji-accuracy (version 2) on train prompts (1, 4 steps, 1 images a prompt)"
+    assert (job.run_id, job.state, job.message) == (first.run_id, "unfinished", lacks)
+    leave_scores(Task(job.label, job.run_id, job.request, Runtime(out=tmp_path), ""), 0.5, add=True)
+    job = make_plan(suite, tmp_path).jobs[0]
+    scores = read_scores(tmp_path / "runs" / job.run_id / "eval.parquet", pictures=False)
+    (key, block) = job.asked.block(scores, "train", "emoji-accuracy")
+    assert job.state == "done" and (key.version, block.scores.mean()) == ("2", 0.5)
+
+
+def test_stored_scores_by_a_reward_that_is_not_here_count_whatever_their_version(tmp_path, monkeypatch):
+    text = SUITE + '[eval]\nsteps = [1, 4]\nimages_per_prompt = 1\nrewards = ["emoji-accuracy"]\n'
+    suite = read_suite(write_suite(tmp_path, text))
+    finish_job(tmp_path, make_plan(suite, tmp_path).jobs[0], "done", rescored=True)
+
+    def absent(self, *_):
+        raise MissingError("its package is not here")
+
+    monkeypatch.setattr(find("rewards", "emoji-accuracy").load(), "__init__", absent)
+    job = make_plan(suite, tmp_path).jobs[0]
+    assert job.state == "done" and "emoji-accuracy" not in job.asked.versions
 
 
 # -- search --------------------------------------------------------------------------------------------------

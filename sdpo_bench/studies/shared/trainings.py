@@ -97,14 +97,15 @@ def _block_of(job: Job, scores: Scores, reward: str, split: str) -> tuple[PanelK
     """The scores that the job's evaluation settings ask for, cut to exactly these.
 
     Raises:
-        UsageError: there are several, by different samplers or reward versions.
+        UsageError: there are several, by different samplers, or by versions of a reward whose present one is unknown.
     """
     s = job.settings
     prompts = tuple(sorted(load_prompts(s[f"eval.{split}"])))
     steps, images = tuple(sorted(s["eval.steps"])), tuple(range(s["eval.images_per_prompt"]))
     matches = []
     for key, block in scores.blocks.items():
-        part = block.part(prompts, images) if (key.split, key.reward) == (split, reward) else None
+        asked = (key.split, key.reward) == (split, reward) and job.asked.is_current(reward, key.version)
+        part = block.part(prompts, images) if asked else None
         if part is not None and set(steps) <= set(part.steps):
             matches.append((key, part.restrict(steps, images)))
     if len(matches) > 1:
@@ -211,16 +212,20 @@ class Trainings:
             statistic: a picture statistic (``picture_means.PICTURES``) to have in place of the scores.
 
         Raises:
-            UsageError: the base model lacks scores.
+            UsageError: the base model lacks scores, or the runs were judged in different ways.
         """
-        blocks, key = {}, None
+        blocks, keys = {}, dict[PanelKey, str]()
         for run in self.arms[arm]:
             name = reward or str(run.job.settings["reward.name"])
             match = _block_of(run.job, run.values(statistic), name, "train") if not run.why_not else None
             if match is not None:
-                key, blocks[run.job.seed] = match
-        if key is None:
+                blocks[run.job.seed] = match[1]
+                keys.setdefault(match[0], run.job.run_id)
+        if not keys:
             return None
+        if len(keys) > 1:
+            raise UsageError(_different_ways(arm, keys))
+        (key,) = keys
         for one in self.bases_of(arm):
             scores = one.values(statistic)
             if key not in scores.blocks:
@@ -268,6 +273,17 @@ class Trainings:
     def failures(self) -> list[Trained]:
         """Runs without usable scores."""
         return [run for run in self.runs if run.why_not]
+
+
+def _different_ways(arm: Arm, keys: Mapping[PanelKey, str]) -> str:
+    """Why an arm's runs are not averaged; ``keys`` with one run each."""
+    ways = [f"run '{run}' has version {key.version} by {key.sampler}" for key, run in keys.items()]
+    reward = next(iter(keys)).reward
+    return (
+        f"runs of {arm.method} were scored by {reward} in different ways: {'; '.join(ways)}. Such scores have no mean. "
+        f"Make {reward} available here and run the study again, which scores every run by its present version; or use "
+        "another --results FOLDER."
+    )
 
 
 def mean_of(values: Iterable[float]) -> float:
