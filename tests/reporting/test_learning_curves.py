@@ -188,6 +188,28 @@ def test_curves_of_other_pictures_are_never_put_together(tmp_path):
     assert len(table["groups"]) == 6
 
 
+def test_the_mean_rise_says_how_far_the_curves_of_its_own_block_go(tmp_path):
+    """Seed 1 has other pictures and 64 images, where seed 0 has 128: at 1 step the areas are 0.2 and 0.05."""
+    for seed, rises in ((0, [0, 0.2, 0.4]), (1, [0, 0.1])):
+        folder = make_run(tmp_path, "sdpo", seed, spread([-0.5] * 3))
+        add_curve(folder, rises)
+        text = (folder / "curve.jsonl").read_text()
+        (folder / "curve.jsonl").write_text(text.replace("0123456789", f"{seed}123456789"))
+    table, _ = table_of(tmp_path)
+    found = {g["title"]: g["rows"][0]["area"]["value"] for g in table["groups"] if "at 1 step" in g["title"]}
+    assert found == pytest.approx(
+        {
+            "emoji-align, at 1 step: X = +0.200, half of sdpo's final rise; mean rise up to 128 images": 0.2,
+            "emoji-align, at 1 step: X = +0.050, half of sdpo's final rise; mean rise up to 64 images": 0.05,
+        }
+    )
+    area = next(note for note in table["notes"] if note.startswith("Mean rise"))
+    assert area == (
+        "Mean rise: area under the curve up to the images in its block's title, which every curve covers, divided by "
+        "them."
+    )
+
+
 def test_a_report_without_curves_is_the_one_before(tmp_path):
     make_run(tmp_path, "sdpo", 0, spread([-0.5] * 3))
     data = json.loads(render(build_report(load_results(tmp_path), Request()), "json"))

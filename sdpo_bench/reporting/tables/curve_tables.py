@@ -51,14 +51,22 @@ def curve_table(setting: Setting, panels: Sequence[CurvePanel], options: CurveOp
         t.Column("area", "mean rise", help="Area under the learning curve, divided by the budget that it covers"),
     )
     groups, remarks = [], dict[str, str]()
-    for panel in panels:
+    ends = [_end(panel, options.axis) for panel in panels]
+    for panel, end in zip(panels, ends):
+        covered = f"; mean rise up to {amount(end)} {unit}" if len(set(ends)) > 1 else ""
         for steps in (MEAN, *panel.steps) if len(panel.steps) > 1 else panel.steps:
             chosen = level_of(panel, steps, options.rise, options.level)
             rows = _rows(panel, steps, chosen, options, remarks)
-            groups.append(t.Group(f"{panel.key.reward}, {steps_words(panel, steps)}: {_level_words(chosen)}", rows))
+            title = f"{panel.key.reward}, {steps_words(panel, steps)}: {_level_words(chosen)}{covered}"
+            groups.append(t.Group(title, rows))
     split = panels[0].key.split
     title = f"Learning curves, {split} prompts"
     return t.Table(name, title, columns, tuple(groups), _notes(setting, panels, options), _cautions(panels, remarks))
+
+
+def _end(panel: CurvePanel, axis: Axis) -> float:
+    """Amount of training that every curve of a panel covers."""
+    return shared_end([curve for curves in panel.arms.values() for curve in curves[MEAN]], axis)
 
 
 def _level_words(chosen: Level | None) -> str:
@@ -72,7 +80,7 @@ def _rows(
     panel: CurvePanel, steps: int, chosen: Level | None, options: CurveOptions, remarks: dict[str, str]
 ) -> tuple[t.Row, ...]:
     by_label = {label: curves[steps] for label, curves in panel.arms.items()}
-    end = shared_end([curve for curves in by_label.values() for curve in curves], options.axis)
+    end = _end(panel, options.axis)
     finals = {label: final_rise(curves, options.level) for label, curves in by_label.items()}
     areas = {label: mean_rise(curves, options.axis, end, options.level) for label, curves in by_label.items()}
     digits = t.digits_for(estimate.value for estimate in (*finals.values(), *areas.values()))
@@ -122,7 +130,8 @@ def amount(value: float) -> str:
 def _notes(setting: Setting, panels: Sequence[CurvePanel], options: CurveOptions) -> tuple[str, ...]:
     first, unit = panels[0], axis_words(options.axis)
     curves = [curve for panel in panels for arms in panel.arms.values() for curve in arms[MEAN]]
-    end = shared_end(curves, options.axis)
+    ends = {_end(panel, options.axis) for panel in panels}
+    up_to = f"{amount(ends.pop())} {unit}" if len(ends) == 1 else f"the {unit} in its block's title"
     points = sorted({len(curve.rise) for curve in curves})
     notes = [
         f"Evaluation during training: {sampler_words(first.key.sampler)}; {first.key.images} images of "
@@ -132,7 +141,7 @@ def _notes(setting: Setting, panels: Sequence[CurvePanel], options: CurveOptions
         f"Training: {training_words(setting)}.",
         f"{unit.capitalize()} to reach X: interpolated between the points of each seed's own curve, then averaged. "
         f"≥: some seeds never reach X and count with all their {unit}, so the mean is at least this.",
-        f"Mean rise: area under the curve up to {amount(end)} {unit}, which every curve covers, divided by them.",
+        f"Mean rise: area under the curve up to {up_to}, which every curve covers, divided by them.",
         f"±: half-width of the {100 * options.level:g} % interval over training seeds (Student's t), on these prompts.",
         "The points are the policy of that epoch, whichever checkpoint the run chose. Cost of measuring: not counted.",
     ]
