@@ -27,6 +27,8 @@ class PictureMeans:
 
     def averaged(self, sets: Sequence[tuple[str, ...]]) -> "PictureMeans":
         """The means over these sets of prompts, which must be there."""
+        if len(sets) == 1:  # as in most of the thousands of files of a report
+            return PictureMeans(self._of(sets[0])[:, None], tuple(sets), self.steps, self.images)
         values = np.empty((len(PICTURES), len(sets), len(self.steps), len(self.images)))
         for row, prompts in enumerate(sets):
             values[:, row] = self._of(prompts)
@@ -40,15 +42,20 @@ class PictureMeans:
         """By statistic, the mean over these pictures; None where a prompt, step count or image is absent."""
         if not self.has(prompts) or not set(steps) <= set(self.steps) or not set(images) <= set(self.images):
             return None
-        k, i = [self.steps.index(step) for step in steps], [self.images.index(image) for image in images]
-        chosen = self._of(prompts)[:, k][:, :, i]
-        return dict(zip(PICTURES, chosen.mean(axis=(1, 2)).tolist())) if chosen.size else None
+        chosen = self._of(prompts)
+        if (tuple(steps), tuple(images)) != (self.steps, self.images):
+            k, i = [self.steps.index(step) for step in steps], [self.images.index(image) for image in images]
+            chosen = chosen[:, k][:, :, i]
+        if not chosen.size:
+            return None
+        means = np.add.reduce(chosen, axis=(1, 2)) / (chosen.size // len(PICTURES))
+        return dict(zip(PICTURES, means.tolist()))
 
     def _of(self, prompts: tuple[str, ...]) -> np.ndarray:
         """``[4, K, I]`` mean over a set, or over single prompts, which must be there."""
         if prompts in self.sets:
             return self.values[:, self.sets.index(prompts)]
         if len(prompts) == len(self.sets):  # all of them, as in most files
-            return self.values.mean(axis=1)
+            return np.asarray(np.add.reduce(self.values, axis=1)) / len(prompts)
         place = {one: row for row, one in enumerate(self.sets)}
         return self.values[:, [place[prompt,] for prompt in prompts]].mean(axis=1)

@@ -1,5 +1,6 @@
 """Evaluation files read into arrays, without pandas: each file once, the labels that files share once for all."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,7 +249,7 @@ def _block(place: Place, score: np.ndarray) -> tuple[Block | None, str]:
 
 def _pictures(place: PicturePlace, numbers: Mapping[str, np.ndarray]) -> PictureMeans:
     shape = (len(PICTURES), len(place.prompts), len(place.steps), len(place.images))
-    values = np.full((shape[0], int(np.prod(shape[1:]))), np.nan)
+    values = np.full((shape[0], math.prod(shape[1:])), np.nan)
     for statistic, name in zip(values, PICTURES):
         if name in numbers:
             statistic[place.flat] = numbers[name][place.rows]
