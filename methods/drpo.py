@@ -6,12 +6,10 @@ flows through the last denoising step (and the decoder and the reward's network,
 score of the reward needs none. A second, weaker drift towards samples of the base model from the same noise keeps the
 policy near them.
 
-The paper trains SD-Turbo at one step with features of a masked autoencoder of latents. The official code also has
-latents, DINOv2 and, for SDXL-Turbo, a masked autoencoder of pixels (src/drpo/features.py and
-methods/sdxl_drpo/trainer.py), and sums the losses of several poolings of a layer. Here the features are one vector an
-image: the latents, the pixels, or what the reward's own network sees. The learning rate is that of the official scripts
-for an adapter of SDXL-Turbo, whose 16 images of a prompt and 8 anchors are the defaults too
-(scripts/train/sdxl_turbo_drpo_mae.sh: 1e-5); a script for SD-Turbo that the authors removed had 24 images and 1e-4.
+The paper trains SD-Turbo at one step with features of a masked autoencoder of latents; the official code has others too
+and sums the losses of several poolings of a layer. Here the features are one vector an image: the latents, the pixels,
+or what the reward's own network sees. The learning rate is that of the official script for an adapter of SDXL-Turbo
+(scripts/train/sdxl_turbo_drpo_mae.sh), as are 16 images and 8 anchors; a removed one for SD-Turbo had 24 and 1e-4.
 """
 
 from dataclasses import dataclass
