@@ -13,8 +13,8 @@ from sdpo_bench.reporting.console import make_console
 from sdpo_bench.reporting.tables.compare import Comparison as Compared
 from sdpo_bench.reporting.tables.compare import compare_sides
 from sdpo_bench.results.compare_names import find_sides
+from sdpo_bench.results.endpoints import parse_metric
 from sdpo_bench.results.read_results import load_results
-from sdpo_bench.results.scoreboard import parse_metric
 from sdpo_bench.results.select_runs import SPLIT, parse_select
 from sdpo_bench.results.select_runs import select as selected
 

@@ -14,9 +14,9 @@ from sdpo_bench.reporting.markdown import as_csv, as_json, latex, markdown
 from sdpo_bench.reporting.report_parts import only as select_tables
 from sdpo_bench.reporting.report_parts import with_columns
 from sdpo_bench.reporting.tables.against_sides import Side, published_side
+from sdpo_bench.results.endpoints import parse_metric
 from sdpo_bench.results.published_numbers import PAPER, paper, read_published
 from sdpo_bench.results.read_results import load_results
-from sdpo_bench.results.scoreboard import parse_metric
 from sdpo_bench.results.select_runs import parse_select
 from sdpo_bench.system.files import atomic_write
 from sdpo_bench.system.output_paths import user_file

@@ -6,7 +6,7 @@ from typing import Any
 from sdpo_bench.reporting.console import print_tables
 from sdpo_bench.reporting.tables.compare import Comparison, Duel, Outcome
 from sdpo_bench.reporting.tables.method_tables import interval_words, panel_notes
-from sdpo_bench.results.scoreboard import endpoint_words
+from sdpo_bench.results.endpoints import endpoint_words
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.intervals import ONE_SEED, Estimate
 from sdpo_bench.system.console_text import clean

@@ -13,8 +13,9 @@ import numpy as np
 from sdpo_bench.ledger import Axis
 from sdpo_bench.reporting import plots
 from sdpo_bench.results.comparability import Arm
+from sdpo_bench.results.endpoints import endpoint_words, matrix_at
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
-from sdpo_bench.results.scoreboard import Board, base_spread, difference_to_base, endpoint_words, matrix_at
+from sdpo_bench.results.scoreboard import Board, base_spread, difference_to_base
 from sdpo_bench.results.training_log import LogNumbers
 from sdpo_bench.statistics.chart import Chart, Dot, Series, band
 from sdpo_bench.statistics.contrasts import listed

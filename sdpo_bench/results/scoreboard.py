@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from sdpo_bench.errors import UsageError
+from sdpo_bench.results.endpoints import matrix_at, metric_grid
 from sdpo_bench.results.panels import Panel
-from sdpo_bench.statistics.eval_table import BASE, at, only_seeds, only_steps, reduced
+from sdpo_bench.results.row_pairs import RowPairs, leaders_at, row_pairs
+from sdpo_bench.statistics.eval_table import BASE, only_seeds, reduced
 from sdpo_bench.statistics.intervals import Estimate, crossed_interval
-from sdpo_bench.statistics.letters import Pair, letter_display, pair_p_values, pairs_told_apart
-from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint, Matrix, ScoreGrid, compare, paired
+from sdpo_bench.statistics.letters import letter_display
+from sdpo_bench.statistics.matrices import Endpoint, Matrix, ScoreGrid, compare, paired
 from sdpo_bench.statistics.ranking import ENDPOINT_WORDS, holm
-from sdpo_bench.system.json_toml import whole_number
 
 PRIMARY: Endpoint = "mean"
 """The endpoint that is declared beforehand: order, gains and tests use it unless ``--metric`` says otherwise."""
@@ -56,23 +56,14 @@ class Board:
     endpoint: Endpoint
     lines: tuple[Line, ...]
     base: Line | None
-    notes: tuple[str, ...]
     level: float
     leaders: Mapping[Endpoint, frozenset[str]]
     """Rows not significantly different from the best, by step count, on the few-step mean and at ``endpoint``; empty
     without tests."""
     reference: str = ""
     """The method that ``Line.difference`` is measured against; empty without methods."""
-    apart: frozenset[Pair] = frozenset()
-    """Pairs of rows that differ significantly at ``endpoint``: Holm over all pairs."""
-    best: str = ""
-    """The row with the highest mean over ``shared_seeds``, the base model among them; empty without tests."""
-    shared_seeds: tuple[int, ...] = ()
-    """Training seeds that all lettered methods have: letters, leaders and ``best`` use these alone."""
-    to_best: Mapping[str, "PairTest"] = field(default_factory=dict)
-    """Each other row with tests minus ``best`` at ``endpoint``, over ``shared_seeds``."""
-    shared_means: Mapping[str, float] = field(default_factory=dict)
-    """Mean of each tested row over ``shared_seeds``, the base model's too."""
+    pairs: RowPairs = field(default_factory=RowPairs)
+    """Tests of all pairs of rows at ``endpoint``."""
 
     @property
     def rows(self) -> list[Line]:
@@ -80,17 +71,12 @@ class Board:
         lines = [*self.lines, *([self.base] if self.base else [])]
         return sorted(lines, key=lambda line: -_height(line, self.endpoint))
 
-    def ahead(self, a: str, b: str) -> bool:
-        """Whether row ``a`` is significantly above ``b`` over the seeds that the test uses.
-
-        Lines stand by the means over each method's own seeds, which can differ in direction.
-        """
-        return frozenset((a, b)) in self.apart and self.shared_means[a] > self.shared_means[b]
-
     @property
     def first(self) -> Line | None:
         """The method that sentences are about: the best of those with letters, else the highest one."""
-        return next((line for line in self.lines if line.label == self.best), self.lines[0] if self.lines else None)
+        return next(
+            (line for line in self.lines if line.label == self.pairs.best), self.lines[0] if self.lines else None
+        )
 
     @property
     def lettered(self) -> tuple[Line, ...]:
@@ -98,67 +84,12 @@ class Board:
         return tuple(line for line in self.lines if line.letters)
 
     @property
-    def undecided(self) -> dict[str, "PairTest"]:
-        """Rows whose difference to ``best`` is not significant though its interval excludes 0."""
-        alpha = 1 - self.level
-        return {
-            label: test for label, test in self.to_best.items() if test.p >= alpha and test.difference.excludes_zero
-        }
-
-    @property
     def untested_above(self) -> tuple[str, ...]:
         """Methods of one seed, so without a test, whose mean is above that of the best row with tests."""
         rows = self.rows
         labels = [row.label for row in rows]
-        above = rows[: labels.index(self.best)] if self.best else []
+        above = rows[: labels.index(self.pairs.best)] if self.pairs.best else []
         return tuple(row.label for row in above if not row.letters and row.label != BASE)
-
-
-@dataclass(frozen=True)
-class PairTest:
-    """The paired difference of two rows with its p value."""
-
-    difference: Estimate
-    p: float
-    """Of the interval, after Holm over all pairs of the board."""
-
-
-def endpoint_words(endpoint: Endpoint) -> str:
-    """For example ``at 4 steps`` or ``on the mean over step counts``."""
-    if isinstance(endpoint, str):
-        return ENDPOINT_WORDS[endpoint]
-    return f"at {endpoint} step{'s' * (endpoint != 1)}"
-
-
-def parse_metric(text: str) -> Endpoint:
-    """``mean``, ``few``, ``area`` or a step count.
-
-    Raises:
-        UsageError: anything else.
-    """
-    if text in ENDPOINT_WORDS:
-        return text
-    if steps := whole_number(text, 1, 1000):
-        return steps
-    raise UsageError(
-        f"unknown metric '{text}'. Valid: mean (over step counts), few (mean over 1, 2 and 4 steps), area (under the "
-        "step curve), or a number of denoising steps. Example: --metric 4"
-    )
-
-
-def metric_grid(grid: ScoreGrid, panel: Panel, endpoint: Endpoint) -> ScoreGrid | None:
-    """The scores that the endpoint uses; None if the method has none at that step count."""
-    if endpoint == "few" and not set(FEW_STEPS) <= set(panel.common):
-        return None
-    if isinstance(endpoint, str):
-        return at(only_steps(grid, panel.common), endpoint) if panel.common else None
-    return at(grid, endpoint) if endpoint in grid.steps else None
-
-
-def matrix_at(grid: ScoreGrid, panel: Panel, endpoint: Endpoint) -> Matrix | None:
-    """The S x P matrix of a method at an endpoint; None if it has no scores at that step count."""
-    part = metric_grid(grid, panel, endpoint)
-    return None if part is None else reduced(part, endpoint)
 
 
 def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.95, reference: str = "") -> Board:
@@ -172,40 +103,16 @@ def scoreboard(panel: Panel, endpoint: Endpoint = PRIMARY, *, level: float = 0.9
     lines = sorted(_with_gains(panel, lines, endpoint, level), key=lambda line: (-_height(line, endpoint), line.label))
     base = _base_line(panel, endpoint, level)
     chosen = _reference(panel, lines, reference)
-    notes: list[str] = []
+    pairs = RowPairs()
     leaders: dict[Endpoint, frozenset[str]] = {}
-    apart: frozenset[Pair] = frozenset()
-    best, shared_seeds, to_best, shared_means = "", tuple[int, ...](), dict[str, PairTest](), dict[str, float]()
     if panel.trained:  # of held-out rewards only the gains are tested
         lines, base = _with_differences(panel, lines, base, chosen, endpoint, level)
-        matrices, notes = _comparable(panel, endpoint)
-        apart = pairs_told_apart(matrices, level=level)
-        letters = letter_display([line.label for line in lines if line.label in matrices], apart)
+        pairs = row_pairs(panel, endpoint, level)
+        letters = letter_display([line.label for line in lines if line.label in pairs.means], pairs.apart)
         lines = [replace(line, letters=letters.get(line.label, "")) for line in lines]
         columns: tuple[Endpoint, ...] = (*panel.steps, "few")
-        for key in columns:
-            own = _comparable(panel, key)[0]
-            leaders[key] = _leaders(own, pairs_told_apart(own, level=level))
-        leaders[endpoint] = _leaders(matrices, apart)
-        best = _best(matrices)
-        shared_seeds = matrices[best].seeds if best else ()
-        to_best = _to_best(matrices, best, level)
-        shared_means = {label: float(matrix.values.mean()) for label, matrix in matrices.items()}
-    return Board(
-        panel,
-        endpoint,
-        tuple(lines),
-        base,
-        tuple(notes),
-        level,
-        leaders,
-        chosen,
-        apart,
-        best,
-        shared_seeds,
-        to_best,
-        shared_means,
-    )
+        leaders = {key: leaders_at(panel, key, level) for key in columns} | {endpoint: pairs.leaders}
+    return Board(panel, endpoint, tuple(lines), base, level, leaders, chosen, pairs)
 
 
 def _reference(panel: Panel, lines: Sequence[Line], asked_for: str) -> str:
@@ -307,50 +214,6 @@ def grid_win_rate(a: ScoreGrid, b: ScoreGrid, level: float) -> Estimate:
     wins = a.reduce(compare(a.scores, only_seeds(b, a.seeds).scores))
     matrix = Matrix(wins, a.seeds, a.prompts, a.measure, f"{a.method} wins against {b.method}")
     return crossed_interval(matrix, level).clipped(0.0, 1.0)
-
-
-def _comparable(panel: Panel, endpoint: Endpoint) -> tuple[dict[str, Matrix], list[str]]:
-    """Methods of several seeds and the base model, over the seeds that these methods share; and what is missing."""
-    parts = {label: metric_grid(grid, panel, endpoint) for label, grid in panel.arms.items()}
-    several = {label: part for label, part in parts.items() if part is not None and len(part.seeds) > 1}
-    if not several:
-        between = "between methods" if len(panel.arms) > 1 else "to the base model"
-        return {}, [f"1 seed: no difference {between} can be shown."]
-    shared = sorted(set.intersection(*(set(part.seeds) for part in several.values())))
-    if len(shared) < 2:
-        return {}, [
-            "No difference between methods can be shown: they share fewer than two seeds; run the same seeds for each."
-        ]
-    notes = []
-    if any(set(part.seeds) != set(shared) for part in several.values()):
-        notes.append(f"Letters use the training seeds that all lettered methods have: {', '.join(map(str, shared))}.")
-    if others := sorted(set(panel.arms) - set(several)):
-        notes.append(f"No letter, because of fewer than two seeds at this endpoint: {', '.join(others)}.")
-    if panel.base is not None and (base := metric_grid(panel.base, panel, endpoint)) is not None:
-        several[BASE] = base
-    return {label: reduced(only_seeds(part, shared), endpoint) for label, part in several.items()}, notes
-
-
-def _best(matrices: Mapping[str, Matrix]) -> str:
-    """The row with the highest mean, the first by name of equals; empty without rows."""
-    return max(sorted(matrices), key=lambda label: matrices[label].values.mean(), default="")
-
-
-def _to_best(matrices: Mapping[str, Matrix], best: str, level: float) -> dict[str, PairTest]:
-    """Each row minus the best one, with the p values that letters and leaders rest on."""
-    p_values = pair_p_values(matrices)
-    tests = {}
-    for label, matrix in matrices.items():
-        if label != best:
-            difference = crossed_interval(paired(matrix, matrices[best]), level)
-            tests[label] = PairTest(difference, p_values[frozenset((label, best))])
-    return tests
-
-
-def _leaders(matrices: Mapping[str, Matrix], apart: frozenset[Pair]) -> frozenset[str]:
-    """The row with the highest mean and those not significantly different from it."""
-    best = _best(matrices)
-    return frozenset(label for label in matrices if frozenset((label, best)) not in apart)
 
 
 def _base_line(panel: Panel, endpoint: Endpoint, level: float) -> Line | None:

@@ -30,9 +30,9 @@ from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.reporting.content import Report
 from sdpo_bench.reporting.markdown import as_csv, as_json
 from sdpo_bench.results.comparability import amount
+from sdpo_bench.results.endpoints import parse_metric
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.run_list import list_runs
-from sdpo_bench.results.scoreboard import parse_metric
 from sdpo_bench.results.select_runs import parse_select
 from sdpo_bench.statistics.eval_table import PanelKey, reduced, stack
 from sdpo_bench.statistics.score_reader import read_scores

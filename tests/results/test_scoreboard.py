@@ -62,7 +62,7 @@ def test_of_held_out_rewards_only_the_gains_are_tested():
     assert [(line.label, line.letters, line.difference) for line in board.lines] == [("a", "", None), ("b", "", None)]
     assert board.lines[0].gain.value == pytest.approx(5.1)
     assert board.lines[0].adjusted_p == pytest.approx(2 * crossed_p(5.0, 5.1, 5.2))
-    assert (board.leaders, board.notes) == ({}, ())
+    assert (board.leaders, board.pairs.notes) == ({}, ())
     trained = scoreboard(panel_of(*arms))
     assert all(line.letters and line.adjusted_p is not None for line in trained.lines)
 
@@ -83,7 +83,7 @@ def test_every_interval_and_the_letters_have_the_level_asked_for():
 def test_methods_that_share_one_seed_have_no_letters():
     board = scoreboard(panel_of(cells_of("a", {0: 5.0, 1: 5.1}), cells_of("b", {1: 1.0, 2: 1.1})))
     assert [line.letters for line in board.lines] == ["", ""]
-    assert board.notes == (
+    assert board.pairs.notes == (
         "No difference between methods can be shown: they share fewer than two seeds; run the same seeds for each.",
     )
 
@@ -93,8 +93,8 @@ def test_letters_use_the_seeds_that_all_lettered_methods_have():
     arms = [cells_of("a", {1: 2.0, 2: 2.1, 3: 2.2}), cells_of("b", {0: 5.0, 1: 1.0, 2: 1.1, 3: 1.2})]
     board = scoreboard(panel_of(*arms))
     assert {line.label: line.letters for line in board.lines} == {"a": "a", "b": "b"}
-    assert board.notes == ("Letters use the training seeds that all lettered methods have: 1, 2, 3.",)
-    assert (board.best, board.shared_seeds) == ("a", (1, 2, 3))
+    assert board.pairs.notes == ("Letters use the training seeds that all lettered methods have: 1, 2, 3.",)
+    assert (board.pairs.best, board.pairs.seeds) == ("a", (1, 2, 3))
 
 
 def test_the_best_is_the_leader_over_the_shared_seeds():
@@ -102,9 +102,9 @@ def test_the_best_is_the_leader_over_the_shared_seeds():
     arms = [cells_of("a", {1: 2.0, 2: 2.1, 3: 2.2}), cells_of("b", {0: 10.7, 1: 1.0, 2: 1.1, 3: 1.2})]
     board = scoreboard(panel_of(*arms))
     assert board.rows[0].label == "b"
-    assert (board.best, board.leaders["mean"], board.first.label) == ("a", {"a"}, "a")
+    assert (board.pairs.best, board.leaders["mean"], board.first.label) == ("a", {"a"}, "a")
     below = scoreboard(panel_of(*arms, base=4.0))
-    assert (below.best, below.first.label) == (BASE, "b")
+    assert (below.pairs.best, below.first.label) == (BASE, "b")
 
 
 def test_rows_come_by_score_the_base_model_among_them():

@@ -13,7 +13,8 @@ from sdpo_bench.reporting.tables.verdict import (
     untested_words,
 )
 from sdpo_bench.results.comparability import Arm, Setting
-from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
+from sdpo_bench.results.endpoints import endpoint_words
+from sdpo_bench.results.scoreboard import Board, Line
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.eval_table import BASE
@@ -63,12 +64,12 @@ def answer_words(setting: Setting, boards: Sequence[Board]) -> str:
     leaders = board.leaders.get(board.endpoint, frozenset())
     few, held_out = _few_words(board, board.first), _held_out_words(board, boards)
     if not leaders:
-        notes = " ".join(board.notes)
+        notes = " ".join(board.pairs.notes)
         return f"{_lead(board, board.first, 'scores highest')} ({where}){few}. {notes}".rstrip() + held_out
-    if board.best == BASE:
+    if board.pairs.best == BASE:
         methods = "method of several seeds" if board.untested_above else "method"
         return f"No {methods} is above the base model ({where}).{untested_words(board)}"
-    verb = "wins" if leaders == {board.best} else "leads"
+    verb = "wins" if leaders == {board.pairs.best} else "leads"
     if board.untested_above:
         verb = "is highest of the methods of several seeds"
     elsewhere = _ahead_elsewhere(board, boards)
@@ -102,7 +103,7 @@ def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:
     texts = []
     for other in boards:
         same = other.panel.trained and other.panel.key.sampler == board.panel.key.sampler and other is not board
-        ahead = [row.label for row in other.rows if same and other.ahead(row.label, board.best)]
+        ahead = [row.label for row in other.rows if same and other.pairs.ahead(row.label, board.pairs.best)]
         if ahead:
             named = ["the base model" if label == BASE else label for label in ahead]
             if len(named) > MOST_NAMED:
@@ -111,7 +112,7 @@ def _ahead_elsewhere(board: Board, boards: Sequence[Board]) -> str:
             names = listed(named)
             prompts = f"{len(other.panel.prompts)} {other.panel.key.split} prompts"
             texts.append(
-                f" On {prompts} {names} {'are' if len(ahead) > 1 else 'is'} significantly ahead of {board.best}."
+                f" On {prompts} {names} {'are' if len(ahead) > 1 else 'is'} significantly ahead of {board.pairs.best}."
             )
     return "".join(texts)
 

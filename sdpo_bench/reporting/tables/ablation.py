@@ -20,7 +20,8 @@ from sdpo_bench.reporting.tables.method_tables import (
     step_columns,
 )
 from sdpo_bench.results.comparability import Arm, Setting, is_setting_key, shown
-from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base, metric_grid
+from sdpo_bench.results.endpoints import metric_grid
+from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.aggregates import RESAMPLES, probability_of_improvement, stratified_bootstrap
 from sdpo_bench.statistics.contrasts import listed

@@ -155,4 +155,4 @@ def _reading(estimate: Estimate) -> Reading:
 
 def _order(board: Board) -> dict[tuple[str, str], int]:
     """Pairs that differ significantly, the higher one over the tested seeds first."""
-    return {(a.label, b.label): 1 for a, b in permutations(board.lines, 2) if board.ahead(a.label, b.label)}
+    return {(a.label, b.label): 1 for a, b in permutations(board.lines, 2) if board.pairs.ahead(a.label, b.label)}

@@ -9,9 +9,10 @@ from statistics import median
 
 from sdpo_bench.reporting.tables.cost_tables import diversity, diversity_notes
 from sdpo_bench.results.comparability import Setting, amount, sampler_words, shown
+from sdpo_bench.results.endpoints import endpoint_words
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
-from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
+from sdpo_bench.results.scoreboard import Board, Line
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE
 from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint
@@ -78,7 +79,7 @@ def leaderboard(board: Board, name: str) -> t.Table:
     title = f"{board.panel.key.reward}, {board.panel.key.split} prompts"
     meaning = diversity_notes(board.panel.setting)
     notes = (*panel_notes(board.panel), *interval_notes(board), *_test_notes(board), *meaning)
-    cautions = (*board.notes, *board_cautions(board))
+    cautions = (*board.pairs.notes, *board_cautions(board))
     return t.Table(name, title, tuple(columns), (t.Group("", rows),), notes, cautions, board.panel.prompts)
 
 

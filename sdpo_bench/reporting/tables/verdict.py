@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sdpo_bench.reporting.tables.method_tables import score_digits
-from sdpo_bench.results.scoreboard import Board, Line, endpoint_words
+from sdpo_bench.results.endpoints import endpoint_words
+from sdpo_bench.results.scoreboard import Board, Line
 from sdpo_bench.reward_formula import part_weights
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import listed
@@ -39,13 +40,13 @@ def _leader(board: Board) -> list[str]:
         return []
     leaders = board.leaders.get(board.endpoint, frozenset())
     if not leaders:
-        return list(board.notes[:1])
+        return list(board.pairs.notes[:1])
     sentence = f"{_leader_sentence(board, leaders)}{untested_words(board)}"
     return [sentence] if sentence else []
 
 
 def _leader_sentence(board: Board, leaders: frozenset[str]) -> str:
-    best, where, tested = board.best, endpoint_words(board.endpoint), "of several seeds"
+    best, where, tested = board.pairs.best, endpoint_words(board.endpoint), "of several seeds"
     if seeds := shared_seed_words(board):
         where += f" ({seeds})"
     if best == BASE:
@@ -64,8 +65,8 @@ def _leader_sentence(board: Board, leaders: frozenset[str]) -> str:
 
 def tied_words(board: Board) -> str:
     """The methods that are not significantly different from the best, those whose interval excludes 0 with numbers."""
-    leaders, undecided = board.leaders.get(board.endpoint, frozenset()), board.undecided
-    others = [line.label for line in board.lines if line.label in leaders and line.label != board.best]
+    leaders, undecided = board.leaders.get(board.endpoint, frozenset()), board.pairs.undecided(board.level)
+    others = [line.label for line in board.lines if line.label in leaders and line.label != board.pairs.best]
     clauses = []
     if including := [label for label in others if label not in undecided]:
         clauses.append(f"not significantly different from it: {listed(including)}")
@@ -77,22 +78,22 @@ def tied_words(board: Board) -> str:
 
 def base_numbers(board: Board) -> str:
     """In brackets, where only the interval of the base model's difference to the best excludes 0; else empty."""
-    if BASE not in board.undecided:
+    if BASE not in board.pairs.undecided(board.level):
         return ""
     return f" {CORRECTED} excludes 0 ({_to_best_numbers(board, BASE)})"
 
 
 def _to_best_numbers(board: Board, label: str) -> str:
     """For example ``-0.041 ±0.030, p = 0.12``."""
-    test = board.to_best[label]
+    test = board.pairs.to_best[label]
     return f"{t.estimate(test.difference, score_digits(board), signed=True).text}, {t.p_words(test.p)}"
 
 
 def shared_seed_words(board: Board) -> str:
     """The seeds behind the order of the lettered methods; empty where these have no other seeds."""
-    if all(line.seeds == board.shared_seeds for line in board.lettered):
+    if all(line.seeds == board.pairs.seeds for line in board.lettered):
         return ""
-    return f"shared seeds {listed(board.shared_seeds)}"
+    return f"shared seeds {listed(board.pairs.seeds)}"
 
 
 def untested_words(board: Board) -> str:
