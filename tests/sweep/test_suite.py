@@ -43,6 +43,13 @@ def test_every_suite_ships_and_says_what_it_reproduces_and_departs_from(plans):
     assert "sweep/suites/*.toml" in package_data["sdpo_bench"]
 
 
+def test_the_example_of_the_page_is_a_suite(tmp_path):
+    page = Path("docs/suites.md").read_text(encoding="utf-8")
+    jobs = make_plan(read_suite(write_suite(tmp_path, page.split("```toml\n")[1].split("```")[0])), tmp_path).jobs
+    assert sum(job.role == "reported" for job in jobs) == 2 * 2 * 3  # methods, variants, seeds
+    assert sum(job.role == "tuning" for job in jobs) == 2 * (3 * 2 + 3)  # variants; rates, SDPO's with two clip ranges
+
+
 def test_the_main_suites_are_the_papers_table(plans):
     paper = plans["paper-main"].jobs
     assert len(paper) == 5 * 4 * 3
