@@ -39,7 +39,7 @@ def row(epoch=2, **changes):
         ({"flat_fraction": 0.5}, "flat", "50% of the pictures are one colour"),
         ({"brightness": 0.02}, "dark", "black"),
         ({"diversity": 0.099}, "diversity", "alike: diversity 0.099, it was 0.4"),
-        ({"kl_to_base": 20.0}, "kl", "far from its base: KL 20"),
+        ({"kl_to_base": 60.0}, "kl", "far from its base: KL 60"),
         ({"clip_fraction": 1.0}, "clip_fraction", "clip fraction 1"),
         ({"base_clip_fraction": 1.0}, "base_clip_fraction", "clip range around the base model: share outside 1"),
         ({"clip_fraction_at_zero_update": 0.01}, "clip_at_start", "before any update"),
@@ -57,7 +57,7 @@ def test_each_guard_by_hand(change, guard, said):
 
 
 def test_thresholds_are_settings_and_no_part_of_the_identity(tiny_pipe):
-    assert collapse_guards.look(row(kl_to_base=20.0), HEALTHY, GuardSettings(kl=30.0)) == {}
+    assert collapse_guards.look(row(kl_to_base=80.0), HEALTHY, GuardSettings(kl=90.0)) == {}
     plain, other = make_resolved(tiny_pipe), make_resolved(tiny_pipe, **{"guard.kl": 9, "guard.stop": False})
     assert plain.run_id == other.run_id
     assert other.config.guard.kl == 9 and other.data["guard"]["kl"] == 9
