@@ -145,26 +145,16 @@ def reference_sentences(
     against: Mapping[tuple[str, str], Mapping[str, Contrast]], arms: Mapping[Cell, Arm]
 ) -> list[str]:
     """By model and budget: the methods that differ from the reference, and in any case what is known of DrPO."""
-    outcomes = {"up": "significantly better", "down": "significantly worse", "unclear": "a difference is not shown"}
+    outcomes = {"up": "significantly better", "down": "significantly worse", "unclear": "no significant difference"}
     texts = []
     for (model, axis), contrasts in against.items():
         for method, contrast in contrasts.items():
             own = shortest(arms, model, axis, method)
             if own and (contrast.shown or method == NEVER_COMPARED):
                 pair = f"{method} (T = {own.steps}) against {REFERENCE} (T = {LONG})"
-                words = outcomes[contrast.outcome] + _size_words(contrast)
+                words = outcomes[contrast.outcome] + contrast.size_words
                 texts.append(f"{model}, equal {said(axis)}, one-step pictures, {pair}: {words}.")
     return texts
-
-
-def _size_words(contrast: Contrast) -> str:
-    """Difference with interval and adjusted p, and the difference found with a power of 80 % where none is shown."""
-    e, p = contrast.estimate, contrast.adjusted_p
-    if p is None:
-        return f" ({e.value:+.3g}, one seed, no interval)"
-    findable = None if contrast.shown else e.detectable()
-    power = f"; a difference of {findable:.3g} is found with {POWER}" if findable else ""
-    return f" ({e.value:+.3g}, interval [{e.low:.3g}, {e.high:.3g}], adjusted p = {p:.2g}{power})"
 
 
 def conclusion(
