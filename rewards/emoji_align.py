@@ -14,7 +14,7 @@ class EmojiAlign(Reward):
 
     name = "emoji-align"
     version = "1"
-    scale = "nats at 3 times the calibrated temperature; real pictures score about -0.9, noise -4.7"
+    scale = "nats at 3 times the calibrated temperature; real pictures -0.9 (-1.6 with a background), noise -4.7 (-7.1)"
     source = "network `align` of sdpo_bench/assets/emoji_scorers, trained by tools/emoji_turbo"
     native_model = "emoji-turbo"
     differentiable = True

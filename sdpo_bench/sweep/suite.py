@@ -25,7 +25,7 @@ A suite is a preset (``presets.py``: sections of settings, ``[for.METHOD.section
     lr = [1e-3, 4e-3]
     [search.for.sdpo.method]                 # more keys for one method
     clip_range = [1e-4, 1e-3]
-    [search.require]                         # a candidate that falls below the base model here is out
+    [search.require]                         # below the base model's mean minus drop a candidate is out
     reward = "emoji-accuracy"
     drop = 0.02
     [[search.rounds]]                        # instead of seed and budget: successive halving
