@@ -16,7 +16,7 @@ SUITES = {"embedded-main": REFERENCE, "embedded-methods": REFERENCE}
 SUITES |= {"embedded-flow": REFERENCE / "flow", "embedded-long": REFERENCE / "long"}
 SUITES |= {"embedded-long-native": REFERENCE / "long", "embedded-newer": REFERENCE / "newer"}
 SUITES |= {f"embedded-ablation-{what}": REFERENCE / "ablations" for what in ABLATIONS}
-SUITES |= {"embedded-long-t20": REFERENCE / "t20"}
+SUITES |= dict.fromkeys(("embedded-long-t20", "embedded-long-t20-native"), REFERENCE / "t20")
 PARTS = {"embedded-long-t20": ["sdpo", "ddpo"]}
 """Methods of a suite whose other ones were not trained yet."""
 
