@@ -69,6 +69,7 @@ class Policy:
         self.on_call: Callable[[int], None] | None = None
         self._cache: dict[str, Conditioning] = {}
         self._adapted: list[Any] = []
+        self._lora: dict[str, nn.Parameter] = {}
         self._side = self.family.latent_side(configs, resolution)
         self.text_tokens = self.family.chosen_text_tokens(configs, text_tokens)
         self._stride = self.family.stride(configs)
@@ -152,7 +153,9 @@ class Policy:
 
     def lora_parameters(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name: LoRA matrices only, float32."""
-        return {name: p for name, p in self.denoiser.named_parameters() if "lora_" in name}
+        if not self._lora:  # held: methods with an old policy ask at each of their calls
+            self._lora = {name: p for name, p in self.denoiser.named_parameters() if "lora_" in name}
+        return dict(self._lora)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -180,13 +183,15 @@ class Policy:
             parameter.data = weights[name]
 
     def _switch(self, on: bool) -> None:
-        """As the denoiser's own ``enable_adapters``, which walks through every module each time."""
+        """As the denoiser's own ``enable_adapters``, which walks through every module and parameter each time."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         if not self._adapted:
             self._adapted = [m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer)]
         for layer in self._adapted:
-            layer.enable_adapters(on)
+            layer._disable_adapters = not on
+        if any(layer.disable_adapters is on for layer in self._adapted[:1]):
+            raise RuntimeError("this release of peft switches adapters otherwise: the base model would be the policy")
 
     def adapter(self) -> AdapterFile:
         """The adapter as it is now: float32 weights on the CPU, with rank, alpha and targets."""
@@ -203,7 +208,7 @@ class Policy:
         Rank, alpha and targets are the file's. The weights are float32 and bit-equal to the file's in every precision
         of the base model.
         """
-        self._adapted = []
+        self._adapted, self._lora = [], {}
         if getattr(self.denoiser, "peft_config", None):
             self.denoiser.delete_adapters(ADAPTER)
         self.denoiser.load_lora_adapter(file.weights, prefix=None, adapter_name=ADAPTER, metadata=dict(file.config))

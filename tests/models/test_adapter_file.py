@@ -205,3 +205,24 @@ def test_the_settings_are_where_diffusers_looks_for_them(tiny_pipe, tmp_path):
         stored = json.loads(file.metadata()[METADATA])
     assert stored == {"unet.r": 8, "unet.lora_alpha": 2.0, "unet.target_modules": ["to_q"]}
     assert read_adapter(tmp_path).config == {"r": 8, "lora_alpha": 2.0, "target_modules": ["to_q"]}
+
+
+def test_switching_the_adapter_off_leaves_its_parameters_as_they_are(tiny_pipe, monkeypatch):
+    """The base model's outputs inside, the policy's outside, and the same trainable parameters throughout; parameters
+    of a new adapter are found anew."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    policy = trained(tiny_pipe)
+    before, own = outputs(policy), policy.lora_parameters()
+    with policy.reference():
+        base = outputs(policy)
+        assert all(parameter.requires_grad for parameter in own.values())
+    assert torch.equal(base, outputs(load_policy(ModelSettings(name=str(tiny_pipe)), lora_seed=1)))  # B = 0
+    assert torch.equal(outputs(policy), before) and not torch.equal(base, before)
+    policy.set_adapter(trained(tiny_pipe, rank=8).adapter())
+    renewed = policy.lora_parameters()
+    assert renewed.keys() == own.keys() and all(renewed[name] is not own[name] for name in own)
+    assert all(parameter.requires_grad for parameter in renewed.values())
+    monkeypatch.setattr(BaseTunerLayer, "disable_adapters", property(lambda layer: False))
+    with pytest.raises(RuntimeError, match="switches adapters otherwise"), policy.reference():
+        pass
