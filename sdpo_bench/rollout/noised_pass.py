@@ -66,11 +66,7 @@ def noised_pass(
     def ask() -> Tensor:
         return policy.predict(latents, schedule.timesteps[at], conditioning)
 
-    with ledger.during("update"):
-        output = ask()
-    if output.requires_grad:
-        output.retain_grad()
-        ledger.backward += len(output) * (policy.branches if method.guided_loss else 1)
+    # The policy comes last, so that the other calls are made without its graph in memory.
     old_original = ref_original = None
     if method.needs_old:
         assert old is not None
@@ -79,5 +75,10 @@ def noised_pass(
     if method.needs_reference:
         with policy.reference(), ledger.during("reference"):
             ref_original = original(ask())
+    with ledger.during("update"):
+        output = ask()
+    if output.requires_grad:
+        output.retain_grad()
+        ledger.backward += len(output) * (policy.branches if method.guided_loss else 1)
     level = schedule.noise_levels()[steps].to(clean).view(-1, 1, 1, 1, 1)
     return NoisedPass(Noised(clean, original(output), level, old_original, ref_original), output, at)

@@ -54,6 +54,10 @@ def step_pass(
     at = steps.repeat_interleave(g)
     conditioning = trajectories.conditioning[groups[rows // g]]
     timesteps = schedule.timesteps[at[rows]]
+    base = None
+    if with_kl:  # before the policy's own call, whose graph then need not be in memory here
+        with policy.reference(), ledger.during("reference"):
+            base = schedule.denoise(policy.predict(before[rows], timesteps, conditioning)[inverse], before, at)
     with ledger.during("update"):
         output = policy.predict(before[rows], timesteps, conditioning)
     if output.requires_grad:
@@ -66,12 +70,7 @@ def step_pass(
         x0 = pick(trajectories.x0, groups, steps, policy.device).flatten(0, 1)
         old_mean = schedule.mean_from_original(x0, before, at)
         drift = gaussian_kl(denoised.mean, old_mean, denoised.std).view(b, g)
-    if not with_kl:
-        return StepPass(log_probs, None, drift, output, at[rows])
-    with policy.reference(), ledger.during("reference"):
-        base_output = policy.predict(before[rows], timesteps, conditioning)
-    base = schedule.denoise(base_output[inverse], before, at)
-    kl = gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
+    kl = None if base is None else gaussian_kl(denoised.mean, base.mean, denoised.std).view(b, g)
     return StepPass(log_probs, kl, drift, output, at[rows])
 
 
