@@ -46,13 +46,11 @@ def group_cost(
         decoded = seen if method.sample_features == "pixels" else 0
         return Cost(members, forward + completed * branches, backward, rewards + scored, decoded)
     trained = sum(row for row, weight in zip(rows, weights) if weight > 0)
-    forward = sampled + completed + inner_epochs * trained
-    if method.granularity == "trajectory":
-        forward += inner_epochs * sampled
+    passes = trained * (2 if method.granularity == "trajectory" else 1)  # without and with a graph
+    forward = sampled + completed + inner_epochs * passes
     if method.needs_reference:
         forward += sampled
     if method.needs_kl:
-        passes = trained + (sampled if method.granularity == "trajectory" else 0)
         forward += inner_epochs * passes
     return Cost(
         images=members,

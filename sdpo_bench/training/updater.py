@@ -270,27 +270,33 @@ class Updater:
         """Exact gradient of losses over all steps with one call's graph in memory, ``size`` groups at one step each.
 
         First all log-probabilities without gradients, then ``d loss / d log_prob`` of each, then every step again
-        with its graph and that coefficient (chain rule).
+        with its graph and that coefficient (chain rule). A step of weight 0 is not computed at all: a loss sees the
+        policy that sampled there.
         """
         trajectories, num_steps = experience.trajectories, experience.trajectories.num_steps
         parts = [replace(part, steps=torch.arange(num_steps).expand(len(part.groups), -1)) for part in parts]
         task = together(parts)
         groups, steps = task.groups.repeat(num_steps), task.steps.T.flatten()
-        with torch.no_grad():
-            passes = [self._pass(trajectories, groups[e], steps[e]) for e in even_split(torch.arange(len(steps)), size)]
-        found = [now.differentiable for now in passes]
-        leaves = {name: _by_group([values[name] for values in found], num_steps) for name in found[0]}
-        self._differentiate(self._losses(experience, parts, leaves, log, fresh))
-        slopes = {
-            name: leaf.grad.permute(2, 0, 1).flatten(0, 1) for name, leaf in leaves.items() if leaf.grad is not None
-        }
         # By the step's weight, not by whether its slopes happen to be zero: a bill must not depend on the batch.
-        needed = self.weights[steps] > 0
-        for e in even_split(needed.nonzero()[:, 0], size):
+        # Nor on the size of a call, which memory limits: so the last call's graph is not kept for the second pass.
+        trained = (self.weights[steps] > 0).nonzero()[:, 0]
+        with torch.no_grad():
+            passes = [self._pass(trajectories, groups[e], steps[e]) for e in even_split(trained, size)]
+        sampled = take(trajectories.log_probs, task.groups, task.steps)
+        leaves = {}
+        for name in passes[0].differentiable:
+            values = torch.cat([now.differentiable[name] for now in passes])
+            idle = sampled if name == "log_probs" else torch.zeros_like(sampled)
+            leaves[name] = _leaf(idle.to(values), trained, values)
+        self._differentiate(self._losses(experience, parts, leaves, log, fresh))
+        slopes = {name: _rows(leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None}
+        for e in even_split(trained, size):
             now = self._pass(trajectories, groups[e], steps[e])
             torch.autograd.backward([getattr(now, name) for name in slopes], [slope[e] for slope in slopes.values()])
             self._record_gradient(now.output, now.output_steps, log)
-        self._record_ratio(experience, task, leaves["log_probs"].detach(), log, fresh)
+        active = self.weights > 0
+        shown = replace(task, steps=task.steps[:, active])
+        self._record_ratio(experience, shown, leaves["log_probs"].detach()[..., active], log, fresh)
 
     def _losses(
         self,
@@ -392,6 +398,12 @@ def _at(scale: float | None) -> str:
     return "" if scale is None else f" at loss scale {scale:g}: fp16 overflows. Use --set model.precision=bf16 or fp32"
 
 
-def _by_group(passes: list[Tensor], num_steps: int) -> Tensor:
-    """Values ``[T * b, G]``, one step of all groups after another, as a leaf ``[b, G, T]``."""
-    return torch.cat(passes).unflatten(0, (num_steps, -1)).permute(1, 2, 0).contiguous().requires_grad_()
+def _rows(values: Tensor) -> Tensor:
+    """Values ``[b, G, T]`` as rows ``[T * b, G]``, one step of all groups after another."""
+    return values.permute(2, 0, 1).flatten(0, 1)
+
+
+def _leaf(idle: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """``idle [b, G, T]`` with ``values [n, G]`` at some of its rows, as something to differentiate by."""
+    flat = _rows(idle).index_copy(0, rows.to(idle.device), values)
+    return flat.unflatten(0, (idle.shape[-1], -1)).permute(1, 2, 0).contiguous().requires_grad_()

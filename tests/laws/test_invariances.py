@@ -366,7 +366,8 @@ def test_a_step_of_weight_zero_is_not_computed_and_changes_nothing(tiny_policy):
 @pytest.mark.parametrize(("slope", "anchored"), [(1, 0), (0, 0), (1, 1), (0, 1)])
 def test_a_trajectory_is_trained_and_billed_at_the_steps_with_a_weight(tiny_policy, slope, anchored):
     """Not by whether its loss happens to be flat there, as where every ratio is clipped. A KL that is part of the loss
-    is 0 at a step of weight 0, as it is for losses of single steps, which never see such a step."""
+    is 0 at a step of weight 0, as it is for losses of single steps, which never see such a step; its log-probability
+    there is that of sampling, since nothing is computed."""
     from sdpo_bench.api import Loss, Method
 
     class Sum(Method):
@@ -377,17 +378,23 @@ def test_a_trajectory_is_trained_and_billed_at_the_steps_with_a_weight(tiny_poli
 
         def loss(self, batch):
             penalties.append((batch.kl.detach() > 0).flatten(0, 1).any(0).tolist())
+            moved.append((batch.log_probs.detach() != batch.old_log_probs).flatten(0, 1).any(0).tolist())
             return Loss(slope * batch.log_probs.sum() + anchored * batch.kl.sum())
 
-    penalties = []
+    penalties, moved = [], []
     leave_the_base_model(tiny_policy)
     schedule, trajectories = sample_groups(tiny_policy, members=1, shared_noise=False)
+    with torch.no_grad():
+        for parameter in tiny_policy.lora_parameters().values():
+            parameter.mul_(2)  # now the policy has other log-probabilities than those of sampling
     method, weights = Sum(None), [1.0, 1.0, 0.0]
     updater = make_updater(tiny_policy, schedule, method, weights=torch.tensor(weights), minibatch=4)
     log = UpdateLog(3)
     updater.inner_epoch(random_experience(trajectories), order_of(4, 3), log)
-    assert penalties == [[True, True, False]]
+    assert penalties == moved == [[True, True, False]]
     assert updater.ledger.backward == 4 * 2
+    twice = {"update": 4 * 2 * 2, "reference": 4 * 2 * 2}  # groups, trained steps, without and with a graph
+    assert {phase: updater.ledger.forward[phase] for phase in twice} == twice
     planned = group_cost(method, weights, inner_epochs=1, guided=False)
     assert sum(updater.ledger.forward.values()) == 4 * (planned.forward - 3)  # without the three calls of sampling
     assert float(log.grad_square[2]) == 0
