@@ -118,7 +118,8 @@ class Call:
     differentiated: bool = False
     adapter: bool = True
     waits: bool = False
-    """Whether it needs the answer of the call before it, as in sampling and after an optimiser step."""
+    """Whether it needs the answer of the call before it, as in sampling, in the completions of a dense reward, in a
+    chain of differentiated steps and after an optimiser step."""
 
 
 def record(trainer: Any) -> list[Call]:
@@ -139,7 +140,7 @@ def record(trainer: Any) -> list[Call]:
     def watched_call(latents: Any, timesteps: Any, arguments: Any) -> Any:
         off = any(getattr(m, "disable_adapters", False) is True for m in policy.denoiser.modules())
         nonlocal stepped
-        waits = stepped or trainer.ledger.phase == "rollout"
+        waits = stepped or latents.requires_grad or trainer.ledger.phase in ("rollout", "reward")
         stepped = False
         inputs = latents.detach(), timesteps, arguments
         calls.append(Call("unet", inputs, torch.is_grad_enabled(), not off, waits))
