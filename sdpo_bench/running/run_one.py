@@ -286,7 +286,7 @@ def _references(trainer: Trainer, scorers: list[Scorer], watcher: Watcher) -> di
 def _export(trainer: Trainer, run: RunFolder) -> None:
     """The run's adapter: of the last epoch (or its moving average), or of the one chosen on validation prompts."""
     trainer.state.check_logs()
-    trainer.updater.deliver()
+    trainer.updater.followers.deliver()
     if trainer.validator is not None:
         load_adapter(trainer.policy, trainer.validator.best_adapter())
     if trainer.processes.is_main:

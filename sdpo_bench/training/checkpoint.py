@@ -25,8 +25,9 @@ from sdpo_bench.scoring.score_cache import ScoreCache
 from sdpo_bench.system.files import atomic_write, disk_space
 from sdpo_bench.system.json_toml import parse_json
 from sdpo_bench.system.signals import preserve_stop
+from sdpo_bench.training.followers import PREFIXES
 from sdpo_bench.training.training_logs import Seals, refuse_changed
-from sdpo_bench.training.updater import CRITIC, FOLLOWERS, Updater
+from sdpo_bench.training.updater import CRITIC, Updater
 
 KEEP = 2
 FORMAT = 2
@@ -66,8 +67,8 @@ def snapshot(progress: Progress, updater: Updater, normaliser: Normaliser, cache
         "run": progress.run,
         "prompts": prompts,
     }
-    if updater.ema is not None:
-        header["averaged"] = updater.averaged
+    if updater.followers.ema is not None:
+        header["averaged"] = updater.followers.averaged
     if (scaling := updater.scale.state()) is not None:
         header["loss_scale"] = scaling
     plain = {name: value.to("cpu", copy=True).contiguous() for name, value in tensors.items()}
@@ -112,12 +113,12 @@ def _files(run: RunFolder) -> list[Path]:
 
 def _state(updater: Updater) -> dict[str, Tensor]:
     """The weights that learn, those that follow them and the critic's buffers, by name."""
-    return {**updater.parameters, **updater.buffers, **updater.followers}
+    return {**updater.parameters, **updater.buffers, **updater.followers.named()}
 
 
 def _key(name: str) -> str:
     """Where a weight or buffer is in the file: ``lora/NAME`` or ``critic/NAME``."""
-    return name if name.startswith((CRITIC, *FOLLOWERS)) else f"lora/{name}"
+    return name if name.startswith((CRITIC, *PREFIXES)) else f"lora/{name}"
 
 
 def _optimiser_tensors(updater: Updater) -> dict[str, Tensor]:
@@ -200,7 +201,7 @@ def restore(path: Path, updater: Updater, normaliser: Normaliser, cache: ScoreCa
     header, tensors = read(path)
     _check_shapes(path, tensors, updater)
     _restore_scale(path, header, updater)
-    updater.averaged = header.get("averaged", 0)
+    updater.followers.averaged = header.get("averaged", 0)
     for name, value in _state(updater).items():
         with torch.no_grad():
             value.copy_(tensors[_key(name)])

@@ -166,7 +166,7 @@ class Trainer:
             return
         self.policy.on_call = None
         for attempt in self.attempts(self.record_out_of_memory):
-            with attempt, self.updater.result():
+            with attempt, self.updater.followers.result():
                 if self.validator is not None:
                     self.validator.after_epoch(self.epoch, last=last)
                 if self.curve is not None:
@@ -300,7 +300,7 @@ class Trainer:
             experience = replace(experience, fresh=Noise((self.config.seed, "fresh", self.epoch, inner)))
             if self.updater.inner_epoch(experience, order, log, stop, lambda _: self._tell("updating")):
                 break
-        self.updater.end_epoch()
+        self.updater.followers.after_epoch(self.ledger.optimiser_steps)
         metrics |= self._update_metrics(log)
         clock.lap("update_seconds")
         self._settle(before, remembered)
@@ -329,7 +329,7 @@ class Trainer:
         rule = config.sample.draw
         drawn = draw_prompts(self.prompts, wanted, seed=config.seed, epoch=self.epoch, rule=rule)
         prompts = [drawn[g] for g in mine.tolist()]
-        with self.ledger.during("rollout"), self.updater.sampling():
+        with self.ledger.during("rollout"), self.updater.followers.sampling():
             trajectories = self._rollout(prompts, mine)
         self.ledger.images += groups * self.method.members
         return trajectories
@@ -352,7 +352,7 @@ class Trainer:
         method, drawing = self.method, self.schedule.decision_steps().tolist()
         if method.signal == "gradient" or method.reward_mode not in COMPLETED_MODES:
             return None
-        with self.ledger.during("reward"), self.updater.sampling():
+        with self.ledger.during("reward"), self.updater.followers.sampling():
             return completions(
                 self.policy,
                 self.schedule,

@@ -7,8 +7,7 @@ order the settings ask for. Log-ratios carry the step weight here, so that no me
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,18 +22,17 @@ from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.rollout.replay_step import StepPass, step_pass
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.rollout.schedule import Schedule
-from sdpo_bench.rollout.trailing_weights import TrailingWeights, average_keep
 from sdpo_bench.scoring.scorer import Scorer
 from sdpo_bench.settings import EmaSettings, UpdateSettings
 from sdpo_bench.training import likelihood_free
 from sdpo_bench.training.critic import every_value, seeded_critic, state_values
+from sdpo_bench.training.followers import Followers
 from sdpo_bench.training.loss_scale import loss_scale
 from sdpo_bench.training.method_loss import HINT, ask_loss, numbers
 from sdpo_bench.training.shared_calls import call_size, calls, even_split, together
 from sdpo_bench.training.update_order import Order, Task, part_of, windows
 
 CRITIC = "critic/"
-OLD, EMA = FOLLOWERS = ("old/", "ema/")
 
 
 class Updater:
@@ -77,11 +75,7 @@ class Updater:
             fused=policy.device.type in ("cpu", "cuda"),
         )
         self.scale = loss_scale(policy.dtype, policy.device)
-        self.old = TrailingWeights.of(lora) if method.keeps_old else None
-        """Adapter of the policy that samples, where it is not the one that learns."""
-        self.ema = TrailingWeights.of(lora) if ema else None
-        """Average of the adapter's weights over the updates, where a run asks for it."""
-        self.ema_settings, self.averaged = ema, 0
+        self.followers = Followers(policy, method, ema)
 
     @property
     def schedule(self) -> Schedule:
@@ -93,19 +87,10 @@ class Updater:
         """What the critic keeps besides its weights (running means, counters), by name (prefix :data:`CRITIC`)."""
         return {CRITIC + name: value for name, value in self.critic.named_buffers()} if self.critic else {}
 
-    @property
-    def followers(self) -> dict[str, Tensor]:
-        """Adapter weights that follow the learning ones, by name (prefixes :data:`FOLLOWERS`)."""
-        found: dict[str, Tensor] = {}
-        for prefix, follower in ((OLD, self.old), (EMA, self.ema)):
-            if follower is not None:
-                found |= {prefix + name: value for name, value in follower.weights.items()}
-        return found
-
     def fingerprint(self) -> str:
         """Hash of everything that learns or is kept, to tell whether processes still agree."""
         found = hashlib.blake2b(digest_size=8)
-        for value in (*self.parameters.values(), *self.buffers.values(), *self.followers.values()):
+        for value in (*self.parameters.values(), *self.buffers.values(), *self.followers.named().values()):
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
@@ -143,7 +128,7 @@ class Updater:
         bad = [norm for norm in norms if not math.isfinite(norm)]
         if not bad:
             self.optimiser.step()
-            self._follow()
+            self.followers.after_update()
         self.optimiser.zero_grad(set_to_none=True)
         used, can_go_on = self.scale.factor, self.scale.update()
         log.loss_scale = self.scale.factor
@@ -157,39 +142,6 @@ class Updater:
         else:
             log.grad_norms.append(norms[0])
         return not bad
-
-    def _follow(self) -> None:
-        """The average follows each update. Skipped steps change nothing, so they do not count."""
-        if self.ema is None or self.ema_settings is None:
-            return
-        self.averaged += 1
-        keep = average_keep(self.ema_settings.decay, self.averaged, warmup=self.ema_settings.warmup)
-        self.ema.follow(self.policy.lora_parameters(), keep)
-
-    def end_epoch(self) -> None:
-        """The policy that samples comes nearer to the one that learns."""
-        if self.old is not None:
-            keep = self.method.old_decay(self.ledger.optimiser_steps)
-            self.old.follow(self.policy.lora_parameters(), keep)
-
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Inside this context the policy is the one that samples."""
-        with self.policy.using(self.old.weights) if self.old else nullcontext():
-            yield
-
-    @contextmanager
-    def result(self) -> Iterator[None]:
-        """Inside this context the policy is the one that a run delivers: its moving average where it keeps one."""
-        with self.policy.using(self.ema.weights) if self.ema else nullcontext():
-            yield
-
-    @torch.no_grad()
-    def deliver(self) -> None:
-        """After the training: give the policy the weights that the run delivers."""
-        if self.ema is not None:
-            for name, parameter in self.policy.lora_parameters().items():
-                parameter.copy_(self.ema.weights[name])
 
     def _accumulate(
         self,
@@ -252,7 +204,7 @@ class Updater:
             found = likelihood_free.reward_minibatch(self.context, self.scorer, experience, parts[0])
             log.rewards.append(found.batches[0].final_rewards.detach().cpu())
         elif self.method.granularity == "noised":
-            old = self.old.weights if self.old else None
+            old = self.followers.old.weights if self.followers.old else None
             found = likelihood_free.noised_minibatches(self.context, experience, parts, old)
         else:
             found = likelihood_free.sample_minibatch(self.context, self.scorer, experience, parts[0])

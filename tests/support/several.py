@@ -69,7 +69,7 @@ def train(method, out, processes, **extra):
     trainer._sample = watched
     trainer.train()
     out.mkdir(parents=True, exist_ok=True)
-    every = trainer.updater.parameters | trainer.updater.followers
+    every = trainer.updater.parameters | trainer.updater.followers.named()
     weights = {name: p.detach().clone() for name, p in every.items()}
     save_file(weights, str(out / f"weights-{processes.rank}.safetensors"))
     return {"sampled": sampled, "bill": trainer.ledger.bill(), "metrics": trainer.state.last}

@@ -142,11 +142,11 @@ def test_a_run_with_an_average_delivers_it(tiny_pipe, tmp_path):
     plain.train()
     averaged.train()
     assert equal(adapter(plain), adapter(averaged))
-    average = {name: value.clone() for name, value in averaged.updater.ema.weights.items()}
-    with averaged.updater.result():
+    average = {name: value.clone() for name, value in averaged.updater.followers.ema.weights.items()}
+    with averaged.updater.followers.result():
         assert equal(adapter(averaged), average)
     assert equal(adapter(plain), adapter(averaged))
-    averaged.updater.deliver()
+    averaged.updater.followers.deliver()
     assert equal(adapter(averaged), average) and not equal(average, adapter(plain))
 
 
@@ -171,7 +171,7 @@ def test_weights_that_follow_survive_a_stop(tiny_pipe, tmp_path, name, extra):
     second.train()
     assert second.epoch == whole.epoch == 3
     assert equal(adapter(second), adapter(whole))
-    assert equal(second.updater.followers, whole.updater.followers) and whole.updater.followers
+    assert equal(second.updater.followers.named(), whole.updater.followers.named()) and whole.updater.followers.named()
 
 
 @pytest.mark.parametrize(("name", "extra"), [("nft", {}), ("sdpo", {"ema.decay": 0.9})])
@@ -180,7 +180,7 @@ def test_processes_compare_the_weights_that_follow(tiny_pipe, tmp_path, name, ex
     updater = make_trainer(make_resolved(tiny_pipe, name, **extra), tmp_path).updater
     before = updater.fingerprint()
     assert updater.fingerprint() == before
-    next(iter(updater.followers.values())).flatten()[0] += 1e-3
+    next(iter(updater.followers.named().values())).flatten()[0] += 1e-3
     assert updater.fingerprint() != before
 
 
