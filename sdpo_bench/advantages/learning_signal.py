@@ -16,7 +16,7 @@ from sdpo_bench.advantages.normalise import Normaliser, advantages, decoupled_ad
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.api import COMPLETED_MODES
 from sdpo_bench.rollout.base_log_probs import base_statistics
-from sdpo_bench.rollout.group_cost import PROBE_GROUPS, influential_steps
+from sdpo_bench.rollout.group_cost import PROBE_GROUPS, PROBE_MEMBERS, influential_steps
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.dense_rewards import choose_queries, completion_rewards, final_rewards, step_rewards
@@ -180,16 +180,16 @@ class Signals:
 
     def _reference(self, trajectories: Trajectories, mine: Tensor) -> tuple[Tensor | None, dict[str, float]]:
         """Log-probabilities under the base model where the method needs them, and ``kl_to_base`` (measured on a few
-        groups otherwise): sum over the steps that draw noise of the mean over latent elements, nats. Without such a
-        step there is none."""
+        trajectories otherwise): sum over the steps that draw noise of the mean over latent elements, nats. Without
+        such a step there is none."""
         method = self.context.method
         whole = method.needs_reference and method.granularity in ("step", "trajectory")
         chosen = [row for row, g in enumerate(mine.tolist()) if whole or g < PROBE_GROUPS]
-        phase = "reference" if whole else "diagnostic"
+        phase, members = ("reference", None) if whole else ("diagnostic", PROBE_MEMBERS)
         context = self.context
         policy, size = context.policy, context.micro_batch.size
         with context.ledger.during(phase), policy.reference():  # type: ignore[arg-type]
-            log_probs, kl = base_statistics(policy, context.schedule, trajectories, chosen, size)
+            log_probs, kl = base_statistics(policy, context.schedule, trajectories, chosen, size, members)
         kl = self.context.processes.rows(kl, mine[chosen])
         metrics = {} if kl.isnan().all() else {"kl_to_base": float(kl.nansum(-1).mean())}
         return (log_probs if whole else None), metrics

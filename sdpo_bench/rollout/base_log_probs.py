@@ -13,16 +13,22 @@ from sdpo_bench.rollout.schedule import Schedule, gaussian_kl
 
 @torch.no_grad()
 def base_statistics(
-    policy: Policy, schedule: Schedule, trajectories: Trajectories, groups: Sequence[int], micro_batch: int
+    policy: Policy,
+    schedule: Schedule,
+    trajectories: Trajectories,
+    groups: Sequence[int],
+    micro_batch: int,
+    members: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities under the present (reference) model and KL of the sampling policy to it, both ``[n, G, T]``.
+    """Log-probabilities under the present (reference) model and KL of the sampling policy to it, both ``[n, g, T]`` of
+    the first ``members`` of each group, or of all.
 
     A step that draws no noise has no KL: NaN, since 0 would say that the policies agree. The sampling policy's mean is
     recovered from the stored predicted originals, so only the reference model is called.
     """
-    g, steps = trajectories.latents.shape[1], trajectories.num_steps
+    g, steps = min(members or trajectories.latents.shape[1], trajectories.latents.shape[1]), trajectories.num_steps
     if not groups:
-        return (none := trajectories.log_probs[:0]), none
+        return (none := trajectories.log_probs[:0, :g]), none
     chosen = torch.tensor(list(groups))
     log_probs, kls = [], []
     # The states are known, so steps need not wait for each other and share calls.
@@ -31,7 +37,7 @@ def base_statistics(
         group, step = chosen[part // steps], part % steps
         rows, inverse = unique_rows(step, g, trajectories.shared_start)
         before, after, x0 = (
-            pick(states, group, at, policy.device).flatten(0, 1)
+            pick(states, group, at, policy.device)[:, :g].flatten(0, 1)
             for states, at in (
                 (trajectories.latents, step),
                 (trajectories.latents, step + 1),

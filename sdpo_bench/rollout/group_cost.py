@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from sdpo_bench.api import COMPLETED_MODES, Method
 from sdpo_bench.ledger import Cost
 
-PROBE_GROUPS = 2  # groups an epoch whose KL to the base model is measured when the method itself does not
+PROBE_GROUPS, PROBE_MEMBERS = 2, 2
+"""Groups an epoch, and trajectories of each, whose KL to the base model is measured when the method itself does not.
+As many for large groups as for pairs, since a budget of denoiser calls has these calls in it."""
 
 
 def group_cost(
@@ -136,4 +138,5 @@ def probe_cost(method: Method, steps: int, groups: int, *, guided: bool) -> int:
     """Denoiser calls an epoch for measuring the KL to the base model, outside the groups' own cost."""
     if method.needs_reference and method.granularity in ("step", "trajectory"):
         return 0
-    return min(PROBE_GROUPS, groups) * sum(step_rows(method, i) for i in range(steps)) * (2 if guided else 1)
+    rows = sum(min(PROBE_MEMBERS, step_rows(method, i)) for i in range(steps))
+    return min(PROBE_GROUPS, groups) * rows * (2 if guided else 1)

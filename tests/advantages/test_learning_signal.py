@@ -10,7 +10,7 @@ from sdpo_bench.advantages.learning_signal import Signals
 from sdpo_bench.advantages.normalise import Normaliser, advantages
 from sdpo_bench.rewards.jpeg_incompressibility import JpegIncompressibility
 from sdpo_bench.rollout.base_log_probs import base_statistics
-from sdpo_bench.rollout.group_cost import PROBE_GROUPS
+from sdpo_bench.rollout.group_cost import PROBE_GROUPS, PROBE_MEMBERS, probe_cost
 from sdpo_bench.scoring import image_statistics
 from sdpo_bench.scoring.dense_rewards import choose_queries, step_rewards
 from sdpo_bench.system.distributed import Processes
@@ -97,13 +97,19 @@ def test_the_method_s_own_guard_of_predicted_rewards_is_used(tiny_pipe, tmp_path
     assert seen == [("predicted", "official"), ("predicted", "convex")]
 
 
-@pytest.mark.parametrize("method", ["sdpo", "d3po"])  # measured on a few groups, and on all where there is a reference
+@pytest.mark.parametrize("method", ["sdpo", "d3po", "grpo", "ddpo"])
 def test_the_divergence_is_a_sum_over_steps_and_a_mean_over_members(tiny_pipe, tmp_path, method):
+    """Measured on two trajectories of two groups, however large these are, and on all where there is a reference."""
     trainer, trajectories, experience, metrics = first_epoch(tiny_pipe, tmp_path, method)
     n = len(trajectories.prompts) if trainer.method.needs_reference else PROBE_GROUPS
     with trainer.policy.reference():
         log_probs, kl = base_statistics(trainer.policy, trainer.schedule, trajectories, range(n), 64)
-    assert kl.shape[-1] == 3
+    assert kl.shape[1:] == (trainer.method.members, 3)
+    if not trainer.method.needs_reference:
+        kl = kl[:, :PROBE_MEMBERS]
+        # Two groups at three steps; whoever shares a first state calls once for it.
+        calls = {"sdpo": 2 * 5, "grpo": 2 * 5, "ddpo": 2 * 3}
+        assert probe_cost(trainer.method, 3, 4, guided=False) == calls[method]
     assert metrics["kl_to_base"] == pytest.approx(float(kl.sum()) / kl[..., 0].numel(), rel=1e-5)
     assert metrics["kl_to_base"] > 0
     if trainer.method.needs_reference:
