@@ -9,15 +9,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-from sdpo_bench.errors import UsageError, nearest
+from sdpo_bench.errors import UsageError, did_you_mean, nearest
 from sdpo_bench.plugins.registry import plugins
-from sdpo_bench.results.comparability import Arm, Setting, differences, group_settings
-from sdpo_bench.results.read_results import Results
-from sdpo_bench.results.select_runs import Selection, matches, method_named, parse_select, with_methods
+from sdpo_bench.results.comparability import (
+    Arm,
+    Setting,
+    differences,
+    group_settings,
+    is_setting_key,
+    shown,
+)
+from sdpo_bench.results.read_results import Results, Run
+from sdpo_bench.results.select_runs import (
+    ALIASES,
+    Selection,
+    facts,
+    matches,
+    method_named,
+    parse_select,
+    with_methods,
+)
 from sdpo_bench.statistics.eval_table import BASE
 
 BASE_NAMES = ("base", BASE)
+_FIRST_KEYS = ("model.name", "reward.name", "budget.", "schedule.steps")
+"""Settings, or the starts of them, by which a person chooses first."""
+_SHORT = {key: short for short, key in ALIASES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +89,31 @@ def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
         raise UsageError(f"'{name}' fits {len(sides)} runs: {', '.join(side.name for side in sides[:5])}.")
     if sides:
         return sides
+    runs = [run for setting in settings for arm in setting.arms for run in arm.runs if run.method == method]
+    if runs and conditions:
+        raise _unmet(method, runs, parse_select(conditions))
     hint = nearest(method, methods)
     raise UsageError(f"'{name}' is neither a method nor a run here.{hint} See: sdpo-bench list runs")
+
+
+def _unmet(method: str, runs: Sequence[Run], conditions: Selection) -> UsageError:
+    """Why no arm of a method that has runs meets the conditions, with the values that there are."""
+    left = list(runs)
+    for key, values in conditions.items():
+        meeting = [run for run in left if matches(run, {key: values})]
+        if meeting:
+            left = meeting
+            continue
+        if not any(key in facts(run) for run in left):
+            return UsageError(f"no run of {method} has a key '{key}'.{did_you_mean(key, facts(left[0]))}")
+        there = sorted({shown(facts(run)[key]) for run in left if key in facts(run)})
+        return UsageError(f"no run of {method} has {key} = {', '.join(values)}. Here it is {' or '.join(there)}.")
+    # A free key, such as the seed, chooses runs of an arm and leaves no whole arm.
+    words = [f"{key}={','.join(values)}" for key, values in conditions.items()]
+    return UsageError(
+        f"{', '.join(conditions)} chooses among the seeds or evaluations of {method}. Write METHOD and "
+        + " ".join(f"--select {shlex.quote(word)}" for word in words)
+    )
 
 
 def _refuse_untrained(results: Results, names: Sequence[str], selection: Selection) -> None:
@@ -133,7 +175,7 @@ def _only(candidates: Sequence[Side], name: str) -> Side:
 
 def _ambiguous(name: str, candidates: Sequence[Side]) -> UsageError:
     options = _options(candidates)
-    return UsageError(f"'{name}' means {len(candidates)} things here ({options}). {_how_to_choose(candidates)}")
+    return UsageError(f"'{name}' means {len(candidates)} things here ({options}). {_how_to_choose(name, candidates)}")
 
 
 def _options(candidates: Sequence[Side]) -> str:
@@ -141,12 +183,53 @@ def _options(candidates: Sequence[Side]) -> str:
     return "; ".join(texts[:4]) + (" ..." if len(texts) > 4 else "")
 
 
-def _how_to_choose(candidates: Sequence[Side]) -> str:
-    """A key in which the candidates differ, as something to type."""
-    everything = [{**side.setting.settings, **side.arm.settings} for side in candidates if side.setting and side.arm]
-    for key, first, _ in differences(everything[0], everything[1]):
-        return f"Choose one, e.g. --select {key}={first}, or write METHOD,{key}={first}."
-    return ""
+def _how_to_choose(name: str, candidates: Sequence[Side]) -> str:
+    """Words that mean one of the candidates alone, as something to type."""
+    for wanted in candidates:
+        keys = _telling_keys(wanted, candidates)
+        if not keys:
+            continue
+        words = [f"{_SHORT.get(key, key)}={shown(_settings(wanted)[key])}" for key in keys]
+        typed = shlex.quote(",".join([name, *words]))
+        if not all(is_setting_key(key) for key in keys):  # --select narrows both sides: the other may lack the key
+            return f"Choose one, e.g. {typed}."
+        return f"Choose one, e.g. {' '.join(f'--select {shlex.quote(word)}' for word in words)}, or write {typed}."
+    runs = [side.arm.runs[0].id for side in candidates if side.arm]
+    return f"Choose a run of one, e.g. {runs[0]}."
+
+
+def _telling_keys(wanted: Side, candidates: Sequence[Side]) -> list[str]:
+    """The first keys, those that a person thinks of before others, whose values no other candidate has.
+
+    Empty where what can be typed does not tell the candidates apart.
+    """
+    assert wanted.arm
+    settings = _settings(wanted)
+    differing = {key for other in candidates for key, _, _ in differences(settings, _settings(other))}
+    keys: list[str] = []
+    left = [side for side in candidates if side is not wanted]
+    for key in sorted(differing, key=_place):
+        value = shown(settings.get(key))
+        condition = {key: [value]}
+        if "," in value or not all(matches(run, condition) for run in wanted.arm.runs):
+            continue  # as --select reads it, the text is another value
+        alike = [side for side in left if side.arm and all(matches(run, condition) for run in side.arm.runs)]
+        if len(alike) < len(left):
+            keys.append(key)
+            left = alike
+        if not left:
+            return keys
+    return []
+
+
+def _settings(side: Side) -> dict[str, Any]:
+    return {**side.setting.settings, **side.arm.settings} if side.setting and side.arm else {}
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Sort key of a setting: that of the model first, details last."""
+    places = [place for place, start in enumerate(_FIRST_KEYS) if key.startswith(start)]
+    return (places[0] if places else len(_FIRST_KEYS)), key
 
 
 def _matched(a: Sequence[Side], b: Sequence[Side], name_a: str, name_b: str) -> tuple[Side, Side]:

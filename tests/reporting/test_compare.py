@@ -1,6 +1,7 @@
 """``compare`` pairs like with like, refuses the rest by name, and says no more than the data show."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -302,8 +303,8 @@ def test_costs_that_differ_are_listed(out):
 def test_a_method_with_several_arms_must_be_narrowed(out):
     for seed in A:
         make_run(out, "sdpo", seed, spread([A[seed] + 5] * 3), **{"method.reward": "full"})
-    with pytest.raises(UsageError, match=r"'sdpo' means 2 things here.*METHOD,method.reward="):
-        compared(out, "sdpo", "ddpo")
+    with pytest.raises(UsageError, match=r"'sdpo' means 2 things here.* e.g. sdpo,method.reward=full.$"):
+        compared(out, "sdpo", "ddpo")  # --select method.reward=full would leave out ddpo, which has no such setting
     comparison = compared(out, "sdpo,method.reward=full", "sdpo,method.reward=predicted")
     assert outcomes(comparison)[2].difference.value == pytest.approx(5)
     assert comparison.differing == (("method.reward", "full", "predicted"),)
@@ -313,9 +314,50 @@ def test_a_method_in_several_settings_is_narrowed_by_select(out):
     for seed in A:
         for method in ("sdpo", "ddpo"):
             make_run(out, method, seed, spread([1, 1, 1]), **{"budget.amount": 256})
-    with pytest.raises(UsageError, match="budget.amount"):
+    with pytest.raises(UsageError, match="e.g. --select budget.amount=.*, or write sdpo,budget.amount="):
         compared(out, "sdpo", "ddpo")
     assert outcomes(compared(out, "sdpo", "ddpo", "budget.amount=128"))[2].difference.value == pytest.approx(1.5)
+
+
+def test_the_words_that_choose_can_be_typed(out):
+    """The model before a list of modules, which --select would read as several values."""
+    flow = {"model.name": "emoji-flow", "model.lora_targets": ("to_q", "to_k"), "schedule.eta": 0.5}
+    for seed in A:
+        for method in ("sdpo", "ddpo"):
+            make_run(out, method, seed, spread([1, 1, 1]), **flow)
+            make_run(out, method, seed, spread([1, 1, 1]), **flow, **{"budget.amount": 256})
+    with pytest.raises(UsageError) as refused:
+        compared(out, "sdpo", "ddpo")
+    first, second = re.search(r"e.g. (--select .*), or write (.*)\.$", str(refused.value)).groups()
+    assert first in ("--select model=emoji-turbo", "--select model=emoji-flow --select budget.amount=128")
+    select = first.replace("--select ", "").split()
+    chosen = [compared(out, "sdpo", "ddpo", *select), compared(out, second, "ddpo")]
+    one, other = ([run.id for run in comparison.a.arm.runs] for comparison in chosen)
+    assert one == other and len(one) == 3
+
+
+def test_settings_that_nobody_can_type_are_told_apart_by_a_run(out):
+    run_ids = {}
+    for name, targets in (("q", ("to_q", "to_k")), ("v", ("to_v", "to_k"))):
+        run_ids[name] = make_run(out, "d3po", 0, spread([1, 1, 1]), **{"model.lora_targets": targets}).name
+    with pytest.raises(UsageError, match="'d3po' means 2 things") as refused:
+        compared(out, "d3po", "ddpo")
+    named = str(refused.value).rpartition(" ")[2].removesuffix(".")
+    assert named in run_ids.values() and compared(out, named, "ddpo").a.name == named
+
+
+def test_conditions_that_no_run_meets_are_named_with_the_values_that_there_are(out):
+    for seed in A:
+        make_run(out, "sdpo", seed, spread([1, 1, 1]), **{"update.lr": 0.25})
+    for typed, words in (
+        ("sdpo,update.lr=0.75", "no run of sdpo has update.lr = 0.75. Here it is 0.001 or 0.25."),
+        ("sdpo,update.lr=0.25,model=sd-turbo", "no run of sdpo has model.name = sd-turbo. Here it is emoji-turbo."),
+        ("sdpo,update.lrr=1", "no run of sdpo has a key 'update.lrr'. Did you mean 'update.lr'?"),
+        ("sdpo,seed=1", "seed chooses among the seeds or evaluations of sdpo. Write METHOD and --select seed=1"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            compared(out, "ddpo", typed)
+        assert str(refused.value) == words
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
