@@ -1,6 +1,8 @@
 """``run --seeds``: one run after the other, one summary, and a run that fails stops none of the others."""
 
 import json
+import re
+import shlex
 
 import pytest
 from finished_run import call, words_of
@@ -48,4 +50,6 @@ def test_a_failed_seed_is_reported_after_the_others(words, capsys, monkeypatch):
     assert "seed 0 failed: all pictures are black" in err and "1 of 2 runs failed: seed 0" in err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert [(row[0], row[2]) for row in rows] == [("0", "failed"), ("1", "done")]
-    assert "sdpo-bench compare sdpo base" in out
+    (command,) = re.findall("^interval and verdict: sdpo-bench (.*)$", out, re.MULTILINE)
+    code, out, _ = call(capsys, *shlex.split(command))
+    assert code == 0 and "\nsdpo - base model" in out, "the command reads the same results folder"

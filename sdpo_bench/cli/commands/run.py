@@ -142,7 +142,7 @@ def run_seeds(
             click.echo(f"seed {seed} failed: {error}", err=True)
             outcomes[seed] = error
     if processes.is_main:
-        show_seeds(runs, outcomes, as_json)
+        show_seeds(runs, outcomes, runtime.out, as_json)
     if failed := [seed for seed, outcome in outcomes.items() if isinstance(outcome, RunFailed)]:
         raise RunFailed(f"{len(failed)} of {len(runs)} runs failed: seed {', '.join(map(str, failed))}.")
 
@@ -266,11 +266,16 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
 
 def next_steps(run_id: str, out: Path) -> str:
     """What usually follows a run, in a line."""
-    where = "" if out.resolve() == Path("results").resolve() else f" --results {shlex.quote(str(out))}"
+    where = _results_option(out)
     return (
         f"next: sdpo-bench report --format html{where} (page); sdpo-bench compare {run_id} base{where} (the gain); "
         "the same command with --seeds 0-4 (interval over seeds) or with another --method (comparison)"
     )
+
+
+def _results_option(out: Path) -> str:
+    """What makes a command read the results folder ``out``; empty for the default."""
+    return "" if out.resolve() == Path("results").resolve() else f" --results {shlex.quote(str(out))}"
 
 
 def bill_of(outcome: Outcome) -> dict[str, Any]:
@@ -288,7 +293,7 @@ def gain_of(outcome: Outcome, reward: str) -> float | None:
     return sum(differences) / len(differences) if differences else None
 
 
-def show_seeds(runs: Sequence[Resolved], outcomes: Mapping[int, Outcome | RunFailed], as_json: bool) -> None:
+def show_seeds(runs: Sequence[Resolved], outcomes: Mapping[int, Outcome | RunFailed], out: Path, as_json: bool) -> None:
     """The summary of ``--seeds``: one row a run, the mean over seeds, the whole bill."""
     method, reward = runs[0].config.method.name, runs[0].reward_name
     done = {seed: outcome for seed, outcome in outcomes.items() if isinstance(outcome, Outcome)}
@@ -327,7 +332,7 @@ def show_seeds(runs: Sequence[Resolved], outcomes: Mapping[int, Outcome | RunFai
         )
         click.echo(f"score - base: {mean:+.3f}{spread_text}")
     click.echo(bill_text(bill, seconds))
-    click.echo(f"interval and verdict: sdpo-bench compare {method} base")
+    click.echo(f"interval and verdict: sdpo-bench compare {method} base{_results_option(out)}")
 
 
 def _or_nan(value: float | None) -> float:
