@@ -12,7 +12,7 @@ import click
 from sdpo_bench.cli.commands.fetch import items_of
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.config.differences import differs_from_default
-from sdpo_bench.config.presets import shipped_presets
+from sdpo_bench.config.presets import automatic_preset, find_preset, shipped_presets
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.config.run_file import RunFile
 from sdpo_bench.config.sampler_fit import planning_scheduler
@@ -121,6 +121,26 @@ def default_rates_note(resolved: Resolved) -> str:
         f"note: {name} trains at update.lr = {resolved.config.update.lr:g} of preset '{preset.name}'; the rates of "
         "built-in methods were searched. Search its own before you compare: sdpo-bench sweep search.toml "
         "(sdpo-bench new method NAME writes that file)"
+    )
+
+
+def foreign_preset_note(resolved: Resolved, typed: str | None) -> str:
+    """That the preset which was asked for is for another model or reward; empty where it fits or does not say.
+
+    Args:
+        typed: name or file of that preset; None: it was chosen as one that fits.
+    """
+    model, reward = resolved.config.model.name, resolved.config.reward.name
+    preset = find_preset(typed) if typed else None
+    if preset is None or not preset.match or preset.fits(model, reward):
+        return ""
+    names = [(key, preset.match[key]) for key in ("model", "reward") if key in preset.match]
+    meant = [f"{key} {value if isinstance(value, str) else ' or '.join(value)}" for key, value in names]
+    fitting = automatic_preset(model, reward)
+    advice = f"--preset {fitting.name}" if fitting else "none of those here"
+    return (
+        f"note: preset '{preset.name}' is for {' with '.join(meant)}; this run has model {model} with reward {reward}. "
+        f"The preset that fits: {advice}"
     )
 
 

@@ -78,6 +78,27 @@ def test_several_seeds_cost_several_times_as_much(capsys):
     assert "one run for each of the seeds 0, 1, 2, 3, 4;" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--model", "emoji-turbo", "--preset", "paper-hpsv2"],
+            "note: preset 'paper-hpsv2' is for model sd-turbo with reward hpsv2 or hpsv2.1; this run has model "
+            "emoji-turbo with reward emoji-align. The preset that fits: --preset embedded\n",
+        ),
+        (["--model", "emoji-flow", "--preset", "embedded"], "--preset embedded-flow\n"),
+        (["--model", "sd-turbo", "--reward", "emoji-align", "--preset", "paper-hpsv2"], "none of those here\n"),
+        (["--model", "emoji-turbo", "--preset", "embedded"], ""),
+        (["--model", "emoji-turbo"], ""),
+        (["--model", "sd3.5-medium", "--reward", "emoji-align", "--preset", "mixgrpo"], ""),  # says no model
+    ],
+)
+def test_a_preset_for_another_model_or_reward_is_named(capsys, monkeypatch, words, said):
+    monkeypatch.setattr(run_plan, "expected_seconds", lambda *_: (None, 0.0, "it is not asked here"))
+    code, _, err = call(capsys, "run", "--dry-run", *words)
+    assert code == 0 and (err.endswith(said) if said else err == "")
+
+
 def test_settings_that_are_not_defaults_come_first(capsys):
     text = plan(capsys, "--set", "update.lr=3e-3")
     own, usual = text.split("setting at its default")

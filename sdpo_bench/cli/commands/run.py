@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sdpo_bench.cli.options import echo_json, parse_seeds
-from sdpo_bench.cli.run_plan import default_rates_note, parse_memory, show_plan
+from sdpo_bench.cli.run_plan import default_rates_note, foreign_preset_note, parse_memory, show_plan
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.config.run_file import RunFile, read_run_file, replaced_settings, run_file_text
 from sdpo_bench.config.sampler_id import sampler_id
@@ -100,7 +100,8 @@ def run_command(
             "folder or the settings that there are have changed since",
             err=True,
         )
-    if note := default_rates_note(resolved):
+    foreign = foreign_preset_note(resolved, preset or (file.preset if file else None))
+    for note in filter(None, (foreign, default_rates_note(resolved))):
         click.echo(note, err=True)
     runtime = Runtime(out, device, micro_batch, checkpoint_every, threads, reward_timeout, async_rewards, processes)
     if dry_run:
