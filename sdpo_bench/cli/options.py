@@ -47,7 +47,7 @@ THREADS = click.option(
     "--threads",
     type=click.IntRange(0, MOST_AT_ONCE),
     default=0,
-    help="CPU threads of torch (0: one for the embedded models, else torch's default).",
+    help="CPU threads of torch (0: one for the embedded models, else torch's default, or a job's share of it).",
 )
 MICRO_BATCH = click.option(
     "--micro-batch",

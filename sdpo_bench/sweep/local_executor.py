@@ -69,13 +69,15 @@ class LocalExecutor:
 
     Args:
         jobs: most processes at a time.
-        threads: CPU threads of each; 0: its share of the processors.
+        threads: CPU threads of each; 0: as a run alone, one for a small denoiser, and for a larger one a share of the
+            processors.
         devices: given to the tasks in turn, e.g. ``["cuda:0", "cuda:1"]``.
     """
 
     def __init__(self, jobs: int, *, threads: int = 0, devices: Sequence[str] = ("auto",)):
         self.slots = jobs
-        self.threads = threads or thread_share(jobs)
+        self.threads = threads
+        self.share = threads or thread_share(jobs)
         self.devices = tuple(devices)
         self._context: Any = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
@@ -89,8 +91,8 @@ class LocalExecutor:
         task = replace(task, runtime=replace(task.runtime, threads=self.threads, device=device))
         reports, report = self._context.Pipe(duplex=False)
         # A daemon could start no processes, as rewards and data loaders do. The process watches its parent instead.
-        process = self._context.Process(target=child, args=(task, report), name=task.run_id, daemon=False)
-        with report, _thread_variables(self.threads), shield_children():
+        process = self._context.Process(target=child, args=(task, self.share, report), name=task.run_id, daemon=False)
+        with report, _thread_variables(self.share), shield_children():
             process.start()
         self._running.append(_Running(task, process, reports, place))
 

@@ -53,8 +53,12 @@ ExitReport = tuple[int, str]
 """:data:`DONE`, :data:`FAILED`, :data:`BUSY` or :data:`STOPPED`, and why it failed."""
 
 
-def child(task: Task, reports: Connection) -> NoReturn:
-    """Main function of a process on this machine, which sends its exit report through ``reports``."""
+def child(task: Task, threads: int, reports: Connection) -> NoReturn:
+    """Main function of a process on this machine, which sends its exit report through ``reports``.
+
+    Args:
+        threads: CPU threads of torch until the job sets its own.
+    """
     # Ctrl-C reaches every process of the terminal; the sweep alone decides what it means and sends SIGTERM. A limit on
     # CPU time is this process's own.
     for number in (signal.SIGINT, *STOPS):
@@ -62,6 +66,7 @@ def child(task: Task, reports: Connection) -> NoReturn:
     handle_stops(signal.SIGTERM, getattr(signal, "SIGXCPU", signal.SIGTERM))
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
+        _set_threads(threads)
         report: ExitReport = logged_work(task, descriptors=(1, 2))
     except KeyboardInterrupt:
         report = STOPPED, ""
@@ -78,6 +83,12 @@ def failure_text(error: BaseException) -> str:
     """The message of an error, with its type where it may be a defect."""
     text = str(error)
     return text if isinstance(error, SdpoBenchError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _end_with_parent() -> None:

@@ -17,6 +17,7 @@ import pytest
 from suite_files import tiny_suite
 
 from sdpo_bench.cli.entry import main
+from sdpo_bench.running import evaluation_process
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.sweep import local_executor
 from sdpo_bench.sweep.plan import make_plan
@@ -76,6 +77,17 @@ def test_a_sweep_leaves_finished_runs_logs_and_a_record(undisturbed, capfd):
     assert sweep(path, out) == 0
     assert content(out) == before
     assert "2 of 2 jobs done" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("small", "threads"), [(True, 1), (False, 3)])
+def test_a_job_has_the_threads_of_the_same_run_alone(tmp_path, tiny_pipe, monkeypatch, small, threads):
+    """One for a small denoiser, however many processors there are: a second one changes last digits."""
+    monkeypatch.setattr(local_executor, "usable_cores", lambda: 3)
+    monkeypatch.setattr(evaluation_process, "is_small", lambda policy: small)
+    path = tiny_suite(tmp_path, tiny_pipe)
+    assert sweep(path, tmp_path / "out", "--threads", "0", "--filter", "method=ddpo") == 0
+    (run,) = (tmp_path / "out" / "runs").glob("ddpo-*")
+    assert RunFolder(run).record()["hardware"]["threads"] == threads
 
 
 def test_a_done_job_that_has_lost_its_scores_is_judged_again(undisturbed, tmp_path, capfd):

@@ -396,5 +396,5 @@ def test_processes_share_the_processors(monkeypatch, jobs, cores, share):
     from sdpo_bench.sweep import local_executor
 
     monkeypatch.setattr(local_executor, "usable_cores", lambda: cores)
-    assert local_executor.LocalExecutor(jobs).threads == share
-    assert local_executor.LocalExecutor(jobs, threads=5).threads == 5
+    assert local_executor.LocalExecutor(jobs).share == share
+    assert local_executor.LocalExecutor(jobs, threads=5).share == 5
