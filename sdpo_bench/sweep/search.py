@@ -146,7 +146,9 @@ def _rounds(table: dict[str, Any]) -> tuple[Round, ...]:
         raise UsageError("search.rounds are tables: [[search.rounds]] with seeds and a budget, e.g. images = 640.")
     rounds: list[Round] = []
     for number, one in enumerate(given, 1):
-        where, seeds, keep = f"search.rounds, round {number}", one.pop("seeds", None), one.pop("keep", None)
+        where = f"search.rounds, round {number}"
+        refuse_unknown(one, ("seeds", "keep", *AXES), f"in {where}: ")
+        seeds, keep = one.pop("seeds", None), one.pop("keep", None)
         if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
             raise UsageError(f"{where}: got seeds = {seeds!r}. Example: seeds = [1000, 1001]")
         if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):

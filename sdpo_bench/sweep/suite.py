@@ -40,10 +40,10 @@ A suite takes the settings that another one's search has chosen with ``[search]`
 variants get them, and the other suite's tuning runs are trained first where they are missing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,7 @@ from sdpo_bench.sweep.search import (
     SHARED_SECTIONS,
     Search,
     method_tag,
+    products,
     read_search,
     refuse_unknown,
     take_table,
@@ -276,6 +277,7 @@ def _check(suite: Suite) -> None:
                     f"{where} sets {key}: budget, evaluation and checkpoint choice are the same for all jobs of a "
                     "suite. Set it at the top level."
                 )
+    _refuse_idle("for", suite.by_method, suite.methods)
     if suite.search is not None:
         _check_search(suite.search, suite)
     if suite.search_suite is not None:
@@ -294,18 +296,35 @@ def _check_search(search: Search, suite: Suite) -> None:
     _refuse_axes("search", search.grid)
     for name, grid in search.by_method.items():
         _refuse_axes(f"search.for.{name}", grid)
-    if reported := sorted(set(search.seeds) & set(suite.seeds)):
-        raise UsageError(
-            f"search.seed = {reported[0]} is among the reported seeds; tuning on it would flatter them. "
-            f"Use another, e.g. {max(suite.seeds) + 1000}."
-        )
+    _refuse_reported_seeds(search, suite.seeds)
     if (search.settings.by == "validation") != bool(search.settings.prompts):
         raise UsageError('search.prompts belongs to search.by = "validation": give both or neither.')
     if suite.search_suite is not None:
         return
-    idle = set(search.by_method) - {plugin_tag(method) for method in suite.methods}
-    if idle:
-        raise UsageError(f"search.for.{sorted(idle)[0]}: that method is not among the methods of [cells].")
+    _refuse_idle("search.for", search.by_method, suite.methods)
+    most = max(len(products(search.axes(method))) for method in suite.methods)
+    keep = search.rounds[1].keep if len(search.rounds) > 1 else None
+    if keep is not None and keep > most and not search.settings.extend:
+        raise UsageError(f"search.rounds, round 2: keep = {keep}, but no method has more than {most} candidates.")
+
+
+def _refuse_reported_seeds(search: Search, reported: tuple[int, ...]) -> None:
+    for number, one in enumerate(search.rounds, 1):
+        if both := sorted(set(one.seeds) & set(reported)):
+            where = f"search.rounds, round {number}" if len(search.rounds) > 1 else "search"
+            free = next(seed for seed in count(max(reported) + 1000) if seed not in search.seeds)
+            raise UsageError(
+                f"{where}: seed {both[0]} is among the reported seeds; tuning on it would flatter them. "
+                f"Use another, e.g. {free}."
+            )
+
+
+def _refuse_idle(where: str, by_method: Iterable[str], methods: Sequence[str]) -> None:
+    """Settings of a method without a job would be left out in silence."""
+    if idle := sorted(set(by_method) - {plugin_tag(method) for method in methods}):
+        raise UsageError(
+            f"{where}.{idle[0]}: that method is not among the methods of [cells]. Valid: {', '.join(methods)}."
+        )
 
 
 def _check_search_suite(suite: Suite, other: Suite) -> None:

@@ -245,6 +245,7 @@ BAD = {
     "a job twice": ({"images": "128\n[variants.a]\n[variants.b.update]\nlr = 4e-3"}, "the same run", "emoji-align b"),
     "no TOML": ({"images": "= 1"}, "not valid TOML", "line"),
     "a budget for one method": ({"images": "128\n[for.ddpo.budget]\nimages = 64"}, "sets budget.images", "top"),
+    "a table for no job": ({"images": "128\n[for.d3po.update]\nlr = 1"}, "for.d3po: that method", "Valid: sdpo, ddpo"),
     "an evaluation for one variant": ({"images": "128\n[variants.a.eval]\nsteps = [1]"}, "sets eval.steps", "top"),
     "two budgets": ({"images": "128\nreward_calls = 3"}, "one budget axis", "images, reward_calls"),
     "a preset that is no name": ({"preset": "5"}, "cells.preset: got 5", 'preset = "embedded"'),
@@ -343,7 +344,16 @@ BAD_ROUNDS = {
     "no keep": ("keep = 2", "", "round 2: keep says how many", "all but the first"),
     "as many as before": ("keep = 1", "keep = 2", "round 3: keep = 2 leaves out nobody", "has 2"),
     "no budget": ("images = 128", "", "round 3 names one axis, got {}", "images"),
-    "an unknown key": ("images = 128", "images = 128\nwhy = 1", "round 3 names one axis", "images"),
+    "an unknown key": (
+        "images = 128",
+        "images = 128\nwhy = 1",
+        "unknown key in search.rounds, round 3: 'why'",
+        "images",
+    ),
+    "a misspelt keep": ("keep = 2", "kep = 1", "unknown key in search.rounds, round 2: 'kep'", "Did you mean 'keep'?"),
+    "two axes": ("images = 128", "images = 128\nreward_calls = 1", "round 3 names one axis", "images"),
+    "more than there are": ("keep = 2", "keep = 5", "round 2: keep = 5, but no method has more than 2 candidates", ""),
+    "a seed that others avoid": ("seeds = [9, 10]", "seeds = [1001, 1]", "round 2: seed 1 is among the", "e.g. 1002."),
 }
 
 
