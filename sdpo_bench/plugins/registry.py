@@ -29,6 +29,7 @@ from sdpo_bench.system.plugin_guard import preserve_process_state
 
 BUILT_IN = "built-in"
 SINGLE_FILE = "a single file"
+_PACKAGE_OF_REWARD = "Only a method may be one; a reward needs a package. Write it: sdpo-bench new reward NAME"
 SINGULAR = {"methods": "method", "rewards": "reward", "studies": "study"}
 """The kinds of plugins, and what one of each is called."""
 
@@ -72,9 +73,12 @@ class Plugin:
             raise MissingError(f"{who} cannot be imported: {reason}") from error
         base = base_class(self.kind)
         if not (isinstance(plugin_class, type) and issubclass(plugin_class, base)):
-            raise UsageError(
-                f"'{self.module}:{self.class_name}' is not a subclass of {base.__module__}.{base.__name__}."
+            named = (
+                f"{self.path}:{self.class_name}" if self.owner == SINGLE_FILE else f"{self.module}:{self.class_name}"
             )
+            reward = isinstance(plugin_class, type) and issubclass(plugin_class, base_class("rewards"))
+            hint = f" {_PACKAGE_OF_REWARD}" if reward and self.owner == SINGLE_FILE else ""
+            raise UsageError(f"'{named}' is not a subclass of {base.__module__}.{base.__name__}.{hint}")
         with plugin_code(who):
             check_class(who, base, plugin_class)
         return plugin_class
@@ -117,6 +121,8 @@ def find(kind: str, name: str) -> Plugin:
     """
     if kind == "methods" and is_file(name):
         return _of_file(kind, name)
+    if kind == "rewards" and is_file(name):
+        raise UsageError(f"'{name}' is a single file. {_PACKAGE_OF_REWARD}")
     available = plugins(kind)
     for plugin in (*available.values(), *_FILES.values()):
         if plugin.kind == kind and plugin.tag == plugin_tag(name):

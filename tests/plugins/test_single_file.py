@@ -88,6 +88,11 @@ def test_what_is_no_method_file_is_refused(tmp_path, file):
     (tmp_path / "reward.py").write_text("class X(dict):\n    pass\n")
     with pytest.raises(UsageError, match="is not a subclass of sdpo_bench.api.Method"):
         find("methods", str(tmp_path / "reward.py")).load()
+    (tmp_path / "score.py").write_text("from sdpo_bench.api import Reward\nclass Score(Reward):\n    pass\n")
+    with pytest.raises(
+        UsageError, match=r"score.py:Score' is not a subclass.* reward needs a package.* new reward NAME$"
+    ):
+        find("methods", str(tmp_path / "score.py")).load()
     (tmp_path / "fails.py").write_text(
         "from sdpo_bench.api import Method\nimport nowhere_at_all\nclass X(Method):\n    pass\n"
     )
