@@ -104,7 +104,7 @@ def unknown_setting(key: str, valid: Sequence[str], *, unlisted: Sequence[str] =
     if meant:
         hint = f" Did you mean {' or '.join(map(repr, meant))}? See: sdpo-bench list settings"
     else:
-        hint = _of_other_methods(key) or _nearest_setting(key, valid)
+        hint = _of_other_methods(key, valid) or _nearest_setting(key, valid)
     return UsageError(f"unknown setting '{key}'{where}.{hint}")
 
 
@@ -112,18 +112,25 @@ def _meant(key: str, valid: set[str]) -> list[str]:
     """Settings that an alias stands for; in the section that was typed if it has one of that kind."""
     section, _, name = key.rpartition(".")
     targets = ALIASES.get(name.lower().replace("-", "_"), ())
+    if section == "method":  # what a method weighs by beta is nothing of the optimiser's
+        targets = tuple(target for target in targets if not target.startswith("update."))
     alike = [f"{section}.{target.rpartition('.')[2]}" for target in targets]
     return [t for t in dict.fromkeys(alike) if t in valid][:1] or [target for target in targets if target in valid]
 
 
-def _of_other_methods(key: str) -> str:
-    """What an alias stands for in methods other than that of the run."""
+def _of_other_methods(key: str, valid: Sequence[str]) -> str:
+    """What an alias stands for in methods other than that of the run, and what this one has."""
     section, _, name = key.rpartition(".")
     targets = ALIASES.get(name.lower().replace("-", "_"), ()) if section in ("", "method") else ()
     meant = [repr(target) for target in targets if target.startswith("method.")]
     if not meant:
         return ""
-    return f" Other methods have {' or '.join(meant)}. The settings of one: sdpo-bench run --method NAME --dry-run"
+    own = sorted(setting for setting in valid if setting.startswith("method."))
+    there = f"This one has {', '.join(own)}" if own else "This one has no settings"
+    return (
+        f" Other methods have {' or '.join(meant)}. {there}. "
+        "The settings of another: sdpo-bench run --method NAME --dry-run"
+    )
 
 
 def _nearest_setting(key: str, valid: Sequence[str]) -> str:

@@ -75,6 +75,7 @@ def test_a_setting_of_a_method_is_suggested_only_where_the_method_has_it():
     assert "Did you mean 'method.kl_weight'?" in said("kl_coef", "grpo")
     assert "Did you mean 'method.beta'?" in said("kl_coef", "pso")
     assert "Did you mean" not in said("kl_coef", "sdpo")
+    assert "Did you mean" not in said("method.beta", "ddpo"), "AdamW's betas are none of a method's settings"
     assert "Did you mean 'update.betas'?" in said("update.beta", "pso")
 
 
@@ -87,8 +88,9 @@ def test_a_setting_of_a_method_is_suggested_only_where_the_method_has_it():
     ],
 )
 def test_a_setting_of_other_methods_is_named_as_such(key, hint):
+    own = "This one has method.clip_range, method.guard, method.log_scale, method.reward, method.temporal_discount."
     command = "sdpo-bench run --method NAME --dry-run"
-    assert said(key) == f"unknown setting '{key}'. {hint} The settings of one: {command}"
+    assert said(key) == f"unknown setting '{key}'. {hint} {own} The settings of another: {command}"
 
 
 def test_only_the_settings_of_a_section_are_listed():
