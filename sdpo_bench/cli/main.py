@@ -20,6 +20,7 @@ from sdpo_bench.cli.options import (
     Amount,
     Choice,
     Command,
+    Seed,
     complete,
 )
 from sdpo_bench.errors import nearest
@@ -83,7 +84,7 @@ def cli(context: click.Context, debug: bool) -> None:
 @click.option(
     "--preset", shell_complete=complete("presets"), help="Preset name or TOML file [default: the one that fits]."
 )
-@click.option("--seed", type=click.IntRange(0), help="Training seed, at most 2**63 - 1 [default: 0].")
+@click.option("--seed", type=Seed(0), help="Training seed, at most 2**63 - 1 [default: 0].")
 @click.option("--seeds", help="Several training seeds, one run after the other, e.g. 0-4 or 0,2,5.")
 @click.option("--budget", help="Where training stops: AXIS=AMOUNT, e.g. images=3000 or reward_calls=5k.")
 @click.option(

@@ -1,6 +1,7 @@
 """What the commands have in common: options, shell completion and JSON output."""
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -26,6 +27,15 @@ class Amount(click.FloatRange):
         if number != number:
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number
+
+
+class Seed(click.IntRange):
+    """One training seed; the error for several names the option that takes them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and re.fullmatch(r"\d+([-,]\d+)+", value):
+            self.fail(f"'{value}' is several seeds. Write --seeds {value}.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def results_option(*names: str) -> Callable[..., Any]:

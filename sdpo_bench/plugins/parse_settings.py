@@ -4,6 +4,7 @@ Every value that reaches a settings class passes through here, a plugin's own in
 said to the person who typed it: its key, what was given, what is valid.
 """
 
+import re
 import tomllib
 import types
 import typing
@@ -112,7 +113,10 @@ def _explain(problem: Mapping[str, Any], section: str) -> str:
     if problem["type"] == "missing":
         few = f"got {problem['input']!r}, expected more items" if len(problem["loc"]) > 1 else "nothing was given"
         return f"{place}: {few}."
-    return f"{place}: got {problem['input']!r}. {problem['msg']}."
+    given, form = problem["input"], ""
+    if len(problem["loc"]) > 1 and isinstance(given, str) and re.fullmatch(r"\d+-\d+", given):
+        form = f" A list names every number, e.g. {place}=1,2,4."
+    return f"{place}: got {given!r}. {problem['msg']}.{form}"
 
 
 def describe_type(hint: Any) -> str:
