@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from factories import make_resolved
 from sdpo_bench.cli.commands.export import export_command
 from sdpo_bench.errors import MissingError, UsageError
+from sdpo_bench.evaluation.evaluate import evaluation_schedule
 from sdpo_bench.library.model_card import licence_warning
 from sdpo_bench.models.adapter_file import AdapterFile
 from sdpo_bench.models.kohya import kohya_bytes
-from sdpo_bench.running.finished_run import open_finished_run
+from sdpo_bench.rollout.sampling import replay
+from sdpo_bench.running.finished_run import load_tuned, open_finished_run
 from sdpo_bench.running.run_one import run_job
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.runs.saved_adapter import load_adapter
@@ -71,6 +73,47 @@ def test_the_merged_pipeline_gives_the_outputs_of_the_policy(run, tmp_path):
     assert torch.allclose(stock_outputs(tmp_path / "merged"), own_outputs(run), atol=1e-5)
     with pytest.raises(UsageError, match="already there"):
         export(run, tmp_path / "merged", merge=True)
+
+
+def printed_code(text):
+    """The Python code that export prints."""
+    lines = text.partition("In Python:\n")[2].splitlines()
+    return "\n".join(line[2:] for line in lines if line.startswith("  "))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_printed_python_draws_the_pictures_of_the_run(tiny_pipe, tmp_path, capsys, merge):
+    """Stock DDIM with the run's noise; the folder's own scheduler, Euler's, draws other pictures."""
+    settings = {"schedule.steps": 4, "eval.guidance_scale": 2.0, "update.lr": 0.02, "budget.images": 8}
+    run = run_job(make_resolved(tiny_pipe, **settings), Runtime(tmp_path / "out", "cpu")).run
+    finished = open_finished_run(run)
+    policy, _ = load_tuned(finished, "cpu")
+    capsys.readouterr()
+    export(run, tmp_path / "exported", merge=merge)
+    printed: dict = {}
+    exec(printed_code(capsys.readouterr().out), printed)
+    pipeline, sampling = printed["pipeline"], printed["sampling"]
+
+    random = torch.Generator().manual_seed(3)
+    start = torch.randn(2, *policy.latent_shape, generator=random)
+    state = random.get_state()
+    noise = torch.stack([torch.randn(start.shape, generator=random) for _ in range(4)], dim=1)
+    schedule = evaluation_schedule(policy, finished.evaluation, 4)
+    with torch.no_grad():
+        ours = replay(policy, schedule, PROMPTS, start[:, None], noise[:, None], shared_start=False).latents[:, 0, -1]
+    random.set_state(state)
+    theirs = pipeline(PROMPTS, **sampling, latents=start, generator=random, output_type="latent").images
+    assert (ours - theirs).abs().max() < 1e-5 * ours.abs().max()
+    for other in ({"eta": 0.5}, {"guidance_scale": 1.0}, {"num_inference_steps": 5}):
+        random.set_state(state)
+        latents = pipeline(PROMPTS, **sampling | other, latents=start, generator=random, output_type="latent").images
+        assert (latents - theirs).abs().max() > 1e-2, other
+
+
+def test_no_call_is_printed_where_stock_ddim_draws_other_pictures(run, tmp_path, capsys):
+    """At 3 steps, 1000 // 3 leaves the list of timesteps."""
+    export(run, tmp_path / "lora")
+    assert run.record()["config"]["schedule"]["steps"] == 3 and "sampling = " not in capsys.readouterr().out
 
 
 def test_kohyas_names_are_read_by_diffusers_own_converter_to_the_same_outputs(run, tiny_pipe, tmp_path):

@@ -1,5 +1,6 @@
 """``sdpo-bench export``: hand a run's adapter on, as a file, as a whole pipeline, or to the hub."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
@@ -15,6 +16,9 @@ from sdpo_bench.models.kohya import kohya_bytes
 from sdpo_bench.models.pipeline_files import read_folder
 from sdpo_bench.models.pipeline_loading import left_out_parts
 from sdpo_bench.plugins.parse_settings import validate
+from sdpo_bench.rollout.ddim import DEFAULTS as DDIM_DEFAULTS
+from sdpo_bench.rollout.gaussian_step import NOISE_DEFAULTS
+from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.running.finished_run import open_finished_run
 from sdpo_bench.runs.adapter import LORA_FILE, check_seal, require_adapter
 from sdpo_bench.runs.run_folder import RunFolder, find_run
@@ -96,24 +100,54 @@ def _merged_code(folder: Path) -> str:
 
 
 def _sampling_code(folder: RunFolder, model: ModelSettings) -> str:
-    """Python code that draws a picture with ``pipeline`` as the run's evaluation does; nothing for a noise-prediction
-    model, whose sampler is not its stock pipeline's.
+    """Python code that draws a picture with ``pipeline`` as the run's evaluation does; nothing where its sampler is
+    none of stock diffusers (``_ddim``).
 
     A pipeline folder has no place for these numbers: prompt tokens, sigmas and guidance are arguments of each call.
     """
     files = pipeline_files(model)
     family = files.family(model.name) if files else None
-    if files is None or family is None or not family.flow:
+    if files is None or family is None:
         return ""
-    config = folder.record()["config"]
-    evaluation: EvaluationSettings = validate(EvaluationSettings, config["eval"], "eval")
-    arguments = _noise_levels(evaluation, config["schedule"]["steps"])
+    record = folder.record()
+    steps = record["config"]["schedule"]["steps"]
+    evaluation: EvaluationSettings = validate(EvaluationSettings, record["config"]["eval"], "eval")
+    if family.flow:
+        scheduler, arguments = "", _noise_levels(evaluation, steps)
+    elif not family.embeds_guidance(files.configs) and (ddim := _ddim(record.get("schedule", {}), evaluation, steps)):
+        scheduler = f"from diffusers import DDIMScheduler\npipeline.scheduler = DDIMScheduler(**{ddim!r})\n"
+        arguments = {"num_inference_steps": steps, "eta": evaluation.eta}
+    else:
+        return ""
     arguments |= family.stock_guidance(files.configs, evaluation.guidance_scale)
     if family.text_tokens(files.configs):
         arguments["max_sequence_length"] = family.chosen_text_tokens(files.configs, model.text_tokens)
     if model.resolution:
         arguments |= {"height": model.resolution, "width": model.resolution}
-    return f"\nsampling = {arguments!r}\npicture = pipeline('a cat', **sampling).images[0]"
+    return f"\n{scheduler}sampling = {arguments!r}\npicture = pipeline('a cat', **sampling).images[0]"
+
+
+def _ddim(trained: Mapping[str, Any], evaluation: EvaluationSettings, steps: int) -> dict[str, Any]:
+    """Arguments of stock diffusers' DDIM scheduler that make it the evaluation's sampler at ``steps`` steps.
+
+    Empty where it cannot be: other samplers, the predicted original as picture, and step counts at which the stock
+    scheduler, which always lands on ``t - N // T``, leaves the list of timesteps.
+
+    Args:
+        trained: the schedule in the run's record.
+    """
+    from diffusers import DDIMScheduler
+
+    if trained.get("sampler") != "ddim" or evaluation.sampler != "ddim" or evaluation.image != "sample":
+        return {}
+    ours = make_schedule(trained, steps, sampler="ddim", eta=evaluation.eta, spacing=evaluation.spacing)
+    options = {key: trained[key] for key in (*NOISE_DEFAULTS, *DDIM_DEFAULTS)}
+    options["timestep_spacing"] = evaluation.spacing
+    stock = DDIMScheduler(**options)
+    stock.set_timesteps(steps)
+    times = ours.timesteps.tolist()
+    landing = [time - options["num_train_timesteps"] // steps for time in times]
+    return options if stock.timesteps.tolist() == times and landing[:-1] == times[1:] and landing[-1] < 0 else {}
 
 
 def _noise_levels(evaluation: EvaluationSettings, steps: int) -> dict[str, Any]:
