@@ -339,6 +339,8 @@ def list_(what: str, name: str | None, out: Path, as_json: bool) -> None:
     With the NAME of a method: its formula, cost and source. With that of a model: its licence, whether its repository
     is gated, steps, resolution, guidance, memory, download and presets.
 
+    Of a run, "score - base" is the mean over its own step counts (eval.steps), without those of a later eval --steps.
+
     \b
     Examples:
       sdpo-bench list methods

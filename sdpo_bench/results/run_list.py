@@ -1,8 +1,9 @@
 """``list runs``: state, budget used and one number for each run, cheap enough for ten thousand of them.
 
-The headline of a run is its score minus the base model's under the trained reward, at the primary endpoint (mean over
-step counts), on the first split it was judged on. It is one seed's number; for statements about a method
-see ``compare`` and ``report``.
+The headline of a run is its score minus the base model's under the trained reward, mean over the run's own step counts
+(``eval.steps``), on the first split it was judged on. Step counts that ``eval --steps`` added are left out: a mean with
+them cannot be compared with that of another run. It is one seed's number; for statements about a method see
+``compare`` and ``report``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,13 @@ class Headline:
 
     value: float
     key: PanelKey
+    steps: tuple[int, ...]
+    """The step counts of the mean."""
+
+    @property
+    def judged_by(self) -> str:
+        """For example ``hpsv2, train, steps 1, 4``."""
+        return f"{self.key.reward}, {self.key.split}, steps {', '.join(map(str, self.steps))}"
 
 
 def list_runs(out: Path) -> tuple[list[str], list[list[Any]]]:
@@ -83,7 +91,7 @@ def _row(run: Run, evaluated: Scores | None, bases: Bases) -> list[Any]:
         problems.append("not evaluated")
     message = "; ".join(text for text in (run.message, *problems) if text)
     value = round(number.value, 4) if number else None
-    judged = f"{number.key.reward}, {number.key.split}" if number else None
+    judged = number.judged_by if number else None
     names = [run.method, run.reward, run.seed]
     return [run.id, run.state, date_of(run), duration_of(run), *names, budget_used(run), value, judged, message]
 
@@ -110,13 +118,16 @@ def budget_used(run: Run) -> str | None:
 
 
 def headline(run: Run, scores: Scores, base: Mapping[PanelKey, Block]) -> Headline | None:
-    """The one number; None where run and base model share no finite scores under the trained reward."""
+    """The one number; None where run and base model share no finite scores at the run's own step counts."""
+    own = run.settings["eval.steps"]
     keys = [key for key in scores.blocks if key.reward == run.reward and key in base]
     for key in sorted(keys, key=_split_first):
-        pair = shared_part(scores.blocks[key], base[key])
+        block = scores.blocks[key]
+        steps = [step for step in block.steps if step in own]
+        pair = shared_part(block.restrict(steps, block.images), base[key]) if steps else None
         if pair is not None:
             tuned, untuned = pair
-            return Headline(float(tuned.scores.mean() - untuned.scores.mean()), key)
+            return Headline(float(tuned.scores.mean() - untuned.scores.mean()), key, tuned.steps)
     return None
 
 

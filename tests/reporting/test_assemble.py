@@ -719,7 +719,7 @@ def test_list_runs_gives_state_budget_and_headline(out):
     assert rows[-1][2:7] == [None, "60 s", "sdpo", "emoji-align", 2]
     by_run = {row[0].rsplit("-", 1)[0]: [row[1], *row[7:]] for row in rows}
     prefix = "-emoji_align-emoji_turbo-s"
-    assert by_run[f"sdpo{prefix}1"] == ["done", "128 of 128 images", 2.0, "emoji-align, train", ""]
+    assert by_run[f"sdpo{prefix}1"] == ["done", "128 of 128 images", 2.0, "emoji-align, train, steps 1, 2, 4", ""]
     assert by_run[f"d3po{prefix}0"] == ["failed", "128 of 128 images", None, None, "black images"]
     assert by_run[f"d3po{prefix}1"][0] == "damaged"
     assert list_runs(out / "nowhere")[1] == []
@@ -735,6 +735,14 @@ def test_budgets_of_seconds_are_not_rounded_away(tmp_path, seconds, limit, shown
     assert list_runs(tmp_path)[1][0][7] == f"{shown} seconds"
     run = load_results(tmp_path).runs[0]
     assert amount(run.settings) == f"{shown.split()[-1]} seconds"
+
+
+def test_headline_is_the_mean_over_the_runs_own_step_counts(tmp_path):
+    """Without the 8 steps of a later evaluation, at which this run gained 9."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0, 0]), steps=(1, 2, 4, 8)))
+    later = [lambda **who: frame(spread([9]), **who, steps=(8,))]
+    make_run(tmp_path, "sdpo", 0, spread([1, 2, 6]), frames=later)
+    assert list_runs(tmp_path)[1][0][8:10] == [3.0, "emoji-align, train, steps 1, 2, 4"]
 
 
 def test_headline_needs_the_same_prompts_and_images(tmp_path):
