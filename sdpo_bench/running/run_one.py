@@ -22,6 +22,7 @@ from sdpo_bench.evaluation.picture_grid import draw_grid, grid_prompts
 from sdpo_bench.evaluation.reward_scale import apply, calibrate
 from sdpo_bench.evaluation.score_rows import step_table
 from sdpo_bench.hashing import canonical
+from sdpo_bench.ledger import limit_text
 from sdpo_bench.models.base_model import load_policy, pick_device
 from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.models.hub import resolved_commit
@@ -209,6 +210,19 @@ def _warn_of_cut_prompts(trainer: Trainer) -> None:
         trainer.warn(text)
 
 
+def _warn_of_no_update(trainer: Trainer) -> None:
+    """A budget of seconds can end before the first update; the run is done all the same, and its gain is 0."""
+    if trainer.method.signal == "none" or trainer.ledger.optimiser_steps:
+        return
+    text = (
+        f"the budget of {limit_text(trainer.limit.amount, trainer.limit.axis)} ended before the first optimiser step: "
+        "the result is the base model, and its gain says nothing about the method. Use a larger --budget"
+    )
+    warned = collapse_guards.Warned(trainer.epoch, "no_update", text)
+    if trainer.processes.is_main and collapse_guards.record_once(trainer.run, warned):
+        trainer.warn(text)
+
+
 def _refuse_several_runs(processes: Processes, run_id: str) -> None:
     """Processes that see other files or other plugins, or a reward that names its own device, make another run each.
 
@@ -262,6 +276,7 @@ def _work(job: _PreparedRun, helper: EvaluationProcess | None = None) -> Outcome
         if processes.is_main:
             run.set_status("running", "training")
         trainer.train()
+        _warn_of_no_update(trainer)
         _export(trainer, run)
     search = candidates_of(trainer.method, scorers[0], config.seed)
     for attempt in trainer.attempts(trainer.record_out_of_memory):

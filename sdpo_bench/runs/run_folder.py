@@ -11,7 +11,7 @@ A run is its folder ``<out>/runs/<run id>``::
     curve.jsonl      one line a point of the learning curve: mean scores of the policy so far, and what it had cost
     checkpoints/     what is needed to go on
     lora/            the adapter in diffusers' own format, and its seals (``adapter``)
-    warnings.jsonl   one line a warning: collapse, doubtful updates, memory (only where there was one)
+    warnings.jsonl   one line a warning: collapse, doubtful updates, no update, memory (only where there was one)
     eval.parquet     one row an image, reward and step count
     grid.png         the same prompts and noise, base beside tuned
 

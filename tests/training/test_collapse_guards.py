@@ -273,6 +273,26 @@ def test_a_run_that_collapsed_before_its_first_candidate_fails(collapsing):
         collapsing(1)
 
 
+def test_a_run_without_an_optimiser_step_is_warned_of(tiny_pipe, tmp_path):
+    """Its time is over after the sampling of the first epoch, and the result is the base model."""
+    from sdpo_bench.running.run_one import run_job
+    from sdpo_bench.settings import Runtime
+    from sdpo_bench.system.progress import Watcher
+
+    told = []
+    watch = Watcher(train=lambda tick: told.append(tick.metrics["warning"]) if tick.phase == "warning" else None)
+    chosen = choosing(tmp_path, every=1, images=4)
+    judged = {key: value for key, value in chosen.items() if not key.startswith(("checkpoint", "budget"))}
+    resolved = make_resolved(tiny_pipe, "ddpo", **judged, **{"budget.seconds": 1e-6})
+    run = run_job(resolved, Runtime(out=tmp_path, device="cpu"), watch).run
+    assert run.log()[-1]["bill"]["optimiser_steps"] == 0
+    (warned,) = collapse_guards.warnings(run)
+    assert (warned.epoch, warned.guard) == (1, "no_update")
+    assert warned.text.startswith("the budget of 1e-06 seconds ended before the first optimiser step")
+    assert told == [f"epoch 1: {warned.text}"]
+    assert run.status["warnings"] == 1
+
+
 def test_reports_show_what_a_run_was_warned_of(tmp_path):
     from sdpo_bench.reporting.assemble import Request, build_report
 
