@@ -121,6 +121,7 @@ def _panel(
     most = max(len(block.images) for block in blocks)
     if len(images) < most:
         notes.append(f"{len(images)} of up to {most} images a prompt are used: those that every run has")
+    notes += [_left_out_steps(label, runs) for label, runs in sorted(rows.items())]
     arms = {label: _arm_grid(runs, key, label, images) for label, runs in sorted(rows.items())}
     base_grid = stack({0: base}, key, BASE) if base is not None else None
     present = {label: grid for label, grid in arms.items() if grid}
@@ -134,6 +135,21 @@ def _common_to_all(groups: Iterable[Iterable[int]]) -> list[int]:
     """Numbers that every group has, ascending; none without groups."""
     sets = [set(group) for group in groups]
     return sorted(set.intersection(*sets)) if sets else []
+
+
+def _left_out_steps(label: str, runs: Mapping[int, Block]) -> str:
+    """Which step counts only some seeds of an arm were judged at; empty where none are."""
+    every = {step for block in runs.values() for step in block.steps}
+    left_out = sorted(every - set(_common_to_all(block.steps for block in runs.values())))
+    if not left_out:
+        return ""
+    lacking = [seed for seed, block in sorted(runs.items()) if not set(left_out) <= set(block.steps)]
+    seeds = ", ".join(map(str, lacking))
+    lack = f"training seed {seeds} lacks" if len(lacking) == 1 else f"training seeds {seeds} lack"
+    return (
+        f"the row of {label} leaves out its scores at {', '.join(map(str, left_out))} steps, which {lack}; sdpo-bench "
+        f"eval RUN --steps {','.join(map(str, left_out))} adds them"
+    )
 
 
 def _arm_grid(runs: Mapping[int, Block], key: PanelKey, label: str, images: Sequence[int]) -> ScoreGrid | None:

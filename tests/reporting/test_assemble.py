@@ -594,6 +594,20 @@ def test_a_seed_judged_on_another_set_of_prompts_stays_in_its_table(tmp_path):
     assert row[8] == pytest.approx(1.1)
 
 
+def test_step_counts_that_only_some_seeds_have_are_named(tmp_path):
+    """Seed 0 was judged at 8 and 16 steps later; the base model too, so the columns are there."""
+    make_base(tmp_path, base_frame(spread([0] * 5), steps=(1, 2, 4, 8, 16)))
+    make_run(tmp_path, "sdpo", 0, spread([1] * 3), frames=[partial(frame, spread([9, 9]), steps=(8, 16))])
+    make_run(tmp_path, "sdpo", 1, spread([1] * 3))
+    make_run(tmp_path, "d3po", 0, spread([1] * 3))
+    table = table_of(report_of(tmp_path), "leaderboard-1")
+    assert cell(table, "sdpo", "steps_8").text == cell(table, "d3po", "steps_8").text == "-"
+    assert [note for note in table.notes if "leaves out" in note] == [
+        "The row of sdpo leaves out its scores at 8, 16 steps, which training seed 1 lacks; sdpo-bench eval RUN "
+        "--steps 8,16 adds them."
+    ]
+
+
 def test_fewer_images_of_one_run_are_used_for_all(out):
     make_run(out, "d3po", 0, spread([1, 1, 1], images=3)[:, :, :1])
     table = table_of(report_of(out), "leaderboard-1")
