@@ -44,6 +44,12 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.fixture(autouse=True)
+def default_results(monkeypatch, tmp_path):
+    """Commands without ``--results`` look into a folder of the test, not into the runs of the person who tests."""
+    monkeypatch.setenv("SDPO_BENCH_OUT", str(tmp_path / "results"))
+
+
 @pytest.fixture(scope="session")
 def official() -> Path:
     """Folder of numbers computed by the official implementations (``SDPO_BENCH_FIXTURES`` names another set)."""

@@ -823,12 +823,12 @@ def test_a_broken_place_for_progress_does_not_end_a_run(tmp_path, tiny_pipe, few
 
 @pytest.fixture(scope="module")
 def two_methods(tmp_path_factory):
-    """A folder whose ``results`` a report and a comparison can be made of."""
-    place = tmp_path_factory.mktemp("two")
-    report_factory.make_base(place / "results", report_factory.base_frame(report_factory.spread([0, 0, 0])))
+    """A results folder that a report and a comparison can be made of."""
+    out = tmp_path_factory.mktemp("two") / "results"
+    report_factory.make_base(out, report_factory.base_frame(report_factory.spread([0, 0, 0])))
     for method in ("sdpo", "ddpo"):
-        report_factory.make_run(place / "results", method, 0, report_factory.spread([1, 1, 1]))
-    return place
+        report_factory.make_run(out, method, 0, report_factory.spread([1, 1, 1]))
+    return out
 
 
 def is_one_line_about_a_full_disk(code, said):
@@ -848,11 +848,8 @@ def test_a_full_standard_output_is_named(tmp_path, words):
 
 @pytest.mark.parametrize("words", ["list runs --json", "report", "compare sdpo ddpo"])
 def test_a_full_standard_output_is_named_by_commands_that_read_results(two_methods, tmp_path, words):
-    def work():
-        os.chdir(two_methods)
-        forked.command(words.split())
-
-    code = forked.exit_code(work, Path("/dev/full"), tmp_path / "err")
+    command = [*words.split(), "--results", str(two_methods)]
+    code = forked.exit_code(lambda: forked.command(command), Path("/dev/full"), tmp_path / "err")
     is_one_line_about_a_full_disk(code, (tmp_path / "err").read_text())
 
 

@@ -343,6 +343,7 @@ def check_names(argv: list[str], where: str) -> None:
 
 def invoke(argv: list[str], folder: Path, monkeypatch, where: str) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.delenv("SDPO_BENCH_OUT", raising=False)  # the pages' commands read the results of this folder
     done = CliRunner().invoke(cli, argv)
     assert done.exit_code == 0, f"{where}: {done.output} {done.exception}"
 
