@@ -35,7 +35,7 @@ from sdpo_bench.models.base_model import pick_device, pipeline_files
 from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.models.known_models import KNOWN
 from sdpo_bench.plugins.parse_settings import validate
-from sdpo_bench.plugins.registry import BUILT_IN, find, plugin_tag
+from sdpo_bench.plugins.registry import find, plugin_tag
 from sdpo_bench.rollout.sde_steps import changes_by_epoch
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.reward_expression import choose
@@ -107,20 +107,20 @@ def plan(resolved: Resolved) -> dict[str, Any]:
 
 
 def default_rates_note(resolved: Resolved) -> str:
-    """That a method which is not built in trains at a preset's own rate, where the preset has searched ones for others.
+    """That a method trains at the common rate of a preset which has no section for it.
 
-    Empty where its rate was set, or is the method's own.
+    Empty where its rate was set, is the method's own, or trains nothing.
     """
     name, source = resolved.config.method.name, resolved.sources.get("update.lr", "default")
-    preset = shipped_presets().get(resolved.preset)
-    if find("methods", name).owner == BUILT_IN or preset is None or not preset.by_method:
+    preset, method = shipped_presets().get(resolved.preset), find("methods", name).load()
+    if preset is None or source != f"preset {preset.name}" or method.signal == "none":
         return ""
-    if source != f"preset {preset.name}" or plugin_tag(name) in preset.by_method:
+    if {plugin_tag(name), plugin_tag(method.variant_of)} & set(preset.by_method):
         return ""
     return (
-        f"note: {name} trains at update.lr = {resolved.config.update.lr:g} of preset '{preset.name}'; the rates of "
-        "built-in methods were searched. Search its own before you compare: sdpo-bench sweep search.toml "
-        "(sdpo-bench new method NAME writes that file)"
+        f"note: {name} trains at update.lr = {resolved.config.update.lr:g} of preset '{preset.name}', a rate that was "
+        "neither searched nor published for it. Search one before you compare: sdpo-bench sweep search.toml "
+        "(sdpo-bench new method NAME writes such a file)"
     )
 
 

@@ -110,4 +110,21 @@ def test_the_default_rate_of_a_new_method_is_said_and_a_chosen_one_is_not(file, 
     err = call(capsys, *words)[2]
     assert "trains at update.lr = 0.001 of preset 'embedded'" in err and "sdpo-bench sweep search.toml" in err
     assert call(capsys, *words, "--set", "update.lr=1e-3")[2] == ""
-    assert call(capsys, "run", "--method", "sdpo_sparse", "--dry-run", "--for-gpu", "8GB")[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "rate"),
+    [
+        ("sdpo_sparse", (), None),  # a variant of SDPO, which has a section
+        ("sdpo", ("--reward", "hpsv2"), None),  # its published rate
+        ("best_of_n", ("--model", "emoji-flow"), None),  # trains nothing
+        ("nft", ("--model", "emoji-flow"), "0.003 of preset 'embedded-flow'"),
+        ("dpok", ("--reward", "hpsv2"), "5e-05 of preset 'paper-hpsv2'"),
+    ],
+)
+def test_a_built_in_method_without_a_section_in_the_preset_is_named(capsys, method, place, rate):
+    err = call(capsys, "run", "--method", method, *place, "--dry-run", "--for-gpu", "8GB")[2]
+    if rate is None:
+        assert err == ""
+    else:
+        assert f"note: {method} trains at update.lr = {rate}, a rate that was neither" in err

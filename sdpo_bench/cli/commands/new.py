@@ -35,8 +35,8 @@ def new_command(kind: str, name: str, target: Path | None) -> None:
     click.echo(f"next: cd {shlex.quote(str(folder))} && pip install -e . && sdpo-bench doctor --plugin {name}")
     if kind == "method":
         click.echo(
-            f"note: {name} trains at the preset's default learning rate, and those of built-in methods were searched. "
-            "Search its own before you compare: sdpo-bench sweep search.toml"
+            f"note: {name} trains at a preset's common learning rate, which was not searched for it. Search one before "
+            "you compare: sdpo-bench sweep search.toml"
         )
 
 
