@@ -254,7 +254,7 @@ def _power_note(board: Board) -> list[str]:
         return []
     return [
         f"Power: the uncorrected test of a difference to {board.reference} finds a true difference of "
-        f"{median(sizes):.2g} (median over the rows) with probability .8; corrected for the family, it takes more."
+        f"{median(sizes):.2g} (median over the methods) with probability .8; corrected for the family, it takes more."
     ]
 
 
