@@ -16,6 +16,7 @@ from sdpo_bench.results.comparability import settings_text, shown
 from sdpo_bench.results.read_results import clean_bill
 from sdpo_bench.results.training_log import last_line
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep.later_runs import most_by_extension
 from sdpo_bench.sweep.plan import Job, Plan
 from sdpo_bench.sweep.scheduler import Progress
 from sdpo_bench.sweep.search import Round
@@ -61,20 +62,30 @@ def totals(jobs: Sequence[Job]) -> dict[str, Any]:
     return costs_data(work) | {"seconds": sum(times) if len(times) == len(jobs) else None}
 
 
-def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
-    """The lines below the plan: counts, cost of the jobs left, and how the time was estimated."""
+def plan_text(plan: Plan, at_a_time: int, why_no_time: str, later: Sequence[Job] = ()) -> list[str]:
+    """The lines below the plan: counts, cost of the jobs left, and how the time was estimated.
+
+    Args:
+        later: jobs of a search's later rounds (``sweep.plan.later_jobs``).
+    """
     states = ("new", "done", "unfinished", "failed", "waiting")
     counted = ", ".join(f"{plan.count(state)} {state}" for state in states if plan.count(state))
     lines = [f"{len(plan.jobs)} jobs: {counted}", *found_settings(plan)]
-    left = [job for job in plan.jobs if job.state != "done"]
+    left = jobs_left(plan, later)
     if not left:
         return lines
     sums = totals(left)
     if plan.suite.search and not all(choice.settled for choice in plan.choices):
         lines += later_rounds(plan.suite.search.rounds)
+    rounds = ""
+    if later:
+        lines.append(f"{len(later)} more jobs at most in later rounds, counted below")
+        rounds = ", later rounds included"
+    if most := most_jobs_by_extension(plan):
+        lines.append(f"up to {most} more jobs where a list is extended, not counted below")
     if sums["images"] is not None:
         costs = ", ".join(f"{sums[key]:,} {key.replace('_', ' ')}" for key in BILL)
-        lines.append(f"left to do (unfinished jobs counted whole): {costs}")
+        lines.append(f"left to do (unfinished jobs counted whole{rounds}): {costs}")
         lines.append(f"besides, {sums['evaluation_denoiser_calls']:,} denoiser calls to judge the checkpoints")
     if sums["seconds"] is None:
         lines.append(f"time: not known{': ' + why_no_time if why_no_time else ''}")
@@ -82,6 +93,19 @@ def plan_text(plan: Plan, at_a_time: int, why_no_time: str) -> list[str]:
         work, wall = duration(sums["seconds"]), duration(sums["seconds"] / at_a_time)
         lines.append(f"time: about {work} of work, {wall} with {at_a_time} at a time (measured here)")
     return lines
+
+
+def jobs_left(plan: Plan, later: Sequence[Job]) -> list[Job]:
+    """The jobs that are not done, and those of later rounds."""
+    return [*(job for job in plan.jobs if job.state != "done"), *later]
+
+
+def most_jobs_by_extension(plan: Plan) -> int:
+    """The most jobs that longer lists can add to the plan's searches."""
+    search, groups = plan.suite.search, {job.search_group for job in plan.jobs}
+    if search is None:
+        return 0
+    return sum(most_by_extension(search, choice) for choice in plan.choices if choice.group in groups)
 
 
 def found_settings(plan: Plan) -> list[str]:
@@ -125,8 +149,8 @@ def later_rounds(rounds: Sequence[Round]) -> list[str]:
     return lines
 
 
-def plan_data(plan: Plan) -> dict[str, Any]:
-    """The plan for ``--json``."""
+def plan_data(plan: Plan, later: Sequence[Job] = ()) -> dict[str, Any]:
+    """The plan for ``--json``; ``later`` as in :func:`plan_text`."""
     choices = []
     for choice in plan.choices:
         chosen = dict(choice.chosen.settings) if choice.chosen else None
@@ -135,7 +159,9 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     return {
         "suite": plan.suite.name,
         "cells": [job_data(job) for job in plan.jobs],
-        "left": totals([job for job in plan.jobs if job.state != "done"]),
+        "later_jobs": len(later),
+        "most_jobs_by_extension": most_jobs_by_extension(plan),
+        "left": totals(jobs_left(plan, later)),
         "choices": choices,
     }
 

@@ -20,6 +20,7 @@ from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.sweep.asked_scores import AskedScores, asked_scores
+from sdpo_bench.sweep.later_runs import later_runs
 from sdpo_bench.sweep.search import Round, Search
 from sdpo_bench.sweep.suite import Group, Suite, shown_names
 from sdpo_bench.sweep.tuning import (
@@ -44,6 +45,10 @@ STATES: dict[str, JobState] = {
 Role = Literal["reported", "tuning"]
 JobKey = tuple[str, ...]
 RatesOf = Callable[[Resolved], Rates | None]
+JOB_SECONDS = 2.5
+"""Time of a job beside its counted work: process, imports, loading the model, files. Measured in CPU seconds on two
+cores (benchmarks/README.md, "Jobs of a sweep"). At load 3.8 a job of 16 images on the embedded model took 3.6 s from
+"started" to "done", of which the rates explained 0.5 s."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,20 @@ def make_plan(suite: Suite, out: Path, rates: RatesOf = lambda resolved: None) -
     return Plan(suite, out, (*tuning, *reported), choices)
 
 
+def later_jobs(plan: Plan, rates: RatesOf = lambda resolved: None) -> tuple[Job, ...]:
+    """The jobs of later rounds of the plan's searches, whose number and cost are known before the candidates are."""
+    search, groups = plan.suite.search, {job.search_group for job in plan.jobs}
+    if search is None:
+        return ()
+    searcher = _Planner(plan.suite, plan.out, rates).searcher()
+    jobs = []
+    for choice in plan.choices:
+        if choice.group in groups:
+            for run in later_runs(search, choice):
+                jobs.append(searcher.tuning_job(choice.group, search, run.settings, run.round, run.seed))
+    return tuple(jobs)
+
+
 class _Planner:
     """Makes jobs; settings are resolved once for all seeds, which takes most of the time."""
 
@@ -151,8 +170,7 @@ class _Planner:
         search = self.suite.search
         if search is None:
             return [], ()
-        other = self.suite.search_suite
-        searcher = self if other is None else _Planner(other, self.out, self.rates)
+        searcher = self.searcher()
         jobs: list[Job] = []
         choices = []
         for group in dict.fromkeys(self.suite.searched_group(group) for group in self.suite.groups):
@@ -162,13 +180,22 @@ class _Planner:
                 choices.append(choice)
         return jobs, tuple(choices)
 
+    def searcher(self) -> "_Planner":
+        """Of the suite that has the search's jobs."""
+        other = self.suite.search_suite
+        return self if other is None else _Planner(other, self.out, self.rates)
+
+    def tuning_job(self, group: Group, search: Search, settings: Mapping[str, Any], one: Round, seed: int) -> Job:
+        """The job of a candidate in a round."""
+        common = _common(self.suite.overrides(group.method, group.variant))
+        return self.job(group, seed, "tuning", {**common, **tuning_overrides(search, one), **settings})
+
     def _search(self, group: Group, search: Search) -> tuple[list[Job], Choice]:
         """The tuning jobs of one group that are known by now, each once, and its choice so far."""
         jobs: dict[str, Job] = {}
-        common = _common(self.suite.overrides(group.method, group.variant))
 
         def run_of(settings: Mapping[str, Any], one: Round, seed: int) -> TuningRun:
-            job = self.job(group, seed, "tuning", {**common, **tuning_overrides(search, one), **settings})
+            job = self.tuning_job(group, search, settings, one, seed)
             jobs.setdefault(job.run_id, job)
             return read_tuning_run(RunFolder(self.out / "runs" / job.run_id), job.state, search, job.asked)
 
@@ -202,7 +229,7 @@ class _Planner:
             state,
             message,
             work,
-            seconds(resolved, work, rates) if rates else None,
+            seconds(resolved, work, rates) + JOB_SECONDS if rates else None,
             flat_settings(resolved.record),
             self.suite.searched_group(group),
             asked,

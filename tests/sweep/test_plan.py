@@ -32,7 +32,7 @@ from sdpo_bench.plugins.registry import find
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.settings import ModelSettings, Runtime, ScheduleSettings
 from sdpo_bench.statistics.score_reader import read_scores
-from sdpo_bench.sweep.plan import make_plan, record_of
+from sdpo_bench.sweep.plan import JOB_SECONDS, later_jobs, make_plan, record_of
 from sdpo_bench.sweep.suite import find_suite, read_suite
 from sdpo_bench.sweep.worker import Task
 
@@ -562,6 +562,62 @@ def test_a_plan_can_be_written_as_json(searching, tmp_path):
     unknown = replace(plan, jobs=(*plan.jobs[:-1], replace(plan.jobs[-1], seconds=None, work=None)))
     assert totals(unknown.jobs)["seconds"] is None and totals(unknown.jobs)["images"] is None
     assert "not known: no weights" in plan_text(unknown, 1, "no weights")[-1]
+
+
+ROUNDS = f"""{SUITE}
+[search]
+steps = [1, 4]
+extend = ["update.lr"]
+[search.grid.update]
+lr = [1e-3, 2e-3, 4e-3]
+[[search.rounds]]
+seeds = [9]
+images = 64
+[[search.rounds]]
+seeds = [9, 10]
+images = 64
+keep = 2
+[[search.rounds]]
+seeds = [9]
+images = 128
+keep = 1
+"""
+
+
+def test_later_rounds_and_longer_lists_are_counted_before_they_are_known(tmp_path):
+    """By hand, for each of two methods: the second round needs seed 10 of two candidates, the third one run.
+
+    Two extensions add two rates, each with a run of the first two rounds and one of the third.
+    """
+    from sdpo_bench.cli.sweep_view import plan_data, plan_text
+
+    suite = read_suite(write_suite(tmp_path, ROUNDS))
+    plan = make_plan(suite, tmp_path)
+    later = later_jobs(plan)
+    assert [(job.method, job.seed, job.work.images) for job in later] == [
+        (method, seed, images) for method in ("sdpo", "ddpo") for seed, images in ((10, 64), (10, 64), (9, 128))
+    ]
+    assert not {job.run_id for job in later} & {job.run_id for job in plan.jobs}
+    data = plan_data(plan, later)
+    assert (data["later_jobs"], data["most_jobs_by_extension"]) == (6, 12)
+    assert data["left"]["images"] == 2 * (3 * 64 + 2 * 128) + 2 * (2 * 64 + 128)
+    text = "\n".join(plan_text(plan, 1, "", later))
+    assert "6 more jobs at most in later rounds" in text and "up to 12 more jobs where a list is extended" in text
+    assert "later rounds included" in text
+    for left in (2, 0, 0):  # after a round, its successor is in the plan; the middle rate wins, so no list grows
+        for job, task in jobs(plan):
+            if job.state != "done":
+                leave_scores(task, 1.0 if job.settings["update.lr"] == 2e-3 else 0.0)
+                finish(task)
+        plan = make_plan(suite, tmp_path)
+        assert len(later_jobs(plan)) == left
+    assert plan_data(plan)["most_jobs_by_extension"] == 0 and all(choice.settled for choice in plan.choices)
+
+
+def test_a_job_takes_its_own_time_besides_its_work(tmp_path):
+    """Nothing takes time here but the process of the job."""
+    plan = make_plan(read_suite(write_suite(tmp_path)), tmp_path, lambda resolved: Rates(0, 0, 0, 0, {}))
+    assert [job.seconds for job in plan.jobs] == [JOB_SECONDS] * 4
 
 
 def test_weights_that_are_not_here_are_named_where_no_time_is_known(monkeypatch, tmp_path):

@@ -27,7 +27,7 @@ from sdpo_bench.results.suite_records import write_record
 from sdpo_bench.runs.run_folder import check_writable
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.sweep.local_executor import Executor, LocalExecutor
-from sdpo_bench.sweep.plan import Job, Plan, filter_jobs, make_plan, record_of
+from sdpo_bench.sweep.plan import Job, Plan, filter_jobs, later_jobs, make_plan, record_of
 from sdpo_bench.sweep.scheduler import Progress, Sweep, move_to_replaced
 from sdpo_bench.sweep.suite import Suite, find_suite
 from sdpo_bench.sweep.suite_model import on_model
@@ -203,10 +203,15 @@ def _dry_run(suite: Suite, selection: dict[str, list[str]], options: SweepOption
     filter_jobs(make_plan(suite, options.out, partial(collect, models)), selection)
     device = options.device.split(",")[0]
     rates, why = measured_rates(models, device, options.threads, options.micro_batch)
-    priced = make_plan(suite, options.out, lambda resolved: rates.get(model_key(resolved.config.model)))
-    plan = jobs_at_start(filter_jobs(priced, selection), only_failed=options.only_failed, force=options.force)
+
+    def rates_of(resolved: Resolved) -> Rates | None:
+        return rates.get(model_key(resolved.config.model))
+
+    priced = filter_jobs(make_plan(suite, options.out, rates_of), selection)
+    later = () if options.only_failed else later_jobs(priced, rates_of)
+    plan = jobs_at_start(priced, only_failed=options.only_failed, force=options.force)
     if options.as_json:
-        echo_json(plan_data(plan) | {"no_time_because": why})
+        echo_json(plan_data(plan, later) | {"no_time_because": why})
         return
     columns, rows = plan_table(plan)
     print_table(columns, rows, title=f"{suite.name}: {suite.description}")
@@ -214,7 +219,7 @@ def _dry_run(suite: Suite, selection: dict[str, list[str]], options: SweepOption
         click.echo(f"reproduces: {suite.reproduces}")
     if suite.departs:
         click.echo(f"departs: {suite.departs}")
-    for line in plan_text(plan, options.jobs, why):
+    for line in plan_text(plan, options.jobs, why, later):
         click.echo(line)
     click.echo("nothing was run (--dry-run)")
 
