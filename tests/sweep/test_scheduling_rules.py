@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -398,3 +400,10 @@ def test_processes_share_the_processors(monkeypatch, jobs, cores, share):
     monkeypatch.setattr(local_executor, "usable_cores", lambda: cores)
     assert local_executor.LocalExecutor(jobs).share == share
     assert local_executor.LocalExecutor(jobs, threads=5).share == 5
+
+
+def test_the_preloaded_libraries_say_nothing():
+    """transformers advises to install torchvision, which no job needs; each sweep and study printed it."""
+    loud = {key: value for key, value in os.environ.items() if not key.endswith("_VERBOSITY")}
+    done = subprocess.run([sys.executable, "-c", "import sdpo_bench.sweep.preload"], env=loud, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
