@@ -48,10 +48,18 @@ def plan_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
     for job in plan.jobs:
         texts = [job.method, job.reward, *([job.model] if models else [])]
         texts += [*([job.variant] if variants else []), str(job.seed)]
-        texts += [job.role] if tuned else []
+        texts += [_purpose(plan, job)] if tuned else []
         costs = [f"{getattr(job.work, key):,}" if job.work else "-" for key in BILL]
         rows.append([*texts, job.state, *costs, duration(job.seconds)])
     return [*columns, *(key.replace("_", " ") for key in BILL), "time"], rows
+
+
+def _purpose(plan: Plan, job: Job) -> str:
+    """``reported``, or ``tuning`` with the values that the job tries."""
+    if job.role != "tuning" or plan.suite.search is None:
+        return job.role
+    tried = {key: job.settings.get(key) for key in plan.suite.search.axes(job.method)}
+    return f"tuning: {settings_text(tried)}"
 
 
 def totals(jobs: Sequence[Job]) -> dict[str, Any]:

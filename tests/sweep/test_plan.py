@@ -555,6 +555,9 @@ def test_a_plan_can_be_written_as_json(searching, tmp_path):
     assert json.dumps(plan_data(plan))
     columns, rows = plan_table(plan)
     assert all(len(row) == len(columns) for row in rows)
+    purposes = [row[columns.index("for")] for row in rows]
+    assert purposes[0] == "tuning: update.lr = 0.001, method.clip_range = 0.0001"
+    assert purposes[6:9] == ["tuning: update.lr = 0.001", "tuning: update.lr = 0.002", "reported"]
     sums = totals(plan.jobs)
     assert sums["images"] == 8 * 64 + 4 * 128
     assert sums["seconds"] == pytest.approx(sum(job.seconds for job in plan.jobs))
