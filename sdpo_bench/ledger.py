@@ -158,8 +158,9 @@ class Limit:
 
 
 def limit_text(amount: float, axis: str) -> str:
-    """A budget as it was given, e.g. ``2,560 images``."""
-    return f"{amount:,.15g} {axis.replace('_', ' ')}"
+    """A budget as it was given, e.g. ``2,560 images`` or ``1 second``."""
+    unit = axis.replace("_", " ")
+    return f"{amount:,.15g} {unit.removesuffix('s') if amount == 1 else unit}"
 
 
 def used_text(used: float) -> str:

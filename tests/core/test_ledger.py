@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sdpo_bench.errors import UsageError
-from sdpo_bench.ledger import Cost, Ledger, Limit, parse_budget
+from sdpo_bench.ledger import Cost, Ledger, Limit, limit_text, parse_budget
 from sdpo_bench.training.bill_text import bill_text
 
 GROUP = Cost(images=2, forward=12, backward=8, rewards=5)
@@ -89,6 +89,14 @@ def test_amounts_are_read(text, axis, amount):
 def test_no_amounts_are_refused(amount):
     with pytest.raises(UsageError, match="Example: --budget images=3000"):
         parse_budget(f"images={amount}")
+
+
+def test_one_of_a_budget_is_singular():
+    assert [limit_text(n, "denoiser_calls") for n in (1, 1.5, 2)] == [
+        "1 denoiser call",
+        "1.5 denoiser calls",
+        "2 denoiser calls",
+    ]
 
 
 def test_no_limit_is_below_a_group_of_no_cost():
