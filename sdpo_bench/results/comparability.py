@@ -47,11 +47,11 @@ def _matches_any(key: str, patterns: Iterable[str]) -> bool:
 
 def shown(value: Any) -> str:
     """A setting's value as a person types it."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value:
         return ", ".join(shown(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return "none" if value is None or value == "" else str(value)
+    return "none" if value is None or value in ("", [], ()) else str(value)
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -212,5 +212,6 @@ def apart(setting: Setting, others: Iterable[Setting]) -> str:
         return ""
     candidates = [(differences(setting.settings, other.settings), other.title) for other in rivals]
     nearest, title = min(candidates, key=lambda pair: (len(pair[0]), pair[1]))
-    texts = [f"{key} is {here} here and {there} there" for key, here, there in nearest]
+    unlike = [one for one in nearest if one[1:] != ("none", "none")]  # an empty list against a setting of other models
+    texts = [f"{key} is {here} here and {there} there" for key, here, there in unlike]
     return f"Not comparable with '{title}': {'; '.join(texts)}."

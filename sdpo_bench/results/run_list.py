@@ -90,7 +90,7 @@ def _row(run: Run, evaluated: Scores | None, bases: Bases) -> list[Any]:
     if run.state == "done" and evaluated is None:
         problems.append("not evaluated")
     message = "; ".join(text for text in (run.message, *problems) if text)
-    value = round(number.value, 4) if number else None
+    value = round(number.value, 4) + 0.0 if number else None  # no -0.0
     judged = number.judged_by if number else None
     names = [run.method, run.reward, run.seed]
     return [run.id, run.state, date_of(run), duration_of(run), *names, budget_used(run), value, judged, message]

@@ -316,6 +316,25 @@ def test_unlike_runs_are_kept_apart_with_the_reason(out, changes, words):
             assert sum(c.text == "sdpo" for row in table.rows for c in row.cells) == 1
 
 
+def test_an_empty_list_is_no_reason_against_a_missing_setting(out):
+    """Flow models have ``schedule.sigmas``, empty unless set; other models have no such setting."""
+    make_run(out, "sdpo", 9, spread([1, 1, 1]), **{"schedule.sigmas": [], "schedule.steps": 50})
+    reasons = {section.reason.split(": ")[1] for section in report_of(out).sections}
+    assert reasons == {"schedule.steps is 50 here and 10 there.", "schedule.steps is 10 here and 50 there."}
+
+
+def test_minutes_of_a_short_run_are_not_rounded_to_nothing(tmp_path):
+    folder = make_run(tmp_path, scores=spread([1, 1, 1]))
+    (folder / "timing.jsonl").write_text('{"epoch": 1, "seconds": 1.2}\n')
+    assert cell(table_of(report_of(tmp_path), "bill"), "sdpo", "minutes").text == "0.02"
+
+
+def test_a_score_equal_to_the_base_models_is_no_negative_zero(tmp_path):
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    make_run(tmp_path, "sdpo", 0, spread([-1e-9] * 3))
+    assert str(list_runs(tmp_path)[1][0][8]) == "0.0"
+
+
 @pytest.mark.parametrize(
     "other", [{"sampler": SAMPLER.replace("eta=1", "eta=0")}, {"split": "unseen"}, {"prompts": ("cat", "dog", "owl")}]
 )

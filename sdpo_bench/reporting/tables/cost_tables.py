@@ -92,9 +92,14 @@ def _bill_row(arm: Arm, rewards: Sequence[str], occasional: Sequence[str]) -> t.
         *(t.count(_mean(call.get(reward, 0) for call in calls)) for reward in rewards),
         *(t.count(_mean(_count(bill, key) for bill in bills)) for key in occasional),
         t.count(_mean(bill.get("optimiser_steps") for bill in bills)),
-        t.number(_mean(run.seconds / 60 for run in billed), 1),
+        _minutes(_mean(run.seconds / 60 for run in billed)),
     ]
     return t.Row(tuple(cells))
+
+
+def _minutes(value: float | None) -> t.Cell:
+    """One decimal, but two where one would show 0.0."""
+    return t.number(value, 2 if value is not None and value < 0.05 else 1)
 
 
 def hardware_words(run: Run) -> str:
