@@ -98,8 +98,8 @@ def _bill_row(arm: Arm, rewards: Sequence[str], occasional: Sequence[str]) -> t.
 
 
 def _minutes(value: float | None) -> t.Cell:
-    """One decimal, but two where one would show 0.0."""
-    return t.number(value, 2 if value is not None and value < 0.05 else 1)
+    """One decimal, but two where one would show 0.0 for a training that took time."""
+    return t.number(value, 2 if value and value < 0.05 else 1)
 
 
 def hardware_words(run: Run) -> str:
