@@ -129,7 +129,7 @@ def moving(rule, **overrides):
 )
 def test_one_epoch_of_a_moving_window_is_the_mean_of_its_places(rule, backward):
     assert epoch_work(moving(rule))["denoiser_backward"] == backward
-    assert epoch_work(moving(rule))["denoiser_forward"] == 4 * (1 + 4 * 4) + 2 * 17 + backward  # two groups for the KL
+    assert epoch_work(moving(rule))["denoiser_forward"] == 4 * (1 + 4 * 4) + 2 * 9 + backward  # the KL of two pairs
 
 
 @pytest.mark.parametrize("rule", ["window:2:1", "random:2:3"])
