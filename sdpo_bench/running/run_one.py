@@ -22,9 +22,7 @@ from sdpo_bench.evaluation.picture_grid import draw_grid, grid_prompts
 from sdpo_bench.evaluation.reward_scale import apply, calibrate
 from sdpo_bench.evaluation.score_rows import step_table
 from sdpo_bench.hashing import canonical
-from sdpo_bench.ledger import limit_text
 from sdpo_bench.models.base_model import load_policy, pick_device
-from sdpo_bench.models.cut_prompts import GUARD, prompts_of_run, read_by
 from sdpo_bench.models.hub import resolved_commit
 from sdpo_bench.models.policy import Policy
 from sdpo_bench.prompts.prompt_sets import digests_in_use, prompt_cache, prompt_commits
@@ -36,6 +34,7 @@ from sdpo_bench.running.evaluation_process import (
     set_threads,
     use_second_process,
 )
+from sdpo_bench.running.run_warnings import warn_of_cut_prompts, warn_of_no_update
 from sdpo_bench.running.source_check import refuse_changed_plugins, refuse_other_weights
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
@@ -184,7 +183,7 @@ def _record_inputs(job: _PreparedRun, record: dict[str, Any]) -> None:
     if not has_numbers(run):  # a plugin may have been mended since an earlier start failed
         run.create(record, replace=True)
     record_prompt_digests(run, trainer.config.eval)
-    _warn_of_cut_prompts(trainer)
+    warn_of_cut_prompts(trainer)
 
 
 @contextmanager
@@ -201,26 +200,6 @@ def _finish(job: _PreparedRun) -> Iterator[None]:
             raise RunFailed(f"{_why(error)}. Plugins raise errors; the last good checkpoint stays") from error
         raise
     run.set_status("done", warnings=len(collapse_guards.warnings(run)))
-
-
-def _warn_of_cut_prompts(trainer: Trainer) -> None:
-    """Once a run; stock pipelines cut prompts too, so it is no reason to refuse."""
-    text = read_by(trainer.policy, prompts_of_run(trainer.config)).warning
-    if text and collapse_guards.record_once(trainer.run, collapse_guards.Warned(0, GUARD, text)):
-        trainer.warn(text)
-
-
-def _warn_of_no_update(trainer: Trainer) -> None:
-    """A budget of seconds can end before the first update; the run is done all the same, and its gain is 0."""
-    if trainer.method.signal == "none" or trainer.ledger.optimiser_steps:
-        return
-    text = (
-        f"the budget of {limit_text(trainer.limit.amount, trainer.limit.axis)} ended before the first optimiser step: "
-        "the result is the base model, and its gain says nothing about the method. Use a larger --budget"
-    )
-    warned = collapse_guards.Warned(trainer.epoch, "no_update", text)
-    if trainer.processes.is_main and collapse_guards.record_once(trainer.run, warned):
-        trainer.warn(text)
 
 
 def _refuse_several_runs(processes: Processes, run_id: str) -> None:
@@ -276,7 +255,7 @@ def _work(job: _PreparedRun, helper: EvaluationProcess | None = None) -> Outcome
         if processes.is_main:
             run.set_status("running", "training")
         trainer.train()
-        _warn_of_no_update(trainer)
+        warn_of_no_update(trainer)
         _export(trainer, run)
     search = candidates_of(trainer.method, scorers[0], config.seed)
     for attempt in trainer.attempts(trainer.record_out_of_memory):
