@@ -1,6 +1,6 @@
-"""Figures of a report: from scores and training logs to charts. ``plots`` draws them.
+"""Figures of a report: from scores and training logs to charts (learning curves: ``curve_figures``).
 
-A figure is a promise to draw: only the formats that show pictures pay for them.
+``plots`` draws them. A figure is a promise to draw: only the formats that show pictures pay for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,25 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from sdpo_bench.ledger import Axis
 from sdpo_bench.reporting import plots
 from sdpo_bench.results.comparability import Arm
 from sdpo_bench.results.endpoints import endpoint_words, matrix_at
-from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.results.scoreboard import Board, base_spread, difference_to_base
 from sdpo_bench.results.training_log import LogNumbers
 from sdpo_bench.statistics.chart import Chart, Dot, Series, band
 from sdpo_bench.statistics.contrasts import listed
-from sdpo_bench.statistics.curves import mean_curve
 from sdpo_bench.statistics.eval_table import BASE
 from sdpo_bench.statistics.intervals import ONE_SEED, crossed_interval, seed_interval
 
-CURVE_AXES: tuple[tuple[Axis, str], ...] = (
-    ("images", "images sampled"),
-    ("denoiser_calls", "denoiser calls"),
-    ("optimiser_steps", "optimiser steps"),
-    ("seconds", "seconds of training"),
-)
 BUDGETS = (("images", "images sampled"), ("reward_calls", "reward calls"), ("denoiser_calls", "denoiser calls"))
 DIAGNOSTICS = (
     ("kl_to_base", "KL to the base model"),
@@ -85,7 +76,7 @@ def board_figures(board: Board, name: str) -> list[Figure]:
     """Scores and gains by step count, interval dots and the profile of one panel."""
     shown = [line.label for line in board.lines][: plots.MOST_SERIES]
     styles = plots.style_of(sorted(shown), BASE)
-    more = _left_out(len(board.lines) - len(shown))
+    more = left_out(len(board.lines) - len(shown))
     seeds = any(len(line.seeds) > 1 for line in board.lines)
     bands = (
         "Bands: 95 % intervals over seeds, left on this prompt set, right for new prompts too."
@@ -107,7 +98,8 @@ def board_figures(board: Board, name: str) -> list[Figure]:
     return figures
 
 
-def _left_out(number: int) -> str:
+def left_out(number: int) -> str:
+    """The end of a caption: rows that a figure has no room for."""
     return f" {number} lower rows of the table are not drawn." if number > 0 else ""
 
 
@@ -118,7 +110,7 @@ def _score_chart(board: Board, shown: Sequence[str]) -> Chart:
         matrices = [m for k in grid.steps if (m := matrix_at(grid, board.panel, k)) is not None]
         intervals = [seed_interval(matrix, board.level) for matrix in matrices]
         series.append(_interval_series(label, grid.steps, intervals))
-    return Chart("Score", "denoising steps", board.panel.key.reward, series, steps=True, note=_no_interval(series))
+    return Chart("Score", "denoising steps", board.panel.key.reward, series, steps=True, note=no_interval(series))
 
 
 def _gain_chart(board: Board, shown: Sequence[str]) -> Chart:
@@ -135,11 +127,11 @@ def _gain_chart(board: Board, shown: Sequence[str]) -> Chart:
         series,
         steps=True,
         zero=True,
-        note=_no_interval(series),
+        note=no_interval(series),
     )
 
 
-def _no_interval(series: Sequence[Series]) -> str:
+def no_interval(series: Sequence[Series]) -> str:
     """Which methods have a line without a band, since they were trained once."""
     methods = [line.label for line in series if line.label != BASE]
     without = [line.label for line in series if line.label != BASE and not len(line.low)]
@@ -203,7 +195,7 @@ def training_figures(arms: Sequence[Arm], name: str) -> list[Figure]:
     shown = [arm for arm in arms if arm.done][: plots.MOST_SERIES]
     if not shown:
         return []
-    more = _left_out(sum(bool(arm.done) for arm in arms) - len(shown))
+    more = left_out(sum(bool(arm.done) for arm in arms) - len(shown))
     logs: Logs = {}
 
     def curves() -> Logs:
@@ -296,32 +288,3 @@ def _share_series(logs: Logs) -> list[Series]:
             mean = np.mean(np.asarray(shares, dtype=float), axis=0)
             lines.append(Series(label, list(range(len(mean))), mean.tolist()))
     return lines
-
-
-# -- learning curves -----------------------------------------------------------------------------------------
-
-
-def curve_figure(panel: CurvePanel, level: float, name: str) -> Figure:
-    """The learning curves of a panel, mean over step counts, against each way of counting the cost."""
-    shown = list(panel.arms)[: plots.MOST_SERIES]
-    several = any(len(curves[MEAN]) > 1 for curves in panel.arms.values())
-    bands = f"bands: {100 * level:g} % intervals over training seeds" if several else "1 seed, no bands"
-    return chart_figure(
-        name,
-        f"Learning curves, {panel.key.split} prompts: rise of {panel.key.reward} over the base model, mean over step "
-        f"counts, against the cost of training; {bands}.{_left_out(len(panel.arms) - len(shown))}",
-        lambda: curve_charts(panel, MEAN, level, shown),
-        plots.style_of(shown, BASE),
-        columns=2,
-        size=(5.4, 3.0),
-    )
-
-
-def curve_charts(panel: CurvePanel, steps: int, level: float, labels: Sequence[str]) -> list[Chart]:
-    """Learning curves at a step count, a chart for each way of counting the cost."""
-    charts = []
-    for axis, words in CURVE_AXES:
-        series = [mean_curve(label, panel.arms[label][steps], axis, level) for label in labels]
-        note = _no_interval(series)
-        charts.append(Chart(f"Against {words}", words, f"rise of {panel.key.reward}", series, zero=True, note=note))
-    return charts

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from sdpo_bench.reporting.content import Grid, Part, Section
-from sdpo_bench.reporting.figures import Figure, board_figures, curve_charts, curve_figure, training_figures
+from sdpo_bench.reporting.curve_figures import curve_charts, curve_figure
+from sdpo_bench.reporting.figures import Figure, board_figures, training_figures
 from sdpo_bench.reporting.page.answers import Answer, answer_words, arm_badges, best_cautions
 from sdpo_bench.reporting.page.pictures import picture_grid
 from sdpo_bench.reporting.tables import ablation
