@@ -28,7 +28,18 @@ METRIC = click.option(
     help="Primary endpoint: mean over step counts, few (mean over 1, 2 and 4 steps), area under the step curve, or a "
     "number of steps.",
 )
-ONLY = ("main", "against", "leaderboard", "held-out", "pictures", "bill", "ablation", "learning-curve", "studies")
+ONLY = (
+    "main",
+    "against",
+    "leaderboard",
+    "held-out",
+    "pictures",
+    "bill",
+    "ablation",
+    "learning-curve",
+    "equal-reward",
+    "studies",
+)
 FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from sdpo_bench.ledger import Axis
 from sdpo_bench.reporting import plots
 from sdpo_bench.reporting.figures import Figure, chart_figure, left_out, no_interval
+from sdpo_bench.results.equal_reward import CurvePair
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.statistics.chart import Chart
-from sdpo_bench.statistics.curves import mean_curve
+from sdpo_bench.statistics.curves import mean_curve, trace
 from sdpo_bench.statistics.eval_table import BASE
 
 CURVE_AXES: tuple[tuple[Axis, str], ...] = (
@@ -42,3 +43,34 @@ def curve_charts(panel: CurvePanel, steps: int, level: float, labels: Sequence[s
         note = no_interval(series)
         charts.append(Chart(f"Against {words}", words, f"rise of {panel.key.reward}", series, zero=True, note=note))
     return charts
+
+
+def equal_reward_figure(pairs: Sequence[CurvePair], level: float, name: str) -> Figure:
+    """What other curves show while the trained reward rises, a chart a curve."""
+    labels = sorted({label for pair in pairs for label in pair.arms})
+    shown = labels[: plots.MOST_SERIES]
+    trained = pairs[0].trained.key
+    return chart_figure(
+        name,
+        f"Other scores against the rise of {trained.reward} on {trained.split} prompts, which all methods are trained "
+        "for: at one place on the horizontal axis they have the same training reward. Each line ends where a seed no "
+        f"longer rises; bands: {100 * level:g} % intervals over training seeds.{left_out(len(labels) - len(shown))}",
+        lambda: [equal_reward_chart(pair, level, shown) for pair in pairs],
+        plots.style_of(shown, BASE),
+        columns=min(3, len(pairs)),
+        size=(4.4, 3.0),
+    )
+
+
+def equal_reward_chart(pair: CurvePair, level: float, labels: Sequence[str]) -> Chart:
+    """Rise of the other curve by rise of the trained one, mean over seeds."""
+    trained, other = pair.trained.key, pair.other.key
+    series = [trace(label, both, level) for label, both in pair.arms.items() if label in labels]
+    return Chart(
+        f"{other.reward}, {other.split} prompts",
+        f"rise of {trained.reward}, {trained.split} prompts",
+        f"rise of {other.reward}",
+        series,
+        zero=True,
+        note=no_interval(series),
+    )

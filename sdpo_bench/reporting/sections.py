@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from sdpo_bench.reporting.content import Grid, Part, Section
-from sdpo_bench.reporting.curve_figures import curve_charts, curve_figure
+from sdpo_bench.reporting.curve_figures import curve_charts, curve_figure, equal_reward_chart, equal_reward_figure
 from sdpo_bench.reporting.figures import Figure, board_figures, training_figures
 from sdpo_bench.reporting.page.answers import Answer, answer_words, arm_badges, best_cautions
 from sdpo_bench.reporting.page.pictures import picture_grid
 from sdpo_bench.reporting.tables import ablation
 from sdpo_bench.reporting.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.reporting.tables.curve_tables import CurveOptions, curve_table, steps_words
+from sdpo_bench.reporting.tables.equal_reward_table import equal_reward_table
 from sdpo_bench.reporting.tables.method_tables import leaderboard, step_table, version_of
 from sdpo_bench.reporting.tables.run_tables import configuration_table
 from sdpo_bench.reporting.tables.verdict import verdict_words
 from sdpo_bench.results.comparability import Setting, amount, apart, sampler_words, shown
-from sdpo_bench.results.learning_curves import MEAN, CurvePanel
+from sdpo_bench.results.equal_reward import CurvePair, curve_pairs
+from sdpo_bench.results.learning_curves import MEAN, CurveKey, CurvePanel
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import Board
 from sdpo_bench.reward_formula import part_weights
@@ -55,6 +57,11 @@ def section(
         tables.insert(0, bill_table(setting, f"{name}-bill"))
     tables += _curve_tables(setting, curves, curve_options, name)
     drawn = [curve_figure(panel, curve_options.level, f"{name}-learning-{i + 1}") for i, panel in enumerate(curves)]
+    reference = next((board.reference for board in one.boards if board.panel.trained), "")
+    for i, pairs in enumerate(_by_trained(curve_pairs(curves)), 1):
+        table = equal_reward_table(setting, pairs, reference, curve_options, f"{name}-equal-reward-{i}")
+        tables += [table] if table else []
+        drawn += [equal_reward_figure(pairs, curve_options.level, f"{name}-equal-reward-{i}")]
     parts = tuple(_parts(one, scores, name, illustrated=illustrated))
     figures = (*drawn, *training_figures(setting.arms, name)) if illustrated else ()
     return Section(
@@ -102,12 +109,24 @@ def _curve_tables(setting: Setting, panels: Sequence[CurvePanel], options: Curve
     return [curve_table(setting, members, options, f"{name}-learning-curve-{i}") for i, members in named]
 
 
+def _by_trained(pairs: Sequence[CurvePair]) -> list[list[CurvePair]]:
+    """Pairs with one trained panel together."""
+    groups: dict[CurveKey, list[CurvePair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.trained.key, []).append(pair)
+    return list(groups.values())
+
+
 def _curve_data(panels: Sequence[CurvePanel], level: float) -> Iterator[tuple[str, tuple[Chart, ...]]]:
     """Every learning curve of a setting as data."""
     for panel in panels:
         for steps in (MEAN, *panel.steps):
             title = f"learning curve, {panel.key.split} prompts, {panel.key.reward}, {steps_words(panel, steps)}"
             yield title, tuple(curve_charts(panel, steps, level, list(panel.arms)))
+    for pair in curve_pairs(panels):
+        trained, other = pair.trained.key, pair.other.key
+        title = f"{other.split} prompts, {other.reward}, against the rise of {trained.reward}, {trained.split} prompts"
+        yield title, (equal_reward_chart(pair, level, list(pair.arms)),)
 
 
 def _facts(setting: Setting) -> list[tuple[str, str]]:

@@ -62,16 +62,24 @@ def over_seeds(seeds: Sequence[int], values: Sequence[float], level: float) -> E
     return replace(seed_interval(matrix, level), n_prompts=None)
 
 
-def first_reach(x: np.ndarray, y: np.ndarray, height: float) -> float | None:
-    """Smallest ``x`` at which the polyline through ``(x, y)`` reaches ``height``; None if it never does."""
+def first_crossing(y: np.ndarray, height: float) -> float | None:
+    """Index, between two points in fractions, at which a polyline first reaches ``height``; None if it never does."""
     reached = np.flatnonzero(y >= height)
     if not len(reached):
         return None
     i = int(reached[0])
-    if i == 0:
-        return float(x[0])
-    share = (height - y[i - 1]) / (y[i] - y[i - 1])
-    return float(x[i - 1] + share * (x[i] - x[i - 1]))
+    return i - 1 + float((height - y[i - 1]) / (y[i] - y[i - 1])) if i else 0.0
+
+
+def first_reach(x: np.ndarray, y: np.ndarray, height: float) -> float | None:
+    """Smallest ``x`` at which the polyline through ``(x, y)`` reaches ``height``; None if it never does."""
+    place = first_crossing(y, height)
+    return None if place is None else float(np.interp(place, np.arange(len(x)), x))
+
+
+def rise_when(curve: SeedCurve, other: SeedCurve, height: float) -> float | None:
+    """Rise of ``other`` when ``curve``, of the same run and points, first reaches ``height``; None if it never does."""
+    return first_reach(other.rise, curve.rise, height)
 
 
 def mean_height(x: np.ndarray, y: np.ndarray, end: float) -> float:
@@ -111,3 +119,22 @@ def mean_curve(label: str, curves: Sequence[SeedCurve], axis: str, level: float)
     low = [e.low for e in estimates if e.low is not None]
     high = [e.high for e in estimates if e.high is not None]
     return Series(label, x.tolist(), [e.value for e in estimates], low, high)
+
+
+TRACE_POINTS = 25
+"""Heights at which a line against another curve is drawn."""
+
+
+def trace(label: str, both: Sequence[tuple[SeedCurve, SeedCurve]], level: float) -> Series:
+    """Rise of each pair's second curve against that of its first one, mean over seeds with the band of its interval.
+
+    Args:
+        both: two curves of each seed, at the same points. The line runs from 0 to what every seed's first one reaches.
+    """
+    seeds = [own.seed for own, _ in both]
+    heights = np.linspace(0.0, max(0.0, min(float(own.rise.max()) for own, _ in both)), TRACE_POINTS)
+    columns = [[rise_when(own, other, height) for own, other in both] for height in heights]
+    estimates = [over_seeds(seeds, [rise for rise in column if rise is not None], level) for column in columns]
+    low = [e.low for e in estimates if e.low is not None]
+    high = [e.high for e in estimates if e.high is not None]
+    return Series(label, heights.tolist(), [e.value for e in estimates], low, high)

@@ -14,7 +14,9 @@ from sdpo_bench.statistics.curves import (
     mean_rise,
     over_seeds,
     reach,
+    rise_when,
     shared_end,
+    trace,
 )
 
 X = np.array([0.0, 100.0, 200.0, 300.0])
@@ -95,3 +97,26 @@ def test_the_mean_curve_has_a_band_over_seeds_and_one_seed_has_none():
     assert (line.low[3], line.high[3]) == pytest.approx((0.7 - half, 0.7 + half))
     alone = mean_curve("sdpo", curves[:1], "images", 0.95)
     assert alone.low == [] and alone.y == [0, 0.2, 0.4, 0.6]
+
+
+def test_another_curve_is_read_where_the_first_one_crosses():
+    """0.3 lies three quarters of the way between the first two points; the other curve is at 0.15 there, not at 0.1."""
+    own, other = curve(0, [0, 0.4, 0.2, 0.8]), curve(0, [0, 0.2, 0.1, -0.4])
+    assert rise_when(own, other, 0.3) == pytest.approx(0.15)
+    assert rise_when(own, other, 0.6) == pytest.approx(0.1 - 0.5 * 2 / 3), "two thirds of the last stretch"
+    assert rise_when(own, other, 0.0) == 0.0
+    assert rise_when(own, other, 0.81) is None
+
+
+def test_a_line_against_another_curve_ends_where_the_lowest_seed_does():
+    """Seed 0 is straight (other = own); seed 1 has twice its other at each height and rises to 0.4 alone."""
+    seeds = [
+        (curve(0, [0, 0.2, 0.4, 0.8]), curve(0, [0, 0.2, 0.4, 0.8])),
+        (curve(1, [0, 0.2, 0.4, 0.3]), curve(1, [0, 0.4, 0.8, 9.0])),
+    ]
+    line = trace("sdpo", seeds, 0.95)
+    assert (line.x[0], line.x[-1]) == (0.0, 0.4)
+    assert line.y == pytest.approx([1.5 * x for x in line.x])
+    half = stats.t.ppf(0.975, 1) * stats.sem([0.4, 0.8])
+    assert (line.low[-1], line.high[-1]) == pytest.approx((0.6 - half, 0.6 + half))
+    assert trace("sdpo", seeds[:1], 0.95).low == []

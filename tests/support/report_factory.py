@@ -213,17 +213,28 @@ def edit_scores(folder: Path, change: Any) -> None:
     rows.to_parquet(folder / "eval.parquet", index=False)
 
 
-def add_curve(folder: Path, rises: Any, *, splits: Any = ("train",), steps: Any = (1, 4), base: float = -1.0) -> None:
+def add_curve(
+    folder: Path,
+    rises: Any,
+    *,
+    splits: Any = ("train",),
+    steps: Any = (1, 4),
+    base: float = -1.0,
+    unseen: Any = None,
+) -> None:
     """Give a run the learning curve of a training that had 64 images between two points.
 
     Args:
         rises: over the base model, one a point, the first for the base model itself; at every step count, ten times as
             high at the last of them.
+        unseen: other rises, for the unseen split.
     """
+    splits = (*splits, "unseen") if unseen is not None else splits
     record = json.loads((folder / "run.json").read_text())
     reward, _, version = record["reward_version"].partition("/")
     lines = []
-    for i, rise in enumerate(rises):
+    for i in range(len(rises)):
+        own = {split: (unseen if split == "unseen" and unseen is not None else rises)[i] for split in splits}
         scores = [
             {
                 "split": split,
@@ -233,7 +244,7 @@ def add_curve(folder: Path, rises: Any, *, splits: Any = ("train",), steps: Any 
                 "pictures": "0123456789",
                 "reward": reward,
                 "version": version,
-                "mean": base + rise * (10 if k == steps[-1] else 1),
+                "mean": base + own[split] * (10 if k == steps[-1] else 1),
             }
             for split in splits
             for k in steps

@@ -1,0 +1,95 @@
+"""The table of methods at equal training reward: what differs when the trained reward has risen alike."""
+
+from collections.abc import Sequence
+from statistics import median
+
+from sdpo_bench.reporting.tables.curve_tables import CurveOptions, amount, axis_words, steps_words
+from sdpo_bench.reporting.tables.method_tables import training_words
+from sdpo_bench.results.comparability import Setting, sampler_words
+from sdpo_bench.results.equal_reward import CurvePair, Height, RewardLine, height_of, lines_at
+from sdpo_bench.results.learning_curves import MEAN, CurvePanel
+from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.curves import reach
+
+
+def equal_reward_table(
+    setting: Setting, pairs: Sequence[CurvePair], reference: str, options: CurveOptions, name: str
+) -> t.Table | None:
+    """One block for each other curve, a row a method; None where no method ends above the base model.
+
+    Args:
+        pairs: with one trained panel.
+        reference: label of the method that differences are measured against.
+    """
+    trained, unit = pairs[0].trained, axis_words(options.axis)
+    height = height_of(trained, options.rise, options.level)
+    if height is None:
+        return None
+    columns = (
+        t.Column("method", "method", numeric=False),
+        t.Column("seeds", "seeds"),
+        t.Column("reached_by", "seeds that reach X"),
+        t.Column("reach", f"{unit} to X", help="Training after which the trained reward has risen by X"),
+        t.Column("rise", "rise at X", help="Rise of the block's curve over the base model at that moment"),
+        t.Column("difference", f"minus {reference}", help=f"Difference to {reference} at X, paired by seed"),
+        t.Column("difference_p", "p (Holm) of it", help="Of that difference, over all methods of the block"),
+        t.Column("final_rise", "final rise", help="Rise of the block's curve at the end of training"),
+    )
+    groups, cautions, detectable = [], dict[str, str](), list[float]()
+    for pair in pairs:
+        lines = lines_at(pair, height.rise, reference, options.level)
+        key = pair.other.key
+        groups.append(t.Group(f"{key.reward}, {key.split} prompts", _rows(pair, lines, height, options)))
+        cautions |= {line.label: line.final.note for line in lines}
+        detectable += [size for line in lines if line.difference and (size := line.difference.detectable()) is not None]
+    title = f"At equal training reward, {trained.key.reward} on {trained.key.split} prompts {_level(height)}"
+    notes = (*_notes(setting, trained, options), *_power(detectable, reference))
+    return t.Table(name, title, columns, tuple(groups), notes, tuple(f"{text}." for text in t.gathered(cautions)))
+
+
+def _level(height: Height) -> str:
+    return f"risen by X = {t.fixed(height.rise, 3, signed=True)}, {height.words}"
+
+
+def _rows(pair: CurvePair, lines: Sequence[RewardLine], height: Height, options: CurveOptions) -> tuple[t.Row, ...]:
+    digits = t.digits_for(
+        value for line in lines for value in (line.final.value, line.rise.value if line.rise else 0.0)
+    )
+    rows = []
+    for line in lines:
+        timed = reach([own for own, _ in pair.arms[line.label]], options.axis, height.rise, options.level).estimate
+        half = "" if timed is None or timed.high is None else f" ±{amount(timed.high - timed.value)}"
+        when = t.Cell(t.DASH) if timed is None else t.Cell(f"{amount(timed.value)}{half}", timed.value)
+        cells = (
+            t.word(line.label),
+            t.count(line.seeds),
+            t.Cell(f"{line.reached} of {line.seeds}", line.reached),
+            when,
+            t.estimate(line.rise, digits, signed=True),
+            t.estimate(line.difference, digits, signed=True),
+            t.p_value(line.difference_p),
+            t.estimate(line.final, digits, signed=True),
+        )
+        rows.append(t.Row(cells))
+    return tuple(rows)
+
+
+def _notes(setting: Setting, trained: CurvePanel, options: CurveOptions) -> tuple[str, ...]:
+    return (
+        f"Each run is read where its own curve of {trained.key.reward} on {trained.key.split} prompts, "
+        f"{steps_words(trained, MEAN)}, first reaches X, in a straight line between its points. A method with a seed "
+        "that never does has no value.",
+        f"Evaluation during training: {sampler_words(trained.key.sampler)}; the same prompts and noise at every point.",
+        f"Training: {training_words(setting)}.",
+        f"±: half-width of the {100 * options.level:g} % interval over training seeds (Student's t), on these prompts. "
+        "Differences are paired by seed; p is of the t interval beside it, adjusted by Holm over the block.",
+    )
+
+
+def _power(sizes: Sequence[float], reference: str) -> tuple[str, ...]:
+    if not sizes:
+        return ()
+    return (
+        f"Power: the uncorrected test of a difference to {reference} finds a true difference of {median(sizes):.2g} "
+        "(median over rows) with probability .8, on these prompts; corrected for the block, it takes more.",
+    )

@@ -1,0 +1,137 @@
+"""Methods at equal training reward: what another curve shows when the trained one first reaches a height.
+
+At equal budgets a method that trains faster is further on the way that all of them go: up on what is trained, and at
+some point down on the rest. Scores at the end then mix two questions. Here each run is read where its reward on the
+training prompts has risen by the same amount, so what differs is what the method did to get there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sdpo_bench.results.learning_curves import MEAN, CurvePanel
+from sdpo_bench.statistics.curves import SeedCurve, final_rise, over_seeds, rise_when
+from sdpo_bench.statistics.intervals import Estimate
+from sdpo_bench.statistics.ranking import holm
+
+
+@dataclass(frozen=True, eq=False)
+class CurvePair:
+    """The trained reward's curves on the training prompts, and other curves of the same runs."""
+
+    trained: CurvePanel
+    other: CurvePanel
+
+    @property
+    def arms(self) -> dict[str, tuple[tuple[SeedCurve, SeedCurve], ...]]:
+        """By label: both curves of each seed that has both, means over step counts; sorted by label."""
+        found = {}
+        for label in sorted(self.trained.arms.keys() & self.other.arms.keys()):
+            others = {curve.seed: curve for curve in self.other.arms[label][MEAN]}
+            own = self.trained.arms[label][MEAN]
+            if both := tuple((curve, others[curve.seed]) for curve in own if curve.seed in others):
+                found[label] = both
+        return found
+
+
+@dataclass(frozen=True)
+class Height:
+    """A rise of the trained reward at which methods are compared."""
+
+    rise: float
+    words: str
+    """Where it comes from."""
+
+
+@dataclass(frozen=True)
+class RewardLine:
+    """One method at that height."""
+
+    label: str
+    seeds: int
+    reached: int
+    """Seeds whose trained curve reaches the height."""
+    rise: Estimate | None
+    """Of the other curve there; None where a seed never reaches it, since leaving it out would flatter the method."""
+    final: Estimate
+    """Of the other curve at its end."""
+    difference: Estimate | None = None
+    """To the reference method there, paired by seed."""
+    difference_p: float | None = None
+    """Holm's, over all methods that have a difference."""
+
+
+def curve_pairs(panels: Sequence[CurvePanel]) -> list[CurvePair]:
+    """Every panel beside that of the trained reward on training prompts under the same evaluation sampler."""
+    pairs = []
+    for trained in panels:
+        if trained.trained and trained.key.split == "train":
+            others = [panel for panel in panels if panel is not trained and panel.key.sampler == trained.key.sampler]
+            pairs += [pair for pair in (CurvePair(trained, other) for other in others) if pair.arms]
+    return pairs
+
+
+def height_of(panel: CurvePanel, stated: float | None, level: float) -> Height | None:
+    """The stated rise; else half of the best method's final rise, or less if a run never gets there.
+
+    Returns:
+        None where no method ends above the base model.
+    """
+    if stated is not None:
+        return Height(stated, "as stated")
+    finals = {label: final_rise(curves[MEAN], level).value for label, curves in panel.arms.items()}
+    best = max(finals, key=lambda label: finals[label])
+    if finals[best] <= 0:
+        return None
+    lowest = min(float(curve.rise.max()) for curves in panel.arms.values() for curve in curves[MEAN])
+    if 0 < lowest < finals[best] / 2:
+        return Height(lowest, "the largest that every run reaches")
+    return Height(finals[best] / 2, f"half of {best}'s final rise")
+
+
+def lines_at(pair: CurvePair, height: float, reference: str, level: float) -> list[RewardLine]:
+    """Every method at a height of the trained reward, the highest on the other curve first.
+
+    Args:
+        reference: label that differences are measured against; none without it.
+    """
+    arms = pair.arms
+    rises = {label: {own.seed: rise_when(own, other, height) for own, other in both} for label, both in arms.items()}
+    differences = {}
+    for label in arms:
+        found = _difference(rises[label], rises[reference], level) if reference in arms and label != reference else None
+        if found is not None:
+            differences[label] = found
+    p_values = _adjusted(differences)
+    lines = []
+    for label, both in arms.items():
+        reached = sum(rise is not None for rise in rises[label].values())
+        final = final_rise([other for _, other in both], level)
+        there = _over_all(rises[label], level)
+        line = RewardLine(label, len(both), reached, there, final, differences.get(label), p_values.get(label))
+        lines.append(line)
+    return sorted(lines, key=lambda line: (line.rise is None, -(line.rise.value if line.rise else 0.0), line.label))
+
+
+def _adjusted(differences: Mapping[str, Estimate]) -> dict[str, float]:
+    """Holm's p by label, of the differences that can be tested."""
+    p_values = {label: p for label, estimate in differences.items() if (p := estimate.p_value()) is not None}
+    return dict(zip(p_values, map(float, holm(list(p_values.values()))), strict=True))
+
+
+def _over_all(rises: Mapping[int, float | None], level: float) -> Estimate | None:
+    values = [rise for rise in rises.values() if rise is not None]
+    return over_seeds(list(rises), values, level) if len(values) == len(rises) else None
+
+
+def _difference(
+    own: Mapping[int, float | None], reference: Mapping[int, float | None], level: float
+) -> Estimate | None:
+    """Over the seeds that both methods have; None where a seed of one of them never reaches the height."""
+    if None in own.values() or None in reference.values():
+        return None
+    gaps = {
+        seed: rise - other
+        for seed, rise in own.items()
+        if rise is not None and (other := reference.get(seed)) is not None
+    }
+    return over_seeds(list(gaps), list(gaps.values()), level) if gaps else None
