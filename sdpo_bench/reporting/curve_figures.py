@@ -49,12 +49,12 @@ def equal_reward_figure(pairs: Sequence[CurvePair], level: float, name: str) -> 
     """What other curves show while the trained reward rises, a chart a curve."""
     labels = sorted({label for pair in pairs for label in pair.arms})
     shown = labels[: plots.MOST_SERIES]
-    trained = pairs[0].trained.key
+    trained, more = pairs[0].trained.key, left_out(len(labels) - len(shown))
     return chart_figure(
         name,
         f"Other scores against the rise of {trained.reward} on {trained.split} prompts, which all methods are trained "
-        "for: at one place on the horizontal axis they have the same training reward. Each line ends where a seed no "
-        f"longer rises; bands: {100 * level:g} % intervals over training seeds.{left_out(len(labels) - len(shown))}",
+        "for: at one place on the horizontal axis they have the same training reward. Each line ends where one of its "
+        f"seeds rises no further; bands: {100 * level:g} % intervals over training seeds.{more}",
         lambda: [equal_reward_chart(pair, level, shown) for pair in pairs],
         plots.style_of(shown, BASE),
         columns=min(3, len(pairs)),

@@ -66,6 +66,17 @@ def test_the_difference_to_the_reference_is_paired_by_seed(results):
     assert rows["sdpo"]["difference"]["value"] == pytest.approx(-sum(gaps) / 2)
 
 
+def test_the_power_is_that_of_each_block(results):
+    """Two seeds, so noncentral t with one degree of freedom at the standard error of the two gaps."""
+    table, _ = table_of(results)
+    (note,) = [note for note in table["notes"] if note.startswith("Power")]
+    size = float(note.split("(median over the methods) of ")[1].split(" for ")[0])
+    gaps = [0.2 - 1.1 / 6 - 0.3, 0.45 - 0.3]
+    critical = stats.t.ppf(0.975, 1)
+    assert 1 - stats.nct.cdf(critical, 1, size / stats.sem(gaps)) == pytest.approx(0.8, abs=0.01)
+    assert "for emoji-align, unseen prompts." in note
+
+
 def test_the_level_can_be_stated_and_a_method_that_misses_it_has_no_value(results):
     """Seed 0 of sdpo ends at .3."""
     table, rows = table_of(results, reach=0.45)

@@ -35,15 +35,17 @@ def equal_reward_table(
         t.Column("difference_p", "p (Holm) of it", help="Of that difference, over all methods of the block"),
         t.Column("final_rise", "final rise", help="Rise of the block's curve at the end of training"),
     )
-    groups, cautions, detectable = [], dict[str, str](), list[float]()
+    groups, cautions, power = [], dict[str, str](), list[str]()
     for pair in pairs:
         lines = lines_at(pair, height.rise, reference, options.level)
         key = pair.other.key
-        groups.append(t.Group(f"{key.reward}, {key.split} prompts", _rows(pair, lines, height, options)))
+        title = f"{key.reward}, {key.split} prompts"
+        groups.append(t.Group(title, _rows(pair, lines, height, options)))
         cautions |= {line.label: line.final.note for line in lines}
-        detectable += [size for line in lines if line.difference and (size := line.difference.detectable()) is not None]
+        sizes = [size for line in lines if line.difference and (size := line.difference.detectable()) is not None]
+        power += [f"{median(sizes):.2g} for {title}"] if sizes else []
     title = f"At equal training reward, {trained.key.reward} on {trained.key.split} prompts {_level(height)}"
-    notes = (*_notes(setting, trained, options), *_power(detectable, reference))
+    notes = (*_notes(setting, trained, options), *_power(power, reference))
     return t.Table(name, title, columns, tuple(groups), notes, tuple(f"{text}." for text in t.gathered(cautions)))
 
 
@@ -86,10 +88,10 @@ def _notes(setting: Setting, trained: CurvePanel, options: CurveOptions) -> tupl
     )
 
 
-def _power(sizes: Sequence[float], reference: str) -> tuple[str, ...]:
+def _power(sizes: Sequence[str], reference: str) -> tuple[str, ...]:
     if not sizes:
         return ()
     return (
-        f"Power: the uncorrected test of a difference to {reference} finds a true difference of {median(sizes):.2g} "
-        "(median over rows) with probability .8, on these prompts; corrected for the block, it takes more.",
+        f"Power: the uncorrected test of a difference to {reference} finds with probability .8, on these prompts, a "
+        f"true difference (median over the methods) of {'; '.join(sizes)}. Corrected for the block, it takes more.",
     )
