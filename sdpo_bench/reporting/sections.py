@@ -12,7 +12,7 @@ from sdpo_bench.reporting.page.pictures import picture_grid
 from sdpo_bench.reporting.tables import ablation
 from sdpo_bench.reporting.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.reporting.tables.curve_tables import CurveOptions, curve_table, steps_words
-from sdpo_bench.reporting.tables.equal_reward_table import equal_reward_table
+from sdpo_bench.reporting.tables.equal_reward_table import equal_reward_table, equal_reward_words
 from sdpo_bench.reporting.tables.method_tables import leaderboard, step_table, version_of
 from sdpo_bench.reporting.tables.run_tables import configuration_table
 from sdpo_bench.reporting.tables.verdict import verdict_words
@@ -39,6 +39,27 @@ class Judged:
     """Scores and picture statistics of the base model."""
 
 
+@dataclass(frozen=True, eq=False)
+class _EqualReward:
+    """What the learning curves of a setting say at equal training reward."""
+
+    pairs: Sequence[CurvePair]
+    reference: str
+    options: CurveOptions
+
+    def words(self, boards: Sequence[Board]) -> str:
+        """A sentence about the trained reward on the prompts of some boards; empty without such curves."""
+        keys = {(board.panel.key.sampler, board.panel.key.split) for board in boards if board.panel.trained}
+        for pair in self.pairs:
+            if pair.other.trained and (pair.other.key.sampler, pair.other.key.split) in keys:
+                return equal_reward_words(pair, self.reference, self.options)
+        return ""
+
+
+def _reference(one: Judged) -> str:
+    return next((board.reference for board in one.boards if board.panel.trained), "")
+
+
 def section(
     one: Judged,
     settings: Sequence[Setting],
@@ -57,12 +78,12 @@ def section(
         tables.insert(0, bill_table(setting, f"{name}-bill"))
     tables += _curve_tables(setting, curves, curve_options, name)
     drawn = [curve_figure(panel, curve_options.level, f"{name}-learning-{i + 1}") for i, panel in enumerate(curves)]
-    reference = next((board.reference for board in one.boards if board.panel.trained), "")
-    for i, pairs in enumerate(_by_trained(curve_pairs(curves)), 1):
-        table = equal_reward_table(setting, pairs, reference, curve_options, f"{name}-equal-reward-{i}")
+    equal = _EqualReward(curve_pairs(curves), _reference(one), curve_options)
+    for i, pairs in enumerate(_by_trained(equal.pairs), 1):
+        table = equal_reward_table(setting, pairs, equal.reference, curve_options, f"{name}-equal-reward-{i}")
         tables += [table] if table else []
         drawn += [equal_reward_figure(pairs, curve_options.level, f"{name}-equal-reward-{i}")]
-    parts = tuple(_parts(one, scores, name, illustrated=illustrated))
+    parts = tuple(_parts(one, scores, name, equal, illustrated=illustrated))
     figures = (*drawn, *training_figures(setting.arms, name)) if illustrated else ()
     return Section(
         name,
@@ -140,19 +161,24 @@ def _facts(setting: Setting) -> list[tuple[str, str]]:
     ]
 
 
-def _parts(one: Judged, scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> list[Part]:
+def _parts(
+    one: Judged, scores: Mapping[str, Scores], name: str, equal: "_EqualReward", *, illustrated: bool
+) -> list[Part]:
     """Boards by (sampler, split, prompts): the trained reward leads, held-out rewards and pictures follow."""
     groups: dict[tuple[str, ...], list[Board]] = {}
     for board in one.boards:
         key = board.panel.key
         groups.setdefault((key.sampler, key.split, *board.panel.prompts), []).append(board)
     return [
-        _part(one, members, scores, f"{name}-{i + 1}", illustrated=illustrated)
+        _part(one, members, scores, f"{name}-{i + 1}", equal.words(members), illustrated=illustrated)
         for i, members in enumerate(groups.values())
     ]
 
 
-def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], name: str, *, illustrated: bool) -> Part:
+def _part(
+    one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], name: str, more: str, *, illustrated: bool
+) -> Part:
+    """The boards of one split under one sampler; ``more`` is a sentence at the end of the finding."""
     trained = [board for board in boards if board.panel.trained]
     held_out = [board for board in boards if not board.panel.trained]
     panel = boards[0].panel
@@ -166,7 +192,7 @@ def _part(one: Judged, boards: Sequence[Board], scores: Mapping[str, Scores], na
     figures = [figure for i, board in enumerate(trained) for figure in board_figures(board, f"{name}-{i + 1}")]
     prompts = len(panel.prompts)
     title = f"{prompts} {panel.key.split} prompt{'s' * (prompts != 1)}"
-    finding = verdict_words(trained, held_out)
+    finding = " ".join(text for text in (verdict_words(trained, held_out), more) if text)
     return Part(
         title,
         f"Evaluation sampler: {sampler_words(panel.key.sampler)}",

@@ -1,9 +1,10 @@
 """Methods at equal training reward, in reports: what unseen prompts show when the trained reward has risen alike."""
 
 import json
+from functools import partial
 
 import pytest
-from report_factory import add_curve, base_frame, make_base, make_run, spread
+from report_factory import add_curve, base_frame, frame, make_base, make_run, spread
 from scipy import stats
 
 from sdpo_bench.cli.commands.report import render
@@ -64,6 +65,24 @@ def test_the_difference_to_the_reference_is_paired_by_seed(results):
     assert rows["sdpo"]["difference"]["value"] is None
     _, rows = table_of(results, reference="ddpo")
     assert rows["sdpo"]["difference"]["value"] == pytest.approx(-sum(gaps) / 2)
+
+
+def test_the_finding_on_unseen_prompts_says_who_differs_there(tmp_path):
+    """Gaps of ddpo of -.100 and -.101 at X = .2 (t = 201, p = .003), of rebel of 0 and .1."""
+    base = spread([-1.0] * 3)
+    make_base(tmp_path, base_frame(base), base_frame(base, split="unseen"))
+    unseen = partial(frame, spread([-0.5] * 3), split="unseen")
+    for method, at_x in (("sdpo", (0.02, 0.02)), ("ddpo", (0.01, 0.0099)), ("rebel", (0.02, 0.03))):
+        for seed in (0, 1):
+            folder = make_run(tmp_path, method, seed, spread([-0.5] * 3), frames=(unseen,))
+            add_curve(folder, [0, 0.02, 0.04], steps=(1,), unseen=[0, at_x[seed], 0.05])
+    (section,) = build_report(load_results(tmp_path), Request()).sections
+    train_part, unseen_part = section.parts
+    assert unseen_part.finding.endswith(
+        "At equal training reward (emoji-align on train prompts risen by 0.200, by the learning curves): significantly "
+        "behind sdpo: ddpo; no significant difference to sdpo for rebel."
+    )
+    assert "equal training reward" not in train_part.finding
 
 
 def test_the_power_is_that_of_each_block(results):

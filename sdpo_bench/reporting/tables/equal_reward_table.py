@@ -9,6 +9,7 @@ from sdpo_bench.results.comparability import Setting, sampler_words
 from sdpo_bench.results.equal_reward import CurvePair, Height, RewardLine, height_of, lines_at
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.statistics import table as t
+from sdpo_bench.statistics.contrasts import Contrast, outcome_sentences
 from sdpo_bench.statistics.curves import reach
 
 
@@ -47,6 +48,32 @@ def equal_reward_table(
     title = f"At equal training reward, {trained.key.reward} on {trained.key.split} prompts {_level(height)}"
     notes = (*_notes(setting, trained, options), *_power(power, reference))
     return t.Table(name, title, columns, tuple(groups), notes, tuple(f"{text}." for text in t.gathered(cautions)))
+
+
+def equal_reward_words(pair: CurvePair, reference: str, options: CurveOptions) -> str:
+    """Which methods differ from the reference at equal training reward, in a sentence; empty without such a test."""
+    height = height_of(pair.trained, options.rise, options.level)
+    lines = lines_at(pair, height.rise, reference, options.level) if height else []
+    tested = [
+        Contrast(line.label, line.difference, line.difference_p)
+        for line in lines
+        if line.difference_p is not None and line.difference
+    ]
+    if height is None or not tested:
+        return ""
+    clauses = outcome_sentences(
+        tested,
+        {
+            "up": f"significantly ahead of {reference}: {{names}}",
+            "down": f"significantly behind {reference}: {{names}}",
+            "unclear": f"no significant difference to {reference} for {{names}}",
+        },
+    )
+    trained = pair.trained.key
+    return (
+        f"At equal training reward ({trained.reward} on {trained.split} prompts risen by {t.fixed(height.rise, 3)}, by "
+        f"the learning curves): {'; '.join(clauses)}."
+    )
 
 
 def _level(height: Height) -> str:
