@@ -21,6 +21,7 @@ ABLATIONS = ("normalisation", "updates", "rewards")
 NORMALISATIONS = ("per-step-prompt", "per-prompt", "per-step", "batch", "none")
 NAMES = {"smoke", "embedded-methods", "embedded-ablation-rates", "embedded-ablation-groups"}
 LONG = {"embedded-long", "embedded-long-native", "embedded-long-t20", "embedded-long-t20-native"}
+LONG |= {"embedded-long-t50"}
 LONG_ABLATIONS = {f"embedded-long-{what}" for what in ABLATIONS}
 NAMES |= (
     LONG | LONG_ABLATIONS | {"paper-figure", "embedded-flow"} | {f"{where}-main" for where in ("paper", "embedded")}
@@ -114,6 +115,17 @@ def test_long_trainings_are_equal_in_images_and_optimiser_steps_and_search(plans
     } == dict.fromkeys(("sdpo", "ddpo", "d3po", "rebel"), 10)
     native = [job for job in plans[f"{name}-native"].jobs if job.role == "reported"]
     assert {job.work.optimiser_steps for job in native} == {2 * native[0].work.images / 240}
+
+
+def test_at_fifty_steps_each_method_has_its_official_number_of_updates(plans):
+    """Of 256 images, so 16 epochs: SDPO 2 at each of 50 steps for 128 pairs, DDPO 2 an epoch; searches alike."""
+    jobs = plans["embedded-long-t50"].jobs
+    reported = [job for job in jobs if job.role == "reported"]
+    assert {(job.method, job.work.images, job.work.optimiser_steps) for job in reported} == {
+        ("sdpo", 4096, 16 * 100),
+        ("ddpo", 4096, 16 * 2),
+    }
+    assert [sum(j.role == "tuning" and j.method == name for j in jobs) for name in ("sdpo", "ddpo")] == [10, 10]
 
 
 @pytest.mark.parametrize(
