@@ -8,6 +8,10 @@ an average of the policy that moves once an epoch. It is a second anchor (``ema_
 ``off_policy`` it also samples, and the ratio compares with it: here ``old_policy = slow``. Their runs have no
 ``off_policy``, so the newest policy samples; here the policy that anchors is always the one that samples. Their
 weighting is ``generalised-huber``, while the default here weighs the plain error by the noise level.
+
+In their runs the anchor holds the policy (``ema_beta`` 1; ``clip_range`` 1 hardly clips) and advantages are divided
+by 5 (``advantage_max`` / ``adv_clip_max``): their weights count five times as much beside the advantages here.
+Flow-Factory's examples clip at 1 too, and advantages at 1; its guide clips at 1e-5. The defaults here have no anchor.
 """
 
 from dataclasses import dataclass
@@ -33,18 +37,20 @@ class AWMSettings(GroupSettings):
     """Settings of AWM's own."""
 
     clip_range: Annotated[float, Ge(0)] = 1e-5
-    """PPO clip range of exp(difference of surrogates) (Flow-Factory: 1e-5); 0: no clipping."""
+    """PPO clip range of exp(difference of surrogates) (Flow-Factory's guide: 1e-5; authors: 1, which hardly ever clips,
+    beside an anchor to the old policy); 0: no clipping."""
     weighting: Literal["uniform", "level", "level-squared", "huber", "generalised-huber"] = "level"
     """Surrogate log-probability of an error e at noise level t: -e, -t e, -t^2 e, -t (sqrt(e + 1e-10) - 1e-5) or
     -t ((e + 1e-10)^p - 1e-10^p) / p with p = 0.25 (Flow-Factory)."""
     kl_weight: Annotated[float, Ge(0)] = 1e-4
-    """Weight of the squared difference of velocities to the base model (Flow-Factory's SD3.5: 1e-4, FLUX: 0); 0
-    computes none."""
+    """Weight of the squared difference of velocities to the base model (Flow-Factory's SD3.5: 1e-4, FLUX: 0; authors:
+    1e-4 to 3e-3 beside advantages divided by 5, here 5e-4 to 0.015); 0 computes none."""
     old_policy: Added[Literal["newest", "slow"]] = "newest"
     """The policy that samples the next epoch and that the ratio compares with, after n optimiser steps: the newest one,
     or one that keeps min(0.001 n, 0.3) of itself (authors: ``off_policy``, ``kl_ema_decay_type = linear``)."""
     old_weight: Added[Annotated[float, Ge(0)]] = 0.0
-    """Weight of the squared difference of velocities to that policy (authors: 1; Flow-Factory: 0.1 to 1)."""
+    """Weight of the squared difference of velocities to that policy (authors: 1 beside advantages divided by 5, here 5;
+    Flow-Factory: 0.1 to 1 beside advantages clipped at 1)."""
 
 
 class AWM(NoisedGroups):

@@ -10,7 +10,7 @@ import torch
 
 from factories import LOSS_METHODS, make_method, make_resolved, make_trainer
 from sdpo_bench.advantages.normalise import Normaliser, advantages
-from sdpo_bench.api import Minibatch
+from sdpo_bench.api import Minibatch, Noised
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.registry import find
@@ -135,6 +135,18 @@ def test_tdpo_by_hand():
 
 
 # -- group-relative advantages -----------------------------------------------------------------------------------
+
+
+def test_awm_has_the_authors_loss_times_five_at_five_times_their_weights():
+    """scxue/advantage_weighted_matching at be51372, train_sd3_awm.py, config/dgx_awm.py: advantages / 5, clip_range 1,
+    ema_beta 1, beta 0.003. At level 0.5 the originals 0.1, 0.2 and 0.3 of a clean 0 are velocities that are wrong by
+    0.2, 0.4 (old) and 0.6 (base): errors 0.04 and 0.16, distances 0.2 and 0.4."""
+    latent = lambda number: torch.full((1, 1, 1, 1, 1), number, dtype=torch.float64)  # noqa: E731
+    seen = Noised(latent(0.0), latent(0.1).requires_grad_(), latent(0.5), latent(0.2), latent(0.3))
+    batch = dataclasses.replace(make_batch([[[0.0]]], advantage=[[[2.0]]]), noised=seen)
+    authors = -2 / 5 * math.exp(0.16 - 0.04) + 1 * 0.2**2 + 0.003 * 0.4**2
+    ours = value("awm", batch, weighting="uniform", clip_range=1.0, old_weight=5.0, kl_weight=0.015)
+    assert ours == pytest.approx(5 * authors)
 
 
 def test_group_advantages_by_hand():
