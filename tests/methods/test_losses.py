@@ -14,6 +14,7 @@ from sdpo_bench.api import Minibatch, Noised
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import UsageError
 from sdpo_bench.plugins.registry import find
+from sdpo_bench.rollout.schedule import gaussian_kl, make_schedule
 
 
 def make_batch(log_ratio, *, advantage=None, final=None, kl=None, reference=None, steps=None):
@@ -70,6 +71,19 @@ def test_dpok_by_hand():
     batch = make_batch([[[math.log(1.5)]], [[math.log(1.5)]]], advantage=[[[2.0]], [[-1.0]]], kl=[[[0.5]], [[0.3]]])
     assert value("dpok", batch, clip_range=0.2, kl_weight=0.1) == pytest.approx(-0.45 + 0.04)
     assert value("ddpo", batch, clip_range=0.2) == pytest.approx(-0.45)
+
+
+@pytest.mark.parametrize(("steps", "least", "most", "last"), [(50, 0.0700, 0.566, 10.12), (5, 1.424, 3.626, 189.97)])
+def test_dpok_penalises_the_kl_and_not_the_distance_of_noises(steps, least, most, last):
+    """Of noises that differ by 1, KL = (d mean / d e)^2 / (2 std^2), by DDIM's eq. 12 and 16; the official code has 1.
+
+    By hand for the last of 50 steps, abar 0.9822 to 0.99915: (0.1344 - 0.0063)^2 / (2 * 0.02847^2) = 10.1.
+    """
+    schedule = make_schedule({}, steps)
+    sample, at = torch.zeros(steps, 1, 1, 1, dtype=torch.float64), torch.arange(steps)
+    base, moved = (schedule.denoise(torch.full_like(sample, e), sample, at) for e in (0.0, 1.0))
+    kl = gaussian_kl(moved.mean, base.mean, moved.std)
+    assert [kl[:-1].min(), kl[:-1].max(), kl[-1]] == pytest.approx([least, most, last], rel=2e-3)
 
 
 def test_grpo_by_hand():
