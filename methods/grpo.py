@@ -1,7 +1,9 @@
 """GRPO for diffusion: DanceGRPO, Xue et al. 2025, arXiv 2505.07818, and Flow-GRPO, Liu et al. 2025, arXiv 2505.05470.
 
-The sampler is the engine's: stochastic DDIM, the form both papers use for diffusion models (with eta 1 the reverse SDE
-of a Gaussian diffusion). Group-relative advantages are the engine's ``advantage.normalisation = group``.
+The sampler is the engine's, of diffusion models stochastic DDIM (with eta 1 the reverse SDE of a diffusion), as
+in DanceGRPO's code for Stable Diffusion. That code does not train the last step (here ``update.step_weight =
+skip-last``) and divides by the group's unbiased standard deviation. Flow-GRPO is of flow-matching models alone.
+Group-relative advantages are the engine's ``advantage.normalisation = group``.
 """
 
 from dataclasses import dataclass
