@@ -22,7 +22,8 @@ class RandomSearchSettings:
     n: Annotated[int, Ge(2)] = 8
     """Samples for each image that is delivered; each costs a whole sampling run and a reward call."""
     radius: Annotated[float, Gt(0), Lt(1)] = 0.5
-    """rho: share of fresh noise in a neighbour, 0 the same sample, 1 a new one (best of n)."""
+    """rho: amplitude of the fresh noise in a neighbour, whose share of the variance is rho^2 (a quarter at 0.5); 0: the
+    same sample, 1: a new one (best of n)."""
 
 
 class RandomSearch(Search):
