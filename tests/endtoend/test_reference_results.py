@@ -1,5 +1,6 @@
 """The reference results are whole, belong to the settings of the committed code, and the README shows what they say."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def test_no_weights_and_no_path_of_a_machine_are_in_it():
     for path in files:
         if path.suffix in (".json", ".jsonl", ".md") or path.name == "status":
             assert not re.search(r"/(opt|home|tmp|root|work|Users)/", path.read_text(encoding="utf-8")), path
+
+
+def test_tdpo_s_critic_explains_as_little_as_the_page_says():
+    """1 - mean (V - A)^2 / mean A^2, of each half of the epochs."""
+    paths = list((REFERENCE / "runs").glob("tdpo-*/train.jsonl"))
+    halves: tuple[list[str], list[str]] = ([], [])
+    for path in paths:
+        epochs = [json.loads(line) for line in path.read_text().splitlines()]
+        for half, part in zip(halves, (epochs[:16], epochs[16:]), strict=True):
+            left = sum(epoch["critic_error"] for epoch in part)
+            square = sum(epoch["advantage_mean"] ** 2 + epoch["advantage_std"] ** 2 for epoch in part)
+            half.append(f"{100 * abs(1 - left / square):.1f}")
+    assert len(paths) == 5
+    assert set(halves[0]) == {"0.0"} and (min(halves[1]), max(halves[1])) == ("0.4", "1.8")
+    assert "0.0 % of the square of the advantages" in (REFERENCE / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
