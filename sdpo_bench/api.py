@@ -152,8 +152,9 @@ class Noised:
 
 @dataclass(frozen=True)
 class Backprop:
-    """Through which steps a reward's gradient flows: ``depth`` consecutive ones, the last of them drawn for each group
-    and update from the last ``window`` steps."""
+    """Through which steps a gradient flows: ``depth`` consecutive ones, the last of them drawn for each group and
+    update from the last ``window`` steps. More than one needs ``final_image = "predicted"``: other states than the last
+    are noisy."""
 
     depth: int = 1
     window: int = 1
@@ -190,8 +191,8 @@ class Method(ABC):
     """Paper with its equation, and official code: ``arXiv 2411.11727, eq. 13; code OWNER/NAME``."""
     signal: ClassVar[Signal] = "advantage"
     """``advantage``: normalised returns; ``preference``: raw final rewards, no ``advantage.*`` settings; ``gradient``:
-    the reward's own gradient through the last denoising steps (:meth:`backprop`), for differentiable rewards; ``none``:
-    nothing is trained (:class:`Search`)."""
+    the reward's own gradient through the last denoising steps (:meth:`backprop`), for differentiable rewards and with
+    ``granularity = "trajectory"``; ``none``: nothing is trained (:class:`Search`)."""
     final_image: ClassVar[Literal["sample", "predicted"]] = "sample"
     """Image of the sparse reward: the decoded sample, or the decoded predicted original of the last step."""
     granularity: ClassVar[Granularity] = "step"

@@ -153,6 +153,13 @@ def check_class(who: str, base: type, plugin_class: type) -> None:
         raise UsageError(f"{who} does not define {', '.join(missing)}, which its base class {base.__name__} asks for.")
     if getattr(plugin_class, "signal", "") == "none" and not issubclass(plugin_class, Search):
         raise UsageError(f"{who} has signal = 'none', which belongs to subclasses of sdpo_bench.api.Search.")
+    granularity = getattr(plugin_class, "granularity", "")
+    if getattr(plugin_class, "signal", "") == "gradient" and granularity != "trajectory":
+        # Tasks of single steps do not say which step is the last one: any state would be scored as the final image.
+        raise UsageError(
+            f"{who} has signal = 'gradient' with granularity = {granularity!r}; expected granularity = 'trajectory', "
+            "since the reward is that of a whole trajectory. See sdpo_bench.api."
+        )
 
 
 def check_instance(who: str, plugin: Any) -> None:
@@ -181,6 +188,12 @@ def check_backprop(who: str, method: Method, steps: int) -> None:
     _check(who, "backprop()", plan, requirement)
     for name in ("depth", "window"):
         _check(who, f"backprop().{name}", getattr(plan, name), Requirement("a whole number", lambda v: type(v) is int))
+    if plan.window > 1 and method.final_image == "sample":
+        raise UsageError(
+            f"{who} has backprop().window = {plan.window} with final_image = 'sample'; expected window = 1, or "
+            "final_image = 'predicted': after an earlier step than the last one the latents are still noisy, and only "
+            "their predicted original is an image. See sdpo_bench.api."
+        )
 
 
 def _check(who: str, name: str, value: object, requirement: Requirement) -> None:

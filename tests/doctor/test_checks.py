@@ -85,6 +85,7 @@ class Uphill(Method):
     """Follows the reward's gradient, the wrong way."""
 
     signal = "gradient"
+    granularity = "trajectory"
 
     def loss(self, batch):
         return Loss(batch.final_rewards.mean())

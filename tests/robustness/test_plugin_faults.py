@@ -137,6 +137,7 @@ DECLARED_BY_REWARD = {
     "identity_settings = {'a': {1, 2}}": "has identity_settings = {'a': {1, 2}}",
     "identity_settings = property(lambda self: 1 / 0)": "identity_settings raised ZeroDivisionError: division by zero",
 }
+THROUGH_STEPS = "signal, granularity = 'gradient', 'trajectory'"
 DECLARED_BY_METHOD = {
     "signal = 'praise'": "has signal = 'praise'; expected one of advantage, preference, gradient, none",
     "signal = 'none'": "belongs to subclasses of sdpo_bench.api.Search",
@@ -157,9 +158,14 @@ DECLARED_BY_METHOD = {
     "reward_guard = ''": "has reward_guard = ''",
     "needs_reference = property(lambda self: {}['x'])": "needs_reference raised KeyError: 'x'",
     "def __init__(self, settings): pass": "has no settings; expected a call of super().__init__()",
-    "signal = 'gradient'\ndef backprop(self): pass": "backprop() raised TypeError",
-    "signal = 'gradient'\ndef backprop(self, steps): return 1": "has backprop() = 1",
-    "signal = 'gradient'\ndef backprop(self, steps): return Backprop(1.0, 1)": "has backprop().depth = 1.0",
+    "signal = 'gradient'": "has signal = 'gradient' with granularity = 'step'; expected granularity = 'trajectory'",
+    "signal, granularity = 'gradient', 'noised'": "with granularity = 'noised'; expected granularity = 'trajectory'",
+    f"{THROUGH_STEPS}\ndef backprop(self): pass": "backprop() raised TypeError",
+    f"{THROUGH_STEPS}\ndef backprop(self, steps): return 1": "has backprop() = 1",
+    f"{THROUGH_STEPS}\ndef backprop(self, steps): return Backprop(1.0, 1)": "has backprop().depth = 1.0",
+    f"{THROUGH_STEPS}\ndef backprop(self, steps): return Backprop(1, 2)": (
+        "has backprop().window = 2 with final_image = 'sample'; expected window = 1, or final_image = 'predicted'"
+    ),
 }
 
 
@@ -205,7 +211,7 @@ def test_a_run_names_a_reward_that_is_at_fault(package, tiny_pipe, harm):
 
 METHODS = {
     "members = 0": "has members = 0; expected a whole number from 1",
-    "signal = 'gradient'\ndef backprop(self, steps): return 1": "has backprop() = 1",
+    f"{THROUGH_STEPS}\ndef backprop(self, steps): return 1": "has backprop() = 1",
     "def __init__(self): pass": "__init__() raised TypeError",
     "def loss(self, batch): return {}['x']": "loss() raised KeyError: 'x' (at plugin.py:",
     "def loss(self, batch): return replace(super().loss(batch), metrics=None)": "metrics are no dict",
