@@ -131,18 +131,26 @@ def can_learn_from(method: str, reward: str) -> bool:
 
 
 def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
-    """A method that follows the reward's gradient needs a reward that has one, and enough steps.
+    """A method that follows the reward's gradient needs a reward that has one.
 
     Raises:
-        UsageError: names the rewards that declare a gradient, or the number of steps there are.
+        UsageError: names the rewards that declare a gradient.
     """
-    if method.signal != "gradient":
-        return
-    if not reward.make(config.reward.settings).differentiable:
+    if method.signal == "gradient" and not reward.make(config.reward.settings).differentiable:
         raise UsageError(
             f"{config.method.name} follows the gradient of the reward, and '{config.reward.name}' has none. "
             f"Rewards that have one: {', '.join(_declaring('differentiable')) or '(none)'}. Use --reward NAME."
         )
+
+
+def check_backprop_fits(config: RunConfig, method: Method) -> None:
+    """A gradient through the last steps needs as many steps.
+
+    Raises:
+        UsageError: names the number of steps there are.
+    """
+    if method.signal != "gradient" and method.granularity != "sample":
+        return
     plan, steps = method.backprop(config.schedule.steps), config.schedule.steps
     if not (plan.depth >= 1 and plan.window >= 1 and plan.depth + plan.window - 1 <= steps):
         raise UsageError(

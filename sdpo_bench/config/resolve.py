@@ -13,7 +13,7 @@ from typing import Any
 
 from sdpo_bench.api import Method, Reward, without_added_defaults
 from sdpo_bench.config import batch_geometry
-from sdpo_bench.config.compatibility import check_features, check_fit, check_gradient
+from sdpo_bench.config.compatibility import check_backprop_fits, check_features, check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.config.reward_modes import check_discount, check_reward_mode, no_reward_mode
 from sdpo_bench.config.run_file import RunFile
@@ -153,6 +153,7 @@ def resolve(request: Request) -> Resolved:
     check_discount(config, chosen)
     check_samplers(config, chosen, sources)
     check_gradient(config, chosen, reward)
+    check_backprop_fits(config, chosen)
     check_features(config, chosen, reward)
     return Resolved(config, sources, preset.name if preset else "", method_class, reward)
 
@@ -284,7 +285,7 @@ def _check_key(key: str, owners: Mapping[str, Sequence[str]], source: str) -> No
 def build_method(config: RunConfig, method_class: type[Method]) -> Method:
     """The configured method, ready to be asked what it needs."""
     method = make_method(config.method.name, method_class, config.method.settings)
-    if method.signal == "gradient":
+    if method.signal == "gradient" or method.granularity == "sample":
         check_backprop(f"method '{config.method.name}'", method, config.schedule.steps)
     return method
 

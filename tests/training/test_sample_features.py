@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from factories import make_method, make_resolved, make_trainer
-from sdpo_bench.api import Minibatch
+from factories import LOADED, make_method, make_resolved, make_trainer
+from sdpo_bench.api import Backprop, Minibatch
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.errors import RunFailed, UsageError
 from sdpo_bench.estimates.time_estimate import cost_of_group, epoch_work
@@ -229,3 +229,13 @@ def test_pixels_without_a_graph_are_charged_once(tiny_policy):
     with torch.no_grad():
         sample_features(tiny_policy, None, ledger, torch.zeros(3, *tiny_policy.latent_shape), "pixels")
     assert (ledger.decoded, ledger.decoded_backward) == (3, 0)
+
+
+@pytest.mark.parametrize(("depth", "window"), [(2, 1), (1, 2), (0, 1)])
+def test_a_gradient_through_more_steps_than_there_are_is_refused(tiny_pipe, monkeypatch, depth, window):
+    """Before step 0 there is none, and a negative number would count from the last state back."""
+    monkeypatch.setattr(LOADED["drpo"], "backprop", lambda self, num_steps: Backprop(depth, window))
+    with pytest.raises(
+        UsageError, match=f"drpo differentiates {depth} steps, the last of them among the last {window}"
+    ):
+        make_resolved(tiny_pipe, "drpo", **{"schedule.steps": 1})
