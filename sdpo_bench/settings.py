@@ -145,7 +145,7 @@ class AdvantageSettings:
     buffer_size: Count = 32
     """Samples remembered for each prompt (official code: 32)."""
     min_count: Count = 16
-    """Samples of a prompt before its own statistics are used (official code: 16)."""
+    """Samples of a prompt before its own statistics are used (official code: 16); at most ``buffer_size``."""
     std: Added[Literal["group", "batch"]] = "group"
     """What ``normalisation = group`` divides by: the standard deviation of the group, or of all images of the epoch at
     that step (``global_std`` of Flow-GRPO and DiffusionNFT, with their epsilon of 1e-4)."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from sdpo_bench.api import Method
 from sdpo_bench.config import batch_geometry
+from sdpo_bench.config.sampler_fit import REMEMBERING
 from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.plugins.registry import find, plugins
 from sdpo_bench.prompts.prompt_sets import load_prompts
@@ -52,6 +53,13 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
 
 def _check_advantages(settings: AdvantageSettings, reward: str) -> None:
     """Options of the advantages that would have no effect."""
+    if settings.normalisation in REMEMBERING and settings.buffer_size < settings.min_count:
+        raise UsageError(
+            f"advantage.buffer_size = {settings.buffer_size} is below advantage.min_count = {settings.min_count}: no "
+            f"prompt would ever have statistics of its own, and advantage.normalisation = {settings.normalisation} would "
+            f"compare with the whole batch for ever. Use --set advantage.buffer_size={settings.min_count} or more, or "
+            f"--set advantage.min_count={settings.buffer_size} or less."
+        )
     if settings.std == "batch" and settings.normalisation != "group":
         raise UsageError(
             f"advantage.std = batch belongs to advantage.normalisation = group, got {settings.normalisation}. "

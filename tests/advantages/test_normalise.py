@@ -5,6 +5,7 @@ import torch
 
 from factories import make_resolved, make_trainer
 from sdpo_bench.advantages.normalise import Normaliser, advantages
+from sdpo_bench.errors import UsageError
 
 
 @pytest.mark.parametrize("mode", ["per-step-prompt", "per-prompt"])
@@ -18,6 +19,19 @@ def test_samples_of_prompts_with_too_few_are_counted(mode):
     assert normaliser.fallback == 0.25
     normaliser(torch.rand(1, 2), ["dog"])
     assert normaliser.fallback == 0.0
+
+
+@pytest.mark.parametrize("mode", ["per-step-prompt", "per-prompt"])
+def test_a_buffer_that_never_holds_enough_samples_is_refused(tiny_pipe, mode):
+    """It would compare every epoch with the whole batch, which is another mode."""
+    settings = {"advantage.normalisation": mode, "advantage.min_count": 9}
+    with pytest.raises(UsageError, match="Use --set advantage.buffer_size=9 or more, or --set advantage.min_count=8"):
+        make_resolved(tiny_pipe, **settings, **{"advantage.buffer_size": 8})
+    full = make_resolved(tiny_pipe, **settings, **{"advantage.buffer_size": 9}).config.advantage
+    normaliser = Normaliser(full.normalisation, full.buffer_size, full.min_count)
+    normaliser(torch.rand(9, 2), ["cat"] * 9)
+    assert normaliser.fallback == 0.0
+    make_resolved(tiny_pipe, **settings | {"advantage.normalisation": "batch", "advantage.buffer_size": 8})
 
 
 @pytest.mark.parametrize("mode", ["per-step", "batch", "none"])
