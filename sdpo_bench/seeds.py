@@ -46,7 +46,11 @@ def seed_for(*axes: Axis) -> int:
 
 
 def generator(*axes: Axis) -> "torch.Generator":
-    """A CPU generator seeded by :func:`seed_for`; noise is always drawn on the CPU so that devices agree."""
+    """A CPU generator seeded by :func:`seed_for`; noise is always drawn on the CPU so that devices agree.
+
+    Torch's CPU generator (mt19937) takes the lower 32 bits of a seed, so two of n draws are the same with probability
+    n^2 / 2^33: 16 % in a run of 25,600 images in pairs, which draws noise 38,400 times.
+    """
     import torch
 
     return torch.Generator("cpu").manual_seed(seed_for(*axes))
