@@ -56,7 +56,7 @@ def _check_advantages(settings: AdvantageSettings, reward: str) -> None:
     if settings.normalisation in REMEMBERING and settings.buffer_size < settings.min_count:
         raise UsageError(
             f"advantage.buffer_size = {settings.buffer_size} is below advantage.min_count = {settings.min_count}: no "
-            f"prompt would ever have statistics of its own, and advantage.normalisation = {settings.normalisation} would "
+            f"prompt would ever have its own statistics, and advantage.normalisation = {settings.normalisation} would "
             f"compare with the whole batch for ever. Use --set advantage.buffer_size={settings.min_count} or more, or "
             f"--set advantage.min_count={settings.buffer_size} or less."
         )
