@@ -133,9 +133,7 @@ def _score(
     scorer: CompositeScorer, policy: Policy, basis: Basis, pairs: Sequence[tuple[str, int]], micro_batch: int
 ) -> Parts:
     s = basis.schedule
-    # Of the families without sigmas DDIM draws the pictures, so that the scales of earlier runs stay.
-    sampler = "flow" if s.sampler == "flow" else "ddim"
-    schedule = make_schedule(scheduler_config(policy), s.steps, sampler=sampler, **schedule_options(s))
+    schedule = make_schedule(scheduler_config(policy), s.steps, sampler=s.sampler, **schedule_options(s))
     prompts = [prompt for prompt, _ in pairs]
     names = [f"{prompt}\n{number}" for prompt, number in pairs]
     with policy.reference() if policy.lora_parameters() else nullcontext():

@@ -45,8 +45,10 @@ class Basis:
         model |= {key: value for key, value in optional.items() if value is not None}
         if content := model_digest(self.model.name):
             model["digest"] = content
-        texts = load_prompts(self.prompts)
-        return digest({"model": model, "schedule": schedule_data(self.schedule), "prompts": texts}, 8)
+        data = {"model": model, "schedule": schedule_data(self.schedule), "prompts": load_prompts(self.prompts)}
+        if self.schedule.sampler == "lcm":
+            data["sampler"] = "own"  # earlier versions drew these pictures by DDIM
+        return digest(data, 8)
 
 
 @dataclass(frozen=True)

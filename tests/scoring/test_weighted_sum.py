@@ -167,13 +167,15 @@ def test_every_prompt_comes_once_before_any_comes_twice(prompts_file):
     assert shuffled != ["cat", "dog", "bee"], "in an order of its own"
 
 
-def test_what_is_measured_are_samples_of_the_untrained_model_in_the_training_schedule(tiny_pipe, tmp_path):
+@pytest.mark.parametrize("options", [{"sampler": "ddim", "eta": 0.5}, {"sampler": "lcm"}], ids=str)
+def test_what_is_measured_are_samples_of_the_untrained_model_in_the_training_schedule(tiny_pipe, tmp_path, options):
     """Drawn here once more, with an adapter that has learnt something in between."""
-    resolved = sum_run(tiny_pipe, **{"reward.reference_images": 7, "schedule.eta": 0.5})
+    settings = {f"schedule.{key}": value for key, value in options.items()}
+    resolved = sum_run(tiny_pipe, **{"reward.reference_images": 7} | settings)
     policy = load_policy(resolved.config.model, lora_seed=0)
     basis = resolved.described.basis
     pairs = reward_scale._pairs(basis, 7)
-    schedule = make_schedule(scheduler_config(policy), 2, eta=0.5, spacing=basis.schedule.spacing)
+    schedule = make_schedule(scheduler_config(policy), 2, spacing=basis.schedule.spacing, **options)
     names = [f"{prompt}\n{number}" for prompt, number in pairs]
     with torch.no_grad(), policy.reference():
         final, _ = sample(policy, schedule, [p for p, _ in pairs], Noise(("reward-reference",)), groups=names)
