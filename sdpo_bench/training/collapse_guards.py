@@ -1,8 +1,9 @@
 """Guards against collapse: a rising reward over black, flat or ever more alike pictures must not go unseen.
 
-Each guard looks at the numbers of a finished epoch, which describe the policy as it was when the epoch was sampled.
-The first time it fires it warns live and leaves one line in ``warnings.jsonl``, which the run's summary and every
-report show. A run whose pictures have all become one colour has nothing left to learn from and is stopped. Guards
+Each guard looks at the numbers of a finished epoch, which describe the policy that sampled it: the one that learns, or
+an old policy that follows it (``Method.keeps_old``), whose pictures break later than those of the policy that the run
+delivers. The first time it fires it warns live and leaves one line in ``warnings.jsonl``, which the run's summary and
+every report show. A run whose pictures have all become one colour has nothing left to learn from and is stopped. Guards
 read what is logged anyway, so their thresholds change no number (``guard.*``) and are no part of a run's identity,
 unless they choose its checkpoint (``checkpoint.choose = before-collapse``).
 """
@@ -138,6 +139,7 @@ def before_collapse(rows: Sequence[dict[str, Any]], collapse: int | None) -> dic
     """The best candidate whose pictures were not yet those of a collapse; the earliest candidate where all were.
 
     Pictures of epoch e are the policy's after e - 1 epochs, so a candidate is sound if the next epoch's pictures are.
+    Those of an old policy that follows slowly (NFT's ``late``) say less: a candidate may have broken before them.
     """
     return best_row(sound_candidates(rows, collapse) or rows[:1])
 
