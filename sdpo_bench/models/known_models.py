@@ -86,6 +86,10 @@ _SD3_SIGMAS = {"schedule.spacing": "linspace", "eval.spacing": "linspace"}
 _EQUAL_GAIN = {"update.step_weight": "equal-gain"}
 
 
+TRANSFORMER_FILE = "transformer/config.json"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+UNET_FILE = "unet/config.json"
+
 _EMBEDDED_SCORES = {"eval.rewards": ("emoji-accuracy",), "eval.unseen": "", "checkpoint.prompts": "emoji-validation"}
 
 
@@ -227,7 +231,7 @@ def known_model(name: str) -> BaseModel:
     if os.path.isdir(name):  # which takes any text, however long
         return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
-        return BaseModel(name, name, "hub pipeline", "", _PUBLISHED_SCHEDULE | _hub_defaults(name))
+        return BaseModel(name, name, "hub pipeline", "", _hub_defaults(name))
     raise UsageError(
         f"unknown model '{name}': not a known name, not a folder, not a hub id (owner/name).{nearest(name, KNOWN)} "
         "See: sdpo-bench list models"
@@ -236,26 +240,39 @@ def known_model(name: str) -> BaseModel:
 
 def _folder_defaults(folder: Path) -> tuple[Mapping[str, Any], str]:
     """Settings that a local folder's files ask for, and the family that they show, in words."""
-    config = folder / "transformer" / "config.json"
+    config = folder / TRANSFORMER_FILE
     if transformer := network_family(config):
         return _PUBLISHED_SCHEDULE | _transformer_defaults(transformer, config), transformer.name
-    if _entry(folder / "scheduler" / "scheduler_config.json", "_class_name") != "LCMScheduler":
-        return _PUBLISHED_SCHEDULE, ""
-    if _entry(folder / "unet" / "config.json", "time_cond_proj_dim"):
+    consistency, family = _consistency_defaults(folder / SCHEDULER_FILE, folder / UNET_FILE)
+    return consistency or _PUBLISHED_SCHEDULE, family
+
+
+def _consistency_defaults(scheduler: Path, unet: Path) -> tuple[dict[str, Any], str]:
+    """Settings that a consistency model's files ask for, and its kind in words; both empty for other models."""
+    if _entry(scheduler, "_class_name") != "LCMScheduler":
+        return {}, ""
+    if _entry(unet, "time_cond_proj_dim"):
         return _CONSISTENCY | _EMBEDDED_GUIDANCE, "latent consistency model"
     # Such as a model with a consistency LoRA merged into it: guidance would be classifier-free and cost an evaluation.
     return _CONSISTENCY, "latent consistency model without guidance embedding"
 
 
-def _hub_defaults(name: str) -> dict[str, Any]:
-    """Default adapter and guidance of a hub pipeline in the cache; of others nothing is known before their download."""
+def _hub_defaults(name: str) -> Mapping[str, Any]:
+    """Settings that the files of a hub pipeline in the cache ask for, as :func:`_folder_defaults`; of others nothing
+    is known before their download."""
+    config = _cached_file(name, TRANSFORMER_FILE)
+    if config and (transformer := network_family(config)):
+        return _PUBLISHED_SCHEDULE | _transformer_defaults(transformer, config)
+    scheduler, unet = _cached_file(name, SCHEDULER_FILE), _cached_file(name, UNET_FILE)
+    return (_consistency_defaults(scheduler, unet)[0] if scheduler and unet else {}) or _PUBLISHED_SCHEDULE
+
+
+def _cached_file(repo: str, path: str) -> Path | None:
+    """A file of a hub repository in the cache; ``None`` where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(name, "transformer/config.json")
-    if not isinstance(path, str):
-        return {}
-    family = network_family(Path(path))
-    return _transformer_defaults(family, Path(path)) if family else {}
+    found = try_to_load_from_cache(repo, path)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _transformer_defaults(family: Family, config: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
@@ -219,6 +220,16 @@ def test_a_local_consistency_model_is_sampled_as_one(small):
     assert "schedule.sampler" not in known_model(str(small["sdxl"])).defaults
     known = known_model("lcm-dreamshaper-v7").defaults
     assert (known["schedule.sampler"], known["eval.sampler"], known["model.guidance_scale"]) == ("lcm", "lcm", 8.0)
+
+
+@pytest.mark.parametrize("shape", sorted(SMALL))
+def test_a_pipeline_in_the_hub_cache_has_the_defaults_of_its_folder(small, shape, monkeypatch):
+    """The name of a repository and the folder that it was downloaded to are one model."""
+    files = {path: str(small[shape] / path) for path in ("scheduler/scheduler_config.json", "unet/config.json")}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, path: files.get(path))
+    assert known_model("somebody/model").defaults == known_model(str(small[shape])).defaults
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, path: None)
+    assert "schedule.sampler" not in known_model("somebody/model").defaults
 
 
 def test_a_local_consistency_model_gets_the_guidance_of_the_known_one(small, capsys):
