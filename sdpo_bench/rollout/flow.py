@@ -224,3 +224,13 @@ def scheduler_sigmas(
     if shift is not None:
         config |= {"image_seq_len": scheduler_config["image_seq_len"], "mu": shift}
     return config, sigmas
+
+
+def scheduler_spaced_sigmas(scheduler_config: Mapping[str, Any], steps: int) -> list[float]:
+    """The sigmas that ``spacing = linspace`` leaves to the scheduler, as a list to give it: evenly spaced from its
+    largest to its smallest, before its shift (``set_timesteps`` of diffusers' scheduler)."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    known = {key: value for key, value in scheduler_config.items() if key != "_class_name"}
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(known)
+    return np.linspace(scheduler.sigma_max, scheduler.sigma_min, steps).tolist()

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from stock_pipelines import arguments
 
 from factories import make_resolved
-from sdpo_bench.cli.commands.export import export_command
+from sdpo_bench.cli.commands.export import _noise_levels, export_command
 from sdpo_bench.models.base_model import scheduler_config
 from sdpo_bench.rollout.sampling import replay
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.running.finished_run import load_tuned, open_finished_run
 from sdpo_bench.running.run_one import run_job
-from sdpo_bench.settings import Runtime
+from sdpo_bench.settings import EvaluationSettings, Runtime
 from tools.random_pipeline import SMALL_FLOW, write_pipeline
 
 PROMPTS = ["a cat", "a zebra"]
@@ -70,3 +72,16 @@ def test_the_printed_python_draws_the_pictures_of_the_run(name, tmp_path, capsys
         others |= {"num_inference_steps": steps} if "sigmas" in left_out else {}
         plain = pipeline(PROMPTS, **others, latents=start, output_type="pt").images
         assert (plain - pictures).abs().max() > 1e-3, left_out  # the stock default is another picture
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("shape", ["sd3", "flux-schnell", "flux-dev", "qwenimage", "zimage"])
+def test_a_pipeline_that_is_given_the_printed_noise_levels_takes_those_of_the_evaluation(shape, spacing, tmp_path):
+    """Given only their number, the pipeline of SD3 spaces them as linspace does, and the others as trailing does."""
+    scheduler = SMALL_FLOW[shape]["scheduler"]
+    given = _noise_levels(EvaluationSettings(sampler="flow", spacing=spacing), 4, scheduler)
+    pipeline = DiffusionPipeline.from_pretrained(write_pipeline(SMALL_FLOW[shape], tmp_path / shape))
+    pipeline(["a cat"], height=16, width=16, output_type="latent", **arguments(shape, 1.0, 1), **given)
+    patches = 4 * 4  # latents of 8 x 8
+    ours = make_schedule(scheduler | {"image_seq_len": patches}, 4, sampler="flow", eta=0.0, spacing=spacing)
+    assert (pipeline.scheduler.sigmas - ours.sigmas).abs().max() < 1e-6

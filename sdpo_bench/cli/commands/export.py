@@ -17,6 +17,7 @@ from sdpo_bench.models.pipeline_files import read_folder
 from sdpo_bench.models.pipeline_loading import left_out_parts
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.rollout.ddim import DEFAULTS as DDIM_DEFAULTS
+from sdpo_bench.rollout.flow import scheduler_spaced_sigmas
 from sdpo_bench.rollout.gaussian_step import NOISE_DEFAULTS
 from sdpo_bench.rollout.schedule import make_schedule
 from sdpo_bench.running.finished_run import open_finished_run
@@ -113,7 +114,7 @@ def _sampling_code(folder: RunFolder, model: ModelSettings) -> str:
     steps = record["config"]["schedule"]["steps"]
     evaluation: EvaluationSettings = validate(EvaluationSettings, record["config"]["eval"], "eval")
     if family.flow:
-        scheduler, arguments = "", _noise_levels(evaluation, steps)
+        scheduler, arguments = "", _noise_levels(evaluation, steps, files.configs["scheduler"])
     elif not family.embeds_guidance(files.configs) and (ddim := _ddim(record.get("schedule", {}), evaluation, steps)):
         scheduler = f"from diffusers import DDIMScheduler\npipeline.scheduler = DDIMScheduler(**{ddim!r})\n"
         arguments = {"num_inference_steps": steps, "eta": evaluation.eta}
@@ -150,12 +151,18 @@ def _ddim(trained: Mapping[str, Any], evaluation: EvaluationSettings, steps: int
     return options if stock.timesteps.tolist() == times and landing[:-1] == times[1:] and landing[-1] < 0 else {}
 
 
-def _noise_levels(evaluation: EvaluationSettings, steps: int) -> dict[str, Any]:
-    """The evaluation's own sigmas, or ``steps`` of them as its spacing places them, before the scheduler's shift."""
+def _noise_levels(evaluation: EvaluationSettings, steps: int, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation's own sigmas, or ``steps`` of them as its spacing places them, before the scheduler's shift.
+
+    Always a list: what a pipeline takes without one differs between families.
+
+    Args:
+        scheduler: settings of the model's scheduler.
+    """
     if evaluation.sigmas:
         return {"sigmas": list(evaluation.sigmas)}
     if evaluation.spacing == "linspace":
-        return {"num_inference_steps": steps}
+        return {"sigmas": scheduler_spaced_sigmas(scheduler, steps)}
     return {"sigmas": [1 - i / steps for i in range(steps)]}
 
 
