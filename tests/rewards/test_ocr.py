@@ -34,6 +34,7 @@ def test_edit_distance(a, b, distance):
         ("HELLO", "HELP", 1 - 2 / 5),
         ("HELLO", "", 0.0),
         ("AB", "something else", 0.0),  # 1 - 13 / 2 would be negative
+        ("OPEN", "We are OPEN today", 0.0),  # 10 letters too many; 1 in Flow-GRPO's code, which looks for the target
     ],
 )
 def test_the_score_is_one_less_the_share_of_wrong_characters(target, text, score):
