@@ -17,7 +17,7 @@ def arguments(shape: str, guidance: float, prompts: int) -> dict[str, Any]:
         return {"guidance_scale": guidance}
     if shape == "flux-schnell":  # the authors' code reads 256 tokens where the pipeline's default is 512
         return {"true_cfg_scale": guidance, "negative_prompt": [""] * prompts, "max_sequence_length": 256}
-    if shape == "qwenimage":  # one space, as in the pipeline's example
+    if shape == "qwenimage":  # one space, as the pipeline's documentation says
         return {"true_cfg_scale": guidance, "negative_prompt": [" "] * prompts}
     if shape == "zimage":
         return {"guidance_scale": guidance - 1}

@@ -15,8 +15,9 @@ TEXT_TOKENS = 512
 
 
 class QwenImage(Family):
-    """Guidance is classifier-free with a negative prompt of one space, as in the stock pipeline's example; the guided
-    velocity of a token keeps the length of the conditional one. Pictures are videos of one frame to the autoencoder."""
+    """Guidance is classifier-free with a negative prompt of one space, which the stock pipeline's documentation names
+    as the empty one; the guided velocity of a token keeps the length of the conditional one. Pictures are videos of
+    one frame to the autoencoder."""
 
     name = "Qwen-Image"
     network = "QwenImageTransformer2DModel"
