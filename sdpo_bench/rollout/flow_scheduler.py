@@ -17,7 +17,10 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
 
 
 def check_sampler(scheduler_config: Mapping[str, Any], sampler: str, key: str = "sampler") -> None:
-    """Refuse a flow model under a sampler for noise levels, the reverse, and flow schedulers that give no sigmas.
+    """Refuse a flow model under a sampler for noise levels, the reverse, flow schedulers that give no sigmas, and EDM.
+
+    A model of EDM (arXiv 2206.00364) takes scaled latents and ln(sigma) / 4 as its time. Playground 2.5 is one in a
+    pipeline of SDXL; with betas it would be asked at other times, without an error.
 
     Args:
         key: name of the setting, e.g. ``schedule.sampler``.
@@ -33,6 +36,11 @@ def check_sampler(scheduler_config: Mapping[str, Any], sampler: str, key: str = 
             f"Use --set {key}=flow."
         )
     if sampler != "flow":
+        if "sigma_data" in scheduler_config:
+            raise UsageError(
+                f"the model's scheduler is {name}, which scales latents, outputs and time by EDM's rule (sigma_data), "
+                "and no sampler here does. Use another --model."
+            )
         return
     if not flow:
         raise UsageError(

@@ -12,6 +12,7 @@ from sdpo_bench.models import pipeline_loading
 from sdpo_bench.models.pipeline_files import PipelineFiles
 
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+PLAYGROUND = {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "sigma_data": 0.5}
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,7 @@ def test_models_with_noise_levels_keep_their_sampler_and_their_identity(tiny_pip
         ),
         ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, {}, "names UniPCMultistepScheduler"),
         ({"_class_name": "FlowMatchLCMScheduler"}, {}, "names FlowMatchLCMScheduler"),
+        (PLAYGROUND, {}, r"is EDMDPMSolverMultistepScheduler, which scales latents, outputs and time by EDM's rule"),
         (EULER | {"shift_terminal": 0.1}, {"eval": {"steps": (1, 4)}}, "eval.steps has 1 step"),
         (EULER, {"schedule": {"sde": "ode"}}, "sdpo learns from log-probabilities, and schedule.sde = ode"),
         (EULER, {"schedule": {"eta": 0}}, "schedule.eta = 0 draws no noise"),
