@@ -69,7 +69,8 @@ _CONSISTENCY = {
     "eval.steps": (1, 2, 4, 8),
 }
 
-# Guidance 8 is what the authors of LCM sample with; as an embedding of the UNet it costs no second evaluation.
+# Guidance 8 is that of the stock pipeline's example. The paper counts from 0 (arXiv 2310.04378): this is its w = 7, and
+# its w = 8 would be 9 here. As an embedding of the UNet it costs no second evaluation.
 _EMBEDDED_GUIDANCE = {"model.guidance_scale": 8.0, "eval.guidance_scale": 8.0}
 _FLUX_GUIDANCE = {"model.guidance_scale": 3.5, "eval.guidance_scale": 3.5}
 

@@ -233,7 +233,7 @@ def test_a_pipeline_in_the_hub_cache_has_the_defaults_of_its_folder(small, shape
 
 
 def test_a_local_consistency_model_gets_the_guidance_of_the_known_one(small, capsys):
-    """8 is what the authors of LCM sample with, their pipeline's default (arXiv 2310.04378, section 5)."""
+    """8 is that of the stock pipeline's example."""
     chosen = resolve(Request(model=str(small["lcm"]), reward="jpeg-compressibility"))
     assert (chosen.config.model.guidance_scale, chosen.config.eval.guidance_scale) == (8.0, 8.0)
     for key in ("model.guidance_scale", "eval.guidance_scale", "schedule.sampler"):
