@@ -6,7 +6,7 @@ other runs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdpo_bench.results.comparability import MODEL_KEYS, Arm, Setting
@@ -61,6 +61,8 @@ class Panel:
     base: ScoreGrid | None
     counts: Mapping[str, RunCounts]
     notes: tuple[str, ...] = ()
+    own: bool = True
+    """Whether the configuration of one of its runs names its sampler and prompts, rather than a later ``eval``."""
 
     @property
     def trained(self) -> bool:
@@ -75,9 +77,13 @@ class Panel:
 
 
 def panel_order(panel: Panel) -> tuple[Any, ...]:
-    """Sampler, then splits from train to unseen, the trained reward before held-out ones."""
-    split = SPLITS.index(panel.key.split) if panel.key.split in SPLITS else len(SPLITS)
-    return (panel.key.sampler, split, panel.key.split, not panel.trained, panel.key, -len(panel.prompts), panel.prompts)
+    """The runs' own samplers and prompts, then what was judged later; splits from train to unseen; the trained reward.
+
+    Sentences about a setting are about its first panel, which a later ``eval`` of some runs must not replace.
+    """
+    key = panel.key
+    split = SPLITS.index(key.split) if key.split in SPLITS else len(SPLITS)
+    return (not panel.own, key.sampler, split, key.split, not panel.trained, key, -len(panel.prompts), panel.prompts)
 
 
 def panels_of(setting: Setting, scores: Mapping[str, Scores], bases: Mapping[PanelKey, Block]) -> list[Panel]:
@@ -88,6 +94,7 @@ def panels_of(setting: Setting, scores: Mapping[str, Scores], bases: Mapping[Pan
         bases: the base model's scores (:func:`base_blocks`).
     """
     by_panel: dict[tuple[PanelKey, tuple[str, ...]], dict[str, dict[int, Block]]] = {}
+    own = set()
     for arm in setting.arms:
         for run in arm.done:
             run_scores = scores.get(run.id)
@@ -95,9 +102,14 @@ def panels_of(setting: Setting, scores: Mapping[str, Scores], bases: Mapping[Pan
                 continue
             for key, block in run_scores.every_block:
                 by_panel.setdefault((key, block.prompts), {}).setdefault(arm.label, {})[run.seed] = block
+                if key.sampler == run.own_sampler and run_scores.blocks.get(key) is block:
+                    own.add((key, block.prompts))
     counts = {arm.label: run_counts(arm, scores) for arm in setting.arms}
-    panels = [_panel(setting, key, prompts, rows, bases.get(key), counts) for (key, prompts), rows in by_panel.items()]
-    return sorted((panel for panel in panels if panel), key=panel_order)
+    panels = []
+    for (key, prompts), rows in by_panel.items():
+        panel = _panel(setting, key, prompts, rows, bases.get(key), counts)
+        panels += [replace(panel, own=(key, prompts) in own)] if panel else []
+    return sorted(panels, key=panel_order)
 
 
 def _panel(

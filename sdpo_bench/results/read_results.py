@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sdpo_bench.config.sampler_id import recorded_sampler
 from sdpo_bench.errors import SdpoBenchError, UsageError
 from sdpo_bench.hashing import canonical
 from sdpo_bench.prompts.hub_prompts import parse_hub
@@ -84,6 +85,16 @@ class Run:
     @property
     def seed(self) -> int:
         return int(self.settings["seed"])
+
+    @cached_property
+    def own_sampler(self) -> str:
+        """The evaluation sampler of the run's configuration, as its rows name it; ``eval`` can add rows by others.
+
+        Empty where the record does not say.
+        """
+        config = self.record.get("config")
+        evaluation = config.get("eval") if isinstance(config, Mapping) else None
+        return recorded_sampler(evaluation) if isinstance(evaluation, Mapping) else ""
 
     @property
     def last_epoch(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """``list runs``: state, budget used and one number for each run, cheap enough for ten thousand of them.
 
 The headline of a run is its score minus the base model's under the trained reward, mean over the run's own step counts
-(``eval.steps``), on the first split it was judged on. Step counts that ``eval --steps`` added are left out: a mean with
-them cannot be compared with that of another run. It is one seed's number; for statements about a method see
-``compare`` and ``report``.
+(``eval.steps``) by its own sampler, on the first split it was judged on. Samplers and step counts that ``eval`` added
+are left out: a number with them cannot be compared with that of another run. It is one seed's number; for statements
+about a method see ``compare`` and ``report``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,9 +118,9 @@ def budget_used(run: Run) -> str | None:
 
 
 def headline(run: Run, scores: Scores, base: Mapping[PanelKey, Block]) -> Headline | None:
-    """The one number; None where run and base model share no finite scores at the run's own step counts."""
+    """The one number; None where run and base model share no finite scores by the run's own sampler and step counts."""
     own = run.settings["eval.steps"]
-    keys = [key for key in scores.blocks if key.reward == run.reward and key in base]
+    keys = [key for key in scores.blocks if key.reward == run.reward and key.sampler == run.own_sampler and key in base]
     for key in sorted(keys, key=_split_first):
         block = scores.blocks[key]
         steps = [step for step in block.steps if step in own]

@@ -23,6 +23,7 @@ from report_factory import (
 )
 from scipy import stats as scipy_stats
 
+import sdpo_bench
 from sdpo_bench.errors import UsageError
 from sdpo_bench.library.reports import render
 from sdpo_bench.prompts.prompt_sets import load_prompts
@@ -36,6 +37,9 @@ from sdpo_bench.results.run_list import list_runs
 from sdpo_bench.results.select_runs import parse_select
 from sdpo_bench.statistics.eval_table import PanelKey, reduced, stack
 from sdpo_bench.statistics.score_reader import read_scores
+
+ETA_0 = "ddim trailing eta=0 guidance=1 sample bank=0"
+"""A sampler whose name sorts before that of the runs' own, eta 1."""
 
 
 def report_of(out: Path, *select: str, **options) -> Report:
@@ -343,6 +347,26 @@ def test_unlike_evaluations_are_kept_apart(out, other):
     parts = report_of(out).sections[0].parts
     methods = [{c.text for row in part.tables[0].rows for c in row.cells} & {"sdpo", "ddpo", "d3po"} for part in parts]
     assert sorted(methods, key=len) == [{"d3po"}, {"sdpo", "ddpo"}]
+
+
+OWN = load_prompts("simple-animals")
+"""The 45 prompts that the configuration of :func:`make_run` names."""
+MORE = [f"animal {number}" for number in range(60)]
+
+
+@pytest.mark.parametrize("later", [{"prompts": OWN, "sampler": ETA_0}, {"prompts": MORE}], ids=["sampler", "prompts"])
+def test_the_first_sentence_is_about_the_runs_own_evaluation(tmp_path, later):
+    """One of three runs was judged later by a sampler whose name sorts first, or on more prompts; it lost 5 there."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0], prompts=len(OWN)), prompts=OWN))
+    lost = partial(frame, spread([-5, -5, -5], prompts=len(later["prompts"])), **later)
+    for seed, gain in enumerate((1, 2, 3)):
+        own = partial(frame, spread([gain] * 3, prompts=len(OWN)), prompts=OWN)
+        make_run(tmp_path, "sdpo", seed, frames=[own, lost] if seed == 0 else [own])
+    report = report_of(tmp_path)
+    sentence = report.sections[0].answer.sentence
+    assert sentence.startswith("sdpo gains +2 [") and "3 seeds" in sentence and "45 train prompts" in sentence
+    assert len(report.sections[0].parts) == 2  # the later evaluation has a part of its own
+    assert sdpo_bench.compare("sdpo", "base", results=tmp_path).difference == pytest.approx(2)
 
 
 def test_arms_of_one_method_are_named_by_what_differs(out):
@@ -776,6 +800,16 @@ def test_headline_is_the_mean_over_the_runs_own_step_counts(tmp_path):
     later = [lambda **who: frame(spread([9]), **who, steps=(8,))]
     make_run(tmp_path, "sdpo", 0, spread([1, 2, 6]), frames=later)
     assert list_runs(tmp_path)[1][0][8:10] == [3.0, "emoji-align, train, steps 1, 2, 4"]
+
+
+def test_headline_is_by_the_runs_own_sampler(tmp_path):
+    """Without a later evaluation at eta 0, by which this run gained 9."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    make_base(tmp_path, base_frame(spread([0, 0, 0]), sampler=ETA_0), name="base-emoji_turbo-1")
+    later = [lambda **who: frame(spread([9, 9, 9]), **who, sampler=ETA_0)]
+    make_run(tmp_path, "sdpo", 0, spread([1, 2, 6]), frames=later)
+    make_run(tmp_path, "sdpo", 1, frames=later)
+    assert [row[8] for row in list_runs(tmp_path)[1]] == [3.0, None]
 
 
 def test_headline_needs_the_same_prompts_and_images(tmp_path):
