@@ -76,19 +76,24 @@ def picture_grid(
         images[arm.label] = (run, cut[2])
     if not images:
         return None
-    by_prompt = [_prompt_pictures(setting, i, prompt, steps, images, scores, base) for i, prompt in enumerate(prompts)]
+    by_prompt = [_prompt_pictures(i, prompt, steps, images, scores, base) for i, prompt in enumerate(prompts)]
     first = next(iter(images.values()))[0]
-    return PictureGrid(setting.reward, steps, tuple(by_prompt), tuple(missing), _judged(scores.get(first.id), setting))
+    return PictureGrid(setting.reward, steps, tuple(by_prompt), tuple(missing), _judged(scores.get(first.id), first))
 
 
-def _judged(scores: Scores | None, setting: Setting) -> int:
+def _judged(scores: Scores | None, run: Run) -> int:
     """Images a step count that the trained reward has judged on the first split of a run; 0 without scores."""
+    sizes = [len(block.prompts) * len(block.images) for _, block in _own_blocks(scores, run)]
+    return sizes[0] if sizes else 0
+
+
+def _own_blocks(scores: Scores | None, run: Run) -> list[tuple[PanelKey, Block]]:
+    """Scores by the trained reward and the sampler that has drawn the grid."""
     blocks = scores.blocks.items() if scores else ()
-    return next((len(block.prompts) * len(block.images) for key, block in blocks if key.reward == setting.reward), 0)
+    return [(key, block) for key, block in blocks if (key.sampler, key.reward) == (run.own_sampler, run.reward)]
 
 
 def _prompt_pictures(
-    setting: Setting,
     index: int,
     prompt: str,
     steps: tuple[int, ...],
@@ -96,7 +101,7 @@ def _prompt_pictures(
     scores: Mapping[str, Scores],
     base: Scores,
 ) -> PromptPictures:
-    keys = {label: _key(scores.get(run.id), setting.reward, prompt) for label, (run, _) in images.items()}
+    keys = {label: _key(scores.get(run.id), run, prompt) for label, (run, _) in images.items()}
     label, (_, cells) = next(iter(images.items()))
     rows = [PictureRow(BASE, tuple(cells[2 * index]), _numbers(base, keys[label], prompt, steps))]
     for label, (run, cells) in images.items():
@@ -105,12 +110,10 @@ def _prompt_pictures(
     return PromptPictures(prompt, tuple(rows))
 
 
-def _key(scores: Scores | None, reward: str, prompt: str) -> PanelKey | None:
+def _key(scores: Scores | None, run: Run, prompt: str) -> PanelKey | None:
     """Where the trained reward of image 0 of a prompt is."""
-    for key, block in (scores.blocks if scores else {}).items():
-        if key.reward == reward and prompt in block.prompts and 0 in block.images:
-            return key
-    return None
+    own = _own_blocks(scores, run)
+    return next((key for key, block in own if prompt in block.prompts and 0 in block.images), None)
 
 
 def _numbers(scores: Scores | None, key: PanelKey | None, prompt: str, steps: tuple[int, ...]) -> tuple[str, ...]:
