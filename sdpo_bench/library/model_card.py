@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo_bench.models.known_models import known_model, resolve_location
+from sdpo_bench.results.comparability import sampler_words
 from sdpo_bench.results.read_results import Notice, Run, read_run
 from sdpo_bench.results.run_view import bases_beside, own_settings, score_rows
 from sdpo_bench.runs.run_folder import RunFolder
@@ -97,14 +98,20 @@ def _table(run: Run) -> str:
     rows: Sequence[Mapping[str, Any]] = score_rows(run, bases)
     if not rows:
         return f"No scores beside the base model yet: `sdpo-bench eval {run.id}`."
-    lines = ["| split | reward | steps | base | tuned | difference | images |", "|---|---|--:|--:|--:|--:|--:|"]
-    for row in rows:
-        numbers = f"{row['base']:.3f} | {row['tuned']:.3f} | {row['difference']:+.3f}"
-        lines.append(f"| {row['split']} | {row['reward']} | {row['steps']} | {numbers} | {row['images']} |")
-    lines.append(
-        "\nMeans over images of one checkpoint of one training seed: no interval for the method follows from them."
+    parts = []
+    for sampler in sorted({row["sampler"] for row in rows}):
+        lines = ["| split | reward | steps | base | tuned | difference | images |", "|---|---|--:|--:|--:|--:|--:|"]
+        lines += [_row(row) for row in rows if row["sampler"] == sampler]
+        parts += [f"Evaluation sampler: {sampler_words(sampler)}.", "\n".join(lines)]
+    parts.append(
+        "Means over images of one checkpoint of one training seed: no interval for the method follows from them."
     )
-    return "\n".join(lines)
+    return "\n\n".join(parts)
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    numbers = f"{row['base']:.3f} | {row['tuned']:.3f} | {row['difference']:+.3f}"
+    return f"| {row['split']} | {row['reward']} | {row['steps']} | {numbers} | {row['images']} |"
 
 
 def _whole(bill: Mapping[str, Any]) -> dict[str, Any]:
