@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A against B under the trained reward, on training prompts where both were judged on them.
+    """A against B under the trained reward, on training prompts where both were judged on them by it.
+
+    Where it has judged neither side: the first held-out reward.
 
     Attributes:
         difference: mean of A minus mean of B at the metric.
@@ -100,7 +102,7 @@ def compare(
     names = [run.id if isinstance(run, Run) else run for run in (a, b)]
     compared = compare_names(folders[0] if folders else Path(results), names[0], names[1], select, str(metric))
     data = comparison_data(compared)
-    panel = data["panels"][0]
+    panel = next((one for one in data["panels"] if one["trained"]), data["panels"][0])
     primary = panel["primary"]
     low, high = primary["interval"]
     return Comparison(

@@ -4,12 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from finished_run import call, words_of
-from report_factory import base_frame, make_base, make_run, spread
+from report_factory import base_frame, frame, make_base, make_run, spread
 
 import sdpo_bench as sb
 from sdpo_bench.errors import UsageError
@@ -163,6 +164,18 @@ def test_compare_is_the_command(out, capsys):
     assert sb.compare(sdpo).difference == pytest.approx(2)
     with pytest.raises(UsageError, match="sdpp"):
         sb.compare("sdpp", results=out)
+
+
+def test_compare_is_under_the_trained_reward_on_whatever_prompts_it_judged(tmp_path):
+    """A later evaluation on training prompts by a held-out reward comes first in the list and is not the answer."""
+    unseen, train = {"split": "unseen"}, {"reward": "hpsv2"}
+    make_base(tmp_path, base_frame(spread([0, 0, 0]), **unseen), base_frame(spread([0, 0, 0]), **train))
+    for seed in (0, 1):
+        frames = [partial(frame, spread([2, 2, 2]), **unseen), partial(frame, spread([9, 9, 9]), **train)]
+        make_run(tmp_path, "sdpo", seed, frames=frames, **{"eval.train": "", "eval.unseen": "emoji-unseen"})
+    found = sb.compare("sdpo", results=tmp_path)
+    assert [panel["trained"] for panel in found.data["panels"]] == [False, True]
+    assert found.difference == pytest.approx(2)
 
 
 def test_runs_of_two_folders_are_not_compared(out, tmp_path):
