@@ -107,7 +107,7 @@ def select(results: Results, selection: Selection) -> Results:
 def tuning_only(results: Results) -> set[str]:
     """Runs that served only a suite's search: they have tables of their own and no rank."""
     reported = {run for suite in results.suites for run in suite.reported}
-    return {run for suite in results.suites for run in suite.tuning} - reported
+    return {run for suite in results.suites for run in (*suite.tuning, *suite.former_tuning)} - reported
 
 
 def _check_keys(results: Results, selection: Selection) -> None:

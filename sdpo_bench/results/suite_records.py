@@ -40,6 +40,8 @@ class SuiteRecord:
     """The suite that ``--model`` took to another model; else empty."""
     model: str = ""
     """That model."""
+    former_tuning: tuple[str, ...] = ()
+    """Tuning runs of earlier texts of the suite: settings were chosen by them, so no table may take them for seeds."""
 
     @property
     def swept_by(self) -> tuple[str, str]:
@@ -50,13 +52,19 @@ class SuiteRecord:
 def write_record(out: Path, name: str, data: Mapping[str, Any]) -> bool:
     """Record a suite; ``data`` as :func:`_record` reads it. True if the replaced record had none of these runs.
 
+    The tuning runs of the replaced record stay known as such.
+
     Raises:
         MissingError: the folder cannot be written.
     """
     path = out / "suites" / f"{name}.json"
-    earlier_runs: set[str] = set()
+    earlier_runs, former = set[str](), set[str]()
     with suppress(OSError, *DAMAGE):
-        earlier_runs = _runs(parse_json(path.read_text(encoding="utf-8")))
+        earlier = parse_json(path.read_text(encoding="utf-8"))
+        earlier_runs = _runs(earlier)
+        former = {*earlier["tuning"], *earlier.get("former_tuning", ())} - set(data["tuning"])
+    if former:
+        data = {**data, "former_tuning": sorted(former)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(canonical(data), indent=1, sort_keys=True) + "\n")
@@ -96,4 +104,5 @@ def _record(data: dict[str, Any]) -> SuiteRecord:
         tuple(dict(c) for c in choices),
         str(data.get("suite", "")),
         str(data.get("model", "")),
+        tuple(map(str, data.get("former_tuning", ()))),
     )

@@ -1,7 +1,7 @@
 """What a report says about how a suite's settings were searched: every round, every candidate, and the cost."""
 
 import pytest
-from report_factory import make_run, spread
+from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench.reporting.assemble import Request, build_report
 from sdpo_bench.reporting.tables.suite_tables import suite_tables
@@ -136,3 +136,22 @@ def test_a_report_of_search_runs_alone_says_why_it_is_empty(tmp_path):
     ]
     assert line.startswith("No results yet: 1 run of a suite's search for settings")
     assert build_report(load_results(tmp_path), Request({"run": (run.name,)})).summary[0].startswith("1 run (1 done)")
+
+
+def test_tuning_runs_of_an_edited_suite_stay_out_of_the_tables(tmp_path):
+    """The run of tuning seed 1000 chose the settings of the reported runs: it is no third seed of them."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    runs = {
+        seed: make_run(tmp_path, "sdpo", seed, spread([gain] * 3)).name for seed, gain in ((0, 1), (1, 2), (1000, 9))
+    }
+    data = {"name": "mine", "texts": TEXTS, "variant_keys": [], "waiting": 0, "search": ROUNDS, "choices": [CHOICE]}
+    data |= {"reported": {runs[0]: "", runs[1]: ""}}
+    write_record(tmp_path, "mine", {**data, "tuning": [runs[1000]]})
+    for tuning in (["of-another-seed"], ["of-yet-another-seed"]):  # the suite is edited twice
+        write_record(tmp_path, "mine", {**data, "tuning": tuning})
+    (record,) = load_results(tmp_path).suites
+    assert record.tuning == ("of-yet-another-seed",) and set(record.former_tuning) == {runs[1000], "of-another-seed"}
+    (line,) = build_report(load_results(tmp_path), Request()).sections[0].answer.sentence.splitlines()
+    assert line.startswith("sdpo gains +1.5 [") and "2 seeds" in line
+    write_record(tmp_path, "mine", {**data, "tuning": [runs[1000]]})
+    assert runs[1000] not in load_results(tmp_path).suites[0].former_tuning
