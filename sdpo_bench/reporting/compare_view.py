@@ -6,6 +6,7 @@ from typing import Any
 from sdpo_bench.reporting.console import print_tables
 from sdpo_bench.reporting.tables.compare import Comparison, Duel, Outcome
 from sdpo_bench.reporting.tables.method_tables import interval_words, panel_notes
+from sdpo_bench.results.comparability import value_words
 from sdpo_bench.results.endpoints import endpoint_words
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.intervals import ONE_SEED, Estimate
@@ -130,8 +131,14 @@ def _differing_costs(comparison: Comparison) -> list[str]:
 
 def _differing_settings(comparison: Comparison) -> list[str]:
     a, b = comparison.a.arm, comparison.b.arm
-    shared = [row for row in comparison.differing if a and b and row[0] in a.settings and row[0] in b.settings]
-    return [f"{key}: {value_a} against {value_b}" for key, value_a, value_b in shared if key != "method.name"]
+    if a is None or b is None:
+        return []
+    lines = []
+    for key, _, _ in comparison.differing:
+        both = key in a.settings and key in b.settings  # other methods have other settings
+        if key != "method.name" and (both or a.method == b.method):
+            lines.append(f"{key}: {value_words(a.settings, key)} against {value_words(b.settings, key)}")
+    return lines
 
 
 def print_comparison(console: Any, comparison: Comparison) -> None:

@@ -21,6 +21,8 @@ FREE_KEYS = ("seed", "eval.", "guard.", *(f"model.{name}" for name in sorted(exe
 """What may differ between the runs of one arm: the seed, how a finished checkpoint is judged, when it warns (unless the
 warnings choose the checkpoint), and what only moves memory about."""
 MOST_LABEL_KEYS = 3
+DEFAULT = "default"
+"""Stands for the value of a setting that a record lacks (``api.Added``)."""
 
 
 @cache
@@ -52,6 +54,11 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None or value in ("", [], ()) else str(value)
+
+
+def value_words(settings: Mapping[str, Any], key: str) -> str:
+    """A setting's value as a person types it; a setting that came later and has its default is not recorded."""
+    return shown(settings[key]) if key in settings else DEFAULT
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -157,7 +164,7 @@ def _labelled(arms: list[Arm]) -> tuple[Arm, ...]:
 def _label(arm: Arm, keys: Sequence[str]) -> str:
     if not keys:
         return arm.method
-    texts = [f"{key.removeprefix('method.')}={shown(arm.settings.get(key))}" for key in keys]
+    texts = [f"{key.removeprefix('method.')}={value_words(arm.settings, key)}" for key in keys]
     if len(texts) > MOST_LABEL_KEYS:
         rest = f"{len(texts) - MOST_LABEL_KEYS} more, {digest(dict(arm.settings), 4)}"
         texts = [*texts[:MOST_LABEL_KEYS], rest]

@@ -400,6 +400,20 @@ def test_group_by_makes_an_ablation_of_any_key(out):
         report_of(out, group_by=("method",))
 
 
+def test_a_setting_that_records_lack_while_it_has_its_default_is_compared_with_other_values(tmp_path):
+    """``advantage.std`` came later: the runs with its default, which is "group", do not record it."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for seed in (0, 1, 2):
+        make_run(tmp_path, "grpo", seed, spread([1, 1, 1]))
+        make_run(tmp_path, "grpo", seed, spread([2, 2, 2]), **{"advantage.std": "batch"})
+    report = report_of(tmp_path, group_by=("advantage.std",))
+    labels = ["grpo (advantage.std=batch)", "grpo (advantage.std=default)", "base model"]
+    assert [row.cells[0].text for row in table_of(report, "leaderboard-1").rows] == labels
+    ablation = table_of(report, "ablation-1")
+    assert [row.cells[0].text for row in ablation.rows] == ["default", "batch"]
+    assert cell(ablation, "batch", "difference").value == pytest.approx(1)
+
+
 def test_group_by_a_setting_that_keeps_runs_apart_says_so(out):
     for seed in (0, 1, 2):
         make_run(out, "ddpo", seed, spread([1, 1, 1]), **{"budget.amount": 256})

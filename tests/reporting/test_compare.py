@@ -286,6 +286,14 @@ def test_settings_that_differ_are_listed(out):
     assert "update.lr: 0.001 against 0.5" in text
 
 
+def test_a_setting_that_one_side_does_not_record_is_listed_with_its_default(out):
+    """``advantage.std`` came later: runs with its default, which is "group", do not record it."""
+    for seed in A:
+        make_run(out, "ddpo", seed, spread([1, 1, 1]), **{"advantage.std": "batch"})
+    assert "advantage.std: batch against default" in run("ddpo,advantage.std=batch", "ddpo", "--results", out).stdout
+    assert "temporal_discount" not in run("sdpo", "ddpo,advantage.std=batch", "--results", out).stdout  # SDPO's own
+
+
 def test_costs_that_differ_are_listed(out):
     # The logs have 64 images, 1,920 denoiser calls and 10 optimiser steps an epoch.
     for seed in A:

@@ -19,7 +19,7 @@ from sdpo_bench.reporting.tables.method_tables import (
     score_digits,
     step_columns,
 )
-from sdpo_bench.results.comparability import Arm, Setting, is_setting_key, shown
+from sdpo_bench.results.comparability import DEFAULT, Arm, Setting, is_setting_key, shown
 from sdpo_bench.results.endpoints import metric_grid
 from sdpo_bench.results.scoreboard import Board, Line, base_spread, difference_to_base
 from sdpo_bench.statistics import table as t
@@ -74,9 +74,9 @@ def families(boards: Iterable[Board], key: str) -> list[Family]:
         lines = {line.label: line for line in board.lines}
         for arm in panel.setting.arms:
             everything = {**panel.setting.settings, **arm.settings}
-            if arm.label not in lines or key not in everything:
+            if arm.label not in lines:
                 continue
-            value = everything.pop(key)
+            value = everything.pop(key, DEFAULT)
             place = canonical_json([everything, list(panel.key), list(panel.prompts)])
             groups.setdefault(place, []).append(Variant(value, arm, board, lines[arm.label]))
     result = [Family(key, _ordered(key, members)) for members in groups.values() if len(members) > 1]
@@ -85,8 +85,10 @@ def families(boards: Iterable[Board], key: str) -> list[Family]:
 
 def _ordered(key: str, variants: Sequence[Variant]) -> tuple[Variant, ...]:
     """Numbers by size, words by alphabet; the default value comes first, as the reference."""
-    numeric = all(isinstance(v.value, int | float) and not isinstance(v.value, bool) for v in variants)
-    ordered = sorted(variants, key=lambda v: v.value if numeric else shown(v.value))
+    given = [v for v in variants if v.value != DEFAULT]
+    numeric = all(isinstance(v.value, int | float) and not isinstance(v.value, bool) for v in given)
+    ordered = sorted(given, key=lambda v: v.value if numeric else shown(v.value))
+    ordered = [*(v for v in variants if v.value == DEFAULT), *ordered]
     defaults = [v for v in ordered if any(_is_default(run.record, key) for run in v.arm.runs)]
     first = (defaults or ordered)[0]
     return (first, *(v for v in ordered if v is not first))
