@@ -158,7 +158,13 @@ def _labelled(arms: list[Arm]) -> tuple[Arm, ...]:
         family = [other for other in arms if other.method == arm.method]
         keys = sorted({key for other in family for key, _, _ in differences(arm.settings, other.settings)})
         labelled.append(replace(arm, label=_label(arm, keys)))
-    return tuple(sorted(labelled, key=lambda arm: arm.label))
+    labels = [arm.label for arm in labelled]
+    # Values that differ in a seventh digit are shown alike, and tables know arms by their labels.
+    unique = [
+        replace(a, label=f"{a.label} {digest(dict(a.settings), 4)}") if labels.count(a.label) > 1 else a
+        for a in labelled
+    ]
+    return tuple(sorted(unique, key=lambda arm: arm.label))
 
 
 def _label(arm: Arm, keys: Sequence[str]) -> str:

@@ -376,6 +376,17 @@ def test_arms_of_one_method_are_named_by_what_differs(out):
     assert set(names) == {"sdpo (reward=full)", "sdpo (reward=predicted)", "ddpo", "base model"}
 
 
+def test_arms_whose_values_are_shown_alike_are_two_rows(tmp_path):
+    """Six digits of a learning rate are shown; the second arm took the place of the first under its label."""
+    make_base(tmp_path, base_frame(spread([0, 0, 0])))
+    for rate, gain in ((0.001234567, 1), (0.001234568, 2)):
+        for seed in (0, 1):
+            make_run(tmp_path, "ddpo", seed, spread([gain] * 3), **{"update.lr": rate})
+    rows = table_of(report_of(tmp_path), "leaderboard-1").rows
+    assert [row.cells[2].text for row in rows] == ["2", "2", "-"]
+    assert len({row.cells[0].text for row in rows}) == 3
+
+
 def test_ablation_pairs_with_the_default(out):
     for seed in (0, 1, 2):
         change = {"advantage.gamma": 0.0, "you": ("advantage.gamma",)}
