@@ -10,7 +10,8 @@ import numpy as np
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.results import read_results
-from sdpo_bench.results.read_results import Notice, read_all_scores, read_run
+from sdpo_bench.results.read_results import Notice, read_run
+from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.run_view import bases_beside, curve_points, own_settings, score_rows
 from sdpo_bench.runs.log_numbers import numbers_of
 from sdpo_bench.runs.run_folder import find_run

@@ -25,7 +25,8 @@ from sdpo_bench.reporting.tables.suite_tables import suite_tables
 from sdpo_bench.results.comparability import Setting, group_settings
 from sdpo_bench.results.learning_curves import CurvePanel, curve_panels
 from sdpo_bench.results.panels import base_scores, panels_of
-from sdpo_bench.results.read_results import Notice, Results, Run, read_all_scores
+from sdpo_bench.results.read_results import Notice, Results, Run
+from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
 from sdpo_bench.results.select_runs import SPLIT, Selection, method_named, select, tuning_only
 from sdpo_bench.runs.adapter import log_changed

@@ -15,7 +15,8 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import limit_text, used_text
 from sdpo_bench.results.comparability import MODEL_KEYS
 from sdpo_bench.results.panels import SPLITS
-from sdpo_bench.results.read_results import Run, foreign_run_ids, load_results, with_scores
+from sdpo_bench.results.read_results import Run, load_results
+from sdpo_bench.results.read_scores import foreign_run_ids, with_scores
 from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores
 from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.system.console_text import duration

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sdpo_bench.config.differences import differs_from_default
-from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run, foreign_run_ids, own_prompts, read_run
+from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run, read_run
+from sdpo_bench.results.read_scores import foreign_run_ids, own_prompts
 from sdpo_bench.results.run_list import base_panels, shared_part
 from sdpo_bench.runs.log_numbers import numbers_of
 from sdpo_bench.runs.run_folder import RunFolder

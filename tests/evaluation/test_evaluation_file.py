@@ -15,7 +15,8 @@ from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench.errors import UsageError
 from sdpo_bench.evaluation.score_rows import KEYS, NUMBERS, read_rows, write_rows
-from sdpo_bench.results.read_results import load_results, read_all_scores
+from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.run_list import list_runs
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring import image_statistics

@@ -6,7 +6,7 @@ import pytest
 
 from sdpo_bench.hashing import digest
 from sdpo_bench.prompts.prompt_sets import load_prompts
-from sdpo_bench.results.read_results import own_prompts
+from sdpo_bench.results.read_scores import own_prompts
 from sdpo_bench.runs.run_folder import RunFolder
 
 

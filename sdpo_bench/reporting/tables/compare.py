@@ -16,7 +16,8 @@ from sdpo_bench.results.comparability import Arm, differences
 from sdpo_bench.results.compare_names import Side
 from sdpo_bench.results.endpoints import endpoint_words, metric_grid
 from sdpo_bench.results.panels import Panel, base_scores, panels_of
-from sdpo_bench.results.read_results import Results, read_all_scores
+from sdpo_bench.results.read_results import Results
+from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.scoreboard import base_spread, grid_win_rate
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE, Scores, only_seeds, reduced
