@@ -28,7 +28,10 @@ from sdpo_bench.cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "results" / "reference"
-PAGES = (ROOT / "README.md", *(REFERENCE / place / "README.md" for place in (".", "long", "t20", "flow", "newer")))
+PAGES = (
+    ROOT / "README.md",
+    *(REFERENCE / place / "README.md" for place in (".", "long", "t20", "long-ablations", "flow", "newer")),
+)
 BLOCK = re.compile(r"(<!-- (tables|first (\d+) lines) of: sdpo-bench (.+?) -->\n).*?(<!-- end -->)", re.S)
 
 
