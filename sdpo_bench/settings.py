@@ -27,6 +27,7 @@ NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Guidance = Annotated[float, Ge(1), Le(1000)]
 """Pictures are usual up to 30; with what is larger still, latents overflow."""
+GuidanceGradient = Literal["both", "conditional"]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(1), Le(1000)]
 Images = Annotated[int, Ge(1), Le(MOST_IMAGES)]
@@ -181,6 +182,10 @@ class UpdateSettings:
     """AdamW epsilon."""
     max_grad_norm: Positive = 1.0
     """Gradient norm is clipped to this (official code: 1)."""
+    guidance_gradient: Added[GuidanceGradient] = "both"
+    """What is differentiated of a prediction with classifier-free guidance: both branches (SDPO, DDPO, D3PO,
+    DanceGRPO), or the conditional one alone, the other taken as a constant (Flow-GRPO at ac4c86e, DGPO). Costs are the
+    same."""
 
 
 @dataclass(frozen=True)

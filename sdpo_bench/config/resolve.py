@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from sdpo_bench.api import Method, Reward, without_added_defaults
-from sdpo_bench.config import batch_geometry
+from sdpo_bench.config import batch_geometry, guidance_gradient
 from sdpo_bench.config.compatibility import check_backprop_fits, check_features, check_fit, check_gradient
 from sdpo_bench.config.presets import Preset, automatic_preset, find_preset
 from sdpo_bench.config.reward_modes import check_discount, check_reward_mode, no_reward_mode
@@ -149,6 +149,7 @@ def resolve(request: Request) -> Resolved:
         raise UsageError(_with_places(str(error), places)) from error
     chosen = build_method(config, method_class)
     config = batch_geometry.fit(config, chosen.members, sources)
+    config = guidance_gradient.fit(config, chosen, sources)
     check_fit(config, chosen, sources)
     check_discount(config, chosen)
     check_samplers(config, chosen, sources)

@@ -132,7 +132,9 @@ class Rehearsal:
 
     def _load(self, precision: Precision) -> Policy:
         model = replace(self.config.model, precision=precision)
-        return load_policy(model, device=self.device, lora_seed=seed_for(self.config.seed, "lora"))
+        policy = load_policy(model, device=self.device, lora_seed=seed_for(self.config.seed, "lora"))
+        policy.guidance_gradient = self.config.update.guidance_gradient
+        return policy
 
     @cached_property
     def scorer(self) -> Scorer:

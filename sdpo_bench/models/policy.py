@@ -17,6 +17,7 @@ from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.models.adapter_file import AdapterFile
 from sdpo_bench.models.conditioning import Conditioning, join_rows
 from sdpo_bench.models.families import configs_of, family_of
+from sdpo_bench.settings import GuidanceGradient
 
 __all__ = ["Conditioning", "Policy"]
 
@@ -66,6 +67,7 @@ class Policy:
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         self.guidance_scale = guidance_scale
+        self.guidance_gradient: GuidanceGradient = "both"
         self.on_call: Callable[[int], None] | None = None
         self._cache: dict[str, Conditioning] = {}
         self._adapted: list[Any] = []
@@ -255,13 +257,18 @@ class Policy:
         """Model output ``[n, C, h, w]`` float32 for latents ``[n, C, h, w]`` at timesteps ``[n]``.
 
         The timesteps are the schedule's own: int64, or float32 ``1000 sigma`` of flow-matching models, whose output is
-        the velocity ``eps - x0``. With guidance both branches are evaluated, and both are charged.
+        the velocity ``eps - x0``. With guidance both branches are evaluated, and both are charged. Where
+        ``guidance_gradient`` is ``conditional``, the gradient ignores that the unconditional output depends on the
+        weights and on the latents. Both are rows of one batch all the same, as in Flow-GRPO's code (ac4c86e,
+        ``compute_log_prob``), so values are equal to the bit and a backward pass still has the rows of both.
         """
         if conditioning.negative is None:
             return self._call(latents, timesteps, conditioning.positive)
         both = join_rows([conditioning.negative, conditioning.positive])
         output = self._call(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both)
         unconditional, conditional = output.chunk(2)
+        if self.guidance_gradient == "conditional":
+            unconditional = unconditional.detach()
         return self.family.guided(unconditional, conditional, self.guidance_scale)
 
     def _call(self, latents: Tensor, timesteps: Tensor, tensors: dict[str, Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from sdpo_bench.advantages.learning_signal import Signals
 from sdpo_bench.advantages.normalise import Normaliser
 from sdpo_bench.advantages.run_context import RunContext
 from sdpo_bench.api import COMPLETED_MODES, Method
+from sdpo_bench.config.guidance_gradient import EMBEDDED, no_effect
 from sdpo_bench.config.sampler_fit import needs_log_prob
 from sdpo_bench.config.training_schedule import trained_weights, training_schedule
 from sdpo_bench.errors import RunFailed, UsageError
@@ -51,11 +52,15 @@ device once); an SD-Turbo prompt takes 0.3 MB."""
 def run_context(
     config: RunConfig, runtime: Runtime, policy: Policy, method: Method, processes: Processes = ALONE
 ) -> RunContext:
-    """The context of a training, with an empty bill.
+    """The context of a training, with an empty bill; the policy's gradient under guidance is the run's.
 
     Raises:
-        UsageError: a schedule that the method cannot be trained on.
+        UsageError: a schedule that the method cannot be trained on, or ``update.guidance_gradient`` for a model whose
+            files were not here when settings were checked and that takes guidance as an input.
     """
+    policy.guidance_gradient = config.update.guidance_gradient
+    if policy.guidance_gradient == "conditional" and policy.branches == 1:
+        raise no_effect(EMBEDDED)
     schedule = training_schedule(config, scheduler_config(policy), method)
     return RunContext(policy, schedule, method, Ledger(), processes, runtime, MicroBatch(runtime.micro_batch))
 

@@ -153,6 +153,7 @@ FLOW_GRPO = {  # setting: official value, with its line at ac4c86e
     "update.weight_decay": 1e-4,  # config/base.py:69
     "update.epsilon": 1e-8,  # config/base.py:71
     "update.max_grad_norm": 1.0,  # config/base.py:76
+    "update.guidance_gradient": "conditional",  # scripts/train_sd3.py:190
     "eval.guidance_scale": 4.5,  # config/grpo.py:115
     "eval.eta": 0.0,  # scripts/train_sd3.py:258, noise_level
 }
