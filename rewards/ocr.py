@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGES = ("rapidocr", "onnxruntime")
+Match = Literal["distance", "contains"]
 INSTALL = "needs the packages rapidocr and onnxruntime; type: pip install 'sdpo-bench[ocr]'"
 
 
@@ -45,9 +46,14 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def text_score(target: str, text: str) -> float:
-    """``max(0, 1 - distance / length of the target)``, without spaces and capitals, as in Flow-GRPO's equation."""
+def text_score(target: str, text: str, match: Match = "distance") -> float:
+    """``max(0, 1 - distance / length of the target)``, without spaces and capitals, as in Flow-GRPO's equation.
+
+    With ``contains``, any text that contains the target has distance 0, as in Flow-GRPO's ``ocr.py`` (ac4c86e).
+    """
     target, text = _plain(target), _plain(text)
+    if match == "contains" and target in text:
+        return 1.0
     return max(0.0, 1 - edit_distance(text, target) / len(target))
 
 
@@ -59,6 +65,9 @@ def _plain(text: str) -> str:
 class OcrSettings:
     """Settings of the text recogniser."""
 
+    match: Execution[Match] = "distance"
+    """What is right: the whole text, by its edit distance to the target (the paper's equation), or also any text that
+    contains the target (Flow-GRPO's code, whose published scores are these). It is part of the version."""
     threads: Execution[Annotated[int, Ge(1)]] = 1
     """CPU threads of onnxruntime."""
 
@@ -83,14 +92,16 @@ class Ocr(Reward):
 
     @property
     def full_version(self) -> str:
-        """``version`` and rapidocr's, whose wheel brings the models: another release may read other text.
+        """``version``, ``match`` where it is not the default, and rapidocr's release, whose wheel brings the models:
+        another release may read other text.
 
         Raises:
             MissingError: the packages are not installed.
         """
         if self.unavailable():
             raise MissingError(f"the reward 'ocr' {INSTALL}")
-        return f"{self.version}+rapidocr-{version('rapidocr')}"
+        own = "" if self.settings.match == "distance" else f"+{self.settings.match}"
+        return f"{self.version}{own}+rapidocr-{version('rapidocr')}"
 
     def load(self) -> "Ocr":
         if self._reader is None:
@@ -131,4 +142,5 @@ class Ocr(Reward):
 
         targets = [target_text(prompt) for prompt in prompts]
         texts = self.read(images)
-        return torch.tensor([text_score(*pair) for pair in zip(targets, texts)], dtype=torch.float32)
+        scores = [text_score(target, text, self.settings.match) for target, text in zip(targets, texts)]
+        return torch.tensor(scores, dtype=torch.float32)
