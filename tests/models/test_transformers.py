@@ -18,6 +18,7 @@ from sdpo_bench.cli.commands.fetch import fetch_command
 from sdpo_bench.errors import UsageError
 from sdpo_bench.models.adapter_file import METADATA
 from sdpo_bench.models.base_model import load_policy, scheduler_config
+from sdpo_bench.models.conditioning import Conditioning
 from sdpo_bench.models.cut_prompts import read_by, read_from_files
 from sdpo_bench.models.families import FAMILIES
 from sdpo_bench.models.families.sd3 import StableDiffusion3
@@ -125,6 +126,30 @@ def trained(folder, **changes):
         if "lora_B" in name:
             parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
     return policy
+
+
+def test_one_branch_can_be_a_constant_of_the_gradient(folders, shape):
+    """Beside two calls of which one has no graph. Where the scale is an input, there is one branch."""
+    policy = trained(folders(shape), guidance_scale=3.0)
+    conditioning, start, times = policy.encode(PROMPTS), noise(policy), torch.tensor([900.0, 300.0])
+    slopes, lora = noise(policy, seed=4), list(policy.lora_parameters().values())
+
+    def gradient(output):
+        found = torch.autograd.grad((output * slopes).sum(), lora, allow_unused=True)
+        return torch.cat([value.flatten() for value in found if value is not None])
+
+    both = gradient(policy.predict(start, times, conditioning))
+    policy.guidance_gradient = "conditional"
+    ours = gradient(policy.predict(start, times, conditioning))
+    if policy.branches == 1:
+        assert torch.equal(ours, both)
+        return
+    with torch.no_grad():
+        u = policy.predict(start, times, Conditioning(conditioning.negative))
+    c = policy.predict(start, times, Conditioning(conditioning.positive))
+    expected = gradient(policy.family.guided(u, c, 3.0))
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert (both - expected).norm() > 0.1 * expected.norm()
 
 
 def test_stock_diffusers_loads_the_adapter_and_gives_the_same_latents(folders, shape, tmp_path):
