@@ -84,6 +84,13 @@ def test_no_go_if_training_and_sampling_disagree_on_the_log_probabilities(rehear
     assert found["ratio"].text.startswith("off 1 by 0.051 before the first update")  # exp(.05) - 1
 
 
+def test_the_compared_gradients_are_those_of_the_run_under_guidance(small):
+    """Before the update, so that both precisions and the update differentiate the same branches."""
+    overrides = small | {"model.guidance_scale": 3.0, "update.guidance_gradient": "conditional"}
+    guided = gpu.Rehearsal(gpu.configuration("emoji-turbo", overrides), "cpu", 2)
+    assert guided.policy.guidance_gradient == "conditional"
+
+
 def test_no_go_if_a_gradient_is_not_a_number(rehearsal, monkeypatch):
     real = updater.ask_loss
 
