@@ -115,6 +115,23 @@ def test_half_of_the_best_final_rise_is_the_level_where_every_run_gets_there(tmp
     assert rows["ddpo"]["difference_p"]["value"] is None, "one seed has no test"
 
 
+def test_the_finding_names_a_method_without_a_value(tmp_path):
+    """Seed 1 of rebel never rises, so X is half of sdpo's final rise. Gaps of ddpo at X = .2: 0 and -.1."""
+    base = spread([-1.0] * 3)
+    make_base(tmp_path, base_frame(base), base_frame(base, split="unseen"))
+    unseen = partial(frame, spread([-0.5] * 3), split="unseen")
+    ends = {"sdpo": (0.04, 0.04), "ddpo": (0.03, 0.03), "rebel": (0.03, -0.01)}
+    for method, at_x in (("sdpo", (0.02, 0.02)), ("ddpo", (0.02, 0.01)), ("rebel", (0.02, 0.02))):
+        for seed in (0, 1):
+            folder = make_run(tmp_path, method, seed, spread([-0.5] * 3), frames=(unseen,))
+            end = ends[method][seed]
+            add_curve(folder, [0, min(end, 0.02), end], steps=(1,), unseen=[0, at_x[seed], 0.05])
+    (section,) = build_report(load_results(tmp_path), Request()).sections
+    assert section.parts[1].finding.endswith(
+        "no significant difference to sdpo for ddpo; no value for rebel, since not every seed rises so far."
+    )
+
+
 @pytest.mark.parametrize(("rises", "unseen"), [([0, -0.01], [0, 0.02]), ([0, 0.01], None)])
 def test_without_a_rise_or_another_curve_there_is_no_table(tmp_path, rises, unseen):
     train(tmp_path, "sdpo", 0, rises, unseen)

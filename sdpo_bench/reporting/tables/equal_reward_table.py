@@ -9,7 +9,7 @@ from sdpo_bench.results.comparability import Setting, sampler_words
 from sdpo_bench.results.equal_reward import CurvePair, Height, RewardLine, height_of, lines_at
 from sdpo_bench.results.learning_curves import MEAN, CurvePanel
 from sdpo_bench.statistics import table as t
-from sdpo_bench.statistics.contrasts import Contrast, outcome_sentences
+from sdpo_bench.statistics.contrasts import Contrast, listed, outcome_sentences
 from sdpo_bench.statistics.curves import reach
 
 
@@ -69,6 +69,8 @@ def equal_reward_words(pair: CurvePair, reference: str, options: CurveOptions) -
             "unclear": f"no significant difference to {reference} for {{names}}",
         },
     )
+    if missing := [line.label for line in lines if line.rise is None]:
+        clauses.append(f"no value for {listed(missing)}, since not every seed rises so far")
     trained = pair.trained.key
     return (
         f"At equal training reward ({trained.reward} on {trained.split} prompts risen by {t.fixed(height.rise, 3)}, by "
