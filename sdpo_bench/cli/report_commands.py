@@ -65,7 +65,8 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
     "--reach",
     type=float,
     metavar="RISE",
-    help="That level, as a rise over the base model's mean score [default: half of the best method's final rise].",
+    help="That level, as a rise over the base model's mean score; also that of equal-reward [default: half of the best "
+    "method's final rise; equal-reward: less if a run never gets there].",
 )
 @click.option(
     "--reference",
