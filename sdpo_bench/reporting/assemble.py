@@ -13,7 +13,7 @@ from sdpo_bench.ledger import Axis
 from sdpo_bench.reporting.content import Report
 from sdpo_bench.reporting.page.notices import group_notices, run_places
 from sdpo_bench.reporting.page.runs import run_views
-from sdpo_bench.reporting.sections import Judged, section
+from sdpo_bench.reporting.sections import Curves, Judged, section
 from sdpo_bench.reporting.study_view import study_view
 from sdpo_bench.reporting.tables import ablation
 from sdpo_bench.reporting.tables.against_sides import Side, board_side
@@ -23,7 +23,8 @@ from sdpo_bench.reporting.tables.published_comparison import Against, compare_wi
 from sdpo_bench.reporting.tables.run_tables import runs_table, versions_table
 from sdpo_bench.reporting.tables.suite_tables import suite_tables
 from sdpo_bench.results.comparability import Setting, group_settings
-from sdpo_bench.results.learning_curves import CurvePanel, curve_panels
+from sdpo_bench.results.equal_reward import curve_pairs
+from sdpo_bench.results.learning_curves import curve_panels
 from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run
 from sdpo_bench.results.read_scores import read_all_scores
@@ -83,9 +84,9 @@ def build_report(results: Results, request: Request) -> Report:
     most = MOST_ILLUSTRATED if len(settings) <= MOST_ILLUSTRATED else SOME_ILLUSTRATED
     options = CurveOptions(request.axis, request.reach, request.level)
     sections = []
-    for i, (one, panels) in enumerate(zip(judged, curves, strict=True)):
+    for i, (one, own) in enumerate(zip(judged, curves, strict=True)):
         illustrated = i < most
-        sections.append(section(one, settings, scores, families, panels, options, illustrated=illustrated, number=i))
+        sections.append(section(one, settings, scores, families, own, options, illustrated=illustrated, number=i))
     return Report(
         "sdpo-bench report",
         tuple(_summary(chosen, settings, len(tuning_only(results)))),
@@ -102,13 +103,14 @@ def build_report(results: Results, request: Request) -> Report:
     )
 
 
-def _curves(settings: Sequence[Setting], request: Request) -> tuple[list[list[CurvePanel]], list[Notice]]:
+def _curves(settings: Sequence[Setting], request: Request) -> tuple[list[Curves], list[Notice]]:
     """Learning curves of each setting in the selected splits, and what is wrong with curves that cannot be used."""
     splits = request.selection.get(SPLIT)
     found, problems = [], []
     for setting in settings:
         panels, notices = curve_panels(setting)
-        found.append([panel for panel in panels if not splits or panel.key.split in splits])
+        pairs = [pair for pair in curve_pairs(panels) if not splits or pair.other.key.split in splits]
+        found.append(Curves([panel for panel in panels if not splits or panel.key.split in splits], pairs))
         problems += notices
     return found, problems
 

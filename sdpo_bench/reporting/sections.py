@@ -17,7 +17,7 @@ from sdpo_bench.reporting.tables.method_tables import leaderboard, step_table, v
 from sdpo_bench.reporting.tables.run_tables import configuration_table
 from sdpo_bench.reporting.tables.verdict import verdict_words
 from sdpo_bench.results.comparability import Setting, amount, apart, sampler_words, shown
-from sdpo_bench.results.equal_reward import CurvePair, curve_pairs
+from sdpo_bench.results.equal_reward import CurvePair
 from sdpo_bench.results.learning_curves import MEAN, CurveKey, CurvePanel
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import Board
@@ -37,6 +37,15 @@ class Judged:
     boards: tuple[Board, ...]
     base: Scores
     """Scores and picture statistics of the base model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The learning curves of a setting in the selected splits."""
+
+    panels: Sequence[CurvePanel]
+    pairs: Sequence[CurvePair]
+    """Each beside the trained reward's curve on training prompts, whether or not these are selected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +74,7 @@ def section(
     settings: Sequence[Setting],
     scores: Mapping[str, Scores],
     families: Sequence[ablation.Family],
-    curves: Sequence[CurvePanel],
+    curves: Curves,
     curve_options: CurveOptions,
     *,
     illustrated: bool,
@@ -76,9 +85,10 @@ def section(
     tables = [ablation.ablation_table(family, f"{name}-ablation-{i + 1}") for i, family in enumerate(own)]
     if any(arm.done for arm in setting.arms):
         tables.insert(0, bill_table(setting, f"{name}-bill"))
-    tables += _curve_tables(setting, curves, curve_options, name)
-    drawn = [curve_figure(panel, curve_options.level, f"{name}-learning-{i + 1}") for i, panel in enumerate(curves)]
-    equal = _EqualReward(curve_pairs(curves), _reference(one), curve_options)
+    tables += _curve_tables(setting, curves.panels, curve_options, name)
+    panels = enumerate(curves.panels, 1)
+    drawn = [curve_figure(panel, curve_options.level, f"{name}-learning-{i}") for i, panel in panels]
+    equal = _EqualReward(curves.pairs, _reference(one), curve_options)
     for i, pairs in enumerate(_by_trained(equal.pairs), 1):
         table = equal_reward_table(setting, pairs, equal.reference, curve_options, f"{name}-equal-reward-{i}")
         tables += [table] if table else []
@@ -138,13 +148,13 @@ def _by_trained(pairs: Sequence[CurvePair]) -> list[list[CurvePair]]:
     return list(groups.values())
 
 
-def _curve_data(panels: Sequence[CurvePanel], level: float) -> Iterator[tuple[str, tuple[Chart, ...]]]:
+def _curve_data(curves: Curves, level: float) -> Iterator[tuple[str, tuple[Chart, ...]]]:
     """Every learning curve of a setting as data."""
-    for panel in panels:
+    for panel in curves.panels:
         for steps in (MEAN, *panel.steps):
             title = f"learning curve, {panel.key.split} prompts, {panel.key.reward}, {steps_words(panel, steps)}"
             yield title, tuple(curve_charts(panel, steps, level, list(panel.arms)))
-    for pair in curve_pairs(panels):
+    for pair in curves.pairs:
         trained, other = pair.trained.key, pair.other.key
         title = f"{other.split} prompts, {other.reward}, against the rise of {trained.reward}, {trained.split} prompts"
         yield title, (equal_reward_chart(pair, level, list(pair.arms)),)

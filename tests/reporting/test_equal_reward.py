@@ -106,6 +106,20 @@ def test_the_level_can_be_stated_and_a_method_that_misses_it_has_no_value(result
     assert list(rows) == ["ddpo", "sdpo"], "what has no value stands last"
 
 
+def test_unseen_prompts_alone_are_read_by_the_curve_on_training_prompts(tmp_path):
+    """As without a selection: X = .2, where ddpo is at .1 and sdpo at .2."""
+    base = spread([-1.0] * 3)
+    make_base(tmp_path, base_frame(base), base_frame(base, split="unseen"))
+    unseen = partial(frame, spread([-0.5] * 3), split="unseen")
+    for method, at_x in (("sdpo", 0.02), ("ddpo", 0.01)):
+        folder = make_run(tmp_path, method, 0, spread([-0.5] * 3), frames=(unseen,))
+        add_curve(folder, [0, 0.02, 0.04], steps=(1,), unseen=[0, at_x, 0.05])
+    table, rows = table_of(tmp_path, selection={"split": ["unseen"]})
+    assert table["title"].endswith("X = +0.200, half of ddpo's final rise")
+    assert rows["ddpo"]["difference"]["value"] == pytest.approx(-0.1)
+    assert table_of(tmp_path, selection={"split": ["train"]}) == (None, {})
+
+
 def test_half_of_the_best_final_rise_is_the_level_where_every_run_gets_there(tmp_path):
     train(tmp_path, "sdpo", 0, [0, 0.04, 0.06], [0, 0.04, 0.06])
     train(tmp_path, "ddpo", 0, [0, 0.02, 0.08], [0, 0.02, 0.02])
