@@ -1,14 +1,14 @@
 """Methods at equal training reward: what another curve shows when the trained one first reaches a height.
 
-At equal budgets a method that trains faster is further on the way that all of them go: up on what is trained, and at
-some point down on the rest. Scores at the end then mix two questions. Here each run is read where its reward on the
-training prompts has risen by the same amount, so what differs is what the method did to get there.
+At equal budgets one method may have risen further than another on the training prompts, and unseen prompts can lose
+again while these still gain. So scores at the end mix two questions. Here each run is read where its reward on the
+training prompts has risen by the same amount.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sdpo_bench.results.learning_curves import MEAN, CurvePanel
+from sdpo_bench.results.learning_curves import MEAN, CurvePanel, Level, level_of
 from sdpo_bench.statistics.curves import SeedCurve, final_rise, over_seeds, rise_when
 from sdpo_bench.statistics.intervals import Estimate
 from sdpo_bench.statistics.ranking import holm
@@ -34,22 +34,11 @@ class CurvePair:
 
 
 @dataclass(frozen=True)
-class Height:
-    """A rise of the trained reward at which methods are compared."""
-
-    rise: float
-    words: str
-    """Where it comes from."""
-
-
-@dataclass(frozen=True)
 class RewardLine:
     """One method at that height."""
 
     label: str
     seeds: int
-    reached: int
-    """Seeds whose trained curve reaches the height."""
     rise: Estimate | None
     """Of the other curve there; None where a seed never reaches it, since leaving it out would flatter the method."""
     final: Estimate
@@ -70,22 +59,13 @@ def curve_pairs(panels: Sequence[CurvePanel]) -> list[CurvePair]:
     return pairs
 
 
-def height_of(panel: CurvePanel, stated: float | None, level: float) -> Height | None:
-    """The stated rise; else half of the best method's final rise, or less if a run never gets there.
-
-    Returns:
-        None where no method ends above the base model.
-    """
-    if stated is not None:
-        return Height(stated, "as stated")
-    finals = {label: final_rise(curves[MEAN], level).value for label, curves in panel.arms.items()}
-    best = max(finals, key=lambda label: finals[label])
-    if finals[best] <= 0:
-        return None
+def equal_level(panel: CurvePanel, stated: float | None, level: float) -> Level | None:
+    """The level of the table of learning curves (:func:`level_of`), or less if a run never gets there."""
+    chosen = level_of(panel, MEAN, stated, level)
+    if chosen is None or stated is not None:
+        return chosen
     lowest = min(float(curve.rise.max()) for curves in panel.arms.values() for curve in curves[MEAN])
-    if 0 < lowest < finals[best] / 2:
-        return Height(lowest, "the largest that every run reaches")
-    return Height(finals[best] / 2, f"half of {best}'s final rise")
+    return Level(lowest, "the largest that every run reaches") if 0 < lowest < chosen.rise else chosen
 
 
 def lines_at(pair: CurvePair, height: float, reference: str, level: float) -> list[RewardLine]:
@@ -104,10 +84,9 @@ def lines_at(pair: CurvePair, height: float, reference: str, level: float) -> li
     p_values = _adjusted(differences)
     lines = []
     for label, both in arms.items():
-        reached = sum(rise is not None for rise in rises[label].values())
         final = final_rise([other for _, other in both], level)
         there = _over_all(rises[label], level)
-        line = RewardLine(label, len(both), reached, there, final, differences.get(label), p_values.get(label))
+        line = RewardLine(label, len(both), there, final, differences.get(label), p_values.get(label))
         lines.append(line)
     return sorted(lines, key=lambda line: (line.rise is None, -(line.rise.value if line.rise else 0.0), line.label))
 

@@ -73,8 +73,8 @@ class Level:
     """A rise over the base model that methods are timed to."""
 
     rise: float
-    best: str
-    """The arm whose final rise it is half of; empty where the reader stated the level."""
+    source: str
+    """Where it comes from, in words."""
 
 
 def curve_panels(setting: Setting) -> tuple[list[CurvePanel], list[Notice]]:
@@ -157,7 +157,7 @@ def _trains(arm: Arm) -> bool:
 def level_of(panel: CurvePanel, steps: int, stated: float | None, level: float) -> Level | None:
     """The stated rise, or half of the largest final mean rise of the panel; None where no arm has risen."""
     if stated is not None:
-        return Level(stated, "")
+        return Level(stated, "as stated")
     rises = {label: final_rise(curves[steps], level).value for label, curves in panel.arms.items()}
     best = max(rises, key=lambda label: rises[label])
-    return Level(rises[best] / 2, best) if rises[best] > 0 else None
+    return Level(rises[best] / 2, f"half of {best}'s final rise") if rises[best] > 0 else None

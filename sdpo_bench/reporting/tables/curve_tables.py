@@ -57,7 +57,7 @@ def curve_table(setting: Setting, panels: Sequence[CurvePanel], options: CurveOp
         for steps in (MEAN, *panel.steps) if len(panel.steps) > 1 else panel.steps:
             chosen = level_of(panel, steps, options.rise, options.level)
             rows = _rows(panel, steps, chosen, options, remarks)
-            title = f"{panel.key.reward}, {steps_words(panel, steps)}: {_level_words(chosen)}{covered}"
+            title = f"{panel.key.reward}, {steps_words(panel, steps)}: {level_words(chosen)}{covered}"
             groups.append(t.Group(title, rows))
     split = panels[0].key.split
     title = f"Learning curves, {split} prompts"
@@ -69,11 +69,11 @@ def _end(panel: CurvePanel, axis: Axis) -> float:
     return shared_end([curve for curves in panel.arms.values() for curve in curves[MEAN]], axis)
 
 
-def _level_words(chosen: Level | None) -> str:
+def level_words(chosen: Level | None) -> str:
+    """For example ``X = +0.200, half of sdpo's final rise``."""
     if chosen is None:
         return "no X, since no method ends above the base model"
-    source = f"half of {chosen.best}'s final rise" if chosen.best else "as stated"
-    return f"X = {t.fixed(chosen.rise, 3, signed=True)}, {source}"
+    return f"X = {t.fixed(chosen.rise, 3, signed=True)}, {chosen.source}"
 
 
 def _rows(
@@ -92,8 +92,8 @@ def _rows(
             t.word(label),
             t.seeds(len(curves), panel.started[label]),
             t.estimate(finals[label], digits, signed=True),
-            _reach_cell(timed, options.axis),
-            _reached_cell(timed),
+            reach_cell(timed, options.axis),
+            reached_cell(timed),
             t.estimate(areas[label], digits, signed=True),
         )
         rows.append(t.Row(cells))
@@ -101,7 +101,7 @@ def _rows(
     return tuple(rows)
 
 
-def _reach_cell(timed: Reach | None, axis: str) -> t.Cell:
+def reach_cell(timed: Reach | None, axis: str) -> t.Cell:
     """Amount with its interval; a lower bound where some seeds never reach the level; words where none does."""
     if timed is None:
         return t.Cell(t.DASH)
@@ -116,7 +116,8 @@ def _reach_cell(timed: Reach | None, axis: str) -> t.Cell:
     return t.Cell(f"{amount(estimate.value)}{half}", estimate.value, estimate.low, estimate.high, seeds)
 
 
-def _reached_cell(timed: Reach | None) -> t.Cell:
+def reached_cell(timed: Reach | None) -> t.Cell:
+    """For example ``4 of 5`` seeds."""
     if timed is None:
         return t.Cell(t.DASH)
     return t.Cell(f"{timed.reached} of {len(timed.amounts)}", timed.reached)

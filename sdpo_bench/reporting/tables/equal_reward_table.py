@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from statistics import median
 
-from sdpo_bench.reporting.tables.curve_tables import CurveOptions, amount, axis_words, steps_words
+from sdpo_bench.reporting.tables.curve_tables import (
+    CurveOptions,
+    axis_words,
+    level_words,
+    reach_cell,
+    reached_cell,
+    steps_words,
+)
 from sdpo_bench.reporting.tables.method_tables import training_words
 from sdpo_bench.results.comparability import Setting, sampler_words
-from sdpo_bench.results.equal_reward import CurvePair, Height, RewardLine, height_of, lines_at
-from sdpo_bench.results.learning_curves import MEAN, CurvePanel
+from sdpo_bench.results.equal_reward import CurvePair, RewardLine, equal_level, lines_at
+from sdpo_bench.results.learning_curves import MEAN, CurvePanel, Level
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import Contrast, listed, outcome_sentences
 from sdpo_bench.statistics.curves import reach
@@ -23,7 +30,7 @@ def equal_reward_table(
         reference: label of the method that differences are measured against.
     """
     trained, unit = pairs[0].trained, axis_words(options.axis)
-    height = height_of(trained, options.rise, options.level)
+    height = equal_level(trained, options.rise, options.level)
     if height is None:
         return None
     columns = (
@@ -45,14 +52,16 @@ def equal_reward_table(
         cautions |= {line.label: line.final.note for line in lines}
         sizes = [size for line in lines if line.difference and (size := line.difference.detectable()) is not None]
         power += [f"{median(sizes):.2g} for {title}"] if sizes else []
-    title = f"At equal training reward, {trained.key.reward} on {trained.key.split} prompts {_level(height)}"
+    title = (
+        f"At equal training reward, {trained.key.reward} on {trained.key.split} prompts risen by {level_words(height)}"
+    )
     notes = (*_notes(setting, trained, options), *_power(power, reference))
     return t.Table(name, title, columns, tuple(groups), notes, tuple(f"{text}." for text in t.gathered(cautions)))
 
 
 def equal_reward_words(pair: CurvePair, reference: str, options: CurveOptions) -> str:
     """Which methods differ from the reference at equal training reward, in a sentence; empty without such a test."""
-    height = height_of(pair.trained, options.rise, options.level)
+    height = equal_level(pair.trained, options.rise, options.level)
     lines = lines_at(pair, height.rise, reference, options.level) if height else []
     tested = [
         Contrast(line.label, line.difference, line.difference_p)
@@ -78,24 +87,18 @@ def equal_reward_words(pair: CurvePair, reference: str, options: CurveOptions) -
     )
 
 
-def _level(height: Height) -> str:
-    return f"risen by X = {t.fixed(height.rise, 3, signed=True)}, {height.words}"
-
-
-def _rows(pair: CurvePair, lines: Sequence[RewardLine], height: Height, options: CurveOptions) -> tuple[t.Row, ...]:
+def _rows(pair: CurvePair, lines: Sequence[RewardLine], height: Level, options: CurveOptions) -> tuple[t.Row, ...]:
     digits = t.digits_for(
         value for line in lines for value in (line.final.value, line.rise.value if line.rise else 0.0)
     )
     rows = []
     for line in lines:
-        timed = reach([own for own, _ in pair.arms[line.label]], options.axis, height.rise, options.level).estimate
-        half = "" if timed is None or timed.high is None else f" ±{amount(timed.high - timed.value)}"
-        when = t.Cell(t.DASH) if timed is None else t.Cell(f"{amount(timed.value)}{half}", timed.value)
+        timed = reach([own for own, _ in pair.arms[line.label]], options.axis, height.rise, options.level)
         cells = (
             t.word(line.label),
             t.count(line.seeds),
-            t.Cell(f"{line.reached} of {line.seeds}", line.reached),
-            when,
+            reached_cell(timed),
+            reach_cell(timed, options.axis),
             t.estimate(line.rise, digits, signed=True),
             t.estimate(line.difference, digits, signed=True),
             t.p_value(line.difference_p),
