@@ -31,6 +31,14 @@ def results(tmp_path):
     return tmp_path
 
 
+def judge_by_another(folder):
+    """Every point also has scores of a held-out reward, the same ones."""
+    points = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    for point in points:
+        point["scores"] += [{**entry, "reward": "emoji-accuracy"} for entry in point["scores"]]
+    (folder / "curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+
+
 def table_of(results, **options):
     data = json.loads(render(build_report(load_results(results), Request(**options)), "json"))
     (section,) = data["settings"]
@@ -76,6 +84,7 @@ def test_the_finding_on_unseen_prompts_says_who_differs_there(tmp_path):
         for seed in (0, 1):
             folder = make_run(tmp_path, method, seed, spread([-0.5] * 3), frames=(unseen,))
             add_curve(folder, [0, 0.02, 0.04], steps=(1,), unseen=[0, at_x[seed], 0.05])
+            judge_by_another(folder)
     (section,) = build_report(load_results(tmp_path), Request()).sections
     train_part, unseen_part = section.parts
     assert unseen_part.finding.endswith(
