@@ -38,7 +38,6 @@ class RewardLine:
     """One method at that height."""
 
     label: str
-    seeds: int
     rise: Estimate | None
     """Of the other curve there; None where a seed never reaches it, since leaving it out would flatter the method."""
     final: Estimate
@@ -47,6 +46,10 @@ class RewardLine:
     """To the reference method there, paired by seed."""
     difference_p: float | None = None
     """Holm's, over all methods that have a difference."""
+    change: Estimate | None = None
+    """Of that difference from there to the end of training, paired by seed."""
+    change_p: float | None = None
+    """Holm's, over all methods that have a change."""
 
 
 def curve_pairs(panels: Sequence[CurvePanel]) -> list[CurvePair]:
@@ -75,26 +78,45 @@ def lines_at(pair: CurvePair, height: float, reference: str, level: float) -> li
         reference: label that differences are measured against; none without it.
     """
     arms = pair.arms
-    rises = {label: {own.seed: rise_when(own, other, height) for own, other in both} for label, both in arms.items()}
-    differences = {}
-    for label in arms:
-        found = _difference(rises[label], rises[reference], level) if reference in arms and label != reference else None
-        if found is not None:
-            differences[label] = found
-    p_values = _adjusted(differences)
+    there, since = {}, {}
+    for label, both in arms.items():
+        there[label] = {own.seed: rise_when(own, other, height) for own, other in both}
+        ends = {other.seed: float(other.rise[-1]) for _, other in both}
+        since[label] = {seed: None if rise is None else ends[seed] - rise for seed, rise in there[label].items()}
+    differences, difference_p = _differences(there, reference, level)
+    changes, change_p = _differences(since, reference, level)
     lines = []
     for label, both in arms.items():
-        final = final_rise([other for _, other in both], level)
-        there = _over_all(rises[label], level)
-        line = RewardLine(label, len(both), there, final, differences.get(label), p_values.get(label))
+        line = RewardLine(
+            label,
+            _over_all(there[label], level),
+            final_rise([other for _, other in both], level),
+            differences.get(label),
+            difference_p.get(label),
+            changes.get(label),
+            change_p.get(label),
+        )
         lines.append(line)
     return sorted(lines, key=lambda line: (line.rise is None, -(line.rise.value if line.rise else 0.0), line.label))
 
 
-def _adjusted(differences: Mapping[str, Estimate]) -> dict[str, float]:
-    """Holm's p by label, of the differences that can be tested."""
+def _differences(
+    values: Mapping[str, Mapping[int, float | None]], reference: str, level: float
+) -> tuple[dict[str, Estimate], dict[str, float]]:
+    """Each method's difference to the reference, and Holm's p of those that can be tested; both by label.
+
+    Args:
+        values: by label, one number a seed; None for a seed that never reaches the height.
+    """
+    differences = {}
+    for label in values:
+        found = (
+            _difference(values[label], values[reference], level) if reference in values and label != reference else None
+        )
+        if found is not None:
+            differences[label] = found
     p_values = {label: p for label, estimate in differences.items() if (p := estimate.p_value()) is not None}
-    return dict(zip(p_values, map(float, holm(list(p_values.values()))), strict=True))
+    return differences, dict(zip(p_values, map(float, holm(list(p_values.values()))), strict=True))
 
 
 def _over_all(rises: Mapping[int, float | None], level: float) -> Estimate | None:

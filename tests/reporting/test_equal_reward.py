@@ -75,8 +75,22 @@ def test_the_difference_to_the_reference_is_paired_by_seed(results):
     assert rows["sdpo"]["difference"]["value"] == pytest.approx(-sum(gaps) / 2)
 
 
+def test_the_change_of_the_difference_goes_from_x_to_the_end_of_each_run(results):
+    """At the end ddpo is at -.9 and -.5, sdpo at .3 and .5 on unseen prompts."""
+    _, rows = table_of(results)
+    changes = [-0.9 - 0.3 - (0.2 - 1.1 / 6 - 0.3), -0.5 - 0.5 - (0.45 - 0.3)]
+    found = rows["ddpo"]["change"]
+    assert found["value"] == pytest.approx(sum(changes) / 2)
+    low, high = stats.t.interval(0.95, 1, sum(changes) / 2, stats.sem(changes))
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    assert rows["ddpo"]["change_p"]["value"] == pytest.approx(stats.ttest_1samp(changes, 0).pvalue)
+    assert rows["sdpo"]["change"]["value"] is None
+    _, rows = table_of(results, reach=0.45)
+    assert rows["ddpo"]["change"]["value"] is None, "seed 0 of sdpo never gets there"
+
+
 def test_the_finding_on_unseen_prompts_says_who_differs_there(tmp_path):
-    """Gaps of ddpo of -.100 and -.101 at X = .2 (t = 201, p = .003), of rebel of 0 and .1."""
+    """Gaps of ddpo of -.100 and -.101 at X = .2 (t = 201, p = .003), of rebel of 0 and .1; none at the end."""
     base = spread([-1.0] * 3)
     make_base(tmp_path, base_frame(base), base_frame(base, split="unseen"))
     unseen = partial(frame, spread([-0.5] * 3), split="unseen")
@@ -89,7 +103,8 @@ def test_the_finding_on_unseen_prompts_says_who_differs_there(tmp_path):
     train_part, unseen_part = section.parts
     assert unseen_part.finding.endswith(
         "At equal training reward (emoji-align on train prompts risen by 0.200, by the learning curves): significantly "
-        "behind sdpo: ddpo; no significant difference to sdpo for rebel."
+        "behind sdpo: ddpo; no significant difference to sdpo for rebel. From there to the end of training the "
+        "difference to sdpo rises significantly for ddpo; it does not change significantly for rebel."
     )
     assert "equal training reward" not in train_part.finding
 
@@ -151,7 +166,8 @@ def test_the_finding_names_a_method_without_a_value(tmp_path):
             add_curve(folder, [0, min(end, 0.02), end], steps=(1,), unseen=[0, at_x[seed], 0.05])
     (section,) = build_report(load_results(tmp_path), Request()).sections
     assert section.parts[1].finding.endswith(
-        "no significant difference to sdpo for ddpo; no value for rebel, since not every seed rises so far."
+        "no significant difference to sdpo for ddpo; no value for rebel, since not every seed rises so far. From there "
+        "to the end of training the difference to sdpo does not change significantly for ddpo."
     )
 
 
