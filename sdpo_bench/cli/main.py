@@ -224,12 +224,13 @@ def export(run_name: str, target: Path, **options: Any) -> None:
 def fetch(names: tuple[str, ...], dry_run: bool) -> None:
     """Put the weights of rewards and base models, and published prompt sets, in the cache of the hub.
 
-    A machine without network then has them.
+    A machine without network then has them. A base model is a known name or OWNER/NAME[@REVISION] of the hub.
 
     \b
     Examples:
       sdpo-bench fetch hpsv2 sd-turbo --dry-run
       sdpo-bench fetch imagereward drawbench
+      sdpo-bench fetch stabilityai/sdxl-turbo@main
     """
     from sdpo_bench.cli.commands.fetch import fetch_command
 

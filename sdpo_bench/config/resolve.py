@@ -22,7 +22,7 @@ from sdpo_bench.config.sampler_fit import check_samplers, flow_defaults
 from sdpo_bench.errors import UsageError
 from sdpo_bench.hashing import canonical
 from sdpo_bench.ledger import AXES
-from sdpo_bench.models.base_model import model_digest
+from sdpo_bench.models.base_model import model_digest, refuse_unread
 from sdpo_bench.models.known_models import KNOWN, BaseModel, known_model
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import check_backprop, check_instance
@@ -186,13 +186,17 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     named = [overrides.get("reward.name"), request.reward, file.get("reward.name"), base.get("reward.name")]
     wanted_reward = next((name for name in named if name), None)
     fallback_model = choose(str(wanted_reward)).native_model if wanted_reward else DEFAULT_MODEL
-    model = known_model(pick("model.name", request.model, fallback_model))
+    given = overrides.get("model.revision") or file.get("model.revision") or base.get("model.revision")
+    revision = str(given) if given else None
+    model = known_model(pick("model.name", request.model, fallback_model), revision)
+    if not (request.file and request.file.record):
+        refuse_unread(ModelSettings(model.name, revision))
     reward = choose(pick("reward.name", request.reward, model.native_reward or DEFAULT_REWARD))
     if preset is None and not (request.file and request.file.record):  # a record leaves nothing to a preset
         preset = automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}
     method_class = method.load()
-    layers = [*_model_layers(model, overrides.get("model.revision")), (f"method {method.name}", method_class.defaults)]
+    layers = [*_model_layers(model, revision), (f"method {method.name}", method_class.defaults)]
     layers = [(source, dict(layer)) for source, layer in layers]
     if preset:
         layers.append((f"preset {preset.name}", preset.settings_for(method_class.variant_of, method.name)))
@@ -203,10 +207,10 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     return [(source, _budget(layer)) for source, layer in layers], method, reward, preset
 
 
-def _model_layers(model: BaseModel, revision: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def _model_layers(model: BaseModel, revision: str | None) -> list[tuple[str, Mapping[str, Any]]]:
     """Defaults that a model's files ask for and those it is known with, which win where it is known by name."""
     own = model.source, model.defaults
-    flow = flow_defaults(ModelSettings(model.name, str(revision) if revision else None))
+    flow = flow_defaults(ModelSettings(model.name, revision))
     if not flow:
         return [own]
     by_files = "the model's scheduler: flow matching", flow

@@ -94,6 +94,22 @@ def local_folder(settings: "ModelSettings") -> Path | None:
     return Path(location) if Path(location).is_dir() else cached_pipeline(location, settings.revision)
 
 
+def refuse_unread(settings: "ModelSettings") -> None:
+    """A hub id is configured by its files: sampler, adapter's layers and guidance follow from them.
+
+    Raises:
+        MissingError: they are not on this machine.
+    """
+    location = resolve_location(known_model(settings.name))
+    if settings.name in KNOWN or Path(location).is_dir() or cached_pipeline(location, settings.revision):
+        return
+    name = f"{location}@{settings.revision}" if settings.revision else location
+    raise MissingError(
+        f"the files of model '{settings.name}' are not on this machine, so nothing says which sampler, guidance and "
+        f"adapter it takes. Type: sdpo-bench fetch {name}"
+    )
+
+
 def flow_family(settings: "ModelSettings") -> "Family | None":
     """The flow-matching family that the files of a model show; ``None`` for other kinds, or without files here."""
     folder = local_folder(settings)

@@ -221,8 +221,11 @@ KNOWN: dict[str, BaseModel] = {
 }
 
 
-def known_model(name: str) -> BaseModel:
+def known_model(name: str, revision: str | None = None) -> BaseModel:
     """The known model, or an anonymous one for a local folder or a hub id.
+
+    Args:
+        revision: of a hub id, whose cached files of that revision say what it asks for.
 
     Raises:
         UsageError: neither a known name, an existing folder, nor of the form ``owner/name``.
@@ -232,7 +235,7 @@ def known_model(name: str) -> BaseModel:
     if os.path.isdir(name):  # which takes any text, however long
         return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
-        return BaseModel(name, name, "hub pipeline", "", _hub_defaults(name))
+        return BaseModel(name, name, "hub pipeline", "", _hub_defaults(name, revision))
     raise UsageError(
         f"unknown model '{name}': not a known name, not a folder, not a hub id (owner/name).{nearest(name, KNOWN)} "
         "See: sdpo-bench list models"
@@ -258,21 +261,21 @@ def _consistency_defaults(scheduler: Path, unet: Path) -> tuple[dict[str, Any], 
     return _CONSISTENCY, "latent consistency model without guidance embedding"
 
 
-def _hub_defaults(name: str) -> Mapping[str, Any]:
+def _hub_defaults(name: str, revision: str | None) -> Mapping[str, Any]:
     """Settings that the files of a hub pipeline in the cache ask for, as :func:`_folder_defaults`; of others nothing
     is known before their download."""
-    config = _cached_file(name, TRANSFORMER_FILE)
+    config = _cached_file(name, revision, TRANSFORMER_FILE)
     if config and (transformer := network_family(config)):
         return _PUBLISHED_SCHEDULE | _transformer_defaults(transformer, config)
-    scheduler, unet = _cached_file(name, SCHEDULER_FILE), _cached_file(name, UNET_FILE)
+    scheduler, unet = (_cached_file(name, revision, file) for file in (SCHEDULER_FILE, UNET_FILE))
     return (_consistency_defaults(scheduler, unet)[0] if scheduler and unet else {}) or _PUBLISHED_SCHEDULE
 
 
-def _cached_file(repo: str, path: str) -> Path | None:
+def _cached_file(repo: str, revision: str | None, path: str) -> Path | None:
     """A file of a hub repository in the cache; ``None`` where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, path)
+    found = try_to_load_from_cache(repo, path, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 

@@ -120,17 +120,17 @@ def test_the_page_of_the_models_says_the_same():
 def test_fetch_says_how_to_get_access_before_it_downloads(monkeypatch, capsys):
     printed = []
 
-    def download(location, hint):
+    def download(location, revision, hint):
         printed.append(capsys.readouterr().out)
         assert "hf auth login" in hint
 
-    monkeypatch.setattr(fetch, "cached_pipeline", lambda repo: None)
+    monkeypatch.setattr(fetch, "cached_pipeline", lambda repo, revision: None)
     monkeypatch.setattr(fetch, "find_pipeline", download)
     fetch.fetch_command(("sd3.5-medium",), dry_run=False)
     (before,) = printed
     page = "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium"
     assert f"sd3.5-medium is gated: accept the licence on {page} and log in (hf auth login)" in before
-    monkeypatch.setattr(fetch, "cached_pipeline", lambda repo: Path())
+    monkeypatch.setattr(fetch, "cached_pipeline", lambda repo, revision: Path())
     fetch.fetch_command(("sd3.5-medium",), dry_run=False)
     assert "hf auth login" not in capsys.readouterr().out  # it is here already
 

@@ -365,9 +365,11 @@ def test_a_device_that_is_not_here(tmp_path):
 
 
 def test_hub_weights_that_cannot_be_reached(tmp_path):
-    done = call(
-        "run", "--model", "nobody/nothing", "--reward", "jpeg-compressibility", cwd=tmp_path, HF_HUB_OFFLINE="1"
-    )
+    cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = call("run", "--model", "nobody/nothing", "--reward", "jpeg-compressibility", cwd=tmp_path, **cache)
+    assert done.returncode == 3, done.stderr
+    assert "Type: sdpo-bench fetch nobody/nothing" in " ".join(done.stderr.split())
+    done = call("fetch", "nobody/nothing", **cache)
     assert done.returncode == 3, done.stderr
     assert "neither cached here nor reachable" in done.stderr
 

@@ -1,6 +1,7 @@
 """Memory estimates: sizes from files are those of the loaded networks, measured activations those of a real step."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -291,9 +292,9 @@ def test_a_dry_run_shows_it_and_a_run_is_refused_before_loading(tiny_pipe, tmp_p
 
     needs = needed_memory(make_resolved(tiny_pipe), Runtime(tmp_path, "cpu"))
     assert needs["warning"] is None and needs["peak_bytes"] > 0 and json.dumps(needs)
-    assert "unknown" in needed_memory(
-        resolve(Request(model="nobody/nothing", reward="jpeg-compressibility")), Runtime(tmp_path, "cpu")
-    )
+    resolved = make_resolved(tiny_pipe)
+    elsewhere = replace(resolved.config, model=replace(resolved.config.model, name="nobody/nothing"))
+    assert "unknown" in needed_memory(replace(resolved, config=elsewhere), Runtime(tmp_path, "cpu"))
     from sdpo_bench.cli.entry import main
 
     monkeypatch.setattr(memory_estimate, "available_bytes", lambda device: 1e6)

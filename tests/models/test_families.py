@@ -5,12 +5,12 @@ import os
 import shutil
 from dataclasses import replace
 
-import huggingface_hub
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
 from factories import make_resolved, make_trainer
+from sdpo_bench.cli.commands.fetch import fetch_command
 from sdpo_bench.cli.entry import main
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.config.sampler_id import sampler_id
@@ -222,14 +222,53 @@ def test_a_local_consistency_model_is_sampled_as_one(small):
     assert (known["schedule.sampler"], known["eval.sampler"], known["model.guidance_scale"]) == ("lcm", "lcm", 8.0)
 
 
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """A function: put a pipeline folder into the hub cache as a commit, and as the newest one of a branch."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--somebody--model"
+
+    def commit(folder, name, branch="main"):
+        shutil.copytree(folder, repository / "snapshots" / name)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / branch).write_text(name)
+
+    return commit
+
+
 @pytest.mark.parametrize("shape", sorted(SMALL))
-def test_a_pipeline_in_the_hub_cache_has_the_defaults_of_its_folder(small, shape, monkeypatch):
+def test_a_pipeline_in_the_hub_cache_has_the_defaults_of_its_folder(small, shape, publish):
     """The name of a repository and the folder that it was downloaded to are one model."""
-    files = {path: str(small[shape] / path) for path in ("scheduler/scheduler_config.json", "unet/config.json")}
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, path: files.get(path))
+    publish(small[shape], "a" * 40)
     assert known_model("somebody/model").defaults == known_model(str(small[shape])).defaults
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, path: None)
-    assert "schedule.sampler" not in known_model("somebody/model").defaults
+
+
+def test_a_hub_model_is_read_at_the_revision_that_is_named(small, publish):
+    publish(small["sdxl"], "a" * 40)
+    publish(small["lcm"], "b" * 40, branch="distilled")
+    request = Request(model="somebody/model", reward="jpeg-compressibility")
+    assert resolve(request).config.schedule.sampler != "lcm"
+    for revision in ("distilled", "b" * 40):
+        chosen = resolve(replace(request, overrides={"model.revision": revision})).config
+        assert (chosen.schedule.sampler, chosen.model.guidance_scale) == ("lcm", 8.0)
+
+
+def test_a_hub_model_without_its_files_is_not_given_a_guessed_sampler(small, publish):
+    request = Request(model="somebody/model", reward="jpeg-compressibility")
+    with pytest.raises(MissingError, match="which sampler.*Type: sdpo-bench fetch somebody/model$"):
+        resolve(request)
+    publish(small["lcm"], "a" * 40)
+    assert resolve(request).config.schedule.sampler == "lcm"
+    with pytest.raises(MissingError, match="fetch somebody/model@other"):
+        resolve(replace(request, overrides={"model.revision": "other"}))
+
+
+def test_a_hub_model_is_fetched_by_its_id(small, publish, capsys):
+    publish(small["lcm"], "a" * 40)
+    fetch_command(("somebody/model", "somebody/model@other"), dry_run=True)
+    printed = capsys.readouterr().out
+    assert "somebody/model: somebody/model (cached)" in printed
+    assert "somebody/model@other: somebody/model (size unknown)" in printed
 
 
 def test_a_local_consistency_model_gets_the_guidance_of_the_known_one(small, capsys):
@@ -357,7 +396,8 @@ def test_changed_weights_are_another_model(tiny_pipe, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["emoji-turbo", "nobody/nothing"])
-def test_what_cannot_change_under_its_name_keeps_its_id(name, tmp_path):
+def test_what_cannot_change_under_its_name_keeps_its_id(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdpo_bench.config.resolve.refuse_unread", lambda settings: None)
     assert model_digest(name) == ""
     resolved = resolve(Request(model=name, reward="jpeg-compressibility"))
     assert list(resolved.versions) == ["reward"]

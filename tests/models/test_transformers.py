@@ -319,7 +319,7 @@ def test_a_guidance_embedding_is_given_its_pipelines_default(folders):
 
 def test_a_hub_pipeline_in_the_cache_gets_its_familys_adapter(folders, monkeypatch):
     config = folders("sd3") / "transformer" / "config.json"
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(config))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name, revision: str(config))
     assert known_model("somebody/sd3").defaults["model.lora_targets"] == StableDiffusion3.lora_targets
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name, revision: None)
     assert "model.lora_targets" not in known_model("somebody/sd3").defaults

@@ -219,7 +219,7 @@ def test_weights_that_are_missing_fail_the_job_not_the_sweep(tmp_path, tiny_pipe
     """Found when the job starts, before it has a record; plan and report still know why."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    path = tiny_suite(tmp_path, tiny_pipe, model='["nobody/nothing"]', method='["ddpo"]')
+    path = tiny_suite(tmp_path, tiny_pipe, model='["sd-turbo"]', method='["ddpo"]')
     out = tmp_path / "out"
     assert sweep(path, out) == 1
     assert "0 of 1 jobs done, 1 failed" in capfd.readouterr().out
@@ -229,7 +229,13 @@ def test_weights_that_are_missing_fail_the_job_not_the_sweep(tmp_path, tiny_pipe
     from sdpo_bench.results.read_results import load_results
 
     (notice,) = load_results(out).notices
-    assert notice.text.startswith("failed before training began: the weights of 'nobody/nothing'")
+    assert notice.text.startswith("failed before training began: the weights of 'stabilityai/sd-turbo'")
+
+
+def test_a_hub_model_that_cannot_be_configured_stops_the_sweep(tmp_path, tiny_pipe, capsys):
+    path = tiny_suite(tmp_path, tiny_pipe, model='["nobody/nothing"]', method='["ddpo"]')
+    assert sweep(path, tmp_path / "out") == 3
+    assert "sdpo-bench fetch nobody/nothing" in " ".join(capsys.readouterr().err.split())
 
 
 OPTIONS_OF_NO_USE = [

@@ -1,5 +1,6 @@
 """``sdpo-bench fetch``: put published weights and prompts into the hub cache, for a machine without network."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ import click
 
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.models.hub import HubFile, cached, cached_pipeline, find, find_pipeline
-from sdpo_bench.models.known_models import KNOWN
+from sdpo_bench.models.known_models import KNOWN, BaseModel, known_model
 from sdpo_bench.models.pipeline_files import published
 from sdpo_bench.plugins.registry import find as find_plugin
 from sdpo_bench.plugins.registry import plugin_tag, plugins
@@ -53,7 +54,7 @@ def fetch_command(names: tuple[str, ...], dry_run: bool) -> None:
 
 
 def items_of(name: str) -> list[Item]:
-    """The downloads of a reward, a known base model or a published prompt set.
+    """The downloads of a reward, a base model (a known one, or ``OWNER/NAME[@REVISION]``) or a published prompt set.
 
     Raises:
         UsageError: none of them.
@@ -65,6 +66,9 @@ def items_of(name: str) -> list[Item]:
         return [Item(name, f"{chosen.location}, licence {chosen.licence}", 0, chosen.cached, chosen.fetch)]
     if hub := parse_hub(name):
         return [Item(name, "prompts of a dataset", 0, bool(hub.cached()), lambda: hub.files()[0])]
+    if "/" in name and not os.path.isdir(name):
+        repo, _, revision = name.partition("@")
+        return [_hub_pipeline(known_model(repo, revision or None), revision or None)]
     rewards = plugins("rewards")
     if plugin_tag(name) not in {plugin.tag for plugin in rewards.values()}:
         known = [*rewards, *KNOWN, *PUBLISHED]
@@ -80,12 +84,19 @@ def missing_names(names: Iterable[str]) -> list[str]:
 
 def _pipeline(name: str) -> list[Item]:
     model = KNOWN[name]
-    location = model.location
-    if location.startswith("asset:"):
-        return []
-    files = published(name)
+    return [] if model.location.startswith("asset:") else [_hub_pipeline(model)]
+
+
+def _hub_pipeline(model: BaseModel, revision: str | None = None) -> Item:
+    files = published(model.name)
     size = files.download_bytes if files else 0
-    here = cached_pipeline(location) is not None
-    facts = [location, *([f"licence {model.licence}"] if model.licence else []), *(["gated"] if model.gated else [])]
+    here = cached_pipeline(model.location, revision) is not None
+    facts = [
+        model.location,
+        *([f"licence {model.licence}"] if model.licence else []),
+        *(["gated"] if model.gated else []),
+    ]
     hint = model.fetch_hint if model.gated else HINT
-    return [Item(name, ", ".join(facts), size, here, partial(find_pipeline, location, hint=hint), model.access)]
+    download = partial(find_pipeline, model.location, revision, hint=hint)
+    owner = f"{model.name}@{revision}" if revision else model.name
+    return Item(owner, ", ".join(facts), size, here, download, model.access)
