@@ -71,8 +71,9 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json", "html", "all")
 @click.option(
     "--reference",
     default="",
-    metavar="METHOD",
-    help="Method that the others are compared with [default: sdpo, or the best where it is missing].",
+    metavar="METHOD[,KEY=VALUE]",
+    help="Row that the others are compared with, as in compare, or its label [default: sdpo, or the best on the "
+    "trained reward where it is missing].",
 )
 @click.option(
     "--against",

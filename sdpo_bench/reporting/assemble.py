@@ -5,7 +5,7 @@ the same results are equal, byte for byte.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from sdpo_bench.errors import UsageError, nearest
@@ -23,13 +23,14 @@ from sdpo_bench.reporting.tables.published_comparison import Against, compare_wi
 from sdpo_bench.reporting.tables.run_tables import runs_table, versions_table
 from sdpo_bench.reporting.tables.suite_tables import suite_tables
 from sdpo_bench.results.comparability import Setting, group_settings
+from sdpo_bench.results.compare_names import row_named
 from sdpo_bench.results.equal_reward import curve_pairs
 from sdpo_bench.results.learning_curves import curve_panels
 from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import Notice, Results, Run
 from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
-from sdpo_bench.results.select_runs import SPLIT, Selection, method_named, select, tuning_only
+from sdpo_bench.results.select_runs import SPLIT, Selection, select, tuning_only
 from sdpo_bench.runs.adapter import log_changed
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import Scores
@@ -54,7 +55,8 @@ class Request:
     reach: float | None = None
     """That level, as a rise over the base model; None: half of the best method's final one."""
     reference: str = ""
-    """Label of the method that differences are measured against; by default SDPO, or the best where it is missing."""
+    """Row that differences are measured against, by its label or ``method[,key=value...]``; by default SDPO, or the
+    best on the trained reward where it is missing."""
     against: tuple[Side, ...] = ()
     """Sides to compare with: published numbers or other results folders."""
 
@@ -67,15 +69,13 @@ def build_report(results: Results, request: Request) -> Report:
     """
     chosen = select(results, request.selection)
     settings, repeated = group_settings(chosen.runs)
-    labels = [arm.label for setting in settings for arm in setting.arms]
-    request = replace(request, reference=method_named(request.reference, labels))
     ablation.check_group_keys(request.group_by, settings)
     done = [run for run in chosen.runs if run.state == "done"]
     scores, problems = read_all_scores((*done, *chosen.bases))
     judged = _judge_all(settings, scores, chosen.bases, request)
     settings = [one.setting for one in judged]
     _check_metric(judged, request)
-    _check_reference(judged, request)
+    _check_reference(settings, request)
     curves, unusable = _curves(settings, request)
     notices = sorted({*chosen.notices, *repeated, *problems, *unusable, *_run_notices(chosen.runs, scores)})
     boards = [board for one in judged for board in one.boards]
@@ -140,10 +140,16 @@ def _judge(setting: Setting, scores: Mapping[str, Scores], base: Scores, request
     if splits and panels and not chosen:
         valid = sorted({panel.key.split for panel in panels})
         raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
-    boards = tuple(
-        scoreboard(panel, request.endpoint, level=request.level, reference=request.reference) for panel in chosen
-    )
-    return Judged(setting, boards, base)
+    reference = row_named(setting, request.reference) if request.reference else ""
+    first = next((panel for panel in panels if panel.trained), None)
+    own = scoreboard(first, request.endpoint, level=request.level, reference=reference) if first else None
+    if own is not None:  # its reference is that of all tables, so that they do not differ in it
+        reference = own.reference
+    boards = []
+    for panel in chosen:
+        known = own if panel is first else None
+        boards.append(known or scoreboard(panel, request.endpoint, level=request.level, reference=reference))
+    return Judged(setting, tuple(boards), base)
 
 
 def _check_metric(judged: Iterable[Judged], request: Request) -> None:
@@ -163,10 +169,10 @@ def _check_few(boards: Sequence[Board], request: Request) -> None:
         raise UsageError("--metric few: no table has scores at 1, 2 and 4 steps. sdpo-bench eval RUN --steps 1,2,4")
 
 
-def _check_reference(judged: Iterable[Judged], request: Request) -> None:
+def _check_reference(settings: Sequence[Setting], request: Request) -> None:
     """Raises UsageError for a reference that no table has."""
-    labels = {label for one in judged for board in one.boards for label in board.panel.arms}
-    if request.reference and labels and request.reference not in labels:
+    if request.reference and settings and not any(row_named(setting, request.reference) for setting in settings):
+        labels = [arm.label for setting in settings for arm in setting.arms]
         raise UsageError(
             f"--reference: no table has a method '{request.reference}'.{nearest(request.reference, labels)}"
         )

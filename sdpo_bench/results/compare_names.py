@@ -96,6 +96,29 @@ def _candidates(settings: Sequence[Setting], name: str) -> list[Side]:
     raise UsageError(f"'{name}' is neither a method nor a run here.{hint} See: sdpo-bench list runs")
 
 
+def row_named(setting: Setting, name: str) -> str:
+    """Label of the row that a name means in the tables of a setting: a label, or ``method[,key=value...]``.
+
+    Returns:
+        Empty where the setting has no such row.
+
+    Raises:
+        UsageError: several rows.
+    """
+    labels = [arm.label for arm in setting.arms]
+    typed = method_named(name, labels)
+    if typed in labels:
+        return typed
+    method, *conditions = name.split(",")
+    if any("=" not in condition for condition in conditions):
+        return ""
+    method = method_named(method, {arm.method for arm in setting.arms})
+    sides = _method_sides([setting], method, parse_select(conditions))
+    if len(sides) > 1:
+        raise _ambiguous(name, sides)
+    return sides[0].name if sides else ""
+
+
 def _unmet(method: str, runs: Sequence[Run], conditions: Selection) -> UsageError:
     """Why no arm of a method that has runs meets the conditions, with the values that there are."""
     left = list(runs)

@@ -720,6 +720,34 @@ def test_the_reference_is_chosen_by_name(out):
         report_of(out, reference="dppo")
 
 
+def test_the_reference_is_chosen_by_its_settings(out):
+    """As in compare; a label is the same row."""
+    for value, lr in ((3, 0.5), (4, 0.25)):
+        make_run(out, "rebel", 0, spread([value] * 3), **{"update.lr": lr})
+    for name in ("rebel,update.lr=0.5", "rebel (update.lr=0.5)"):
+        table = table_of(report_of(out, reference=name), "leaderboard-1")
+        assert next(c.title for c in table.columns if c.key == "difference") == "minus rebel (update.lr=0.5)"
+        assert cell(table, "rebel (update.lr=0.25)", "difference").value == pytest.approx(1)
+    with pytest.raises(UsageError, match="'rebel' means 2 things here.*rebel,update.lr="):
+        report_of(out, reference="rebel")
+    with pytest.raises(UsageError, match="no table has a method 'rebel,update.lr=1'"):
+        report_of(out, reference="rebel,update.lr=1")
+
+
+def test_all_tables_of_a_setting_have_the_reference_of_the_training_prompts(tmp_path):
+    """Without SDPO it is the best there, also where another method is best on unseen prompts, and alone selected."""
+    base = spread([0, 0, 0])
+    make_base(tmp_path, base_frame(base), base_frame(base, split="unseen"))
+    for method, train, unseen in (("ddpo", 2, 1), ("rebel", 1, 2)):
+        unseen_scores = partial(frame, spread([unseen] * 3), split="unseen")
+        make_run(tmp_path, method, 0, spread([train] * 3), frames=(unseen_scores,))
+    for tables in (2, 1):
+        report = report_of(tmp_path, *(["split=unseen"] if tables == 1 else []))
+        boards = [table for _, table in report.tables if "leaderboard" in table.name]
+        titles = [column.title for board in boards for column in board.columns if column.key == "difference"]
+        assert titles == ["minus ddpo"] * tables
+
+
 def test_the_few_step_mean_stands_beside_the_mean_over_all_step_counts(tmp_path):
     steps = (1, 2, 4, 8)
     make_base(tmp_path, base_frame(spread([0, 0, 0, 0]), steps=steps))
