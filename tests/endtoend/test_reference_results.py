@@ -18,7 +18,7 @@ SUITES |= {"embedded-flow": REFERENCE / "flow", "embedded-long": REFERENCE / "lo
 SUITES |= {"embedded-long-native": REFERENCE / "long", "embedded-newer": REFERENCE / "newer"}
 SUITES |= {f"embedded-ablation-{what}": REFERENCE / "ablations" for what in ABLATIONS}
 SUITES |= dict.fromkeys(("embedded-long-t20", "embedded-long-t20-native"), REFERENCE / "t20")
-SUITES["embedded-long-rewards"] = REFERENCE / "long-ablations"
+SUITES |= {f"embedded-long-{what}": REFERENCE / "long-ablations" / what for what in ("rewards", "updates")}
 PARTS = {"embedded-long-t20": ["sdpo", "ddpo"]}
 """Methods of a suite whose other ones were not trained yet."""
 
