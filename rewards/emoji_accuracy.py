@@ -17,6 +17,12 @@ class EmojiAccuracy(Reward):
     scale = "1 if the prompt's class is the most probable one, else 0"
     source = "network `accuracy` of sdpo_bench/assets/emoji_scorers, trained by tools/emoji_turbo"
     native_model = "emoji-turbo"
+    has_features = True
+
+    def features(self, images: "Tensor") -> "Tensor":
+        from sdpo_bench.scoring.emoji_scorer import load_scorer
+
+        return load_scorer("accuracy", self.device).features(images.to(self.device))
 
     def __call__(self, images: "Tensor", prompts: Sequence[str]) -> "Tensor":
         from sdpo_bench.scoring.emoji_scorer import correctness, load_scorer

@@ -213,7 +213,8 @@ class EvaluationSettings:
     images_per_prompt: Images = 4
     """Images of every prompt and step count."""
     rewards: tuple[str, ...] = ()
-    """Rewards scored besides the trained one (held-out scores)."""
+    """Rewards scored besides the trained one (held-out scores); ``variety:NAME`` measures how different a prompt's
+    pictures are by the features of that reward's network."""
     sampler: Literal["ddim", "lcm", "flow"] = "ddim"
     """Family of the evaluation sampler; a flow-matching model chooses ``flow`` by itself."""
     eta: NonNegative = 1.0

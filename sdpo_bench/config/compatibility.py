@@ -4,13 +4,12 @@ Types and ranges of single settings are checked where they are read (``config``)
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 
 from sdpo_bench.api import Method
 from sdpo_bench.config import batch_geometry
 from sdpo_bench.config.sampler_fit import REMEMBERING
-from sdpo_bench.errors import SdpoBenchError, UsageError
-from sdpo_bench.plugins.registry import find, plugins
+from sdpo_bench.errors import UsageError
+from sdpo_bench.plugins.registry import declaring, find
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.scoring.reward_expression import Choice, choose
 from sdpo_bench.settings import AdvantageSettings, EvaluationSettings, RunConfig
@@ -147,7 +146,7 @@ def check_gradient(config: RunConfig, method: Method, reward: Choice) -> None:
     if method.signal == "gradient" and not reward.make(config.reward.settings).differentiable:
         raise UsageError(
             f"{config.method.name} follows the gradient of the reward, and '{config.reward.name}' has none. "
-            f"Rewards that have one: {', '.join(_declaring('differentiable')) or '(none)'}. Use --reward NAME."
+            f"Rewards that have one: {', '.join(declaring('differentiable')) or '(none)'}. Use --reward NAME."
         )
 
 
@@ -178,16 +177,6 @@ def check_features(config: RunConfig, method: Method, reward: Choice) -> None:
     if not reward.make(config.reward.settings).has_features:
         raise UsageError(
             f"{config.method.name} compares the features of the reward's network, and '{config.reward.name}' exposes "
-            f"none. Rewards that do: {', '.join(_declaring('has_features')) or '(none)'}. "
+            f"none. Rewards that do: {', '.join(declaring('has_features')) or '(none)'}. "
             "Use --reward NAME, or --set method.features=latent or pixels."
         )
-
-
-def _declaring(attribute: str) -> list[str]:
-    """Names of all rewards that can be imported here and declare an attribute of the contract as True."""
-    names = []
-    for plugin in plugins("rewards").values():
-        with suppress(SdpoBenchError):  # what cannot be loaded is no advice
-            if getattr(plugin.load(), attribute) is True:
-                names.append(plugin.name)
-    return names

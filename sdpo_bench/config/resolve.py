@@ -192,6 +192,11 @@ def _layers(request: Request) -> tuple[list[tuple[str, dict[str, Any]]], Plugin,
     if not (request.file and request.file.record):
         refuse_unread(ModelSettings(model.name, revision))
     reward = choose(pick("reward.name", request.reward, model.native_reward or DEFAULT_REWARD))
+    if reward.variety:
+        raise UsageError(
+            f"reward '{reward.name}' compares the pictures of a prompt, so it is measured in evaluations and cannot be "
+            f"trained on. Name another reward, and --set eval.rewards={reward.name}."
+        )
     if preset is None and not (request.file and request.file.record):  # a record leaves nothing to a preset
         preset = automatic_preset(model.name, reward.name)
     own = {"seed": request.seed} if request.seed is not None else {}

@@ -17,6 +17,7 @@ from sdpo_bench.models.pipeline_files import PipelineFiles, published
 from sdpo_bench.plugins.registry import plugins
 from sdpo_bench.rollout.flow_scheduler import check_options, check_sampler, check_sigmas, is_flow
 from sdpo_bench.rollout.sde_steps import changes_by_epoch, random_steps
+from sdpo_bench.scoring.variety import PREFIX
 from sdpo_bench.settings import FLOW_SETTINGS, EvaluationSettings, ModelSettings, RunConfig, ScheduleSettings
 from sdpo_bench.system.json_toml import parse_json
 
@@ -215,11 +216,16 @@ def _methods_that(fit: Callable[[type[Method]], bool]) -> list[str]:
 
 
 def check_evaluation(settings: EvaluationSettings) -> None:
-    """Options of the evaluation sampler that it does not have.
+    """Options of the evaluation sampler that it does not have, and a variety of single pictures.
 
     Raises:
         UsageError: names the setting and what works.
     """
+    if settings.images_per_prompt < 2 and (compared := [name for name in settings.rewards if name.startswith(PREFIX)]):
+        raise UsageError(
+            f"eval.rewards: {compared[0]} compares pictures of one prompt, and eval.images_per_prompt is 1. Use "
+            "--set eval.images_per_prompt=2 or more."
+        )
     if settings.sampler == "flow":
         check_options(settings, "eval.")
         check_sigmas(settings.sigmas, settings.steps, "eval.sigmas")

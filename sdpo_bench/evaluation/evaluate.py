@@ -28,13 +28,17 @@ from sdpo_bench.rollout.schedule import Schedule, lint, make_schedule
 from sdpo_bench.runs.input_digests import record_reward_digests
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring import image_statistics
-from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.scoring.scorer import Scorer, VarietyScorer
+from sdpo_bench.scoring.variety import distances
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.distributed import ALONE, Processes
 from sdpo_bench.system.signals import raise_pending_stop
 
 if TYPE_CHECKING:  # a run trains for a while before it needs a table
     import pandas as pd
+
+FEATURES = "features"
+"""Column of what is compared when all pictures of a block are there; it is not kept."""
 
 Pair = tuple[str, int]
 """A prompt and the number of one of its images."""
@@ -322,10 +326,18 @@ def _rows(
         for scorer in scorers:
             scorer.cache.clear()
         for scorer in scorers:  # a sum and its parts share what is scored here; nothing outlives the batch
-            scores = scorer(images, [text for text, _ in part]).tolist()
-            named = {"reward": scorer.name, "version": scorer.reward.full_version, "score": scores}
-            frames.append(pd.DataFrame(base | named))
-    return pd.concat([frame for part in processes.gather(frames) for frame in part], ignore_index=True)
+            named = {"reward": scorer.name, "version": scorer.reward.full_version}
+            if isinstance(scorer, VarietyScorer):
+                answers = {"score": float("nan"), FEATURES: list(scorer.features(images).cpu())}
+            else:
+                answers = {"score": scorer(images, [text for text, _ in part]).tolist()}
+            frames.append(pd.DataFrame(base | named | answers))
+    rows = pd.concat([frame for part in processes.gather(frames) for frame in part], ignore_index=True)
+    for scorer in scorers:
+        if isinstance(scorer, VarietyScorer):
+            mine = rows[rows.reward == scorer.name]
+            rows.loc[mine.index, "score"] = distances(torch.stack(list(mine[FEATURES])), list(mine.prompt)).tolist()
+    return rows.drop(columns=FEATURES, errors="ignore")
 
 
 def my_batches(pairs: list[Pair], micro_batch: int, processes: Processes = ALONE) -> list[list[Pair]]:

@@ -15,6 +15,7 @@ import importlib
 import inspect
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
@@ -22,7 +23,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.errors import MissingError, UsageError, nearest
+from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError, nearest
 from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.plugins.contract_check import base_class, check_class
 from sdpo_bench.system.plugin_guard import preserve_process_state
@@ -278,3 +279,13 @@ def _own_field_docs(owner: type) -> dict[str, str]:
             docs[previous] = " ".join(str(value.value).split())
         previous = None
     return docs
+
+
+def declaring(attribute: str) -> list[str]:
+    """Names of all rewards that can be imported here and declare an attribute of the contract as True."""
+    names = []
+    for plugin in plugins("rewards").values():
+        with suppress(SdpoBenchError):  # what cannot be loaded is no advice
+            if getattr(plugin.load(), attribute) is True:
+                names.append(plugin.name)
+    return names

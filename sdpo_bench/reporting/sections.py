@@ -22,6 +22,7 @@ from sdpo_bench.results.learning_curves import MEAN, CurveKey, CurvePanel
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import Board
 from sdpo_bench.reward_formula import part_weights
+from sdpo_bench.scoring.variety import PREFIX
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.eval_table import Scores
@@ -192,7 +193,8 @@ def _part(
     trained = [board for board in boards if board.panel.trained]
     held_out = [board for board in boards if not board.panel.trained]
     panel = boards[0].panel
-    tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}") for i, board in enumerate(trained)]
+    variety = next((board for board in held_out if board.panel.key.reward.startswith(PREFIX)), None)
+    tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}", variety) for i, board in enumerate(trained)]
     if held_out:
         parts = part_weights(panel.setting.reward)
         kind = "Parts and held-out rewards" if parts else "Held-out rewards"

@@ -127,4 +127,9 @@ def _of_rows(folder: RunFolder, wanted: Sequence[Scorer]) -> Iterator[Changed]:
     for scorer in [part for one in wanted for part in (one.parts if isinstance(one, CompositeScorer) else [one])]:
         before, now, version = known.get(reward_key(scorer)), reward_source(scorer), scorer.reward.full_version
         if before and now and before != now and (scorer.name, version) in scored:
-            yield Changed(f"reward '{scorer.name}'", version, (find("rewards", scorer.name),), folder.run_id)
+            yield Changed(
+                f"reward '{scorer.name}'",
+                version,
+                tuple(plugin for plugin, _ in choose(scorer.name).parts),
+                folder.run_id,
+            )

@@ -14,7 +14,7 @@ from sdpo_bench.config.run_id import at
 from sdpo_bench.prompts.prompt_sets import file_digest
 from sdpo_bench.runs.provenance import class_hash
 from sdpo_bench.runs.run_folder import RunFolder, read_object
-from sdpo_bench.scoring.scorer import Scorer
+from sdpo_bench.scoring.scorer import Scorer, VarietyScorer
 from sdpo_bench.settings import EvaluationSettings
 from sdpo_bench.system.files import atomic_write
 
@@ -73,7 +73,8 @@ def record_prompt_digests(run: RunFolder, settings: EvaluationSettings) -> None:
 
 def reward_source(scorer: Scorer) -> str | None:
     """Digest of a reward's source file; None for sums, which have parts, and for what a service computes."""
-    return None if scorer.reward.filed_as else class_hash(type(scorer.reward))
+    reward = scorer.reward.reward if isinstance(scorer, VarietyScorer) else scorer.reward
+    return None if reward.filed_as else class_hash(type(reward))
 
 
 def reward_key(scorer: Scorer) -> str:

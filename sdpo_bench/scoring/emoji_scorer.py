@@ -90,11 +90,15 @@ class AccuracyScorer(nn.Module):
         self.inner = nn.ModuleList([_Residual(64), _Residual(96), _Residual(96)])
         self.heads = nn.Linear(2 * 96, len(CLASSES))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, 65]`` for ``[B, 3, H, W]`` in [0, 1]."""
+    def features(self, images: Tensor) -> Tensor:
+        """``[B, 192]`` of ``[B, 3, H, W]`` in [0, 1]: what the head reads."""
         x = self.inner[0](self.down[0](self.border(_prepare(images))))
         x = self.inner[2](self.inner[1](self.down[1](x)))
-        return self.heads(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, 65]`` for ``[B, 3, H, W]`` in [0, 1]."""
+        return self.heads(self.features(images))
 
 
 class _Residual(nn.Module):

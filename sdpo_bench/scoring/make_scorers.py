@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sdpo_bench.errors import UsageError
 from sdpo_bench.scoring.reward_expression import choose, same_reward
 from sdpo_bench.scoring.score_cache import ScoreCache
 from sdpo_bench.scoring.scorer import CompositeScorer, Scorer, supervise
@@ -62,5 +63,9 @@ def curve_scorers(config: RunConfig, evaluation: Sequence[Scorer], device: str, 
             rewards.setdefault(known[0].name, known[0].reward)
         else:
             choice = choose(name)
+            if choice.variety:
+                raise UsageError(
+                    f"eval.curve_rewards: '{name}' is measured in evaluations alone. Put it in eval.rewards."
+                )
             rewards.setdefault(choice.name, choice.make({}, device, basis))
     return [supervise(name, reward, cache=cache, timeout=timeout) for name, reward in rewards.items()]

@@ -1,5 +1,7 @@
 """What ``--reward`` names: one reward plugin, or a weighted sum of several such as ``hpsv2*0.5+aesthetic*0.5``.
 
+An evaluation also takes ``variety:NAME``, how different a prompt's pictures are by that reward's features.
+
 A sum is written by name and weight, so any installed rewards can be combined without a plugin of their own. Settings
 of a part carry its name: ``--set reward.hpsv2.precision=bf16``.
 """
@@ -16,6 +18,7 @@ from sdpo_bench.plugins.contract_check import check_instance
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import BUILT_IN, Plugin, find
 from sdpo_bench.reward_formula import EXAMPLE, is_sum, parse_sum, sum_name
+from sdpo_bench.scoring.variety import PREFIX, Variety
 from sdpo_bench.settings import DEFAULT_MODEL
 
 
@@ -27,11 +30,13 @@ class Choice:
         name: the plugin's name, or the sum in one form: parts by name, every weight written out.
         parts: plugin and weight of each part, sorted by name.
         weighted: whether it is a sum (also one of a single weighted part).
+        variety: whether it is the variety of pictures by a single reward's features.
     """
 
     name: str
     parts: tuple[tuple[Plugin, float], ...]
     weighted: bool
+    variety: bool = False
 
     @property
     def native_model(self) -> str:
@@ -72,7 +77,7 @@ class Choice:
         """
         full = self.validate(settings)
         if not self.weighted:
-            return [(self.name, full)]
+            return [(self.parts[0][0].name, full)]
         return [(plugin.name, _of_part(full, plugin.name)) for plugin, _ in self.parts]
 
     def make(self, settings: Mapping[str, Any], device: str = "cpu", basis: Any = None) -> Reward:
@@ -91,7 +96,7 @@ class Choice:
             if plugin.owner != BUILT_IN:  # those are checked by the tests; and 'remote' would have to ask its service
                 check_instance(who, rewards[-1])
         if not self.weighted:
-            return rewards[0]
+            return Variety(self.parts[0][0].name, rewards[0]) if self.variety else rewards[0]
         full = self.validate(settings)
         own = {key: value for key, value in full.items() if "." not in key}
         parts = [(part.filed_as or plugin.name, weight, part) for part, (plugin, weight) in zip(rewards, self.parts)]
@@ -112,11 +117,14 @@ def _of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def choose(text: str) -> Choice:
-    """The reward, or the weighted sum, of that name.
+    """The reward, the weighted sum, or the variety of pictures, of that name.
 
     Raises:
         UsageError: bad syntax, an unknown or repeated part, a weight that is zero or not finite.
     """
+    if text.startswith(PREFIX):
+        plugin = find("rewards", text.removeprefix(PREFIX))
+        return Choice(f"{PREFIX}{plugin.name}", ((plugin, 1.0),), weighted=False, variety=True)
     if not is_sum(text):
         plugin = find("rewards", text)
         return Choice(plugin.name, ((plugin, 1.0),), weighted=False)

@@ -22,6 +22,7 @@ from sdpo_bench.plugins.call import plugin_code
 from sdpo_bench.rollout.sampling import Trajectories
 from sdpo_bench.scoring.dense_rewards import Queries
 from sdpo_bench.scoring.score_cache import ScoreCache, picture_digests, score_key
+from sdpo_bench.scoring.variety import Variety
 from sdpo_bench.scoring.weighted_sum import Composite
 from sdpo_bench.system.timeout import Deadline, DeadlinePassed
 
@@ -178,6 +179,12 @@ class Scorer:
             )
 
 
+class VarietyScorer(Scorer):
+    """Asked for features; the pictures of a prompt are compared when all of them are there (``variety.distances``)."""
+
+    reward: Variety
+
+
 class CompositeScorer(Scorer):
     """A weighted sum: each part is asked, checked, remembered and charged under its own name."""
 
@@ -227,7 +234,9 @@ def _refuse_broken(images: Tensor) -> None:
 
 def supervise(name: str, reward: Reward, ledger: Ledger | None = None, **options: Any) -> Scorer:
     """The scorer that fits the reward; options as for :class:`Scorer`."""
-    kind = CompositeScorer if isinstance(reward, Composite) else Scorer
+    kind = (
+        CompositeScorer if isinstance(reward, Composite) else VarietyScorer if isinstance(reward, Variety) else Scorer
+    )
     return kind(reward.filed_as or name, reward, ledger, **options)  # type: ignore[arg-type]
 
 

@@ -221,6 +221,23 @@ def test_bill_is_the_last_line_of_the_log(out):
     }
 
 
+def test_variety_stands_beside_the_score_and_disagrees_with_no_reward(out):
+    """The base model is at .5, d3po near .2 with both seeds; of the other methods it was not measured."""
+    kept = {"reward": "variety:emoji-accuracy", "version": "1:1"}
+    make_base(out, base_frame(spread([0.5, 0.5, 0.5]), **kept), name="base-variety")
+    for seed, low in ((5, 0.201), (6, 0.199)):
+        make_run(out, "d3po", seed, spread([1] * 3), frames=[partial(frame, spread([low] * 3), **kept)])
+    report = report_of(out)
+    table = table_of(report, "leaderboard-1")
+    assert cell(table, "d3po", "variety").value == pytest.approx(0.2)
+    assert cell(table, "d3po", "variety_gain").value == pytest.approx(-0.3)
+    assert cell(table, "base model", "variety").value == pytest.approx(0.5)
+    assert cell(table, "sdpo", "variety").value is None
+    assert any(note.startswith("variety:emoji-accuracy, version 1:1: mean cosine distance") for note in table.notes)
+    assert "disagree" not in report.sections[0].parts[0].finding
+    assert "variety" not in {column.key for column in table_of(report_of(out, "method=sdpo"), "leaderboard-1").columns}
+
+
 def test_held_out_rewards_have_a_table_of_their_own(out):
     held = {"reward": "emoji-accuracy", "version": "2"}
     make_base(out, base_frame(spread([0.5] * 3), **held), name="base-held")

@@ -164,6 +164,8 @@ def serve_command(
             f"'{choice.name}' is a weighted sum, whose parts are standardised by the run that uses it. Serve a part, "
             "and name 'remote' in the run's sum."
         )
+    if choice.variety:
+        raise UsageError(f"'{choice.name}' compares pictures of an evaluation, and a service scores single ones.")
     reward = choice.make(_settings(sets), pick_device(device))
     torch.set_num_threads(threads or torch.get_num_threads())
     with _listen(host, port) as listener:

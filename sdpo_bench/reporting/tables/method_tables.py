@@ -55,8 +55,12 @@ def step_columns(steps: Iterable[int]) -> list[t.Column]:
 # -- leaderboard ---------------------------------------------------------------------------------------------
 
 
-def leaderboard(board: Board, name: str) -> t.Table:
-    """Methods by score: every step count, summaries, gain over the base model, difference to the reference, letters."""
+def leaderboard(board: Board, name: str, variety: Board | None = None) -> t.Table:
+    """Methods by score: every step count, summaries, gain over the base model, difference to the reference, letters.
+
+    Args:
+        variety: of the same pictures, where it was measured.
+    """
     steps, digits, where = board.panel.steps, score_digits(board), endpoint_words(board.endpoint)
     columns = [
         t.Column("method", "method", numeric=False),
@@ -73,14 +77,20 @@ def leaderboard(board: Board, name: str) -> t.Table:
         t.Column(
             "diversity", "diversity", help="Of the pictures of the last epoch of training; base model: first epoch"
         ),
+        *(_VARIETY_COLUMNS if variety else ()),
     ]
     spread = diversity(board.panel.setting)
-    rows = tuple(_leader_row(board, line, steps, digits, spread) for line in board.rows)
+    varieties = {line.label: line for line in variety.rows} if variety else {}
+    rows = []
+    for line in board.rows:
+        cells = _leader_cells(board, line, steps, digits, spread)
+        cells += _variety_cells(varieties.get(line.label), board.endpoint) if variety else []
+        rows.append(t.Row(tuple(cells), base=line.label == BASE))
     title = f"{board.panel.key.reward}, {board.panel.key.split} prompts"
-    meaning = diversity_notes(board.panel.setting)
+    meaning = [*diversity_notes(board.panel.setting), *([_variety_note(variety)] if variety else [])]
     notes = (*panel_notes(board.panel), *interval_notes(board), *_test_notes(board), *meaning)
     cautions = (*board.pairs.notes, *board_cautions(board))
-    return t.Table(name, title, tuple(columns), (t.Group("", rows),), notes, cautions, board.panel.prompts)
+    return t.Table(name, title, tuple(columns), (t.Group("", tuple(rows)),), notes, cautions, board.panel.prompts)
 
 
 def _summaries(board: Board) -> list[tuple[str, str, str]]:
@@ -94,14 +104,34 @@ def has_few(panel: Panel) -> bool:
     return set(FEW_STEPS) < set(panel.common)
 
 
-def _leader_row(
+_VARIETY_COLUMNS = (
+    t.Column("variety", "variety", help="How different the evaluated pictures of one prompt are"),
+    t.Column("variety_gain", "variety over base", help="Paired difference to the base model"),
+)
+
+
+def _variety_note(variety: Board) -> str:
+    key = variety.panel.key
+    return (
+        f"{key.reward}, version {key.version}: mean cosine distance of the features of two evaluated pictures of one "
+        f"prompt, {endpoint_words(variety.endpoint)}. Its p values are in the table of held-out rewards."
+    )
+
+
+def _variety_cells(line: Line | None, endpoint: Endpoint) -> list[t.Cell]:
+    if line is None:
+        return [t.Cell(t.DASH)] * 2
+    return [t.estimate(line.scores.get(endpoint), 4), t.estimate(line.gain, 4, signed=True)]
+
+
+def _leader_cells(
     board: Board, line: Line, steps: Sequence[int], digits: int, spread: Mapping[str, float | None]
-) -> t.Row:
+) -> list[t.Cell]:
     top = line.label in board.leaders.get(board.endpoint, ())
     summaries: list[Endpoint] = [
         key for key, _, _ in SUMMARIES if str(key) in {name for name, _, _ in _summaries(board)}
     ]
-    cells = [
+    return [
         t.word(line.label, strong=top),
         t.word(line.letters),
         _seeds(board.panel, line),
@@ -112,7 +142,6 @@ def _leader_row(
         t.p_value(line.difference_p),
         t.number(spread.get(line.label), 3),
     ]
-    return t.Row(tuple(cells), base=line.label == BASE)
 
 
 def _seeds(panel: Panel, line: Line) -> t.Cell:

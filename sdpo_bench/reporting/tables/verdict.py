@@ -11,6 +11,7 @@ from sdpo_bench.reporting.tables.method_tables import score_digits
 from sdpo_bench.results.endpoints import endpoint_words
 from sdpo_bench.results.scoreboard import Board, Line
 from sdpo_bench.reward_formula import part_weights
+from sdpo_bench.scoring.variety import PREFIX
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.contrasts import listed
 from sdpo_bench.statistics.eval_table import BASE
@@ -30,7 +31,8 @@ def verdict_words(trained: Sequence[Board], held_out: Sequence[Board]) -> str:
         texts += [*_leader(board), *_headlines(board), *_outcomes(board)]
     for board in held_out:
         texts += _outcomes(board)
-        texts += [text for own in trained for text in _disagreement(own, board)]
+        if not board.panel.key.reward.startswith(PREFIX):  # which says nothing of how good a picture is
+            texts += [text for own in trained for text in _disagreement(own, board)]
     return " ".join(texts)
 
 

@@ -85,10 +85,4 @@ def picture_features(images: Any) -> Any:
     """What the embedded accuracy network's heads read, ``[B, 192]``; no reward is trained with that network."""
     from sdpo_bench.scoring.emoji_scorer import load_scorer
 
-    network, features = load_scorer("accuracy", str(images.device)), []
-    hook = network.heads.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-    try:
-        network(images)
-    finally:
-        hook.remove()
-    return features[0]
+    return load_scorer("accuracy", str(images.device)).features(images)
