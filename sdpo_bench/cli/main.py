@@ -116,7 +116,11 @@ def cli(context: click.Context, debug: bool) -> None:
 @MICRO_BATCH
 @REWARD_TIMEOUT
 @CHECKPOINT_EVERY
-@click.option("--async-rewards", is_flag=True, help="Score one batch while the next is decoded (same numbers).")
+@click.option(
+    "--async-rewards",
+    is_flag=True,
+    help="Score one batch while the next is decoded (same numbers, unless with tf32).",
+)
 @click.option(
     "--processes",
     type=click.IntRange(0, 2),

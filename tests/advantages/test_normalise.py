@@ -31,7 +31,18 @@ def test_a_buffer_that_never_holds_enough_samples_is_refused(tiny_pipe, mode):
     normaliser = Normaliser(full.normalisation, full.buffer_size, full.min_count)
     normaliser(torch.rand(9, 2), ["cat"] * 9)
     assert normaliser.fallback == 0.0
-    make_resolved(tiny_pipe, **settings | {"advantage.normalisation": "batch", "advantage.buffer_size": 8})
+
+
+@pytest.mark.parametrize("mode", ["per-step", "batch", "none", "group"])
+def test_the_size_of_a_buffer_that_is_not_kept_is_refused(tiny_pipe, mode):
+    """It would make another run of the same numbers."""
+    chosen = {"advantage.normalisation": mode}
+    for key in ("advantage.buffer_size", "advantage.min_count"):
+        with pytest.raises(
+            UsageError, match=f"normalisation = {mode} keeps no earlier samples, so {key} would have no"
+        ):
+            make_resolved(tiny_pipe, **chosen, **{key: 16})
+    make_resolved(tiny_pipe, **chosen)
 
 
 @pytest.mark.parametrize("mode", ["per-step", "batch", "none"])
