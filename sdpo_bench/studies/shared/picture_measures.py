@@ -12,7 +12,7 @@ from sdpo_bench.studies.shared.trainings import Arm, Trainings
 
 
 @dataclass(frozen=True)
-class Measure:
+class PictureMeasure:
     """What pictures are measured by, in place of the trained reward where it is not that."""
 
     reward: str = ""
@@ -24,11 +24,11 @@ class Measure:
 
 SHARE = "share of the base model's"
 MEASURES = {
-    "reward": Measure(),
-    "emoji-accuracy": Measure(reward="emoji-accuracy", unit="share of pictures recognised"),
-    "sharpness": Measure(statistic="sharpness", unit=SHARE),
-    "contrast": Measure(statistic="contrast", unit=SHARE),
-    "sharpness/contrast": Measure(statistic="sharpness", divisor="contrast", unit=SHARE),
+    "reward": PictureMeasure(),
+    "emoji-accuracy": PictureMeasure(reward="emoji-accuracy", unit="share of pictures recognised"),
+    "sharpness": PictureMeasure(statistic="sharpness", unit=SHARE),
+    "contrast": PictureMeasure(statistic="contrast", unit=SHARE),
+    "sharpness/contrast": PictureMeasure(statistic="sharpness", divisor="contrast", unit=SHARE),
 }
 BLUR = ("sharpness", "sharpness/contrast")
 """Measures that a blur lowers."""
