@@ -13,12 +13,13 @@ from tools.shown_output import BLOCK, PAGES, refreshed
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference"
 ABLATIONS = ("normalisation", "rewards", "updates", "rates", "groups")
+LONG_ABLATIONS = ("rewards", "updates", "normalisation")
 SUITES = {"embedded-main": REFERENCE, "embedded-methods": REFERENCE}
 SUITES |= {"embedded-flow": REFERENCE / "flow", "embedded-long": REFERENCE / "long"}
 SUITES |= {"embedded-long-native": REFERENCE / "long", "embedded-newer": REFERENCE / "newer"}
 SUITES |= {f"embedded-ablation-{what}": REFERENCE / "ablations" for what in ABLATIONS}
 SUITES |= dict.fromkeys(("embedded-long-t20", "embedded-long-t20-native"), REFERENCE / "t20")
-SUITES |= {f"embedded-long-{what}": REFERENCE / "long-ablations" / what for what in ("rewards", "updates")}
+SUITES |= {f"embedded-long-{what}": REFERENCE / "long-ablations" / what for what in LONG_ABLATIONS}
 PARTS = {"embedded-long-t20": ["sdpo", "ddpo"]}
 """Methods of a suite whose other ones were not trained yet."""
 
