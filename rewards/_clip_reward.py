@@ -5,10 +5,11 @@ from typing import Any
 
 from sdpo_bench.errors import MissingError
 from sdpo_bench.rewards._clip import TABLE_FILES, Clip, clip_tokenizer, load_folder, weights_in
-from sdpo_bench.rewards._model_reward import ModelReward, TextSettings
+from sdpo_bench.rewards._clip_features import ClipFeatures
+from sdpo_bench.rewards._model_reward import TextSettings
 
 
-class ClipReward(ModelReward):
+class ClipReward(ClipFeatures):
     """``weights`` are a ``CLIPModel`` folder and a tokenizer table, loaded as one :class:`Clip`."""
 
     Settings = TextSettings

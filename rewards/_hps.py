@@ -18,8 +18,9 @@ from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.models.hub import HubFile
 from sdpo_bench.rewards._checkpoint import damaged
 from sdpo_bench.rewards._clip import CONTEXT, TABLE_FILES, Clip, Tokenize, cosine, load_open_clip
-from sdpo_bench.rewards._images import SIDE, clip_pixels, padded_pixels
-from sdpo_bench.rewards._model_reward import CLIP_TABLE, ModelReward, TextSettings
+from sdpo_bench.rewards._clip_features import ClipFeatures, smooth_clip_pixels
+from sdpo_bench.rewards._images import SIDE, clip_pixels, padded_pixels, to_bytes
+from sdpo_bench.rewards._model_reward import CLIP_TABLE, TextSettings
 from sdpo_bench.rewards._official import hpsv2_scores
 from sdpo_bench.system.json_toml import parse_json
 
@@ -40,7 +41,7 @@ class HpsSettings(TextSettings):
     """This package's implementation, or the installed package ``hpsv2`` (slow, for cross-checks)."""
 
 
-class HpsReward(ModelReward):
+class HpsReward(ClipFeatures):
     """HPS v2 with one of its checkpoints."""
 
     Settings = HpsSettings
@@ -83,6 +84,17 @@ class HpsReward(ModelReward):
             return clip_pixels(pictures)
         place = self.device if self.device.startswith("cuda") else "cpu"  # other devices lack the antialiased resize
         return padded_pixels(pictures.to(place), antialias=self.settings.preprocessing == "official")
+
+    @property
+    def clip(self) -> Clip:
+        if self.settings.backend == "official":
+            raise UsageError("reward.backend=official gives scores alone, no features. Use reward.backend=native.")
+        return super().clip
+
+    def _input(self, images: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.pixels(to_bytes(images))
+        return smooth_clip_pixels(images) if self.settings.preprocessing == "sdpo" else self.pixels(images * 255)
 
     def _score(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         if self.settings.backend == "official":

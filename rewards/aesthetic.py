@@ -11,10 +11,11 @@ from sdpo_bench.api import Execution
 from sdpo_bench.models.hub import HubFile
 from sdpo_bench.rewards._checkpoint import file_digest, read_state, strict_load
 from sdpo_bench.rewards._clip import Clip, load_folder, weights_in
+from sdpo_bench.rewards._clip_features import ClipFeatures
 from sdpo_bench.rewards._clip_reward import local_folder
 from sdpo_bench.rewards._images import clip_pixels
 from sdpo_bench.rewards._linear_head import LinearHead
-from sdpo_bench.rewards._model_reward import CheckpointSettings, ModelReward
+from sdpo_bench.rewards._model_reward import CheckpointSettings
 
 CLIP_L14 = HubFile("openai/clip-vit-large-patch14", None, ("config.json", "model.safetensors"), 1_710_000_000)
 WIDTH = 768
@@ -35,7 +36,7 @@ class Parts(NamedTuple):
     head: LinearHead
 
 
-class Aesthetic(ModelReward):
+class Aesthetic(ClipFeatures):
     """Aesthetic rating, about 1 to 10, of the picture alone (LAION sac+logos+ava1-l14-linearMSE)."""
 
     name = "aesthetic"
@@ -59,6 +60,11 @@ class Aesthetic(ModelReward):
             head = LinearHead(WIDTH)
         head = strict_load(head, read_state(file), file).to(self.device)
         return Parts(Clip(load_folder(folder, self.dtype, vision_only=True), None, self.device), head)
+
+    @property
+    def clip(self) -> Clip:
+        clip: Clip = self.model.clip
+        return clip
 
     def _score(self, pictures: Tensor, prompts: list[str]) -> Tensor:
         features = self._model.clip.image_features(clip_pixels(pictures))
