@@ -13,7 +13,7 @@ from sdpo_bench.reporting.tables import ablation
 from sdpo_bench.reporting.tables.cost_tables import bill_table, picture_table
 from sdpo_bench.reporting.tables.curve_tables import CurveOptions, curve_table, steps_words
 from sdpo_bench.reporting.tables.equal_reward_table import equal_reward_table, equal_reward_words
-from sdpo_bench.reporting.tables.method_tables import leaderboard, step_table, version_of
+from sdpo_bench.reporting.tables.method_tables import leaderboard, step_table, variety_of, version_of
 from sdpo_bench.reporting.tables.run_tables import configuration_table
 from sdpo_bench.reporting.tables.verdict import verdict_words
 from sdpo_bench.results.comparability import Setting, amount, apart, sampler_words, shown
@@ -22,7 +22,6 @@ from sdpo_bench.results.learning_curves import MEAN, CurveKey, CurvePanel
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import Board
 from sdpo_bench.reward_formula import part_weights
-from sdpo_bench.scoring.variety import PREFIX
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.chart import Chart
 from sdpo_bench.statistics.eval_table import Scores
@@ -193,8 +192,8 @@ def _part(
     trained = [board for board in boards if board.panel.trained]
     held_out = [board for board in boards if not board.panel.trained]
     panel = boards[0].panel
-    variety = next((board for board in held_out if board.panel.key.reward.startswith(PREFIX)), None)
-    tables = [leaderboard(board, f"{name}-leaderboard-{i + 1}", variety) for i, board in enumerate(trained)]
+    named = enumerate(trained, 1)
+    tables = [leaderboard(board, f"{name}-leaderboard-{i}", variety_of(board, held_out)) for i, board in named]
     if held_out:
         parts = part_weights(panel.setting.reward)
         kind = "Parts and held-out rewards" if parts else "Held-out rewards"

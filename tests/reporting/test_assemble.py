@@ -234,6 +234,7 @@ def test_variety_stands_beside_the_score_and_disagrees_with_no_reward(out):
     assert cell(table, "base model", "variety").value == pytest.approx(0.5)
     assert cell(table, "sdpo", "variety").value is None
     assert any(note.startswith("variety:emoji-accuracy, version 1:1: mean cosine distance") for note in table.notes)
+    assert cell(table_of(report, "main-1"), "d3po", "variety_gain").value == pytest.approx(-0.3)
     assert "disagree" not in report.sections[0].parts[0].finding
     assert "variety" not in {column.key for column in table_of(report_of(out, "method=sdpo"), "leaderboard-1").columns}
 

@@ -97,7 +97,9 @@ def test_one_picture_a_prompt_is_refused():
 
 
 def test_a_reward_without_features_is_refused():
-    with pytest.raises(UsageError, match="exposes none. Rewards that do: aesthetic, clipscore, emoji-accuracy, emoji-align"):
+    with pytest.raises(
+        UsageError, match="exposes none. Rewards that do: aesthetic, clipscore, emoji-accuracy, emoji-align"
+    ):
         make_scorer("variety:jpeg-compressibility", {}, "cpu")
     with pytest.raises(UsageError, match="Did you mean"):
         choose("variety:emoji-acuracy")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sdpo_bench.reporting.tables import ablation
-from sdpo_bench.reporting.tables.method_tables import step_table
+from sdpo_bench.reporting.tables.method_tables import step_table, variety_of
 from sdpo_bench.results.comparability import differences
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import Board
@@ -22,7 +22,8 @@ def main_tables(boards: Sequence[Board], prefix: str = "") -> list[t.Table]:
     for i, members in enumerate(groups.values()):
         first = members[0].panel
         title = f"Main table: {first.setting.model}, {first.key.split} prompts"
-        tables.append(step_table(members, f"{prefix}main-{i + 1}", title, lambda b: _block_title(b.panel)))
+        varieties = [variety_of(board, boards) for board in members]
+        tables.append(step_table(members, f"{prefix}main-{i + 1}", title, lambda b: _block_title(b.panel), varieties))
         if _one_a_reward(members) and (across := ablation.across_rewards(members, f"{prefix}across-{i + 1}")):
             tables.append(across)
     return tables

@@ -5,6 +5,7 @@ sampler, scheduler settings, seeds, prompts, images, reward version, and what th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 from sdpo_bench.reporting.tables.cost_tables import diversity, diversity_notes
@@ -13,6 +14,7 @@ from sdpo_bench.results.endpoints import endpoint_words
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.results.scoreboard import Board, Line
+from sdpo_bench.scoring.variety import PREFIX
 from sdpo_bench.statistics import table as t
 from sdpo_bench.statistics.eval_table import BASE
 from sdpo_bench.statistics.matrices import FEW_STEPS, Endpoint
@@ -80,12 +82,9 @@ def leaderboard(board: Board, name: str, variety: Board | None = None) -> t.Tabl
         *(_VARIETY_COLUMNS if variety else ()),
     ]
     spread = diversity(board.panel.setting)
-    varieties = {line.label: line for line in variety.rows} if variety else {}
-    rows = []
-    for line in board.rows:
-        cells = _leader_cells(board, line, steps, digits, spread)
-        cells += _variety_cells(varieties.get(line.label), board.endpoint) if variety else []
-        rows.append(t.Row(tuple(cells), base=line.label == BASE))
+    rows = [_leader_row(board, line, steps, digits, spread) for line in board.rows]
+    if variety:
+        rows = [replace(row, cells=row.cells + extra) for row, extra in zip(rows, _varieties(rows, variety))]
     title = f"{board.panel.key.reward}, {board.panel.key.split} prompts"
     meaning = [*diversity_notes(board.panel.setting), *([_variety_note(variety)] if variety else [])]
     notes = (*panel_notes(board.panel), *interval_notes(board), *_test_notes(board), *meaning)
@@ -118,20 +117,42 @@ def _variety_note(variety: Board) -> str:
     )
 
 
-def _variety_cells(line: Line | None, endpoint: Endpoint) -> list[t.Cell]:
-    if line is None:
-        return [t.Cell(t.DASH)] * 2
-    return [t.estimate(line.scores.get(endpoint), 4), t.estimate(line.gain, 4, signed=True)]
+def _varieties(rows: Sequence[t.Row], variety: Board | None) -> list[tuple[t.Cell, ...]]:
+    """Cells of the variety columns for rows whose first cell is the label."""
+    lines = {line.label: line for line in variety.rows} if variety else {}
+    found: list[tuple[t.Cell, ...]] = []
+    for row in rows:
+        line = lines.get(row.cells[0].text)
+        if line is None or variety is None:
+            found.append((t.Cell(t.DASH), t.Cell(t.DASH)))
+        else:
+            score = t.estimate(line.scores.get(variety.endpoint), 4)
+            found.append((score, t.estimate(line.gain, 4, signed=True)))
+    return found
 
 
-def _leader_cells(
+def _place(panel: Panel) -> tuple[int, str, str, tuple[str, ...]]:
+    """Which pictures a panel's scores are of."""
+    return id(panel.setting), panel.key.sampler, panel.key.split, panel.prompts
+
+
+def variety_of(board: Board, boards: Iterable[Board]) -> Board | None:
+    """The board among others that has the variety of a board's pictures."""
+    for other in boards:
+        panel = other.panel
+        if panel.key.reward.startswith(PREFIX) and _place(panel) == _place(board.panel):
+            return other
+    return None
+
+
+def _leader_row(
     board: Board, line: Line, steps: Sequence[int], digits: int, spread: Mapping[str, float | None]
-) -> list[t.Cell]:
+) -> t.Row:
     top = line.label in board.leaders.get(board.endpoint, ())
     summaries: list[Endpoint] = [
         key for key, _, _ in SUMMARIES if str(key) in {name for name, _, _ in _summaries(board)}
     ]
-    return [
+    cells = (
         t.word(line.label, strong=top),
         t.word(line.letters),
         _seeds(board.panel, line),
@@ -141,7 +162,8 @@ def _leader_cells(
         t.estimate(line.difference, digits, signed=True),
         t.p_value(line.difference_p),
         t.number(spread.get(line.label), 3),
-    ]
+    )
+    return t.Row(cells, base=line.label == BASE)
 
 
 def _seeds(panel: Panel, line: Line) -> t.Cell:
@@ -153,11 +175,18 @@ def _seeds(panel: Panel, line: Line) -> t.Cell:
 # -- scores by step count ------------------------------------------------------------------------------------
 
 
-def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable[[Board], str]) -> t.Table:
+def step_table(
+    boards: Sequence[Board],
+    name: str,
+    title: str,
+    heading: Callable[[Board], str],
+    varieties: Sequence[Board | None] = (),
+) -> t.Table:
     """The shape of the paper's main table: base model and methods by step count, one block for each board.
 
     Args:
         heading: of a board's block.
+        varieties: of the same pictures as each board, None where it was not measured; empty: nowhere.
     """
     steps = sorted({step for board in boards for step in board.panel.steps})
     endpoint, trained = boards[0].endpoint, any(board.panel.trained for board in boards)
@@ -170,18 +199,25 @@ def step_table(boards: Sequence[Board], name: str, title: str, heading: Callable
         t.Column("gain", "gain over base", help=f"Paired difference to the base model {endpoint_words(endpoint)}"),
         t.Column("adjusted_p", "p (Holm)", help="Of the gain, over the methods of the block"),
         *([t.Column("diversity", "diversity")] if trained else []),
+        *(_VARIETY_COLUMNS if any(varieties) else ()),
     )
-    groups = tuple(t.Group(heading(board), _step_rows(board, [*steps, *summary], trained)) for board in boards)
+    groups = []
+    for i, board in enumerate(boards):
+        rows = _step_rows(board, [*steps, *summary], trained)
+        if any(varieties):
+            rows = [replace(row, cells=row.cells + extra) for row, extra in zip(rows, _varieties(rows, varieties[i]))]
+        groups.append(t.Group(heading(board), tuple(rows)))
     notes = [note for b in boards for note in (*panel_notes(b.panel), *interval_notes(b))]
     if trained:
         notes.append("Bold: not significantly different from the best of its column, each column on its own.")
         notes += [note for board in boards for note in diversity_notes(board.panel.setting)]
+    notes += [_variety_note(board) for board in varieties if board]
     cautions = tuple(dict.fromkeys(note for b in boards for note in board_cautions(b)))
     prompts = sorted({prompt for board in boards for prompt in board.panel.prompts})
-    return t.Table(name, title, columns, groups, tuple(dict.fromkeys(notes)), cautions, tuple(prompts))
+    return t.Table(name, title, columns, tuple(groups), tuple(dict.fromkeys(notes)), cautions, tuple(prompts))
 
 
-def _step_rows(board: Board, endpoints: Sequence[Endpoint], diverse: bool) -> tuple[t.Row, ...]:
+def _step_rows(board: Board, endpoints: Sequence[Endpoint], diverse: bool) -> list[t.Row]:
     digits, spread = score_digits(board), diversity(board.panel.setting) if diverse else {}
     lines = [*([board.base] if board.base else []), *sorted(board.lines, key=lambda line: line.label)]
     rows = []
@@ -192,7 +228,7 @@ def _step_rows(board: Board, endpoints: Sequence[Endpoint], diverse: bool) -> tu
         gain = (t.estimate(line.gain, digits, signed=True), t.p_value(line.adjusted_p))
         cells = (t.word(line.label), *scores, *gain, *([t.number(spread.get(line.label), 3)] if diverse else []))
         rows.append(t.Row(cells, base=line.label == BASE))
-    return tuple(rows)
+    return rows
 
 
 # -- footnotes -----------------------------------------------------------------------------------------------
