@@ -42,7 +42,7 @@ def read_column(path: Path, column: str, shown: str) -> list[str]:
                 prompts.setdefault(text)
     except OSError as error:
         raise MissingError(f"{shown} cannot be read: {error.strerror or error}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"{shown} is not a table in UTF-8: {error}.") from error
     if not prompts:
         raise UsageError(f"{shown} has no prompts in column '{column}'.")
@@ -57,11 +57,38 @@ def _cells(path: Path, column: str, shown: str) -> Iterator[Any]:
 
 
 def _csv_cells(path: Path, column: str, shown: str) -> Iterator[Any]:
+    """Cells of a CSV or TSV file.
+
+    Raises:
+        UsageError: quotes or separators inside a cell that is not quoted: a part of a prompt would be dropped.
+    """
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    quoting = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted(path, delimiter) else csv.QUOTE_MINIMAL
     with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        _require(column, list(table.fieldnames or []), shown)
-        for row in table:
-            yield row[column]
+        table = csv.DictReader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            _require(column, list(table.fieldnames or []), shown)
+            for row in table:
+                if any(row.get(None) or ()):
+                    raise csv.Error("it has more cells than the header")
+                yield row[column]
+        except csv.Error as error:
+            raise UsageError(
+                f"{shown} cannot be read at line {table.reader.line_num}: {error}. Put a prompt with commas or quotes between "
+                'double quotes and double those inside: "a sign, ""OPEN"""'
+            ) from error
+
+
+def _is_quoted(path: Path, delimiter: str) -> bool:
+    """Whether a file is sound under the quoting rules of CSV. Not every TSV is: PartiPrompts has no quoting, so the
+    quotes of its cell ``"G I G G L E" painted in ...`` belong to the prompt."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            for _ in csv.reader(file, delimiter=delimiter, strict=True):
+                pass
+        except csv.Error:
+            return False
+    return True
 
 
 def _json_cells(path: Path, column: str, shown: str) -> Iterator[Any]:

@@ -62,12 +62,30 @@ def test_a_text_file_is_still_one_prompt_a_line(tmp_path):
     assert load_prompts(str(tmp_path / "a.txt")) == ["prompt", "a, b"]
 
 
+def test_quotes_of_a_tsv_without_quoting_belong_to_the_prompt(tmp_path):
+    """As a line of PartiPrompts.tsv (google-research/parti at 5a65797) has them; a TSV of pandas has quoted cells."""
+    (tmp_path / "a.tsv").write_text('Prompt\tNote\n"G I G G L E" painted in letters\t\na cat, 7" tall\tx\n')
+    assert load_prompts(f"{tmp_path}/a.tsv:Prompt") == ['"G I G G L E" painted in letters', 'a cat, 7" tall']
+    quoted = write(pd.DataFrame({"prompt": ['"OPEN" on a door', 'a "cat"']}), tmp_path / "b.tsv")
+    assert '"""OPEN"" on a door"' in quoted.read_text()
+    assert load_prompts(str(quoted)) == ['"OPEN" on a door', 'a "cat"']
+
+
+def test_empty_cells_after_the_last_column_are_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,n\n"a red, round apple",1,,\n')
+    assert load_prompts(str(tmp_path / "a.csv")) == ["a red, round apple"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.csv", b"", "is empty"),
         ("a.csv", b"prompt\n", "no prompts in column 'prompt'"),
         ("a.csv", "prompt\ncaf\xe9\n".encode("latin-1"), "not a table in UTF-8"),
+        ("a.csv", b"prompt\na cat\na red, round apple\n", "at line 3: it has more cells than the header"),
+        ("a.csv", b'prompt,n\n"OPEN" on a door,1\n', "at line 2: ',' expected after '\"'"),
+        ("a.csv", b'prompt\n"a cat\na dog\n', "unexpected end of data"),
+        ("a.tsv", b"prompt\tn\na cat\t1\tx\n", "at line 2: it has more cells than the header"),
         ("a.jsonl", b"", "no prompts in column 'prompt'"),
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "not JSON in line 2"),
         ("a.jsonl", b'{"prompt": 7}\n', "has 7 in column 'prompt', row 1"),
