@@ -16,6 +16,7 @@ from sdpo_bench.config.presets import automatic_preset, find_preset, shipped_pre
 from sdpo_bench.config.resolve import Resolved
 from sdpo_bench.config.run_file import RunFile
 from sdpo_bench.config.sampler_fit import planning_scheduler
+from sdpo_bench.config.split_prompts import split_warning
 from sdpo_bench.config.training_schedule import training_schedule
 from sdpo_bench.errors import MissingError, SdpoBenchError, UsageError
 from sdpo_bench.estimates import memory_estimate
@@ -216,6 +217,7 @@ def show_plan(
     run = RunFolder(runtime.out / "runs" / resolved.run_id)
     needs = needed_memory(resolved, runtime, gpu_bytes)
     reading = read_from_files(resolved.config.model, prompts_of_run(resolved.config))
+    splits = split_warning(resolved.config.sample.prompts, resolved.config.eval)
     missing = missing_weights(resolved)
     time, base, why = (
         (None, 0.0, "a GPU that is not here") if gpu_bytes else expected_seconds(resolved, runtime, missing["names"])
@@ -227,6 +229,7 @@ def show_plan(
         "base_seconds": base,
         "no_time_because": why,
         "prompts": reading.as_data() if reading else None,
+        "split_warning": splits or None,
         "state": run.state,
         "config": resolved.data,
         "sources": resolved.sources,
@@ -245,6 +248,8 @@ def show_plan(
     _print_memory(needs)
     if reading and reading.warning:
         click.echo(f"warning: {reading.warning}")
+    if splits:
+        click.echo(f"warning: {splits}")
     click.echo(precision_text(**data["precision"]))
     for line in _cost_lines(data, len(seeds) or 1):
         click.echo(line)

@@ -34,7 +34,7 @@ from sdpo_bench.running.evaluation_process import (
     set_threads,
     use_second_process,
 )
-from sdpo_bench.running.run_warnings import warn_of_cut_prompts, warn_of_no_update
+from sdpo_bench.running.run_warnings import warn_of_cut_prompts, warn_of_no_update, warn_of_splits
 from sdpo_bench.running.source_check import refuse_changed_plugins, refuse_other_weights
 from sdpo_bench.runs import provenance
 from sdpo_bench.runs.adapter import LORA_FILE, exported, seal_log
@@ -184,6 +184,7 @@ def _record_inputs(job: _PreparedRun, record: dict[str, Any]) -> None:
         run.create(record, replace=True)
     record_prompt_digests(run, trainer.config.eval)
     warn_of_cut_prompts(trainer)
+    warn_of_splits(trainer)
 
 
 @contextmanager

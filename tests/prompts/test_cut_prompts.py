@@ -143,13 +143,14 @@ def test_a_run_warns_once_and_keeps_the_warning(made, capsys):
     # cat and dog of training, and three of the unseen split, of which cat is one and the same
     assert line.startswith("warning: 2 of 4 prompts are cut to the 32 tokens that the model reads")
     assert "prompts that are the same to the model: 'cat cat" in line and "red' and 'cat cat" in line
-    (kept,) = collapse_guards.warnings(run)
+    kept, splits = collapse_guards.warnings(run)
+    assert splits.guard == "splits" and "1 of 3 prompts of eval.unseen" in splits.text
     assert (kept.epoch, kept.guard, f"warning: {kept.text}") == (0, "prompts", line)
-    assert json.loads((run.path / "status").read_text())["warnings"] == 1
+    assert json.loads((run.path / "status").read_text())["warnings"] == 2
     code, shown, said = call(capsys, *words)
     assert code == 0 and not warned(said), "the run has warned before"
     assert f"warning: before training: {kept.text}" in shown
-    assert len(collapse_guards.warnings(run)) == 1
+    assert len(collapse_guards.warnings(run)) == 2
     code, shown, _ = call(capsys, "report", "--results", run.path.parent.parent)
     assert code == 0 and "warned before training: 2 of 4 prompts" in " ".join(shown.split())
 

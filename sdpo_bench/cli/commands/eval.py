@@ -1,5 +1,6 @@
 """``sdpo-bench eval``: judge a finished run again."""
 
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import click
 
 from sdpo_bench.cli.options import echo_json
 from sdpo_bench.config.compatibility import refuse_reported
-from sdpo_bench.errors import Unwritable, UsageError
+from sdpo_bench.config.split_prompts import split_warning
+from sdpo_bench.errors import SdpoBenchError, Unwritable, UsageError
 from sdpo_bench.evaluation import evaluate as ev
 from sdpo_bench.evaluation.base_scores import base_folder, evaluate_base
 from sdpo_bench.evaluation.reward_scale import calibrate
@@ -105,6 +107,9 @@ def _eval_one(
     refuse_other_weights(policy, base)
     if warning := read_by(policy, judged(settings)).warning:
         _warn(warning)
+    with suppress(SdpoBenchError):  # judging needs no prompts of training, and their file may be gone
+        if warning := split_warning(str(run.config["sample"]["prompts"]), settings):
+            _warn(warning)
     # The tuned and the base model have the same pictures to draw; nothing is trained.
     plan = RunPlan(run.config["method"]["name"], 0, 0, 0.0, tuned=1.0, base=1.0)
     with Live(folder.run_id, plan) as live:
