@@ -74,8 +74,8 @@ def _csv_cells(path: Path, column: str, shown: str) -> Iterator[Any]:
                 yield row[column]
         except csv.Error as error:
             raise UsageError(
-                f"{shown} cannot be read at line {table.reader.line_num}: {error}. Put a prompt with commas or quotes between "
-                'double quotes and double those inside: "a sign, ""OPEN"""'
+                f"{shown} cannot be read at line {table.reader.line_num}: {error}. Put a prompt with commas or quotes "
+                'between double quotes and double those inside: "a sign, ""OPEN"""'
             ) from error
 
 
