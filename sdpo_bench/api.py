@@ -11,7 +11,7 @@ sampling order, ``b`` groups of a minibatch, ``K`` steps of a minibatch.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -70,6 +70,17 @@ def without_added_defaults(settings: Any) -> dict[str, Any]:
     added = _marked(owner, _ADDED)
     plain = {f.name: f.default for f in fields(settings) if f.name in added}
     return {key: value for key, value in asdict(settings).items() if key not in plain or value != plain[key]}
+
+
+def _changed_settings(settings: Any) -> list[str]:
+    """``NAME=VALUE`` of the settings that can change a number and have not their default value."""
+    execution, changed = execution_settings(type(settings)), []
+    for f in fields(settings):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        value = getattr(settings, f.name)
+        if f.name not in execution and value != default:
+            changed.append(f"{f.name}={value}")
+    return changed
 
 
 @lru_cache(maxsize=256)  # half of the time that it takes to plan a suite
@@ -371,8 +382,10 @@ class Reward(ABC):
 
     @property
     def full_version(self) -> str:
-        """Version that results carry; a reward whose settings change its scores extends it."""
-        return self.version
+        """Version that results carry: ``version``, and each setting that has not its default value and is not marked
+        :data:`Execution`, e.g. ``1+side=64``. Rows, base scores and remembered scores are found by it, so a reward that
+        words it differently names whatever changes a score."""
+        return "+".join([self.version, *_changed_settings(self.settings)])
 
     @property
     def filed_as(self) -> str | None:

@@ -1,5 +1,6 @@
 """Nothing is scored twice by one reward version in one run, and remembering changes no byte of a resumed run."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factories import make_resolved, make_trainer
-from sdpo_bench.api import NoSettings, Reward
+from sdpo_bench.api import Execution, NoSettings, Reward
 from sdpo_bench.errors import RunFailed
 from sdpo_bench.ledger import Ledger
 from sdpo_bench.reporting.tables.cost_tables import bill_table
@@ -85,6 +86,33 @@ def test_a_new_version_is_asked_again(monkeypatch):
     monkeypatch.setattr(Counting, "version", "2")
     scorer(grey([1]), ["a"])
     assert len(reward.asked) == 2
+
+
+@dataclass(frozen=True)
+class FactorSettings:
+    factor: float = 1.0
+    threads: Execution[int] = 1
+
+
+class Factor(Reward):
+    """Mean brightness times a setting; says nothing of its version beyond ``version``."""
+
+    Settings = FactorSettings
+    version = "1"
+    source = "test"
+
+    def __call__(self, images, prompts):
+        return self.settings.factor * images.mean((1, 2, 3))
+
+
+def test_the_same_reward_with_another_setting_is_another_version():
+    """Base scores and remembered ones are found by version: those of factor 1 would be taken for those of factor 2."""
+    plain, same, double = (Factor(FactorSettings(*given)) for given in ((), (1.0, 4), (2.0,)))
+    assert [one.full_version for one in (plain, same, double)] == ["1", "1", "1+factor=2.0"]
+    cache = ScoreCache()
+    first, second = (Scorer("factor", reward, cache=cache) for reward in (plain, double))
+    assert first(grey([4]), ["a"]).tolist() == [0.5]
+    assert second(grey([4]), ["a"]).tolist() == [1.0]
 
 
 @pytest.fixture
