@@ -4,7 +4,7 @@ import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdpo_bench.errors import MissingError, UsageError
 from sdpo_bench.system.json_toml import parse_json
@@ -62,8 +62,9 @@ def _csv_cells(path: Path, column: str, shown: str) -> Iterator[Any]:
     Raises:
         UsageError: quotes or separators inside a cell that is not quoted: a part of a prompt would be dropped.
     """
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    quoting = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted(path, delimiter) else csv.QUOTE_MINIMAL
+    tabs = path.suffix.lower() == ".tsv"
+    delimiter = "\t" if tabs else ","
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs and not _is_quoted(path, delimiter) else csv.QUOTE_MINIMAL
     with path.open(encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
