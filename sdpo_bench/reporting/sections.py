@@ -215,6 +215,8 @@ def _part(
 
 def _held_out_title(panel: Panel) -> str:
     role = "a part of the trained sum" if panel.key.reward in part_weights(panel.setting.reward) else "not trained on"
+    if panel.key.reward == panel.setting.reward:
+        role = "another version of the trained reward"
     return f"{panel.key.reward} (version {panel.key.version}), {role}"
 
 

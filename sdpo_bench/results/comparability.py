@@ -97,6 +97,12 @@ class Setting:
     def reward(self) -> str:
         return str(self.settings["reward.name"])
 
+    def trains_on(self, reward: str, version: str) -> bool:
+        """Whether the runs were trained on this reward in this version: another version of it is another measure, which
+        a later ``eval`` can add. A record that names no version is believed by the reward's name."""
+        recorded = self.settings.get("reward.version") or f"{reward}/{version}"
+        return reward == self.reward and recorded == f"{reward}/{version}"
+
     @property
     def model(self) -> str:
         return str(self.settings["model.name"])

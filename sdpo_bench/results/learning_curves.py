@@ -136,7 +136,8 @@ def _panel(setting: Setting, key: CurveKey, rows: Mapping[str, Sequence[RunCurve
     base = {k: float(np.mean([curve.scores[key][k][0] for curve in every])) for k in steps}
     base[MEAN] = float(np.mean(list(base.values())))
     started = {arm.label: len(arm.runs) for arm in setting.arms if _trains(arm)}
-    return CurvePanel(key, key.reward == setting.reward, steps, arms, base, started)
+    trained = setting.trains_on(key.reward, key.version)
+    return CurvePanel(key, trained, steps, arms, base, started)
 
 
 def _by_steps(curves: Sequence[RunCurve], key: CurveKey, steps: Sequence[int]) -> dict[int, tuple[SeedCurve, ...]]:

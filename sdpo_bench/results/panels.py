@@ -67,7 +67,7 @@ class Panel:
     @property
     def trained(self) -> bool:
         """Whether its reward is the one that the runs were trained on."""
-        return self.key.reward == self.setting.reward
+        return self.setting.trains_on(self.key.reward, self.key.version)
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
-from report_factory import make_run
+from report_factory import add_curve, base_frame, frame, make_base, make_run, spread
 
 from sdpo_bench.results.comparability import apart, group_settings, sampler_words
+from sdpo_bench.results.learning_curves import curve_panels
+from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import load_results
+from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.runs.run_folder import RunFolder
 
 
@@ -121,3 +124,29 @@ def test_the_setting_of_most_methods_is_first_then_that_of_most_runs(tmp_path):
 )
 def test_a_sampler_is_printed_in_words(stored, words):
     assert sampler_words(stored) == words
+
+
+def test_another_version_of_the_trained_reward_is_not_the_one_that_was_trained_on(tmp_path):
+    """``eval --rewards remote`` adds scores by another version, here one that sorts before the trained one."""
+    trained, other = {"reward": "ocr", "version": "1+rapidocr-3"}, {"reward": "ocr", "version": "1+contains+rapidocr-3"}
+    folder = make_run(
+        tmp_path,
+        "sdpo",
+        0,
+        spread([1, 1, 1]),
+        **trained,
+        frames=[lambda **who: frame(spread([9, 9, 9]), **who, **other)],
+    )
+    make_base(tmp_path, base_frame(spread([0, 0, 0]), **trained), base_frame(spread([8, 8, 8]), **other))
+    add_curve(folder, [0, 1])
+    results = load_results(tmp_path)
+    scores, _ = read_all_scores([*results.runs, *results.bases])
+    ((setting,), _) = group_settings(results.runs)
+    panels = panels_of(setting, scores, base_scores(setting, results.bases, scores).blocks)
+    assert [(panel.key.version, panel.trained) for panel in panels] == [
+        ("1+rapidocr-3", True),
+        ("1+contains+rapidocr-3", False),
+    ]
+    assert [panel.trained for panel in curve_panels(setting)[0]] == [True]
+    (folder / "curve.jsonl").write_text((folder / "curve.jsonl").read_text().replace("1+rapid", "1+contains+rapid"))
+    assert [panel.trained for panel in curve_panels(setting)[0]] == [False]

@@ -7,6 +7,7 @@ import pytest
 from evaluation_grids import make_grid
 from scipy import stats as scipy_stats
 
+from sdpo_bench.results.comparability import Setting
 from sdpo_bench.results.panels import Panel
 from sdpo_bench.results.scoreboard import base_spread, grid_win_rate, scoreboard
 from sdpo_bench.statistics.eval_table import BASE, PanelKey
@@ -28,7 +29,8 @@ def panel_of(*arms, base=0.0, reward="good"):
     """Methods beside a base model that scores ``base`` everywhere (None: there is none); trained for ``reward``."""
     key = PanelKey("sampler", "train", "good", "1")
     found = None if base is None else cells_of(BASE, {0: base})
-    return Panel(SimpleNamespace(reward=reward), key, PROMPTS, (0,), STEPS, {a.method: a for a in arms}, found, {})
+    setting = Setting("id", {"reward.name": reward}, "title", ())
+    return Panel(setting, key, PROMPTS, (0,), STEPS, {a.method: a for a in arms}, found, {})
 
 
 def three(*values):
