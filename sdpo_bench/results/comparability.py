@@ -13,7 +13,7 @@ from typing import Any
 from sdpo_bench.api import execution_settings
 from sdpo_bench.hashing import canonical_json, digest
 from sdpo_bench.ledger import limit_text
-from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run
+from sdpo_bench.results.read_results import MODEL_KEYS, Notice, Run, trained_on
 from sdpo_bench.settings import ModelSettings
 
 SETTING_KEYS = (*MODEL_KEYS, "reward.", "sample.prompts", "sample.prompts.digest", "schedule.", "budget.")
@@ -98,10 +98,8 @@ class Setting:
         return str(self.settings["reward.name"])
 
     def trains_on(self, reward: str, version: str) -> bool:
-        """Whether the runs were trained on this reward in this version: another version of it is another measure, which
-        a later ``eval`` can add. A record that names no version is believed by the reward's name."""
-        recorded = self.settings.get("reward.version") or f"{reward}/{version}"
-        return reward == self.reward and recorded == f"{reward}/{version}"
+        """Whether the runs were trained on this reward in this version."""
+        return trained_on(self.settings, reward, version)
 
     @property
     def model(self) -> str:

@@ -293,6 +293,13 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return flat | {"reward.version": record.get("reward_version", "")} | digests
 
 
+def trained_on(settings: Mapping[str, Any], reward: str, version: str) -> bool:
+    """Whether runs with these :func:`flat_settings` were trained on a reward in this version: another version of it is
+    another measure, which a later ``eval`` can add. Settings that name no version are believed by the reward's name."""
+    recorded = settings.get("reward.version") or f"{reward}/{version}"
+    return bool(reward == settings["reward.name"] and recorded == f"{reward}/{version}")
+
+
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _interned(row[key]) for key in SHOWN if key in row}
 

@@ -15,7 +15,7 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.ledger import limit_text, used_text
 from sdpo_bench.results.comparability import MODEL_KEYS
 from sdpo_bench.results.panels import SPLITS
-from sdpo_bench.results.read_results import Run, load_results
+from sdpo_bench.results.read_results import Run, load_results, trained_on
 from sdpo_bench.results.read_scores import foreign_run_ids, with_scores
 from sdpo_bench.statistics.eval_table import Block, PanelKey, Scores
 from sdpo_bench.statistics.score_reader import read_scores
@@ -121,7 +121,8 @@ def budget_used(run: Run) -> str | None:
 def headline(run: Run, scores: Scores, base: Mapping[PanelKey, Block]) -> Headline | None:
     """The one number; None where run and base model share no finite scores by the run's own sampler and step counts."""
     own = run.settings["eval.steps"]
-    keys = [key for key in scores.blocks if key.reward == run.reward and key.sampler == run.own_sampler and key in base]
+    trained = [key for key in scores.blocks if trained_on(run.settings, key.reward, key.version)]
+    keys = [key for key in trained if key.sampler == run.own_sampler and key in base]
     for key in sorted(keys, key=_split_first):
         block = scores.blocks[key]
         steps = [step for step in block.steps if step in own]

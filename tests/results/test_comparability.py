@@ -11,6 +11,7 @@ from sdpo_bench.results.learning_curves import curve_panels
 from sdpo_bench.results.panels import base_scores, panels_of
 from sdpo_bench.results.read_results import load_results
 from sdpo_bench.results.read_scores import read_all_scores
+from sdpo_bench.results.run_list import list_runs
 from sdpo_bench.runs.run_folder import RunFolder
 
 
@@ -137,7 +138,7 @@ def test_another_version_of_the_trained_reward_is_not_the_one_that_was_trained_o
         **trained,
         frames=[lambda **who: frame(spread([9, 9, 9]), **who, **other)],
     )
-    make_base(tmp_path, base_frame(spread([0, 0, 0]), **trained), base_frame(spread([8, 8, 8]), **other))
+    make_base(tmp_path, base_frame(spread([0, 0, 0]), **trained), base_frame(spread([4, 4, 4]), **other))
     add_curve(folder, [0, 1])
     results = load_results(tmp_path)
     scores, _ = read_all_scores([*results.runs, *results.bases])
@@ -147,6 +148,7 @@ def test_another_version_of_the_trained_reward_is_not_the_one_that_was_trained_o
         ("1+rapidocr-3", True),
         ("1+contains+rapidocr-3", False),
     ]
+    assert list_runs(tmp_path)[1][0][8] == pytest.approx(1.0)  # the score over the base model's
     assert [panel.trained for panel in curve_panels(setting)[0]] == [True]
     (folder / "curve.jsonl").write_text((folder / "curve.jsonl").read_text().replace("1+rapid", "1+contains+rapid"))
     assert [panel.trained for panel in curve_panels(setting)[0]] == [False]
