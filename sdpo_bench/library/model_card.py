@@ -1,6 +1,6 @@
 """The model card of a run's adapter: what it was trained with, what it cost, what it scores, and how to repeat it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sdpo_bench.models.known_models import known_model, resolve_location
@@ -98,10 +98,12 @@ def _table(run: Run) -> str:
     rows: Sequence[Mapping[str, Any]] = score_rows(run, bases)
     if not rows:
         return f"No scores beside the base model yet: `sdpo-bench eval {run.id}`."
+    names = [reward for reward, _ in {(row["reward"], row["version"]) for row in rows}]
+    several = {name for name in names if names.count(name) > 1}
     parts = []
     for sampler in sorted({row["sampler"] for row in rows}):
         lines = ["| split | reward | steps | base | tuned | difference | images |", "|---|---|--:|--:|--:|--:|--:|"]
-        lines += [_row(row) for row in rows if row["sampler"] == sampler]
+        lines += [_row(row, several) for row in rows if row["sampler"] == sampler]
         parts += [f"Evaluation sampler: {sampler_words(sampler)}.", "\n".join(lines)]
     parts.append(
         "Means over images of one checkpoint of one training seed: no interval for the method follows from them."
@@ -109,9 +111,11 @@ def _table(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def _row(row: Mapping[str, Any]) -> str:
+def _row(row: Mapping[str, Any], several: Collection[str]) -> str:
+    """A line of the table; rewards of which it has ``several`` versions are named with theirs."""
+    reward = f"{row['reward']} (version {row['version']})" if row["reward"] in several else row["reward"]
     numbers = f"{row['base']:.3f} | {row['tuned']:.3f} | {row['difference']:+.3f}"
-    return f"| {row['split']} | {row['reward']} | {row['steps']} | {numbers} | {row['images']} |"
+    return f"| {row['split']} | {reward} | {row['steps']} | {numbers} | {row['images']} |"
 
 
 def _whole(bill: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from sdpo_bench.errors import SdpoBenchError
 from sdpo_bench.prompts.prompt_sets import load_prompts
 from sdpo_bench.results.comparability import Setting
-from sdpo_bench.results.read_results import Run
+from sdpo_bench.results.read_results import Run, trained_on
 from sdpo_bench.scoring.grid_layout import CELL, GAP, HEAD, LABEL_WIDTH, spread_prompts
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores
 
@@ -90,7 +90,8 @@ def _judged(scores: Scores | None, run: Run) -> int:
 def _own_blocks(scores: Scores | None, run: Run) -> list[tuple[PanelKey, Block]]:
     """Scores by the trained reward and the sampler that has drawn the grid."""
     blocks = scores.blocks.items() if scores else ()
-    return [(key, block) for key, block in blocks if (key.sampler, key.reward) == (run.own_sampler, run.reward)]
+    trained = [(key, block) for key, block in blocks if trained_on(run.settings, key.reward, key.version)]
+    return [(key, block) for key, block in trained if key.sampler == run.own_sampler]
 
 
 def _prompt_pictures(

@@ -64,12 +64,14 @@ def test_every_method_with_a_grid_has_a_row_with_its_rewards(tmp_path):
     assert page.count('class="tiles"') == len(chosen) and 'type="range"' in page
 
 
-def test_numbers_beside_pictures_are_by_the_sampler_that_drew_them(tmp_path):
-    """A run draws its grid with its own sampler; a later evaluation at eta 0 gave other pictures, which score 9."""
+@pytest.mark.parametrize("other", [{"sampler": "ddim trailing eta=0 guidance=1 sample bank=0"}, {"version": "0"}])
+def test_numbers_beside_pictures_are_by_the_sampler_that_drew_them_and_the_trained_version(tmp_path, other):
+    """A run draws its grid with its own sampler; a later evaluation at eta 0 gave other pictures, which score 9. One by
+    another version of the reward gives the same pictures 9."""
     texts = load_prompts(LIST)
-    chosen, eta_0 = [texts[i] for i in (0, 9, 18, 27, 36)], "ddim trailing eta=0 guidance=1 sample bank=0"
+    chosen = [texts[i] for i in (0, 9, 18, 27, 36)]
     own, later = spread([1, 2, 3], prompts=5), spread([9, 9, 9], prompts=5, images=4)
-    frames = [partial(frame, own, prompts=chosen), partial(frame, later, prompts=chosen, sampler=eta_0)]
+    frames = [partial(frame, own, prompts=chosen), partial(frame, later, prompts=chosen, **other)]
     folder = make_run(tmp_path, "sdpo", 0, frames=frames)
     make_base(tmp_path, base_frame(spread([0, 0, 0], prompts=5), prompts=chosen))
     _grid(folder / "grid.png", chosen, 0.25)
