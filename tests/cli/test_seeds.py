@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from finished_run import call, words_of
@@ -53,3 +54,11 @@ def test_a_failed_seed_is_reported_after_the_others(words, capsys, monkeypatch):
     (command,) = re.findall("^interval and verdict: sdpo-bench (.*)$", out, re.MULTILINE)
     code, out, _ = call(capsys, *shlex.split(command))
     assert code == 0 and "\nsdpo - base model" in out, "the command reads the same results folder"
+
+
+def test_a_gain_is_that_of_the_trained_version_alone():
+    """A held-out reward can be another version of the trained one, e.g. of a service."""
+    rows = [("train", "1", 1.0), ("train", "1", 3.0), ("train", "2", 50.0), ("unseen", "1", 7.0)]
+    table = [{"split": s, "reward": "ocr", "version": v, "difference": d} for s, v, d in rows]
+    assert run_command.gain_of(SimpleNamespace(table=table), "ocr/1") == 2.0
+    assert run_command.gain_of(SimpleNamespace(table=table), "ocr/3") is None

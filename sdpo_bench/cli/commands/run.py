@@ -285,9 +285,13 @@ def bill_of(outcome: Outcome) -> dict[str, Any]:
     return add_bills([rows[-1]["bill"] if rows else {}, search_bill(outcome.run.path)])
 
 
-def gain_of(outcome: Outcome, reward: str) -> float | None:
-    """Tuned minus base under the trained reward, mean over step counts, on the first split; None without scores."""
-    rows = [row for row in outcome.table if row["reward"] == reward]
+def gain_of(outcome: Outcome, trained: str) -> float | None:
+    """Tuned minus base under the trained reward, mean over step counts, on the first split; None without scores.
+
+    Args:
+        trained: ``NAME/VERSION`` of that reward.
+    """
+    rows = [row for row in outcome.table if f"{row['reward']}/{row['version']}" == trained]
     splits = {row["split"] for row in rows}
     split = next((name for name in ("train", "validation", "unseen") if name in splits), None)
     differences = [row["difference"] for row in rows if row["split"] == split]
@@ -298,7 +302,7 @@ def show_seeds(runs: Sequence[Resolved], outcomes: Mapping[int, Outcome | RunFai
     """The summary of ``--seeds``: one row a run, the mean over seeds, the whole bill."""
     method, reward = runs[0].config.method.name, runs[0].reward_name
     done = {seed: outcome for seed, outcome in outcomes.items() if isinstance(outcome, Outcome)}
-    gains = {seed: gain_of(outcome, reward) for seed, outcome in done.items()}
+    gains = {seed: gain_of(outcome, runs[0].versions["reward"]) for seed, outcome in done.items()}
     known = [gain for gain in gains.values() if gain is not None]
     mean = statistics.fmean(known) if known else None
     spread = statistics.stdev(known) if len(known) > 1 else None
