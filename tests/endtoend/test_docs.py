@@ -23,6 +23,7 @@ from report_factory import base_frame, make_base, make_run, spread
 
 from sdpo_bench.cli.commands import run as run_command
 from sdpo_bench.cli.commands import sweep
+from sdpo_bench.cli.commands.fetch import items_of
 from sdpo_bench.cli.main import cli
 from sdpo_bench.doctor.checks import check_plugin
 from sdpo_bench.plugins.parse_settings import validate
@@ -328,7 +329,10 @@ def check_names(argv: list[str], where: str) -> None:
         names = [values.get("name"), *(values.get("names") or ())]
         unknown = ("sd-turbo", "sdxl-turbo", *PUBLISHED, *(names if argv[0] == "new" else ()))
         for name in [name for name in names if name and name not in unknown]:
-            find("studies" if argv[0] == "study" else "rewards", name)
+            if argv[0] == "fetch":
+                items_of(name)
+            else:
+                find("studies" if argv[0] == "study" else "rewards", name)
         if values.get("plugin") and values["plugin"] != "my-method" and not is_file(values["plugin"]):
             assert values["plugin"] in {**plugins("methods"), **plugins("rewards")}, where
         if argv[0] == "serve-reward":
