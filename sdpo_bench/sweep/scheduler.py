@@ -163,6 +163,7 @@ class Sweep:
             return
         if job.state == "waiting":
             self._replan()
+            self._leave_undecided(key)
             return
         if not job.run_id:
             p.reasons[key] = job.message
@@ -194,6 +195,12 @@ class Sweep:
             for key in self.progress.todo
             if key in jobs and jobs[key].role == "tuning" and jobs[key].search_group == job.search_group
         )
+
+    def _leave_undecided(self, key: JobKey) -> None:
+        """Leave a job to the next sweep whose search cannot end in this one: a tuning run was stopped from outside."""
+        job = self.progress.jobs[key]
+        if job.state == "waiting" and not self._tuning_left(job):
+            self._settle(key, "stopped", f"left: {job.label}: a tuning run of its search was stopped")
 
     def _end(self, result: TaskResult) -> None:
         p = self.progress

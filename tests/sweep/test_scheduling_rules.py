@@ -269,6 +269,31 @@ def test_a_repeated_tuning_run_that_wins_makes_the_same_sweep_run_the_reported_j
     assert (progress.count("done"), progress.left) == (3, 0)
 
 
+def test_a_tuning_run_that_is_stopped_from_outside_leaves_its_reported_jobs_to_the_next_sweep(tmp_path):
+    """Neither is the search decided without it, nor does the sweep wait for what nobody runs."""
+    suite = read_suite(write_suite(tmp_path, SEARCH[: SEARCH.index("[search.for")], method='["ddpo"]'))
+
+    def behave(task, stops=False):
+        rate = task.request.overrides["update.lr"]
+        if stops and rate == 2e-3:
+            finish(task, "interrupted")
+            return TaskResult(task, STOPPED)
+        leave_scores(task, rate)
+        return succeed(task)
+
+    deadline = time.monotonic() + 20
+    first, executor = sweep(suite, tmp_path, lambda task: behave(task, stops=True), deadline=deadline)
+    progress = first.run("again")
+    assert executor.started == ["ddpo emoji-align seed 9 (tuning)"] * 2
+    assert not progress.ending, "the clock has ended a sweep that waited"
+    assert (progress.count("done"), progress.count("stopped"), progress.left) == (1, 1 + 2, 3)
+    made, _ = sweep(suite, tmp_path, behave)
+    progress = made.run("again")
+    assert (progress.count("done"), progress.left) == (1 + 2, 0)
+    reported = [c for c in make_plan(suite, tmp_path).jobs if c.role == "reported"]
+    assert {c.settings["update.lr"] for c in reported} == {2e-3}
+
+
 def test_only_failed_goes_on_with_the_rounds_of_a_search_whose_failed_runs_succeed(tmp_path):
     rounds = "[[search.rounds]]\nseeds = [9]\nimages = 64\n[[search.rounds]]\nkeep = 1\nseeds = [9]\nimages = 128\n"
     text = SEARCH.replace("seed = 9\n", "").replace("[search.budget]\nimages = 64\n", "")
