@@ -296,6 +296,7 @@ def _check_search(search: Search, suite: Suite) -> None:
     _refuse_axes("search", search.grid)
     for name, grid in search.by_method.items():
         _refuse_axes(f"search.for.{name}", grid)
+    _refuse_searched_variants(search, suite)
     _refuse_reported_seeds(search, suite.seeds)
     if (search.settings.by == "validation") != bool(search.settings.prompts):
         raise UsageError('search.prompts belongs to search.by = "validation": give both or neither.')
@@ -306,6 +307,17 @@ def _check_search(search: Search, suite: Suite) -> None:
     keep = search.rounds[1].keep if len(search.rounds) > 1 else None
     if keep is not None and keep > most and not search.settings.extend:
         raise UsageError(f"search.rounds, round 2: keep = {keep}, but no method has more than {most} candidates.")
+
+
+def _refuse_searched_variants(search: Search, suite: Suite) -> None:
+    """What a search chooses goes before a variant's own value, which would then be no part of any run."""
+    for name, settings in suite.variants.items():
+        for method in suite.methods:
+            if both := [key for key in settings if key in search.axes(method)]:
+                raise UsageError(
+                    f"variants.{name} sets {both[0]}, which the search chooses for {method}: no run would have the "
+                    f"variant's value. Take {both[0]} out of the variant or of the search."
+                )
 
 
 def _refuse_reported_seeds(search: Search, reported: tuple[int, ...]) -> None:

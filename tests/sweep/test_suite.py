@@ -313,6 +313,11 @@ BAD_SEARCH = {
         "update.lr",
     ),
     "a key to extend that is not tried": ({"steps": '[1]\nextend = ["update.lrr"]'}, "does not try", "update.lrr"),
+    "a variant of what is searched": (
+        {"lr": '[1e-3]\n[variants.a]\n[variants.b.update]\norder = "accumulated"\nlr = 4e-3'},
+        "variants.b sets update.lr, which the search chooses for sdpo",
+        "Take update.lr out",
+    ),
     "a searched budget": ({"lr": "[1e-3]\n[search.grid.budget]\nimages = [4]"}, "not a hyperparameter", "budget"),
 }
 
@@ -575,6 +580,10 @@ def test_a_filtered_variant_brings_the_tuning_runs_that_it_needs(borrowing, tmp_
         ("suite = 3", "Example: suite = "),
         ('suite = "embedded-longest"', "unknown suite"),
         ('suite = "embedded-long-native"', "searches no settings for method sdpo"),
+        (
+            'suite = "embedded-long"\n[variants.slow.update]\nlr = 1e-4',
+            "variants.slow sets update.lr, which the search",
+        ),
     ],
 )
 def test_a_search_that_cannot_be_taken_is_refused(tmp_path, more, said):
