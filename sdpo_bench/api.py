@@ -66,9 +66,7 @@ def execution_settings(settings: type) -> frozenset[str]:
 
 def without_added_defaults(settings: Any) -> dict[str, Any]:
     """Plain data of a settings dataclass without fields marked :data:`Added` that have their default value."""
-    owner: type = type(settings)
-    added = _marked(owner, _ADDED)
-    plain = {f.name: f.default for f in fields(settings) if f.name in added}
+    plain = added_defaults(type(settings))
     return {key: value for key, value in asdict(settings).items() if key not in plain or value != plain[key]}
 
 
@@ -81,6 +79,12 @@ def _changed_settings(settings: Any) -> list[str]:
         if f.name not in execution and value != default:
             changed.append(f"{f.name}={value}")
     return changed
+
+
+def added_defaults(settings: type) -> dict[str, Any]:
+    """What a record means by leaving them out: the default values of the fields that are marked :data:`Added`."""
+    added = _marked(settings, _ADDED)
+    return {f.name: f.default for f in fields(settings) if f.name in added}
 
 
 @lru_cache(maxsize=256)  # half of the time that it takes to plan a suite

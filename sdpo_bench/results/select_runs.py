@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sdpo_bench.api import StepRewardSettings, added_defaults
 from sdpo_bench.errors import UsageError, nearest
 from sdpo_bench.results.comparability import shown
 from sdpo_bench.results.read_results import Results, Run
+from sdpo_bench.settings import SECTIONS
 
 METHOD = "method.name"
 ALIASES = {"method": METHOD, "reward": "reward.name", "model": "model.name"}
@@ -14,6 +16,13 @@ SUITE = "suite"
 """The key that takes the reported runs of a suite."""
 SPLIT = "split"
 """The one key that chooses evaluation rows instead of runs."""
+_UNRECORDED: dict[str, Any] = {
+    f"{section}.{name}": value
+    for section, owner in {**SECTIONS, "method": StepRewardSettings}.items()
+    for name, value in added_defaults(owner).items()
+}
+"""Values of the settings that a record lacks (``api.Added``). ``method.reward`` is that of every method: one without
+such a setting has the final image's reward too."""
 
 
 def parse_select(texts: Iterable[str], option: str = "--select") -> dict[str, list[str]]:
@@ -57,7 +66,16 @@ def with_methods(selection: Selection, names: Iterable[str]) -> Selection:
 
 def facts(run: Run) -> dict[str, Any]:
     """What a run can be selected by."""
-    return {**run.settings, "run": run.id, "state": run.state}
+    return {**with_unrecorded(run.settings), "run": run.id, "state": run.state}
+
+
+def with_unrecorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run by ``section.key``, with those that came later and have their defaults.
+
+    A section that a run does not have, such as ``advantage`` for methods without advantages, gets none.
+    """
+    sections = {key.partition(".")[0] for key in settings if "." in key}
+    return {key: value for key, value in _UNRECORDED.items() if key.partition(".")[0] in sections} | dict(settings)
 
 
 def matches(run: Run, selection: Selection) -> bool:

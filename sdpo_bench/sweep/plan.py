@@ -16,7 +16,7 @@ from sdpo_bench.estimates.time_estimate import Rates, Work, run_work, seconds
 from sdpo_bench.hashing import canonical_json
 from sdpo_bench.ledger import limit_text
 from sdpo_bench.results.read_results import flat_settings
-from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods
+from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods, with_unrecorded
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.sweep.asked_scores import AskedScores, asked_scores
@@ -376,4 +376,10 @@ def filter_jobs(plan: Plan, selection: Mapping[str, Sequence[str]]) -> Plan:
 
 def filter_values(job: Job) -> dict[str, Any]:
     """Keys and values for ``--filter``."""
-    return {**job.settings, "variant": job.variant, "state": job.state, "seed": job.seed, "run": job.run_id}
+    return {
+        **with_unrecorded(job.settings),
+        "variant": job.variant,
+        "state": job.state,
+        "seed": job.seed,
+        "run": job.run_id,
+    }

@@ -826,6 +826,17 @@ def test_select_refusals(out, select, words):
         report_of(out, select)
 
 
+def test_a_setting_that_a_record_lacks_is_selected_by_its_default(out):
+    """Runs from before the setting, and runs since then that leave it alone; a run without advantages has none."""
+    make_run(out, "ddpo", 3, spread([1, 1, 1]), **{"advantage.std": "batch"})
+    make_run(out, "draft", 0, spread([1, 1, 1]), **{"advantage": None})
+    assert len(report_of(out, "advantage.std=group").runs.rows) == 6
+    assert len(report_of(out, "advantage.std=group,batch").runs.rows) == 7
+    assert len(report_of(out, "model.text_tokens=none").runs.rows) == 8
+    # SDPO's record says method.reward = predicted; DDPO's and DRaFT's learn from the final image.
+    assert len(report_of(out, "method.reward=sparse").runs.rows) == 5
+
+
 def test_select_split(out):
     make_run(out, "d3po", 0, spread([1, 1, 1]), frames=[lambda **who: frame(spread([2] * 3), **who, split="unseen")])
     parts = report_of(out, "split=unseen").sections[0].parts

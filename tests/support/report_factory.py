@@ -33,7 +33,7 @@ SCHEDULE = {
 
 
 def config(method: str = "sdpo", seed: int = 0, reward: str = "emoji-align", **changes: Any) -> dict[str, Any]:
-    """A resolved configuration; ``changes`` by ``section.key``."""
+    """A resolved configuration; ``changes`` by ``section.key``, or by ``section`` for one that a run has not."""
     data: dict[str, Any] = {
         "seed": seed,
         "method": {"name": method, "settings": {"clip_range": 0.001}},
@@ -50,6 +50,9 @@ def config(method: str = "sdpo", seed: int = 0, reward: str = "emoji-align", **c
         data["method"]["settings"] |= {"reward": "predicted", "temporal_discount": 0.99}
     for key, value in changes.items():
         section, _, name = key.partition(".")
+        if not name:
+            data[section] = value
+            continue
         place = data[section]["settings"] if section in ("method", "reward") else data.setdefault(section, {})
         place[name] = value
     return data

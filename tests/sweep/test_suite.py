@@ -436,6 +436,7 @@ def test_a_filter_takes_names_values_and_any_setting(tmp_path):
     assert {job.method for job in filter_jobs(plan, {"method.name": ["sdpo"]}).jobs} == {"sdpo"}
     assert len(filter_jobs(plan, {"seed": ["1"], "budget.amount": ["128"]}).jobs) == 2
     assert len(filter_jobs(plan, {"state": ["new"]}).jobs) == 4
+    assert len(filter_jobs(plan, {"advantage.std": ["group"]}).jobs) == 4, "a default that no record holds"
 
 
 def test_for_and_variants_set_what_they_say(tmp_path):
