@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdpo_bench.api import Method
+from sdpo_bench.api import Method, added_defaults
 from sdpo_bench.config.compatibility import idle_settings
 from sdpo_bench.config.presets import flatten
 from sdpo_bench.config.run_id import problem
@@ -34,6 +34,8 @@ from sdpo_bench.system.json_toml import parse_json, parse_toml
 
 ALONE = ("method", "reward", "model")
 """Keys that name a plugin or model where they stand alone."""
+_WITHOUT: Mapping[str, Mapping[str, Any]] = {"checkpoint": {"choose": "last"}, "ema": {"decay": 0.0}}
+"""What to set where a run has no such section, so that neither preset nor method brings one back."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _of_record(path: Path, record: Any) -> RunFile:
         raise UsageError(f"--config '{path}' is damaged: {wrong}.")
     config = record["config"]
     reward = record.get("reward_execution", config["reward"])
-    flat: dict[str, Any] = {"seed": config["seed"]}
+    flat: dict[str, Any] = {"seed": config["seed"]} | _left_out(config)
     for section, values in (config | {"reward": reward}).items():
         if section in ("method", "reward"):
             flat |= {f"{section}.name": values["name"]}
@@ -117,6 +119,16 @@ def _of_record(path: Path, record: Any) -> RunFile:
         elif isinstance(values, Mapping):
             flat |= {f"{section}.{key}": value for key, value in values.items()}
     return RunFile(path, flat, record=record)
+
+
+def _left_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says by leaving it out, which a method's or a model's own default would replace."""
+    flat: dict[str, Any] = {}
+    for section, owner in SECTIONS.items():
+        values = config.get(section)
+        said = added_defaults(owner) if values else _WITHOUT.get(section, {})
+        flat |= {f"{section}.{key}": value for key, value in said.items() if key not in (values or {})}
+    return flat
 
 
 def _toml_lines(text: str) -> dict[str, int]:
@@ -220,8 +232,7 @@ def run_tables(config: RunConfig, method: type[Method]) -> dict[str, Any]:
     for section in SECTIONS:
         settings = getattr(config, section)
         values = _without_none(canonical(vars(settings))) if settings is not None else {}
-        if section == "checkpoint" and not values:
-            values = {"choose": "last"}  # whatever a preset says
+        values = values or _WITHOUT.get(section, {})
         used = {key: value for key, value in values.items() if not f"{section}.{key}".startswith(idle)}
         if used:
             plain[section] = used

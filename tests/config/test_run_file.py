@@ -9,6 +9,7 @@ from factories import METHODS, make_resolved
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.config.run_file import read_run_file, run_file_text
 from sdpo_bench.errors import UsageError
+from sdpo_bench.plugins.registry import find
 
 TOML = """\
 method = "ddpo"
@@ -121,6 +122,41 @@ def test_a_written_weighted_sum_gives_the_same_run(tmp_path):
     resolved = resolve(Request("sdpo", "emoji-align+emoji-style*0.5", overrides=settings))
     path = tmp_path / "my.toml"
     path.write_text(run_file_text(resolved.config, resolved.method, resolved.run_id, path), encoding="utf-8")
+    assert of_file(path).run_id == resolved.run_id
+
+
+AVERAGED = """\
+[ema]
+decay = 0.9
+[advantage]
+normalisation = "group"
+std = "batch"
+[update]
+guidance_gradient = "conditional"
+[model]
+guidance_scale = 3.0
+"""
+PLAIN = {"ema.decay": 0, "advantage.std": "group", "update.guidance_gradient": "both", "budget.images": 64}
+
+
+@pytest.mark.parametrize("suffix", ["toml", "yaml"])
+def test_a_written_configuration_says_what_a_preset_would_bring_back(tmp_path, suffix):
+    preset = str(write(tmp_path, "averaged.toml", AVERAGED))
+    resolved = resolve(Request("grpo", "emoji-align", preset=preset, overrides=PLAIN))
+    assert resolved.config.ema is None
+    path = tmp_path / f"run.{suffix}"
+    path.write_text(run_file_text(resolved.config, resolved.method, resolved.run_id, path))
+    repeated = of_file(path, preset=preset)
+    assert (repeated.config.ema, repeated.run_id) == (None, resolved.run_id)
+
+
+def test_a_record_says_by_leaving_out_what_the_defaults_of_its_method_would_bring_back(tmp_path, monkeypatch):
+    """A setting that came later is recorded only where it is not at its default, and an average only where it is."""
+    method = find("methods", "grpo").load()
+    own = {"ema.decay": 0.9, "advantage.std": "batch", "update.guidance_gradient": "conditional"}
+    monkeypatch.setattr(method, "defaults", {**method.defaults, **own})
+    resolved = resolve(Request("grpo", "emoji-align", overrides={**PLAIN, "model.guidance_scale": 3.0}))
+    path = write(tmp_path, "run.json", json.dumps(resolved.record | {"sources": resolved.sources}))
     assert of_file(path).run_id == resolved.run_id
 
 
