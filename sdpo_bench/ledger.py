@@ -8,6 +8,7 @@ training ends.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import Any, Literal, Protocol, get_args
 
 from sdpo_bench.errors import UsageError
@@ -179,10 +180,11 @@ def parse_budget(text: str) -> tuple[str, float]:
     example = f"Valid: {', '.join(AXES)}. Example: --budget images=3000"
     if axis not in AXES:
         raise UsageError(f"unknown budget axis '{axis}' in '{text}'. {example}")
-    scale = {"k": 1e3, "M": 1e6}.get(amount[-1:], 1.0)
+    zeros = {"k": 3, "M": 6}.get(amount[-1:], 0)
     try:
-        value = float(amount[:-1] if scale > 1 else amount) * scale
-    except ValueError:
+        # In decimals: 1.005 * 1e3 is 1004.9999999999999, whose last image no run would have.
+        value = float(Decimal(amount[:-1] if zeros else amount).scaleb(zeros))
+    except ArithmeticError:
         raise UsageError(f"'{amount}' is not an amount of {axis}. {example}") from None
     if not 0 < value < float("inf"):
         raise UsageError(f"a budget is a positive number, got {axis}={amount}. {example}")

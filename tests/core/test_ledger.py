@@ -79,7 +79,13 @@ def test_a_restored_ledger_shares_nothing_with_the_one_it_was_taken_from():
 
 @pytest.mark.parametrize(
     ("text", "axis", "amount"),
-    [("images=3000", "images", 3000), ("images=3k", "images", 3000), ("reward-calls=1.5M", "reward_calls", 1.5e6)],
+    [
+        ("images=3000", "images", 3000),
+        ("images=3k", "images", 3000),
+        ("reward-calls=1.5M", "reward_calls", 1.5e6),
+        ("images=1.005k", "images", 1005),  # 1.005 * 1e3 is 1004.9999999999999
+        ("denoiser_calls=1.005M", "denoiser_calls", 1_005_000),
+    ],
 )
 def test_amounts_are_read(text, axis, amount):
     assert parse_budget(text) == (axis, amount)
