@@ -57,7 +57,7 @@ class AskedScores:
             for reward in (self.trained, *self.held_out):
                 if self.block(scores, split, reward):
                     continue
-                name = _served_name(reward)
+                name = served_name(reward)
                 if not self.block(scores, split, reward, filed_as=name):
                     steps, images = ", ".join(map(str, self.steps)), len(self.images)
                     stale = {key.version for key in scores.blocks if (key.split, key.reward) == (split, name)}
@@ -93,7 +93,7 @@ def _versions(rewards: Iterable[str], basis: Basis) -> dict[str, str]:
     return versions
 
 
-def _served_name(reward: str) -> str:
+def served_name(reward: str) -> str:
     """The name under which results file a held-out reward that a service computes."""
     with suppress(SdpoBenchError):  # where no service answers, nothing can be scored either
         return choose(reward).make({}).filed_as or reward

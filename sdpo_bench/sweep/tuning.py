@@ -20,7 +20,7 @@ from sdpo_bench.results.training_log import last_line
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.statistics.eval_table import Block, PanelKey
 from sdpo_bench.statistics.score_reader import read_scores
-from sdpo_bench.sweep.asked_scores import AskedScores
+from sdpo_bench.sweep.asked_scores import AskedScores, served_name
 from sdpo_bench.sweep.search import Requirement, Round, Search, products
 from sdpo_bench.sweep.suite import Group
 
@@ -257,9 +257,13 @@ def tuning_score(folder: RunFolder, search: Search, asked: AskedScores) -> float
 
 
 def _judged(folder: RunFolder, reward: str, search: Search, asked: AskedScores) -> tuple[PanelKey, Block] | None:
-    """A run's scores by a reward on the prompts of the search, if all asked ones are there and finite."""
+    """A run's scores by a reward on the prompts of the search, if all asked ones are there and finite.
+
+    Results file a held-out reward that a service computes under the service's name for it.
+    """
     split = "validation" if search.settings.by == "validation" else "train"
-    found = asked.block(read_scores(folder.evaluation, pictures=False), split, reward)
+    scores = read_scores(folder.evaluation, pictures=False)
+    found = asked.block(scores, split, reward) or asked.block(scores, split, reward, filed_as=served_name(reward))
     return None if found is None or found[1].bad else found
 
 

@@ -12,6 +12,7 @@ from report_factory import SAMPLER, frame
 from sdpo_bench.config.resolve import Request, resolve
 from sdpo_bench.config.run_id import training_id, versions_of
 from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.sweep import asked_scores
 from sdpo_bench.sweep.asked_scores import AskedScores
 from sdpo_bench.sweep.search import Requirement, Round, Search, SearchSettings
 from sdpo_bench.sweep.suite import Group
@@ -196,6 +197,18 @@ def test_a_run_that_falls_below_the_base_model_by_another_reward_is_out(tmp_path
     run = read_tuning_run(folder, "done", search, ASKED)
     assert (run.score is None) == out
     assert ("accuracy 0.790 is below 0.800" in run.out) == out
+
+
+def test_a_required_reward_that_a_service_computes_is_found_under_its_name_there(tmp_path, monkeypatch):
+    """Else no candidate has the required scores, and all were trained for nothing."""
+    monkeypatch.setattr(asked_scores, "choose", lambda name: SimpleNamespace(make=lambda _: services[name]))
+    services = {"remote": SimpleNamespace(filed_as="accuracy")}
+    search = SimpleNamespace(settings=BY_REWARD.settings, require=Requirement("remote", 0.1))
+    ones = np.ones((2, 3, 2))
+    folder = folder_with(tmp_path / "run", scores_of(ones), scores_of(ones * 0.5, "accuracy"))
+    base = folder_with(tmp_path / "base-a", scores_of(ones * 0.9, "accuracy"))
+    (base.path / "run.json").write_text(json.dumps({"kind": "base", "config": {"model": BASE}}))
+    assert read_tuning_run(folder, "done", search, ASKED).out.startswith("remote 0.500 is below 0.800")
 
 
 BASE = {"name": "emoji-turbo", "revision": None, "precision": "fp32"}
