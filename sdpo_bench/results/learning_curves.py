@@ -14,6 +14,7 @@ from sdpo_bench.ledger import AXES
 from sdpo_bench.results.comparability import Arm, Setting
 from sdpo_bench.results.panels import SPLITS
 from sdpo_bench.results.read_results import Notice, Run
+from sdpo_bench.results.training_log import last_line
 from sdpo_bench.runs.run_folder import CURVE
 from sdpo_bench.statistics.curves import SeedCurve, final_rise
 
@@ -99,7 +100,10 @@ def _order(panel: CurvePanel) -> tuple[Any, ...]:
 
 
 def read_curve(run: Run) -> tuple[RunCurve | None, str]:
-    """A run's curve and what is wrong with it; neither where it measured none."""
+    """A run's curve and what is wrong with it; neither where it measured none.
+
+    How a curve is measured is no part of a run's id, so a training may be resumed with other settings of its curve.
+    """
     points = run.folder.log(CURVE)
     if not points:
         return None, ""
@@ -107,8 +111,15 @@ def read_curve(run: Run) -> tuple[RunCurve | None, str]:
         curve = _curve(run.seed, points)
     except (KeyError, TypeError, ValueError):
         return None, f"no learning curve: its {CURVE} is damaged"
-    if points[0]["epoch"] != 0:
-        return None, f"no learning curve: it begins at epoch {points[0]['epoch']}, without the base model"
+    first, last = points[0]["epoch"], points[-1]["epoch"]
+    if first != 0:
+        return None, f"no learning curve: it begins at epoch {first}, without the base model"
+    trained = (last_line(run.folder.path / "train.jsonl") or {}).get("epoch", last)
+    if last < trained:  # its last point would be taken for the end of the training
+        return None, f"no learning curve: it ends at epoch {last} of {trained}, since a resumed training measured none"
+    if not curve.scores:
+        changed = "eval.curve_steps, eval.curve_prompts or the like was changed before the training was resumed"
+        return None, f"no learning curve: no score stands at all of its points, since {changed}"
     return curve, ""
 
 

@@ -164,6 +164,9 @@ def test_splits_have_tables_of_their_own_and_can_be_selected(tmp_path):
         (lambda text: text.split("\n", 1)[1], "begins at epoch 5, without the base model"),
         (lambda text: text.replace('"images": 64', '"images": null'), "its curve.jsonl is damaged"),
         (lambda text: text.replace('"scores"', '"scars"'), "its curve.jsonl is damaged"),
+        # Training was resumed without a curve after the first point, or with other prompts in a point.
+        (lambda text: text.split("\n", 1)[0] + "\n", "ends at epoch 0 of 2, since a resumed training measured none"),
+        (lambda text: text.replace("0123456789", "9876543210", 2), "no score stands at all of its points"),
     ],
 )
 def test_a_curve_that_cannot_be_used_is_a_notice(tmp_path, change, said):
