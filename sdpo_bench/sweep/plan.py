@@ -17,7 +17,7 @@ from sdpo_bench.hashing import canonical_json
 from sdpo_bench.ledger import limit_text
 from sdpo_bench.results.read_results import flat_settings
 from sdpo_bench.results.select_runs import ALIASES, METHOD, same, with_methods, with_unrecorded
-from sdpo_bench.runs.run_folder import RunFolder
+from sdpo_bench.runs.run_folder import CURVE, RunFolder
 from sdpo_bench.statistics.score_reader import read_scores
 from sdpo_bench.sweep.asked_scores import AskedScores, asked_scores
 from sdpo_bench.sweep.later_runs import later_runs
@@ -304,6 +304,17 @@ def _fault_of_results(folder: RunFolder, asked: AskedScores) -> str:
         return "its eval.parquet is gone"
     scores = read_scores(folder.evaluation, pictures=False)
     return scores.problems[0] if scores.problems else asked.missing(scores)
+
+
+def without_curve(plan: Plan) -> list[Job]:
+    """Finished jobs without the learning curve that the suite asks for; it is measured during training alone."""
+    found = []
+    for job in plan.jobs:
+        if job.role == "reported" and job.state == "done" and job.settings["eval.every"]:
+            folder = RunFolder(plan.out / "runs" / job.run_id)
+            if folder.size("train.jsonl") and not folder.size(CURVE):  # a method that trains nothing has neither
+                found.append(job)
+    return found
 
 
 def _refuse_twins(suite: Suite, jobs: Sequence[Job]) -> None:

@@ -123,6 +123,19 @@ def test_a_finished_suite_with_one_more_step_count_is_judged_at_it_and_not_train
             assert after[job.run_id, name] == before[job.run_id, name]
 
 
+def test_finished_runs_without_the_curve_that_a_suite_asks_for_are_counted(undisturbed, tmp_path, capfd):
+    _, there = undisturbed
+    out = Path(shutil.copytree(there, tmp_path / "out"))
+    path = Path(shutil.copytree(there.parent, tmp_path / "suite", ignore=shutil.ignore_patterns("out"))) / "mine.toml"
+    assert sweep(path, out) == 0
+    assert "learning curve" not in capfd.readouterr().err
+    path.write_text(path.read_text().replace("steps = [1]", "steps = [1]\nevery = 1"))
+    assert sweep(path, out) == 0
+    said = capfd.readouterr()
+    assert "2 of 2 jobs done" in said.out
+    assert "eval.every has no effect on finished runs: 2 of 2 were trained without a learning curve" in said.err
+
+
 @pytest.mark.slow
 def test_a_failed_job_gives_exit_code_1_and_the_others_go_on(tmp_path, tiny_pipe, capfd):
     path = tiny_suite(tmp_path, tiny_pipe, BROKEN, method='["ddpo"]')

@@ -27,7 +27,7 @@ from sdpo_bench.results.suite_records import write_record
 from sdpo_bench.runs.run_folder import check_writable
 from sdpo_bench.settings import ModelSettings, Runtime
 from sdpo_bench.sweep.local_executor import Executor, LocalExecutor
-from sdpo_bench.sweep.plan import Job, Plan, filter_jobs, later_jobs, make_plan, record_of
+from sdpo_bench.sweep.plan import Job, Plan, filter_jobs, later_jobs, make_plan, record_of, without_curve
 from sdpo_bench.sweep.scheduler import Progress, Sweep, move_to_replaced
 from sdpo_bench.sweep.suite import Suite, find_suite
 from sdpo_bench.sweep.suite_model import on_model
@@ -175,6 +175,12 @@ def _show_outcome(progress: Progress, as_json: bool) -> int:
     failed = [job for job in jobs if job.state == "failed" and progress.outcomes.get(job.key) == "failed"]
     left = len(jobs) - done - len(failed)
     logs = plan.out / "logs"
+    if lacking := without_curve(replace(plan, jobs=tuple(jobs))):
+        click.echo(
+            f"note: eval.every has no effect on finished runs: {len(lacking)} of {done} were trained without a "
+            f"learning curve, e.g. {lacking[0].label}. To train the suite's runs again with one: another --out FOLDER",
+            err=True,
+        )
     if as_json:
         cells = [job_data(job) | {"outcome": _outcome(job, progress)} for job in jobs]
         echo_json({"suite": plan.suite.name, "cells": cells, "failed": len(failed), "left": left, "logs": logs})
