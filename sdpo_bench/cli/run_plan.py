@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,7 +32,7 @@ from sdpo_bench.estimates.time_estimate import (
     run_work,
     seconds,
 )
-from sdpo_bench.ledger import limit_text
+from sdpo_bench.ledger import AXES, limit_text
 from sdpo_bench.models.base_model import pick_device, pipeline_files
 from sdpo_bench.models.cut_prompts import prompts_of_run, read_from_files
 from sdpo_bench.models.known_models import KNOWN
@@ -282,11 +283,7 @@ def _cost_lines(data: Mapping[str, Any], runs: int) -> list[str]:
     each = " each" if runs > 1 else ""
     lines = []
     if data["cost"]["images"] is not None and "search" not in data:
-        from sdpo_bench.sweep.tuning import BILL  # with tables, as above
-
-        costs = ", ".join(f"{data['cost'][key]:,} {key.replace('_', ' ')}" for key in BILL)
-        judged = f"{data['cost']['evaluation_denoiser_calls']:,}"
-        lines.append(f"the whole run costs{each} {costs}; besides, {judged} denoiser calls to judge it")
+        lines.append(_cost_line(data["cost"], runs))
     if data["seconds"] is None:
         lines.append(f"time: not known: {data['no_time_because']}")
     else:
@@ -300,6 +297,28 @@ def _cost_lines(data: Mapping[str, Any], runs: int) -> list[str]:
         known = f" (about {size / 1e9:.1f} GB)" if size else ""
         lines.append(f"missing weights{known}: sdpo-bench fetch {' '.join(names)}")
     return lines
+
+
+def _cost_line(cost: Mapping[str, Any], runs: int) -> str:
+    """Cost of a whole run, of which there are ``runs``; ``cost`` as ``sweep_view.costs_data`` has it."""
+    each = " each" if runs > 1 else ""
+    training = ", ".join(f"{cost[axis]:,} {axis.replace('_', ' ')}" for axis in AXES if axis != "seconds")
+    judged = f"{cost['evaluation_denoiser_calls']:,}"
+    return f"the whole run costs{each} {training}; besides, {judged} denoiser calls to judge it"
+
+
+def work_ahead(resolved: Resolved, runs: int, out: Path) -> str:
+    """What a run costs, in a line for its start; empty where it is done, or where its settings do not say.
+
+    Its time would have to be measured, for which the model is loaded once more, so that is left to ``--dry-run``.
+    """
+    work = run_work(resolved)
+    done = RunFolder(out / "runs" / resolved.run_id).state_or_unknown == "done"
+    if work is None or done or make_method(resolved).signal == "none":
+        return ""
+    cost = {axis: getattr(work, axis) for axis in AXES if axis != "seconds"}
+    line = _cost_line(cost | {"evaluation_denoiser_calls": work.outside_forward}, runs)
+    return f"{line} (--dry-run estimates the time)"
 
 
 def _print_memory(needs: dict[str, Any]) -> None:

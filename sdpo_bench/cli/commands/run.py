@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sdpo_bench.cli.options import echo_json, parse_seeds
-from sdpo_bench.cli.run_plan import default_rates_note, foreign_preset_note, parse_memory, show_plan
+from sdpo_bench.cli.run_plan import default_rates_note, foreign_preset_note, parse_memory, show_plan, work_ahead
 from sdpo_bench.config.resolve import Request, Resolved, resolve
 from sdpo_bench.config.run_file import RunFile, read_run_file, replaced_settings, run_file_text
 from sdpo_bench.config.sampler_id import sampler_id
@@ -110,6 +110,8 @@ def run_command(
     with launched(pick_device(device)) as group:
         if group.is_main:
             _show_needed_memory(resolved, runtime, group.count)
+            if line := work_ahead(resolved, len(several) or 1, out):
+                click.echo(line, err=True)
         if several:
             runs = [resolve(replace(request, seed=one)) for one in several]
             run_seeds(runs, runtime, trackers, group, as_json)
