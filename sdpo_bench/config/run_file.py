@@ -232,7 +232,7 @@ def run_tables(config: RunConfig, method: type[Method]) -> dict[str, Any]:
     for section in SECTIONS:
         settings = getattr(config, section)
         values = _without_none(canonical(vars(settings))) if settings is not None else {}
-        values = values or _WITHOUT.get(section, {})
+        values = values or dict(_WITHOUT.get(section, {}))
         used = {key: value for key, value in values.items() if not f"{section}.{key}".startswith(idle)}
         if used:
             plain[section] = used

@@ -159,8 +159,8 @@ def test_options_that_do_not_go_together(capsys, words, said):
 def test_a_run_says_what_it_costs_before_it_starts_and_no_more_when_it_is_done(tiny_pipe, tmp_path, capsys):
     words = words_of(tmp_path, tiny_pipe, "jpeg-incompressibility", 12, **{"update.order": "accumulated"})
     words += ["--method", "ddpo", "--out", tmp_path / "out"]
-    # Two steps of 12 images, each sampled, computed again for its update and differentiated; in each of three epochs also
-    # two steps of two groups for the KL to the base model: 72 + 12 calls. Two updates an epoch.
+    # Two steps of 12 images, each sampled, computed again for its update and differentiated: 72 calls. In each of three
+    # epochs two steps of two groups for the KL to the base model: 12. Two updates an epoch.
     costs = "12 images, 84 denoiser calls, 12 reward calls, 6 optimiser steps; besides, 2 denoiser calls to judge it"
     code, _, err = call(capsys, *words)
     assert (code, f"the whole run costs {costs} (--dry-run estimates the time)\n" in err) == (0, True)
