@@ -72,6 +72,8 @@ def without_added_defaults(settings: Any) -> dict[str, Any]:
 
 def _changed_settings(settings: Any) -> list[str]:
     """``NAME=VALUE`` of the settings that can change a number and have not their default value."""
+    if settings is None:  # a reward that was made by hand
+        return []
     execution, changed = execution_settings(type(settings)), []
     for f in fields(settings):
         default = f.default if f.default_factory is MISSING else f.default_factory()

@@ -33,7 +33,7 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
         )
     if config.advantage:
         _check_advantages(config.advantage, config.reward.name)
-        _check_buffer(config.advantage.normalisation, sources)
+        _check_buffer(config.advantage)
     if method.granularity in ("trajectory", "sample") and config.update.order != "accumulated":
         raise UsageError(
             f"{config.method.name}'s loss needs whole trajectories or final samples, so the update order can "
@@ -51,13 +51,15 @@ def check_fit(config: RunConfig, method: Method, sources: Mapping[str, str]) -> 
     _check_choice(config, sources)
 
 
-def _check_buffer(normalisation: str, sources: Mapping[str, str]) -> None:
+def _check_buffer(settings: AdvantageSettings) -> None:
     """The size of a buffer of samples, under a normalisation that keeps none."""
-    given = [key for key in ("advantage.buffer_size", "advantage.min_count") if sources.get(key) == "you"]
-    if given and normalisation not in REMEMBERING:
+    usual = AdvantageSettings()
+    sizes = {"buffer_size": settings.buffer_size, "min_count": settings.min_count}
+    given = [f"advantage.{name}" for name, value in sizes.items() if value != getattr(usual, name)]
+    if given and settings.normalisation not in REMEMBERING:
         raise UsageError(
-            f"advantage.normalisation = {normalisation} keeps no earlier samples, so {' and '.join(given)} would have "
-            f"no effect. Leave it out, or use --set advantage.normalisation={' or '.join(REMEMBERING)}."
+            f"advantage.normalisation = {settings.normalisation} keeps no earlier samples, so {' and '.join(given)} "
+            f"would have no effect. Leave it out, or use --set advantage.normalisation={' or '.join(REMEMBERING)}."
         )
 
 
