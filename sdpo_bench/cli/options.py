@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ class Choice(click.Choice):
 class Command(click.Command):
     """A command that refuses empty options and arguments: a shell variable that is not set would choose for itself.
 
+    It refuses a repeated option that takes one value: click would use the last and drop the others.
     For an option that it lacks, it says what other libraries' name for a setting is here.
     """
 
@@ -118,6 +119,7 @@ class Command(click.Command):
     def _parse(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:
             typed, _, parameters = self.make_parser(ctx).parse_args(list(args))
+            _refuse_repeated(ctx, parameters)
             for parameter in parameters:
                 _refuse_empty(ctx, parameter, typed.get(parameter.name or ""))
         return super().parse_args(ctx, args)
@@ -136,6 +138,20 @@ def _option_meant(command: str, option: str) -> str:
 
     meant = option_meant(option, "eval." if command == "eval" else "")
     return meant if command in ("run", "eval") or (meant == RESUMES and command in ("sweep", "study")) else ""
+
+
+def _refuse_repeated(context: click.Context, parameters: Sequence[click.Parameter]) -> None:
+    """``parameters`` has one entry for every time that one was typed."""
+    for parameter in parameters:
+        if not isinstance(parameter, click.Option) or parameter.multiple or parameter.is_flag:
+            continue
+        times = parameters.count(parameter)
+        if times > 1:
+            several = " Several seeds: --seeds 0-4." if parameter.name == "seed" else ""
+            names = " / ".join(parameter.opts)
+            raise click.UsageError(
+                f"{names} is given {times} times and takes one value. Give it once.{several}", context
+            )
 
 
 def _refuse_empty(context: click.Context, parameter: click.Parameter, typed: Any) -> None:
