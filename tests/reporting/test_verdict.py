@@ -147,6 +147,21 @@ def test_an_interval_without_its_corrected_p_has_both_in_its_sentence(tmp_path):
     )
 
 
+def test_a_leader_whose_gain_is_significant_over_more_seeds_than_the_letters_use_has_both_tests(tmp_path):
+    """sdpo gains .6, .9 and .75 with seeds 0 to 2; the letters have seeds 0 and 1, for which ddpo alone has scores."""
+    runs(tmp_path, "sdpo", 0, seeds=(0.6, 0.9, 0.75))
+    runs(tmp_path, "ddpo", 0, seeds=(0.0, 0.1), held_out_seeds=(0.0, 0.0))
+    gain = crossed_interval(Matrix(np.add.outer([0.6, 0.9, 0.75], [0.0, 0.0, 0.0]), range(3), "abc"))
+    said = (
+        "among all pairs of rows; its gain over all of its seeds, corrected over the gains alone, is significant "
+        f"(p = {2 * gain.p_value():.3f})"  # the smaller p of two methods
+    )
+    where = "sdpo is highest on the mean over step counts (ranked by the shared seeds 0 and 1), but does not differ"
+    assert verdict(tmp_path).startswith(f"{where} significantly from the base model {said}.")
+    answer = build_report(load_results(tmp_path), Request()).sections[0].answer.sentence
+    assert answer.endswith(f"not significantly different from the base model {said}.")
+
+
 def test_a_method_that_only_the_correction_ties_with_the_best_has_its_numbers(tmp_path):
     """Both gain significantly, and d3po shows nothing: of the six pairs ddpo - sdpo has the third smallest p."""
     behind, estimate = barely_significant()

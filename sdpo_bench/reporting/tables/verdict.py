@@ -79,10 +79,20 @@ def tied_words(board: Board) -> str:
 
 
 def base_numbers(board: Board) -> str:
-    """In brackets, where only the interval of the base model's difference to the best excludes 0; else empty."""
-    if BASE not in board.pairs.undecided(board.level):
-        return ""
-    return f" {CORRECTED} excludes 0 ({_to_best_numbers(board, BASE)})"
+    """What is to be said of a best method that the letters do not tell from the base model; else empty.
+
+    In brackets the numbers of the difference where only its interval excludes 0. Then the method's gain where that is
+    significant: its family of tests is smaller, and it has all seeds of the method.
+    """
+    words = ""
+    if BASE in board.pairs.undecided(board.level):
+        words = f" {CORRECTED} excludes 0 ({_to_best_numbers(board, BASE)})"
+    best = board.first
+    if best is None or best.adjusted_p is None or best.adjusted_p >= 1 - board.level:
+        return words
+    over = " over all of its seeds" if best.seeds != board.pairs.seeds else ""
+    words = words or " among all pairs of rows"
+    return f"{words}; its gain{over}, corrected over the gains alone, is significant ({t.p_words(best.adjusted_p)})"
 
 
 def _to_best_numbers(board: Board, label: str) -> str:
@@ -95,7 +105,7 @@ def shared_seed_words(board: Board) -> str:
     """The seeds behind the order of the lettered methods; empty where these have no other seeds."""
     if all(line.seeds == board.pairs.seeds for line in board.lettered):
         return ""
-    return f"shared seeds {listed(board.pairs.seeds)}"
+    return f"ranked by the shared seeds {listed(board.pairs.seeds)}"
 
 
 def untested_words(board: Board) -> str:

@@ -112,12 +112,12 @@ def test_the_winner_is_the_best_over_the_seeds_that_all_methods_have(tmp_path):
     section = _section(tmp_path)
     assert section.answer.sentence.startswith("ddpo wins: +3.01 [")
     assert section.answer.sentence.endswith(
-        "3 seeds (on the mean over step counts, 3 train prompts, shared seeds 0, 1 and 2); "
+        "3 seeds (on the mean over step counts, 3 train prompts, ranked by the shared seeds 0, 1 and 2); "
         "significantly different from every other method."
     )
     assert section.parts[0].finding.startswith(
-        "ddpo is highest on the mean over step counts (shared seeds 0, 1 and 2) and differs significantly from all "
-        "other methods. ddpo gains 3.01 ["
+        "ddpo is highest on the mean over step counts (ranked by the shared seeds 0, 1 and 2) and differs "
+        "significantly from all other methods. ddpo gains 3.01 ["
     )
 
 
