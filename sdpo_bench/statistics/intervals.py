@@ -76,13 +76,20 @@ class Estimate:
         low, high, error = (None if x is None else x * factor for x in (self.low, self.high, self.standard_error))
         return replace(self, value=self.value * factor, low=low, high=high, standard_error=error)
 
+    @property
+    def shown(self) -> float:
+        """The value to print: 0 where it is rounding error, below a billionth of the interval's width."""
+        if self.low is None or self.high is None or abs(self.value) > 1e-9 * (self.high - self.low):
+            return self.value
+        return 0.0
+
     def words(self, digits: int = 3) -> str:
         """For example ``0.12 [0.03, 0.21] (95 %, 5 seeds x 45 prompts)``, followed by the note."""
         interval = "" if self.low is None else f" [{self.low:.{digits}g}, {self.high:.{digits}g}]"
         size = f"{self.n_seeds} seed{'s' * (self.n_seeds != 1)}"
         size += "" if self.n_prompts is None else f" x {self.n_prompts} prompt{'s' * (self.n_prompts != 1)}"
         level = "" if self.low is None else f"{100 * self.level:.4g} %, "
-        return f"{self.value:.{digits}g}{interval} ({level}{size})" + (f"; {self.note}" if self.note else "")
+        return f"{self.shown:.{digits}g}{interval} ({level}{size})" + (f"; {self.note}" if self.note else "")
 
 
 def mean_squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -225,6 +225,14 @@ def test_words_of_an_interval():
     assert found.words() == "0.123 [0.0312, 0.216] (95 %, 5 seeds x 45 prompts); mind this"
 
 
+def test_rounding_error_is_printed_as_zero():
+    """.1 + .2 - .3 is 5.6e-17 in float64; a difference of rewards as small as 1e-17 with an interval to match stays."""
+    found = Estimate(0.1 + 0.2 - 0.3, -0.0077, 0.0077, 0.95, 3, 45, 0.003, 4.2, "seeds and prompts")
+    assert found.words() == "0 [-0.0077, 0.0077] (95 %, 3 seeds x 45 prompts)"
+    small = Estimate(1e-17, 0.5e-17, 1.5e-17, 0.95, 3, 45, 1e-18, 4.2, "seeds and prompts")
+    assert small.words().startswith("1e-17 [5e-18, 1.5e-17]")
+
+
 def test_one_prompt_falls_back_to_seeds_and_says_so():
     m = make_matrix([[1.0], [2.0], [3.0], [4.0], [6.0]])
     found, t = crossed_interval(m), seed_interval(m)

@@ -137,7 +137,7 @@ def _gain_words(line: Line) -> str:
 
 def _interval_words(gain: Estimate) -> str:
     """For example ``+0.28 [0.2, 0.36]``."""
-    return f"{gain.value:+.3g}" + ("" if gain.low is None else f" [{gain.low:.3g}, {gain.high:.3g}]")
+    return f"{gain.shown:+.3g}" + ("" if gain.low is None else f" [{gain.low:.3g}, {gain.high:.3g}]")
 
 
 def _certainty(board: Board, leaders: frozenset[str]) -> str:
