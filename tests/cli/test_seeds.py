@@ -37,6 +37,15 @@ def test_each_seed_is_the_run_that_it_is_alone(words, capsys, tmp_path):
     assert out.splitlines()[-1].endswith(data["runs"][1]["run"])
 
 
+def test_the_summary_names_its_prompts_and_whose_cost_it_has(words, capsys, tmp_path):
+    """Gains are of training prompts although unseen ones are scored too; 8 images are those of both runs."""
+    unseen = tmp_path / "unseen.txt"
+    unseen.write_text("a fox\n")
+    code, out, _ = call(capsys, *words, "--seeds", "0,2", "--set", f"eval.unseen={unseen}")
+    assert code == 0 and "sdpo on jpeg-incompressibility, train prompts, mean over step counts" in out
+    assert "\n2 runs together, cost: 8 images; " in out
+
+
 def test_a_failed_seed_is_reported_after_the_others(words, capsys, monkeypatch):
     real = run_command.run_with_progress
 

@@ -293,11 +293,19 @@ def gain_of(outcome: Outcome, trained: str) -> float | None:
     Args:
         trained: ``NAME/VERSION`` of that reward.
     """
-    rows = [row for row in outcome.table if f"{row['reward']}/{row['version']}" == trained]
-    splits = {row["split"] for row in rows}
-    split = next((name for name in ("train", "validation", "unseen") if name in splits), None)
+    rows, split = _rows_by(outcome, trained), first_split(outcome, trained)
     differences = [row["difference"] for row in rows if row["split"] == split]
     return sum(differences) / len(differences) if differences else None
+
+
+def first_split(outcome: Outcome, trained: str) -> str | None:
+    """The split that :func:`gain_of` takes: training prompts before validation and unseen ones."""
+    splits = {row["split"] for row in _rows_by(outcome, trained)}
+    return next((name for name in ("train", "validation", "unseen") if name in splits), None)
+
+
+def _rows_by(outcome: Outcome, trained: str) -> list[dict[str, Any]]:
+    return [row for row in outcome.table if f"{row['reward']}/{row['version']}" == trained]
 
 
 def show_seeds(runs: Sequence[Resolved], outcomes: Mapping[int, Outcome | RunFailed], out: Path, as_json: bool) -> None:
@@ -332,13 +340,17 @@ def show_seeds(runs: Sequence[Resolved], outcomes: Mapping[int, Outcome | RunFai
         ]
         for one in runs
     ]
-    print_table(["seed", "score - base", "state", "run"], rows, title=f"{method} on {reward}, mean over step counts")
+    split = next((first_split(outcome, runs[0].versions["reward"]) for outcome in done.values()), None)
+    prompts = f", {split} prompts" if split else ""
+    title = f"{method} on {reward}{prompts}, mean over step counts"
+    print_table(["seed", "score - base", "state", "run"], rows, title=title)
     if mean is not None:
         spread_text = (
             f", standard deviation over {len(known)} training seeds {spread:.3f}" if spread is not None else ""
         )
         click.echo(f"score - base: {mean:+.3f}{spread_text}")
-    click.echo(bill_text(bill, seconds))
+    together = f"{len(done)} runs together, " if len(done) > 1 else ""
+    click.echo(f"{together}{bill_text(bill, seconds)}")
     click.echo(f"interval and verdict: sdpo-bench compare {method} base{_results_option(out)}")
 
 
