@@ -26,7 +26,7 @@ from sdpo_bench.results.comparability import Setting, group_settings
 from sdpo_bench.results.compare_names import row_named
 from sdpo_bench.results.equal_reward import curve_pairs
 from sdpo_bench.results.learning_curves import curve_panels
-from sdpo_bench.results.panels import base_scores, panels_of
+from sdpo_bench.results.panels import base_scores, panels_of, panels_of_splits
 from sdpo_bench.results.read_results import Notice, Results, Run
 from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
@@ -136,10 +136,7 @@ def _judge_all(
 def _judge(setting: Setting, scores: Mapping[str, Scores], base: Scores, request: Request) -> Judged:
     panels = panels_of(setting, scores, base.blocks)
     splits = request.selection.get(SPLIT)
-    chosen = [panel for panel in panels if not splits or panel.key.split in splits]
-    if splits and panels and not chosen:
-        valid = sorted({panel.key.split for panel in panels})
-        raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
+    chosen = panels_of_splits(panels, splits) if splits and panels else panels
     reference = row_named(setting, request.reference) if request.reference else ""
     first = next((panel for panel in panels if panel.trained), None)
     own = scoreboard(first, request.endpoint, level=request.level, reference=reference) if first else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdpo_bench.errors import UsageError
 from sdpo_bench.results.comparability import MODEL_KEYS, Arm, Setting
 from sdpo_bench.results.read_results import Run
 from sdpo_bench.statistics.eval_table import BASE, Block, PanelKey, Scores, stack
@@ -110,6 +111,19 @@ def panels_of(setting: Setting, scores: Mapping[str, Scores], bases: Mapping[Pan
         panel = _panel(setting, key, prompts, rows, bases.get(key), counts)
         panels += [replace(panel, own=(key, prompts) in own)] if panel else []
     return sorted(panels, key=panel_order)
+
+
+def panels_of_splits(panels: Sequence[Panel], splits: Sequence[str]) -> list[Panel]:
+    """The panels of some splits.
+
+    Raises:
+        UsageError: no panel is of one of them; the message has the splits that there are.
+    """
+    chosen = [panel for panel in panels if panel.key.split in splits]
+    if not chosen:
+        valid = sorted({panel.key.split for panel in panels})
+        raise UsageError(f"no scores of split {', '.join(splits)}. Valid: {', '.join(valid)}.")
+    return chosen
 
 
 def _panel(

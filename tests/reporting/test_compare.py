@@ -225,6 +225,11 @@ def test_metric_chooses_the_primary_endpoint(out):
         compared(out, "sdpo", "ddpo", endpoint=3)
 
 
+def test_an_unknown_split_is_named_with_those_that_there_are(out):
+    with pytest.raises(UsageError, match=r"^no scores of split test\. Valid: train\.$"):
+        compared(out, "sdpo", "ddpo", splits=("test",))
+
+
 def test_two_runs_of_one_seed_have_no_verdict(out):
     names = [next((out / "runs").glob(f"{method}-*-s1-*")).name for method in ("sdpo", "ddpo")]
     comparison = compared(out, *names)

@@ -15,7 +15,7 @@ from sdpo_bench.reporting.tables.method_tables import has_few
 from sdpo_bench.results.comparability import Arm, differences
 from sdpo_bench.results.compare_names import Side
 from sdpo_bench.results.endpoints import endpoint_words, metric_grid
-from sdpo_bench.results.panels import Panel, base_scores, panels_of
+from sdpo_bench.results.panels import Panel, base_scores, panels_of, panels_of_splits
 from sdpo_bench.results.read_results import Results
 from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.scoreboard import base_spread, grid_win_rate
@@ -80,7 +80,8 @@ def compare_sides(
     """Read the scores of both sides and compare them in every panel that both have.
 
     Raises:
-        UsageError: nothing evaluated, or no panel, seed or step count in common; the message names what differs.
+        UsageError: nothing evaluated, no scores of these splits, or no panel, seed or step count in common; the message
+            names what differs.
     """
     setting = a.setting or b.setting
     assert setting is not None
@@ -90,9 +91,9 @@ def compare_sides(
     scores, problems = read_all_scores((*runs, *results.bases))
     both = replace(setting, arms=arms)
     panels = panels_of(both, scores, base_scores(both, results.bases, scores).blocks)
+    if splits and panels:
+        panels = panels_of_splits(panels, splits)
     shared = [p for p in panels if all(_grid_of(p, side) is not None for side in (a, b))]
-    if splits:
-        shared = [panel for panel in shared if panel.key.split in splits]
     if not shared:
         raise UsageError(_no_panel(a, b, arms, panels, scores))
     duels = [_duel(panel, a, b, endpoint, level) for panel in shared]
