@@ -185,7 +185,10 @@ def parse_budget(text: str) -> tuple[str, float]:
         # In decimals: 1.005 * 1e3 is 1004.9999999999999, whose last image no run would have.
         value = float(Decimal(amount[:-1] if zeros else amount).scaleb(zeros))
     except ArithmeticError:
-        raise UsageError(f"'{amount}' is not an amount of {axis}. {example}") from None
+        raise UsageError(
+            f"'{amount}' is not an amount of {axis}: give a number, with k or M for thousands or millions. "
+            f"Example: --budget {axis}=3000"
+        ) from None
     if not 0 < value < float("inf"):
         raise UsageError(f"a budget is a positive number, got {axis}={amount}. {example}")
     return axis, value

@@ -208,6 +208,7 @@ WRONG = [
     (["run", "--seed", "0", "--seed", "1"], "--seed is given 2 times and takes one value", "--seeds 0-4"),
     (["run", "--budget", "images=64", "--budget", "seconds=9"], "--budget is given 2 times", "Give it once"),
     (["eval", "x", "--out", "a", "--results", "b"], "--results / --out is given 2 times", "Give it once"),
+    (["run", "--budget", "seconds=5min"], "'5min' is not an amount of seconds", "--budget seconds=3000"),
     (["rum"], "no command 'rum'", "run"),
     (["eval", "nothing"], "no run 'nothing'", "list runs"),
     (["export", "nothing", "--to", "x"], "no run 'nothing'", "list runs"),
