@@ -169,6 +169,8 @@ def load_results(out: Path) -> Results:
     root = out / "runs"
     studies, unread = read_studies(out)
     if not root.is_dir() and not studies and not unread:
+        if out.name == "runs" and out.is_dir():
+            raise UsageError(f"'{out}' is the folder of the runs. Give the results folder above it: '{out.parent}'.")
         raise UsageError(f"no runs in '{out}': it has no folder 'runs'. Start one with: sdpo-bench run")
     runs: list[Run] = []
     bases: list[Run] = []

@@ -209,6 +209,7 @@ WRONG = [
     (["run", "--budget", "images=64", "--budget", "seconds=9"], "--budget is given 2 times", "Give it once"),
     (["eval", "x", "--out", "a", "--results", "b"], "--results / --out is given 2 times", "Give it once"),
     (["run", "--budget", "seconds=5min"], "'5min' is not an amount of seconds", "--budget seconds=3000"),
+    (["report", "--results", "results/runs"], "'results/runs' is the folder of the runs", "above it: 'results'"),
     (["rum"], "no command 'rum'", "run"),
     (["eval", "nothing"], "no run 'nothing'", "list runs"),
     (["export", "nothing", "--to", "x"], "no run 'nothing'", "list runs"),
@@ -222,6 +223,7 @@ def test_wrong_input_gets_one_clear_message(tmp_path, monkeypatch, capsys, argum
     monkeypatch.chdir(tmp_path)
     Path("away.toml").write_text("[for.my-method.update]\nlr = 1e-3\n")
     Path("typo.toml").write_text("[for.ddop.update]\nlr = 1e-3\n")
+    Path("results/runs").mkdir(parents=True)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     message = capsys.readouterr().err
