@@ -33,7 +33,7 @@ def test_each_seed_is_the_run_that_it_is_alone(words, capsys, tmp_path):
     assert data["standard_deviation"] == pytest.approx(abs(gains[0] - gains[1]) / 2**0.5)
     assert data["bill"]["images"] == 8
     code, out, _ = call(capsys, *words, "--seed", "2")
-    assert code == 0 and "This run was done before; nothing was trained" in out
+    assert code == 0 and "The training of this run was done before; nothing was trained" in out
     assert out.splitlines()[-1].endswith(data["runs"][1]["run"])
 
 

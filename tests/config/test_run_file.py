@@ -176,7 +176,7 @@ def test_the_record_of_a_finished_run_repeats_it(tiny_pipe, tmp_path, capsys):
     (run,) = (tmp_path / "out" / "runs").glob("sdpo*")
     for config in (run, run / "run.json"):
         code, out, err = call(capsys, "run", "--config", config, "--out", tmp_path / "out")
-        assert code == 0 and "This run was done before; nothing was trained" in out
+        assert code == 0 and "The training of this run was done before; nothing was trained" in out
         assert out.splitlines()[-1] == str(run)
     repeated = of_file(run)
     recorded = json.loads((run / "run.json").read_text())["sources"]

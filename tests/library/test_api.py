@@ -201,7 +201,7 @@ def test_run_is_the_run_of_the_command_line(settings, tiny_pipe, tmp_path, capsy
     assert capsys.readouterr() == ("", "")
     words = words_of(tmp_path, tiny_pipe, "jpeg-incompressibility", 4)
     code, out, _ = call(capsys, *words, "--seed", 1, "--out", tmp_path / "out")
-    assert code == 0 and "This run was done before" in out and out.splitlines()[-1] == str(run.folder)
+    assert code == 0 and "The training of this run was done before" in out and out.splitlines()[-1] == str(run.folder)
     assert sb.run(config=run.folder, results=tmp_path / "out", progress=False).id == run.id
 
 

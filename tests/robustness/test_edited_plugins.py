@@ -101,7 +101,7 @@ def test_what_is_complete_is_shown_whatever_the_source(tmp_path, plugin, call):
     for name in ("method.py", "reward.py"):
         edit(plugin / name)
     code, said = call("run")
-    assert code == 0 and "This run was done before" in said, said
+    assert code == 0 and "The training of this run was done before" in said, said
     code, said = call("eval", the_run(tmp_path).path)
     assert code == 0, said
 

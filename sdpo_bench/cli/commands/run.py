@@ -244,7 +244,7 @@ def _show_outcome(resolved: Resolved, outcome: Outcome, as_json: bool) -> None:
 
     print_step_table(outcome.table, resolved.reward_name)
     if not outcome.trained_now:
-        click.echo("This run was done before; nothing was trained. Another --seed gives a new run.")
+        click.echo("The training of this run was done before; nothing was trained. Another --seed gives a new run.")
     for line in part_lines(resolved.reward_name, part_correlation(rows)):
         click.echo(line)
     click.echo(bill_text(bill, seconds))
