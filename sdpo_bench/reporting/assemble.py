@@ -26,7 +26,7 @@ from sdpo_bench.results.comparability import Setting, group_settings
 from sdpo_bench.results.compare_names import row_named
 from sdpo_bench.results.equal_reward import curve_pairs
 from sdpo_bench.results.learning_curves import curve_panels
-from sdpo_bench.results.panels import base_scores, panels_of, panels_of_splits
+from sdpo_bench.results.panels import Panel, base_scores, panels_of, panels_of_splits
 from sdpo_bench.results.read_results import Notice, Results, Run
 from sdpo_bench.results.read_scores import read_all_scores
 from sdpo_bench.results.scoreboard import PRIMARY, Board, scoreboard
@@ -129,14 +129,31 @@ def results_sides(results: Results, name: str) -> list[Side]:
 def _judge_all(
     settings: Sequence[Setting], scores: Mapping[str, Scores], bases: Sequence[Run], request: Request
 ) -> list[Judged]:
-    """Boards of each setting."""
-    return [_judge(setting, scores, base_scores(setting, bases, scores), request) for setting in settings]
+    """Boards of each setting; without those that have scores, but none of the selected splits.
 
-
-def _judge(setting: Setting, scores: Mapping[str, Scores], base: Scores, request: Request) -> Judged:
-    panels = panels_of(setting, scores, base.blocks)
+    Raises:
+        UsageError: no setting has scores of these splits.
+    """
     splits = request.selection.get(SPLIT)
-    chosen = panels_of_splits(panels, splits) if splits and panels else panels
+    found = []
+    for setting in settings:
+        base = base_scores(setting, bases, scores)
+        found.append((setting, base, panels_of(setting, scores, base.blocks)))
+    every = [panel for _, _, panels in found for panel in panels]
+    if splits and every:
+        panels_of_splits(every, splits)  # refuses splits that no setting has
+    judged = []
+    for setting, base, panels in found:
+        chosen = [panel for panel in panels if not splits or panel.key.split in splits]
+        if chosen or not panels:
+            judged.append(_judge(setting, base, panels, chosen, request))
+    return judged
+
+
+def _judge(
+    setting: Setting, base: Scores, panels: Sequence[Panel], chosen: Sequence[Panel], request: Request
+) -> Judged:
+    """Boards of the chosen ones of a setting's panels; all of them say which row is the reference."""
     reference = row_named(setting, request.reference) if request.reference else ""
     first = next((panel for panel in panels if panel.trained), None)
     own = scoreboard(first, request.endpoint, level=request.level, reference=reference) if first else None

@@ -837,6 +837,15 @@ def test_a_setting_that_a_record_lacks_is_selected_by_its_default(out):
     assert len(report_of(out, "method.reward=sparse").runs.rows) == 5
 
 
+def test_a_setting_without_the_selected_split_is_left_out(out):
+    """Of two budgets only the runs of one were judged on unseen prompts."""
+    make_run(out, "d3po", 0, spread([1, 1, 1]), frames=[lambda **who: frame(spread([2] * 3), **who, split="unseen")])
+    make_run(out, "d3po", 1, spread([1, 1, 1]), **{"budget.amount": 256})
+    assert len(report_of(out).sections) == 2
+    (section,) = report_of(out, "split=unseen").sections
+    assert [part.title for part in section.parts] == ["3 unseen prompts"]
+
+
 def test_select_split(out):
     make_run(out, "d3po", 0, spread([1, 1, 1]), frames=[lambda **who: frame(spread([2] * 3), **who, split="unseen")])
     parts = report_of(out, "split=unseen").sections[0].parts
