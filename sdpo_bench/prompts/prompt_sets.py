@@ -43,7 +43,8 @@ class _Cache:
         if before and name not in shipped_sets() and digest(texts) != before:
             raise UsageError(
                 f"the prompts in '{name}' are not those that run '{self.run}' used before: the file was changed. Put "
-                "it back, or begin a new run on the changed prompts: the run command with another --out FOLDER."
+                "it back, or begin a new run on the changed prompts: the run command with another --out FOLDER. To "
+                "judge this run on them, save them as another file and name that one."
             )
         return list(texts)
 

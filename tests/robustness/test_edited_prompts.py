@@ -26,7 +26,7 @@ def call(capsys, *arguments):
     return stop.value.code, said.out, said.err
 
 
-def words(model, out, train, unseen, *more, **settings):
+def words(model, out, train, unseen, *more, reward="jpeg-incompressibility", **settings):
     """A run of eight images that trains on one file and is judged on another besides."""
     settings = {
         "schedule.steps": 2,
@@ -40,7 +40,7 @@ def words(model, out, train, unseen, *more, **settings):
         "eval.images_per_prompt": 1,
     } | settings
     sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    start = ["run", "--model", model, "--reward", "jpeg-incompressibility", "--budget", "images=8", "--out", out]
+    start = ["run", "--model", model, "--reward", reward, "--budget", "images=8", "--out", out]
     return [*start, *sets, *more]
 
 
@@ -122,11 +122,15 @@ def test_a_file_that_was_edited_after_its_run_is_refused(results, files, unseen,
     unseen.write_text("bee\nant\n")
     code, _, said = call(capsys, *asked)
     assert code == 2 and f"'{unseen}' are not those that run '{run.run_id}' used before" in said
-    assert "Put it back, or begin a new run" in said
+    assert "Put it back, or begin a new run" in said and "save them as another file and name that one" in said
     assert (run.path / "eval.parquet").read_bytes() == before and run.state == "done"
+    other = unseen.with_name("changed.txt")
+    unseen.rename(other)
+    code, _, said = call(capsys, "eval", run.run_id, "--out", out, "--unseen", other)
+    assert code == 0 and judged(run.path, "unseen") == {"bee", "ant"}, said
     unseen.write_text("# the same prompts\nbee\n")
     code, _, said = call(capsys, *asked)
-    assert code == 0 and judged(run.path, "unseen") == {"bee"}, said
+    assert code == 0 and judged(run.path, "unseen") == {"bee", "ant"}, said
 
 
 def test_a_file_that_eval_named_is_held_to_as_well(results, tmp_path, capsys):
@@ -172,7 +176,7 @@ def test_a_mistake_is_mended_before_anything_was_made(results, files, unseen, ti
 
 def test_the_prompts_that_a_sum_is_standardised_over_are_held_to(files, unseen, tiny_pipe, tmp_path, capsys):
     out, sum_ = tmp_path / "results", "jpeg-incompressibility+jpeg-compressibility*0.5"
-    asked = words(tiny_pipe, out, files / "train.txt", "", "--reward", sum_, **{"reward.reference_images": 2})
+    asked = words(tiny_pipe, out, files / "train.txt", "", reward=sum_, **{"reward.reference_images": 2})
     assert call(capsys, *asked)[0] == 0
     run = the_run(out)
     (files / "train.txt").write_text("cat\nhorse\n")
