@@ -249,7 +249,7 @@ def _budget(layer: dict[str, Any]) -> dict[str, Any]:
     if not axes:
         return layer
     if len(axes) > 1:
-        raise UsageError(f"a run stops on one budget axis, got {', '.join(axes)}.")
+        raise UsageError(f"a run stops on one budget axis, got {', '.join(axes)}. Keep one of them.")
     amount = layer.pop(f"budget.{axes[0]}")
     return layer | {"budget.axis": axes[0], "budget.amount": amount}
 

@@ -210,6 +210,7 @@ WRONG = [
     (["eval", "x", "--out", "a", "--results", "b"], "--results / --out is given 2 times", "Give it once"),
     (["run", "--budget", "seconds=5min"], "'5min' is not an amount of seconds", "--budget seconds=3000"),
     (["report", "--results", "results/runs"], "'results/runs' is the folder of the runs", "above it: 'results'"),
+    (["run", "--budget", "images=64", "--set", "budget.seconds=9"], "one budget axis, got images, seconds", "Keep one"),
     (["rum"], "no command 'rum'", "run"),
     (["eval", "nothing"], "no run 'nothing'", "list runs"),
     (["export", "nothing", "--to", "x"], "no run 'nothing'", "list runs"),
