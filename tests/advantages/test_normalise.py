@@ -41,7 +41,7 @@ def test_the_size_of_a_buffer_that_is_not_kept_is_refused(tiny_pipe, mode):
         with pytest.raises(
             UsageError, match=f"normalisation = {mode} keeps no earlier samples, so {key} would have no"
         ):
-            make_resolved(tiny_pipe, **chosen, **{key: 16})
+            make_resolved(tiny_pipe, **chosen, **{key: 24})
     make_resolved(tiny_pipe, **chosen)
 
 
