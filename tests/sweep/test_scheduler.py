@@ -39,7 +39,8 @@ def forked(monkeypatch):
 def sweep(path, out, *more):
     """Exit code of the command, in this process."""
     with pytest.raises(SystemExit) as stop:
-        main(["sweep", str(path), "--out", str(out), "--threads", "1", *more])
+        one = [] if "--threads" in more else ["--threads", "1"]
+        main(["sweep", str(path), "--out", str(out), *one, *more])
     return stop.value.code
 
 

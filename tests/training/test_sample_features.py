@@ -190,7 +190,8 @@ def test_micro_batches_change_the_gradient_by_rounding_alone(tiny_pipe, tmp_path
 def test_a_reward_without_features_is_refused_with_those_that_have_them(tiny_pipe):
     message = (
         r"drpo compares the features of the reward's network, and 'jpeg-compressibility' exposes none. "
-        r"Rewards that do: emoji-align, emoji-style. Use --reward NAME, or --set method.features=latent or pixels"
+        r"Rewards that do: aesthetic, .*emoji-align, emoji-style, .*. Use --reward NAME, or --set "
+        r"method.features=latent or pixels"
     )
     with pytest.raises(UsageError, match=message):
         make_resolved(tiny_pipe, "drpo", **{"method.features": "scorer", "reward.name": "jpeg-compressibility"})
