@@ -73,7 +73,7 @@ class FinishedRun:
             rewards.append(trained)
         schedule: ScheduleSettings = validate(ScheduleSettings, self.config["schedule"], "schedule")
         basis = Basis(self.model, schedule, str(self.config["sample"]["prompts"]))
-        return make_scorers(rewards, basis, device, timeout)
+        return make_scorers(rewards, basis, device, self.evaluation.images_per_prompt, timeout)
 
     def search(self, scorers: Sequence[Scorer]) -> Candidates | None:
         """How its images are chosen among candidates, by one of the scorers; None for a run that trained."""

@@ -7,31 +7,43 @@ from sdpo_bench.errors import UsageError
 from sdpo_bench.scoring.reward_expression import choose, same_reward
 from sdpo_bench.scoring.score_cache import ScoreCache
 from sdpo_bench.scoring.scorer import CompositeScorer, Scorer, supervise
+from sdpo_bench.scoring.variety import FEWEST
 from sdpo_bench.scoring.weighted_sum import Basis
 from sdpo_bench.settings import RunConfig
 
 
-def make_scorer(name: str, settings: dict[str, Any], device: str, basis: Basis | None = None, **options: Any) -> Scorer:
+def make_scorer(
+    name: str,
+    settings: dict[str, Any],
+    device: str,
+    basis: Basis | None = None,
+    pictures: int = FEWEST,
+    **options: Any,
+) -> Scorer:
     """A reward, or a weighted sum, by name; settings are checked against its own class.
 
     Args:
         basis: what a weighted sum is standardised over.
+        pictures: of each prompt that are judged.
         options: as for :class:`Scorer`.
     """
     choice = choose(name)
-    return supervise(choice.name, choice.make(settings, device, basis), **options)
+    return supervise(choice.name, choice.make(settings, device, basis, pictures), **options)
 
 
 def make_scorers(
-    rewards: Sequence[tuple[str, dict[str, Any]]], basis: Basis, device: str, timeout: float = 0
+    rewards: Sequence[tuple[str, dict[str, Any]]], basis: Basis, device: str, pictures: int, timeout: float = 0
 ) -> list[Scorer]:
     """Scorers of rewards by name and settings, each version of a reward once; a weighted sum is followed by its parts.
 
     They share one cache, so that a part is not asked again for what it has just answered for the sum.
+
+    Args:
+        pictures: of each prompt that are judged.
     """
     cache, scorers = ScoreCache(), dict[tuple[str, str], Scorer]()
     for name, settings in rewards:
-        scorer = make_scorer(name, settings, device, basis, cache=cache, timeout=timeout)
+        scorer = make_scorer(name, settings, device, basis, pictures, cache=cache, timeout=timeout)
         parts = scorer.parts if isinstance(scorer, CompositeScorer) else []
         for one in [scorer, *parts]:
             scorers.setdefault((one.name, one.reward.full_version), one)
@@ -43,7 +55,8 @@ def evaluation_scorers(config: RunConfig, device: str, timeout: float = 0) -> li
     basis = Basis(config.model, config.schedule, config.sample.prompts)
     trained = config.reward.name
     held_out = [(name, dict[str, Any]()) for name in config.eval.rewards if not same_reward(name, trained)]
-    return make_scorers([(trained, config.reward.settings), *held_out], basis, device, timeout)
+    rewards = [(trained, config.reward.settings), *held_out]
+    return make_scorers(rewards, basis, device, config.eval.images_per_prompt, timeout)
 
 
 def curve_scorers(config: RunConfig, evaluation: Sequence[Scorer], device: str, timeout: float = 0) -> list[Scorer]:

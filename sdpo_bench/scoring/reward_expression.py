@@ -18,7 +18,7 @@ from sdpo_bench.plugins.contract_check import check_instance
 from sdpo_bench.plugins.parse_settings import validate
 from sdpo_bench.plugins.registry import BUILT_IN, Plugin, find
 from sdpo_bench.reward_formula import EXAMPLE, is_sum, parse_sum, sum_name
-from sdpo_bench.scoring.variety import PREFIX, Variety
+from sdpo_bench.scoring.variety import FEWEST, PREFIX, Variety
 from sdpo_bench.settings import DEFAULT_MODEL
 
 
@@ -80,11 +80,14 @@ class Choice:
             return [(self.parts[0][0].name, full)]
         return [(plugin.name, _of_part(full, plugin.name)) for plugin, _ in self.parts]
 
-    def make(self, settings: Mapping[str, Any], device: str = "cpu", basis: Any = None) -> Reward:
+    def make(
+        self, settings: Mapping[str, Any], device: str = "cpu", basis: Any = None, pictures: int = FEWEST
+    ) -> Reward:
         """The reward, not loaded yet.
 
         Args:
             basis: what a sum is standardised over (``weighted_sum.Basis``); single rewards need none.
+            pictures: of each prompt that are judged, which a variety compares.
         """
         rewards: list[Reward] = []
         for (_, own), (plugin, _) in zip(self.singles(settings), self.parts):
@@ -96,7 +99,7 @@ class Choice:
             if plugin.owner != BUILT_IN:  # those are checked by the tests; and 'remote' would have to ask its service
                 check_instance(who, rewards[-1])
         if not self.weighted:
-            return Variety(self.parts[0][0].name, rewards[0]) if self.variety else rewards[0]
+            return Variety(self.parts[0][0].name, rewards[0], pictures) if self.variety else rewards[0]
         full = self.validate(settings)
         own = {key: value for key, value in full.items() if "." not in key}
         parts = [(part.filed_as or plugin.name, weight, part) for part, (plugin, weight) in zip(rewards, self.parts)]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "variety:"
+FEWEST = 2
+"""Pictures of a prompt that can be compared; a version without a number means these."""
 
 
 class Variety(Reward):
@@ -25,6 +27,7 @@ class Variety(Reward):
 
     Args:
         reward: whose network gives the features.
+        pictures: of each prompt that are compared. A picture's number depends on it, so it belongs to the version.
 
     Raises:
         UsageError: a reward that exposes none.
@@ -34,7 +37,7 @@ class Variety(Reward):
     source = "mean pairwise distance within a prompt"
     native_model = ""
 
-    def __init__(self, name: str, reward: Reward):
+    def __init__(self, name: str, reward: Reward, pictures: int = FEWEST):
         super().__init__(reward.settings, reward.device)
         if not reward.has_features:
             raise UsageError(
@@ -42,10 +45,17 @@ class Variety(Reward):
                 f"{', '.join(declaring('has_features')) or '(none)'}."
             )
         self.reward = reward
+        self.pictures = pictures
 
     @property
     def version(self) -> str:  # type: ignore[override]
-        return f"1:{self.reward.full_version}"
+        own = "1" if self.pictures == FEWEST else f"1+pictures={self.pictures}"
+        return f"{own}:{self.reward.full_version}"
+
+    @property
+    def full_version(self) -> str:
+        """``version``, since the settings are the reward's and stand in its own."""
+        return self.version
 
     def load(self) -> Any:
         self.reward = self.reward.load()

@@ -80,16 +80,19 @@ def asked_scores(resolved: Resolved) -> AskedScores:
         tuple(range(config.eval.images_per_prompt)),
         resolved.reward_name,
         tuple(held_out),
-        {resolved.reward_name: resolved.described.full_version, **_versions(held_out, basis)},
+        {
+            resolved.reward_name: resolved.described.full_version,
+            **_versions(held_out, basis, config.eval.images_per_prompt),
+        },
     )
 
 
-def _versions(rewards: Iterable[str], basis: Basis) -> dict[str, str]:
+def _versions(rewards: Iterable[str], basis: Basis, pictures: int) -> dict[str, str]:
     """Version of each reward as an evaluation makes it; without those whose service or package is not here."""
     versions = {}
     for name in rewards:
         with suppress(SdpoBenchError):
-            versions[name] = choose(name).make({}, basis=basis).full_version
+            versions[name] = choose(name).make({}, basis=basis, pictures=pictures).full_version
     return versions
 
 

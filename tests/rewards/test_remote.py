@@ -132,10 +132,10 @@ def test_where_a_reward_is_computed_makes_no_other_run(tiny_pipe):
         doubled = make_resolved(tiny_pipe, **{"reward.name": f"{JPEG}+remote", "reward.remote.url": url})
         with pytest.raises(UsageError, match=f"'{JPEG}' is in the sum twice"):
             doubled.run_id  # noqa: B018
-        names = [s.name for s in make_scorers([("remote", {"url": url}), (JPEG, {})], None, "cpu")]
+        names = [s.name for s in make_scorers([("remote", {"url": url}), (JPEG, {})], None, "cpu", 2)]
         assert names == [JPEG], "one reward, not two"
     with service(JPEG, Exact()) as (url, _):
-        found = make_scorers([("remote", {"url": url}), (JPEG, {})], None, "cpu")
+        found = make_scorers([("remote", {"url": url}), (JPEG, {})], None, "cpu", 2)
         assert [(s.name, s.reward.full_version) for s in found] == [(JPEG, "7+exact"), (JPEG, "1")]
 
 

@@ -1,5 +1,7 @@
 """Variety of a prompt's pictures: by hand, whatever the batches, and only where pictures are compared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,12 @@ from sdpo_bench.evaluation.evaluate import Subject, evaluate, evaluation_schedul
 from sdpo_bench.models.base_model import load_policy
 from sdpo_bench.runs.run_folder import RunFolder
 from sdpo_bench.scoring.emoji_scorer import load_scorer
-from sdpo_bench.scoring.make_scorers import curve_scorers, make_scorer
+from sdpo_bench.scoring.make_scorers import curve_scorers, evaluation_scorers, make_scorer
 from sdpo_bench.scoring.reward_expression import choose
 from sdpo_bench.scoring.variety import distances
 from sdpo_bench.settings import EvaluationSettings, ModelSettings
 from sdpo_bench.statistics.vendi import vendi_score
+from sdpo_bench.sweep.asked_scores import asked_scores
 
 NAME = "variety:emoji-accuracy"
 
@@ -44,18 +47,18 @@ def test_the_vendi_score_of_two_pictures_rises_with_their_distance():
 
 @pytest.fixture
 def judged(tmp_path):
-    """A function: scores by (prompt, image) of three pictures of two prompts at one step, in batches of a size."""
+    """A function: scores by (prompt, image) of pictures of two prompts at one step, in batches of a size."""
     (tmp_path / "two.txt").write_text("red cat\ndog\n")
     settings = EvaluationSettings(steps=(1,), images_per_prompt=3, train=str(tmp_path / "two.txt"), rewards=(NAME,))
     policy = load_policy(ModelSettings())
 
-    def judge(batch):
-        run = RunFolder(tmp_path / f"batch-{batch}")
-        run.path.mkdir()
-        rows = evaluate(
-            policy, settings, [make_scorer(NAME, {}, "cpu")], run, Subject(run.run_id, "m", 0), micro_batch=batch
-        )
-        assert set(rows.reward) == {NAME} and set(rows.version) == {"1:1"}
+    def judge(folder, batch=64, pictures=3):
+        run = RunFolder(tmp_path / folder)
+        run.path.mkdir(exist_ok=True)
+        asked = replace(settings, images_per_prompt=pictures)
+        scorers = [make_scorer(NAME, {}, "cpu", pictures=pictures)]
+        rows = evaluate(policy, asked, scorers, run, Subject(run.run_id, "m", 0), micro_batch=batch)
+        assert set(rows.reward) == {NAME} and len(set(rows.version)) == 1
         assert "features" not in rows.columns
         return rows.set_index(["prompt", "image"]).score
 
@@ -73,9 +76,26 @@ def test_pictures_of_one_prompt_are_compared_whatever_the_batches(judged):
         for i in group
     ]
     for batch in (2, 4, 64):
-        scores = judge(batch)
+        scores = judge(f"batch-{batch}", batch)
         assert [scores[pair] for pair in pairs] == pytest.approx(expected, abs=1e-5)
     assert min(expected) > 0
+
+
+def test_scores_of_other_numbers_of_pictures_are_kept_apart(judged):
+    """A picture's number is its distance to all others of its prompt, so that of two is not part of that of three."""
+    judge = judged[0]
+    two, three = judge("two", pictures=2), judge("three")
+    assert judge("both").equals(three) and judge("both", pictures=2).equals(two) and judge("both").equals(three)
+    assert not three.loc[two.index].equals(two)
+
+
+def test_the_version_names_more_than_two_pictures():
+    """Also where a sweep looks for stored scores."""
+    for pictures, version in ((2, "1:1"), (4, "1+pictures=4:1")):
+        resolved = resolve(Request(overrides={"eval.rewards": NAME, "eval.images_per_prompt": pictures}))
+        assert evaluation_scorers(resolved.config, "cpu")[-1].reward.full_version == version
+        assert asked_scores(resolved).versions[NAME] == version
+    assert make_scorer("variety:hpsv2", {"precision": "bf16"}, "cpu").reward.full_version == "1:1+bf16"
 
 
 def test_it_is_not_trained_on(capsys):
