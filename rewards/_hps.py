@@ -50,6 +50,10 @@ class HpsReward(ClipFeatures):
     version = "1"
     scale = "cosine similarity (official; times 100 in the paper's tables)"
 
+    def __init__(self, settings: Any = None, device: str = "cpu"):
+        super().__init__(settings, device)
+        self.has_features = self.settings.backend == "native"  # type: ignore[misc]  # the package gives scores alone
+
     def _variants(self) -> list[str]:
         settings = self.settings
         own = [] if settings.preprocessing == "official" else [settings.preprocessing]

@@ -188,8 +188,10 @@ def check_features(config: RunConfig, method: Method, reward: Choice) -> None:
     if method.granularity != "sample" or method.sample_features != "scorer":
         return
     if not reward.make(config.reward.settings).has_features:
+        declared = declaring("has_features")
+        here = " with these reward settings" if config.reward.name in declared else ""
         raise UsageError(
             f"{config.method.name} compares the features of the reward's network, and '{config.reward.name}' exposes "
-            f"none. Rewards that do: {', '.join(declaring('has_features')) or '(none)'}. "
+            f"none{here}. Rewards that do: {', '.join(declared) or '(none)'}. "
             "Use --reward NAME, or --set method.features=latent or pixels."
         )

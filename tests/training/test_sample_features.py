@@ -187,6 +187,14 @@ def test_micro_batches_change_the_gradient_by_rounding_alone(tiny_pipe, tmp_path
         assert torch.allclose(value, other, rtol=0, atol=1e-3 * largest)
 
 
+def test_settings_that_take_the_features_away_are_refused():
+    """The package of HPS gives scores alone."""
+    overrides = {"method.features": "scorer", "reward.backend": "official"}
+    with pytest.raises(UsageError, match="'hpsv2' exposes none with these reward settings. Rewards that do: .*hpsv2"):
+        resolve(Request(method="drpo", reward="hpsv2", model="emoji-turbo", overrides=overrides))
+    resolve(Request(method="drpo", reward="hpsv2", model="emoji-turbo", overrides={"method.features": "scorer"}))
+
+
 def test_a_reward_without_features_is_refused_with_those_that_have_them(tiny_pipe):
     message = (
         r"drpo compares the features of the reward's network, and 'jpeg-compressibility' exposes none. "
