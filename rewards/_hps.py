@@ -52,7 +52,7 @@ class HpsReward(ClipFeatures):
 
     def __init__(self, settings: Any = None, device: str = "cpu"):
         super().__init__(settings, device)
-        self.has_features = self.settings.backend == "native"  # type: ignore[misc]  # the package gives scores alone
+        self.has_features = self.settings.backend == "native"  # the package gives scores alone
 
     def _variants(self) -> list[str]:
         settings = self.settings
