@@ -19,17 +19,7 @@ def only(report: Report, kinds: Collection[str]) -> Report:
 
     Findings stay with their tables, and notices always stay: a reader must see damage. Figures, grids and the list of
     runs are left out.
-
-    Raises:
-        UsageError: the report has none of them.
     """
-    there = _kinds(report)
-    if not there & set(kinds):
-        asked, has = " or ".join(sorted(kinds)), ", ".join(sorted(there)) or "no table"
-        raise UsageError(
-            f"--only: these results have no table of kind {asked}. They have: {has}. Without --only the report says "
-            "what is missing."
-        )
     sections = [_section(section, kinds) for section in report.sections]
     return replace(
         report,
@@ -97,15 +87,6 @@ def _section(section: Section, kinds: Collection[str]) -> Section:
         configuration=replace(section.configuration, groups=()),
         omitted="",
     )
-
-
-def _kinds(report: Report) -> set[str]:
-    """The kinds of tables that a report has."""
-    found = {_main_kind(table) for table in report.main} | ({STUDIES} if report.studies else set())
-    for section in report.sections:
-        tables = [*section.tables, *(table for part in section.parts for table in part.tables)]
-        found |= {_kind(table.name.removeprefix(section.name)) for table in tables}
-    return found
 
 
 def _without_finding(part: Part) -> Part:

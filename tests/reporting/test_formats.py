@@ -391,12 +391,6 @@ def test_the_terminal_prints_a_note_once(report):
     assert notes and {note: text.count(note) for note in notes} == dict.fromkeys(notes, 1)
 
 
-def test_a_kind_of_table_that_is_not_there_is_named_beside_those_that_are(report):
-    with pytest.raises(UsageError, match="no table of kind ablation or studies. They have: .*leaderboard.*main"):
-        only(report, ["ablation", "studies"])
-    assert only(report, ["ablation", "leaderboard"]).tables
-
-
 def test_the_terminal_has_one_line_for_a_study_beside_runs(report):
     study = StudyView("s", "Study: s", "Does it help? " * 20, ("It does.",), (("command", "run it"),), (), (), ())
     both = replace(report, studies=(study, replace(study, title="Study: t")))
