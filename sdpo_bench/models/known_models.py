@@ -228,12 +228,17 @@ def known_model(name: str, revision: str | None = None) -> BaseModel:
         revision: of a hub id, whose cached files of that revision say what it asks for.
 
     Raises:
-        UsageError: neither a known name, an existing folder, nor of the form ``owner/name``.
+        UsageError: neither a known name, an existing folder, nor of the form ``owner/name``, or with a revision.
     """
     if name in KNOWN:
         return KNOWN[name]
     if os.path.isdir(name):  # which takes any text, however long
         return BaseModel(name, str(Path(name).resolve()), "local pipeline folder", "", *_folder_defaults(Path(name)))
+    repo, at, typed = name.partition("@")
+    if at and repo.count("/") == 1:  # as in fetch
+        raise UsageError(
+            f"model '{name}': the revision is a setting of its own. Use --model {repo} --set model.revision={typed}."
+        )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and all(name.split("/")):
         return BaseModel(name, name, "hub pipeline", "", _hub_defaults(name, revision))
     raise UsageError(

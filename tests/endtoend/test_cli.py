@@ -107,6 +107,7 @@ WRONG = [
     (["run", "--method", "spdo"], "unknown method 'spdo'", "sdpo"),
     (["run", "--reward", "emoji-aling"], "unknown reward 'emoji-aling'", "emoji"),
     (["run", "--model", "emoji-turbos"], "unknown model 'emoji-turbos'", "emoji-turbo"),
+    (["run", "--model", "owner/name@main"], "a setting of its own", "--model owner/name --set model.revision=main"),
     (["run", "--preset", "embeded"], "unknown preset 'embeded'", "embedded"),
     (["run", "--set", "update.lrr=1"], "unknown setting 'update.lrr'", "update.lr"),
     (["run", "--set", "lr=1"], "unknown setting 'lr'", "Did you mean 'update.lr'?"),
