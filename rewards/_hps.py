@@ -89,12 +89,6 @@ class HpsReward(ClipFeatures):
         place = self.device if self.device.startswith("cuda") else "cpu"  # other devices lack the antialiased resize
         return padded_pixels(pictures.to(place), antialias=self.settings.preprocessing == "official")
 
-    @property
-    def clip(self) -> Clip:
-        if self.settings.backend == "official":
-            raise UsageError("reward.backend=official gives scores alone, no features. Use reward.backend=native.")
-        return super().clip
-
     def _input(self, images: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self.pixels(to_bytes(images))

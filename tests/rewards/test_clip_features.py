@@ -70,5 +70,5 @@ def test_variety_is_measured_by_them(images):
 
 
 def test_the_official_package_has_none():
-    with pytest.raises(UsageError, match="Use reward.backend=native"):
-        new_reward("hpsv2", backend="official").features(torch.rand(1, 3, 32, 32))
+    with pytest.raises(UsageError, match="reward 'hpsv2' exposes none"):
+        Variety("hpsv2", new_reward("hpsv2", backend="official"))
